@@ -1,0 +1,1 @@
+"""The stages of the toolchain; each `slimdeploy` command is one of them."""

@@ -1,0 +1,81 @@
+"""The self-describing checkpoint: one safetensors file that rebuilds its network by itself. No pickle is
+read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.networks.resnet import ResNet
+
+HEADER_KEY = "slimdeploy"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network with its description. `sha256` is the hash of the file it was read from."""
+
+    network: ResNet
+    info: ModelInfo
+    sha256: str
+
+
+def save_checkpoint(path: Path, network: ResNet, info: ModelInfo) -> str:
+    """Write `network` and `info` to `path` atomically; returns the file's SHA-256."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    artifacts.write_bytes(path, safetensors.torch.save(tensors, {HEADER_KEY: info.to_json()}))
+    return artifacts.sha256_file(path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Rebuild the network from the file alone.
+
+    Raises SlimdeployError where the file is missing, isn't a slimdeploy checkpoint, or is damaged.
+    """
+    header, tensors = read_safetensors(path)
+    if HEADER_KEY not in header:
+        raise SlimdeployError(
+            f"{path}: a safetensors file without a slimdeploy header; start from it with: "
+            f"slimdeploy train --weights {path} --arch … --epochs 0"
+        )
+    info = ModelInfo.from_json(header[HEADER_KEY], str(path))
+    network = ResNet(info.spec)
+    load_state(network, tensors, source=str(path))
+    return Checkpoint(network.eval(), info, artifacts.sha256_file(path))
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header metadata and tensors of a safetensors file; raises SlimdeployError where it isn't one."""
+    if not path.is_file():
+        raise SlimdeployError(f"no checkpoint at {path}")
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:
+            names = file.keys()
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise SlimdeployError(f"{path} is not a safetensors file, or is damaged ({error})") from error
+
+
+def load_state(network: ResNet, tensors: dict[str, Tensor], *, source: str) -> None:
+    """Copy `tensors` into `network`, name by name; raises SlimdeployError at the first name or shape that
+    differs.
+    """
+    own = network.state_dict()
+    for name, tensor in own.items():
+        if name not in tensors:
+            raise SlimdeployError(f"{source}: {name} is missing")
+        if tensors[name].shape != tensor.shape:
+            raise SlimdeployError(
+                f"{source}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
+            )
+    if extra := sorted(set(tensors) - set(own)):
+        raise SlimdeployError(f"{source}: {extra[0]} is not part of a {network.spec.arch}")
+    network.load_state_dict(tensors)

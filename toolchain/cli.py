@@ -1,0 +1,145 @@
+"""`slimdeploy`: finds the command named, runs it, prints its result or its one-line error.
+
+Each command is one file in `commands/`, imported only when it is called, so that `slimdeploy --help` is
+instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from slimdeploy import __version__
+from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError, missing_library, nearest
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+# Command -> the line that `slimdeploy --help` shows. The command itself is `commands/<name>.py: command`.
+COMMANDS = {
+    "summary": "Layers, channels, parameters, MACs and memory of a network.",
+    "train": "Train a network, sparse with --sparsity (L1 on the BN scales γ).",
+    "prune": "Remove the least important channels of a checkpoint.",
+    "finetune": "Train a pruned checkpoint on, without sparsity.",
+    "evaluate": "Accuracy and loss of a checkpoint or an ONNX file.",
+    "export": "Write a checkpoint as ONNX and compare it with torch on real images.",
+    "bench": "Accuracy, latency and memory of models, side by side.",
+    "run": "All stages in order, from a recipe; a killed run goes on where it was.",
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command hands back: the JSON for `--json`, and what a person sees instead."""
+
+    json: dict[str, Any]
+    text: RenderableType
+    failed: str | None = None
+    """Why the result failed its own check; the result is printed all the same and the exit code is 1."""
+
+
+class Command(click.Command):
+    """A command with `--json` and `--debug`, whose callback returns an Output."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += [
+            click.Option(
+                ["--json", "as_json"], is_flag=True, help="Print one JSON object on standard output."
+            ),
+            click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
+        ]
+
+    def invoke(self, ctx: click.Context) -> None:
+        as_json = ctx.params.pop("as_json")
+        ctx.params.pop("debug")
+        output: Output = super().invoke(ctx)
+        if as_json:
+            click.echo(json.dumps(output.json, indent=1))
+        else:
+            from rich.console import Console
+
+            Console().print(output.text)
+        if output.failed:
+            raise CheckFailed(output.failed)
+
+
+def command(name: str) -> Callable[[Callable[..., Output]], Command]:
+    """Decorator: a function that returns an Output becomes the command `name`."""
+    return click.command(name, cls=Command, short_help=COMMANDS.get(name))
+
+
+class CommandTable(click.Group):
+    """The commands of COMMANDS, each imported when it is first asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"slimdeploy.toolchain.commands.{cmd_name}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"no such command {args[0]!r}.{nearest(args[0], list(COMMANDS))}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=CommandTable, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, prog_name="slimdeploy")
+def cli() -> None:
+    """Train a sparse network, prune it, and put a measured engine on the edge.
+
+    Start with `slimdeploy run`: every stage on the embedded digits, in a few minutes.
+    """
+
+
+def main() -> NoReturn:
+    """Entry point. Exit codes: 0 done; 1 done but failed its own check; 2 wrong input or call; 130
+    interrupted.
+    """
+    try:
+        cli.main(standalone_mode=False)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        message, exit_code = _explain(error)
+        click.echo(f"slimdeploy: {message}", err=True)
+        sys.exit(exit_code)
+    sys.exit(0)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One line for `error`, and the exit code."""
+    if isinstance(error, SlimdeployError):
+        return str(error), error.exit_code
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error.format_message(), 2
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else "slimdeploy"
+        return " ".join(f"{error.format_message()} ({path} --help)".split()), 2
+    if isinstance(error, click.ClickException):
+        return error.format_message(), 2
+    if isinstance(error, click.Abort):
+        return "interrupted", 130
+    if isinstance(error, ModuleNotFoundError) and (missing := missing_library(error)):
+        return str(missing), missing.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror, 2
+    return f"internal error, {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", 1

@@ -1,0 +1,46 @@
+"""Errors that a user meets: one line that says what, where, and what to do."""
+
+from __future__ import annotations
+
+
+class SlimdeployError(Exception):
+    """The input or the call was wrong; nothing was written. Ends the command with exit code 2."""
+
+    exit_code = 2
+
+
+class CheckFailed(SlimdeployError):
+    """The work was done and failed its own check (parity, accuracy, audit). Exit code 1."""
+
+    exit_code = 1
+
+
+# Import name -> the command that brings it. TensorRT on a Jetson comes with JetPack, not with pip.
+INSTALL_COMMANDS = {
+    "onnx": "pip install 'slimdeploy[host]'",
+    "onnxruntime": "pip install 'slimdeploy[cpu]'",
+    "PIL": "pip install 'slimdeploy[host]'",
+    "pycuda": "pip install 'slimdeploy[gpu]'",
+    "safetensors": "pip install 'slimdeploy[host]'",
+    "sklearn": "pip install 'slimdeploy[host]'",
+    "tensorboard": "pip install 'slimdeploy[host]'",
+    "tensorrt": "pip install 'slimdeploy[gpu]' (on a Jetson: sudo apt install nvidia-jetpack)",
+    "torch": "pip install 'slimdeploy[host]'",
+    "torchvision": "pip install 'slimdeploy[host]'",
+}
+
+
+def missing_library(error: ModuleNotFoundError) -> SlimdeployError | None:
+    """The one-line error for an optional library that isn't installed; None for any other module."""
+    name = (error.name or "").split(".")[0]
+    if name not in INSTALL_COMMANDS:
+        return None
+    return SlimdeployError(f"this needs {name}, which is not installed: {INSTALL_COMMANDS[name]}")
+
+
+def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """` Did you mean 'x'?` for the nearest known word, or an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,1 @@
+"""From a checkpoint to ONNX, and the proof that it computes the same."""

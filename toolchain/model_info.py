@@ -1,0 +1,95 @@
+"""What travels with a network from the checkpoint to the device, as plain data. No torch here."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from slimdeploy import __version__
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.spec import NetworkSpec
+
+FORMAT = 1
+"""Version of the JSON document that a checkpoint and an ONNX file carry."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Images of `size`×`size` pixels, scaled to 0…1, then (x − mean) ÷ std for red, green and blue."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The network, how to feed it, what its outputs mean, how good it was and where it came from."""
+
+    spec: NetworkSpec
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Last known results, such as `{"accuracy": {"val": …, "test": …}}`."""
+    provenance: tuple[dict[str, Any], ...] = ()
+    """One entry a stage, oldest first: command, options, parent's SHA-256, seed, versions."""
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) != self.spec.classes:
+            raise SlimdeployError(f"{self.spec.classes} classes, but {len(self.class_names)} class names")
+
+    def after(
+        self, stage: str, *, spec: NetworkSpec | None = None, metrics: dict[str, Any], **facts: Any
+    ) -> ModelInfo:
+        """The description after one more stage: new metrics, and one more entry of provenance."""
+        entry = {"stage": stage, "versions": versions(), **facts}
+        return replace(self, spec=spec or self.spec, metrics=metrics, provenance=(*self.provenance, entry))
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "network": self.spec.to_json(),
+                "preprocessing": vars(self.preprocessing),
+                "class_names": self.class_names,
+                "metrics": self.metrics,
+                "provenance": self.provenance,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> ModelInfo:
+        """Read the document that `source` carries; raises SlimdeployError where it is damaged or too new."""
+        try:
+            document = json.loads(text)
+            if document["format"] != FORMAT:
+                raise SlimdeployError(f"format {document['format']}; this slimdeploy reads {FORMAT}")
+            prep = document["preprocessing"]
+            return cls(
+                spec=NetworkSpec.from_json(document["network"]),
+                preprocessing=Preprocessing(int(prep["size"]), _triple(prep["mean"]), _triple(prep["std"])),
+                class_names=tuple(str(name) for name in document["class_names"]),
+                metrics=dict(document["metrics"]),
+                provenance=tuple(document["provenance"]),
+            )
+        except SlimdeployError as error:
+            raise SlimdeployError(f"{source}: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SlimdeployError(f"{source}: damaged description of the network ({error!r})") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries in use that decide a result."""
+    found = {"python": platform.python_version(), "slimdeploy": __version__}
+    for name in ("numpy", "torch", "onnx", "onnxruntime", "tensorrt"):
+        if name in sys.modules:
+            found[name] = str(sys.modules[name].__version__)
+    return found
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(v) for v in values)
+    return red, green, blue

@@ -1,0 +1,1 @@
+"""Networks described by a channel configuration. `spec`, `channels`, `layers` and `cost` need no torch."""

@@ -1,0 +1,1 @@
+"""Runs a model behind one protocol, `session.Session`, whatever computes it. Only `torch.py` needs torch."""
