@@ -94,14 +94,14 @@ def change(old: Row, new: Row, metric: str, *, paired: bool) -> Change | None:
 
 
 def judge(guard: Guard, found: Change) -> str:
-    """`fails`, `holds` or, where the interval straddles the limit, `undecided`."""
+    """`fails`, `passes` or, where the interval straddles the limit, `undecided`."""
     low, high = found.ci95
     if not guard.above:  # the same question, mirrored
         low, high = -high, -low
     limit = guard.limit if guard.above else -guard.limit
     if low > limit:
         return "fails"
-    return "holds" if high <= limit else "undecided"
+    return "passes" if high <= limit else "undecided"
 
 
 def judge_all(

@@ -149,7 +149,11 @@ def compare_table(compared: dict[str, Any]) -> RenderableType:
 
 def verdict_lines(verdicts: list[dict[str, Any]]) -> list[Text]:
     """A line for each condition of --fail-if and what became of it."""
-    words = {"fails": "FAILS", "holds": "passes", "undecided": "undecided (the interval straddles the limit)"}
+    words = {
+        "fails": "FAILS",
+        "passes": "passes",
+        "undecided": "undecided (the interval straddles the limit)",
+    }
     return [
         Text(f"{one['condition']}: {words[one['verdict']]} for {one['model']}, batch {one['batch']}")
         for one in verdicts
