@@ -62,7 +62,7 @@ def find_surroundings(images: LoadImages | None, progress: Callable[[str], None]
     return Surroundings(functools.cache(images) if images else None, find_sensor(nvml=nvml), nvml, progress)
 
 
-def bench(
+def measure(
     subjects: Sequence[Subject],
     options: BenchOptions,
     around: Surroundings,
@@ -76,7 +76,9 @@ def bench(
     subjects = unique(subjects)
     before = _state(around.nvml)
     # Accuracy is the same at every batch size, and quickest at the largest.
-    measured = {b: _measure(subjects, b, options, around, b == max(options.batches)) for b in options.batches}
+    measured = {
+        b: _measure_batch(subjects, b, options, around, b == max(options.batches)) for b in options.batches
+    }
     after = _state(around.nvml)
     evaluations = [found.evaluation for found in measured[max(options.batches)]]
     all_rows, comparisons = [], []
@@ -116,7 +118,7 @@ def bench(
     )
 
 
-def _measure(
+def _measure_batch(
     subjects: Sequence[Subject], batch: int, options: BenchOptions, around: Surroundings, evaluate: bool
 ) -> list[Measured]:
     """Start a process for each subject, time them against each other, then take what they do alone."""

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from fake_sessions import CLASSES, fake
 
-from slimdeploy.benchmarks.bench import BenchOptions, Images, Surroundings, bench
+from slimdeploy.benchmarks.bench import BenchOptions, Images, Surroundings, measure
 from slimdeploy.benchmarks.latency import TimingOptions
 from slimdeploy.benchmarks.subjects import Subject
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.spec import architecture
 
-SCHEMAS = Path(bench.__code__.co_filename).parent / "schemas"
+SCHEMAS = Path(measure.__code__.co_filename).parent / "schemas"
 QUICK = BenchOptions((1,), TimingOptions(seconds=0.2, ci=0.5, warm_up_floor_s=0.03))
 
 
@@ -50,7 +50,7 @@ def result():
         fake("narrow", channels=half_width()),
         fake("gpu", gpu_share=0.5),
     ]
-    return bench(subjects, QUICK, Surroundings(images=numbered_images))
+    return measure(subjects, QUICK, Surroundings(images=numbered_images))
 
 
 @pytest.fixture(scope="module")
@@ -146,27 +146,27 @@ def test_accuracy_is_measured_at_the_largest_batch_and_filling_up_is_not_counted
     options = BenchOptions(
         (1, 64), TimingOptions(seconds=0.1, ci=0.9, warm_up_floor_s=0.03)
     )  # 200 = 3×64 + 8
-    found = bench([fake("wrong", wrong_every=4)], options, Surroundings(images=numbered_images))
+    found = measure([fake("wrong", wrong_every=4)], options, Surroundings(images=numbered_images))
     assert [row["batch"] for row in found["rows"]] == [1, 64]
     assert {row["accuracy"] for row in found["rows"]} == {0.75}
 
 
 def test_an_interval_that_was_not_reached_is_said():
     options = BenchOptions((1,), TimingOptions(seconds=0.2, ci=1e-6, warm_up_floor_s=0.03))
-    found = bench([fake("a", sleeps_ms=(1, 2, 3))], options, Surroundings())
+    found = measure([fake("a", sleeps_ms=(1, 2, 3))], options, Surroundings())
     (row,) = found["rows"]
     assert not row["interval_reached"]
     assert any(remark.startswith("noisy") for remark in row["remarks"])
 
 
 def test_the_same_model_twice_is_told_apart():
-    found = bench([fake("same"), fake("same")], QUICK, Surroundings())
+    found = measure([fake("same"), fake("same")], QUICK, Surroundings())
     assert [row["model"] for row in found["rows"]] == ["same", "same #2"]
     assert found["comparisons"][0]["mac_ratio"] == 1
 
 
 def test_a_model_that_does_not_say_how_to_feed_it_is_timed_without_accuracy():
-    found = bench([fake("foreign", described=False)], QUICK, Surroundings(images=numbered_images))
+    found = measure([fake("foreign", described=False)], QUICK, Surroundings(images=numbered_images))
     (row,) = found["rows"]
     assert row["accuracy"] is None
     assert row["macs"] is None
@@ -181,7 +181,7 @@ def test_other_classes_than_the_model_knows_are_refused():
     with pytest.raises(
         SlimdeployError, match=r"first knows the classes a, b, c, d … \(10\), the data has j, i"
     ):
-        bench([fake("first")], QUICK, Surroundings(images=other))
+        measure([fake("first")], QUICK, Surroundings(images=other))
 
 
 @pytest.mark.parametrize(
@@ -194,9 +194,9 @@ def test_other_classes_than_the_model_knows_are_refused():
 )
 def test_a_model_that_cannot_be_opened_is_one_line(opener, message):
     with pytest.raises(SlimdeployError, match=message):
-        bench([Subject("bad", "fake", getattr(fake_sessions, opener))], QUICK, Surroundings())
+        measure([Subject("bad", "fake", getattr(fake_sessions, opener))], QUICK, Surroundings())
 
 
 def test_a_process_that_dies_is_named_with_its_end():
     with pytest.raises(SlimdeployError, match=r"^fragile: its process ended during block \(exit code 7\)$"):
-        bench([fake("steady"), fake("fragile", dies_at_run=60)], QUICK, Surroundings())
+        measure([fake("steady"), fake("fragile", dies_at_run=60)], QUICK, Surroundings())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,11 @@ import click
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.options import data_options, machine_options, seed_option
+from slimdeploy.toolchain.options import data_options, machine_options
 
 if TYPE_CHECKING:
-    from slimdeploy.benchmarks.bench import Images
+    from slimdeploy.benchmarks.bench import Images, LoadImages
+    from slimdeploy.toolchain.data.dataset import DataOptions
 
 
 class Share(click.ParamType):
@@ -53,6 +54,9 @@ class Sizes(click.ParamType):
 @command("bench")
 @click.argument("models", nargs=-1, type=click.Path(path_type=Path))
 @data_options(required=False)
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Accuracy on a class-balanced subset of N test images."
+)
 @click.option("--batch", "batches", type=Sizes(), default="1,64", show_default=True, help="Batch sizes.")
 @click.option(
     "--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True,
@@ -67,7 +71,7 @@ class Sizes(click.ParamType):
     help="What runs the models; give it several times to compare backends.",
 )  # fmt: skip
 @machine_options
-@seed_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order of the models.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="File for the result, raw samples included."
 )
@@ -80,7 +84,7 @@ class Sizes(click.ParamType):
     "--fail-if", "guards", multiple=True, metavar="CONDITION",
     help="Exit 1 where it surely holds, such as 'latency_p50 > 1.05x' or 'accuracy < -0.5pp'.",
 )  # fmt: skip
-def command(
+def bench(
     models: tuple[Path, ...],
     compare: tuple[Path, Path] | None,
     guards: tuple[str, ...],
@@ -128,11 +132,12 @@ def _measure(
     seed: int,
     device: str,
     threads: int | None,
-    **data: Any,
+    data: DataOptions | None,
+    limit: int | None,
 ) -> dict[str, Any]:
     from rich.console import Console
 
-    from slimdeploy.benchmarks.bench import BenchOptions, bench, find_surroundings
+    from slimdeploy.benchmarks.bench import BenchOptions, find_surroundings, measure
     from slimdeploy.benchmarks.latency import TimingOptions
     from slimdeploy.benchmarks.subjects import subjects_for
     from slimdeploy.toolchain.runtime.session import SessionOptions
@@ -142,28 +147,24 @@ def _measure(
     console = Console(stderr=True)
     # Drawn by hand between the blocks: a bar that animates itself would take time from what is measured.
     line = console.print if not console.is_terminal else lambda text: console.print(f"\r{text:<100}", end="")
-    around = find_surroundings(_images_loader(**data), line)
-    result = bench(subjects, options, around, command=["slimdeploy", *sys.argv[1:]])
+    around = find_surroundings(_images_loader(data, limit), line)
+    result = measure(subjects, options, around, command=["slimdeploy", *sys.argv[1:]])
     line("")
     return result
 
 
-def _images_loader(
-    data: str | None, data_dir: Path, size: int | None, limit: int | None
-) -> Callable[[int], Images] | None:
-    """Loads the test images of `--data` at a model's size, a balanced `--limit` of them."""
+def _images_loader(data: DataOptions | None, limit: int | None) -> LoadImages | None:
+    """Loads the test images of `data` at a model's size, a balanced `limit` of them."""
     if data is None:
         return None
 
-    def load(pixels: int) -> Images:
+    def load(size: int) -> Images:
         from slimdeploy.benchmarks.bench import Images
-        from slimdeploy.toolchain.data.dataset import DataOptions, balanced_subset, load_dataset
+        from slimdeploy.toolchain.data.dataset import balanced_subset, load_dataset
 
-        if size not in (None, pixels):
-            raise SlimdeployError(
-                f"--size {size}: the model takes images of {pixels}×{pixels}; leave --size out"
-            )
-        dataset = load_dataset(DataOptions(data, data_dir, pixels))
+        if data.size not in (None, size):
+            raise SlimdeployError(f"--size {data.size}, but the model takes {size}×{size}: leave --size out")
+        dataset = load_dataset(replace(data, size=size))
         test = balanced_subset(dataset.test, limit)
         return Images(test.images, test.labels, dataset.class_names)
 
