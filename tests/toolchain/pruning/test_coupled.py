@@ -99,7 +99,7 @@ def test_every_combination_prunes_exports_and_survives_saving(
     result = prune_stage(source, options=options, output=folder / "pruned.safetensors", data=data)
     assert result.after.params < result.before.params
     assert result.accuracy is not None
-    assert {"before", "after", "after_folding", "after_compensation", "after_recalibration"} <= set(
+    assert {"before", "after", "after_folding", "after_compensation", "after_recalibration", "final"} <= set(
         result.accuracy
     )
     again = load_checkpoint(folder / "pruned.safetensors")
