@@ -26,6 +26,9 @@ from slimdeploy.toolchain.training.loop import fit
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.stage import dataset_for, training_data
 
+JUDGED_IMAGES = 1024
+"""Training images on which recalibration has to lower the loss."""
+
 
 @dataclass(frozen=True)
 class PruneResult:
@@ -187,10 +190,13 @@ def _accuracies(
     images = balanced_subset(dataset.train, options.recalibration_images)
     recalibrated = copy.deepcopy(cut.network)
     recalibrate(recalibrated, images, dataset.preprocessing, device=device)
-    found["after_recalibration"] = accuracy(recalibrated)
-    if _loss(recalibrated, images, dataset, device) < _loss(cut.network, images, dataset, device):
+    without = list(found.values())[-1]
+    found["after_recalibration"] = found["final"] = accuracy(recalibrated)
+    judged = balanced_subset(images, JUDGED_IMAGES)
+    if _loss(recalibrated, judged, dataset, device) < _loss(cut.network, judged, dataset, device):
         cut.network.load_state_dict(recalibrated.state_dict())
-    found["final"] = accuracy(cut.network)
+    else:
+        found["final"] = without
     return found
 
 
