@@ -25,6 +25,9 @@ using std::min;
 struct uint2 {
     unsigned x, y;
 };
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
 struct Index {
     unsigned x, y, z;
 };
@@ -37,7 +40,7 @@ T __ldg(const T* from) {
 
 namespace host {
 thread_local Index thread, block;
-Index block_size;
+Index block_size, grid_size;
 unsigned block_serial;  // counts the blocks run so far; 0 is none
 void sync();
 void poison(void* memory, std::size_t size, unsigned& poisoned_for);
@@ -47,6 +50,7 @@ const char* run(const Index& grid, const Index& size, const std::function<void()
 #define threadIdx host::thread
 #define blockIdx host::block
 #define blockDim host::block_size
+#define gridDim host::grid_size
 #define SYNC() host::sync()
 #define SHARED(Type, name, count)              \
     static Type name[count];                   \
@@ -122,6 +126,7 @@ void poison(void* memory, std::size_t size, unsigned& poisoned_for) {
 
 const char* run(const Index& grid, const Index& size, const std::function<void()>& kernel) {
     block_size = size;
+    grid_size = grid;
     participants = size.x * size.y * size.z;
     std::vector<std::thread> threads;
     for (unsigned number = 0; number < participants; ++number)
@@ -199,6 +204,7 @@ const char* run_block(std::vector<Fiber>& fibers) {
 const char* run(const Index& grid, const Index& size, const std::function<void()>& kernel) {
     std::vector<Fiber> fibers(size.x * size.y * size.z);
     block_size = size;
+    grid_size = grid;
     body = &kernel;
     for (block.z = 0; block.z < grid.z; ++block.z)
         for (block.y = 0; block.y < grid.y; ++block.y)

@@ -181,13 +181,16 @@ class FakeDevice:
         function = library[f"launch_{name}"]
         function.argtypes = [ctypes.c_uint * 3, ctypes.c_uint * 3, ctypes.c_void_p]
         function.restype = ctypes.c_char_p
-        return function
+        return function, library[f"size_{name}"]()
 
     def launch(self, kernel: Any, grid: Dim, block: Dim, parameters: np.ndarray, stream: Stream) -> None:
+        function, size = kernel
+        if parameters.nbytes != size:
+            raise SlimdeployError(f"the kernel's parameters have {size} bytes, not {parameters.nbytes}")
         kept = parameters.copy()  # the driver copies the parameters when the launch is queued
 
         def run() -> None:
-            error = kernel((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), kept.ctypes.data)
+            error = function((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), kept.ctypes.data)
             if error:
                 raise SlimdeployError(error.decode())
 
