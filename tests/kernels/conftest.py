@@ -1,5 +1,5 @@
-"""The device that kernel tests run on: the fake, with the kernels compiled for the host, and a GPU where there
-is one.
+"""The device that kernel tests run on: the fake, with the kernels compiled for the host, and a GPU where
+there is one.
 """
 
 import shutil
@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.runtime.device import open_device
 from slimdeploy.toolchain.runtime.devices.fake import FakeDevice
@@ -40,7 +41,9 @@ def memory(device):
         whole = device.allocate(content.nbytes)
         device.upload(whole, content, stream)
         stream.synchronize()
-        return SimpleNamespace(address=whole.address + offset, nbytes=array.nbytes, whole=whole, free=whole.free)
+        return SimpleNamespace(
+            address=whole.address + offset, nbytes=array.nbytes, whole=whole, free=whole.free
+        )
 
     def back(buffer, shape, dtype):
         array = np.empty(shape, dtype)

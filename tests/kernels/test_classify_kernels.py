@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from slimdeploy.kernels.classify import Accuracy, TopK, threads
 from slimdeploy.toolchain.errors import SlimdeployError
 
@@ -12,7 +13,9 @@ from slimdeploy.toolchain.errors import SlimdeployError
 def top(device, memory, logits, k):
     batch, classes = logits.shape
     kernel = TopK(device, classes=classes, k=k, precision="fp32" if logits.dtype == np.float32 else "fp16")
-    buffers = [memory.to(a) for a in (logits, np.zeros((batch, k), np.float32), np.zeros((batch, k), np.int32))]
+    buffers = [
+        memory.to(a) for a in (logits, np.zeros((batch, k), np.float32), np.zeros((batch, k), np.int32))
+    ]
     kernel.queue(*buffers, batch, memory.stream)
     result = memory.back(buffers[1], (batch, k), np.float32), memory.back(buffers[2], (batch, k), np.int32)
     for buffer in buffers:
@@ -35,7 +38,10 @@ def count_correct(device, memory, logits, labels, start=0):
 def logits(draw):
     """Few distinct values, so that many are equal; now and then one a row is infinite."""
     rng = np.random.default_rng(draw(st.integers(0, 999)))
-    shape = draw(st.integers(1, 4)), draw(st.one_of(st.integers(1, 40), st.sampled_from([255, 256, 257, 1000])))
+    shape = (
+        draw(st.integers(1, 4)),
+        draw(st.one_of(st.integers(1, 40), st.sampled_from([255, 256, 257, 1000]))),
+    )
     values = rng.normal(0, 4, shape).round(draw(st.integers(0, 2)))
     if draw(st.booleans()):
         values[:, rng.integers(shape[1])] = -np.inf if shape[1] > 1 else 0
@@ -85,7 +91,9 @@ def test_nan_counts_as_the_largest_as_in_torch(device, memory):
 
 
 def test_every_half_is_read_exactly(fake, device, memory):
-    """All 65,536 of them that are numbers, one a row beside a smaller one: its own probability rank is first."""
+    """All 65,536 of them that are numbers, one a row beside a smaller one: its own probability rank is
+    first.
+    """
     halves = np.arange(65536, dtype=np.uint16).view(np.float16)
     finite = np.sort(halves[np.isfinite(halves)])
     ascending = finite[1:][np.diff(finite.astype(np.float32)) > 0]

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from slimdeploy.kernels.preprocess import (
     ImageLayout,
     Preprocess,
@@ -124,13 +125,17 @@ def test_extreme_scales(device, memory, width, height, size, kind):
     np.testing.assert_allclose(got, expected(raw, layout, size), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize(("width", "height", "size"), [(320, 180, 56), (50, 70, 64), (32, 32, 32), (640, 480, 31)])
+@pytest.mark.parametrize(
+    ("width", "height", "size"), [(320, 180, 56), (50, 70, 64), (32, 32, 32), (640, 480, 31)]
+)
 def test_agrees_with_torch_and_pil(device, memory, width, height, size):
     layout = ImageLayout("rgb", width, height)
     image = noise(layout).reshape(height, width, 3)
     got = run(device, memory, image[None], layout, plain(size))[0]
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None].double()
-    by_torch = torch.nn.functional.interpolate(tensor, (size, size), mode="bilinear", antialias=True)[0].numpy()
+    by_torch = torch.nn.functional.interpolate(tensor, (size, size), mode="bilinear", antialias=True)[
+        0
+    ].numpy()
     np.testing.assert_allclose(got, by_torch, rtol=0, atol=2e-4)
     by_pil = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR), np.float64)
     # PIL rounds to whole numbers after each of the two passes.
@@ -149,7 +154,11 @@ def test_normalises_per_channel(device, memory):
 def test_nv12_colours_worked_by_hand(device, memory):
     """Black, white and the standard's own blue: Y = 41, U = 240, V = 110 is (0, 0, 255) in BT.601."""
     layout = ImageLayout("nv12", 2, 2, standard="bt601")
-    for yuv, rgb in [((16, 128, 128), (0, 0, 0)), ((235, 128, 128), (255, 255, 255)), ((41, 240, 110), (0, 0, 255))]:
+    for yuv, rgb in [
+        ((16, 128, 128), (0, 0, 0)),
+        ((235, 128, 128), (255, 255, 255)),
+        ((41, 240, 110), (0, 0, 255)),
+    ]:
         raw = np.uint8([[yuv[0]] * 4 + [yuv[1], yuv[2]]])
         got = run(device, memory, raw, layout, plain(2))[0]
         assert np.abs(got - np.reshape(rgb, (3, 1, 1))).max() < 1
@@ -160,7 +169,9 @@ def test_full_range_matches_pil(device, memory):
     layout = ImageLayout("nv12", 2, 2, standard="bt601", full_range=True)
     raw = np.column_stack([np.repeat(yuv[:, :1], 4, axis=1), yuv[:, 1:]])
     got = run(device, memory, raw, layout, plain(1)).reshape(-1, 3)
-    by_pil = np.asarray(Image.fromarray(yuv[:, None], "YCbCr").convert("RGB")).reshape(-1, 3).astype(np.float64)
+    by_pil = (
+        np.asarray(Image.fromarray(yuv[:, None], "YCbCr").convert("RGB")).reshape(-1, 3).astype(np.float64)
+    )
     assert np.abs(got - by_pil).max() <= 1.01  # PIL's table is rounded
 
 
@@ -199,7 +210,12 @@ def test_frees_its_tables(fake):
 
 
 def test_tiles_fit_in_what_a_block_filters():
-    for width, channels, size, tile in [(1920, 1, 224, 224), (1920, 3, 224, 75), (32, 3, 32, 32), (9000, 3, 2, 1)]:
+    for width, channels, size, tile in [
+        (1920, 1, 224, 224),
+        (1920, 3, 224, 75),
+        (32, 3, 32, 32),
+        (9000, 3, 2, 1),
+    ]:
         assert choose_tile([(taps(width, size), channels)], 256 // channels) == tile
 
 
@@ -232,7 +248,9 @@ def test_refuses_layouts_that_cannot_be(arguments, message):
 def test_refuses_buffers_that_are_too_small(fake):
     kernel = Preprocess(fake, ImageLayout("rgb", 4, 4), plain(2))
     images, output = fake.allocate(95), fake.allocate(96)
-    with pytest.raises(SlimdeployError, match="2 images need 96 bytes in and 96 out; the buffers have 95 and 96"):
+    with pytest.raises(
+        SlimdeployError, match="2 images need 96 bytes in and 96 out; the buffers have 95 and 96"
+    ):
         kernel.queue(images, output, 2, fake.stream())
     kernel.close()
     images.free()
