@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -132,18 +134,26 @@ def _report(
 def copy_gb_per_s(device: Device, nbytes: int, *, launches: int = 30) -> float:
     """What memory does at best: 10⁹ bytes a second of a copy that reads nbytes ÷ 2 and writes as many."""
     count = max(nbytes // 32, 1)
-    kernel = compile.kernel(device, "copy", "copy")
     source, target = device.allocate(count * 16), device.allocate(count * 16)
-    parameters = np.array((source.address, target.address, count), COPY)
-    grid = (min(-(-count // COPY_THREADS), COPY_BLOCKS), 1, 1)
     try:
-        ms = _median_ms(
-            device, lambda s: device.launch(kernel, grid, (COPY_THREADS, 1, 1), parameters, s), launches
-        )
+        ms = _median_ms(device, lambda s: copy(device, source, target, count, s), launches)
     finally:
         source.free()
         target.free()
     return count * 32 / ms / 1e6
+
+
+def copy(device: Device, source: Buffer, target: Buffer, count: int, stream: Stream) -> None:
+    """Queue a copy of `count` × 16 bytes (copy.cu)."""
+    kernel = _copy_kernel(device)
+    parameters = np.array((source.address, target.address, count), COPY)
+    grid = (min(-(-count // COPY_THREADS), COPY_BLOCKS), 1, 1)
+    device.launch(kernel, grid, (COPY_THREADS, 1, 1), parameters, stream)
+
+
+@functools.lru_cache(maxsize=1)
+def _copy_kernel(device: Device) -> Any:
+    return compile.kernel(device, "copy", "copy")
 
 
 def _median_ms(device: Device, launch: Callable[[Stream], None], launches: int) -> float:

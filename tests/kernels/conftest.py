@@ -13,6 +13,14 @@ from slimdeploy.toolchain.runtime.device import open_device
 from slimdeploy.toolchain.runtime.devices.fake import FakeDevice
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kernel_cache(tmp_path_factory):
+    """Compiled kernels go to a folder of the test run's, not to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def fake():
     if shutil.which("g++") is None:
