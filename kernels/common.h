@@ -47,7 +47,7 @@ __device__ inline bool before(Ranked a, Ranked b) {
 // Worse than every logit: −∞ at a class that doesn't exist.
 __device__ inline Ranked worst() {
     Ranked ranked;
-    ranked.value = -__builtin_huge_valf();
+    ranked.value = __uint_as_float(0xff800000u);
     ranked.index = 0x7fffffff;
     return ranked;
 }

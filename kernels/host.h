@@ -38,6 +38,21 @@ T __ldg(const T* from) {
     return *from;
 }
 
+inline float __uint_as_float(unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+    unsigned result = 0;
+    for (int i = 0; i < 4; ++i) {
+        const unsigned from = selector >> 4 * i & 7;
+        result |= ((from < 4 ? low : high) >> from % 4 * 8 & 255u) << 8 * i;
+    }
+    return result;
+}
+
 namespace host {
 thread_local Index thread, block;
 Index block_size, grid_size;

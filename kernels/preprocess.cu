@@ -14,7 +14,7 @@
 const int THREADS = 256;
 const int BYTES = 8;                // of a source row that a thread owns
 const int SPAN = THREADS * BYTES;   // bytes of a source row that a block filters at a time
-const int BATCH = 6;                // source rows whose loads are in flight together
+const int BATCH = 5;                // source rows whose loads are in flight together
 const int SLOTS = SPAN + SPAN / 16; // of a filtered row in shared memory, see slot()
 
 // The window of one output coordinate: source samples start … end−1, the j-th weighing
@@ -44,55 +44,54 @@ struct Output {
     float scale[3], shift[3];
 };
 
-struct Bytes8 {
-    unsigned low, high;
-};
-
-struct Pair {  // of values in neighbouring output rows
+struct alignas(8) Pair {  // of values in neighbouring output rows
     float upper, lower;
 };
 
-// Two floats a slot, and one slot of padding in every 16 samples: the threads of a warp read about
-// `shrink factor` samples apart, which is a power of two often enough, and still hit different banks.
+// One slot of padding in every 16 samples: the threads of a warp read about `shrink factor` samples apart, which
+// is a power of two often enough, and still hit different banks.
 __device__ __forceinline__ int slot(int sample) { return sample + (sample >> 4); }
 
-__device__ __forceinline__ float weight(const Tap& tap, int position, float step) {
-    const float distance = tap.first + static_cast<float>(position - tap.start) * step;
-    return tap.norm * fmaxf(0.0f, 1.0f - fabsf(distance));
+// Byte i of a word as a float: it becomes the last byte of 2^23's mantissa. Two instructions; converting the
+// integer takes three, one of them on a slow unit.
+__device__ __forceinline__ float byte_of(unsigned word, int i) {
+    return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u | i)) - 8388608.0f;
 }
 
-__device__ __forceinline__ Bytes8 load_bytes(const u8* from, int available, bool aligned) {
-    Bytes8 bytes = {0, 0};
-    if (aligned && available >= BYTES) {
-        const uint2 both = __ldg(reinterpret_cast<const uint2*>(from));
-        bytes.low = both.x;
-        bytes.high = both.y;
-    } else {
-        for (int i = 0; i < BYTES; ++i)
-            if (i < available) (i < 4 ? bytes.low : bytes.high) |= static_cast<unsigned>(from[i]) << (i % 4 * 8);
-    }
+// The next 8 bytes of a row, or as many as are `available`: at the end of a row, or where rows aren't aligned.
+template <bool WHOLE>
+__device__ __forceinline__ uint2 load_bytes(const u8* from, int available) {
+    if (WHOLE) return __ldg(reinterpret_cast<const uint2*>(from));
+    uint2 bytes = {0, 0};
+    for (int i = 0; i < min(available, BYTES); ++i)
+        (i < 4 ? bytes.x : bytes.y) |= static_cast<unsigned>(from[i]) << (i % 4 * 8);
     return bytes;
 }
 
-// Add source rows from … now.end−1, weighed for the output row `now` into sum and for `next` into carry.
-__device__ __forceinline__ void filter_rows(const u8* column, const Plane& plane, int available, int from, const Tap& now,
-                                   const Tap& next, float* sum, float* carry) {
-    if (available <= 0) return;
-    for (int first = from; first < now.end; first += BATCH) {
-        Bytes8 batch[BATCH];
+// Add source rows from … now.end − 1, weighed for the output row `now` into sum and for the next one, whose norm
+// is next_norm, into carry. A row's distance from the next centre is its distance from this one less 1 when
+// shrinking; else carry isn't used.
+template <bool WHOLE>
+__device__ __forceinline__ void filter_rows(const u8* column, const Plane& plane, int available, int from,
+                                            const Tap& now, float next_norm, float* sum, float* carry) {
+    const int batch = WHOLE ? BATCH : 1;
+#pragma unroll 1
+    for (int y = from; y < now.end; y += batch) {
+        const u8* row = column + static_cast<long long>(y) * plane.pitch;
+        uint2 bytes[batch];
 #pragma unroll
-        for (int i = 0; i < BATCH; ++i)
-            if (first + i < now.end)
-                batch[i] = load_bytes(column + static_cast<long long>(first + i) * plane.pitch, available, plane.aligned);
+        for (int i = 0; i < batch; ++i)
+            if (y + i < now.end) bytes[i] = load_bytes<WHOLE>(row + i * plane.pitch, available);
+        const float distance = now.first + static_cast<float>(y - now.start) * plane.row_step;
 #pragma unroll
-        for (int i = 0; i < BATCH; ++i) {
-            if (first + i >= now.end) break;
-            const float to_sum = weight(now, first + i, plane.row_step);
-            const float to_carry = weight(next, first + i, plane.row_step);
+        for (int i = 0; i < batch; ++i) {
+            if (y + i >= now.end) break;
+            const float at = distance + static_cast<float>(i) * plane.row_step;
+            const float to_sum = now.norm - now.norm * fabsf(at);
+            const float to_carry = next_norm * fmaxf(at, 0.0f);
 #pragma unroll
             for (int j = 0; j < BYTES; ++j) {
-                const unsigned word = j < 4 ? batch[i].low : batch[i].high;
-                const float value = static_cast<float>(word >> (j % 4 * 8) & 255u);
+                const float value = byte_of(j < 4 ? bytes[i].x : bytes[i].y, j % 4);
                 sum[j] += to_sum * value;
                 carry[j] += to_carry * value;
             }
@@ -102,16 +101,19 @@ __device__ __forceinline__ void filter_rows(const u8* column, const Plane& plane
 
 // The window of one output column and channel, over the part of the filtered rows that starts at byte `base`.
 template <int CHANNELS>
-__device__ __forceinline__ Pair filter_columns(const float* filtered, const Plane& plane, const Tap& tap, int channel, int base) {
+__device__ __forceinline__ Pair filter_columns(const Pair* filtered, const Plane& plane, const Tap& tap, int channel,
+                                               int base) {
     const int first = max(tap.start, (base - channel + CHANNELS - 1) / CHANNELS);
     const int last = min(tap.end, (base + SPAN - channel + CHANNELS - 1) / CHANNELS);
+    int sample = first * CHANNELS + channel - base;
+    float position = static_cast<float>(first - tap.start);
     Pair sum = {0, 0};
 #pragma unroll 4
-    for (int x = first; x < last; ++x) {
-        const float w = 1.0f - fabsf(tap.first + static_cast<float>(x - tap.start) * plane.column_step);
-        const int at = 2 * slot(x * CHANNELS + channel - base);
-        sum.upper += w * filtered[at];
-        sum.lower += w * filtered[at + 1];
+    for (int x = first; x < last; ++x, sample += CHANNELS, position += 1.0f) {
+        const float weight = 1.0f - fabsf(tap.first + position * plane.column_step);
+        const Pair value = filtered[slot(sample)];
+        sum.upper += weight * value.upper;
+        sum.lower += weight * value.lower;
     }
     return sum;
 }
@@ -120,7 +122,7 @@ __device__ __forceinline__ Pair filter_columns(const float* filtered, const Plan
 // channel … channel + RESULTS − 1 of the column. All threads of the block take part.
 template <int CHANNELS, int RESULTS>
 __device__ __forceinline__ void resize_pair(const Plane& plane, const Output& out, int row, int band_start, const Tap& column,
-                                   bool active, int channel, float* filtered, float* carry, Pair* results) {
+                                   bool active, int channel, Pair* filtered, float* carry, Pair* results) {
     const int tile_start = blockIdx.x * out.tile;
     const int tile_last = min(tile_start + out.tile, out.width) - 1;
     const int bytes_start = plane.columns[tile_start].start * CHANNELS / BYTES * BYTES;
@@ -140,13 +142,21 @@ __device__ __forceinline__ void resize_pair(const Plane& plane, const Output& ou
                 sum[j] = reuse ? carry[j] : 0;
                 carry[j] = 0;
             }
-            if (y < out.height) {
-                const Tap now = plane.rows[y], next = plane.rows[min(y + 1, out.height - 1)];
+            if (y < out.height && offset < bytes_end) {
+                const Tap now = plane.rows[y];
+                const float next_norm = plane.rows[min(y + 1, out.height - 1)].norm;
                 const int from = reuse && y > band_start ? plane.rows[y - 1].end : now.start;
-                filter_rows(bytes, plane, offset < bytes_end ? plane.row_bytes - offset : 0, from, now, next, sum, carry);
+                const int available = plane.row_bytes - offset;
+                if (plane.aligned && available >= BYTES)
+                    filter_rows<true>(bytes, plane, available, from, now, next_norm, sum, carry);
+                else
+                    filter_rows<false>(bytes, plane, available, from, now, next_norm, sum, carry);
             }
 #pragma unroll
-            for (int j = 0; j < BYTES; ++j) filtered[2 * slot(threadIdx.x * BYTES + j) + i] = sum[j];
+            for (int j = 0; j < BYTES; ++j) {
+                Pair& to = filtered[slot(threadIdx.x * BYTES + j)];
+                (i == 0 ? to.upper : to.lower) = sum[j];
+            }
         }
         SYNC();
         if (active) {
@@ -184,7 +194,7 @@ struct HwcParameters {
 // A thread owns one channel of one column.
 template <typename T>
 __device__ __forceinline__ void preprocess_hwc(const HwcParameters& p) {
-    SHARED(float, filtered, 2 * SLOTS);
+    SHARED(Pair, filtered, SLOTS);
     const int in_tile = threadIdx.x / 3, channel = threadIdx.x % 3;
     const int x = blockIdx.x * p.out.tile + in_tile;
     const bool active = in_tile < p.out.tile && x < p.out.width;
@@ -208,7 +218,7 @@ struct Nv12Parameters {
 // A thread owns one column.
 template <typename T>
 __device__ __forceinline__ void preprocess_nv12(const Nv12Parameters& p) {
-    SHARED(float, filtered, 2 * SLOTS);
+    SHARED(Pair, filtered, SLOTS);
     const int in_tile = threadIdx.x;
     const int x = blockIdx.x * p.out.tile + in_tile;
     const bool active = in_tile < p.out.tile && x < p.out.width;
