@@ -22,9 +22,6 @@
 using std::max;
 using std::min;
 
-struct uint2 {
-    unsigned x, y;
-};
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
@@ -43,6 +40,18 @@ inline float __uint_as_float(unsigned bits) {
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }
+
+inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+inline unsigned __dp2a_lo(unsigned words, unsigned bytes, unsigned sum) {
+    return sum + (words & 65535u) * (bytes & 255u) + (words >> 16) * (bytes >> 8 & 255u);
+}
+
+inline unsigned __dp2a_hi(unsigned words, unsigned bytes, unsigned sum) { return __dp2a_lo(words, bytes >> 16, sum); }
 
 inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
     unsigned result = 0;

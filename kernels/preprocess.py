@@ -14,19 +14,20 @@ from slimdeploy.toolchain.runtime.device import Buffer, Device, Stream
 
 # What preprocess.cu is compiled with.
 THREADS = 256
-BYTES = 8
+BYTES = 16
 SPAN = THREADS * BYTES
 
 BLOCKS = 1024
-"""A launch aims at this many blocks: two to four waves on the largest GPUs (132 multiprocessors, 3 blocks
-each).
+"""A launch aims at this many blocks: about four waves on the largest GPUs, which run two on each of their
+132 multiprocessors.
 """
 MAX_BAND = 16
 """Output rows a block makes at most: the rows that two bands share are 1/16 of what is read."""
 
 PLANE = np.dtype(
     [("data", "<u8"), ("image_stride", "<i8"), ("rows", "<u8"), ("columns", "<u8"), ("row_step", "<f4"),
-     ("column_step", "<f4"), ("pitch", "<i4"), ("row_bytes", "<i4"), ("aligned", "<i4"), ("reuse", "<i4")],
+     ("column_step", "<f4"), ("peak", "<f4"), ("pitch", "<i4"), ("row_bytes", "<i4"), ("aligned", "<i4"),
+     ("reuse", "<i4")],
     align=True,
 )  # fmt: skip
 OUTPUT = np.dtype(
@@ -148,13 +149,12 @@ class Preprocess:
             chroma_columns = self._plane(
                 parameters["chroma"], 2, width, height, extent=(layout.width / 2, layout.height / 2)
             )
-            tile = choose_tile([(luma_columns, 1), (chroma_columns, 2)], THREADS)
+            tile = choose_tile([(luma_columns, 1), (chroma_columns, 2)], SPAN // 2)
             parameters["to_rgb"] = yuv_to_rgb(layout.standard, full_range=layout.full_range)
         else:
             parameters = np.zeros((), HWC)
-            tile = choose_tile(
-                [(self._plane(parameters["image"], 3, layout.width, layout.height), 3)], THREADS // 3
-            )
+            columns = self._plane(parameters["image"], 3, layout.width, layout.height)
+            tile = choose_tile([(columns, 3)], SPAN)
             parameters["bgr"] = layout.format == "bgr"
         out = parameters["out"]
         out["width"], out["height"], out["tile"] = size, size, tile
@@ -173,6 +173,8 @@ class Preprocess:
         """Fill in a plane's parameters, its tables on the device included; the table of its columns."""
         size, (wide, high) = self._size, extent or (width, height)
         columns, rows = resize.taps(width, size, extent=wide), resize.taps(height, size, extent=high)
+        plane["peak"] = peak = choose_peak(high / size)
+        rows["norm"] /= peak
         plane["columns"], plane["rows"] = self._table(columns), self._table(rows)
         plane["column_step"], plane["row_step"] = resize.step(wide, size), resize.step(high, size)
         plane["pitch"], plane["image_stride"] = self.layout.row_pitch, self.layout.stride
@@ -227,18 +229,26 @@ class Preprocess:
             self._tables.pop().free()
 
 
-def choose_tile(planes: list[tuple[np.ndarray, int]], most: int) -> int:
-    """Columns of the widest equal tiles, `most` at most, whose source bytes a block filters in one go.
+def choose_tile(planes: list[tuple[np.ndarray, int]], span: int) -> int:
+    """Columns of the widest equal tiles that need at most `span` source bytes of each plane: a block
+    filters so many in one go.
 
     `planes` are (taps of the columns, bytes of a pixel). 1 where even a single column's window is wider: the
     kernel then goes over it in several goes.
     """
     size = len(planes[0][0])
-    for tiles in range(-(-size // most), size + 1):
+    for tiles in range(1, size + 1):
         tile = -(-size // tiles)
-        if all(_widest(columns, channels, tile) <= SPAN for columns, channels in planes):
+        if all(_widest(columns, channels, tile) <= span for columns, channels in planes):
             return tile
     return 1
+
+
+def choose_peak(scale: float) -> int:
+    """What weights of rows are at most, as whole numbers: 16 bits, or fewer where a window's weighted sum of
+    bytes would exceed 32. `scale` is source rows an output row.
+    """
+    return min(65535, int((2**32 - 1) / (255 * (max(scale, 1) + 2))))
 
 
 def choose_band(size: int, columns_of_blocks: int) -> int:
@@ -261,7 +271,7 @@ def yuv_to_rgb(standard: str, *, full_range: bool) -> np.ndarray:
 
 
 def _widest(columns: np.ndarray, channels: int, tile: int) -> Any:
-    """Source bytes of the tile that needs most, from the multiple of 8 at or before its first."""
+    """Source bytes of the tile that needs most, from the multiple of 16 at or before its first."""
     first = columns["start"][::tile] * channels // BYTES * BYTES
     last = columns["end"][np.minimum(np.arange(0, len(columns), tile) + tile, len(columns)) - 1] * channels
     return (last - first).max()
