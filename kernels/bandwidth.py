@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -134,26 +132,28 @@ def _report(
 def copy_gb_per_s(device: Device, nbytes: int, *, launches: int = 30) -> float:
     """What memory does at best: 10⁹ bytes a second of a copy that reads nbytes ÷ 2 and writes as many."""
     count = max(nbytes // 32, 1)
+    kernel = Copy(device)
     source, target = device.allocate(count * 16), device.allocate(count * 16)
     try:
-        ms = _median_ms(device, lambda s: copy(device, source, target, count, s), launches)
+        ms = _median_ms(device, lambda s: kernel.queue(source, target, count, s), launches)
     finally:
         source.free()
         target.free()
     return count * 32 / ms / 1e6
 
 
-def copy(device: Device, source: Buffer, target: Buffer, count: int, stream: Stream) -> None:
-    """Queue a copy of `count` × 16 bytes (copy.cu)."""
-    kernel = _copy_kernel(device)
-    parameters = np.array((source.address, target.address, count), COPY)
-    grid = (min(-(-count // COPY_THREADS), COPY_BLOCKS), 1, 1)
-    device.launch(kernel, grid, (COPY_THREADS, 1, 1), parameters, stream)
+class Copy:
+    """The plain copy (copy.cu)."""
 
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._kernel = compile.kernel(device, "copy", "copy")
 
-@functools.lru_cache(maxsize=1)
-def _copy_kernel(device: Device) -> Any:
-    return compile.kernel(device, "copy", "copy")
+    def queue(self, source: Buffer, target: Buffer, count: int, stream: Stream) -> None:
+        """Queue a copy of `count` × 16 bytes."""
+        parameters = np.array((source.address, target.address, count), COPY)
+        grid = (min(-(-count // COPY_THREADS), COPY_BLOCKS), 1, 1)
+        self._device.launch(self._kernel, grid, (COPY_THREADS, 1, 1), parameters, stream)
 
 
 def _median_ms(device: Device, launch: Callable[[Stream], None], launches: int) -> float:

@@ -158,7 +158,7 @@ class Preprocess:
             parameters["bgr"] = layout.format == "bgr"
         out = parameters["out"]
         out["width"], out["height"], out["tile"] = size, size, tile
-        mean, std = np.float64(preprocessing.mean), np.float64(preprocessing.std)
+        mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
         out["scale"], out["shift"] = 1 / (255 * std), -mean / std
         return parameters
 

@@ -37,12 +37,11 @@ def test_copies_there_and_back(gpu):
 def test_a_graph_replays_what_was_captured(gpu):
     stream, source, target = gpu.stream(), gpu.allocate(64), gpu.allocate(64)
     value, result = gpu.pinned((16,), np.int32), gpu.pinned((16,), np.int32)
-    bandwidth.copy(gpu, source, target, 4, stream)  # compiles and loads before the capture
-    stream.synchronize()
+    kernel = bandwidth.Copy(gpu)
 
     def work():
         gpu.upload(source, value, stream)
-        bandwidth.copy(gpu, source, target, 4, stream)
+        kernel.queue(source, target, 4, stream)
         gpu.download(result, target, stream)
 
     graph = gpu.capture(stream, work)

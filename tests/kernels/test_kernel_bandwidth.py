@@ -49,7 +49,7 @@ def test_measures_every_kernel_and_frees_what_it_took(fake):
 def test_the_copy_copies(device, memory):
     content = np.random.default_rng(0).integers(0, 256, 16 * 3000, np.uint8)
     source, target = memory.to(content), memory.to(np.zeros_like(content))
-    bandwidth.copy(device, source, target, 3000, memory.stream)
+    bandwidth.Copy(device).queue(source, target, 3000, memory.stream)
     np.testing.assert_array_equal(memory.back(target, content.shape, np.uint8), content)
     source.free()
     target.free()
