@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,7 @@ from slimdeploy.toolchain.export.audit import Audit, audit, read_layers
 from slimdeploy.toolchain.export.tensorrt import EngineOptions, Plan, Progress, build_plan
 from slimdeploy.toolchain.runtime.device import Device
 from slimdeploy.toolchain.runtime.manifest import Machine, Manifest, this_machine, write_manifest
-from slimdeploy.toolchain.runtime.onnxruntime_keys import METADATA_KEY
+from slimdeploy.toolchain.runtime.onnx_file import METADATA_KEY
 from slimdeploy.toolchain.runtime.tensorrt import error_log
 
 
@@ -87,19 +87,13 @@ def timing_cache_path(machine: Machine) -> Path:
 
 def rebuild_command(onnx: Path, output: Path, options: EngineOptions) -> str:
     """The command that builds the engine again, from the ONNX file."""
-    words = ["slimdeploy", "export", str(onnx), "--trt", "--batch", ",".join(map(str, options.batch))]
-    for name, value in (
-        ("--workspace", options.workspace_mb),
-        ("--builder-level", options.optimization_level),
-        ("--tf32", options.tf32),
-        ("--dla", options.dla),
-        ("--version-compatible", options.version_compatible),
-        ("--hardware-compatible", options.hardware_compatible),
-    ):
-        if value is True:
-            words.append(name)
-        elif value is not None and value is not False:
-            words += [name, str(value)]
+    words = ["slimdeploy", "export", str(onnx), "--trt"]
+    for field in fields(EngineOptions):
+        value = getattr(options, field.name)
+        if value != field.default:
+            words.append("--" + field.name.replace("_", "-"))
+            if value is not True:
+                words.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
     return shlex.join([*words, "-o", str(output), "--force"])
 
 
@@ -110,8 +104,10 @@ def _manifest(
         parent={"file": onnx.name, "sha256": artifacts.sha256_file(onnx)},
         machine=machine,
         precision=plan.facts.precision,
-        batch=options.batch,
+        batch=plan.batch,
+        input_shape=plan.input_shape,
         typing=plan.typing,
+        options=asdict(options),
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,
         build_seconds=round(plan.seconds, 2),

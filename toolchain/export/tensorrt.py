@@ -65,6 +65,8 @@ class Plan:
     """`strong`, or `flags` where types were only allowed, not asked for."""
     layers: int
     """Layers of the network before fusion."""
+    batch: tuple[int, int, int]
+    input_shape: tuple[int, int, int]
     seconds: float
     timing_cache: bytes
 
@@ -146,6 +148,8 @@ class _Build:
             tensorrt=self.trt.__version__,
             typing="strong" if strong else "flags",
             layers=network.num_layers,
+            batch=self.options.batch,
+            input_shape=tuple(network.get_input(0).shape)[1:],
             seconds=time.perf_counter() - started,
             timing_cache=bytes(cache.serialize()) if cache else b"",
         )

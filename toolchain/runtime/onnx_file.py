@@ -12,6 +12,9 @@ from pathlib import Path
 
 from slimdeploy.toolchain.errors import SlimdeployError
 
+METADATA_KEY = "slimdeploy"
+"""Where an ONNX file carries its ModelInfo (metadata_props)."""
+
 _FLOAT16 = 10  # TensorProto.DataType
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 

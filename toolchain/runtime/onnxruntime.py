@@ -9,10 +9,8 @@ import onnxruntime
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.runtime.onnx_file import METADATA_KEY
 from slimdeploy.toolchain.runtime.session import SessionOptions
-
-METADATA_KEY = "slimdeploy"
-"""Where an ONNX file carries its ModelInfo (metadata_props)."""
 
 
 class OnnxSession:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from slimdeploy.toolchain.errors import SlimdeployError, nearest
+from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.model_info import ModelInfo
 
 
@@ -89,10 +89,7 @@ def backend_for(path: Path, backend: str = "auto") -> str:
         return fitting[0]
     backend = VARIANTS[backend][0] if backend in VARIANTS else backend
     if backend not in BACKENDS:
-        known_names = [*BACKENDS, *VARIANTS]
-        raise SlimdeployError(
-            f"unknown backend {backend!r}; known: {', '.join(known_names)}.{nearest(backend, known_names)}"
-        )
+        raise unknown("backend", backend, [*BACKENDS, *VARIANTS])
     if backend not in fitting:
         raise SlimdeployError(f"{path}: {backend} opens {' and '.join(BACKENDS[backend][1])} files")
     return backend
