@@ -174,7 +174,9 @@ class Builder(Restricted):
         monitor = getattr(config, "_monitor", None)
         if monitor:
             monitor.phase_start("Building engine", None, 2)
-            if not (monitor.step_complete("Building engine", 0) and monitor.step_complete("Building engine", 1)):
+            if not (
+                monitor.step_complete("Building engine", 0) and monitor.step_complete("Building engine", 1)
+            ):
                 return None
             monitor.phase_finish("Building engine")
         config._cache._content += b"timed;"
@@ -372,7 +374,8 @@ class ExecutionContext(Restricted):
         return self._shape or self._engine.get_tensor_shape(name)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        least, _, greatest = self._engine.get_tensor_profile_shape(name, 0)
+        fixed = self._engine.get_tensor_shape(name)
+        least, _, greatest = self._engine.get_tensor_profile_shape(name, 0) or [fixed] * 3
         self._shape, self._warm = tuple(shape), False
         return all(low <= n <= high for low, n, high in zip(least, shape, greatest, strict=True))
 
@@ -391,7 +394,9 @@ class ExecutionContext(Restricted):
         device, session = self._trt._device, self._engine._session
         if not self._has_memory:
             return False
-        assert device.recording is None or self._warm, "the first run after a change of shape can't be captured"
+        assert device.recording is None or self._warm, (
+            "the first run after a change of shape can't be captured"
+        )
         self._warm = True
         (image,), (logits,) = session.get_inputs(), session.get_outputs()
         shape = self.get_tensor_shape(image.name)
@@ -399,7 +404,9 @@ class ExecutionContext(Restricted):
         def work() -> None:
             kind = NUMPY_TYPES[self._engine.get_tensor_dtype(image.name).name]
             count = int(np.prod(shape))
-            memory = (ctypes.c_byte * (count * np.dtype(kind).itemsize)).from_address(self._addresses[image.name])
+            memory = (ctypes.c_byte * (count * np.dtype(kind).itemsize)).from_address(
+                self._addresses[image.name]
+            )
             images = np.frombuffer(memory, kind).reshape(shape)
             result = np.ascontiguousarray(session.run([logits.name], {image.name: images})[0])
             ctypes.memmove(self._addresses[logits.name], result.ctypes.data, result.nbytes)
@@ -424,7 +431,9 @@ class EngineInspector(Restricted):
         else:
             layers = [self._layer(node) for node in nodes if node.op_type in ("Conv", "Gemm")]
         old = self._trt._major <= 10
-        return json.dumps({"Layers": layers, **({"Bindings": io} if old else {"I/O Tensors": [{"Name": n} for n in io]})})
+        return json.dumps(
+            {"Layers": layers, **({"Bindings": io} if old else {"I/O Tensors": [{"Name": n} for n in io]})}
+        )
 
     def _layer(self, node: onnx.NodeProto) -> dict[str, Any]:
         asked = self._engine._asked[node.name]
@@ -434,7 +443,11 @@ class EngineInspector(Restricted):
         known = self._context is not None and -1 not in self._context.get_tensor_shape("images")
         typed: dict[str, str] = {}
         if known:
-            typed = {"Format/Datatype": name} if self._trt._major <= 10 else {"Format": "linear", "Datatype": name}
+            typed = (
+                {"Format/Datatype": name}
+                if self._trt._major <= 10
+                else {"Format": "linear", "Datatype": name}
+            )
         return {
             "Name": node.name, "LayerType": "CaskConvolution", "Inputs": [{"Name": node.input[0], **typed}],
             "Outputs": [{"Name": node.output[0], **typed}], "Metadata": f"[ONNX Layer: {node.name}]",

@@ -12,13 +12,12 @@ from types import ModuleType
 from typing import Any
 
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.audit import Audit, audit, read_layers
 from slimdeploy.toolchain.export.tensorrt import EngineOptions, Plan, Progress, build_plan
 from slimdeploy.toolchain.runtime.device import Device
 from slimdeploy.toolchain.runtime.manifest import Machine, Manifest, this_machine, write_manifest
 from slimdeploy.toolchain.runtime.onnx_file import METADATA_KEY
-from slimdeploy.toolchain.runtime.tensorrt import error_log
+from slimdeploy.toolchain.runtime.tensorrt import deserialize
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,16 @@ def export_engine(
     plan = build_plan(trt, onnx, options, timing_cache=known, progress=progress)
     if plan.timing_cache not in (b"", known):
         artifacts.write_bytes(cache, plan.timing_cache)
-    built = audit(read_layers(inspect_engine(trt, plan.content, batch=options.batch[1])), plan.facts.layers)
+    engine = deserialize(trt, plan.content, host_code=options.version_compatible)
+    built = audit(read_layers(inspect_engine(trt, engine, batch=options.batch[1])), plan.facts.layers)
     manifest = _manifest(plan, onnx, output, options, machine, built)
     artifacts.write_bytes(output, plan.content)
     write_manifest(output, manifest)
     return Engine(output, manifest, built)
 
 
-def inspect_engine(trt: ModuleType, plan: bytes, *, batch: int) -> dict[str, Any]:
-    """TensorRT's own description of a plan, as its inspector gives it for a batch size."""
-    log = error_log(trt)
-    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
-    if engine is None:
-        raise SlimdeployError(f"TensorRT can't load the plan that it just built: {log.last_error()}")
+def inspect_engine(trt: ModuleType, engine: Any, *, batch: int) -> dict[str, Any]:
+    """TensorRT's own description of an engine, as its inspector gives it for a batch size."""
     # Formats of dynamic shapes are only known in a context that has been given one.
     context = engine.create_execution_context()
     for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):

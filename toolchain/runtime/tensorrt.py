@@ -205,17 +205,28 @@ def load(trt: ModuleType, path: Path, device: Device, *, graphs: bool) -> Tensor
     manifest = read_manifest(path)
     if manifest:
         check_loadable(path, manifest, this_machine(trt, device))
+    rebuild = manifest.rebuild if manifest else f"slimdeploy export {path.with_suffix('.onnx')} --trt"
+    host_code = manifest is not None and manifest.version_compatible
+    try:
+        engine = deserialize(trt, path.read_bytes(), host_code=host_code)
+    except SlimdeployError as error:
+        raise SlimdeployError(f"{path}: {error}; build it on this machine: {rebuild}") from error
+    return TensorrtSession(trt, engine, device, path=path, manifest=manifest, graphs=graphs)
+
+
+def deserialize(trt: ModuleType, plan: bytes, *, host_code: bool) -> Any:
+    """The engine of a plan; raises SlimdeployError with TensorRT's own words.
+
+    `host_code` lets the plan bring its own runtime library along, which a version-compatible one does.
+    """
     log = error_log(trt)
     runtime = trt.Runtime(log)
-    if manifest and manifest.version_compatible:
+    if host_code:
         runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise SlimdeployError(
-            f"{path}: TensorRT {trt.__version__} can't load it ({log.last_error()}); build it on this machine: "
-            + (manifest.rebuild if manifest else f"slimdeploy export {path.with_suffix('.onnx')} --trt")
-        )
-    return TensorrtSession(trt, engine, device, path=path, manifest=manifest, graphs=graphs)
+        raise SlimdeployError(f"TensorRT {trt.__version__} can't load it ({log.last_error()})")
+    return engine
 
 
 def error_log(trt: ModuleType) -> Any:

@@ -1,4 +1,5 @@
-"""The names of the TensorRT classes in use, one file a version: what the fake `tensorrt` of the tests is made of.
+"""The names of the TensorRT classes in use, one file a version: what the fake `tensorrt` of the tests is
+made of.
 
     python tests/toolchain/export/tensorrt_api/reduce.py DUMPS
 
@@ -19,16 +20,38 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 CLASSES = (
-    "Builder", "BuilderFlag", "DataType", "DeviceType", "EngineInspector", "ExecutionContextAllocationStrategy",
-    "HardwareCompatibilityLevel", "IBuilderConfig", "ICudaEngine", "IExecutionContext", "IHostMemory", "ILogger",
-    "INetworkDefinition", "IOptimizationProfile", "IProgressMonitor", "ITensor", "ITimingCache",
-    "LayerInformationFormat", "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser", "ParserError",
-    "ProfilingVerbosity", "Runtime", "TensorIOMode",
-)  # fmt: skip
+    "Builder",
+    "BuilderFlag",
+    "DataType",
+    "DeviceType",
+    "EngineInspector",
+    "ExecutionContextAllocationStrategy",
+    "HardwareCompatibilityLevel",
+    "IBuilderConfig",
+    "ICudaEngine",
+    "IExecutionContext",
+    "IHostMemory",
+    "ILogger",
+    "INetworkDefinition",
+    "IOptimizationProfile",
+    "IProgressMonitor",
+    "ITensor",
+    "ITimingCache",
+    "LayerInformationFormat",
+    "MemoryPoolType",
+    "NetworkDefinitionCreationFlag",
+    "OnnxParser",
+    "ParserError",
+    "ProfilingVerbosity",
+    "Runtime",
+    "TensorIOMode",
+)
 
 
 def reduce(members: dict[str, Any]) -> dict[str, Any]:
-    """Class -> the names of an enum, or member -> None (a property) or the parameter names of each overload."""
+    """Class -> the names of an enum, or member -> None (a property) or the parameter names of each
+    overload.
+    """
     return {name: _reduce_class(members[name]) for name in CLASSES if name in members}
 
 
