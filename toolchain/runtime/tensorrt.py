@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,7 @@ class TensorrtSession:
     ) -> None:
         self._trt, self._able = trt, capabilities(trt.__version__)
         self._engine, self._device = engine, device
+        self._plan_bytes = path.stat().st_size
         image, logits = _single(trt, engine, "INPUT", 4, path), _single(trt, engine, "OUTPUT", 2, path)
         fixed, channels, height, width = tuple(engine.get_tensor_shape(image))
         profile = [shape[0] for shape in engine.get_tensor_profile_shape(image, 0)] if fixed < 0 else [fixed]
@@ -61,21 +63,42 @@ class TensorrtSession:
         self._input = self._tensor(image)
         self._output = self._tensor(logits)
         self._activations = self._allocate(_memory_size(self._able, engine))
-        self._use_graphs = graphs
+        self._use_graphs = graphs  # each graph is kept with the context that it was captured from
         self._graphs: dict[int, tuple[Any, Graph]] = {}
         self._context = None if graphs else self._new_context()
-        self._started, self._ended = device.event(), device.event()
-        self._closed = False
+        self._events = tuple(device.event() for _ in range(4))
+        self._has_run = self._closed = False
+        self.enqueue_ms: float | None = None
+        """Host time to launch the last run's network (as all of these: its last part, where it was split)."""
 
     @property
-    def device_bytes(self) -> int:
-        """Device memory of the session: activations, input and output; the engine's weights come on top."""
-        return sum(buffer.nbytes for buffer in self._buffers)
+    def device_memory_mb(self) -> dict[str, float]:
+        """Device memory by use: the engine (its plan's size), the activations of the greatest batch, and
+        input and output.
+        """
+        named = {"plan": self._plan_bytes, "workspace": self._activations.nbytes}
+        named["io"] = self._input.buffer.nbytes + self._output.buffer.nbytes
+        return {name: nbytes / 2**20 for name, nbytes in named.items()}
+
+    @property
+    def copy_in_ms(self) -> float | None:
+        """Time to copy the last run's images to the GPU."""
+        return self._elapsed(0)
 
     @property
     def gpu_ms(self) -> float | None:
-        """GPU time of the last run's network in ms, copies left out; of the last part where it was split."""
-        return self._device.elapsed_ms(self._started, self._ended)
+        """GPU time of the last run's network, copies left out."""
+        return self._elapsed(1)
+
+    @property
+    def copy_out_ms(self) -> float | None:
+        """Time to copy the last run's logits back."""
+        return self._elapsed(2)
+
+    def _elapsed(self, step: int) -> float | None:
+        if not self._has_run or self._closed:
+            return None
+        return self._device.elapsed_ms(self._events[step], self._events[step + 1])
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         if self._closed:
@@ -94,15 +117,21 @@ class TensorrtSession:
         self._input.host[: len(images)] = images
         self._input.host[len(images) : count] = 0
         self._prepare(count)
+        begin, start, end, done = self._events
+        begin.record(self._stream)
         self._device.upload(self._input.buffer, self._input.host[:count], self._stream)
-        self._started.record(self._stream)
+        start.record(self._stream)
+        launched = time.perf_counter()
         if self._use_graphs:
             self._graphs[count][1].launch(self._stream)
         else:
             self._execute(self._context)
-        self._ended.record(self._stream)
+        self.enqueue_ms = (time.perf_counter() - launched) * 1000
+        end.record(self._stream)
         self._device.download(self._output.host[:count], self._output.buffer, self._stream)
+        done.record(self._stream)
         self._stream.synchronize()
+        self._has_run = True
         return self._output.host[: len(images)]
 
     def _prepare(self, count: int) -> None:

@@ -12,7 +12,7 @@ from slimdeploy.tests.toolchain.tensorrt_fake import VERSIONS, FakeTensorrt
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.audit import Missed, audit, read_layers
 from slimdeploy.toolchain.export.engine import export_engine
-from slimdeploy.toolchain.export.tensorrt import EngineOptions
+from slimdeploy.toolchain.export.engine_options import EngineOptions
 
 SAMPLES = Path(__file__).parent / "inspector"
 

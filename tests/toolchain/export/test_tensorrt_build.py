@@ -11,7 +11,8 @@ import pytest
 
 from slimdeploy.tests.toolchain.tensorrt_fake import VERSIONS, FakeTensorrt
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.export.tensorrt import EngineOptions, build_plan, parse_batch
+from slimdeploy.toolchain.export.engine_options import EngineOptions, parse_batch
+from slimdeploy.toolchain.export.tensorrt import build_plan
 from slimdeploy.toolchain.runtime.capabilities import TABLE, capabilities
 
 OPTIONS = EngineOptions(batch=(1, 2, 4))

@@ -12,7 +12,7 @@ import pytest
 
 from slimdeploy.tests.toolchain.tensorrt_fake import FOLDER, VERSIONS, FakeTensorrt
 from slimdeploy.toolchain.export import engine, tensorrt
-from slimdeploy.toolchain.export.tensorrt import EngineOptions
+from slimdeploy.toolchain.export.engine_options import EngineOptions
 from slimdeploy.toolchain.runtime import tensorrt as runtime
 from slimdeploy.toolchain.runtime.capabilities import TABLE, capabilities, parse_version
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slimdeploy.benchmarks import gpu as benchmarks_gpu
 from slimdeploy.tests.toolchain.tensorrt_fake import VERSIONS, FakeTensorrt
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.engine import export_engine
-from slimdeploy.toolchain.export.tensorrt import EngineOptions
+from slimdeploy.toolchain.export.engine_options import EngineOptions
 from slimdeploy.toolchain.runtime import tensorrt as runtime
 from slimdeploy.toolchain.runtime.devices.fake import FakeDevice
 from slimdeploy.toolchain.runtime.manifest import Machine, differences, read_manifest
@@ -67,7 +68,7 @@ def test_a_second_run_allocates_nothing_and_queues_the_least(
         allocations, queued = device.allocations, device.queued
         np.testing.assert_array_equal(session.run(small_batch[:4]), first)
         assert device.allocations == allocations
-        assert device.queued - queued == 5, "copy in, event, the network, event, copy out"
+        assert device.queued - queued == 7, "copy in, the network, copy out and the events around them"
 
 
 def test_graph_is_captured_once_a_batch_size(
@@ -90,9 +91,14 @@ def test_closing_twice_is_safe_and_frees_all_memory(
 ) -> None:
     trt = FakeTensorrt("10.3.0")
     session = runtime.load(trt, build(trt, models["fp32"], tmp_path), trt._device, graphs=True)
+    assert benchmarks_gpu.available(session) == ()
     session.run(small_batch)
-    assert session.gpu_ms is not None
-    assert session.device_bytes == 4096 + 4 * (3 * 16 * 16 + 4) * 4
+    assert benchmarks_gpu.available(session) == benchmarks_gpu.RUN_FIGURES
+    assert benchmarks_gpu.device_memory(session) == {
+        "plan": (tmp_path / "m.engine").stat().st_size / 2**20,
+        "workspace": 4096 / 2**20,
+        "io": 4 * (3 * 16 * 16 + 4) * 4 / 2**20,
+    }
     session.close()
     session.close()
     assert trt._device.buffers == []
