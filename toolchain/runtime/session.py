@@ -74,14 +74,6 @@ VARIANTS: dict[str, tuple[str, dict[str, bool]]] = {
     "tensorrt-no-graph": ("tensorrt", {"cuda_graph": False}),
 }
 
-# Name -> (backend, the options that it stands for): the ways to run one file that are measured side by side.
-VARIANTS: dict[str, tuple[str, dict[str, bool]]] = {
-    "torch-channels-last": ("torch", {"channels_last": True}),
-    "torch-compiled": ("torch", {"compiled": True}),
-    "torch-graph": ("torch", {"cuda_graph": True}),
-    "onnxruntime-tensorrt": ("onnxruntime", {"tensorrt": True}),
-}
-
 
 def backend_for(path: Path, backend: str = "auto") -> str:
     """Name of the backend that opens `path`; raises SlimdeployError where none does, or the one asked for
