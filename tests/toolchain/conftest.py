@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 SIZE = 16
-CLASSES = ("cat", "dog", "ship", "frog")
+CLASSES = ("cat", "dog", "frog", "ship")
 
 
 @pytest.fixture(scope="session")

@@ -144,7 +144,7 @@ def _cuda_version() -> str | None:
 
 
 def _driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    found = re.search(r"Kernel Module\D*(\d+\.\d[\d.]*)", path.read_text()) if path.is_file() else None
+    found = re.search(r"Kernel Module.*? (\d+\.[\d.]+)", path.read_text()) if path.is_file() else None
     return found.group(1) if found else None
 
 

@@ -30,7 +30,7 @@ def test_eager_session_computes_what_the_network_does(
         logits = session.run(small_batch)
         assert (session.backend, session.precision, session.input_shape) == ("torch-cpu", "fp32", (3, 16, 16))
         assert session.info is not None
-        assert session.info.class_names == ("cat", "dog", "ship", "frog")
+        assert session.info.class_names == ("cat", "dog", "frog", "ship")
     np.testing.assert_array_equal(logits, expected)
     assert logits.dtype == np.float32
 
