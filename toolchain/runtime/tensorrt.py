@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,19 @@ class TensorrtSession:
     def copy_out_ms(self) -> float | None:
         """Time to copy the last run's logits back."""
         return self._elapsed(2)
+
+    def layer_ms(self, batch: int, *, runs: int = 20) -> dict[str, float]:
+        """Median GPU time of each layer for a batch of this size, as TensorRT's profiler measures it layer by
+        layer (and so without a CUDA graph). The images are whatever the input buffer holds.
+        """
+        profiler = _profiler(self._trt)
+        context = self._new_context()
+        self._set_batch(context, batch)
+        context.profiler = profiler
+        for _ in range(runs):
+            self._execute(context)
+            self._stream.synchronize()
+        return {name: statistics.median(times) for name, times in profiler.times.items()}
 
     def _elapsed(self, step: int) -> float | None:
         if not self._has_run or self._closed:
@@ -274,6 +288,20 @@ def error_log(trt: ModuleType) -> Any:
             return self.errors[-1] if self.errors else "it says no more"
 
     return ErrorLog()
+
+
+def _profiler(trt: ModuleType) -> Any:
+    """A TensorRT profiler that keeps every layer's times in ms."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.times: dict[str, list[float]] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.times.setdefault(layer_name, []).append(ms)
+
+    return Profiler()
 
 
 def _single(trt: ModuleType, engine: Any, mode: str, dimensions: int, path: Path) -> str:

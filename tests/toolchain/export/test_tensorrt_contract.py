@@ -44,7 +44,7 @@ def use_everything(version: str, models: dict[str, Path], folder: Path) -> set[s
         engine.export_engine(
             trt, models[kind], path, EVERYTHING, device=trt._device, progress=lambda *step: None
         )
-        runtime.load(trt, path, trt._device, graphs=True)
+        runtime.load(trt, path, trt._device, graphs=True).layer_ms(2)
         runtime.load(trt, path, trt._device, graphs=False)
     return trt._used
 

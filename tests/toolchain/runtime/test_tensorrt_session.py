@@ -71,6 +71,12 @@ def test_a_second_run_allocates_nothing_and_queues_the_least(
         assert device.queued - queued == 7, "copy in, the network, copy out and the events around them"
 
 
+def test_layer_times_are_medians_over_the_runs(models: dict[str, Path], tmp_path: Path) -> None:
+    trt = FakeTensorrt("10.13.3")
+    with runtime.load(trt, build(trt, models["fp32"], tmp_path), trt._device, graphs=True) as session:
+        assert session.layer_ms(3, runs=4) == {"first half": 0.25, "second half": 0.5}
+
+
 def test_graph_is_captured_once_a_batch_size(
     models: dict[str, Path], small_batch: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
