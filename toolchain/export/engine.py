@@ -14,11 +14,12 @@ from typing import Any
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.export.audit import Audit, audit, read_layers
 from slimdeploy.toolchain.export.engine_options import EngineOptions
-from slimdeploy.toolchain.export.tensorrt import Plan, Progress, build_plan
+from slimdeploy.toolchain.export.tensorrt import Plan, build_plan
 from slimdeploy.toolchain.runtime.device import Device
 from slimdeploy.toolchain.runtime.manifest import Machine, Manifest, this_machine, write_manifest
 from slimdeploy.toolchain.runtime.onnx_file import METADATA_KEY
 from slimdeploy.toolchain.runtime.tensorrt import deserialize
+from slimdeploy.toolchain.runtime.tensorrt_callbacks import Progress
 
 
 @dataclass(frozen=True)

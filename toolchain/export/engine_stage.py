@@ -13,9 +13,10 @@ from typing import Any
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.export.engine import Engine, export_engine
 from slimdeploy.toolchain.export.engine_options import EngineOptions
-from slimdeploy.toolchain.export.tensorrt import Plan, Progress, build_plan
+from slimdeploy.toolchain.export.tensorrt import Plan, build_plan
 from slimdeploy.toolchain.progress import progress_bar
 from slimdeploy.toolchain.runtime.device import open_device
+from slimdeploy.toolchain.runtime.tensorrt_callbacks import Progress
 
 ENGINE_SUFFIX = ".engine"
 

@@ -8,7 +8,6 @@ that the same lines run on a GPU, on NVIDIA's bindings without one, and on a fak
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,10 +17,7 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.engine_options import HARDWARE_LEVELS, EngineOptions
 from slimdeploy.toolchain.runtime.capabilities import Capabilities, capabilities
 from slimdeploy.toolchain.runtime.onnx_file import OnnxFacts, read_onnx
-from slimdeploy.toolchain.runtime.tensorrt import error_log
-
-Progress = Callable[[str, int, int], None]
-"""Called with a phase of the build, its steps done and its steps in all."""
+from slimdeploy.toolchain.runtime.tensorrt_callbacks import Progress, error_log, one_line, progress_monitor
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,7 @@ class _Build:
         network = builder.create_network(asked)
         parser = self.trt.OnnxParser(network, log)
         if not parser.parse_from_file(str(self.onnx)):
-            errors = [_one_line(parser.get_error(i)) for i in range(parser.num_errors)]
+            errors = [one_line(parser.get_error(i)) for i in range(parser.num_errors)]
             raise SlimdeployError(f"{self.onnx}: TensorRT's parser refuses it: {'; '.join(errors)}")
         if network.num_inputs != 1 or len(network.get_input(0).shape) != 4:
             raise SlimdeployError(f"{self.onnx}: not an image classifier (one 4-D input)")
@@ -187,36 +183,3 @@ class _Build:
     def _need(self, able: bool, what: str) -> None:
         if not able:
             raise SlimdeployError(f"TensorRT {self.trt.__version__} has no {what}")
-
-
-def progress_monitor(trt: ModuleType, report: Progress) -> Any:
-    """TensorRT's progress as calls of `report`. Ctrl-C cancels the build and is remembered."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.steps: dict[str, int] = {}
-            self.interrupted = False
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.steps[phase_name] = num_steps
-            self._report(phase_name, 0)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            self._report(phase_name, step + 1)
-            return not self.interrupted
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._report(phase_name, self.steps[phase_name])
-
-        def _report(self, phase: str, done: int) -> None:
-            try:
-                report(phase, done, self.steps[phase])
-            except KeyboardInterrupt:  # must not pass through TensorRT's own frames
-                self.interrupted = True
-
-    return Monitor()
-
-
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from slimdeploy.toolchain.errors import SlimdeployError
 
@@ -117,8 +118,12 @@ class _Node:
                 self.operator = _text(value)
 
 
-def _fields(content: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of a message: number, and an integer or the bytes of a string or of a nested message."""
+def _fields(content: memoryview) -> Iterator[tuple[int, Any]]:
+    """The fields of a message: number, and an integer or the bytes of a string or of a nested message.
+
+    A damaged file may have the one where the other is expected: TypeError follows, and is caught above.
+    """
+    value: Any
     position = 0
     while position < len(content):
         key, position = _varint(content, position)

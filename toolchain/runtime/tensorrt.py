@@ -16,6 +16,7 @@ from slimdeploy.toolchain.runtime.capabilities import Capabilities, capabilities
 from slimdeploy.toolchain.runtime.device import Buffer, Device, Graph, open_device
 from slimdeploy.toolchain.runtime.manifest import Manifest, check_loadable, read_manifest, this_machine
 from slimdeploy.toolchain.runtime.session import SessionOptions
+from slimdeploy.toolchain.runtime.tensorrt_callbacks import error_log, layer_profiler
 
 _DTYPES = {"FLOAT": np.float32, "HALF": np.float16}
 
@@ -100,7 +101,7 @@ class TensorrtSession:
         """Median GPU time of each layer for a batch of this size, as TensorRT's profiler measures it layer by
         layer (and so without a CUDA graph). The images are whatever the input buffer holds.
         """
-        profiler = _profiler(self._trt)
+        profiler = layer_profiler(self._trt)
         context = self._new_context()
         self._set_batch(context, batch)
         context.profiler = profiler
@@ -270,38 +271,6 @@ def deserialize(trt: ModuleType, plan: bytes, *, host_code: bool) -> Any:
     if engine is None:
         raise SlimdeployError(f"TensorRT {trt.__version__} can't load it ({log.last_error()})")
     return engine
-
-
-def error_log(trt: ModuleType) -> Any:
-    """A TensorRT logger that keeps the errors for the message instead of printing them."""
-
-    class ErrorLog(trt.ILogger):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(" ".join(msg.split()))
-
-        def last_error(self) -> str:
-            return self.errors[-1] if self.errors else "it says no more"
-
-    return ErrorLog()
-
-
-def _profiler(trt: ModuleType) -> Any:
-    """A TensorRT profiler that keeps every layer's times in ms."""
-
-    class Profiler(trt.IProfiler):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.times: dict[str, list[float]] = {}
-
-        def report_layer_time(self, layer_name: str, ms: float) -> None:
-            self.times.setdefault(layer_name, []).append(ms)
-
-    return Profiler()
 
 
 def _single(trt: ModuleType, engine: Any, mode: str, dimensions: int, path: Path) -> str:

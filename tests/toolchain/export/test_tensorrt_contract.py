@@ -14,6 +14,7 @@ from slimdeploy.tests.toolchain.tensorrt_fake import FOLDER, VERSIONS, FakeTenso
 from slimdeploy.toolchain.export import engine, tensorrt
 from slimdeploy.toolchain.export.engine_options import EngineOptions
 from slimdeploy.toolchain.runtime import tensorrt as runtime
+from slimdeploy.toolchain.runtime import tensorrt_callbacks as callbacks
 from slimdeploy.toolchain.runtime.capabilities import TABLE, capabilities, parse_version
 
 EVERYTHING = EngineOptions(
@@ -25,7 +26,7 @@ EVERYTHING = EngineOptions(
 def names_in_source() -> set[str]:
     """`Class.member` of every `trt.Class.member` written in the files that speak to TensorRT."""
     found = set()
-    for module in (engine, tensorrt, runtime):
+    for module in (engine, tensorrt, runtime, callbacks):
         for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
                 root = node.value.value
