@@ -19,6 +19,7 @@ class CheckFailed(SlimdeployError):
 
 # Import name -> the command that brings it. TensorRT on a Jetson comes with JetPack, not with pip.
 INSTALL_COMMANDS = {
+    "cuda": "pip install 'slimdeploy[gpu]'",
     "onnx": "pip install 'slimdeploy[host]'",
     "onnxruntime": "pip install 'slimdeploy[cpu]'",
     "PIL": "pip install 'slimdeploy[host]'",

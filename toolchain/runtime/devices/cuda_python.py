@@ -132,7 +132,7 @@ def open_device(index: int) -> BindingsDevice:
     except SlimdeployError:
         raise
     except Exception as error:  # the bindings raise their own class where libcuda can't be loaded
-        raise SlimdeployError(f"no NVIDIA driver here ({' '.join(str(error).split())[:200]})") from error
+        raise SlimdeployError("no NVIDIA driver here: libcuda can't be loaded") from error
     return BindingsDevice(_call(driver.cuDeviceGet, index))
 
 

@@ -7,7 +7,7 @@ sources compiled for the host (kernels/compile.py).
 from __future__ import annotations
 
 import ctypes
-import os
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -118,7 +118,7 @@ class FakeDevice:
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         self._check_allocation()
         array = np.empty(shape, dtype)
-        array.view(np.uint8).fill(UNINITIALISED)
+        array.reshape(-1).view(np.uint8).fill(UNINITIALISED)
         return array
 
     def stream(self) -> FakeStream:
@@ -174,23 +174,23 @@ class FakeDevice:
 
     def load_kernel(self, image: bytes, name: str) -> Any:
         """A function of a shared library that kernels/compile.py built for the host."""
-        file = os.memfd_create("kernels")
-        try:
-            with os.fdopen(os.dup(file), "wb") as content:
-                content.write(image)
-            library = ctypes.CDLL(f"/proc/self/fd/{file}")
-        finally:
-            os.close(file)
+        with tempfile.NamedTemporaryFile(suffix=".so") as file:
+            file.write(image)
+            file.flush()
+            library = ctypes.CDLL(file.name)
         function = library[f"launch_{name}"]
         function.argtypes = [ctypes.c_uint * 3, ctypes.c_uint * 3, ctypes.c_void_p]
         function.restype = ctypes.c_char_p
-        return function
+        return function, library[f"size_{name}"]()
 
     def launch(self, kernel: Any, grid: Dim, block: Dim, parameters: np.ndarray, stream: Stream) -> None:
+        function, size = kernel
+        if parameters.nbytes != size:
+            raise SlimdeployError(f"the kernel's parameters have {size} bytes, not {parameters.nbytes}")
         kept = parameters.copy()  # the driver copies the parameters when the launch is queued
 
         def run() -> None:
-            error = kernel((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), kept.ctypes.data)
+            error = function((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), kept.ctypes.data)
             if error:
                 raise SlimdeployError(error.decode())
 
