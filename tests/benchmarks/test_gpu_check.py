@@ -128,11 +128,13 @@ def test_files_are_made_by_the_commands_a_user_would_call(
     assert [call[0] for call in calls] == ["train", "prune", "finetune"]
     engine = models.engine("pruned", "int8")
     assert models.engine("pruned", "int8") == engine
-    assert [call[0] for call in calls[3:]] == ["export", "export"], "each file is made once"
-    assert calls[3][:4] == ["export", str(tmp_path / "pruned.safetensors"), "--precision", "int8"]
-    assert calls[4] == [
+    assert [call[0] for call in calls[3:]] == ["export", "calibrate", "export"], "each file is made once"
+    assert calls[4][:2] == ["calibrate", str(tmp_path / "pruned-fp32.onnx")]
+    assert calls[5] == [
         "export", str(tmp_path / "pruned-int8.onnx"), "--trt", "--batch", "1,64,256", "-o", str(engine)
     ]  # fmt: skip
+    models.onnx("pruned", "fp16")
+    assert calls[6][:4] == ["export", str(tmp_path / "pruned.safetensors"), "--precision", "fp16"]
     with pytest.raises(SlimdeployError, match="--original and --pruned belong together"):
         gpu_models.prepare(Pair(tmp_path, None, "digits", tmp_path), tmp_path)
 
