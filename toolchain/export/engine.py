@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.audit import Audit, audit, read_layers
 from slimdeploy.toolchain.export.engine_options import EngineOptions
 from slimdeploy.toolchain.export.tensorrt import Plan, build_plan
@@ -67,6 +68,10 @@ def inspect_engine(trt: ModuleType, engine: Any, *, batch: int) -> dict[str, Any
     """TensorRT's own description of an engine, as its inspector gives it for a batch size."""
     # Formats of dynamic shapes are only known in a context that has been given one.
     context = engine.create_execution_context()
+    if context is None:
+        raise SlimdeployError(
+            "TensorRT built the engine, but can't make a context for it: too little GPU memory?"
+        )
     for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
         if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
             context.set_input_shape(name, (batch, *tuple(engine.get_tensor_shape(name))[1:]))
