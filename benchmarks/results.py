@@ -16,9 +16,9 @@ from slimdeploy.benchmarks import conditions
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 
-SCHEMAS = {"bench": 1, "table": 1}
-"""Kind of document -> the version written. `bench` is the command's; `table` is any script's: what was
-measured, the command that repeats it, and rows of plain values.
+SCHEMAS = {"bench": 1, "gpu-check": 1, "table": 1}
+"""Kind of document -> the version written. `bench` is the command's, `gpu-check` is gpu_check.py's; `table`
+is any script's: what was measured, the command that repeats it, and rows of plain values.
 """
 
 

@@ -24,6 +24,7 @@ INSTALL_COMMANDS = {
     "onnxruntime": "pip install 'slimdeploy[cpu]'",
     "PIL": "pip install 'slimdeploy[host]'",
     "pycuda": "pip install 'slimdeploy[gpu]'",
+    "pytest": "pip install 'slimdeploy[test]'",
     "safetensors": "pip install 'slimdeploy[host]'",
     "sklearn": "pip install 'slimdeploy[host]'",
     "tensorboard": "pip install 'slimdeploy[host]'",

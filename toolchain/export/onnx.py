@@ -19,7 +19,7 @@ from slimdeploy.toolchain.export.options import DEFAULT_OPSET
 from slimdeploy.toolchain.model_info import ModelInfo
 from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
 from slimdeploy.toolchain.networks.resnet import ResNet
-from slimdeploy.toolchain.runtime.onnxruntime import METADATA_KEY
+from slimdeploy.toolchain.runtime.onnx_file import METADATA_KEY
 
 INPUT, OUTPUT = "images", "logits"
 
