@@ -21,7 +21,7 @@ def evaluate_model(subject: Subject, load: LoadImages) -> tuple[Evaluation, str,
         info = session.info
         if info is None:
             raise SlimdeployError(
-                f"{subject.model} doesn't say how its images are normalised: only files that slimdeploy wrote do"
+                f"{subject.model} doesn't say how its images are normalised; files that slimdeploy wrote do"
             )
         data = images_for(info.preprocessing, info.class_names, subject.model, load)
         found = evaluate(
