@@ -25,10 +25,8 @@ LoadImages = Callable[[int], Images]
 """Loads test images of N×N pixels."""
 
 
-def images_loader(data: DataOptions | None, limit: int | None = None) -> LoadImages | None:
-    """Loads the test split of `data` at a model's size, a class-balanced `limit` of it; None for no data."""
-    if data is None:
-        return None
+def dataset_images(data: DataOptions, limit: int | None = None) -> LoadImages:
+    """Loads the test split of `data` at a model's size, a class-balanced `limit` of it."""
 
     def load(size: int) -> Images:
         if data.size not in (None, size):

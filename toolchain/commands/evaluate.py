@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.formatting import facts_table, percent
+from slimdeploy.toolchain.formatting import count, facts_table, percent
 from slimdeploy.toolchain.options import data_options, machine_options
 
 if TYPE_CHECKING:
@@ -17,27 +17,32 @@ if TYPE_CHECKING:
 
 @command("evaluate")
 @click.argument("model", type=click.Path(path_type=Path))
-@data_options(required=True)
+@data_options(required=False)
 @click.option("--limit", type=click.IntRange(min=1), help="A class-balanced subset of N test images.")
-@click.option("--backend", default="auto", show_default=True, help="What runs the model.")
+@click.option("--backend", default="auto", show_default=True, help="What runs it; auto goes by the file.")
 @machine_options
 def evaluate(
-    model: Path, data: DataOptions, limit: int | None, backend: str, device: str, threads: int | None
+    model: Path,
+    data: DataOptions | None,
+    limit: int | None,
+    backend: str,
+    device: str,
+    threads: int | None,
 ) -> Output:
-    """Accuracy and mean cross-entropy of MODEL (checkpoint, ONNX file or engine) on the test images of
-    --data.
+    """Accuracy and loss of MODEL (a checkpoint, an ONNX file or an engine) on the test split.
+
+    --data defaults to the data that the model was trained on.
     """
     from slimdeploy.benchmarks.evaluate import evaluate_model
-    from slimdeploy.benchmarks.images import images_loader
     from slimdeploy.benchmarks.subjects import subjects_for
     from slimdeploy.toolchain.runtime.session import SessionOptions
 
     (subject,) = subjects_for([model], [backend], SessionOptions(device=device, threads=threads))
-    found, ran_on, precision = evaluate_model(subject, images_loader(data, limit))
+    found, used, precision = evaluate_model(subject, data, limit=limit)
     low, high = found.interval
-    result = {
+    document = {
         "model": str(model),
-        "backend": ran_on,
+        "backend": used,
         "precision": precision,
         "accuracy": found.accuracy,
         "accuracy_ci95": [low, high],
@@ -46,9 +51,9 @@ def evaluate(
     }
     rows = [
         ("model", str(model)),
-        ("ran on", f"{ran_on}, {precision}"),
-        ("accuracy", f"{percent(found.accuracy)} (95 %: {percent(low)} to {percent(high)})"),
-        ("loss", f"{found.loss:.4f}"),
-        ("test images", f"{len(found.correct):,}"),
+        ("ran on", f"{used}, {precision}"),
+        ("test accuracy", f"{percent(found.accuracy)} (95 %: {percent(low)} to {percent(high)})"),
+        ("test loss", f"{found.loss:.4f}"),
+        ("images", count(len(found.correct))),
     ]
-    return Output(result, facts_table(rows))
+    return Output(document, facts_table(rows))

@@ -13,25 +13,20 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.export.options import DEFAULT_OPSET
 from slimdeploy.toolchain.model_info import ModelInfo
 from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
 from slimdeploy.toolchain.networks.resnet import ResNet
 from slimdeploy.toolchain.runtime.onnxruntime import METADATA_KEY
 
 INPUT, OUTPUT = "images", "logits"
-DEFAULT_OPSET = 19
-OPSETS = (13, 22)
-"""Lowest and highest opset that can be asked for. 17 is what TensorRT 8 (JetPack 5) reads."""
 
 
 def build_onnx(network: ResNet, info: ModelInfo, *, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
     """The ONNX model of `network`: input `images` (N, 3, size, size) float32, output `logits` (N, classes).
 
-    `info` travels in the model's metadata. Raises SlimdeployError for an opset outside OPSETS.
+    `info` travels in the model's metadata.
     """
-    if not OPSETS[0] <= opset <= OPSETS[1]:
-        raise SlimdeployError(f"--opset {opset}: {OPSETS[0]} to {OPSETS[1]} can be written")
     size = info.preprocessing.size
     graph = _Graph(network)
     logits = _emit(graph, network, size)

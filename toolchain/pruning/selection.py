@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from slimdeploy.toolchain.errors import SlimdeployError
-
 Kept = dict[str, np.ndarray]
 """Group name -> sorted indices of the channels that stay."""
 
@@ -16,10 +14,6 @@ def select_by_ratio(scores: dict[str, np.ndarray], ratio: float, *, min_channels
     Each group keeps at least its `min_channels` best (all, where it has no more), so fewer than the ratio
     may go. Ties are cut in favour of the earlier channel. Raises SlimdeployError for a ratio outside 0…1.
     """
-    if not 0 <= ratio < 1:
-        raise SlimdeployError(f"--ratio must be from 0 to below 1, not {ratio:g}")
-    if min_channels < 1:
-        raise SlimdeployError(f"--min-channels must be at least 1, not {min_channels}")
     names = list(scores)
     flat = np.concatenate([scores[name] for name in names])
     owner = np.repeat(np.arange(len(names)), [len(scores[name]) for name in names])

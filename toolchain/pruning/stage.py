@@ -14,23 +14,12 @@ from slimdeploy.toolchain.networks.cost import Cost, network_cost
 from slimdeploy.toolchain.networks.resnet import ResNet
 from slimdeploy.toolchain.pruning.criteria import channel_scores
 from slimdeploy.toolchain.pruning.groups import channel_groups
+from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
 from slimdeploy.toolchain.pruning.selection import select_by_ratio
 from slimdeploy.toolchain.pruning.surgery import Folding, prune_network
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.stage import dataset_for
-
-
-@dataclass(frozen=True)
-class PruneOptions:
-    """What to remove and how."""
-
-    ratio: float
-    """Share of all prunable channels."""
-    criterion: str = "gamma"
-    min_channels: int = 3
-    fold: bool = True
-    recalibration_images: int = 5120
 
 
 @dataclass(frozen=True)
