@@ -17,9 +17,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from slimdeploy import __version__
 from slimdeploy.benchmarks import results
@@ -51,75 +51,112 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str, threads: int | None
 
     Raises SlimdeployError as the stages do.
     """
-    stages = Stages(folder)
-    data = {"data": recipe.data.to_json(), "content": _digest(load_dataset(recipe.data))}
-    sparse, final = folder / "sparse.safetensors", folder / "final.safetensors"
-
-    def train(resume: bool) -> StageResult:
-        return train_stage(
-            arch=recipe.network.arch,
-            stem=recipe.network.stem,
-            data=recipe.data,
-            options=recipe.train,
-            output=sparse,
-            device=device,
-            resume=resume,
-            force=True,
-        ).to_json()
-
-    stages.do("train", sparse, [data, asdict(recipe.network), recipe.train.to_json()], train)
-    pruned = {}
+    run = _Run(recipe, folder, device, threads)
+    run.train()
     for ratio in sorted({*recipe.compare_ratios, recipe.prune.ratio}):
-        options = PruneOptions(**{**asdict(recipe.prune), "ratio": ratio})
-        pruned[ratio] = folder / f"pruned-{ratio:g}.safetensors"
-        stages.do(
-            f"prune-{ratio:g}",
-            pruned[ratio],
-            [data, asdict(options), stages.sha256("train")],
-            lambda _, options=options: prune_stage(
-                sparse,
-                options=options,
-                output=pruned[options.ratio],
-                data=recipe.data,
-                device=device,
-                force=True,
-            ).to_json(),
-        )
-    parent = pruned[recipe.prune.ratio]
-    stages.do(
-        "finetune",
-        final,
-        [data, recipe.finetune.to_json(), stages.sha256(f"prune-{recipe.prune.ratio:g}")],
-        lambda resume: finetune_stage(
-            parent,
-            data=recipe.data,
-            options=recipe.finetune,
-            output=final,
-            device=device,
-            resume=resume,
-            force=True,
-        ).to_json(),
-    )
-    models = []
-    for name, checkpoint, stage in (("original", sparse, "train"), ("final", final, "finetune")):
-        models.append(folder / f"{name}.onnx")
-        stages.do(
-            f"export-{name}",
-            models[-1],
-            [data, asdict(recipe.export), stages.sha256(stage)],
-            lambda _, checkpoint=checkpoint, output=models[-1]: export_stage(
-                checkpoint, options=recipe.export, output=output, data=recipe.data, force=True
-            ).to_json(),
-        )
-    stages.do(
-        "bench",
-        folder / "bench.json",
-        [asdict(recipe.bench), threads, stages.sha256("export-original"), stages.sha256("export-final")],
-        lambda _: _bench(recipe, models, folder / "bench.json", threads),
-    )
-    table = result_table(recipe, stages.results)
+        run.prune(replace(recipe.prune, ratio=ratio))
+    run.finetune()
+    run.export("original", "train", run.sparse)
+    run.export("final", "finetune", run.final)
+    run.bench()
+    table = result_table(recipe, run.stages.results)
     results.write(folder / "table.json", table)
-    return RunResult(folder, stages.results, table)
+    return RunResult(folder, run.stages.results, table)
+
+
+class _Run:
+    """What each stage is given, and which earlier ones it depends on."""
+
+    def __init__(self, recipe: Recipe, folder: Path, device: str, threads: int | None) -> None:
+        self.recipe, self.folder, self.device, self.threads = recipe, folder, device, threads
+        self.stages = Stages(folder)
+        self.sparse, self.final = folder / "sparse.safetensors", folder / "final.safetensors"
+        self._data = [recipe.data.to_json(), _digest(load_dataset(recipe.data))]
+
+    def train(self) -> None:
+        network, options = self.recipe.network, self.recipe.train
+        self.stages.do(
+            "train",
+            self.sparse,
+            [self._data, asdict(network), options.to_json()],
+            lambda resume: train_stage(
+                arch=network.arch,
+                stem=network.stem,
+                data=self.recipe.data,
+                options=options,
+                output=self.sparse,
+                device=self.device,
+                resume=resume,
+                force=True,
+            ),
+        )
+
+    def prune(self, options: PruneOptions) -> None:
+        self.stages.do(
+            _prune_name(options.ratio),
+            self._pruned(options.ratio),
+            [self._data, asdict(options), self.stages.sha256("train")],
+            lambda _: prune_stage(
+                self.sparse,
+                options=options,
+                output=self._pruned(options.ratio),
+                data=self.recipe.data,
+                device=self.device,
+                force=True,
+            ),
+        )
+
+    def finetune(self) -> None:
+        ratio, options = self.recipe.prune.ratio, self.recipe.finetune
+        self.stages.do(
+            "finetune",
+            self.final,
+            [self._data, options.to_json(), self.stages.sha256(_prune_name(ratio))],
+            lambda resume: finetune_stage(
+                self._pruned(ratio),
+                data=self.recipe.data,
+                options=options,
+                output=self.final,
+                device=self.device,
+                resume=resume,
+                force=True,
+            ),
+        )
+
+    def export(self, name: str, parent: str, checkpoint: Path) -> None:
+        options, output = self.recipe.export, self.folder / f"{name}.onnx"
+        self.stages.do(
+            f"export-{name}",
+            output,
+            [self._data, asdict(options), self.stages.sha256(parent)],
+            lambda _: export_stage(
+                checkpoint, options=options, output=output, data=self.recipe.data, force=True
+            ),
+        )
+
+    def bench(self) -> None:
+        models = [self.folder / "original.onnx", self.folder / "final.onnx"]
+        parents = [self.stages.sha256("export-original"), self.stages.sha256("export-final")]
+        output = self.folder / "bench.json"
+        self.stages.do(
+            "bench",
+            output,
+            [asdict(self.recipe.bench), self.threads, *parents],
+            lambda _: _bench(self.recipe, models, output, self.threads),
+        )
+
+    def _pruned(self, ratio: float) -> Path:
+        return self.folder / f"pruned-{ratio:g}.safetensors"
+
+
+def _prune_name(ratio: float) -> str:
+    return f"prune-{ratio:g}"
+
+
+class Reported(Protocol):
+    """What a stage returns."""
+
+    def to_json(self) -> StageResult: ...
 
 
 class Stages:
@@ -132,7 +169,7 @@ class Stages:
             self._known = artifacts.read_json(self._path, "record of a run")
         self.results: dict[str, StageResult] = {}
 
-    def do(self, name: str, output: Path, inputs: list[Any], work: Callable[[bool], StageResult]) -> None:
+    def do(self, name: str, output: Path, inputs: list[Any], work: Callable[[bool], Reported]) -> None:
         """Run `work(resume)` unless `output` is there, made from the same `inputs`.
 
         `resume` is true where the same work was started before and left a state.
@@ -150,7 +187,7 @@ class Stages:
         else:
             log(f"{name} …")
             self._record(name, {"inputs": key})
-            result = work(same and state_path(output).exists())
+            result = work(same and state_path(output).exists()).to_json()
             known = {"inputs": key, "sha256": artifacts.sha256_file(output), "result": result}
             self._record(name, known)
         self.results[name] = known["result"]
@@ -164,7 +201,17 @@ class Stages:
         artifacts.write_json(self._path, self._known)
 
 
-def _bench(recipe: Recipe, models: list[Path], output: Path, threads: int | None) -> StageResult:
+@dataclass(frozen=True)
+class BenchResult:
+    """A `bench` document without its raw samples, which stay in the file."""
+
+    document: dict[str, Any]
+
+    def to_json(self) -> StageResult:
+        return self.document
+
+
+def _bench(recipe: Recipe, models: list[Path], output: Path, threads: int | None) -> BenchResult:
     from slimdeploy.benchmarks.bench import BenchOptions, find_surroundings, measure
     from slimdeploy.benchmarks.images import dataset_images
     from slimdeploy.benchmarks.latency import TimingOptions
@@ -177,7 +224,7 @@ def _bench(recipe: Recipe, models: list[Path], output: Path, threads: int | None
     options = BenchOptions(recipe.bench.batches, timing, threads)
     result = measure(subjects, options, around, command=["slimdeploy", "bench", *map(str, models)])
     results.write(output, result)
-    return results.without_samples(result)
+    return BenchResult(results.without_samples(result))
 
 
 def _digest(dataset: Dataset) -> str:

@@ -41,8 +41,8 @@ def result_table(recipe: Recipe, stages: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _steps(recipe: Recipe, stages: dict[str, Any]) -> list[tuple[str, float | None, dict[str, Any]]]:
-    """Step, test accuracy, and a pruning's costs with the side (`before`, `after`) that the step stands on."""
+def _steps(recipe: Recipe, stages: dict[str, Any]) -> list[tuple[str, float, dict[str, Any]]]:
+    """What was done, the test accuracy after it, and parameters and MACs of the network by then."""
     last = stages[f"prune-{recipe.prune.ratio:g}"]
     full, slim = _costs(last, "before"), _costs(last, "after")
     steps = [("trained", stages["train"]["accuracy"]["test"], full)]

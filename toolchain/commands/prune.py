@@ -18,6 +18,8 @@ from slimdeploy.toolchain.options import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from slimdeploy.toolchain.data.dataset import DataOptions
     from slimdeploy.toolchain.pruning.stage import PruneResult
 
@@ -70,7 +72,7 @@ def prune(
     return Output(result.to_json(), _text(result))
 
 
-def _text(result: PruneResult) -> object:
+def _text(result: PruneResult) -> RenderableType:
     before, after = result.before, result.after
     rows = [
         ("checkpoint", str(result.checkpoint)),

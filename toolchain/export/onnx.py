@@ -7,6 +7,8 @@ calibration, sensitivity tables and latency tables refer to.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import torch
@@ -49,6 +51,8 @@ def build_onnx(network: ResNet, info: ModelInfo, *, opset: int = DEFAULT_OPSET) 
 
 def fold_batchnorm(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[np.ndarray, np.ndarray]:
     """Weight (O, I, k, k) and bias (O,) of the convolution that computes `conv` then `bn` in eval mode."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
     with torch.no_grad():
         scale = torch.rsqrt(bn.running_var.double() + bn.eps)
         if bn.affine:
@@ -92,7 +96,7 @@ class _Graph:
         self.initializers: list[onnx.TensorProto] = []
 
     def node(
-        self, operator: str, inputs: list[str], name: str, *, output: str | None = None, **attributes: object
+        self, operator: str, inputs: list[str], name: str, *, output: str | None = None, **attributes: Any
     ) -> str:
         output = output or f"{name}.out"
         self.nodes.append(helper.make_node(operator, inputs, [output], name=name, **attributes))
@@ -103,9 +107,7 @@ class _Graph:
         return name
 
     def conv(self, x: str, conv: Conv) -> str:
-        weight, bias = fold_batchnorm(
-            self.network.get_submodule(conv.name), self.network.get_submodule(conv.batchnorm)
-        )
+        weight, bias = fold_batchnorm(self.network.conv(conv.name), self.network.batchnorm(conv.batchnorm))
         inputs = [x, self.constant(f"{conv.name}.weight", weight), self.constant(f"{conv.name}.bias", bias)]
         return self.node("Conv", inputs, conv.name, kernel_shape=[conv.kernel] * 2, strides=[conv.stride] * 2,
                          pads=[conv.padding] * 4)  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from slimdeploy.toolchain.errors import unknown
 from slimdeploy.toolchain.networks.resnet import ResNet
@@ -39,5 +40,5 @@ def channel_scores(network: ResNet, groups: list[ChannelGroup], criterion: str) 
 @register_criterion("gamma")
 def gamma(network: ResNet, group: ChannelGroup) -> np.ndarray:
     """|γ| of the BN behind the channel (network slimming, Liu et al., arXiv 1708.06519, section 3)."""
-    scales = [network.get_submodule(name).weight.detach().double().abs() for name in group.batchnorms]
-    return sum(scales).cpu().numpy() / len(scales)
+    scales = [network.batchnorm(name).weight.detach().double().abs() for name in group.batchnorms]
+    return torch.stack(scales).mean(0).cpu().numpy()

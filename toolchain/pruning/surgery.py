@@ -95,7 +95,7 @@ def _fold_constants(
 def _removed_constants(network: ResNet, group: ChannelGroup, kept: np.ndarray) -> Tensor:
     """(width,) float64: ReLU(β) of each removed channel, 0 for the kept ones."""
     (batchnorm,) = group.batchnorms
-    constants = torch.relu(network.get_submodule(batchnorm).bias.double()).clone()
+    constants = torch.relu(network.batchnorm(batchnorm).bias.double()).clone()
     constants[torch.from_numpy(kept).to(constants.device)] = 0
     return constants
 

@@ -16,6 +16,8 @@ class Axis:
     log: bool = False
     low: float | None = None
     high: float | None = None
+    whole: bool = False
+    """Only whole numbers are written."""
 
 
 def ticks(low: float, high: float, *, log: bool = False, most: int = 6) -> list[float]:
@@ -35,7 +37,7 @@ def ticks(low: float, high: float, *, log: bool = False, most: int = 6) -> list[
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(round(i * step, 12)) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Scale:
     start: float
     end: float
     log: bool
+    whole: bool
 
     def __call__(self, value: float) -> float:
         share = (value - self.low) / (self.high - self.low)
@@ -55,7 +58,8 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        return ticks(self.low, self.high, log=self.log)
+        found = ticks(self.low, self.high, log=self.log)
+        return [value for value in found if value.is_integer()] if self.whole else found
 
 
 def scale(axis: Axis, values: Sequence[float], start: float, end: float) -> Scale:
@@ -64,4 +68,4 @@ def scale(axis: Axis, values: Sequence[float], start: float, end: float) -> Scal
     high = max(values) if axis.high is None else max(axis.high, *values)
     if low == high:
         low, high = (low / 2, high * 2) if axis.log else (low - 0.5, high + 0.5)
-    return Scale(low, high, start, end, axis.log)
+    return Scale(low, high, start, end, axis.log, axis.whole)

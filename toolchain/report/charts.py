@@ -31,7 +31,7 @@ QUANTILES = (*range(100), 99.5, 99.9, 100)
 
 _SHARE = Axis("accuracy", lambda value: f"{100 * value:.3g} %")
 _LOSS = Axis("loss", lambda value: f"{value:.3g}", low=0)
-_EPOCH = Axis("epoch", lambda value: f"{value:.0f}")
+_EPOCH = Axis("epoch", lambda value: f"{value:.0f}", whole=True)
 
 
 def curves(run: Run) -> list[Chart]:
@@ -130,7 +130,7 @@ def ratio_curve(run: Run) -> Chart | None:
             series.append(Series(name, [(0.0, trained), *found], len(series)))
     tuned = run.stages["finetune"]["accuracy"].get("test")
     if tuned is not None:
-        series.append(Series("fine-tuned", [(chosen_ratio(run), tuned)], PALE))
+        series.append(Series("fine-tuned", [(chosen_ratio(run), tuned)], PALE, "dots"))
     x = Axis("share of the prunable channels removed", lambda v: f"{v:.0%}", low=0, high=1)
     return xy_chart("ratio", "Test accuracy against the pruning ratio", series, x=x, y=_SHARE)
 

@@ -188,12 +188,10 @@ def _answers(predictions: Predictions | str, most: int = 24) -> Section:
 
 
 def _options(run: Run) -> Rows:
-    rows = [["stage", "option", "value"]]
-    for entry in run.final.info.provenance:
-        if data := entry.get("data"):
-            rows.append([entry["stage"], "data", data["name"]])
-        rows += [[entry["stage"], name, str(value)] for name, value in entry.get("options", {}).items()]
-    return rows
+    stages = {entry["stage"]: entry for entry in run.final.info.provenance if "options" in entry}
+    names = dict.fromkeys(name for entry in stages.values() for name in entry["options"])
+    rows = [["", *stages], ["data", *(entry["data"]["name"] for entry in stages.values())]]
+    return rows + [[n, *(_plain(entry["options"].get(n, "")) for entry in stages.values())] for n in names]
 
 
 def _commands(run: Run) -> str:
@@ -214,4 +212,7 @@ def _machine(bench: dict[str, Any]) -> Rows:
 
 
 def _plain(value: Any) -> str:
+    """A setting as a reader writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "–", True: "yes", False: "no"}[value]
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -91,10 +91,7 @@ def xy_chart(
     to_x = scale(x, [p[0] for p in points] + [at for at, _ in lines], LEFT, WIDTH - RIGHT)
     to_y = scale(y, [p[1] for p in points], HEIGHT - BOTTOM, top)
     parts = [legend, _x_axis(x, to_x), _y_axis(y, to_y)]
-    for at, word in lines:
-        parts.append(f'<line class="axis" stroke-dasharray="4 3" x1="{to_x(at):.1f}" x2="{to_x(at):.1f}"'
-                     f' y1="{top}" y2="{HEIGHT - BOTTOM}"/>'
-                     f'<text x="{to_x(at) + 4:.1f}" y="{top + 10}">{escape(word)}</text>')  # fmt: skip
+    parts += [_vertical(to_x(at), top, word) for at, word in lines]
     for one in series:
         placed = [(to_x(px), to_y(py)) for px, py in one.points]
         parts.append(_marks(one, placed))
@@ -168,6 +165,13 @@ def _y_axis(axis: Axis, place: Scale) -> str:
             f'<text text-anchor="end" x="{LEFT - 5}" y="{at + 4:.1f}">{escape(axis.write(value))}</text>'
         )
     return "".join(parts)
+
+
+def _vertical(at: float, top: float, word: str) -> str:
+    """A dashed line, with its word on the side that has more room."""
+    place = f'text-anchor="end" x="{at - 4:.1f}"' if at > WIDTH / 2 else f'x="{at + 4:.1f}"'
+    dashes = f'<line class="axis" stroke-dasharray="4 3" x1="{at:.1f}" x2="{at:.1f}" y1="{top}"'
+    return f'{dashes} y2="{HEIGHT - BOTTOM}"/><text {place} y="{top + 10}">{escape(word)}</text>'
 
 
 def _marks(series: Series, placed: Sequence[tuple[float, float]]) -> str:
