@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from slimdeploy.benchmarks.layers import OTHER
-from slimdeploy.toolchain.formatting import percent, short
+from slimdeploy.toolchain.formatting import percent
 from slimdeploy.toolchain.networks.cost import round_up
 from slimdeploy.toolchain.report.axes import Axis
 from slimdeploy.toolchain.report.predictions import Predictions
@@ -84,7 +84,7 @@ def gamma_histogram(run: Run) -> Chart:
         f"|γ| of the prunable channels, λ = {strength:g}",
         series,
         x=Axis("|γ|", lambda value: f"{value:.3g}"),
-        y=Axis("channels", short, log=True),
+        y=Axis("channels", _compact, log=True),
         lines=[(float(np.quantile(before, ratio)), f"{ratio:.0%} lie below")],
         note=note,
     )
@@ -119,18 +119,22 @@ def ratio_curve(run: Run) -> Chart | None:
     trained = run.stages["train"]["accuracy"].get("test")
     if trained is None:
         return None
-    steps = {"after": "cut", "after_folding": "constants folded", "after_recalibration": "BN recalibrated"}
+    steps = {
+        "after": ("cut", ORIGINAL),
+        "after_folding": ("constants folded", PALE),
+        "after_recalibration": ("BN recalibrated", THIRD),
+    }
     series = []
-    for key, name in steps.items():
+    for key, (name, colour) in steps.items():
         points = [
             (ratio, run.stages[f"prune-{ratio:g}"].get("accuracy", {}).get(key)) for ratio in run.pruned
         ]
         found = [(ratio, value) for ratio, value in points if value is not None]
         if found:
-            series.append(Series(name, [(0.0, trained), *found], len(series)))
+            series.append(Series(name, [(0.0, trained), *found], colour))
     tuned = run.stages["finetune"]["accuracy"].get("test")
     if tuned is not None:
-        series.append(Series("fine-tuned", [(chosen_ratio(run), tuned)], PALE, "dots"))
+        series.append(Series("fine-tuned", [(chosen_ratio(run), tuned)], FINAL, "dots"))
     x = Axis("share of the prunable channels removed", lambda v: f"{v:.0%}", low=0, high=1)
     return xy_chart("ratio", "Test accuracy against the pruning ratio", series, x=x, y=_SHARE)
 
@@ -167,10 +171,10 @@ def layer_scatter(run: Run, times: dict[str, dict[str, float]], *, batch: int) -
     rest = {name: layers.get(OTHER, 0.0) / total[name] for name, layers in times.items()}
     note = (
         f"Batch {batch}, onnxruntime on the CPU, each convolution with its ReLU. Along a diagonal the "
-        "arithmetic is done equally fast; what lies higher runs less well. Not shown: pooling and reordering, "
-        f"{rest['original']:.0%} of the original's time and {rest['final']:.0%} of the final's."
+        "arithmetic is done equally fast; what lies higher runs less well. Not shown: pooling and "
+        f"reordering, {rest['original']:.0%} of the original's time and {rest['final']:.0%} of the final's."
     )
-    x, y = Axis("MACs", short, log=True), Axis("ms", lambda value: f"{value:.3g}", log=True)
+    x, y = Axis("MACs", _compact, log=True), Axis("ms", lambda value: f"{value:.3g}", log=True)
     return xy_chart("layers", "MACs against measured time, layer by layer", series, x=x, y=y, note=note)
 
 
@@ -217,6 +221,14 @@ def _fitting_marks(names: Sequence[str]) -> list[tuple[int, str]]:
     slot = (WIDTH - LEFT - RIGHT) / len(shown)
     every = math.ceil(needed / slot)
     return [(i, name) for i, name in enumerate(shown) if i % every == 0]
+
+
+def _compact(value: float) -> str:
+    """`10 M`, for an axis."""
+    for divisor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= divisor:
+            return f"{value / divisor:.4g}{unit}"
+    return f"{value:.4g}"
 
 
 def _stem(model: str) -> str:
