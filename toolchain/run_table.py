@@ -43,17 +43,16 @@ def result_table(recipe: Recipe, stages: dict[str, Any]) -> dict[str, Any]:
 
 def _steps(recipe: Recipe, stages: dict[str, Any]) -> list[tuple[str, float, dict[str, Any]]]:
     """What was done, the test accuracy after it, and parameters and MACs of the network by then."""
-    last = stages[f"prune-{recipe.prune.ratio:g}"]
-    full, slim = _costs(last, "before"), _costs(last, "after")
+    full, slim = _costs(stages["pruned"], "before"), _costs(stages["pruned"], "after")
     steps = [("trained", stages["train"]["accuracy"]["test"], full)]
     for name, stage in stages.items():
-        if name.startswith("prune-"):
-            ratio = float(name.removeprefix("prune-"))
-            for key, accuracy in stage["accuracy"].items():
-                if key != "before":
-                    steps.append(
-                        (f"pruned {ratio:.0%}, {key.replace('_', ' ')}", accuracy, _costs(stage, "after"))
-                    )
+        if name == "pruned" or name.startswith("compare-"):
+            title = recipe.prune.describe() if name == "pruned" else f"pruned {float(name[8:]):.0%}"
+            steps += [
+                (f"{title}, {key.replace('_', ' ')}", accuracy, _costs(stage, "after"))
+                for key, accuracy in stage["accuracy"].items()
+                if key.startswith("after")
+            ]
     return [*steps, ("fine-tuned", stages["finetune"]["accuracy"]["test"], slim)]
 
 
