@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from fake_sessions import CLASSES, fake
 
-from slimdeploy.benchmarks.bench import BenchOptions, Images, Surroundings, measure
+from slimdeploy.benchmarks.bench import BenchOptions, Surroundings, measure
+from slimdeploy.benchmarks.images import Images
 from slimdeploy.benchmarks.latency import TimingOptions
 from slimdeploy.benchmarks.subjects import Subject
 from slimdeploy.toolchain.errors import SlimdeployError
