@@ -121,3 +121,19 @@ def test_nothing_removed_is_the_identity_bit_for_bit() -> None:
     kept = {group.name: np.arange(group.width) for group in groups}
     same = prune_compensated(network, groups, kept, moments)
     assert all(torch.equal(t, network.state_dict()[n]) for n, t in same.state_dict().items())
+
+
+def test_channels_that_sparse_training_silenced_are_folded_without_noise() -> None:
+    """γ = 0 in removed and kept channels alike: their constants must not be mistaken for predictors."""
+    network = tiny.random_network(network_spec("tiny-deep", stem="cifar", classes=3))
+    bn = network.layer1[0].bn1
+    with torch.no_grad():
+        bn.weight[:] = torch.tensor([1.0, 0.0, 0.0, 0.5])
+        bn.bias[:] = torch.tensor([0.1, 3.0, 5.0, 0.2])
+    moments = measure_inputs(
+        network, ["layer1.0.conv2"], tiny.random_split(24), tiny.PREPROCESSING, device="cpu"
+    )
+    found = compensate(network.layer1[0].conv2.weight, moments["layer1.0.conv2"], torch.tensor([0, 2, 3]))
+    weight = network.layer1[0].conv2.weight.detach()
+    assert torch.allclose(found.weight, weight[:, [0, 2, 3]], atol=1e-5)
+    assert torch.allclose(found.shift, 3.0 * weight[:, 1].sum((1, 2)).double(), atol=1e-4)
