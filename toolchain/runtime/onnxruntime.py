@@ -8,11 +8,8 @@ import numpy as np
 import onnxruntime
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
 from slimdeploy.toolchain.runtime.session import SessionOptions
-
-METADATA_KEY = "slimdeploy"
-"""Where an ONNX file carries its ModelInfo (metadata_props)."""
 
 
 class OnnxSession:
