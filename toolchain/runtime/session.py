@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.model_info import ModelInfo
 
 
@@ -64,7 +64,7 @@ def backend_for(path: Path, backend: str = "auto") -> str:
             )
         return fitting[0]
     if backend not in BACKENDS:
-        raise SlimdeployError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+        raise unknown("backend", backend, BACKENDS)
     if backend not in fitting:
         raise SlimdeployError(f"{path}: {backend} opens {' and '.join(BACKENDS[backend][1])} files")
     return backend
