@@ -35,7 +35,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--allowed-signers", type=PATH, metavar="FILE",
               help="Refuse what none of these signed (OpenSSH format), from now on.")  # fmt: skip
 @click.option("--sha256", help="Refuse a bundle with another hash.")
-def command(
+def deploy(
     bundle: Path | None,
     rollback: bool,
     root: Path | None,

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.options import output_option
+from slimdeploy.toolchain.options import data_options, output_option
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.data.dataset import DataOptions
 
 PATH = click.Path(path_type=Path)
 
 
 @command("package")
 @click.argument("models", type=PATH, nargs=-1, required=True)
-@click.option("--data", metavar="NAME", help="Take golden images and evaluation set from its test split. "
-              "[default: noise as golden images, no evaluation set]")  # fmt: skip
-@click.option("--data-dir", type=PATH, default=Path("data"), show_default=True, help="Where cifar10 lies.")
-@click.option("--size", type=click.IntRange(min=8), help="Resize the data to N×N pixels.")
+@data_options(required=False)
+@click.option("--noise", is_flag=True, help="Take noise as golden images, and no evaluation set.")
 @click.option("--golden", type=click.IntRange(1, 1024), default=16, show_default=True, help="Golden images.")
 @click.option("--evaluation", type=click.IntRange(min=0), default=200, show_default=True,
               help="Images in the evaluation set.")  # fmt: skip
@@ -26,11 +28,10 @@ PATH = click.Path(path_type=Path)
     "--sign", "signing_key", type=PATH, metavar="KEY", help="Sign with this SSH key (ssh-keygen -Y)."
 )
 @output_option
-def command(
+def package(
     models: tuple[Path, ...],
-    data: str | None,
-    data_dir: Path,
-    size: int | None,
+    data: DataOptions | None,
+    noise: bool,
     golden: int,
     evaluation: int,
     ranges: Path | None,
@@ -46,16 +47,14 @@ def command(
     """
     from slimdeploy.toolchain import artifacts
     from slimdeploy.toolchain.deploy.bundle import write_bundle
-    from slimdeploy.toolchain.deploy.samples import images_from_data, noise_images
+    from slimdeploy.toolchain.deploy.samples import images_for, noise_images
 
     artifacts.check_output(output, force=force)
-    if data is None:
-        images = noise_images(models[0], golden)
-    else:
-        from slimdeploy.toolchain.data.dataset import DataOptions
-
-        options = DataOptions(data, data_dir=data_dir, size=size)
-        images = images_from_data(options, golden=golden, evaluation=evaluation)
+    images = (
+        noise_images(models[0], golden)
+        if noise
+        else images_for(models[0], data, golden=golden, evaluation=evaluation)
+    )
     made = write_bundle(output, models, images, calibration=ranges, signing_key=signing_key)
     document = {
         "bundle": str(output),

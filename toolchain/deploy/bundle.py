@@ -76,7 +76,7 @@ def write_bundle(
         for name, content in sorted(contents.items())
     )
     parents = {file.path: file.sha256 for file in files if file.path.endswith(".onnx")}
-    info = infos[0].after("package", metrics=infos[0].metrics, parents=parents, data=images.source)
+    info = infos[0].after("package", metrics=infos[0].metrics, parents=parents, images=images.source)
     made = Manifest(
         name=path.name.removesuffix(ENDING), info=info, variants=tuple(variants),
         golden_images=len(images.golden), evaluation_images=len(images.evaluation), files=files,
@@ -185,14 +185,10 @@ def _run_on_host(model: Path, info: ModelInfo, images: Images) -> tuple[np.ndarr
 def _check_images(model: Path, info: ModelInfo, images: Images) -> None:
     size = info.preprocessing.size
     if images.golden.shape[1:] != (size, size, 3):
-        raise SlimdeployError(
-            f"{model} takes images of {size}×{size} pixels, the data has {images.golden.shape[2]}×"
-            f"{images.golden.shape[1]}: pass --size {size}"
-        )
+        height, width = images.golden.shape[1:3]
+        raise SlimdeployError(f"{model} takes images of {size}×{size} pixels, the data has {width}×{height}")
     if len(images.labels) and images.labels.max() >= info.spec.classes:
-        raise SlimdeployError(
-            f"{model} knows {info.spec.classes} classes, the data has more: pass the data it was trained on"
-        )
+        raise SlimdeployError(f"{model} knows {info.spec.classes} classes, the data has more")
 
 
 def _check_one_network(paths: Sequence[Path], infos: Sequence[ModelInfo]) -> None:

@@ -25,14 +25,24 @@ class Images:
     """Where they come from, for the provenance."""
 
 
-def images_from_data(options: DataOptions, *, golden: int, evaluation: int, seed: int = 0) -> Images:
-    """`golden` and `evaluation` images of a dataset's test split, as evenly over the classes as it goes."""
-    from slimdeploy.toolchain.data.dataset import balanced_subset, load_dataset
+def images_for(
+    model: Path, data: DataOptions | None, *, golden: int, evaluation: int, seed: int = 0
+) -> Images:
+    """Golden and evaluation images for the ONNX file `model`: of the test split of `data`, or of the data
+    that the model says it was trained on, as evenly over the classes as it goes. Noise where it says
+    nothing.
+    """
+    from slimdeploy.toolchain.data.dataset import balanced_subset
+    from slimdeploy.toolchain.training.stage import data_of, dataset_for
 
-    test = load_dataset(options).test
+    info = carried_info(model, scan_onnx(model))
+    if data is None and not any(entry.get("data") for entry in info.provenance):
+        return noise_images(model, golden, seed=seed)
+    data = data or data_of(info, model)
+    test = dataset_for(info, data, model).test
     chosen = balanced_subset(test, golden, seed=seed).images
-    measured = balanced_subset(test, evaluation, seed=seed + 1)
-    return Images(chosen, measured.images, measured.labels, f"{options.name}, test split, seed {seed}")
+    measured = balanced_subset(test, evaluation, seed=seed + 1) if evaluation else test.take(np.arange(0))
+    return Images(chosen, measured.images, measured.labels, f"{data.name}, test split, seed {seed}")
 
 
 def noise_images(model: Path, count: int, *, seed: int = 0) -> Images:

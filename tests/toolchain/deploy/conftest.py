@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ SIZE = 16
 PREPROCESSING = Preprocessing(SIZE, (0.5, 0.45, 0.4), (0.25, 0.2, 0.3))
 
 
-def make_model(path: Path, *, seed: int = 0, classes: int = 4) -> Path:
+def build_model(path: Path, *, seed: int = 0, classes: int = 4, provenance: tuple = ()) -> Path:
     """A ResNet-18 of 8 channels everywhere, with random weights."""
     spec = network_spec("resnet18", classes=classes)
     spec = spec.with_channels(ChannelConfig.from_flat(architecture("resnet18"), [8] * 17))
@@ -33,7 +34,7 @@ def make_model(path: Path, *, seed: int = 0, classes: int = 4) -> Path:
     return path
 
 
-def random_images(count: int, *, seed: int = 0, size: int = SIZE) -> np.ndarray:
+def noise(count: int, *, seed: int = 0, size: int = SIZE) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (count, size // 4, size // 4, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
 
@@ -43,7 +44,7 @@ def quantise(model: Path, path: Path) -> Path:
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.batches = iter([{"images": normalise(random_images(16), PREPROCESSING)}])
+            self.batches = iter([{"images": normalise(noise(16), PREPROCESSING)}])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.batches, None)
@@ -64,22 +65,34 @@ def make_images(model: Path, *, evaluation: int = 24) -> Images:
     from slimdeploy.toolchain.deploy.golden import compute_logits
     from slimdeploy.toolchain.runtime.session import open_session
 
-    pictures = random_images(evaluation, seed=1)
+    pictures = noise(evaluation, seed=1)
     with open_session(model) as session:
         labels = compute_logits(session, pictures, PREPROCESSING, batch=8).argmax(1)
-    return Images(random_images(6, seed=2), pictures, labels, "random")
+    return Images(noise(6, seed=2), pictures, labels, "random")
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """`fp32` and `int8` of one network, `other` of another."""
     folder = tmp_path_factory.mktemp("models")
-    fp32 = make_model(folder / "net.onnx")
+    fp32 = build_model(folder / "net.onnx")
     return {
         "fp32": fp32,
         "int8": quantise(fp32, folder / "net-int8.onnx"),
-        "other": make_model(folder / "other.onnx", seed=1),
+        "other": build_model(folder / "other.onnx", seed=1),
     }
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Path]:
+    """`make_model(path, seed=0, classes=4, provenance=())` → path"""
+    return build_model
+
+
+@pytest.fixture(scope="session")
+def random_images() -> Callable[..., np.ndarray]:
+    """`random_images(count, seed=0)` → (count, 16, 16, 3) uint8"""
+    return noise
 
 
 @pytest.fixture(scope="session")

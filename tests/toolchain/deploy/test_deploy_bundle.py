@@ -17,7 +17,7 @@ import pytest
 from slimdeploy.toolchain.deploy import bundle as bundles
 from slimdeploy.toolchain.deploy import container, manifest, signature
 from slimdeploy.toolchain.deploy.golden import compare
-from slimdeploy.toolchain.deploy.samples import Images, noise_images
+from slimdeploy.toolchain.deploy.samples import Images, images_for, noise_images
 from slimdeploy.toolchain.errors import SlimdeployError
 
 
@@ -86,9 +86,23 @@ def test_noise_bundle_says_so(models, tmp_path):
     path = tmp_path / "noise.slim.tar"
     made = bundles.write_bundle(path, [models["fp32"]], noise_images(models["fp32"], 3))
     assert (made.golden_images, made.evaluation_images) == (3, 0)
-    assert made.info.provenance[-1]["data"].startswith("noise")
+    assert made.info.provenance[-1]["images"].startswith("noise")
     assert made.variants[0].accuracy is None
     assert len(bundles.evaluation_set(tmp_path, made)[0]) == 0
+
+
+def test_images_of_the_data_that_the_model_was_trained_on(tmp_path, make_model):
+    trained = {"stage": "train", "data": {"name": "digits", "data_dir": "data", "size": None}}
+    model = make_model(tmp_path / "digits.onnx", classes=10, provenance=(trained,))
+    chosen = images_for(model, None, golden=10, evaluation=30)
+    assert chosen.source == "digits, test split, seed 0"
+    assert chosen.golden.shape == (10, 16, 16, 3)
+    assert np.bincount(chosen.labels).tolist() == [3] * 10
+    assert len(images_for(model, None, golden=1, evaluation=0).evaluation) == 0
+
+
+def test_model_that_does_not_say_its_data(models):
+    assert images_for(models["fp32"], None, golden=2, evaluation=30).source == "noise, seed 0"
 
 
 def test_flipped_bit_in_each_file(bundle, tmp_path):
@@ -306,7 +320,7 @@ def test_models_of_two_networks(models, images, tmp_path):
 
 def test_images_of_another_size(models, tmp_path):
     wrong = Images(np.zeros((1, 8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0), "zeros")
-    with pytest.raises(SlimdeployError, match="pass --size 16"):
+    with pytest.raises(SlimdeployError, match="takes images of 16×16 pixels, the data has 8×8"):
         bundles.write_bundle(tmp_path / "x.slim.tar", [models["fp32"]], wrong)
 
 
