@@ -72,6 +72,7 @@ def deploy(
 
 
 def _table(made: dict[str, Any], root: Path) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     golden, accuracy, latency = made["golden"], made["accuracy"], made["latency_ms"]
@@ -86,5 +87,5 @@ def _table(made: dict[str, Any], root: Path) -> Table:
     if made["signer"]:
         table.add_row("signed by", made["signer"])
     for note in made["notes"]:
-        table.add_row("note", note)
+        table.add_row("note", escape(note))
     return table

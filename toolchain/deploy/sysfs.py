@@ -41,6 +41,7 @@ class DeviceFacts:
     l4t: str | None
     jetpack: str | None
     power_mode: str | None
+    """Id and name, such as `2 MAXN_SUPER`; `power_modes` are all that there are."""
     memory_mb: float
     free_mb: float
     """What programs can still have: free, and caches that can be dropped."""
@@ -49,6 +50,7 @@ class DeviceFacts:
     temperature_c: dict[str, float] = field(default_factory=dict)
     power_w: dict[str, float] = field(default_factory=dict)
     clocks: tuple[Clock, ...] = ()
+    power_modes: tuple[str, ...] = ()
 
     @property
     def is_jetson(self) -> bool:
@@ -62,11 +64,13 @@ def read_facts(root: Path = ROOT) -> DeviceFacts:
     """The facts now."""
     memory = _meminfo(root)
     l4t = _l4t(root)
+    modes = _power_modes(root)
     return DeviceFacts(
         model=_text(root / "proc/device-tree/model"),
         l4t=l4t,
         jetpack=_jetpack(l4t),
-        power_mode=_power_mode(root),
+        power_mode=_power_mode(root, modes),
+        power_modes=tuple(f"{number} {name}" for number, name in modes.items()),
         memory_mb=memory.get("MemTotal", 0) / 1024,
         free_mb=memory.get("MemAvailable", 0) / 1024,
         swap_mb=memory.get("SwapTotal", 0) / 1024,
@@ -109,17 +113,19 @@ def _jetpack(l4t: str | None) -> str | None:
     return JETPACKS[max(known)] if known else None
 
 
-def _power_mode(root: Path) -> str | None:
-    """Id and name, such as `2 MAXN_SUPER`: nvpmodel keeps the id in its status file, the names in its
-    table.
-    """
+def _power_modes(root: Path) -> dict[str, str]:
+    """Id -> name of each mode in nvpmodel's table."""
+    table = _text(root / "etc/nvpmodel.conf") or ""
+    return dict(re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", table))
+
+
+def _power_mode(root: Path, modes: dict[str, str]) -> str | None:
+    """nvpmodel keeps the current mode's id in its status file."""
     status = re.search(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status") or "")
     if not status:
         return None
-    table = _text(root / "etc/nvpmodel.conf") or ""
-    names = dict(re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", table))
     number = str(int(status[1]))
-    return f"{number} {names[number]}" if number in names else number
+    return f"{number} {modes[number]}" if number in modes else number
 
 
 def _gpu_node(root: Path) -> Path | None:

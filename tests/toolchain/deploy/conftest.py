@@ -27,9 +27,8 @@ def build_model(path: Path, *, seed: int = 0, classes: int = 4, provenance: tupl
     """A ResNet-18 of 8 channels everywhere, with random weights."""
     spec = network_spec("resnet18", classes=classes)
     spec = spec.with_channels(ChannelConfig.from_flat(architecture("resnet18"), [8] * 17))
-    info = ModelInfo(
-        spec, PREPROCESSING, tuple(f"class-{i}" for i in range(classes)), {"accuracy": {"test": 0.5}}
-    )
+    names = tuple(str(i) if provenance else f"class-{i}" for i in range(classes))
+    info = ModelInfo(spec, PREPROCESSING, names, {"accuracy": {"test": 0.5}}, provenance)
     onnx.save(build_onnx(build_network(spec, seed=seed), info), path)
     return path
 
