@@ -34,8 +34,6 @@ class DeployOptions:
     engine: EngineOptions = field(default_factory=EngineOptions)
     threads: int | None = None
     allowed_signers: Path | None = None
-    sha256: str | None = None
-    """The bundle's own hash, where the sender gave one."""
     measure_seconds: float = 1.0
 
 
@@ -85,8 +83,6 @@ def deploy(
     """
     facts = facts or read_facts()
     sha256 = artifacts.sha256_file(path)
-    if options.sha256 not in (None, sha256):
-        raise SlimdeployError(f"{path}: its SHA-256 is {sha256}, not {options.sha256}: copy it again")
     bundle = bundles.read_bundle(path)
     with store.lock():
         signer, notes = _check_signature(bundle, store, options.allowed_signers)
