@@ -104,9 +104,7 @@ def deploy(
 
 
 def _say(result: HostResult) -> None:
-    from slimdeploy.toolchain.progress import log
-
-    log(f"{result.host}: {result.error or 'done'}")
+    click.echo(f"{result.host}: {result.error or 'done'}", err=True)
 
 
 def _remote_output(results: list[HostResult]) -> Output:
