@@ -16,9 +16,9 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.audit import Audit, audit, read_layers
 from slimdeploy.toolchain.export.engine_options import EngineOptions
 from slimdeploy.toolchain.export.tensorrt import Plan, build_plan
+from slimdeploy.toolchain.model_info import METADATA_KEY
 from slimdeploy.toolchain.runtime.device import Device
 from slimdeploy.toolchain.runtime.manifest import Machine, Manifest, this_machine, write_manifest
-from slimdeploy.toolchain.runtime.onnx_file import METADATA_KEY
 from slimdeploy.toolchain.runtime.tensorrt import deserialize
 from slimdeploy.toolchain.runtime.tensorrt_callbacks import Progress
 

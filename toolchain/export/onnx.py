@@ -16,10 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from slimdeploy.toolchain.export.options import DEFAULT_OPSET
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
 from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
 from slimdeploy.toolchain.networks.resnet import ResNet
-from slimdeploy.toolchain.runtime.onnx_file import METADATA_KEY
 
 INPUT, OUTPUT = "images", "logits"
 

@@ -13,9 +13,6 @@ from typing import Any
 
 from slimdeploy.toolchain.errors import SlimdeployError
 
-METADATA_KEY = "slimdeploy"
-"""Where an ONNX file carries its ModelInfo (metadata_props)."""
-
 _FLOAT16 = 10  # TensorProto.DataType
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo
-from slimdeploy.toolchain.runtime.onnx_file import METADATA_KEY, read_onnx
+from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
+from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 from slimdeploy.toolchain.runtime.session import SessionOptions
 
 # Backend -> the providers that it asks for; the first one must be the one that runs.

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.runtime.onnx_file import METADATA_KEY, parse_onnx, read_onnx
+from slimdeploy.toolchain.model_info import METADATA_KEY
+from slimdeploy.toolchain.runtime.onnx_file import parse_onnx, read_onnx
 
 
 @pytest.mark.parametrize(
