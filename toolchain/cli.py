@@ -22,7 +22,8 @@ from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError, missing_li
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# Command -> the line that `slimdeploy --help` shows. The command itself is `commands/<name>.py: command`.
+# Command -> the line that `slimdeploy --help` shows. The command itself is the function `<name>` in
+# `commands/<name>.py`.
 COMMANDS = {
     "summary": "Layers, channels, parameters, MACs and memory of a network.",
     "train": "Train a network, sparse with --sparsity (L1 on the BN scales γ).",
@@ -85,7 +86,8 @@ class CommandTable(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"slimdeploy.toolchain.commands.{cmd_name}").command
+        module = importlib.import_module(f"slimdeploy.toolchain.commands.{cmd_name}")
+        return getattr(module, cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class SlimdeployError(Exception):
     """The input or the call was wrong; nothing was written. Ends the command with exit code 2."""
@@ -38,9 +40,15 @@ def missing_library(error: ModuleNotFoundError) -> SlimdeployError | None:
     return SlimdeployError(f"this needs {name}, which is not installed: {INSTALL_COMMANDS[name]}")
 
 
-def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
+def unknown(what: str, value: str, known: Iterable[str]) -> SlimdeployError:
+    """The error for a name that isn't in a table: what there is, and the nearest."""
+    names = list(known)
+    return SlimdeployError(f"unknown {what} {value!r}; known: {', '.join(names)}.{nearest(value, names)}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the nearest known word, or an empty string."""
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1)
+    close = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -21,49 +21,59 @@ def checkpoint_argument(function: F) -> F:
 def output_option(function: F) -> F:
     """`-o/--output` and `--force`."""
     function = click.option("--force", is_flag=True, help="Replace the output where it exists.")(function)
-    return click.option(
-        "-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write."
-    )(function)
+    path = click.Path(path_type=Path)
+    return click.option("-o", "--output", type=path, required=True, help="File to write.")(function)
 
 
-def data_options(*, required: bool) -> Callable[[F], F]:
-    """`--data`, `--data-dir`, `--size` and `--limit`."""
+def resume_option(function: F) -> F:
+    """`--resume`."""
+    return click.option("--resume", is_flag=True, help="Go on with the unfinished run of this output.")(
+        function
+    )
 
-    def decorate(function: F) -> F:
-        function = click.option(
-            "--limit", type=click.IntRange(min=1), help="Use a class-balanced subset of N training images."
-        )(function)
-        function = click.option(
+
+def data_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--data`, `--data-dir` and `--size`; the function gets them as one argument, `data: DataOptions |
+    None`.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(data: str | None, data_dir: Path, size: int | None, **arguments: Any) -> Any:
+            from slimdeploy.toolchain.data.dataset import DataOptions
+
+            return function(data=DataOptions(data, data_dir, size) if data else None, **arguments)
+
+        wrapped.__doc__ = function.__doc__
+        wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        size_option = click.option(
             "--size",
             type=click.IntRange(min=8),
-            help="Resize images to N×N pixels (needed where they differ in size).",
-        )(function)
-        function = click.option(
-            "--data-dir", type=click.Path(path_type=Path), default=Path("data"), show_default=True,
+            help="Resize images to N×N pixels (needed where they differ).",
+        )
+        folder_option = click.option(
+            "--data-dir",
+            type=click.Path(path_type=Path),
+            default=Path("data"),
+            show_default=True,
             help="Where cifar10 lies or is downloaded to.",
-        )(function)  # fmt: skip
-        return click.option(
-            "--data", required=required, metavar="NAME",
-            help="digits, cifar10, or folder:PATH with PATH/train/<class>/… and PATH/test/<class>/…",
-        )(function)  # fmt: skip
+        )
+        data_option = click.option(
+            "--data",
+            required=required,
+            metavar="NAME",
+            help="digits, cifar10, or folder:PATH with PATH/train/<class>/… and PATH/test/<class>/….",
+        )
+        return data_option(folder_option(size_option(wrapped)))
 
     return decorate
 
 
 def machine_options(function: F) -> F:
     """`--device` and `--threads`."""
-    function = click.option(
-        "--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores]."
-    )(function)
-    return click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-    )(function)  # fmt: skip
-
-
-def seed_option(function: F) -> F:
-    return click.option(
-        "--seed", type=int, default=0, show_default=True, help="Seed of every random choice."
-    )(function)
+    threads = click.IntRange(min=1)
+    function = click.option("--threads", type=threads, help="CPU threads [default: all cores].")(function)
+    devices = click.Choice(["auto", "cpu", "cuda"])
+    return click.option("--device", type=devices, default="auto", show_default=True)(function)
 
 
 def torch_device(name: str, threads: int | None) -> str:
@@ -78,7 +88,5 @@ def torch_device(name: str, threads: int | None) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise SlimdeployError(
-            "--device cuda: torch sees no CUDA GPU here (slimdeploy doctor says what is missing)"
-        )
+        raise SlimdeployError("--device cuda: torch sees no CUDA GPU here")
     return name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from slimdeploy.toolchain.errors import SlimdeployError, nearest
+from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.networks.channels import ChannelConfig
 
 
@@ -79,9 +79,7 @@ register_architecture(Architecture("resnet152", bottleneck=True, depths=(3, 8, 3
 def architecture(name: str) -> Architecture:
     """Look an architecture up; raises SlimdeployError that names the nearest known one."""
     if name not in ARCHITECTURES:
-        raise SlimdeployError(
-            f"unknown arch {name!r}; known: {', '.join(ARCHITECTURES)}.{nearest(name, list(ARCHITECTURES))}"
-        )
+        raise unknown("arch", name, ARCHITECTURES)
     return ARCHITECTURES[name]
 
 
@@ -97,9 +95,7 @@ class NetworkSpec:
 
     def __post_init__(self) -> None:
         if self.stem not in STEMS:
-            raise SlimdeployError(
-                f"unknown stem {self.stem!r}; known: {', '.join(STEMS)}.{nearest(self.stem, list(STEMS))}"
-            )
+            raise unknown("stem", self.stem, STEMS)
         if self.classes < 1:
             raise SlimdeployError(f"a network needs at least 1 class, not {self.classes}")
         self.channels.check(self.architecture)

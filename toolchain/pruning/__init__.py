@@ -1,0 +1,1 @@
+"""Channel pruning: which channels go together (`groups`), which go (`criteria`, `selection`), and the cut."""

@@ -1,0 +1,1 @@
+"""Training: one loop for sparse training and fine-tuning, resumable, with its history on disk."""

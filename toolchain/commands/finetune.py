@@ -1,0 +1,54 @@
+"""`slimdeploy finetune`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.commands.train import training_output
+from slimdeploy.toolchain.commands.training_options import training_options
+from slimdeploy.toolchain.options import (
+    checkpoint_argument,
+    data_options,
+    machine_options,
+    output_option,
+    resume_option,
+    torch_device,
+)
+from slimdeploy.toolchain.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.data.dataset import DataOptions
+
+
+@command("finetune")
+@checkpoint_argument
+@data_options(required=False)
+@training_options(TrainOptions(lr=1e-3), sparsity=False)
+@output_option
+@resume_option
+@machine_options
+def finetune(
+    options: TrainOptions,
+    checkpoint: Path,
+    data: DataOptions | None,
+    output: Path,
+    force: bool,
+    resume: bool,
+    device: str,
+    threads: int | None,
+) -> Output:
+    """Train CHECKPOINT on without sparsity, by default on the data that it was trained on."""
+    from slimdeploy.toolchain.training.stage import finetune_stage
+
+    result = finetune_stage(
+        checkpoint,
+        data=data,
+        options=options,
+        output=output,
+        device=torch_device(device, threads),
+        resume=resume,
+        force=force,
+    )
+    return training_output(result)

@@ -1,0 +1,79 @@
+"""`slimdeploy train`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.commands.training_options import training_options
+from slimdeploy.toolchain.formatting import facts_table, percent
+from slimdeploy.toolchain.options import (
+    data_options,
+    machine_options,
+    output_option,
+    resume_option,
+    torch_device,
+)
+from slimdeploy.toolchain.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.data.dataset import DataOptions
+    from slimdeploy.toolchain.training.stage import TrainResult
+
+
+@command("train")
+@click.option("--arch", default="resnet50", show_default=True, help="resnet18, 34, 50, 101 or 152.")
+@click.option("--stem", default="cifar-pool", show_default=True, help="cifar-pool, cifar or imagenet.")
+@data_options(required=True)
+@training_options(TrainOptions(), sparsity=True)
+@output_option
+@resume_option
+@machine_options
+def train(
+    options: TrainOptions,
+    arch: str,
+    stem: str,
+    data: DataOptions,
+    output: Path,
+    force: bool,
+    resume: bool,
+    device: str,
+    threads: int | None,
+) -> Output:
+    """Train a fresh network; with --sparsity, push the γ of unneeded channels to exactly zero.
+
+    Validation images are held out of the training split; the test split is used once, at the end. The
+    history goes to OUTPUT's .history.jsonl and .tensorboard. After Ctrl-C or a crash, the same command with
+    --resume goes on.
+    """
+    from slimdeploy.toolchain.training.stage import train_stage
+
+    result = train_stage(
+        arch=arch,
+        stem=stem,
+        data=data,
+        options=options,
+        output=output,
+        device=torch_device(device, threads),
+        resume=resume,
+        force=force,
+    )
+    return training_output(result)
+
+
+def training_output(result: TrainResult) -> Output:
+    """How `train` and `finetune` report."""
+    rows = [
+        ("checkpoint", str(result.checkpoint)),
+        ("epochs", str(result.epochs)),
+        ("validation accuracy", percent(result.accuracy["val"])),
+        ("test accuracy", percent(result.accuracy["test"])),
+        ("test loss", f"{result.loss['test']:.4f}"),
+        ("γ at exactly zero", percent(result.zero_share)),
+        ("training speed", f"{result.images_per_second:,.0f} images/s"),
+        ("time", f"{result.seconds:.0f} s"),
+    ]
+    return Output(result.to_json(), facts_table(rows))

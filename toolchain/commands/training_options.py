@@ -1,0 +1,69 @@
+"""The options that `train` and `finetune` share, one for each field of TrainOptions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import click
+
+from slimdeploy.toolchain.training.options import PRECISIONS, SPARSE_LAYERS, SPARSITY_STEPS, TrainOptions
+from slimdeploy.toolchain.training.schedules import SCHEDULES
+
+# Field of TrainOptions -> what `--help` says of it, or its choices and what it says.
+_HELP: dict[str, str | tuple[tuple[str, ...], str]] = {
+    "epochs": "Passes over the training images.",
+    "batch_size": "Images in a step.",
+    "lr": "Peak learning rate.",
+    "schedule": (tuple(SCHEDULES), "How the learning rate moves."),
+    "step_epochs": "With --schedule step: epochs between two divisions by 10.",
+    "momentum": "Nesterov momentum.",
+    "weight_decay": "On weights; never on γ, β and biases.",
+    "label_smoothing": "Share of the target spread over all classes.",
+    "sparsity": "λ of the L1 penalty on γ.",
+    "sparsity_step": (SPARSITY_STEPS, "proximal gives exact zeros; subgradient is the reference's form."),
+    "sparse_layers": (SPARSE_LAYERS, "Which γ the penalty acts on."),
+    "validation": "Share of the training images held out.",
+    "patience": "Stop after so many epochs without a better one, and keep the best.",
+    "crop_pad": "Random crop out of the image with so many black pixels around.",
+    "flip": "Flip half of the images; not for digits or text.",
+    "limit": "Use a class-balanced subset of N training images.",
+    "precision": (PRECISIONS, "bf16 is mixed precision; auto takes it where the hardware has it."),
+    "seed": "Seed of every random choice.",
+}
+_SPARSITY = {"sparsity", "sparsity_step", "sparse_layers"}
+_INTEGERS = {"patience", "limit"}
+
+
+def training_options(defaults: TrainOptions, *, sparsity: bool) -> Callable[..., Any]:
+    """Decorator: add an option for each field; the function gets them as one argument, `options:
+    TrainOptions`.
+    """
+    names = [f.name for f in fields(TrainOptions) if sparsity or f.name not in _SPARSITY]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(**arguments: Any) -> Any:
+            chosen = {name: arguments.pop(name) for name in names}
+            return function(options=replace(defaults, **chosen), **arguments)
+
+        wrapped.__doc__ = function.__doc__
+        wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        decorated: Callable[..., Any] = wrapped
+        for name in reversed(names):
+            decorated = _option(name, getattr(defaults, name))(decorated)
+        return decorated
+
+    return decorate
+
+
+def _option(name: str, default: Any) -> Callable[..., Any]:
+    about = _HELP[name]
+    flag = "--" + name.replace("_", "-")
+    if isinstance(about, tuple):
+        choices, text = about
+        return click.option(flag, type=click.Choice(choices), default=default, show_default=True, help=text)
+    if isinstance(default, bool):
+        return click.option(f"{flag}/--no-{name}", default=default, show_default=True, help=about)
+    kind = int if name in _INTEGERS or isinstance(default, int) else float
+    return click.option(flag, type=kind, default=default, show_default=default is not None, help=about)

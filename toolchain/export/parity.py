@@ -1,0 +1,42 @@
+"""The proof that an exported model computes what its checkpoint computes, on real images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from slimdeploy.toolchain.data.dataset import Split
+from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.runtime.preprocess import normalise
+from slimdeploy.toolchain.runtime.session import open_session
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest difference of a logit, share of images with the same top class, and how many images were
+    compared.
+    """
+
+    max_abs_error: float
+    top1_agreement: float
+    images: int
+
+
+def compare(network: ResNet, model: Path, images: Split, preprocessing: Preprocessing) -> Parity:
+    """Run `network` in torch and `model` in its runtime on the same images, both on the CPU."""
+    network = network.cpu().eval()
+    errors, agreements = [], []
+    with open_session(model) as session, torch.no_grad():
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = normalise(images.images[start : start + BATCH_SIZE], preprocessing)
+            expected, found = network(torch.from_numpy(batch)).numpy(), session.run(batch)
+            errors.append(np.abs(expected - found).max())
+            agreements.append(expected.argmax(1) == found.argmax(1))
+    # A NaN on either side makes the maximum NaN, which no tolerance accepts.
+    return Parity(float(np.max(errors)), float(np.concatenate(agreements).mean()), len(images))

@@ -1,0 +1,45 @@
+"""How figures and tables look, the same in every command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.table import Table
+
+
+def count(value: float) -> str:
+    """`23,513,162`"""
+    return f"{value:,.0f}"
+
+
+def short(value: float) -> str:
+    """`23.51 M`, `325.80 M`, `1.30 G`; below a thousand as it is."""
+    for divisor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= divisor:
+            return f"{value / divisor:.2f} {unit}"
+    return f"{value:g}"
+
+
+def percent(share: float) -> str:
+    """`91.42 %` from 0.9142"""
+    return f"{share * 100:.2f} %"
+
+
+def facts_table(rows: Iterable[tuple[str, str]], *, title: str | None = None) -> Table:
+    """Two columns: what, and its figure."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def grid(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str | None = None) -> Table:
+    """A table whose first column is text and whose other columns are figures, right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table

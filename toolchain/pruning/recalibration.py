@@ -1,0 +1,50 @@
+"""BN statistics measured anew on real images: after pruning the old ones describe another network."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from slimdeploy.toolchain.data.batches import plain_batches
+from slimdeploy.toolchain.data.dataset import Split
+from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.networks.resnet import ResNet
+
+BATCH_SIZE = 256
+
+
+@torch.no_grad()
+def recalibrate(network: ResNet, images: Split, preprocessing: Preprocessing, *, device: str) -> None:
+    """Replace every BN's running mean and variance by the averages over `images`, in place.
+
+    Weights, γ and β stay, and so does every training flag. The images are shuffled first (a folder's come
+    class by class, and a batch of one class has another variance than the mixture).
+    """
+    images = images.take(np.random.default_rng(0).permutation(len(images)))
+    network.to(device, memory_format=torch.channels_last)
+    with _measuring(network):
+        for batch, _ in plain_batches(images, preprocessing, batch_size=BATCH_SIZE, device=device):
+            if len(batch) > 1:  # one image has no variance at 1×1 pixels
+                network(batch)
+
+
+@contextlib.contextmanager
+def _measuring(network: ResNet) -> Iterator[None]:
+    """Training mode with a cumulative average in every BN; everything but the statistics is put back."""
+    was_training = network.training
+    batchnorms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [bn.momentum for bn in batchnorms]
+    for bn in batchnorms:
+        bn.reset_running_stats()
+        bn.momentum = None  # torch's cumulative average
+    network.train()
+    try:
+        yield
+    finally:
+        network.train(was_training)
+        for bn, momentum in zip(batchnorms, momenta, strict=True):
+            bn.momentum = momentum

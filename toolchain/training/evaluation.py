@@ -1,0 +1,41 @@
+"""Accuracy and loss of a network in torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from slimdeploy.toolchain.data.batches import plain_batches
+from slimdeploy.toolchain.data.dataset import Split
+from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.training.precision import autocast
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Top-1 accuracy in 0…1, mean cross-entropy, number of images."""
+
+    accuracy: float
+    loss: float
+    images: int
+
+
+@torch.no_grad()
+def evaluate_network(
+    network: ResNet, split: Split, preprocessing: Preprocessing, *, device: str, precision: str = "fp32"
+) -> Evaluation:
+    """Evaluate in eval mode; the network's training flag is put back afterwards."""
+    was_training = network.training
+    network.to(device, memory_format=torch.channels_last).eval()
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    for images, labels in plain_batches(split, preprocessing, batch_size=250, device=device):
+        with autocast(precision, device):
+            logits = network(images)
+        loss += F.cross_entropy(logits.float(), labels, reduction="sum")
+        correct += (logits.argmax(1) == labels).sum()
+    network.train(was_training)
+    return Evaluation(correct.item() / len(split), loss.item() / len(split), len(split))

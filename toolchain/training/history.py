@@ -1,0 +1,72 @@
+"""The history of a run beside its checkpoint: JSON lines, and TensorBoard with γ histograms."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.training.options import EpochRecord
+
+
+def history_path(output: Path) -> Path:
+    """The JSON-lines file of the run that writes `output`."""
+    return output.with_name(output.stem + ".history.jsonl")
+
+
+def tensorboard_path(output: Path) -> Path:
+    """The TensorBoard folder of the run that writes `output`."""
+    return output.with_name(output.stem + ".tensorboard")
+
+
+def write_history(output: Path, history: Sequence[EpochRecord]) -> None:
+    """Write all records so far; the file is whole at any moment."""
+    lines = "".join(json.dumps(record.to_json()) + "\n" for record in history)
+    artifacts.write_bytes(history_path(output), lines.encode())
+
+
+def read_history(output: Path) -> list[EpochRecord]:
+    """The records of the run that wrote `output`; empty where there are none."""
+    path = history_path(output)
+    if not path.exists():
+        return []
+    return [EpochRecord(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+class TensorBoardLog:
+    """Scalars `train/loss`, `train/acc`, `val/loss`, `val/acc`, … and the histogram of all penalised γ."""
+
+    def __init__(self, output: Path, *, resume: bool) -> None:
+        import logging
+
+        logging.getLogger("tensorboard").setLevel(logging.ERROR)
+        from torch.utils.tensorboard import SummaryWriter
+
+        if not resume:
+            shutil.rmtree(tensorboard_path(output), ignore_errors=True)
+        self._writer = SummaryWriter(str(tensorboard_path(output)))
+
+    def add(self, record: EpochRecord, scales: Sequence[Tensor]) -> None:
+        values = {
+            "train/loss": record.train_loss,
+            "train/acc": record.train_accuracy,
+            "val/loss": record.val_loss,
+            "val/acc": record.val_accuracy,
+            "lr": record.lr,
+            "gamma/zero_share": record.zero_share,
+            "images_per_second": record.images_per_second,
+        }
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, record.epoch)
+        if scales:
+            gammas = torch.cat([s.detach().float().cpu() for s in scales])
+            self._writer.add_histogram("gamma", gammas, record.epoch)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

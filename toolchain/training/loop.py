@@ -1,0 +1,203 @@
+"""The training loop: one for sparse training and for fine-tuning."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slimdeploy.toolchain.data.batches import Augmentation, TrainingBatches
+from slimdeploy.toolchain.data.dataset import Split
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.progress import log, progress_bar
+from slimdeploy.toolchain.training.evaluation import evaluate_network
+from slimdeploy.toolchain.training.history import TensorBoardLog, write_history
+from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
+from slimdeploy.toolchain.training.precision import autocast, resolve_precision
+from slimdeploy.toolchain.training.schedules import lr_factor
+from slimdeploy.toolchain.training.sparsity import (
+    add_subgradient,
+    penalised_scales,
+    proximal_step,
+    zero_share,
+)
+from slimdeploy.toolchain.training.state import TrainingState, load_state, save_state, state_path
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run learns from and what it is steered by; the test split isn't here."""
+
+    train: Split
+    validation: Split
+    preprocessing: Preprocessing
+
+
+def fit(
+    network: ResNet,
+    data: TrainingData,
+    options: TrainOptions,
+    *,
+    output: Path,
+    device: str,
+    setup: dict[str, Any],
+    resume: bool = False,
+) -> list[EpochRecord]:
+    """Train `network` in place and return the history; its state is saved beside `output` after every epoch.
+
+    `setup` identifies the run: with `resume`, a state of another set-up is refused. Raises SlimdeployError
+    where the loss stops being a number; the state of the last whole epoch stays then.
+    """
+    network.to(device, memory_format=torch.channels_last)
+    run = _Run(network, data, options, device)
+    state = TrainingState(setup)
+    if resume and state_path(output).exists():
+        state = load_state(state_path(output), setup, network, run.optimizer)
+        log(f"resuming after epoch {state.epochs_done} of {options.epochs}")
+    board = TensorBoardLog(output, resume=state.epochs_done > 0)
+    try:
+        while state.epochs_done < options.epochs and not _out_of_patience(state.history, options.patience):
+            record = run.epoch(state.epochs_done)
+            state.history.append(record)
+            if options.patience and record.val_accuracy >= max(r.val_accuracy for r in state.history):
+                state.best = {name: t.detach().clone() for name, t in network.state_dict().items()}
+            save_state(state_path(output), state, network, run.optimizer)
+            write_history(output, state.history)
+            board.add(record, run.scales)
+            log(_line(record, options.epochs))
+    finally:
+        board.close()
+    if state.best is not None:
+        network.load_state_dict(state.best)
+    return state.history
+
+
+class _Run:
+    """Everything that an epoch needs, set up once."""
+
+    def __init__(self, network: ResNet, data: TrainingData, options: TrainOptions, device: str) -> None:
+        self.network, self.data, self.options, self.device = network, data, options, device
+        self.precision = resolve_precision(options.precision, device)
+        self.batches = TrainingBatches(
+            data.train,
+            data.preprocessing,
+            batch_size=options.batch_size,
+            augmentation=Augmentation(options.crop_pad, options.flip),
+            device=device,
+            seed=options.seed,
+        )
+        self.optimizer = build_optimizer(network, options)
+        self.scales = penalised_scales(network, options.sparse_layers)
+
+    def epoch(self, index: int) -> EpochRecord:
+        """Train one epoch and validate."""
+        steps = len(self.batches)
+        losses = torch.zeros(steps, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.network.train()
+        started = time.perf_counter()
+        with progress_bar(f"epoch {index + 1}/{self.options.epochs}", total=steps) as advance:
+            for step, (images, labels) in enumerate(self.batches.epoch(index)):
+                self._set_lr(index * steps + step)
+                losses[step], logits = self._step(images, labels)
+                correct += (logits.argmax(1) == labels).sum()
+                advance(1)
+        self._check_finite(losses, index)
+        mean_loss = losses.mean().item()  # waits for the device, so the time below is the real one
+        seconds = time.perf_counter() - started
+        validation = evaluate_network(
+            self.network,
+            self.data.validation,
+            self.data.preprocessing,
+            device=self.device,
+            precision=self.precision,
+        )
+        trained = steps * self.batches.batch_size
+        return EpochRecord(
+            epoch=index + 1,
+            lr=self.optimizer.param_groups[0]["lr"],
+            train_loss=mean_loss,
+            train_accuracy=correct.item() / trained,
+            val_loss=validation.loss,
+            val_accuracy=validation.accuracy,
+            zero_share=zero_share(self.scales),
+            images_per_second=trained / seconds,
+        )
+
+    def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the optimiser; returns the loss and the logits, both detached."""
+        options = self.options
+        with autocast(self.precision, self.device):
+            logits = self.network(images)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if options.sparsity_step == "subgradient":
+            add_subgradient(self.scales, options.sparsity)
+        self.optimizer.step()
+        if options.sparsity_step == "proximal":
+            # Momentum turns a constant gradient λ into a step of lr·λ/(1 − momentum): the same here, so
+            # that λ means what it means in the reference reports.
+            lr = self.optimizer.param_groups[0]["lr"]
+            proximal_step(self.scales, options.sparsity * lr / (1 - options.momentum))
+        return loss.detach(), logits.detach()
+
+    def _set_lr(self, step_index: int) -> None:
+        options = self.options
+        factor = lr_factor(
+            options.schedule,
+            step_index,
+            steps_per_epoch=len(self.batches),
+            epochs=options.epochs,
+            step_epochs=options.step_epochs,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.lr * factor
+
+    def _check_finite(self, losses: Tensor, index: int) -> None:
+        bad = (~torch.isfinite(losses)).nonzero()
+        if len(bad):
+            step = int(bad[0])
+            self._set_lr(index * len(self.batches) + step)
+            lr = self.optimizer.param_groups[0]["lr"]
+            kept = f"; --resume goes on after epoch {index}" if index else ""
+            raise SlimdeployError(
+                f"the loss is {losses[step].item()} at epoch {index + 1}, step {step + 1} (lr {lr:.3g}): "
+                f"lower --lr{kept}"
+            )
+
+
+def build_optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; weight decay on convolution and classifier weights only."""
+    decayed = [p for p in network.parameters() if p.dim() > 1]
+    others = [p for p in network.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.momentum > 0)
+
+
+def _out_of_patience(history: list[EpochRecord], patience: int | None) -> bool:
+    if not patience or not history:
+        return False
+    best = max(range(len(history)), key=lambda i: (history[i].val_accuracy, i))
+    return len(history) - 1 - best >= patience
+
+
+def _line(record: EpochRecord, epochs: int) -> str:
+    width = int(math.log10(max(epochs, 1))) + 1
+    zeros = f" · γ at zero {record.zero_share:.1%}" if record.zero_share else ""
+    return (
+        f"epoch {record.epoch:>{width}}/{epochs} · loss {record.train_loss:.3f} · "
+        f"train {record.train_accuracy:.1%} · val {record.val_accuracy:.1%}{zeros} · "
+        f"{record.images_per_second:,.0f} images/s"
+    )

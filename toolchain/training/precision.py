@@ -1,0 +1,33 @@
+"""Which arithmetic training uses, and whether this machine is fast at it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import torch
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """Turn `auto` into `bf16` where the hardware multiplies it natively, else `fp32`."""
+    if precision != "auto":
+        return precision
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if _cpu_flags() & {"avx512_bf16", "amx_bf16"} else "fp32"
+
+
+def autocast(precision: str, device: str) -> contextlib.AbstractContextManager[None]:
+    """Autocast to bfloat16 for `bf16`; nothing for `fp32`."""
+    if precision == "bf16":
+        return torch.autocast(device, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def _cpu_flags() -> set[str]:
+    """What /proc/cpuinfo lists; empty where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())

@@ -1,0 +1,193 @@
+"""The stages `train` and `finetune`: data in, a checkpoint with its figures out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from slimdeploy.toolchain.data.dataset import (
+    DataOptions,
+    Dataset,
+    balanced_subset,
+    load_dataset,
+    split_validation,
+)
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.networks.resnet import ResNet, build_network
+from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.training.evaluation import evaluate_network
+from slimdeploy.toolchain.training.history import history_path
+from slimdeploy.toolchain.training.loop import TrainingData, fit
+from slimdeploy.toolchain.training.options import TrainOptions
+from slimdeploy.toolchain.training.state import state_path
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training stage reports. Accuracies are in 0…1; `train` is the last epoch's, on augmented
+    images.
+    """
+
+    checkpoint: Path
+    sha256: str
+    epochs: int
+    accuracy: dict[str, float]
+    loss: dict[str, float]
+    zero_share: float
+    images_per_second: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "checkpoint": str(self.checkpoint)}
+
+
+def train_stage(
+    *,
+    arch: str,
+    stem: str,
+    data: DataOptions,
+    options: TrainOptions,
+    output: Path,
+    device: str,
+    resume: bool = False,
+    force: bool = False,
+) -> TrainResult:
+    """Train a fresh network and write its checkpoint to `output`.
+
+    Raises SlimdeployError for unusable data or options, an output that exists, and a loss that isn't a
+    number.
+    """
+    _check_run(output, resume=resume, force=force)
+    dataset = load_dataset(data)
+    spec = network_spec(arch, stem=stem, classes=len(dataset.class_names))
+    info = ModelInfo(spec, dataset.preprocessing, dataset.class_names)
+    network = build_network(spec, seed=options.seed)
+    return _train(network, info, dataset, data, options, "train", None, output, device, resume)
+
+
+def finetune_stage(
+    checkpoint: Path,
+    *,
+    data: DataOptions | None,
+    options: TrainOptions,
+    output: Path,
+    device: str,
+    resume: bool = False,
+    force: bool = False,
+) -> TrainResult:
+    """Train the network of `checkpoint` on; `data` None means the data that it was trained on.
+
+    Raises SlimdeployError as `train_stage` does, and where the data's classes aren't the checkpoint's.
+    """
+    _check_run(output, resume=resume, force=force)
+    parent = load_checkpoint(checkpoint)
+    data = data or data_of(parent.info, checkpoint)
+    dataset = dataset_for(parent.info, data, checkpoint)
+    return _train(
+        parent.network, parent.info, dataset, data, options, "finetune", parent, output, device, resume
+    )
+
+
+def data_of(info: ModelInfo, source: Path) -> DataOptions:
+    """The data that a model was last trained on; raises SlimdeployError where it says nothing of it."""
+    for entry in reversed(info.provenance):
+        if data := entry.get("data"):
+            return DataOptions(data["name"], Path(data["data_dir"]), data["size"])
+    raise SlimdeployError(f"{source} doesn't say what data it was trained on: pass --data")
+
+
+def dataset_for(info: ModelInfo, data: DataOptions, source: Path) -> Dataset:
+    """Load `data` at the model's image size, with the model's own preprocessing.
+
+    Raises SlimdeployError where the classes aren't those that the model was trained on.
+    """
+    dataset = load_dataset(replace(data, size=data.size or info.preprocessing.size))
+    size = dataset.preprocessing.size
+    wanted = info.preprocessing.size
+    if size != wanted:
+        raise SlimdeployError(f"{data.name} is {size}×{size}, but {source} takes {wanted}×{wanted}")
+    if dataset.class_names != info.class_names:
+        known = ", ".join(info.class_names[:3])
+        raise SlimdeployError(
+            f"{data.name} has other classes ({', '.join(dataset.class_names[:3])}, …) "
+            f"than {source} ({known}, …)"
+        )
+    return replace(dataset, preprocessing=info.preprocessing)
+
+
+def training_data(dataset: Dataset, options: TrainOptions) -> TrainingData:
+    """Training and validation split as every stage of a run sees them: `limit` first, then the held-out
+    share.
+    """
+    limited = balanced_subset(dataset.train, options.limit)
+    train, validation = split_validation(limited, options.validation)
+    return TrainingData(train, validation, dataset.preprocessing)
+
+
+def _train(
+    network: ResNet,
+    info: ModelInfo,
+    dataset: Dataset,
+    data: DataOptions,
+    options: TrainOptions,
+    stage: str,
+    parent: Checkpoint | None,
+    output: Path,
+    device: str,
+    resume: bool,
+) -> TrainResult:
+    started = time.perf_counter()
+    parts = training_data(dataset, options)
+    facts: dict[str, Any] = {
+        "options": options.to_json(),
+        "data": data.to_json(),
+        "parent": parent.sha256 if parent else None,
+    }
+    setup = {
+        "stage": stage,
+        "network": info.spec.to_json(),
+        **options.to_json(),
+        "data": data.name,
+        "parent": facts["parent"],
+    }
+    history = fit(network, parts, options, output=output, device=device, setup=setup, resume=resume)
+    preprocessing = dataset.preprocessing
+    validation = evaluate_network(network, parts.validation, preprocessing, device=device)
+    test = evaluate_network(network, dataset.test, preprocessing, device=device)
+    accuracy = {"val": validation.accuracy, "test": test.accuracy}
+    if history:
+        accuracy["train"] = history[-1].train_accuracy
+    seconds = time.perf_counter() - started
+    metrics = {"accuracy": accuracy, "loss": {"val": validation.loss, "test": test.loss}}
+    sha256 = save_checkpoint(
+        output, network, info.after(stage, metrics=metrics, epochs=len(history), **facts)
+    )
+    state_path(output).unlink(missing_ok=True)
+    return TrainResult(
+        checkpoint=output,
+        sha256=sha256,
+        epochs=len(history),
+        accuracy=accuracy,
+        loss=metrics["loss"],
+        zero_share=history[-1].zero_share if history else 0.0,
+        images_per_second=sum(r.images_per_second for r in history) / max(len(history), 1),
+        seconds=seconds,
+    )
+
+
+def _check_run(output: Path, *, resume: bool, force: bool) -> None:
+    """Refuse to replace a finished checkpoint or an unfinished run unasked."""
+    artifacts.check_output(output, force=force or (resume and state_path(output).exists()))
+    if resume:
+        return
+    if state_path(output).exists() and not force:
+        raise SlimdeployError(
+            f"an unfinished run is beside {output}: --resume goes on with it, --force starts again"
+        )
+    for leftover in (state_path(output), history_path(output)):
+        leftover.unlink(missing_ok=True)

@@ -1,0 +1,101 @@
+"""The state of an unfinished run: a safetensors file beside the checkpoint, from which `--resume` goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.checkpoint import read_safetensors
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.training.options import EpochRecord
+
+HEADER_KEY = "slimdeploy-training"
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands after an epoch."""
+
+    setup: dict[str, Any]
+    """What the run was started with; another set-up can't go on from here."""
+    history: list[EpochRecord] = field(default_factory=list)
+    best: dict[str, Tensor] | None = None
+    """Weights of the epoch with the best validation accuracy, kept only with early stopping."""
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history)
+
+
+def state_path(output: Path) -> Path:
+    """Where the state of the run that writes `output` is kept."""
+    return output.with_name(output.name + ".state")
+
+
+def save_state(path: Path, state: TrainingState, network: ResNet, optimizer: torch.optim.Optimizer) -> None:
+    """Write the state atomically."""
+    tensors = {f"network.{name}": t for name, t in network.state_dict().items()}
+    tensors |= {f"best.{name}": t for name, t in (state.best or {}).items()}
+    tensors |= {f"momentum.{i}": t for i, t in enumerate(_momenta(optimizer)) if t is not None}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    header = {"setup": state.setup, "history": [record.to_json() for record in state.history]}
+    artifacts.write_bytes(path, safetensors.torch.save(tensors, {HEADER_KEY: json.dumps(header)}))
+
+
+def load_state(
+    path: Path, setup: dict[str, Any], network: ResNet, optimizer: torch.optim.Optimizer
+) -> TrainingState:
+    """Restore `network` and `optimizer` from the file.
+
+    Raises SlimdeployError where it is damaged or belongs to a run with another set-up; nothing is changed
+    then.
+    """
+    header, tensors = read_safetensors(path)
+    damaged = SlimdeployError(f"{path} is not a readable training state: delete it to start again")
+    try:
+        document = json.loads(header[HEADER_KEY])
+        history = [EpochRecord(**record) for record in document["history"]]
+        _check_setup(path, document["setup"], setup)
+    except (KeyError, ValueError, TypeError) as error:
+        raise damaged from error
+    own = _part(tensors, "network.")
+    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in network.state_dict().items()}:
+        raise damaged
+    network.load_state_dict(own)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, parameter in enumerate(parameters):
+        if f"momentum.{i}" in tensors:
+            momentum = tensors[f"momentum.{i}"].to(parameter.device)
+            optimizer.state[parameter]["momentum_buffer"] = momentum.to(memory_format=_format_of(parameter))
+    return TrainingState(document["setup"], history, _part(tensors, "best.") or None)
+
+
+def _check_setup(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key in sorted(stored.keys() | wanted.keys()):
+        if stored.get(key) != wanted.get(key):
+            raise SlimdeployError(
+                f"{path} belongs to a run with {key} = {stored.get(key)!r}, "
+                f"this one has {wanted.get(key)!r}: give the same options, or delete it to start again"
+            )
+
+
+def _momenta(optimizer: torch.optim.Optimizer) -> list[Tensor | None]:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return [optimizer.state[p].get("momentum_buffer") for p in parameters]
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _format_of(tensor: Tensor) -> torch.memory_format:
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
