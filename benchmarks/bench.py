@@ -6,8 +6,8 @@ import contextlib
 import functools
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from slimdeploy.benchmarks.rows import Measured
 from slimdeploy.benchmarks.subjects import Subject, baseline_of, unique
 from slimdeploy.benchmarks.worker import Opened
 from slimdeploy.toolchain.errors import SlimdeployError
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.data.dataset import DataOptions
 
 STAGES_S = 1.0
 
@@ -35,6 +38,23 @@ class Images:
 
 LoadImages = Callable[[int], Images]
 """Loads test images of N×N pixels."""
+
+
+def dataset_images(data: DataOptions | None, limit: int | None = None) -> LoadImages | None:
+    """Loads the test images of `data`, a class-balanced `limit` of them; None where there is no data."""
+    if data is None:
+        return None
+
+    def load(size: int) -> Images:
+        from slimdeploy.toolchain.data.dataset import balanced_subset, load_dataset
+
+        if data.size not in (None, size):
+            raise SlimdeployError(f"--size {data.size}, but the model takes {size}×{size}: leave --size out")
+        dataset = load_dataset(replace(data, size=size))
+        test = balanced_subset(dataset.test, limit)
+        return Images(test.images, test.labels, dataset.class_names)
+
+    return load
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0")
 
 
 class Sensor(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def watts(self) -> float:
         """Power now."""

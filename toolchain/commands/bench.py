@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.options import data_options, machine_options
 
 if TYPE_CHECKING:
-    from slimdeploy.benchmarks.bench import Images, LoadImages
     from slimdeploy.toolchain.data.dataset import DataOptions
 
 
@@ -137,7 +135,7 @@ def _measure(
 ) -> dict[str, Any]:
     from rich.console import Console
 
-    from slimdeploy.benchmarks.bench import BenchOptions, find_surroundings, measure
+    from slimdeploy.benchmarks.bench import BenchOptions, dataset_images, find_surroundings, measure
     from slimdeploy.benchmarks.latency import TimingOptions
     from slimdeploy.benchmarks.subjects import subjects_for
     from slimdeploy.toolchain.runtime.session import SessionOptions
@@ -147,25 +145,7 @@ def _measure(
     console = Console(stderr=True)
     # Drawn by hand between the blocks: a bar that animates itself would take time from what is measured.
     line = console.print if not console.is_terminal else lambda text: console.print(f"\r{text:<100}", end="")
-    around = find_surroundings(_images_loader(data, limit), line)
+    around = find_surroundings(dataset_images(data, limit), line)
     result = measure(subjects, options, around, command=["slimdeploy", *sys.argv[1:]])
     line("")
     return result
-
-
-def _images_loader(data: DataOptions | None, limit: int | None) -> LoadImages | None:
-    """Loads the test images of `data` at a model's size, a balanced `limit` of them."""
-    if data is None:
-        return None
-
-    def load(size: int) -> Images:
-        from slimdeploy.benchmarks.bench import Images
-        from slimdeploy.toolchain.data.dataset import balanced_subset, load_dataset
-
-        if data.size not in (None, size):
-            raise SlimdeployError(f"--size {data.size}, but the model takes {size}×{size}: leave --size out")
-        dataset = load_dataset(replace(data, size=size))
-        test = balanced_subset(dataset.test, limit)
-        return Images(test.images, test.labels, dataset.class_names)
-
-    return load

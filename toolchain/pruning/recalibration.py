@@ -25,7 +25,7 @@ def recalibrate(network: ResNet, images: Split, preprocessing: Preprocessing, *,
     class by class, and a batch of one class has another variance than the mixture).
     """
     images = images.take(np.random.default_rng(0).permutation(len(images)))
-    network.to(device, memory_format=torch.channels_last)
+    network.place(device)
     with _measuring(network):
         for batch, _ in plain_batches(images, preprocessing, batch_size=BATCH_SIZE, device=device):
             if len(batch) > 1:  # one image has no variance at 1×1 pixels

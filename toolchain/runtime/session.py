@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -65,7 +65,7 @@ BACKENDS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 # Name -> (backend, the options that it stands for): the ways to run one file that are measured side by side.
-VARIANTS: dict[str, tuple[str, dict[str, bool]]] = {
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "torch-channels-last": ("torch", {"channels_last": True}),
     "torch-compiled": ("torch", {"compiled": True}),
     "torch-graph": ("torch", {"cuda_graph": True}),

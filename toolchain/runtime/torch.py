@@ -30,7 +30,8 @@ class TorchSession:
         self.input_shape = (3, info.preprocessing.size, info.preprocessing.size)
         self._dtype = DTYPES[self.precision]
         self._layout = torch.channels_last if options.channels_last else torch.contiguous_format
-        network = network.to(self.device, self._dtype, memory_format=self._layout).eval()
+        network = network.to(self.device, self._dtype).eval()
+        network = network.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._forward: Callable[[Tensor], Tensor] | None = network
         if options.compiled:
             # Shapes stay static: one graph a batch size is what a measurement wants.

@@ -56,7 +56,7 @@ def fit(
     `setup` identifies the run: with `resume`, a state of another set-up is refused. Raises SlimdeployError
     where the loss stops being a number; the state of the last whole epoch stays then.
     """
-    network.to(device, memory_format=torch.channels_last)
+    network.place(device)
     run = _Run(network, data, options, device)
     state = TrainingState(setup)
     if resume and state_path(output).exists():
