@@ -55,7 +55,7 @@ def sum_by_layer(events: list[dict[str, Any]], *, skip: int = 0) -> dict[str, fl
 
 
 def layer_of(node: str) -> str:
-    """The layer that a node belongs to: one that a ReLU was fused into bears the name of the ReLU's result."""
+    """The layer that a node belongs to: one fused with a ReLU bears the name of the ReLU's result."""
     if re.fullmatch(r"conv1|fc|.*\.conv\d|.*\.downsample\.0", node):
         return node
     if node == "relu":

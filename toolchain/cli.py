@@ -32,6 +32,7 @@ COMMANDS = {
     "evaluate": "Accuracy and loss of a checkpoint or an ONNX file.",
     "export": "Write a checkpoint as ONNX and compare it with torch on real images.",
     "bench": "Accuracy, latency and memory of models, side by side.",
+    "lut": "Time a network's convolutions on this device, for prune --latency-ms.",
     "run": "All stages in order, from a recipe; a killed run goes on where it was.",
 }
 

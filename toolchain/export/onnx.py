@@ -1,4 +1,4 @@
-"""Writes a torch network as ONNX, with BN folded into the convolutions and its description in the metadata."""
+"""Writes a torch network as ONNX: BN folded into the convolutions, its description in the metadata."""
 
 from __future__ import annotations
 
