@@ -88,7 +88,9 @@ def read_classifier(path: Path) -> Classifier:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and the checker raise their own classes
-        raise SlimdeployError(f"{path} is not a valid ONNX file ({' '.join(str(error).split())[:200]})") from error
+        raise SlimdeployError(
+            f"{path} is not a valid ONNX file ({' '.join(str(error).split())[:200]})"
+        ) from error
     return classifier(model, source=str(path))
 
 
@@ -128,7 +130,9 @@ def _check_operators(model: onnx.ModelProto, source: str) -> None:
     names = set()
     for node in model.graph.node:
         if node.op_type in _QUANTISED or node.op_type.startswith("QLinear"):
-            raise SlimdeployError(f"{source} is quantised already ({node.op_type}): calibrate the float32 export")
+            raise SlimdeployError(
+                f"{source} is quantised already ({node.op_type}): calibrate the float32 export"
+            )
         if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
             raise SlimdeployError(
                 f"{source}: calibrate doesn't know the operator {node.op_type} (node {node.name or '?'}); "

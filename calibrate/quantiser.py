@@ -20,15 +20,17 @@ from slimdeploy.toolchain.data.dataset import balanced_subset
 from slimdeploy.toolchain.export.precision import overflowing_layers, to_fp16
 
 _PREBUILT_WEIGHTS_OPSET = 19
-"""From here on weights are stored as INT8. Lower opsets are for TensorRT 8, which wants them in float behind a
-pair.
+"""From here on weights are stored as INT8. Lower opsets are for TensorRT 8, which wants them in float
+behind a pair.
 """
 
 
 class Quantiser:
     """Makes the quantised model for a method and a set of float layers."""
 
-    def __init__(self, source: Classifier, histograms: dict[str, Histogram], options: CalibrateOptions) -> None:
+    def __init__(
+        self, source: Classifier, histograms: dict[str, Histogram], options: CalibrateOptions
+    ) -> None:
         self.source, self.histograms, self.options = source, histograms, options
         self.prepared = pad_image_channels(source) if options.target == "cpu" else source
         largest = {name: h.largest for name, h in histograms.items()}
@@ -53,9 +55,7 @@ class Quantiser:
 
     def model(self, method: str, float_layers: frozenset[str]) -> onnx.ModelProto:
         """With Q/DQ pairs, still in float32 otherwise."""
-        return insert_qdq(
-            self.prepared, self.thresholds(method), options=self.qdq, float_layers=float_layers
-        )
+        return insert_qdq(self.prepared, self.thresholds(method), options=self.qdq, float_layers=float_layers)
 
     def finished(self, method: str, float_layers: frozenset[str]) -> onnx.ModelProto:
         """As it will be written."""
@@ -86,7 +86,9 @@ class Trial:
 
     def on(self, count: int) -> Trial:
         """The same on about `count` of the images."""
-        return Trial(self.quantiser, replace(self.data, selection=balanced_subset(self.images, count)), self.options)
+        return Trial(
+            self.quantiser, replace(self.data, selection=balanced_subset(self.images, count)), self.options
+        )
 
     def _logits(self, model: onnx.ModelProto) -> np.ndarray:
         integers = FORMS[self.options.target].unsigned

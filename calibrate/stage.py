@@ -27,6 +27,7 @@ from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.model_info import versions
 
+
 @dataclass(frozen=True)
 class Calibration:
     """What came out. `onnx` is None where the accuracy fell by more than allowed, and nothing was written."""
@@ -84,10 +85,10 @@ def calibrate_stage(
 ) -> Calibration:
     """Quantise the float32 ONNX file `model` and write it to `output` with its sidecar.
 
-    `ranges` is where the activation histograms are kept: read where the file exists, written where it doesn't;
-    a stale one is refused, or replaced with `force`. `trt8` is a calibration cache for TensorRT 8 to write.
-    Raises SlimdeployError for anything that can't be quantised; nothing is written then, and neither is where
-    the accuracy falls by more than `options.max_drop`.
+    `ranges` is where the activation histograms are kept: read where the file exists, written where it
+    doesn't; a stale one is refused, or replaced with `force`. `trt8` is a calibration cache for TensorRT 8
+    to write. Raises SlimdeployError for anything that can't be quantised; nothing is written then, and
+    neither is where the accuracy falls by more than `options.max_drop`.
     """
     for path in filter(None, (output, trt8)):
         artifacts.check_output(path, force=force)

@@ -38,6 +38,7 @@ COMMANDS = {
     "classify": "Classify image files, folders or raw frames with a model or the deployed version.",
     "serve": "Classify over HTTP with the deployed version or a model.",
     "doctor": "What this machine can do, and the command that mends each thing missing.",
+    "lut": "Time a network's convolutions on this device, for prune --latency-ms.",
     "run": "All stages in order, from a recipe; a killed run goes on where it was.",
 }
 

@@ -30,7 +30,8 @@ def overflowing_layers(model: onnx.ModelProto, largest: Mapping[str, float]) -> 
     beyond |= {
         tensor.name
         for tensor in model.graph.initializer
-        if tensor.data_type == TensorProto.FLOAT and not np.abs(numpy_helper.to_array(tensor)).max(initial=0) <= LIMIT
+        if tensor.data_type == TensorProto.FLOAT
+        and not np.abs(numpy_helper.to_array(tensor)).max(initial=0) <= LIMIT
     }
     return [node.name for node in model.graph.node if beyond & {*node.input, *node.output}]
 
