@@ -1,4 +1,4 @@
-"""Rewrites of the float graph before it is quantised: pure functions, model in, new model out, same logits."""
+"""Rewrites of the float graph before it is quantised: pure functions, the logits stay the same."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class GraphWriter:
 
 
 def fold_batchnorm(source: Classifier) -> Classifier:
-    """Fold every BatchNormalization into the convolution before it (the exporters of slimdeploy have done so).
+    """Fold every BatchNormalization into the convolution before it (the exporters of slimdeploy have done
+    so).
 
     Raises SlimdeployError where one has no convolution of its own before it.
     """
@@ -79,7 +80,8 @@ def fold_batchnorm(source: Classifier) -> Classifier:
 
 
 def pad_image_channels(source: Classifier, multiple: int = 4) -> Classifier:
-    """Append channels of zeros to the images, up to a multiple of `multiple`, before the convolution reads them.
+    """Append channels of zeros to the images, up to a multiple of `multiple`, before the convolution reads
+    them.
 
     onnxruntime's fast INT8 convolution takes input channels by fours: with three of them it copies every
     patch of the image first.
