@@ -15,6 +15,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.runtime.onnxruntime import METADATA_KEY
 
 LAYERS = ("Conv", "Gemm", "GlobalAveragePool", "Add")
 """Operators that compute in INT8, and can each be kept in float."""
@@ -110,6 +112,14 @@ def classifier(model: onnx.ModelProto, *, source: str) -> Classifier:
     if any(values.dtype == np.float16 for values in constants.values()):
         raise SlimdeployError(f"{source} is FP16 already: calibrate the float32 export")
     return _index(model, constants)
+
+
+def model_info(source: Classifier, path: Path) -> ModelInfo:
+    """What the model at `path` says of itself; raises SlimdeployError where it says nothing."""
+    for entry in source.model.metadata_props:
+        if entry.key == METADATA_KEY:
+            return ModelInfo.from_json(entry.value, str(path))
+    raise SlimdeployError(f"{path} doesn't say how to feed it: export it with slimdeploy")
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:

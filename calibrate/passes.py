@@ -1,4 +1,4 @@
-"""Rewrites of the float graph before it is quantised: pure functions, model in, new model out, same logits."""
+"""Rewrites of the float graph before it is quantised: pure functions, the logits stay the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Puts the passes together: the quantised model for a method and a set of float layers, and how good it is."""
+"""The passes put together: the quantised model for a method and some float layers, and how good it is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
+from slimdeploy.benchmarks.statistics import Z95
 from slimdeploy.calibrate.batch_folding import fold_batch
 from slimdeploy.calibrate.classifier import Classifier
 from slimdeploy.calibrate.comparison import Comparison, compare_logits
@@ -94,3 +95,13 @@ class Trial:
         integers = FORMS[self.options.target].unsigned
         network = Network(model, threads=self.options.threads, integers=integers)
         return network.logits(self.images.images, self.data.preprocessing)
+
+
+def best_method(methods: dict[str, Comparison]) -> str:
+    """The method to take: of those within one standard error of the most accurate, the one whose logits are
+    nearest to the float model's (a finer measure than images counted).
+    """
+    best = min(methods.values(), key=lambda m: m.drop)
+    error = (best.drop_ci95[1] - best.drop_ci95[0]) / (2 * Z95)
+    near = {name: m for name, m in methods.items() if m.drop <= best.drop + error}
+    return min(near, key=lambda name: near[name].relative_error)

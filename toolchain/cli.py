@@ -31,6 +31,7 @@ COMMANDS = {
     "finetune": "Train a pruned checkpoint on, without sparsity.",
     "evaluate": "Accuracy and loss of a checkpoint or an ONNX file.",
     "export": "Write a checkpoint as ONNX and compare it with torch on real images.",
+    "calibrate": "Write an ONNX file in INT8, its ranges measured on real images.",
     "bench": "Accuracy, latency and memory of models, side by side.",
     "report": "A run as one HTML page with charts, or as Markdown.",
     "package": "Pack ONNX files and what checks them into one bundle for a device.",

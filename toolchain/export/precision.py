@@ -42,12 +42,11 @@ def to_fp16(model: onnx.ModelProto, *, float_layers: Set[str] = frozenset()) -> 
     INT8 models keep their Q/DQ pairs, whose scales become FP16 too. Raises SlimdeployError where the opset
     (below 19) can't express that.
     """
-    if model.opset_import[0].version < _HALF_SCALES_OPSET and any(
-        node.op_type in _QUANTISERS for node in model.graph.node
-    ):
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    if opset < _HALF_SCALES_OPSET and any(node.op_type in _QUANTISERS for node in model.graph.node):
         raise SlimdeployError(
-            f"INT8 with FP16 compute needs opset {_HALF_SCALES_OPSET}, the model has "
-            f"{model.opset_import[0].version}: export it with --opset {_HALF_SCALES_OPSET}, or use --compute fp32"
+            f"INT8 with FP16 compute needs opset {_HALF_SCALES_OPSET}, the model has {opset}: "
+            f"export it with --opset {_HALF_SCALES_OPSET}, or use --compute fp32"
         )
     return _Halving(model, float_layers).run()
 
