@@ -23,6 +23,7 @@ INSTALL_COMMANDS = {
     "onnxruntime": "pip install 'slimdeploy[cpu]'",
     "PIL": "pip install 'slimdeploy[host]'",
     "pycuda": "pip install 'slimdeploy[gpu]'",
+    "resvg_py": "pip install 'slimdeploy[report]'",
     "safetensors": "pip install 'slimdeploy[host]'",
     "sklearn": "pip install 'slimdeploy[host]'",
     "tensorboard": "pip install 'slimdeploy[host]'",
