@@ -209,7 +209,8 @@ class BenchResult:
 
 
 def _bench(recipe: Recipe, models: list[Path], output: Path, threads: int | None) -> BenchResult:
-    from slimdeploy.benchmarks.bench import BenchOptions, dataset_images, find_surroundings, measure
+    from slimdeploy.benchmarks.bench import BenchOptions, find_surroundings, measure
+    from slimdeploy.benchmarks.images import dataset_images
     from slimdeploy.benchmarks.latency import TimingOptions
     from slimdeploy.benchmarks.subjects import subjects_for
     from slimdeploy.toolchain.runtime.session import SessionOptions
