@@ -6,12 +6,13 @@ import contextlib
 import functools
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
 from slimdeploy.benchmarks import accuracy, conditions, results, rows
+from slimdeploy.benchmarks.images import Images, LoadImages, images_for
 from slimdeploy.benchmarks.latency import TimingOptions, time_models
 from slimdeploy.benchmarks.nvml import Nvml, find_nvml
 from slimdeploy.benchmarks.power import Meter, Sensor, find_sensor
@@ -19,42 +20,8 @@ from slimdeploy.benchmarks.process import Worker, settle
 from slimdeploy.benchmarks.rows import Measured
 from slimdeploy.benchmarks.subjects import Subject, baseline_of, unique
 from slimdeploy.benchmarks.worker import Opened
-from slimdeploy.toolchain.errors import SlimdeployError
-
-if TYPE_CHECKING:
-    from slimdeploy.toolchain.data.dataset import DataOptions
 
 STAGES_S = 1.0
-
-
-@dataclass(frozen=True)
-class Images:
-    """`images` (N, H, W, 3) uint8, `labels` (N,), and the names of the classes that the labels count."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-
-
-LoadImages = Callable[[int], Images]
-"""Loads test images of N×N pixels."""
-
-
-def dataset_images(data: DataOptions | None, limit: int | None = None) -> LoadImages | None:
-    """Loads the test images of `data`, a class-balanced `limit` of them; None where there is no data."""
-    if data is None:
-        return None
-
-    def load(size: int) -> Images:
-        from slimdeploy.toolchain.data.dataset import balanced_subset, load_dataset
-
-        if data.size not in (None, size):
-            raise SlimdeployError(f"--size {data.size}, but the model takes {size}×{size}: leave --size out")
-        dataset = load_dataset(replace(data, size=size))
-        test = balanced_subset(dataset.test, limit)
-        return Images(test.images, test.labels, dataset.class_names)
-
-    return load
 
 
 @dataclass(frozen=True)
@@ -149,9 +116,7 @@ def _measure_batch(
             progress(f"loading {subject.label}")
             workers.append(stack.enter_context(Worker(subject.label, subject.opener, subject.modules)))
         opened = [worker.call("open", batch) for worker in workers]
-        data = [
-            _images_for(one, worker.label, around.images) for one, worker in zip(opened, workers, strict=True)
-        ]
+        data = [_data(one, worker.label, around.images) for one, worker in zip(opened, workers, strict=True)]
         for worker, own in zip(workers, data, strict=True):
             if own is not None:  # as many as the batch takes, from the start again where there are too few
                 worker.call("use_images", np.resize(own.images, (batch, *own.images.shape[1:])))
@@ -180,21 +145,11 @@ def _measure_batch(
         return found
 
 
-def _images_for(opened: Opened, label: str, load: LoadImages | None) -> Images | None:
-    """Test images that fit the model; None where there are none to load, or it doesn't say how to feed it."""
-    if load is None or opened.preprocessing is None:
+def _data(opened: Opened, label: str, load: LoadImages | None) -> Images | None:
+    """None where there are no images, or the model doesn't say how to feed it."""
+    if load is None or opened.preprocessing is None or opened.class_names is None:
         return None
-    found = load(opened.preprocessing.size)
-    if opened.class_names is not None and tuple(found.class_names) != tuple(opened.class_names):
-        raise SlimdeployError(
-            f"{label} knows the classes {_few(opened.class_names)}, the data has {_few(found.class_names)}: "
-            "measure with the data that it was trained for"
-        )
-    return found
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" … ({len(names)})" if len(names) > 4 else "")
+    return images_for(opened.preprocessing, opened.class_names, label, load)
 
 
 def _meter(around: Surroundings, workers: Sequence[Worker]) -> Meter | None:

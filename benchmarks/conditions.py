@@ -66,6 +66,8 @@ def remarks(before: dict[str, Any], after: dict[str, Any], *, cores: int) -> lis
         )
     if after.get("throttled", 0) > before.get("throttled", 0):
         said.append(f"the CPU throttled {after['throttled'] - before.get('throttled', 0)} times")
+    if reasons := after.get("gpu", {}).get("slowed_by"):
+        said.append(f"the GPU is slowed down: {', '.join(reasons)}")
     for name in ("governor", "power_mode"):
         if before.get(name) != after.get(name):
             said.append(f"{name.replace('_', ' ')} changed from {before.get(name)} to {after.get(name)}")

@@ -2,13 +2,15 @@
 
 Any session may have these attributes; one that lacks them, or says None, is simply measured without:
 `gpu_ms` (the network alone, between two CUDA events), `enqueue_ms` (host time to launch it), `copy_in_ms` and
-`copy_out_ms` (CUDA events), and `device_memory_mb` (a dict: plan, context, workspace, peak).
+`copy_out_ms` (CUDA events), `device_bytes` (what it allocated: activations, input, output) and
+`device_memory_mb` (a dict by use: plan, context, workspace).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from slimdeploy.benchmarks.memory import MB
 from slimdeploy.toolchain.runtime.session import Session
 
 RUN_FIGURES = ("gpu_ms", "enqueue_ms", "copy_in_ms", "copy_out_ms")
@@ -22,9 +24,11 @@ def available(session: Session) -> tuple[str, ...]:
 
 
 def device_memory(session: Session) -> dict[str, float]:
-    """MB on the device by use: what the session says of it, empty on a CPU."""
-    told: Any = getattr(session, "device_memory_mb", None)
-    return {name: float(value) for name, value in (told or {}).items()}
+    """MB on the device by use, as far as the session says it; empty on a CPU."""
+    told: dict[str, Any] = dict(getattr(session, "device_memory_mb", None) or {})
+    if (nbytes := getattr(session, "device_bytes", None)) is not None:
+        told["session"] = nbytes / MB
+    return {name: float(value) for name, value in told.items()}
 
 
 def enqueue_ratio(figures: dict[str, dict[str, float]]) -> float | None:

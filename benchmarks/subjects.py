@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slimdeploy.benchmarks.worker import Opener
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.runtime.session import BACKENDS, SessionOptions, backend_for, open_session
 
 
@@ -33,6 +34,8 @@ def subjects_for(paths: Sequence[Path], backends: Sequence[str], options: Sessio
     for backend in backends:
         for path in paths:
             module = BACKENDS[backend_for(path, backend)][0]
+            if not path.is_file():
+                raise SlimdeployError(f"no model at {path}")
             opener = functools.partial(open_session, path, backend, options)
             subjects.append(Subject(str(path), backend, opener, path, (module,)))
     return unique(subjects)

@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from slimdeploy.toolchain.formatting import percent, short
+
 NOISY = "~"
 
 
@@ -42,9 +44,11 @@ def _letters(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _table(title: str, left: list[str], right: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for name in left:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=not name)
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     return table
@@ -66,7 +70,7 @@ def _models(rows: list[dict[str, Any]], letters: dict[str, str]) -> Table:
         ]
         cells.append(_mb(row["memory_mb"]["file"]))
         if accuracy:
-            cells.append("–" if row["accuracy"] is None else f"{row['accuracy']:.2%}")
+            cells.append("–" if row["accuracy"] is None else percent(row["accuracy"]))
         table.add_row(*cells)
     return table
 
@@ -96,11 +100,11 @@ def _latencies(rows: list[dict[str, Any]], letters: dict[str, str]) -> Table:
 
 def _comparisons(comparisons: list[dict[str, Any]], letters: dict[str, str]) -> Table:
     accuracy = any(one["accuracy_difference"] for one in comparisons)
-    names = ["batch", "speed-up", "95 %", "MAC ratio", "realised", *(["accuracy"] if accuracy else [])]
+    names = ["batch", "speed-up", "95 %", "MAC ratio", "realised", *(["accuracy, pp"] if accuracy else [])]
     table = _table("Speed-up with its 95 % interval; realised = speed-up ÷ MAC ratio", [""], names)
     for one in comparisons:
         low, high = one["ci95"]
-        cells = [f"{letters[one['model']]} against {letters[one['baseline']]}", str(one["batch"])]
+        cells = [f"{letters[one['model']]} vs {letters[one['baseline']]}", str(one["batch"])]
         cells.append(f"{'' if one['interval_reached'] else NOISY}{one['speedup']:.2f}×")
         cells += [f"{low:.2f}–{high:.2f}", "–" if one["mac_ratio"] is None else f"{one['mac_ratio']:.2f}×"]
         cells.append("–" if one["realised"] is None else f"{one['realised']:.2f}")
@@ -114,7 +118,7 @@ def _difference(difference: dict[str, Any] | None) -> str:
     if difference is None:
         return "–"
     low, high = (100 * bound for bound in difference["ci95"])
-    return f"{100 * difference['value']:+.2f} pp ({low:+.2f}…{high:+.2f})"
+    return f"{100 * difference['value']:+.2f} ({low:+.2f}…{high:+.2f})"
 
 
 def _ms(value: float) -> str:
@@ -126,7 +130,7 @@ def _mb(value: float | None) -> str:
 
 
 def _count(value: int | None) -> str:
-    return "–" if value is None else f"{value / 1e6:.2f} M"
+    return "–" if value is None else short(value)
 
 
 def compare_table(compared: dict[str, Any]) -> RenderableType:

@@ -1,8 +1,8 @@
 """`slimdeploy run`: all stages of a recipe in order, into one folder.
 
     RUN/sparse.safetensors        trained with the L1 penalty on γ
-    RUN/pruned-<ratio>.safetensors
-    RUN/final.safetensors         the recipe's ratio, fine-tuned
+    RUN/pruned.safetensors        and compare-<ratio>.safetensors for the recipe's compare_ratios
+    RUN/final.safetensors         pruned and fine-tuned
     RUN/original.onnx, final.onnx
     RUN/bench.json                both against each other
     RUN/run.json                  what each stage was given (as a hash), wrote and reported
@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,8 +53,9 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str, threads: int | None
     """
     run = _Run(recipe, folder, device, threads)
     run.train()
-    for ratio in sorted({*recipe.compare_ratios, recipe.prune.ratio}):
-        run.prune(replace(recipe.prune, ratio=ratio))
+    for ratio in recipe.compare_ratios:
+        run.prune(f"compare-{ratio:g}", recipe.prune.at_ratio(ratio))
+    run.prune("pruned", recipe.prune)
     run.finetune()
     run.export("original", "train", run.sparse)
     run.export("final", "finetune", run.final)
@@ -70,7 +71,7 @@ class _Run:
     def __init__(self, recipe: Recipe, folder: Path, device: str, threads: int | None) -> None:
         self.recipe, self.folder, self.device, self.threads = recipe, folder, device, threads
         self.stages = Stages(folder)
-        self.sparse, self.final = folder / "sparse.safetensors", folder / "final.safetensors"
+        self.sparse, self.final = self._checkpoint("sparse"), self._checkpoint("final")
         self._data = [recipe.data.to_json(), _digest(load_dataset(recipe.data))]
 
     def train(self) -> None:
@@ -91,15 +92,15 @@ class _Run:
             ),
         )
 
-    def prune(self, options: PruneOptions) -> None:
+    def prune(self, name: str, options: PruneOptions) -> None:
         self.stages.do(
-            _prune_name(options.ratio),
-            self._pruned(options.ratio),
+            name,
+            self._checkpoint(name),
             [self._data, asdict(options), self.stages.sha256("train")],
             lambda _: prune_stage(
                 self.sparse,
                 options=options,
-                output=self._pruned(options.ratio),
+                output=self._checkpoint(name),
                 data=self.recipe.data,
                 device=self.device,
                 force=True,
@@ -107,13 +108,13 @@ class _Run:
         )
 
     def finetune(self) -> None:
-        ratio, options = self.recipe.prune.ratio, self.recipe.finetune
+        options = self.recipe.finetune
         self.stages.do(
             "finetune",
             self.final,
-            [self._data, options.to_json(), self.stages.sha256(_prune_name(ratio))],
+            [self._data, options.to_json(), self.stages.sha256("pruned")],
             lambda resume: finetune_stage(
-                self._pruned(ratio),
+                self._checkpoint("pruned"),
                 data=self.recipe.data,
                 options=options,
                 output=self.final,
@@ -145,12 +146,8 @@ class _Run:
             lambda _: _bench(self.recipe, models, output, self.threads),
         )
 
-    def _pruned(self, ratio: float) -> Path:
-        return self.folder / f"pruned-{ratio:g}.safetensors"
-
-
-def _prune_name(ratio: float) -> str:
-    return f"prune-{ratio:g}"
+    def _checkpoint(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
 
 class Reported(Protocol):
@@ -212,7 +209,8 @@ class BenchResult:
 
 
 def _bench(recipe: Recipe, models: list[Path], output: Path, threads: int | None) -> BenchResult:
-    from slimdeploy.benchmarks.bench import BenchOptions, dataset_images, find_surroundings, measure
+    from slimdeploy.benchmarks.bench import BenchOptions, find_surroundings, measure
+    from slimdeploy.benchmarks.images import dataset_images
     from slimdeploy.benchmarks.latency import TimingOptions
     from slimdeploy.benchmarks.subjects import subjects_for
     from slimdeploy.toolchain.runtime.session import SessionOptions

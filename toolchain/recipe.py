@@ -49,13 +49,15 @@ class BenchChoice:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All choices of a run. `compare_ratios` are pruned and evaluated beside the one that goes on."""
+    """All choices of a run. `compare_ratios` are pruned to and evaluated beside the pruning that
+    goes on.
+    """
 
     name: str
     data: DataOptions
     network: NetworkChoice = field(default_factory=NetworkChoice)
     train: TrainOptions = field(default_factory=TrainOptions)
-    prune: PruneOptions = field(default_factory=PruneOptions)
+    prune: PruneOptions = field(default_factory=lambda: PruneOptions(ratio=0.9))
     finetune: TrainOptions = field(default_factory=lambda: TrainOptions(lr=1e-3))
     export: ExportOptions = field(default_factory=ExportOptions)
     bench: BenchChoice = field(default_factory=BenchChoice)

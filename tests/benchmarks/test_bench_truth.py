@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from fake_sessions import CLASSES, fake
 
-from slimdeploy.benchmarks.bench import BenchOptions, Images, Surroundings, measure
+from slimdeploy.benchmarks.bench import BenchOptions, Surroundings, measure
+from slimdeploy.benchmarks.images import Images
 from slimdeploy.benchmarks.latency import TimingOptions
 from slimdeploy.benchmarks.subjects import Subject
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.spec import architecture
+
+pytestmark = pytest.mark.xdist_group("bench_truth")  # one worker makes what they share
 
 SCHEMAS = Path(measure.__code__.co_filename).parent / "schemas"
 QUICK = BenchOptions((1,), TimingOptions(seconds=0.2, ci=0.5, warm_up_floor_s=0.03))

@@ -135,7 +135,8 @@ def _measure(
 ) -> dict[str, Any]:
     from rich.console import Console
 
-    from slimdeploy.benchmarks.bench import BenchOptions, dataset_images, find_surroundings, measure
+    from slimdeploy.benchmarks.bench import BenchOptions, find_surroundings, measure
+    from slimdeploy.benchmarks.images import dataset_images
     from slimdeploy.benchmarks.latency import TimingOptions
     from slimdeploy.benchmarks.subjects import subjects_for
     from slimdeploy.toolchain.runtime.session import SessionOptions
@@ -145,7 +146,7 @@ def _measure(
     console = Console(stderr=True)
     # Drawn by hand between the blocks: a bar that animates itself would take time from what is measured.
     line = console.print if not console.is_terminal else lambda text: console.print(f"\r{text:<100}", end="")
-    around = find_surroundings(dataset_images(data, limit), line)
+    around = find_surroundings(dataset_images(data, limit) if data else None, line)
     result = measure(subjects, options, around, command=["slimdeploy", *sys.argv[1:]])
     line("")
     return result

@@ -18,37 +18,32 @@ if TYPE_CHECKING:
 @command("evaluate")
 @click.argument("model", type=click.Path(path_type=Path))
 @data_options(required=False)
-@click.option(
-    "--backend", default="auto", show_default=True, help="torch or onnxruntime; auto goes by the file."
-)
+@click.option("--limit", type=click.IntRange(min=1), help="A class-balanced subset of N test images.")
+@click.option("--backend", default="auto", show_default=True, help="What runs it; auto goes by the file.")
 @machine_options
-def evaluate(model: Path, data: DataOptions | None, backend: str, device: str, threads: int | None) -> Output:
-    """Accuracy and loss of MODEL, a checkpoint or an ONNX file, on the test split.
+def evaluate(
+    model: Path,
+    data: DataOptions | None,
+    limit: int | None,
+    backend: str,
+    device: str,
+    threads: int | None,
+) -> Output:
+    """Accuracy and loss of MODEL (a checkpoint, an ONNX file or an engine) on the test split.
 
     --data defaults to the data that the model was trained on.
     """
-    from slimdeploy.benchmarks import accuracy
-    from slimdeploy.toolchain.errors import SlimdeployError
-    from slimdeploy.toolchain.runtime.preprocess import normalise
-    from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
-    from slimdeploy.toolchain.training.stage import data_of, dataset_for
+    from slimdeploy.benchmarks.evaluate import evaluate_model
+    from slimdeploy.benchmarks.subjects import subjects_for
+    from slimdeploy.toolchain.runtime.session import SessionOptions
 
-    with open_session(model, backend, SessionOptions(device=device, threads=threads)) as session:
-        if session.info is None:
-            raise SlimdeployError(f"{model} doesn't say how to feed it: export it with slimdeploy")
-        info = session.info
-        dataset = dataset_for(info, data or data_of(info, model), model)
-        found = accuracy.evaluate(
-            lambda images: session.run(normalise(images, info.preprocessing)),
-            dataset.test.images,
-            dataset.test.labels,
-            batch=64,
-        )
-        used = session.backend
+    (subject,) = subjects_for([model], [backend], SessionOptions(device=device, threads=threads))
+    found, used, precision = evaluate_model(subject, data, limit=limit)
     low, high = found.interval
     document = {
         "model": str(model),
         "backend": used,
+        "precision": precision,
         "accuracy": found.accuracy,
         "accuracy_ci95": [low, high],
         "loss": found.loss,
@@ -56,7 +51,7 @@ def evaluate(model: Path, data: DataOptions | None, backend: str, device: str, t
     }
     rows = [
         ("model", str(model)),
-        ("backend", used),
+        ("ran on", f"{used}, {precision}"),
         ("test accuracy", f"{percent(found.accuracy)} (95 %: {percent(low)} to {percent(high)})"),
         ("test loss", f"{found.loss:.4f}"),
         ("images", count(len(found.correct))),

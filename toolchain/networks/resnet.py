@@ -45,6 +45,12 @@ class ResNet(nn.Module):
         assert isinstance(module, nn.BatchNorm2d), name
         return module
 
+    def reader_weight(self, name: str) -> Tensor:
+        """The weight (O, I, …) of the convolution or the classifier of that name."""
+        module = self.get_submodule(name)
+        assert isinstance(module, nn.Conv2d | nn.Linear), name
+        return module.weight
+
     def place(self, device: str) -> ResNet:
         """Move to `device` in channels-last layout, which is faster for convolutions; returns itself."""
         return self.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
