@@ -12,6 +12,7 @@ from typing import Any
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, Split, balanced_subset
+from slimdeploy.toolchain.data.of_model import dataset_for
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.cost import Cost, network_cost
 from slimdeploy.toolchain.networks.resnet import ResNet
@@ -25,7 +26,7 @@ from slimdeploy.toolchain.pruning.surgery import Folding, prune_compensated, pru
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.loop import fit
 from slimdeploy.toolchain.training.options import TrainOptions
-from slimdeploy.toolchain.training.stage import dataset_for, training_data
+from slimdeploy.toolchain.training.stage import training_data
 
 JUDGED_IMAGES = 1024
 """Training images on which recalibration has to lower the loss."""
