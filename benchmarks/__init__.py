@@ -1,0 +1,1 @@
+"""The measuring: latency, memory, power and accuracy of anything that is a Session. No torch here."""

@@ -32,6 +32,7 @@ COMMANDS = {
     "evaluate": "Accuracy and loss of a checkpoint or an ONNX file.",
     "export": "Write a checkpoint as ONNX and compare it with torch on real images.",
     "bench": "Accuracy, latency and memory of models, side by side.",
+    "report": "A run as one HTML page with charts, or as Markdown.",
     "package": "Pack ONNX files and what checks them into one bundle for a device.",
     "deploy": "Install a bundle on this device or on others: verify, build, check, measure, switch over.",
     "classify": "Classify image files, folders or raw frames with a model or the deployed version.",

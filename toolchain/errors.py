@@ -19,11 +19,13 @@ class CheckFailed(SlimdeployError):
 
 # Import name -> the command that brings it. TensorRT on a Jetson comes with JetPack, not with pip.
 INSTALL_COMMANDS = {
+    "cuda": "pip install 'slimdeploy[gpu]'",
     "onnx": "pip install 'slimdeploy[host]'",
     "onnxruntime": "pip install 'slimdeploy[cpu]'",
     "PIL": "pip install 'slimdeploy[device]'",
     "prometheus_client": "pip install 'slimdeploy[device]'",
     "pycuda": "pip install 'slimdeploy[gpu]'",
+    "pytest": "pip install 'slimdeploy[test]'",
     "safetensors": "pip install 'slimdeploy[host]'",
     "sklearn": "pip install 'slimdeploy[host]'",
     "starlette": "pip install 'slimdeploy[device]'",

@@ -68,6 +68,13 @@ def data_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[.
     return decorate
 
 
+def seed_option(function: F) -> F:
+    """`--seed`."""
+    return click.option(
+        "--seed", type=int, default=0, show_default=True, help="Seed of every random choice."
+    )(function)
+
+
 def machine_options(function: F) -> F:
     """`--device` and `--threads`."""
     threads = click.IntRange(min=1)

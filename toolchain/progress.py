@@ -34,8 +34,8 @@ def progress_bar(title: str, *, total: int) -> Iterator[Callable[..., None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total, note="")
 
-        def advance(count: int = 1, note: str | None = None) -> None:
-            progress.update(task, advance=count, **({} if note is None else {"note": note}))
+        def advance(count: int = 1, note: str = "") -> None:
+            progress.update(task, advance=count, note=note)
 
         yield advance
 

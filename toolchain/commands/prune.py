@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,54 +14,109 @@ from slimdeploy.toolchain.options import (
     data_options,
     machine_options,
     output_option,
+    seed_option,
     torch_device,
 )
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from slimdeploy.toolchain.data.dataset import DataOptions
     from slimdeploy.toolchain.pruning.stage import PruneResult
 
 
+class Amount(click.ParamType):
+    """A number such as `3.94M`, `40M`, `1.3G` or `837000`."""
+
+    name = "amount"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        digits, factor = value.strip(), 1.0
+        if digits[-1:].lower() in "kmg" and digits:
+            digits, factor = digits[:-1], {"k": 1e3, "m": 1e6, "g": 1e9}[digits[-1].lower()]
+        try:
+            return float(digits) * factor
+        except ValueError:
+            return self.fail(f"{value!r} is not a number such as 3.94M", param, ctx)
+
+
+class Alignment(click.ParamType):
+    """`auto` or a whole number."""
+
+    name = "alignment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value is None or value == "auto":
+            return None
+        if str(value).isdigit() and int(value) > 0:
+            return int(value)
+        return self.fail(f"{value!r} is neither auto nor a whole number such as 1, 8, 16 or 32", param, ctx)
+
+
 @command("prune")
 @checkpoint_argument
+@click.option("--ratio", type=float, help="Target: the share of the prunable channels to remove.")
+@click.option("--params", type=Amount(), help="Target: at most so many parameters, such as 3.94M.")
 @click.option(
-    "--ratio", type=float, required=True, help="Share of the prunable channels to remove, from 0 to below 1."
+    "--macs", type=Amount(), help="Target: at most so many multiply-accumulates an image, such as 40M."
 )
+@click.option("--latency-ms", type=float, help="Target: at most so many milliseconds, by --latency-table.")
+@click.option("--latency-table", help="What `slimdeploy lut` measured on the machine in question.")
+@click.option("--criterion", default="gamma", show_default=True,
+              help="gamma, l1, l2, fpgm, random; with --data also taylor and surgeon.")  # fmt: skip
+@click.option("--residual", type=click.Choice(["keep", "couple"]), default="keep", show_default=True,
+              help="couple prunes the layers' outputs too, all blocks of a layer together.")  # fmt: skip
+@click.option("--align", type=Alignment(), default="auto", show_default=True,
+              help="Kept widths are multiples of this; auto goes by --target.")  # fmt: skip
+@click.option("--target", type=click.Choice(["cpu", "tensorrt", "tensorrt-int8"]), default="cpu",
+              show_default=True, help="Where the network will run: alignment 8, 8 or 32.")  # fmt: skip
 @click.option(
     "--min-channels", type=int, default=3, show_default=True, help="Keep at least so many in a layer."
 )
+@click.option(
+    "--allow-block-removal", is_flag=True, help="Let blocks with nothing left become their shortcut."
+)
 @click.option("--fold/--no-fold", default=True, show_default=True,
               help="Fold the constants that removed channels passed on into what follows.")  # fmt: skip
+@click.option("--compensate/--no-compensate", default=True, show_default=True,
+              help="With --data: let the kept channels take over what the removed ones carried.")  # fmt: skip
+@click.option("--statistics-images", type=click.IntRange(min=16), default=2048, show_default=True,
+              help="Training images to measure activations on.")  # fmt: skip
 @click.option("--recalibration-images", type=click.IntRange(min=2), default=5120, show_default=True,
               help="Training images for the new BN statistics.")  # fmt: skip
+@click.option(
+    "--steps", type=int, default=1, show_default=True, help="Prune in so many steps, fine-tuning between."
+)
+@click.option("--step-epochs", type=int, default=1, show_default=True, help="Epochs between two steps.")
+@click.option(
+    "--step-lr", type=float, default=0.01, show_default=True, help="Peak learning rate between steps."
+)
 @data_options(required=False)
 @output_option
+@seed_option
 @machine_options
 def prune(
     checkpoint: Path,
-    ratio: float,
-    min_channels: int,
-    fold: bool,
-    recalibration_images: int,
     data: DataOptions | None,
     output: Path,
     force: bool,
     device: str,
     threads: int | None,
+    **given: Any,
 ) -> Output:
-    """Remove the channels of CHECKPOINT whose |γ| is smallest over all prunable layers.
+    """Remove the channels of CHECKPOINT that matter least, down to one target.
 
-    With --data, BN statistics are measured anew on training images, and the test accuracy is reported
-    before, after the cut and after recalibration. Without, it only cuts.
+    With --data, the kept channels take over what the removed ones carried, BN statistics are measured anew
+    (both on training images), and the test accuracy is reported at each step. Without, it only cuts.
     """
-    from slimdeploy.toolchain.pruning.stage import PruneOptions, prune_stage
+    from slimdeploy.toolchain.pruning.options import PruneOptions
+    from slimdeploy.toolchain.pruning.stage import prune_stage
 
-    options = PruneOptions(
-        ratio=ratio, min_channels=min_channels, fold=fold, recalibration_images=recalibration_images
-    )
     result = prune_stage(
         checkpoint,
-        options=options,
+        options=PruneOptions(**given),
         output=output,
         data=data,
         device=torch_device(device, threads),
@@ -70,19 +125,18 @@ def prune(
     return Output(result.to_json(), _text(result))
 
 
-def _text(result: PruneResult) -> object:
+def _text(result: PruneResult) -> RenderableType:
     before, after = result.before, result.after
+    parameters = f"{count(before.params)} → {count(after.params)} ({before.params / after.params:.1f}× fewer)"
     rows = [
         ("checkpoint", str(result.checkpoint)),
-        (
-            "parameters",
-            f"{count(before.params)} → {count(after.params)} ({before.params / after.params:.1f}× fewer)",
-        ),
+        ("parameters", parameters),
         ("MACs", f"{short(before.macs)} → {short(after.macs)} ({before.macs / after.macs:.1f}× fewer)"),
         (
             f"MACs, widths padded to {after.alignment}",
             f"{short(before.padded_macs)} → {short(after.padded_macs)}",
         ),
+        ("blocks removed", ", ".join(result.removed_blocks) or "none"),
         ("constants folded", _folding_line(result)),
     ]
     for name, accuracy in (result.accuracy or {}).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from rich.console import RenderableType
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.formatting import count, facts_table, grid, short
@@ -62,7 +63,7 @@ def _json(spec: NetworkSpec, size: int, cost: Cost) -> dict[str, object]:
     }
 
 
-def _text(spec: NetworkSpec, size: int, cost: Cost) -> object:
+def _text(spec: NetworkSpec, size: int, cost: Cost) -> RenderableType:
     from rich.console import Group
 
     layers = enumerate_layers(spec, size)

@@ -7,30 +7,27 @@ calibration, sensitivity tables and latency tables refer to.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.export.options import DEFAULT_OPSET
 from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
 from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
 from slimdeploy.toolchain.networks.resnet import ResNet
 
 INPUT, OUTPUT = "images", "logits"
-DEFAULT_OPSET = 19
-OPSETS = (13, 22)
-"""Lowest and highest opset that can be asked for. 17 is what TensorRT 8 (JetPack 5) reads."""
 
 
 def build_onnx(network: ResNet, info: ModelInfo, *, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
     """The ONNX model of `network`: input `images` (N, 3, size, size) float32, output `logits` (N, classes).
 
-    `info` travels in the model's metadata. Raises SlimdeployError for an opset outside OPSETS.
+    `info` travels in the model's metadata.
     """
-    if not OPSETS[0] <= opset <= OPSETS[1]:
-        raise SlimdeployError(f"--opset {opset}: {OPSETS[0]} to {OPSETS[1]} can be written")
     size = info.preprocessing.size
     graph = _Graph(network)
     logits = _emit(graph, network, size)
@@ -53,6 +50,8 @@ def build_onnx(network: ResNet, info: ModelInfo, *, opset: int = DEFAULT_OPSET) 
 
 def fold_batchnorm(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[np.ndarray, np.ndarray]:
     """Weight (O, I, k, k) and bias (O,) of the convolution that computes `conv` then `bn` in eval mode."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
     with torch.no_grad():
         scale = torch.rsqrt(bn.running_var.double() + bn.eps)
         if bn.affine:
@@ -96,7 +95,7 @@ class _Graph:
         self.initializers: list[onnx.TensorProto] = []
 
     def node(
-        self, operator: str, inputs: list[str], name: str, *, output: str | None = None, **attributes: object
+        self, operator: str, inputs: list[str], name: str, *, output: str | None = None, **attributes: Any
     ) -> str:
         output = output or f"{name}.out"
         self.nodes.append(helper.make_node(operator, inputs, [output], name=name, **attributes))
@@ -107,9 +106,7 @@ class _Graph:
         return name
 
     def conv(self, x: str, conv: Conv) -> str:
-        weight, bias = fold_batchnorm(
-            self.network.get_submodule(conv.name), self.network.get_submodule(conv.batchnorm)
-        )
+        weight, bias = fold_batchnorm(self.network.conv(conv.name), self.network.batchnorm(conv.batchnorm))
         inputs = [x, self.constant(f"{conv.name}.weight", weight), self.constant(f"{conv.name}.bias", bias)]
         return self.node("Conv", inputs, conv.name, kernel_shape=[conv.kernel] * 2, strides=[conv.stride] * 2,
                          pads=[conv.padding] * 4)  # fmt: skip

@@ -11,20 +11,11 @@ from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions, balanced_subset
 from slimdeploy.toolchain.errors import CheckFailed
-from slimdeploy.toolchain.export.onnx import DEFAULT_OPSET, INPUT, build_onnx
+from slimdeploy.toolchain.export.onnx import INPUT, build_onnx
+from slimdeploy.toolchain.export.options import ExportOptions
 from slimdeploy.toolchain.export.parity import Parity, compare
 from slimdeploy.toolchain.model_info import versions
 from slimdeploy.toolchain.training.stage import data_of, dataset_for
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """How to export, and how far the result may be from torch."""
-
-    opset: int = DEFAULT_OPSET
-    parity_images: int = 512
-    max_abs_error: float = 1e-3
-    min_agreement: float = 0.999
 
 
 @dataclass(frozen=True)

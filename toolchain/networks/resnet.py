@@ -33,6 +33,28 @@ class ResNet(nn.Module):
             x = block(x)
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
+    def conv(self, name: str) -> nn.Conv2d:
+        """The convolution of that name, as `enumerate_layers` lists them."""
+        module = self.get_submodule(name)
+        assert isinstance(module, nn.Conv2d), name
+        return module
+
+    def batchnorm(self, name: str) -> nn.BatchNorm2d:
+        """The BN of that name."""
+        module = self.get_submodule(name)
+        assert isinstance(module, nn.BatchNorm2d), name
+        return module
+
+    def reader_weight(self, name: str) -> Tensor:
+        """The weight (O, I, …) of the convolution or the classifier of that name."""
+        module = self.get_submodule(name)
+        assert isinstance(module, nn.Conv2d | nn.Linear), name
+        return module.weight
+
+    def place(self, device: str) -> ResNet:
+        """Move to `device` in channels-last layout, which is faster for convolutions; returns itself."""
+        return self.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
     def blocks(self) -> list[ResidualBlock]:
         """All residual blocks, in order."""
         return [module for module in self.modules() if isinstance(module, ResidualBlock)]
@@ -76,8 +98,9 @@ def build_network(spec: NetworkSpec, *, seed: int | None = None) -> ResNet:
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if isinstance(module, ResidualBlock) and module.depth:
-                nn.init.zeros_(module.get_submodule(f"bn{module.depth}").weight)
+        for block in enumerate_layers(spec, 32).blocks:
+            if block.convs:
+                nn.init.zeros_(network.batchnorm(block.convs[-1].batchnorm).weight)
     return network
 
 

@@ -1,45 +1,147 @@
-"""Which channels stay: pure functions from scores and a target to sorted indices for each group."""
+"""Which channels stay under a budget: pure functions from scores and costs to sorted indices for each group.
+
+Widths are lowered step by step, always where the least importance is lost for what it saves (the greedy
+solution of the knapsack), in steps that keep every width a multiple of the alignment. Measured in channels
+that is the global threshold of network slimming; in milliseconds from a latency table, the latency-
+constrained knapsack of HALP (Shen et al., arXiv 2110.10811, section 3.2).
+"""
 
 from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.pruning.costs import Widths
 
 Kept = dict[str, np.ndarray]
-"""Group name -> sorted indices of the channels that stay."""
+"""Group name -> sorted indices of the channels that stay; none of them where the block is removed."""
 
 
-def select_by_ratio(scores: dict[str, np.ndarray], ratio: float, *, min_channels: int = 3) -> Kept:
-    """Remove the `ratio` of all channels with the lowest scores over all groups together.
+class Costs(Protocol):
+    """Prices widths: see costs.CostModel."""
 
-    Each group keeps at least its `min_channels` best (all, where it has no more), so fewer than the ratio
-    may go. Ties are cut in favour of the earlier channel. Raises SlimdeployError for a ratio outside 0…1.
+    def total(self, widths: Widths) -> float: ...
+
+    def saving(self, widths: Widths, changes: Widths) -> float: ...
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a selection must respect."""
+
+    align: int = 1
+    min_channels: int = 3
+    removable: tuple[tuple[str, ...], ...] = ()
+    """Groups of the same block: they may go to 0 together."""
+
+    def widths_below(self, width: int) -> list[int]:
+        """The widths that a group of `width` channels may have, falling from `width` itself."""
+        least = -(-self.min_channels // self.align) * self.align
+        if least >= width:
+            return [width]
+        highest = (width - 1) // self.align * self.align
+        return [width, *range(highest, least - 1, -self.align)]
+
+
+def select(scores: dict[str, np.ndarray], costs: Costs, limit: float, rules: Rules, *, unit: str) -> Kept:
+    """Keep the channels of highest score such that `costs` is at most `limit`, and as near to it as steps
+    allow.
+
+    Raises SlimdeployError where even the narrowest widths cost more; it names that least cost in `unit`.
     """
-    if not 0 <= ratio < 1:
-        raise SlimdeployError(f"--ratio must be from 0 to below 1, not {ratio:g}")
-    if min_channels < 1:
-        raise SlimdeployError(f"--min-channels must be at least 1, not {min_channels}")
-    names = list(scores)
-    flat = np.concatenate([scores[name] for name in names])
-    owner = np.repeat(np.arange(len(names)), [len(scores[name]) for name in names])
-    index = np.concatenate([np.arange(len(scores[name])) for name in names])
-    doomed = np.zeros(len(flat), dtype=bool)
-    by_rising_score = np.lexsort((-index, flat))
-    doomed[by_rising_score[: int(len(flat) * ratio)]] = True
-    return {
-        name: _at_least(scores[name], index[(owner == i) & ~doomed], min_channels)
-        for i, name in enumerate(names)
-    }
-
-
-def _at_least(scores: np.ndarray, kept: np.ndarray, count: int) -> np.ndarray:
-    """`kept`, or the `count` best channels where it holds fewer."""
-    if len(kept) >= count:
-        return kept
-    return best_channels(scores, count)
+    peeling = _Peeling(scores, costs, rules)
+    peeling.lower_to(limit)
+    if peeling.cost > limit:
+        raise SlimdeployError(
+            f"{_figure(limit, unit)} is out of reach: the smallest network that the other settings allow "
+            f"has {_figure(peeling.cost, unit)}"
+        )
+    peeling.fill_up_to(limit)
+    return {name: best_channels(scores[name], width) for name, width in peeling.widths.items()}
 
 
 def best_channels(scores: np.ndarray, count: int) -> np.ndarray:
     """Sorted indices of the `count` highest scores, the earlier channel first among equals."""
     return np.sort(np.argsort(-scores, kind="stable")[:count])
+
+
+class _Peeling:
+    """Widths on their way down, and the steps that led there."""
+
+    def __init__(self, scores: dict[str, np.ndarray], costs: Costs, rules: Rules) -> None:
+        self.widths: Widths = {name: len(values) for name, values in scores.items()}
+        self._costs, self._rules = costs, rules
+        # Importance of a group's k best channels, for every k.
+        self._worth = {n: np.concatenate([[0.0], np.cumsum(np.sort(v)[::-1])]) for n, v in scores.items()}
+        self._ladder = {name: rules.widths_below(width) for name, width in self.widths.items()}
+        self._steps: list[tuple[Widths, Widths]] = []
+        self.cost = costs.total(self.widths)
+
+    def lower_to(self, limit: float) -> None:
+        """Take the cheapest step again and again until the cost is within `limit` or nothing is left to
+        take.
+        """
+        queue = [(self._price(change), i, change) for i, change in enumerate(self._openings())]
+        heapq.heapify(queue)
+        order = len(queue)
+        while self.cost > limit and queue:
+            _, _, change = heapq.heappop(queue)
+            price = self._price(change)  # what neighbours lost meanwhile has made it dearer
+            if queue and price > queue[0][0]:
+                heapq.heappush(queue, (price, order, change))
+                order += 1
+                continue
+            self._take(change)
+            for following in self._following(change):
+                heapq.heappush(queue, (self._price(following), order, following))
+                order += 1
+
+    def fill_up_to(self, limit: float) -> None:
+        """Take back steps that the budget still has room for, the dearest and latest first."""
+        for before, after in reversed(self._steps):
+            if all(self.widths[name] == width for name, width in after.items()):
+                added = -self._costs.saving(self.widths, before)
+                if self.cost + added <= limit:
+                    self.widths.update(before)
+                    self.cost += added
+
+    def _openings(self) -> Iterator[Widths]:
+        for name, ladder in self._ladder.items():
+            if len(ladder) > 1:
+                yield {name: ladder[1]}
+        yield from filter(None, (self._removal(names) for names in self._rules.removable))
+
+    def _following(self, change: Widths) -> Iterator[Widths]:
+        for name, width in change.items():
+            ladder = self._ladder[name]
+            if width and width != ladder[-1]:
+                yield {name: ladder[ladder.index(width) + 1]}
+            for names in self._rules.removable:
+                if name in names and (removal := self._removal(names)):
+                    yield removal
+
+    def _removal(self, names: tuple[str, ...]) -> Widths | None:
+        """The step that removes a block, once all its groups are as narrow as they get."""
+        at_the_end = all(self.widths[name] == self._ladder[name][-1] for name in names)
+        return dict.fromkeys(names, 0) if at_the_end else None
+
+    def _price(self, change: Widths) -> float:
+        """Importance lost for each unit of cost saved."""
+        lost = sum(float(self._worth[n][self.widths[n]] - self._worth[n][w]) for n, w in change.items())
+        saved = self._costs.saving(self.widths, change)
+        return lost / saved if saved > 0 else np.inf
+
+    def _take(self, change: Widths) -> None:
+        before = {name: self.widths[name] for name in change}
+        self.cost -= self._costs.saving(self.widths, change)
+        self.widths.update(change)
+        self._steps.append((before, change))
+
+
+def _figure(value: float, unit: str) -> str:
+    return f"{value:.3f} ms" if unit == "ms" else f"{value:,.0f} {unit}"

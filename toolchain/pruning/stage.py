@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,28 +11,23 @@ from typing import Any
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
-from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, balanced_subset
+from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, Split, balanced_subset
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.cost import Cost, network_cost
 from slimdeploy.toolchain.networks.resnet import ResNet
-from slimdeploy.toolchain.pruning.criteria import channel_scores
-from slimdeploy.toolchain.pruning.groups import channel_groups
+from slimdeploy.toolchain.pruning.activations import measure_inputs
+from slimdeploy.toolchain.pruning.criteria.registry import Moments
+from slimdeploy.toolchain.pruning.options import PruneOptions
+from slimdeploy.toolchain.pruning.plan import Budget, budget_for, choose_channels, plan_groups
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
-from slimdeploy.toolchain.pruning.selection import select_by_ratio
-from slimdeploy.toolchain.pruning.surgery import Folding, prune_network
+from slimdeploy.toolchain.pruning.surgery import Folding, prune_compensated, prune_network
 from slimdeploy.toolchain.training.evaluation import evaluate_network
-from slimdeploy.toolchain.training.stage import dataset_for
+from slimdeploy.toolchain.training.loop import fit
+from slimdeploy.toolchain.training.options import TrainOptions
+from slimdeploy.toolchain.training.stage import dataset_for, training_data
 
-
-@dataclass(frozen=True)
-class PruneOptions:
-    """What to remove and how."""
-
-    ratio: float
-    """Share of all prunable channels."""
-    criterion: str = "gamma"
-    min_channels: int = 3
-    fold: bool = True
-    recalibration_images: int = 5120
+JUDGED_IMAGES = 1024
+"""Training images on which recalibration has to lower the loss."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,7 @@ class PruneResult:
     channels: tuple[int, ...]
     before: Cost
     after: Cost
+    removed_blocks: tuple[str, ...]
     folding: Folding
     accuracy: dict[str, float] | None
     seconds: float
@@ -55,6 +53,7 @@ class PruneResult:
             "params": {"before": self.before.params, "after": self.after.params},
             "macs": {"before": self.before.macs, "after": self.after.macs},
             "padded_macs": {"before": self.before.padded_macs, "after": self.after.padded_macs},
+            "removed_blocks": list(self.removed_blocks),
             "folding": asdict(self.folding),
             "seconds": self.seconds,
         }
@@ -72,57 +71,134 @@ def prune_stage(
 ) -> PruneResult:
     """Prune `checkpoint` and write the smaller network to `output`.
 
-    With `data`, the BN statistics are recalibrated on its training images, and the accuracy is measured at
-    each step. Raises SlimdeployError for an output that exists, unusable options or data of another kind.
+    With `data`, the kept channels take over what the removed ones carried, BN statistics are recalibrated,
+    both on training images, and the test accuracy is measured at each step. Raises SlimdeployError for an
+    output that exists, a budget out of reach, a criterion that needs data where there is none, and data of
+    another kind.
     """
     artifacts.check_output(output, force=force)
     parent = load_checkpoint(checkpoint)
+    original, size = parent.network, parent.info.preprocessing.size
     dataset = dataset_for(parent.info, data, checkpoint) if data else None
-    started = time.perf_counter()
-    groups = channel_groups(parent.info.spec)
-    scores = channel_scores(parent.network, groups, options.criterion)
-    kept = select_by_ratio(scores, options.ratio, min_channels=options.min_channels)
-    pruned, folding = prune_network(parent.network, groups, kept, fold=options.fold)
-    seconds = time.perf_counter() - started
-    accuracy = None
-    if dataset:
-        plain = prune_network(parent.network, groups, kept, fold=False)[0] if options.fold else None
-        accuracy = _accuracies(parent.network, plain, pruned, dataset, options, device)
-    metrics = {"accuracy": {"test": accuracy["after_recalibration"]}} if accuracy else {}
+    if options.steps > 1 and dataset is None:
+        raise SlimdeployError("--steps fine-tunes between the steps: pass --data")
+    network, seconds = original, 0.0
+    for step in range(1, options.steps + 1):
+        last = step == options.steps
+        started = time.perf_counter()
+        cut = _cut(network, original, dataset, options, size, step / options.steps, device)
+        seconds += time.perf_counter() - started
+        if not last:
+            network = cut.network
+            _finetune_between(network, dataset, options, device, step)
+    accuracy = _accuracies(original, network, cut, dataset, options, device) if dataset else None
+    metrics = {"accuracy": {"test": accuracy["final"]}} if accuracy else {}
     facts = {"options": asdict(options), "parent": parent.sha256, "data": data.to_json() if data else None}
+    pruned = cut.network
     info = parent.info.after("prune", spec=pruned.spec, metrics=metrics, **facts)
-    size = info.preprocessing.size
+    names, config = pruned.spec.architecture.block_names(), pruned.spec.channels
     return PruneResult(
         checkpoint=output,
         sha256=save_checkpoint(output, pruned, info),
-        channels=pruned.spec.channels.flat(),
-        before=network_cost(parent.info.spec, size),
-        after=network_cost(pruned.spec, size),
-        folding=folding,
+        channels=config.flat(),
+        before=network_cost(parent.info.spec, size, alignment=options.alignment),
+        after=network_cost(pruned.spec, size, alignment=options.alignment),
+        removed_blocks=tuple(name for i, name in enumerate(names) if config.is_removed(i)),
+        folding=cut.folding,
         accuracy=accuracy,
         seconds=seconds,
     )
 
 
-def _accuracies(
+@dataclass(frozen=True)
+class _Cut:
+    """The same selection, cut in three ways: `plain`, with constants folded, and `network`, the one to go
+    on with.
+    """
+
+    plain: ResNet
+    folded: ResNet
+    folding: Folding
+    network: ResNet
+
+
+def _cut(
+    network: ResNet,
     original: ResNet,
-    plain: ResNet | None,
-    pruned: ResNet,
-    dataset: Dataset,
+    dataset: Dataset | None,
     options: PruneOptions,
+    size: int,
+    progress: float,
     device: str,
+) -> _Cut:
+    """Select and cut, `progress` (0…1) of the way from the original to the budget."""
+    moments = _moments(network, dataset, options, device) if dataset else None
+    groups = plan_groups(network.spec, options)
+    final = budget_for(original.spec, plan_groups(original.spec, options), options, size)
+    own = budget_for(network.spec, groups, options, size)
+    full = final.costs.total({g.name: g.width for g in plan_groups(original.spec, options)})
+    # Steps of equal ratio: each removes the same share of what is left.
+    limit = final.limit if progress == 1 else full * (final.limit / full) ** progress
+    kept = choose_channels(network, moments, options, Budget(own.costs, limit, own.unit))
+    plain = prune_network(network, groups, kept, fold=False)[0]
+    folded, folding = prune_network(network, groups, kept, fold=options.fold)
+    if moments and options.compensate:
+        return _Cut(plain, folded, folding, prune_compensated(network, groups, kept, moments))
+    return _Cut(plain, folded, folding, folded)
+
+
+def _moments(network: ResNet, dataset: Dataset, options: PruneOptions, device: str) -> Moments:
+    images = balanced_subset(dataset.train, options.statistics_images)
+    readers = {name for group in plan_groups(network.spec, options) for name in group.consumers}
+    return measure_inputs(network, readers, images, dataset.preprocessing, device=device)
+
+
+def _finetune_between(
+    network: ResNet, dataset: Dataset | None, options: PruneOptions, device: str, step: int
+) -> None:
+    assert dataset is not None
+    training = TrainOptions(epochs=options.step_epochs, lr=options.step_lr, seed=options.seed + step)
+    images = balanced_subset(dataset.train, options.recalibration_images)
+    recalibrate(network, images, dataset.preprocessing, device=device)
+    data = training_data(dataset, training)
+    with tempfile.TemporaryDirectory() as folder:  # its history and state are of no use afterwards
+        fit(network, data, training, output=Path(folder) / "step", device=device, setup={})
+    network.eval()
+
+
+def _accuracies(
+    original: ResNet, before: ResNet, cut: _Cut, dataset: Dataset, options: PruneOptions, device: str
 ) -> dict[str, float]:
-    """Test accuracy before pruning, after the cut, after folding and after recalibration (`pruned` ends
-    so).
+    """Test accuracy before pruning and after each thing done.
+
+    Leaves `cut.network` recalibrated where that lowers the loss on the training images used: after sparse
+    training that drove γ to zero there is nothing to mend, and the statistics of augmented training serve
+    better.
     """
 
     def accuracy(network: ResNet) -> float:
         return evaluate_network(network, dataset.test, dataset.preprocessing, device=device).accuracy
 
-    found = {"before": accuracy(original), "after": accuracy(plain or pruned)}
-    if plain:
-        found["after_folding"] = accuracy(pruned)
+    found = {"before": accuracy(original)}
+    if before is not original:
+        found["before_last_step"] = accuracy(before)
+    found["after"] = accuracy(cut.plain)
+    if options.fold:
+        found["after_folding"] = accuracy(cut.folded)
+    if cut.network is not cut.folded:
+        found["after_compensation"] = accuracy(cut.network)
     images = balanced_subset(dataset.train, options.recalibration_images)
-    recalibrate(pruned, images, dataset.preprocessing, device=device)
-    found["after_recalibration"] = accuracy(pruned)
+    recalibrated = copy.deepcopy(cut.network)
+    recalibrate(recalibrated, images, dataset.preprocessing, device=device)
+    without = list(found.values())[-1]
+    found["after_recalibration"] = found["final"] = accuracy(recalibrated)
+    judged = balanced_subset(images, JUDGED_IMAGES)
+    if _loss(recalibrated, judged, dataset, device) < _loss(cut.network, judged, dataset, device):
+        cut.network.load_state_dict(recalibrated.state_dict())
+    else:
+        found["final"] = without
     return found
+
+
+def _loss(network: ResNet, images: Split, dataset: Dataset, device: str) -> float:
+    return evaluate_network(network, images, dataset.preprocessing, device=device).loss

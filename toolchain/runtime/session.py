@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -38,16 +38,40 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How to run a model. `threads` is for the CPU; None leaves the library's default (all cores)."""
+    """How to run a model. What a backend has no use for, it leaves alone."""
 
     device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
     threads: int | None = None
+    """CPU threads; None leaves the library's default (all cores)."""
+    precision: str | None = None
+    """What torch computes in, `fp32` or `fp16`; ONNX files and engines carry their own."""
+    compiled: bool = False
+    """torch.compile."""
+    channels_last: bool = False
+    """torch: NHWC memory layout."""
+    cuda_graph: bool | None = None
+    """Replay a CUDA graph for each input shape; None is the backend's default (TensorRT on, torch off)."""
+    tf32: bool = False
+    """Let FP32 matrix products round their inputs to TF32 on the GPU."""
+    tensorrt: bool = False
+    """onnxruntime: the TensorRT provider in front of the CUDA one."""
 
 
 # Backend -> (module with `open_session(path, options)`, file endings that it opens).
 BACKENDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "torch": ("slimdeploy.toolchain.runtime.torch", (".safetensors",)),
     "onnxruntime": ("slimdeploy.toolchain.runtime.onnxruntime", (".onnx",)),
+    "tensorrt": ("slimdeploy.toolchain.runtime.tensorrt", (".engine", ".plan")),
+}
+
+# Name -> (backend, the options that it stands for): the ways to run one file that are measured side by side.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "torch-channels-last": ("torch", {"channels_last": True}),
+    "torch-compiled": ("torch", {"compiled": True}),
+    "torch-graph": ("torch", {"cuda_graph": True}),
+    "onnxruntime-tensorrt": ("onnxruntime", {"tensorrt": True}),
+    "tensorrt-no-graph": ("tensorrt", {"cuda_graph": False}),
 }
 
 
@@ -63,16 +87,23 @@ def backend_for(path: Path, backend: str = "auto") -> str:
                 f"{path}: no backend opens {path.suffix or 'a file with no ending'!r}; known: {known}"
             )
         return fitting[0]
+    backend = VARIANTS[backend][0] if backend in VARIANTS else backend
     if backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
+        raise unknown("backend", backend, [*BACKENDS, *VARIANTS])
     if backend not in fitting:
         raise SlimdeployError(f"{path}: {backend} opens {' and '.join(BACKENDS[backend][1])} files")
     return backend
 
 
 def open_session(path: Path, backend: str = "auto", options: SessionOptions | None = None) -> Session:
-    """Load the model at `path`. Raises SlimdeployError where it is missing, unreadable or of another kind."""
+    """Load the model at `path` with a backend, or a variant of one.
+
+    Raises SlimdeployError where it is missing, unreadable or of another kind.
+    """
     if not path.is_file():
         raise SlimdeployError(f"no model at {path}")
+    options = options or SessionOptions()
+    if backend in VARIANTS:
+        options = replace(options, **VARIANTS[backend][1])
     module = importlib.import_module(BACKENDS[backend_for(path, backend)][0])
-    return module.open_session(path, options or SessionOptions())
+    return module.open_session(path, options)

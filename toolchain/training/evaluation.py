@@ -29,7 +29,7 @@ def evaluate_network(
 ) -> Evaluation:
     """Evaluate in eval mode; the network's training flag is put back afterwards."""
     was_training = network.training
-    network.to(device, memory_format=torch.channels_last).eval()
+    network.place(device).eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     for images, labels in plain_batches(split, preprocessing, batch_size=250, device=device):

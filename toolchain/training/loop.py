@@ -56,7 +56,7 @@ def fit(
     `setup` identifies the run: with `resume`, a state of another set-up is refused. Raises SlimdeployError
     where the loss stops being a number; the state of the last whole epoch stays then.
     """
-    network.to(device, memory_format=torch.channels_last)
+    network.place(device)
     run = _Run(network, data, options, device)
     state = TrainingState(setup)
     if resume and state_path(output).exists():
@@ -168,10 +168,11 @@ class _Run:
             step = int(bad[0])
             self._set_lr(index * len(self.batches) + step)
             lr = self.optimizer.param_groups[0]["lr"]
-            kept = f"; --resume goes on after epoch {index}" if index else ""
+            # Not --resume: the state goes on with the same rate only, and would end here again.
+            again = " and start again with --force" if index else ""
             raise SlimdeployError(
                 f"the loss is {losses[step].item()} at epoch {index + 1}, step {step + 1} (lr {lr:.3g}): "
-                f"lower --lr{kept}"
+                f"lower --lr{again}"
             )
 
 

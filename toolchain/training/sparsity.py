@@ -21,7 +21,7 @@ def penalised_scales(network: ResNet, layers: str) -> list[Tensor]:
     if layers == "all":
         return [m.weight for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d) and m.affine]
     batchnorms = [bn for group in channel_groups(network.spec) for bn in group.batchnorms]
-    return [network.get_submodule(name).weight for name in batchnorms]
+    return [network.batchnorm(name).weight for name in batchnorms]
 
 
 @torch.no_grad()

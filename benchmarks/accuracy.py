@@ -1,0 +1,49 @@
+"""Right or wrong, image by image: what paired differences between models are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from slimdeploy.benchmarks import statistics
+from slimdeploy.toolchain.errors import SlimdeployError
+
+Predict = Callable[[np.ndarray], np.ndarray]
+"""Logits (n, classes) of images (n, H, W, 3) uint8."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`correct` (N,) bool, and the mean cross-entropy in nats."""
+
+    correct: np.ndarray
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.mean())
+
+    @property
+    def interval(self) -> statistics.Interval:
+        return statistics.proportion_interval(int(self.correct.sum()), len(self.correct))
+
+
+def evaluate(predict: Predict, images: np.ndarray, labels: np.ndarray, *, batch: int) -> Evaluation:
+    """Run `predict` over `images` (N, H, W, 3) uint8, `batch` at a time, and compare with `labels` (N,).
+
+    Raises SlimdeployError where the labels don't fit the model's classes, or there are no images.
+    """
+    if not len(images):
+        raise SlimdeployError("no images to evaluate on")
+    parts = [predict(images[i : i + batch]) for i in range(0, len(images), batch)]
+    logits = np.concatenate(parts).astype(np.float64)
+    if labels.max() >= logits.shape[1]:
+        raise SlimdeployError(
+            f"the data has a class number {labels.max()}, the model only {logits.shape[1]} classes"
+        )
+    # log-sum-exp around the largest logit, which can't overflow
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+    return Evaluation(logits.argmax(axis=1) == labels, float(losses.mean()))

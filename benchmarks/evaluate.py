@@ -1,0 +1,45 @@
+"""Accuracy and loss of one model, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slimdeploy.benchmarks.accuracy import Evaluation, evaluate
+from slimdeploy.benchmarks.images import dataset_images, images_for
+from slimdeploy.benchmarks.subjects import Subject
+from slimdeploy.toolchain.data.dataset import DataOptions
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.runtime.preprocess import normalise
+
+BATCH = 64
+
+
+def evaluate_model(
+    subject: Subject, data: DataOptions | None, *, limit: int | None = None
+) -> tuple[Evaluation, str, str]:
+    """Run the model over the test split of `data`, or of the data that it was trained on, a class-balanced
+    `limit` of it.
+
+    Returns what came of it, the backend and its precision. Raises SlimdeployError where the model can't be
+    opened or doesn't say how to feed it, and where the data isn't its own.
+    """
+    with subject.opener() as session:
+        info = session.info
+        if info is None:
+            raise SlimdeployError(f"{subject.model} doesn't say how to feed it: export it with slimdeploy")
+        load = dataset_images(data or _trained_on(info, subject.model), limit)
+        images = images_for(info.preprocessing, info.class_names, subject.model, load)
+        found = evaluate(
+            lambda batch: session.run(normalise(batch, info.preprocessing)),
+            images.images,
+            images.labels,
+            batch=BATCH,
+        )
+        return found, session.backend, session.precision
+
+
+def _trained_on(info: ModelInfo, source: str) -> DataOptions:
+    from slimdeploy.toolchain.training.stage import data_of  # needs torch: not on a device
+
+    return data_of(info, Path(source))

@@ -1,0 +1,65 @@
+"""Where the time of an ONNX network goes, layer by layer, from onnxruntime's own profiler."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RUNS = 20
+OTHER = "other"
+_KERNEL = re.compile(r"(.+?)(?:\.out)?(?:_nchwc)?_kernel_time")
+
+
+def layer_times(path: Path, *, batch: int, threads: int | None = None) -> dict[str, float]:
+    """Median ms of each layer of the network at `path` over RUNS runs of `batch` images of noise, on the CPU.
+
+    Keys are the convolutions and the classifier by the network's own names, and OTHER for what is left
+    (pooling, sums, reordering). A ReLU and a sum that onnxruntime fused into a convolution count as part of
+    it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.enable_profiling = 3, True
+    if threads:
+        options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        image = session.get_inputs()[0]
+        random = np.random.default_rng(0)
+        images = random.random((batch, *image.shape[1:]), dtype=np.float32)
+        for _ in range(RUNS + 2):  # the first two warm up
+            session.run(None, {image.name: images})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    return sum_by_layer(events, skip=2)
+
+
+def sum_by_layer(events: list[dict[str, Any]], *, skip: int = 0) -> dict[str, float]:
+    """Median ms by layer from a profile's events; the first `skip` runs are left out."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        found = _KERNEL.fullmatch(event["name"]) if event.get("cat") == "Node" else None
+        if found:
+            times[found[1]].append(event["dur"] / 1000)
+    layers: dict[str, float] = defaultdict(float)
+    for node, runs in times.items():
+        layers[layer_of(node)] += float(np.median(runs[skip:]))
+    return dict(layers)
+
+
+def layer_of(node: str) -> str:
+    """The layer that a node belongs to: one fused with a ReLU bears the name of the ReLU's result."""
+    if re.fullmatch(r"conv1|fc|.*\.conv\d|.*\.downsample\.0", node):
+        return node
+    if node == "relu":
+        return "conv1"
+    if found := re.fullmatch(r"(.*)\.relu(\d)", node):
+        return f"{found[1]}.conv{found[2]}"
+    return OTHER

@@ -1,0 +1,53 @@
+"""Memory of a process and of files, in MB (2^20 bytes)."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from pathlib import Path
+
+MB = 2**20
+
+# Bytes of one weight as it is computed with; scales and biases of INT8 networks are not counted.
+WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+
+
+def weights_mb(params: int | None, precision: str) -> float | None:
+    """Memory of `params` weights at `precision`; None where either isn't known."""
+    if params is None or precision not in WEIGHT_BYTES:
+        return None
+    return params * WEIGHT_BYTES[precision] / MB
+
+
+def resident_mb() -> float:
+    """Resident memory of this process now."""
+    status = _status("VmRSS")
+    return status if status is not None else peak_resident_mb()
+
+
+def peak_resident_mb() -> float:
+    """The most resident memory that this process ever had, or since `reset_peak`.
+
+    Linux's VmHWM is preferred to getrusage, which a child inherits from its parent across exec.
+    """
+    status = _status("VmHWM")
+    if status is not None:
+        return status
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB
+
+
+def reset_peak() -> None:
+    """Start the peak anew at what is resident now, where the kernel allows it (proc(5), clear_refs)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(field: str) -> float | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    found = [line.split()[1] for line in lines if line.startswith(field + ":")]
+    return int(found[0]) / 1024 if found else None

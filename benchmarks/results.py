@@ -1,0 +1,61 @@
+"""Results as files: JSON documents with a `kind` and a `schema` version, described in
+`schemas/<kind>-<version>.json`.
+
+Every file in `benchmarks/results/` is one of these.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from slimdeploy.benchmarks import conditions
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
+
+SCHEMAS = {"bench": 1, "gpu-check": 1, "table": 1}
+"""Kind of document -> the version written. `bench` is the command's, `gpu-check` is gpu_check.py's; `table`
+is any script's: what was measured, the command that repeats it, and rows of plain values.
+"""
+
+
+def document(
+    kind: str, *, command: str, machine: dict[str, Any] | None = None, **content: Any
+) -> dict[str, Any]:
+    """A result of `kind` with its header: when, by which command, on which machine."""
+    return {
+        "kind": kind,
+        "schema": SCHEMAS[kind],
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "machine": machine or conditions.machine(),
+        **content,
+    }
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Write a result atomically, indented, each list of numbers on one line."""
+    text = json.dumps(result, indent=1)
+    text = re.sub(r"\[\s+([-+.\deE,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    artifacts.write_bytes(path, (text + "\n").encode())
+
+
+def read(path: Path, kind: str) -> dict[str, Any]:
+    """Read a result of `kind`; raises SlimdeployError where it is another kind of file, or a newer one."""
+    found = artifacts.read_json(path, f"{kind} result")
+    if not isinstance(found, dict) or found.get("kind") != kind:
+        raise SlimdeployError(f"{path} is not a {kind} result: slimdeploy bench … --output writes one")
+    if found.get("schema") != SCHEMAS[kind]:
+        raise SlimdeployError(
+            f"{path}: schema {found.get('schema')}; this slimdeploy reads {SCHEMAS[kind]}. Measure again"
+        )
+    return found
+
+
+def without_samples(result: dict[str, Any]) -> dict[str, Any]:
+    """The same result without its raw samples: what fits on a screen."""
+    rows = [{k: v for k, v in row.items() if k != "samples_ms"} for row in result["rows"]]
+    return {**result, "rows": rows}

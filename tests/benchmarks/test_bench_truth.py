@@ -1,0 +1,203 @@
+"""The harness's own truth: sessions that do a known thing, through real worker processes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import fake_sessions
+import jsonschema
+import numpy as np
+import pytest
+from fake_sessions import CLASSES, fake
+
+from slimdeploy.benchmarks.bench import BenchOptions, Surroundings, measure
+from slimdeploy.benchmarks.images import Images
+from slimdeploy.benchmarks.latency import TimingOptions
+from slimdeploy.benchmarks.subjects import Subject
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.channels import ChannelConfig
+from slimdeploy.toolchain.networks.spec import architecture
+
+SCHEMAS = Path(measure.__code__.co_filename).parent / "schemas"
+QUICK = BenchOptions((1,), TimingOptions(seconds=0.2, ci=0.5, warm_up_floor_s=0.03))
+
+
+def numbered_images(size: int) -> Images:
+    """200 images; the first pixel's red holds the class, the second's the image's number."""
+    images = np.zeros((200, size, size, 3), dtype=np.uint8)
+    images[:, 0, 0, 0] = labels = np.arange(200) % len(CLASSES)
+    images[:, 0, 1, 0] = np.arange(200)
+    return Images(images, labels.astype(np.int64), CLASSES)
+
+
+def half_width() -> ChannelConfig:
+    """A ResNet-18's widths with the inner one of every block halved."""
+    full = architecture("resnet18").full_channels()
+    return ChannelConfig(full.stem, tuple((inner // 2, out) for inner, out in full.blocks))
+
+
+@pytest.fixture(scope="module")
+def result():
+    """One run of them all; `right` is the baseline."""
+    subjects = [
+        fake("right", sleeps_ms=(4,)),
+        fake("slow", sleeps_ms=(8,)),
+        fake("bimodal", sleeps_ms=(1, 1, 1, 1, 20)),
+        fake("big", load_mb=30),
+        fake("leaking", leak_mb=0.5),
+        fake("wrong", wrong_every=4),
+        fake("narrow", channels=half_width()),
+        fake("gpu", gpu_share=0.5),
+    ]
+    return measure(subjects, QUICK, Surroundings(images=numbered_images))
+
+
+@pytest.fixture(scope="module")
+def rows(result):
+    return {row["model"]: row for row in result["rows"]}
+
+
+@pytest.fixture(scope="module")
+def comparisons(result):
+    return {one["model"]: one for one in result["comparisons"]}
+
+
+def test_the_result_conforms_to_the_schema(result):
+    schema = json.loads((SCHEMAS / "bench-1.json").read_text())
+    jsonschema.validate(json.loads(json.dumps(result | {"guards": []})), schema)
+
+
+def test_a_known_sleep_and_one_twice_as_slow_are_measured_as_such(rows, comparisons):
+    fast, slow, compared = rows["right"], rows["slow"], comparisons["slow"]
+    # A sleep never ends early. How late it ends is the machine's affair, so only the order is sure above.
+    assert fast["latency_ms"]["min"] >= 4
+    assert slow["latency_ms"]["min"] >= 8
+    assert fast["latency_ms"]["p50"] < slow["latency_ms"]["p50"]
+    assert fast["images_per_second"] == pytest.approx(1000 / fast["latency_ms"]["mean"])
+    assert compared["baseline"] == "right"
+    assert compared["speedup"] == pytest.approx(fast["latency_ms"]["p50"] / slow["latency_ms"]["p50"])
+    assert compared["ci95"][0] <= compared["speedup"] <= compared["ci95"][1]
+    assert compared["speedup"] < 1
+
+
+def test_a_bimodal_latency_keeps_both_modes(rows):
+    """One run in five takes 20 ms: the median doesn't show it, the tail must, and nothing is trimmed."""
+    row = rows["bimodal"]
+    samples = np.concatenate([np.array(block) for block in row["samples_ms"]])
+    assert len(samples) == row["latency_ms"]["runs"]
+    assert 0.05 < (samples >= 20).mean() < 0.45
+    assert row["latency_ms"]["p99"] >= 20
+    assert row["latency_ms"]["max"] == pytest.approx(samples.max(), abs=1e-4)
+    assert row["latency_ms"]["p50"] < 20
+
+
+def test_a_leak_is_seen_and_said(rows):
+    leaking = rows["leaking"]
+    assert leaking["memory_mb"]["growth"] >= 0.5 * leaking["latency_ms"]["runs"] * 0.9
+    assert any("memory grew" in remark for remark in leaking["remarks"])
+
+
+def test_memory_is_what_the_model_takes_above_an_idle_process(rows):
+    assert 29 <= rows["big"]["memory_mb"]["peak_above_idle"] <= 45
+    assert not any("memory grew" in remark for remark in rows["big"]["remarks"])
+    assert rows["right"]["memory_mb"]["peak_above_idle"] < 20
+
+
+def test_accuracy_and_its_paired_difference_come_from_the_same_images(rows, comparisons):
+    assert (rows["right"]["accuracy"], rows["wrong"]["accuracy"]) == (1.0, 0.75)
+    assert rows["right"]["images"] == 200
+    assert rows["right"]["loss"] == pytest.approx(math.log(1 + 9 * math.exp(-10)))
+    difference = comparisons["wrong"]["accuracy_difference"]
+    assert difference["value"] == -0.25
+    assert difference["ci95"][0] < -0.25 < difference["ci95"][1] < 0
+
+
+def test_realised_is_the_speedup_over_the_mac_ratio(rows, comparisons):
+    compared = comparisons["narrow"]
+    assert compared["mac_ratio"] == rows["right"]["macs"] / rows["narrow"]["macs"] > 1.5
+    assert compared["realised"] == compared["speedup"] / compared["mac_ratio"]
+
+
+def test_a_session_on_a_gpu_tells_its_own_times(rows):
+    told = rows["gpu"]["gpu"]
+    assert told["gpu_ms"]["p50"] == pytest.approx(0.5)
+    assert told["enqueue_ratio"] == pytest.approx(0.5)
+    assert told["launch_bound"] is False
+    assert rows["gpu"]["memory_mb"]["device"] == {"plan": 3.0, "workspace": 5.0}
+    assert rows["right"]["gpu"] is None
+
+
+def test_the_stages_make_up_the_whole_way(rows):
+    stages = rows["slow"]["stages_ms"]
+    assert stages["inference"]["p50"] >= 8
+    assert stages["total"]["mean"] == pytest.approx(
+        sum(stages[name]["mean"] for name in ("preprocess", "inference", "postprocess"))
+    )
+
+
+def test_every_round_runs_every_model_twice(result):
+    blocks = {len(row["samples_ms"]) for row in result["rows"]}
+    assert len(blocks) == 1
+    assert blocks.pop() >= 2 * QUICK.timing.minimum_rounds
+
+
+def test_accuracy_is_measured_at_the_largest_batch_and_filling_up_is_not_counted():
+    options = BenchOptions(
+        (1, 64), TimingOptions(seconds=0.1, ci=0.9, warm_up_floor_s=0.03)
+    )  # 200 = 3×64 + 8
+    found = measure([fake("wrong", wrong_every=4)], options, Surroundings(images=numbered_images))
+    assert [row["batch"] for row in found["rows"]] == [1, 64]
+    assert {row["accuracy"] for row in found["rows"]} == {0.75}
+
+
+def test_an_interval_that_was_not_reached_is_said():
+    options = BenchOptions((1,), TimingOptions(seconds=0.2, ci=1e-6, warm_up_floor_s=0.03))
+    found = measure([fake("a", sleeps_ms=(1, 2, 3))], options, Surroundings())
+    (row,) = found["rows"]
+    assert not row["interval_reached"]
+    assert any(remark.startswith("noisy") for remark in row["remarks"])
+
+
+def test_the_same_model_twice_is_told_apart():
+    found = measure([fake("same"), fake("same")], QUICK, Surroundings())
+    assert [row["model"] for row in found["rows"]] == ["same", "same #2"]
+    assert found["comparisons"][0]["mac_ratio"] == 1
+
+
+def test_a_model_that_does_not_say_how_to_feed_it_is_timed_without_accuracy():
+    found = measure([fake("foreign", described=False)], QUICK, Surroundings(images=numbered_images))
+    (row,) = found["rows"]
+    assert row["accuracy"] is None
+    assert row["macs"] is None
+    assert row["latency_ms"]["p50"] >= 1
+
+
+def test_other_classes_than_the_model_knows_are_refused():
+    def other(size: int) -> Images:
+        found = numbered_images(size)
+        return Images(found.images, found.labels, tuple(reversed(CLASSES)))
+
+    with pytest.raises(
+        SlimdeployError, match=r"first knows the classes a, b, c, d … \(10\), the data has j, i"
+    ):
+        measure([fake("first")], QUICK, Surroundings(images=other))
+
+
+@pytest.mark.parametrize(
+    ("opener", "message"),
+    [
+        ("open_refused", "^bad: no model at nowhere.onnx$"),
+        ("open_broken", "^bad: RuntimeError: two lines$"),
+        ("open_unavailable", "^bad: this needs tensorrt, which is not installed: pip install"),
+    ],
+)
+def test_a_model_that_cannot_be_opened_is_one_line(opener, message):
+    with pytest.raises(SlimdeployError, match=message):
+        measure([Subject("bad", "fake", getattr(fake_sessions, opener))], QUICK, Surroundings())
+
+
+def test_a_process_that_dies_is_named_with_its_end():
+    with pytest.raises(SlimdeployError, match=r"^fragile: its process ended during block \(exit code 7\)$"):
+        measure([fake("steady"), fake("fragile", dies_at_run=60)], QUICK, Surroundings())

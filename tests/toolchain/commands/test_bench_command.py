@@ -1,0 +1,148 @@
+"""`slimdeploy bench` and `evaluate` as a user runs them: two processes' worth of ONNX, torch and digits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import onnx
+import pytest
+
+import slimdeploy
+from slimdeploy.benchmarks import results
+from slimdeploy.toolchain.checkpoint import save_checkpoint
+from slimdeploy.toolchain.data.dataset import DataOptions, load_dataset
+from slimdeploy.toolchain.export.onnx import build_onnx
+from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.networks.channels import ChannelConfig
+from slimdeploy.toolchain.networks.resnet import build_network
+from slimdeploy.toolchain.networks.spec import network_spec
+
+ROOT = Path(slimdeploy.__file__).parent
+
+
+def slimdeploy_command(*arguments, code=0):
+    """Run the command in a process of its own; returns its standard output and standard error."""
+    program = "import sys; from slimdeploy.toolchain.cli import main; sys.argv[0] = 'slimdeploy'; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True, text=True, cwd=ROOT.parent, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A thin and a thinner ResNet-18, as checkpoint and as ONNX."""
+    folder, digits = tmp_path_factory.mktemp("models"), load_dataset(DataOptions("digits"))
+    full = network_spec("resnet18").architecture.full_channels()
+    for name, divisor in (("thin", 8), ("thinner", 32)):
+        blocks = tuple((inner // divisor, out) for inner, out in full.blocks)
+        spec = network_spec("resnet18", channels=ChannelConfig(full.stem, blocks))
+        network = build_network(spec, seed=0).eval()
+        info = ModelInfo(spec, digits.preprocessing, digits.class_names)
+        save_checkpoint(folder / f"{name}.safetensors", network, info)
+        onnx.save(build_onnx(network, info), folder / f"{name}.onnx")
+    return folder
+
+
+QUICK = ["--seconds", "0.2", "--threads", "1", "--ci", "50%"]
+
+
+def test_onnx_against_torch_with_accuracy_and_a_result_file(models, tmp_path):
+    output = tmp_path / "result.json"
+    stdout, _ = slimdeploy_command(
+        "bench", models / "thin.onnx", models / "thinner.safetensors", "--batch", "4", "--data", "digits",
+        "--limit", "20", *QUICK, "-o", output, "--fail-if", "macs > 1x", "--json",
+    )  # fmt: skip
+    shown, kept = json.loads(stdout), results.read(output, "bench")
+    schema = json.loads((ROOT / "benchmarks/schemas/bench-1.json").read_text())
+    jsonschema.validate(kept, schema)
+    assert results.without_samples(kept) == shown
+    assert [row["backend"] for row in kept["rows"]] == ["onnxruntime-cpu", "torch-cpu"]
+    assert [row["images"] for row in kept["rows"]] == [20, 20]
+    assert kept["comparisons"][0]["mac_ratio"] > 1
+    assert kept["rows"][0]["memory_mb"]["file"] == pytest.approx(
+        (models / "thin.onnx").stat().st_size / 2**20
+    )
+    assert {"torch", "onnxruntime"} <= set(kept["machine"]["versions"])
+    assert kept["guards"][0]["verdict"] == "passes"
+
+    # The same file against itself: nothing changed.
+    stdout, _ = slimdeploy_command("bench", "--compare", output, output, "--fail-if", "latency_p50 > 1.5x")
+    assert "latency_p50 > 1.5x: passes" in stdout
+    _, stderr = slimdeploy_command("bench", "--compare", output, output, "--fail-if", "macs > 0.5x", code=1)
+    assert "'macs > 0.5x' holds" in stderr
+
+
+def test_the_tables_name_models_and_what_is_missing(models):
+    stdout, _ = slimdeploy_command("bench", models / "thin.onnx", "--batch", "1", *QUICK)
+    assert "thin.onnx" in "".join(stdout.split())
+    assert "images/s" in stdout
+    assert "not available here:" in stdout
+
+
+def test_evaluate_agrees_across_backends(models):
+    found = []
+    for name in ("thin.onnx", "thin.safetensors"):
+        stdout, _ = slimdeploy_command(
+            "evaluate", models / name, "--data", "digits", "--limit", "50", "--json"
+        )
+        found.append(json.loads(stdout))
+    assert [one["backend"] for one in found] == ["onnxruntime-cpu", "torch-cpu"]
+    assert found[0]["accuracy"] == found[1]["accuracy"]
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], abs=1e-4)
+    assert found[0]["images"] == 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench"], "name at least one model"),
+        (["bench", "none.onnx"], "no model at none.onnx"),
+        (["bench", "model.txt"], "no backend opens '.txt'"),
+        (["bench", "none.onnx", "--batch", "0"], "is not a list of batch sizes, such as 1,64"),
+        (["bench", "none.onnx", "--ci", "200%"], "is not a share between 0 and 100%"),
+        (["bench", "none.onnx", "--backend", "tensorboard"], "unknown backend 'tensorboard'"),
+        (["bench", "none.onnx", "--fail-if", "speed"], "write it as"),
+        (["bench", "none.onnx", "--fail-if", "latency_p50 > 1x"], "name a baseline and another model"),
+        (["bench", "none.onnx", "--compare", "a", "b"], "leave the models out"),
+        (["bench", "--compare", "a.json", "b.json"], "no bench result at a.json"),
+        (["evaluate", "none.onnx", "--data", "digits"], "no model at none.onnx"),
+    ],
+)
+def test_a_wrong_call_is_one_line(arguments, message):
+    _, stderr = slimdeploy_command(*arguments, code=2)
+    (line,) = stderr.strip().splitlines()
+    assert message in line
+
+
+def test_an_existing_result_is_not_overwritten(models, tmp_path):
+    (tmp_path / "r.json").write_text("mine")
+    _, stderr = slimdeploy_command("bench", models / "thin.onnx", "-o", tmp_path / "r.json", code=2)
+    assert "exists: pass --force" in stderr
+    assert (tmp_path / "r.json").read_text() == "mine"
+
+
+def test_measuring_needs_none_of_the_big_libraries():
+    """Every module of benchmarks/ imports where they can't be; the device has none of them."""
+    modules = [f"slimdeploy.benchmarks.{path.stem}" for path in sorted((ROOT / "benchmarks").glob("*.py"))]
+    modules = [name for name in modules if not name.endswith("__init__")]
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'torchvision', 'onnx', 'onnxruntime', 'tensorrt', 'pycuda', 'pynvml',"
+        " 'PIL', 'sklearn', 'safetensors', 'jsonschema', 'psutil', 'scipy'):\n"
+        "    sys.modules[name] = None\n"
+        f"for name in {modules}:\n    __import__(name)\n"
+        "for name in ('slimdeploy.toolchain.cli', 'slimdeploy.toolchain.pipeline'):\n"
+        "    assert name not in sys.modules, name\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT.parent, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(modules) > 10

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from slimdeploy.benchmarks.layers import OTHER, layer_of, layer_times, sum_by_layer
+from slimdeploy.toolchain.export.onnx import build_onnx
+from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.networks.layers import enumerate_layers
+from slimdeploy.toolchain.networks.resnet import build_network
+from slimdeploy.toolchain.networks.spec import network_spec
+
+
+@pytest.mark.parametrize(
+    ("node", "layer"),
+    [
+        ("conv1", "conv1"),
+        ("relu", "conv1"),
+        ("layer1.0.relu2", "layer1.0.conv2"),
+        ("layer1.0.conv3", "layer1.0.conv3"),
+        ("layer2.0.downsample.0", "layer2.0.downsample.0"),
+        ("fc", "fc"),
+        ("layer1.0.add", OTHER),
+        ("layer1.0.relu", OTHER),
+        ("ReorderOutput", OTHER),
+    ],
+)
+def test_nodes_belong_to_layers(node, layer):
+    assert layer_of(node) == layer
+
+
+def test_a_layer_takes_the_sum_of_its_nodes_medians_in_ms():
+    def event(name, microseconds):
+        return {"cat": "Node", "name": f"{name}_kernel_time", "dur": microseconds}
+
+    events = [
+        {"cat": "Session", "name": "model_run", "dur": 9999},
+        event("conv1.out_nchwc", 9000), event("relu", 500), event("maxpool", 7),  # the first run warms up
+        event("conv1.out_nchwc", 1000), event("relu", 100), event("maxpool", 7),
+        event("conv1.out_nchwc", 3000), event("relu", 100), event("maxpool", 7),
+        event("conv1.out_nchwc", 1100), event("relu", 100), event("maxpool", 7),
+    ]  # fmt: skip
+    assert sum_by_layer(events, skip=1) == pytest.approx({"conv1": 1.2, OTHER: 0.007})
+
+
+def test_every_convolution_of_an_exported_network_is_found(tmp_path):
+    """Whatever onnxruntime fuses and renames, each convolution must still be one entry."""
+    spec = network_spec("resnet50")
+    info = ModelInfo(spec, Preprocessing(16, (0.5,) * 3, (0.5,) * 3), tuple("abcdefghij"))
+    onnx.save(build_onnx(build_network(spec, seed=0).eval(), info), tmp_path / "m.onnx")
+    times = layer_times(tmp_path / "m.onnx", batch=1, threads=1)
+    names = {conv.name for conv in enumerate_layers(spec, 16).convs()}
+    assert set(times) >= names | {"fc"}
+    assert min(times.values()) > 0

@@ -1,0 +1,241 @@
+"""`slimdeploy report` on a small real run, and the page in a real browser."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import slimdeploy
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.pipeline import run_recipe
+from slimdeploy.toolchain.recipe import find_recipe, load_recipe
+from slimdeploy.toolchain.report.predictions import Predictions
+from slimdeploy.toolchain.report.run import read_run
+from slimdeploy.toolchain.report.stage import report_stage
+
+CHARTS = {
+    "sparse-accuracy", "sparse-loss", "sparse-zero", "final-accuracy", "final-loss", "final-zero",
+    "gamma", "channels", "ratio", "latency-1", "latency-4", "layers", "classes",
+}  # fmt: skip
+SETTINGS = (
+    "data.size=8", "network.arch='resnet18'", "train.epochs=2", "train.limit=64", "train.sparsity=5.0",
+    "finetune.epochs=1", "finetune.limit=64", "prune.recalibration_images=32",
+    "bench.seconds=0.1", "bench.batches=[1,4]",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The stages on 64 digits: nothing learnt, but every file is there and real."""
+    folder = tmp_path_factory.mktemp("run")
+    run_recipe(load_recipe(find_recipe("digits"), SETTINGS), folder, device="cpu", threads=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    (written,) = report_stage(run, format="html", output=None)
+    return written
+
+
+def test_the_page_is_one_file_with_every_chart(page, run):
+    text = page.read_text()
+    assert page == run / "report.html"
+    assert set(re.findall(r'<figure id="([\w-]+)"', text)) == CHARTS
+    assert not re.search(r"""(src|href)=["'](?!data:)""", text)
+    assert "@import" not in text
+    assert "url(" not in text
+
+
+def test_the_page_says_what_the_run_says(page, run):
+    text, table = page.read_text(), json.loads((run / "table.json").read_text())
+    for row in table["rows"]:
+        assert f"<td>{row['step']}</td>" in text
+    bench = json.loads((run / "bench.json").read_text())
+    original, final = bench["rows"][:2]
+    assert f"<td>{original['params']:,}</td><td>{final['params']:,}</td>" in text
+    assert f"<td>÷ {original['params'] / final['params']:.2f}</td>" in text
+
+
+def test_markdown_brings_its_charts_as_svg_and_png(run, tmp_path):
+    pytest.importorskip("resvg_py", reason="resvg_py draws the PNGs: pip install 'slimdeploy[report]'")
+    written = report_stage(run, format="md", output=tmp_path / "paper.md")
+    text = written[0].read_text()
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert {Path(name).stem for name in shown} >= CHARTS
+    for name in shown:
+        content = (tmp_path / name).read_bytes()
+        assert content.startswith(b"\x89PNG")
+    assert {path.stem for path in written if path.suffix == ".svg"} == CHARTS
+
+
+def test_what_is_read_of_a_run(run):
+    found = read_run(run)
+    assert list(found.pruned) == [0.5, 0.9]
+    assert found.final.info.spec == found.pruned[0.9].info.spec
+    spec = found.final.info.spec
+    # Prunable of a ResNet-18: the stem and the first convolution of each block.
+    assert len(found.final.scales) == spec.channels.stem + sum(block[0] for block in spec.channels.blocks)
+    assert len(found.histories["sparse"]) == 2
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(SlimdeployError, match=r"no run in .*: slimdeploy run"):
+        report_stage(tmp_path, format="html", output=None)
+
+
+def test_a_run_that_was_killed_is_refused(run, tmp_path):
+    entries = json.loads((run / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({"train": entries["train"], "finetune": {"inputs": "x"}}))
+    with pytest.raises(SlimdeployError, match=r"not finished \(finetune, bench missing\)"):
+        report_stage(tmp_path, format="html", output=None)
+
+
+def test_an_output_of_one_s_own_is_not_replaced_unasked(run, tmp_path):
+    (tmp_path / "mine.html").write_text("mine")
+    with pytest.raises(SlimdeployError, match="exists: pass --force"):
+        report_stage(run, format="html", output=tmp_path / "mine.html")
+    assert (tmp_path / "mine.html").read_text() == "mine"
+
+
+def test_the_command_writes_where_it_says(run, tmp_path):
+    program = "import sys; from slimdeploy.toolchain.cli import main; sys.argv[0] = 'slimdeploy'; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "report", str(run), "-o", str(tmp_path / "r.html"), "--json"],
+        capture_output=True, text=True, cwd=Path(slimdeploy.__file__).parents[1], check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["report"] == str(tmp_path / "r.html")
+    assert (tmp_path / "r.html").stat().st_size > 10_000
+
+
+def test_images_that_changed_their_class():
+    labels, original, final = np.array([0, 1, 2, 0]), np.array([0, 1, 0, 1]), np.array([0, 2, 2, 2])
+    found = Predictions(np.zeros((4, 8, 8, 3), np.uint8), labels, original, final, ("a", "b", "c", "d"))
+    assert found.lost().tolist() == [1]
+    assert found.gained().tolist() == [2]
+    assert found.class_accuracy(original) == [0.5, 1.0, 0.0, 0.0]
+
+
+# In a browser.
+
+ARGUMENTS = [
+    "--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium with an empty profile."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium and chromedriver here: apt install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        for argument in (*ARGUMENTS, f"--user-data-dir={profile}"):
+            options.add_argument(argument)
+        service = webdriver.chrome.service.Service(driver)
+        found = webdriver.Chrome(options=options, service=service)
+        try:
+            yield found
+        finally:
+            found.quit()
+
+
+@contextlib.contextmanager
+def opened(browser, page, *, width, dark=False):
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+    browser.get(page.as_uri())
+    yield browser.execute_script
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_every_chart_is_drawn_and_readable(browser, page, width):
+    with opened(browser, page, width=width) as js:
+        assert js("return document.documentElement.scrollWidth <= innerWidth")
+        assert js("return performance.getEntriesByType('resource').length") == 0
+        sizes = js("""
+            return [...document.querySelectorAll("figure svg")].map(svg => {
+              const box = svg.getBoundingClientRect(), letters = svg.querySelectorAll("text");
+              const outside = [...letters].filter(text => {
+                const own = text.getBoundingClientRect();
+                return own.left < box.left - 12 || own.right > box.right + 12;
+              });
+              const marks = [...svg.querySelectorAll("path.line, circle.fill, rect.fill")]
+                .filter(mark => mark.getBoundingClientRect().width + mark.getBoundingClientRect().height > 2);
+              return {name: svg.ariaLabel, width: box.width, height: box.height, marks: marks.length,
+                      letters: letters.length, outside: outside.map(text => text.textContent),
+                      font: 12 * box.width / svg.viewBox.baseVal.width};
+            })""")
+    assert len(sizes) == len(CHARTS)
+    for size in sizes:
+        assert size["width"] > 250, size
+        assert size["height"] > 150, size
+        assert size["marks"] >= 1, size
+        assert size["letters"] >= 3, size
+        assert size["outside"] == [], size
+        assert 9 <= size["font"] <= 18, size
+
+
+def test_charts_answer_to_pointer_and_keyboard(browser, page):
+    from selenium.webdriver import ActionChains, Keys
+
+    with opened(browser, page, width=1440) as js:
+        svg = browser.find_element("css selector", "#latency-1 svg")
+        tip = browser.find_element("css selector", "#latency-1 .tip")
+        js("arguments[0].scrollIntoView({block: 'center'})", svg)
+        ActionChains(browser).move_to_element(svg).perform()
+        assert re.search(r"ms [\d.]+: (original|final) [\d.]+ %", tip.text)
+        js("arguments[0].focus()", svg)
+        svg.send_keys(Keys.HOME)
+        first = tip.text
+        svg.send_keys(Keys.ARROW_RIGHT)
+        second = tip.text
+        assert first
+        assert second
+        assert first != second
+        svg.send_keys(Keys.ARROW_LEFT)
+        assert tip.text == first
+        svg.send_keys(Keys.ESCAPE)
+        assert tip.text == ""
+
+
+def test_light_and_dark_differ_and_both_have_contrast(browser, page):
+    def luminance(colour):
+        channels = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+        linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in channels]
+        return sum(weight * v for weight, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    seen = []
+    for dark in (False, True):
+        with opened(browser, page, width=1440, dark=dark) as js:
+            page_colour = luminance(js("return getComputedStyle(document.body).backgroundColor"))
+            letters = luminance(js("return getComputedStyle(document.querySelector('svg text')).fill"))
+            lines = js("return [...document.querySelectorAll('.line')].map(e => getComputedStyle(e).stroke)")
+            seen.append(page_colour)
+
+            def contrast(value, page_colour=page_colour):
+                high, low = max(value, page_colour), min(value, page_colour)
+                return (high + 0.05) / (low + 0.05)
+
+            assert contrast(letters) >= 7  # WCAG 2.2, AAA for text
+            strong = [contrast(luminance(colour)) for colour in lines]
+            assert sorted(strong)[len(strong) // 4] >= 3  # AA for graphics; the pale fill alone may be below
+    assert seen[0] > 0.9 > 0.1 > seen[1]

@@ -1,0 +1,59 @@
+"""`slimdeploy evaluate`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.formatting import count, facts_table, percent
+from slimdeploy.toolchain.options import data_options, machine_options
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.data.dataset import DataOptions
+
+
+@command("evaluate")
+@click.argument("model", type=click.Path(path_type=Path))
+@data_options(required=False)
+@click.option("--limit", type=click.IntRange(min=1), help="A class-balanced subset of N test images.")
+@click.option("--backend", default="auto", show_default=True, help="What runs it; auto goes by the file.")
+@machine_options
+def evaluate(
+    model: Path,
+    data: DataOptions | None,
+    limit: int | None,
+    backend: str,
+    device: str,
+    threads: int | None,
+) -> Output:
+    """Accuracy and loss of MODEL (a checkpoint, an ONNX file or an engine) on the test split.
+
+    --data defaults to the data that the model was trained on.
+    """
+    from slimdeploy.benchmarks.evaluate import evaluate_model
+    from slimdeploy.benchmarks.subjects import subjects_for
+    from slimdeploy.toolchain.runtime.session import SessionOptions
+
+    (subject,) = subjects_for([model], [backend], SessionOptions(device=device, threads=threads))
+    found, used, precision = evaluate_model(subject, data, limit=limit)
+    low, high = found.interval
+    document = {
+        "model": str(model),
+        "backend": used,
+        "precision": precision,
+        "accuracy": found.accuracy,
+        "accuracy_ci95": [low, high],
+        "loss": found.loss,
+        "images": len(found.correct),
+    }
+    rows = [
+        ("model", str(model)),
+        ("ran on", f"{used}, {precision}"),
+        ("test accuracy", f"{percent(found.accuracy)} (95 %: {percent(low)} to {percent(high)})"),
+        ("test loss", f"{found.loss:.4f}"),
+        ("images", count(len(found.correct))),
+    ]
+    return Output(document, facts_table(rows))

@@ -1,0 +1,31 @@
+"""`slimdeploy report`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.formatting import facts_table
+
+
+@command("report")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--format", "kind", type=click.Choice(["html", "md"]), default="html", show_default=True,
+    help="One HTML page, or Markdown with its charts as SVG and PNG.",
+)  # fmt: skip
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File [default: RUN/report.html or .md]."
+)
+@click.option("--force", is_flag=True, help="Replace the output where it exists.")
+def report(run: Path, kind: str, output: Path | None, force: bool) -> Output:
+    """Write what became of RUN, a folder of `slimdeploy run`, as one page to look at."""
+    from slimdeploy.toolchain.report.stage import report_stage
+
+    written = report_stage(run, format=kind, output=output, force=force)
+    rows = [("report", str(written[0])), ("bytes", f"{written[0].stat().st_size:,}")]
+    if len(written) > 1:
+        rows.append(("beside it", f"{len(written) - 1} images in {written[1].parent}"))
+    return Output({"report": str(written[0]), "files": [str(path) for path in written]}, facts_table(rows))

@@ -1,0 +1,43 @@
+"""`slimdeploy run`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.options import machine_options, torch_device
+
+
+@command("run")
+@click.argument("recipe", default="digits", metavar="[RECIPE]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder [default: runs/<recipe>].",
+)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="Change the recipe, such as --set train.epochs=2; may be repeated.")  # fmt: skip
+@machine_options
+def run(
+    recipe: str, output: Path | None, settings: tuple[str, ...], device: str, threads: int | None
+) -> Output:
+    """Train sparse, prune, fine-tune, export and bench, as RECIPE says: a TOML file, or the name of one
+    that comes with slimdeploy (digits, the default; cifar10-resnet50; cifar10-resnet18; cifar10-10k;
+    folder).
+
+    What is done and unchanged is skipped, so the same command goes on after an interruption.
+    """
+    from slimdeploy.toolchain.pipeline import run_recipe
+    from slimdeploy.toolchain.recipe import find_recipe, load_recipe
+    from slimdeploy.toolchain.run_table import table_text
+
+    chosen = load_recipe(find_recipe(recipe), settings)
+    result = run_recipe(
+        chosen, output or Path("runs") / chosen.name, device=torch_device(device, threads), threads=threads
+    )
+    return Output(
+        {"run": str(result.folder), "stages": result.stages, "table": result.table}, table_text(result.table)
+    )

@@ -1,0 +1,119 @@
+"""What flows into the layers that read prunable channels, measured on real images.
+
+Gives the second moments that optimal compensation needs, and how much the loss minds an error in each output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slimdeploy.toolchain.data.batches import plain_batches
+from slimdeploy.toolchain.data.dataset import Split
+from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.networks.resnet import ResNet
+
+BATCH_SIZE = 128
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """What one layer's C inputs and O outputs were like, over images and positions.
+
+    `mean` (C,) and `covariance` (C, C) of the inputs. `sensitivity` (O,) is the squared gradient of the
+    loss at an output, summed over positions, mean over images: the diagonal of the Fisher information,
+    which weighs an error there. `taylor` (C,) is the mean over images of (Σ over positions of input ×
+    gradient)².
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    sensitivity: Tensor
+    taylor: Tensor
+
+
+def measure_inputs(
+    network: ResNet, layers: Iterable[str], images: Split, preprocessing: Preprocessing, *, device: str
+) -> dict[str, InputMoments]:
+    """Moments of the named layers' inputs over `images`, in eval mode; the network is left as it was."""
+    meters = {name: _Meter() for name in layers}
+    was_training, flags = network.training, [p.requires_grad for p in network.parameters()]
+    network.place(device).eval().requires_grad_(False)
+    try:
+        with contextlib.ExitStack() as stack:
+            for name, meter in meters.items():
+                stack.enter_context(_watching(network.get_submodule(name), meter))
+            for batch, labels in plain_batches(images, preprocessing, batch_size=BATCH_SIZE, device=device):
+                logits = network(batch.requires_grad_())
+                F.cross_entropy(logits, labels, reduction="sum").backward()
+    finally:
+        network.train(was_training)
+        for parameter, flag in zip(network.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
+    return {name: meter.moments(len(images)) for name, meter in meters.items()}
+
+
+class _Meter:
+    """Sums over everything that one layer has seen."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.offset: Tensor | None = None
+        self.total = self.products = self.squared_gradients = self.taylor = torch.zeros(())
+
+    def see_input(self, x: Tensor) -> None:
+        rows = _rows(x)
+        if self.offset is None:
+            # Around it float32 products keep what a covariance needs: that of a constant channel comes out
+            # as 0.
+            self.offset = rows.mean(0)
+        rows = rows - self.offset
+        self.count += len(rows)
+        self.total = self.total + rows.sum(0).double()
+        self.products = self.products + (rows.T @ rows).double()
+
+    def see_input_gradient(self, x: Tensor, gradient: Tensor) -> None:
+        products = (x * gradient).flatten(2).sum(2) if x.dim() > 2 else x * gradient
+        self.taylor = self.taylor + products.square().sum(0).double()
+
+    def see_output_gradient(self, gradient: Tensor) -> None:
+        self.squared_gradients = self.squared_gradients + _rows(gradient).square().sum(0).double()
+
+    def moments(self, images: int) -> InputMoments:
+        assert self.offset is not None
+        around = self.total / self.count
+        covariance = self.products / self.count - torch.outer(around, around)
+        mean = around + self.offset.double()
+        sensitivity, taylor = self.squared_gradients / images, self.taylor / images
+        return InputMoments(mean.cpu(), covariance.cpu(), sensitivity.cpu(), taylor.cpu())
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(N, C, H, W) or (N, C) as (N·H·W, C)."""
+    return x.detach().movedim(1, -1).flatten(0, -2)
+
+
+@contextlib.contextmanager
+def _watching(layer: nn.Module, meter: _Meter) -> Iterator[None]:
+    # Through a copy of the input that this layer alone reads, the gradient is this layer's share.
+    def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = inputs[0].view_as(inputs[0])
+        meter.see_input(x)
+        seen = x.detach()
+        x.register_hook(lambda gradient: meter.see_input_gradient(seen, gradient))
+        return (x,)
+
+    def after(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        output.register_hook(meter.see_output_gradient)
+
+    handles = [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

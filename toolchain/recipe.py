@@ -1,0 +1,164 @@
+"""One experiment, read from TOML and checked before anything starts."""
+
+from __future__ import annotations
+
+import sys
+import types
+import typing
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from slimdeploy.benchmarks.latency import TimingOptions
+from slimdeploy.toolchain.data.dataset import DataOptions
+from slimdeploy.toolchain.errors import SlimdeployError, nearest
+from slimdeploy.toolchain.export.options import ExportOptions
+from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.pruning.options import PruneOptions
+from slimdeploy.toolchain.training.options import TrainOptions
+
+RECIPES = Path(__file__).parent / "recipes"
+DEFAULT_RECIPE = "digits"
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """Which network to train."""
+
+    arch: str = "resnet50"
+    stem: str = "cifar-pool"
+
+    def __post_init__(self) -> None:
+        network_spec(self.arch, stem=self.stem)
+
+
+@dataclass(frozen=True)
+class BenchChoice:
+    """How to measure original and final network against each other, on onnxruntime."""
+
+    batches: tuple[int, ...] = (1, 64)
+    seconds: float = TimingOptions.seconds
+    ci: float = TimingOptions.ci
+
+    def __post_init__(self) -> None:
+        if not self.batches or min(self.batches) < 1:
+            raise SlimdeployError("batches must be a list of sizes from 1 on")
+        if self.seconds <= 0 or self.ci <= 0:
+            raise SlimdeployError("seconds and ci must be above 0")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All choices of a run. `compare_ratios` are pruned to and evaluated beside the pruning that
+    goes on.
+    """
+
+    name: str
+    data: DataOptions
+    network: NetworkChoice = field(default_factory=NetworkChoice)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    prune: PruneOptions = field(default_factory=lambda: PruneOptions(ratio=0.9))
+    finetune: TrainOptions = field(default_factory=lambda: TrainOptions(lr=1e-3))
+    export: ExportOptions = field(default_factory=ExportOptions)
+    bench: BenchChoice = field(default_factory=BenchChoice)
+    compare_ratios: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for ratio in self.compare_ratios:
+            if not 0 <= ratio < 1:
+                raise SlimdeployError(f"compare_ratios must be from 0 to below 1, not {ratio:g}")
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path that ends in .toml, or the name of one that comes with slimdeploy."""
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise SlimdeployError(f"no recipe at {name}")
+        return Path(name)
+    known = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    if name not in known:
+        raise SlimdeployError(
+            f"no recipe {name!r}; there are {', '.join(known)}, or give a .toml file.{nearest(name, known)}"
+        )
+    return RECIPES / f"{name}.toml"
+
+
+def load_recipe(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe; `settings` like `train.epochs=2` come on top of the file.
+
+    Raises SlimdeployError that names the key for anything unknown, missing, of another type or out of range.
+    """
+    document = _parse(path.read_text(), str(path))
+    for setting in settings:
+        _apply(document, setting)
+    try:
+        return _build(Recipe, {"name": path.stem, **document}, "")
+    except SlimdeployError as error:
+        raise SlimdeployError(f"{path}: {error}") from error
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SlimdeployError(f"{source} is not TOML: {error}") from error
+
+
+def _apply(document: dict[str, Any], setting: str) -> None:
+    key, equals, value = setting.partition("=")
+    if not equals or not key:
+        raise SlimdeployError(f"--set {setting}: write it as section.key=value, such as train.epochs=2")
+    try:
+        parsed = _parse(f"value = {value}", "")["value"]
+    except SlimdeployError:
+        parsed = value  # a bare word is a string
+    *sections, name = key.split(".")
+    for section in sections:
+        document = document.setdefault(section, {})
+        if not isinstance(document, dict):
+            raise SlimdeployError(f"--set {setting}: {section} is not a section")
+    document[name] = parsed
+
+
+def _build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
+    """A dataclass from a TOML table, each key checked against the field's type."""
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in fields(kind)]
+    built = {}
+    for key, value in values.items():
+        if key not in known:
+            raise SlimdeployError(f"unknown key {prefix + key!r}.{nearest(key, known)}")
+        built[key] = _convert(hints[key], value, prefix + key)
+    for f in fields(kind):
+        if f.name not in built and f.default is MISSING and f.default_factory is MISSING:
+            raise SlimdeployError(f"{prefix + f.name} is missing")
+    try:
+        return kind(**built)
+    except SlimdeployError as error:
+        raise SlimdeployError(f"[{prefix.rstrip('.')}] {error}" if prefix else str(error)) from error
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    """`value` as the type `hint`, or SlimdeployError naming `key`."""
+    if hasattr(hint, "__dataclass_fields__"):
+        if isinstance(value, dict):
+            return _build(hint, value, key + ".")
+        raise SlimdeployError(f"{key} must be a section, [{key}]")
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, list):
+            return tuple(_convert(typing.get_args(hint)[0], item, key) for item in value)
+        raise SlimdeployError(f"{key} must be a list, not {value!r}")
+    if hint is Path and isinstance(value, str):
+        return Path(value).expanduser()
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        names = {int: "a whole number", float: "a number", bool: "true or false"}
+        raise SlimdeployError(f"{key} must be {names.get(hint, 'a string')}, not {value!r}")
+    return value

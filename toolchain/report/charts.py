@@ -1,0 +1,235 @@
+"""The charts of a run: each function turns facts into one chart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from slimdeploy.benchmarks.layers import OTHER
+from slimdeploy.toolchain.formatting import percent
+from slimdeploy.toolchain.networks.cost import round_up
+from slimdeploy.toolchain.report.axes import Axis
+from slimdeploy.toolchain.report.predictions import Predictions
+from slimdeploy.toolchain.report.run import Model, Run
+from slimdeploy.toolchain.report.svg import (
+    LEFT,
+    LETTER,
+    RIGHT,
+    WIDTH,
+    Chart,
+    Series,
+    bar_chart,
+    xy_chart,
+)
+
+ORIGINAL, FINAL, THIRD, PALE = 0, 1, 2, 3
+"""Colours: what stands for the original and for the final network is the same in every chart."""
+ALIGNMENT = 8
+QUANTILES = (*range(100), 99.5, 99.9, 100)
+
+_SHARE = Axis("accuracy", lambda value: f"{100 * value:.3g} %")
+_LOSS = Axis("loss", lambda value: f"{value:.3g}", low=0)
+_EPOCH = Axis("epoch", lambda value: f"{value:.0f}", whole=True)
+
+
+def curves(run: Run) -> list[Chart]:
+    """Accuracy and loss of sparse training and of fine-tuning, and how γ went to zero."""
+    charts = []
+    for name, what in (("sparse", "Sparse training"), ("final", "Fine-tuning")):
+        history = run.histories[name]
+        if not history:
+            continue
+        charts += [
+            _curve(history, f"{name}-accuracy", f"{what}: accuracy", "accuracy", _SHARE),
+            _curve(history, f"{name}-loss", f"{what}: loss", "loss", _LOSS),
+        ]
+        if any(record["zero_share"] for record in history):
+            points = [(record["epoch"], record["zero_share"]) for record in history]
+            title = f"{what}: share of γ at zero"
+            y = Axis("share", _SHARE.write, low=0, high=1)
+            charts.append(xy_chart(f"{name}-zero", title, [Series("γ at zero", points)], x=_EPOCH, y=y))
+    return charts
+
+
+def _curve(history: list[dict[str, float]], key: str, title: str, figure: str, y: Axis) -> Chart:
+    series = [
+        Series(name, [(record["epoch"], record[f"{split}_{figure}"]) for record in history], colour)
+        for colour, (split, name) in enumerate((("train", "training"), ("val", "validation")))
+    ]
+    note = "The training figure is taken on augmented images, while the weights move."
+    return xy_chart(key, title, series, x=_EPOCH, y=y, note=note)
+
+
+def gamma_histogram(run: Run) -> Chart:
+    """|γ| of the prunable channels before and after pruning, and after fine-tuning."""
+    ratio = chosen_ratio(run)
+    sets = [
+        ("sparse", run.original, ORIGINAL),
+        ("pruned", run.pruned[ratio], THIRD),
+        ("fine-tuned", run.final, FINAL),
+    ]
+    scales = {name: np.abs(model.scales) for name, model, _ in sets}
+    edges = np.linspace(0, max(1e-6, *(float(values.max()) for values in scales.values())) * 1.0001, 41)
+    series = [Series(name, _counts(scales[name], edges), colour, "steps") for name, _, colour in sets]
+    strength = run_option(run, "train", "sparsity")
+    before, after = scales["sparse"], scales["pruned"]
+    note = (
+        f"{len(before):,} channels before, {len(after):,} after pruning; before, {(before == 0).mean():.0%} "
+        "of γ were exactly 0. On the logarithmic scale 0.5 stands for none."
+    )
+    return xy_chart(
+        "gamma",
+        f"|γ| of the prunable channels, λ = {strength:g}",
+        series,
+        x=Axis("|γ|", lambda value: f"{value:.3g}"),
+        y=Axis("channels", _compact, log=True),
+        lines=[(float(np.quantile(before, ratio)), f"{ratio:.0%} lie below")],
+        note=note,
+    )
+
+
+def _counts(values: np.ndarray, edges: np.ndarray) -> list[tuple[float, float]]:
+    """Steps of a histogram: (left edge, count), and the last count again at the right end."""
+    counts = [float(max(count, 0.5)) for count in np.histogram(values, edges)[0]]
+    return list(zip(map(float, edges), [*counts, counts[-1]], strict=True))
+
+
+def kept_channels(original: Model, final: Model) -> Chart:
+    """Output channels of every convolution: unpruned, kept, and kept rounded up to what hardware works on."""
+    full, kept = original.convs(), final.convs()
+    names = list(full)
+    widths = [kept[name].out_channels if name in kept else 0 for name in names]
+    series = [
+        Series("unpruned", [(i, full[name].out_channels) for i, name in enumerate(names)], PALE),
+        Series(f"padded to {ALIGNMENT}", [(i, round_up(w, ALIGNMENT)) for i, w in enumerate(widths)], THIRD),
+        Series("kept", [(i, w) for i, w in enumerate(widths)], FINAL),
+    ]
+    firsts = [(next(i for i, name in enumerate(names) if name.startswith(f"layer{k}.")), f"layer{k}")
+              for k in range(1, 5)]  # fmt: skip
+    total = sum(conv.out_channels for conv in full.values())
+    note = f"{sum(widths):,} of {total:,} output channels kept; what a residual sum carries is never cut."
+    return bar_chart("channels", "Channels kept, layer by layer", names, series, y=Axis("channels", low=0),
+                     overlaid=True, marks=firsts, note=note)  # fmt: skip
+
+
+def ratio_curve(run: Run) -> Chart | None:
+    """Test accuracy against the share of channels pruned; None without accuracies."""
+    trained = run.stages["train"]["accuracy"].get("test")
+    if trained is None:
+        return None
+    steps = {
+        "after": ("cut", ORIGINAL),
+        "after_folding": ("constants folded", PALE),
+        "after_recalibration": ("BN recalibrated", THIRD),
+    }
+    series = []
+    for key, (name, colour) in steps.items():
+        points = [
+            (ratio, run.stages[f"prune-{ratio:g}"].get("accuracy", {}).get(key)) for ratio in run.pruned
+        ]
+        found = [(ratio, value) for ratio, value in points if value is not None]
+        if found:
+            series.append(Series(name, [(0.0, trained), *found], colour))
+    tuned = run.stages["finetune"]["accuracy"].get("test")
+    if tuned is not None:
+        series.append(Series("fine-tuned", [(chosen_ratio(run), tuned)], FINAL, "dots"))
+    x = Axis("share of the prunable channels removed", lambda v: f"{v:.0%}", low=0, high=1)
+    return xy_chart("ratio", "Test accuracy against the pruning ratio", series, x=x, y=_SHARE)
+
+
+def latencies(run: Run) -> list[Chart]:
+    """The distribution of all timed runs, a chart a batch size."""
+    charts = []
+    for batch in sorted({row["batch"] for row in run.bench["rows"]}):
+        rows = [row for row in run.bench["rows"] if row["batch"] == batch]
+        series = []
+        for colour, row in enumerate(rows[:2]):
+            samples = np.concatenate([np.asarray(block) for block in row["samples_ms"]])
+            points = [
+                (float(ms), q / 100)
+                for ms, q in zip(np.percentile(samples, QUANTILES), QUANTILES, strict=True)
+            ]
+            series.append(Series(_stem(row["model"]), points, colour))
+        note = " ".join(f"{_stem(row['model'])}: {row['latency_ms']['runs']:,} runs." for row in rows[:2])
+        x = Axis("ms", lambda v: f"{v:.3g}", log=True)
+        y = Axis("share of runs", lambda v: f"{100 * v:.4g} %", low=0, high=1)
+        charts.append(xy_chart(f"latency-{batch}", f"Latency at batch {batch}: share of runs within a time",
+                               series, x=x, y=y, note=f"{note} The steeper, the steadier."))  # fmt: skip
+    return charts
+
+
+def layer_scatter(run: Run, times: dict[str, dict[str, float]], *, batch: int) -> Chart:
+    """MACs of each convolution against its time. `times`: `original` and `final` -> layer -> ms."""
+    series = []
+    for colour, (name, model) in enumerate((("original", run.original), ("final", run.final))):
+        convs = [conv for conv in model.convs().values() if conv.name in times[name]]
+        points = [(conv.macs * batch, times[name][conv.name]) for conv in convs]
+        series.append(Series(name, points, colour, "dots", [conv.name for conv in convs]))
+    total = {name: sum(layers.values()) for name, layers in times.items()}
+    rest = {name: layers.get(OTHER, 0.0) / total[name] for name, layers in times.items()}
+    note = (
+        f"Batch {batch}, onnxruntime on the CPU, each convolution with its ReLU. Along a diagonal the "
+        "arithmetic is done equally fast; what lies higher runs less well. Not shown: pooling and "
+        f"reordering, {rest['original']:.0%} of the original's time and {rest['final']:.0%} of the final's."
+    )
+    x, y = Axis("MACs", _compact, log=True), Axis("ms", lambda value: f"{value:.3g}", log=True)
+    return xy_chart("layers", "MACs against measured time, layer by layer", series, x=x, y=y, note=note)
+
+
+def class_accuracy(found: Predictions) -> Chart:
+    """Accuracy within each class, original against final."""
+    series = [
+        Series(name, [(i, value) for i, value in enumerate(found.class_accuracy(answers))], colour)
+        for colour, (name, answers) in enumerate((("original", found.original), ("final", found.final)))
+    ]
+    low = min(value for one in series for _, value in one.points)
+    y = Axis("accuracy", _SHARE.write, low=max(0.0, np.floor(low * 10 - 1) / 10), high=1.0)
+    note = f"The axis begins at {percent(y.low)}." if y.low else ""
+    names = list(found.class_names)
+    title = "Test accuracy, class by class"
+    return bar_chart("classes", title, names, series, y=y, marks=_fitting_marks(names), note=note)
+
+
+def pareto(points: Sequence[tuple[str, float, float]], front: Sequence[str], *, x: Axis, y: Axis) -> Chart:
+    """Trials by cost and accuracy; `front` names those that no other beats in both."""
+    best = sorted((px, py, name) for name, px, py in points if name in front)
+    rest = [(px, py, name) for name, px, py in points if name not in front]
+    series = [
+        Series("beaten", [(px, py) for px, py, _ in rest], PALE, "dots", [name for *_, name in rest]),
+        Series("Pareto front", [(px, py) for px, py, _ in best], FINAL, "dots", [name for *_, name in best]),
+    ]
+    return xy_chart("pareto", "Accuracy against cost", [one for one in series if one.points], x=x, y=y)
+
+
+def chosen_ratio(run: Run) -> float:
+    """The ratio of the network that was fine-tuned: the one with the final network's channels."""
+    channels = run.final.info.spec.channels
+    return next(ratio for ratio, model in run.pruned.items() if model.info.spec.channels == channels)
+
+
+def run_option(run: Run, stage: str, name: str) -> float:
+    """An option of a stage, as the final checkpoint's provenance tells it."""
+    return next(entry["options"][name] for entry in run.final.info.provenance if entry["stage"] == stage)
+
+
+def _fitting_marks(names: Sequence[str]) -> list[tuple[int, str]]:
+    """As many of the categories' names, shortened, as fit below the axis side by side."""
+    shown = [name if len(name) <= 9 else f"{name[:8]}…" for name in names]
+    needed = (max(map(len, shown)) + 1) * LETTER
+    slot = (WIDTH - LEFT - RIGHT) / len(shown)
+    every = math.ceil(needed / slot)
+    return [(i, name) for i, name in enumerate(shown) if i % every == 0]
+
+
+def _compact(value: float) -> str:
+    """`10 M`, for an axis."""
+    for divisor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= divisor:
+            return f"{value / divisor:.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def _stem(model: str) -> str:
+    return model.rsplit("/", 1)[-1].removesuffix(".onnx")

@@ -1,0 +1,218 @@
+"""What a report says, in order, before it becomes HTML or Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from slimdeploy.toolchain.formatting import count, percent, short
+from slimdeploy.toolchain.report import charts
+from slimdeploy.toolchain.report.predictions import Predictions
+from slimdeploy.toolchain.report.run import Run
+from slimdeploy.toolchain.report.svg import Chart
+
+Rows = Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """An image (H, W, 3) uint8 and the line below it."""
+
+    image: np.ndarray
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, then whatever there is of: paragraphs, warnings, a table (its header first), charts,
+    images and commands.
+    """
+
+    title: str
+    paragraphs: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    table: Rows = ()
+    charts: Sequence[Chart] = ()
+    thumbnails: Sequence[Thumbnail] = ()
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    title: str
+    lead: Sequence[str]
+    sections: Sequence[Section] = field(default_factory=list)
+
+    def charts(self) -> list[Chart]:
+        """All charts, in order."""
+        return [chart for section in self.sections for chart in section.charts]
+
+
+def run_report(
+    run: Run,
+    *,
+    predictions: Predictions | str,
+    layer_times: dict[str, dict[str, float]] | None,
+    layer_batch: int,
+) -> Report:
+    """The report of one run. `predictions` may be the reason why there are none."""
+    spec, machine = run.final.info.spec, run.bench["machine"]
+    lead = [
+        f"{spec.arch} with the {spec.stem} stem, {spec.classes} classes, images of "
+        f"{run.final.info.preprocessing.size}×{run.final.info.preprocessing.size}.",
+        f"Measured {run.bench['created'][:10]} on {machine['cpu']}, {machine['cores']} processors.",
+    ]
+    ratio = charts.ratio_curve(run)
+    pruning = [
+        charts.gamma_histogram(run),
+        charts.kept_channels(run.original, run.final),
+        *([ratio] if ratio else []),
+    ]
+    speed = charts.latencies(run)
+    if layer_times:
+        speed.append(charts.layer_scatter(run, layer_times, batch=layer_batch))
+    return Report(
+        run.table["title"],
+        lead,
+        [
+            Section("Original against final", table=headline(run)),
+            Section("Step by step", table=_steps(run.table)),
+            Section("Training", charts=charts.curves(run)),
+            Section("Pruning", charts=pruning),
+            Section("Speed", _comparison_lines(run.bench), _warnings(run.bench), charts=speed),
+            _answers(predictions),
+            Section("How it was made", table=_options(run), code=_commands(run)),
+            Section("Measured with", table=_machine(run.bench)),
+        ],
+    )
+
+
+def headline(run: Run) -> list[list[str]]:
+    """Original against final, and the factor between them."""
+    rows = [["", "original", "final", ""]]
+    for batch in sorted({row["batch"] for row in run.bench["rows"]}):
+        old, new = [row for row in run.bench["rows"] if row["batch"] == batch][:2]
+        if len(rows) == 1:
+            if old["accuracy"] is not None and new["accuracy"] is not None:
+                points = 100 * (new["accuracy"] - old["accuracy"])
+                rows.append(
+                    [
+                        "test accuracy",
+                        percent(old["accuracy"]),
+                        percent(new["accuracy"]),
+                        f"{points:+.2f} points",
+                    ]
+                )
+            rows.append(_factor("parameters", old["params"], new["params"], count))
+            rows.append(_factor("MACs", old["macs"], new["macs"], short))
+            rows.append(_factor("ONNX file, MB", old["memory_mb"]["file"], new["memory_mb"]["file"], _one))
+        before, after = old["latency_ms"]["p50"], new["latency_ms"]["p50"]
+        rows.append(_factor(f"p50 latency, batch {batch}, ms", before, after, lambda v: f"{v:.3g}"))
+        peaks = [row["memory_mb"]["peak_above_idle"] for row in (old, new)]
+        rows.append(_factor(f"peak memory, batch {batch}, MB", *peaks, _one))
+    return rows
+
+
+def _factor(name: str, old: float, new: float, write: Any) -> list[str]:
+    return [name, write(old), write(new), f"÷ {old / new:.2f}"]
+
+
+def _one(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _steps(table: dict[str, Any]) -> Rows:
+    rows = [["step", "test accuracy", "parameters", "MACs", "batch", "p50 ms", "speed-up (95 %)", "realised"]]
+    for row in table["rows"]:
+        speedup = ""
+        if row["speedup"] is not None:
+            speedup = f"{row['speedup']:.2f}× ({row['speedup_ci95_low']:.2f}–{row['speedup_ci95_high']:.2f})"
+        rows.append(
+            [
+                row["step"],
+                "" if row["accuracy"] is None else percent(row["accuracy"]),
+                short(row["params"]),
+                short(row["macs"]),
+                "" if row["batch"] is None else str(row["batch"]),
+                "" if row["latency_p50_ms"] is None else f"{row['latency_p50_ms']:.3g}",
+                speedup,
+                "" if row["realised"] is None else f"{row['realised']:.2f}",
+            ]
+        )
+    return rows
+
+
+def _comparison_lines(bench: dict[str, Any]) -> list[str]:
+    lines = []
+    for one in bench["comparisons"]:
+        low, high = one["ci95"]
+        line = f"Batch {one['batch']}: {one['speedup']:.2f} times as fast (95 %: {low:.2f} to {high:.2f})"
+        if one["mac_ratio"]:
+            line += f" with {one['mac_ratio']:.2f} times fewer MACs, so realised is {one['realised']:.2f}"
+        lines.append(line + ".")
+    return lines
+
+
+def _warnings(bench: dict[str, Any]) -> list[str]:
+    said = [remark[0].upper() + remark[1:] + "." for remark in bench["remarks"]]
+    for row in bench["rows"]:
+        name = row["model"].rsplit("/", 1)[-1]
+        said += [f"{name}, batch {row['batch']}: {remark}." for remark in row["remarks"]]
+    return said
+
+
+def _answers(predictions: Predictions | str, most: int = 24) -> Section:
+    if isinstance(predictions, str):
+        return Section("Answers", warnings=[f"Not compared image by image: {predictions}."])
+    lost, gained = predictions.lost(), predictions.gained()
+    names = predictions.class_names
+    shown = [*lost[: most // 2], *gained[: most // 2]]
+    thumbnails = []
+    for i in shown:
+        true, old, new = (names[k[i]] for k in (predictions.labels, predictions.original, predictions.final))
+        thumbnails.append(Thumbnail(predictions.images[i], f"{true}: {old} → {new}"))
+    text = (
+        f"Of {len(predictions.labels):,} test images, {len(lost):,} that the original gets right are wrong "
+        f"in the final network, and {len(gained):,} the other way round."
+    )
+    more = f"Shown: {len(shown)} of them, as true class: original's answer → final's." if shown else ""
+    return Section(
+        "Answers",
+        [text, *([more] if more else [])],
+        charts=[charts.class_accuracy(predictions)],
+        thumbnails=thumbnails,
+    )
+
+
+def _options(run: Run) -> Rows:
+    stages = {entry["stage"]: entry for entry in run.final.info.provenance if "options" in entry}
+    names = dict.fromkeys(name for entry in stages.values() for name in entry["options"])
+    rows = [["", *stages], ["data", *(entry["data"]["name"] for entry in stages.values())]]
+    return rows + [[n, *(_plain(entry["options"].get(n, "")) for entry in stages.values())] for n in names]
+
+
+def _commands(run: Run) -> str:
+    return f"{run.table['command']}\n{run.bench['command']}"
+
+
+def _machine(bench: dict[str, Any]) -> Rows:
+    machine, before, after = bench["machine"], bench["conditions"]["before"], bench["conditions"]["after"]
+    rows = [["", "", ""], ["system", machine["system"], ""]]
+    rows += [[name, version, ""] for name, version in sorted(machine["versions"].items())]
+    rows.append(["", "before", "after"])
+    rows += [
+        [name.replace("_", " "), _plain(before.get(name)), _plain(after.get(name))]
+        for name in sorted({*before, *after})
+    ]
+    rows.append(["not told by this machine", ", ".join(bench["conditions"]["missing"]) or "–", ""])
+    return rows
+
+
+def _plain(value: Any) -> str:
+    """A setting as a reader writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "–", True: "yes", False: "no"}[value]
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,96 @@
+"""Everything that a report tells of a run, read from its folder. No torch here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from slimdeploy.benchmarks import results
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
+
+HEADER_KEY = "slimdeploy"
+"""Where a checkpoint carries its ModelInfo (toolchain.checkpoint, which needs torch)."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network's description and the γ of its prunable layers, all in one array."""
+
+    info: ModelInfo
+    scales: np.ndarray
+
+    def convs(self) -> dict[str, Conv]:
+        """Its convolutions by name, in order."""
+        layers = enumerate_layers(self.info.spec, self.info.preprocessing.size)
+        return {conv.name: conv for conv in layers.convs()}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. Histories are the records of `<name>.history.jsonl`, an entry an epoch."""
+
+    folder: Path
+    original: Model
+    final: Model
+    pruned: dict[float, Model]
+    stages: dict[str, dict[str, Any]]
+    histories: dict[str, list[dict[str, Any]]]
+    bench: dict[str, Any]
+    table: dict[str, Any]
+
+
+def read_run(folder: Path) -> Run:
+    """Read what `slimdeploy run` left in `folder`.
+
+    Raises SlimdeployError where the folder holds no run, or one that isn't finished.
+    """
+    if not (folder / "run.json").is_file():
+        raise SlimdeployError(f"no run in {folder}: slimdeploy run … --output {folder} makes one")
+    entries = artifacts.read_json(folder / "run.json", "record of a run")
+    stages = {name: entry["result"] for name, entry in entries.items() if "result" in entry}
+    missing = [name for name in ("train", "finetune", "bench") if name not in stages]
+    if missing or not (folder / "table.json").is_file():
+        raise SlimdeployError(
+            f"the run in {folder} is not finished ({', '.join(missing) or 'its table'} missing): "
+            "the same slimdeploy run goes on with it"
+        )
+    ratios = sorted(float(name.removeprefix("prune-")) for name in stages if name.startswith("prune-"))
+    return Run(
+        folder=folder,
+        original=read_model(folder / "sparse.safetensors"),
+        final=read_model(folder / "final.safetensors"),
+        pruned={ratio: read_model(folder / f"pruned-{ratio:g}.safetensors") for ratio in ratios},
+        stages=stages,
+        histories={name: _history(folder / f"{name}.history.jsonl") for name in ("sparse", "final")},
+        bench=results.read(folder / "bench.json", "bench"),
+        table=results.read(folder / "table.json", "table"),
+    )
+
+
+def read_model(path: Path) -> Model:
+    """Read a checkpoint's description and γ; raises SlimdeployError where it is missing or damaged."""
+    try:
+        with safetensors.safe_open(str(path), "numpy") as file:
+            header = (file.metadata() or {}).get(HEADER_KEY, "")
+            info = ModelInfo.from_json(header, str(path))
+            convs = enumerate_layers(info.spec, info.preprocessing.size).convs()
+            # What pruning may cut: the stem and the inner convolutions, those that a ReLU follows directly.
+            scales = [file.get_tensor(f"{conv.batchnorm}.weight") for conv in convs if conv.relu]
+    except FileNotFoundError:
+        raise SlimdeployError(f"no checkpoint at {path}") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise SlimdeployError(f"{path} is not a checkpoint, or is damaged ({error})") from error
+    return Model(info, np.concatenate(scales).astype(np.float32))
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

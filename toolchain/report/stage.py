@@ -1,0 +1,47 @@
+"""The stage `report`: a run folder in, a page out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slimdeploy.benchmarks.layers import layer_times
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.report import files
+from slimdeploy.toolchain.report.content import Report, run_report
+from slimdeploy.toolchain.report.predictions import Predictions, predict
+from slimdeploy.toolchain.report.run import read_run
+
+FORMATS = {"html": ".html", "md": ".md"}
+LAYER_BATCH = 64
+
+
+def report_stage(folder: Path, *, format: str, output: Path | None, force: bool = False) -> list[Path]:
+    """Write the report of the run in `folder`, by default to `<folder>/report.html` or `.md`.
+
+    Returns the files written, the report itself first. Raises SlimdeployError for a folder without a
+    finished run, or an output that exists (the default one is replaced: it is made from the run and nothing
+    else).
+    """
+    if output is None:
+        output, force = folder / f"report{FORMATS[format]}", True
+    artifacts.check_output(output, force=force)
+    report = build_report(folder)
+    if format == "md":
+        return files.write_markdown(report, output)
+    files.write_html(report, output)
+    return [output]
+
+
+def build_report(folder: Path) -> Report:
+    """Read the run, classify its test images with both networks, and time their layers."""
+    run = read_run(folder)
+    predictions: Predictions | str
+    try:
+        predictions = predict(folder, run.final.info)
+    except (
+        SlimdeployError
+    ) as error:  # the data may be gone, or on another machine: the rest is still worth a page
+        predictions = str(error)
+    times = {name: layer_times(folder / f"{name}.onnx", batch=LAYER_BATCH) for name in ("original", "final")}
+    return run_report(run, predictions=predictions, layer_times=times, layer_batch=LAYER_BATCH)

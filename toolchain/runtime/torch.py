@@ -1,0 +1,138 @@
+"""Sessions over torch: eager, compiled, channels-last, replayed as CUDA graphs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimdeploy.toolchain.checkpoint import load_checkpoint
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.options import torch_device
+from slimdeploy.toolchain.runtime.session import SessionOptions
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+WARM_UP_RUNS = 3
+"""Runs before a CUDA graph is captured: cuDNN chooses its algorithms and allocates then."""
+
+
+class TorchSession:
+    """A classifier in torch. The arithmetic is `precision`; logits come back as float32."""
+
+    def __init__(self, network: nn.Module, info: ModelInfo, *, device: str, options: SessionOptions) -> None:
+        self.device = torch.device(device)
+        self.precision = options.precision or "fp32"
+        self.info: ModelInfo | None = info
+        self.input_shape = (3, info.preprocessing.size, info.preprocessing.size)
+        self._dtype = DTYPES[self.precision]
+        self._layout = torch.channels_last if options.channels_last else torch.contiguous_format
+        network = network.to(self.device, self._dtype).eval()
+        network = network.to(memory_format=self._layout)  # type: ignore[call-overload]
+        self._forward: Callable[[Tensor], Tensor] | None = network
+        if options.compiled:
+            # Shapes stay static: one graph a batch size is what a measurement wants.
+            self._forward = torch.compile(network, dynamic=False)
+        if options.cuda_graph:
+            self._forward = GraphedForward(self._forward)
+        self.backend = _backend_name(options, self.device)
+        self._events: list[torch.cuda.Event] | None = None
+        if self.device.type == "cuda":
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        self.enqueue_ms: float | None = None
+        """Host time to launch the last run's network on the GPU; None on the CPU, which has no queue."""
+
+    @torch.inference_mode()
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        if self._forward is None:
+            raise SlimdeployError("the session is closed")
+        images = torch.from_numpy(np.ascontiguousarray(batch)).to(
+            self.device, self._dtype, memory_format=self._layout
+        )
+        if self._events is None:
+            return self._forward(images).float().numpy()
+        self._events[0].record()
+        launched = time.perf_counter()
+        logits = self._forward(images)
+        self.enqueue_ms = (time.perf_counter() - launched) * 1000
+        self._events[1].record()
+        return logits.float().cpu().numpy()
+
+    @property
+    def gpu_ms(self) -> float | None:
+        """GPU time of the last run's network in ms, between two CUDA events; None on the CPU."""
+        if self._events is None or self.enqueue_ms is None:
+            return None
+        return self._events[0].elapsed_time(self._events[1])
+
+    @property
+    def device_memory_mb(self) -> dict[str, float]:
+        """Device memory that torch took at most, weights included; empty on the CPU."""
+        return {"peak": torch.cuda.max_memory_allocated() / 2**20} if self._events else {}
+
+    def close(self) -> None:
+        self._forward = None
+
+    def __enter__(self) -> TorchSession:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class GraphedForward:
+    """Replays `forward` as a CUDA graph, captured once for each input shape."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
+        self._forward = forward
+        self._captured: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The result lies in the graph's own memory: the next call with this shape overwrites it."""
+        if images.shape not in self._captured:
+            self._captured[images.shape] = self._capture(images)
+        graph, own_input, own_output = self._captured[images.shape]
+        own_input.copy_(images)
+        graph.replay()
+        return own_output
+
+    def _capture(self, images: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        own_input = images.clone()
+        # Capture needs a stream that isn't the default one, and everything allocated before it starts.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_RUNS):
+                self._forward(own_input)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            own_output = self._forward(own_input)
+        return graph, own_input, own_output
+
+
+def open_session(path: Path, options: SessionOptions) -> TorchSession:
+    """Build the network from a checkpoint alone and run it on the CPU or the GPU.
+
+    `options.threads` and `options.tf32` are settings of the whole process in torch. Raises SlimdeployError
+    for an unreadable checkpoint, CUDA that isn't there, or a CUDA graph without it.
+    """
+    device = torch_device(options.device, options.threads)
+    if options.precision not in (None, *DTYPES):
+        raise SlimdeployError(f"torch runs {' and '.join(DTYPES)}, not {options.precision}")
+    if options.cuda_graph and device != "cuda":
+        raise SlimdeployError("a CUDA graph needs --device cuda and an NVIDIA GPU")
+    checkpoint = load_checkpoint(path)
+    if device == "cuda":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.tf32
+        torch.backends.cudnn.benchmark = True
+    return TorchSession(checkpoint.network, checkpoint.info, device=device, options=options)
+
+
+def _backend_name(options: SessionOptions, device: torch.device) -> str:
+    ways = {"compiled": options.compiled, "channels-last": options.channels_last, "graph": options.cuda_graph}
+    return "-".join(["torch", *(way for way, on in ways.items() if on), device.type])
