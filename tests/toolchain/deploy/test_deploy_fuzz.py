@@ -59,7 +59,7 @@ def watch(event: str, arguments: tuple) -> None:
     """An audit hook, as none can be taken off again: it looks only while `allowed_folder` says where to
     write.
     """
-    if not allowed_folder:
+    if not allowed_folder or isinstance(arguments[0], int):  # a number: opened by its path before
         return
     writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
     if (writes or event in CHANGES) and not str(arguments[0]).startswith(allowed_folder[0]):
