@@ -1,8 +1,9 @@
-"""Lets 1×1 convolutions see a batch as one tall image, (N, C, H, W) as (1, C, N·H, W): same values, less waiting.
+"""Lets 1×1 convolutions see a batch as one tall image, (N, C, H, W) as (1, C, N·H, W): same values, less
+waiting.
 
-onnxruntime's INT8 convolution works through a batch image by image. Where an image is 4×4 or 2×2 pixels, as in
-the last layers of a ResNet on small images, much of the time goes into starting up. A 1×1 convolution doesn't
-care where one image ends and the next begins.
+onnxruntime's INT8 convolution works through a batch image by image. Where an image is 4×4 or 2×2 pixels, as
+in the last layers of a ResNet on small images, much of the time goes into starting up. A 1×1 convolution
+doesn't care where one image ends and the next begins.
 
 The conversions are Transpose-Reshape-Transpose on INT8 values. onnxruntime runs INT8 convolutions in NHWC and
 cancels the transposes against its own, so that only the Reshape stays, which copies nothing.
@@ -75,7 +76,11 @@ class _Folding:
         if node.op_type != "Conv" or not self._is_pair(node.input[0]):
             return False
         found, height = attributes(node), self.shapes[self._source(node.input[0])][1]
-        plain = set(found["kernel_shape"]) == {1} and not any(found.get("pads", [])) and found.get("group", 1) == 1
+        plain = (
+            set(found["kernel_shape"]) == {1}
+            and not any(found.get("pads", []))
+            and found.get("group", 1) == 1
+        )
         return plain and height % found.get("strides", [1])[0] == 0
 
     def _becomes_int8(self, tensor: str) -> bool:
@@ -106,7 +111,7 @@ class _Folding:
     def _reshaped(self, quantised: str, source: str, fold: bool) -> str:
         channels, height, width = self.shapes[source]
         shape = [1, -1, width, channels] if fold else [-1, height, width, channels]
-        constant = self.writer.constant("shape." + "x".join(map(str, shape)), np.int64(shape))
+        constant = self.writer.constant("shape." + "x".join(map(str, shape)), np.array(shape, np.int64))
         name = f"{quantised}.{'folded' if fold else 'unfolded'}"
         rows = self.writer.node("Transpose", [quantised], f"{name}.nhwc", perm=_TO_NHWC)
         rows = self.writer.node("Reshape", [rows, constant], f"{name}.rows")

@@ -15,6 +15,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.runtime.onnxruntime import METADATA_KEY
 
 LAYERS = ("Conv", "Gemm", "GlobalAveragePool", "Add")
 """Operators that compute in INT8, and can each be kept in float."""
@@ -88,7 +90,9 @@ def read_classifier(path: Path) -> Classifier:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and the checker raise their own classes
-        raise SlimdeployError(f"{path} is not a valid ONNX file ({' '.join(str(error).split())[:200]})") from error
+        raise SlimdeployError(
+            f"{path} is not a valid ONNX file ({' '.join(str(error).split())[:200]})"
+        ) from error
     return classifier(model, source=str(path))
 
 
@@ -110,6 +114,14 @@ def classifier(model: onnx.ModelProto, *, source: str) -> Classifier:
     return _index(model, constants)
 
 
+def model_info(source: Classifier, path: Path) -> ModelInfo:
+    """What the model at `path` says of itself; raises SlimdeployError where it says nothing."""
+    for entry in source.model.metadata_props:
+        if entry.key == METADATA_KEY:
+            return ModelInfo.from_json(entry.value, str(path))
+    raise SlimdeployError(f"{path} doesn't say how to feed it: export it with slimdeploy")
+
+
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """The attributes of a node by name."""
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -128,7 +140,9 @@ def _check_operators(model: onnx.ModelProto, source: str) -> None:
     names = set()
     for node in model.graph.node:
         if node.op_type in _QUANTISED or node.op_type.startswith("QLinear"):
-            raise SlimdeployError(f"{source} is quantised already ({node.op_type}): calibrate the float32 export")
+            raise SlimdeployError(
+                f"{source} is quantised already ({node.op_type}): calibrate the float32 export"
+            )
         if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
             raise SlimdeployError(
                 f"{source}: calibrate doesn't know the operator {node.op_type} (node {node.name or '?'}); "

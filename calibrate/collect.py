@@ -23,8 +23,8 @@ def collect(
 ) -> dict[str, Histogram]:
     """Histograms of every activation of `classifier` over `batches` of (n, 3, H, W) float32 images.
 
-    One batch of activations is in memory at a time, however many there are. Raises SlimdeployError where there
-    are no images, and where an activation is NaN or infinite, naming its layer.
+    One batch of activations is in memory at a time, however many there are. Raises SlimdeployError where
+    there are no images, and where an activation is NaN or infinite, naming its layer.
     """
     names = [name for name in classifier.activations if name != classifier.input]
     network = Network(_with_outputs(classifier, names), threads=threads)
@@ -35,7 +35,9 @@ def collect(
                 seen = histogram(values)
             except ValueError:
                 where = "the images" if name == classifier.input else classifier.producers[name].name
-                raise SlimdeployError(f"activations of {where} hold NaN or infinity: nothing to calibrate") from None
+                raise SlimdeployError(
+                    f"activations of {where} hold NaN or infinity: nothing to calibrate"
+                ) from None
             found[name] = merge(found[name], seen) if name in found else seen
         advance(len(batch))
     if not found:

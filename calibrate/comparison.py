@@ -47,7 +47,9 @@ def compare_logits(baseline: np.ndarray, logits: np.ndarray, labels: np.ndarray)
     if not len(labels):
         raise SlimdeployError("no images to compare on")
     if labels.max() >= baseline.shape[1]:
-        raise SlimdeployError(f"the data has a class number {labels.max()}, the model {baseline.shape[1]} classes")
+        raise SlimdeployError(
+            f"the data has a class number {labels.max()}, the model {baseline.shape[1]} classes"
+        )
     expected, found = baseline.argmax(axis=1), logits.argmax(axis=1)
     gain, (low, high) = paired_difference(expected == labels, found == labels)
     difference = logits.astype(np.float64) - baseline

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from slimdeploy.calibrate.qdq import FORMS
 from slimdeploy.calibrate.thresholds import find_method
 from slimdeploy.toolchain.data.dataset import Dataset, Split, balanced_subset, split_validation
@@ -31,7 +29,9 @@ class CalibrationData:
 def calibration_data(
     dataset: Dataset, *, images: int = 1000, selection_images: int = 2000, test_images: int | None = None
 ) -> CalibrationData:
-    """Class-balanced parts of `dataset`, which has the model's own preprocessing; None takes all test images."""
+    """Class-balanced parts of `dataset`, which has the model's own preprocessing; None takes all test
+    images.
+    """
     seen, held_out = split_validation(dataset.train, HELD_OUT)
     return CalibrationData(
         ranges=balanced_subset(seen, images),

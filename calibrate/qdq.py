@@ -3,9 +3,10 @@
 Weights are symmetric and per output channel, activations per tensor. Two forms, because no single one is good
 everywhere:
 
-- `tensorrt`: signed symmetric activations at the inputs of convolutions, of the classifier and of the pooling,
-  and on the skip branch of a residual sum (a pair between a convolution and its sum would stop TensorRT from
-  fusing the two: NVIDIA, Working with Quantized Types, "Q/DQ Layer-Placement Recommendations"). Float biases.
+- `tensorrt`: signed symmetric activations at the inputs of convolutions, of the classifier and of the
+pooling, and on the skip branch of a residual sum (a pair between a convolution and its sum would stop
+TensorRT from fusing the two: NVIDIA, Working with Quantized Types, "Q/DQ Layer-Placement Recommendations").
+Float biases.
 - `cpu`: every activation is quantised, unsigned, so that onnxruntime computes on integers throughout. After a
   ReLU zero is the smallest value, which makes the ReLU itself disappear; anything else has its zero at 128.
   INT32 biases.
@@ -76,8 +77,9 @@ def insert_qdq(
     options: QdqOptions,
     float_layers: Set[str] = frozenset(),
 ) -> onnx.ModelProto:
-    """The model with Q/DQ pairs. `thresholds` gives every quantised tensor's clipping value by the name of its
-    origin (Classifier.origin); the nodes in `float_layers` read unquantised values and keep their weights.
+    """The model with Q/DQ pairs. `thresholds` gives every quantised tensor's clipping value by the name of
+    its origin (Classifier.origin); the nodes in `float_layers` read unquantised values and keep their
+    weights.
     """
     writer = _QdqWriter(source, thresholds, options)
     for node in source.nodes:
@@ -135,7 +137,7 @@ class _QdqWriter(GraphWriter):
         """What one step of `tensor` stands for."""
         steps = self.form.steps(rectified=self.source.is_rectified(tensor))
         threshold = self.thresholds[self.source.origin(tensor)]
-        return float(self.rounded(np.float64(threshold / steps if threshold > 0 else 1.0)))
+        return float(self.rounded(np.asarray(threshold / steps if threshold > 0 else 1.0)))
 
     def rounded(self, scales: np.ndarray) -> np.ndarray:
         """Scales as they will be stored: in FP16 precision where that is wanted, and never 0."""
@@ -193,5 +195,7 @@ def set_precision(model: onnx.ModelProto, precision: str, **facts: str) -> onnx.
     """The model with `precision` (and further facts) in its metadata, all else of it kept."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    helper.set_model_props(made, {p.key: p.value for p in model.metadata_props} | {"precision": precision} | facts)
+    helper.set_model_props(
+        made, {p.key: p.value for p in model.metadata_props} | {"precision": precision} | facts
+    )
     return made

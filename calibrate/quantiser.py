@@ -1,4 +1,4 @@
-"""Puts the passes together: the quantised model for a method and a set of float layers, and how good it is."""
+"""The passes put together: the quantised model for a method and some float layers, and how good it is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
+from slimdeploy.benchmarks.statistics import Z95
 from slimdeploy.calibrate.batch_folding import fold_batch
 from slimdeploy.calibrate.classifier import Classifier
 from slimdeploy.calibrate.comparison import Comparison, compare_logits
@@ -20,15 +21,17 @@ from slimdeploy.toolchain.data.dataset import balanced_subset
 from slimdeploy.toolchain.export.precision import overflowing_layers, to_fp16
 
 _PREBUILT_WEIGHTS_OPSET = 19
-"""From here on weights are stored as INT8. Lower opsets are for TensorRT 8, which wants them in float behind a
-pair.
+"""From here on weights are stored as INT8. Lower opsets are for TensorRT 8, which wants them in float
+behind a pair.
 """
 
 
 class Quantiser:
     """Makes the quantised model for a method and a set of float layers."""
 
-    def __init__(self, source: Classifier, histograms: dict[str, Histogram], options: CalibrateOptions) -> None:
+    def __init__(
+        self, source: Classifier, histograms: dict[str, Histogram], options: CalibrateOptions
+    ) -> None:
         self.source, self.histograms, self.options = source, histograms, options
         self.prepared = pad_image_channels(source) if options.target == "cpu" else source
         largest = {name: h.largest for name, h in histograms.items()}
@@ -53,9 +56,7 @@ class Quantiser:
 
     def model(self, method: str, float_layers: frozenset[str]) -> onnx.ModelProto:
         """With Q/DQ pairs, still in float32 otherwise."""
-        return insert_qdq(
-            self.prepared, self.thresholds(method), options=self.qdq, float_layers=float_layers
-        )
+        return insert_qdq(self.prepared, self.thresholds(method), options=self.qdq, float_layers=float_layers)
 
     def finished(self, method: str, float_layers: frozenset[str]) -> onnx.ModelProto:
         """As it will be written."""
@@ -86,9 +87,21 @@ class Trial:
 
     def on(self, count: int) -> Trial:
         """The same on about `count` of the images."""
-        return Trial(self.quantiser, replace(self.data, selection=balanced_subset(self.images, count)), self.options)
+        return Trial(
+            self.quantiser, replace(self.data, selection=balanced_subset(self.images, count)), self.options
+        )
 
     def _logits(self, model: onnx.ModelProto) -> np.ndarray:
         integers = FORMS[self.options.target].unsigned
         network = Network(model, threads=self.options.threads, integers=integers)
         return network.logits(self.images.images, self.data.preprocessing)
+
+
+def best_method(methods: dict[str, Comparison]) -> str:
+    """The method to take: of those within one standard error of the most accurate, the one whose logits are
+    nearest to the float model's (a finer measure than images counted).
+    """
+    best = min(methods.values(), key=lambda m: m.drop)
+    error = (best.drop_ci95[1] - best.drop_ci95[0]) / (2 * Z95)
+    near = {name: m for name, m in methods.items() if m.drop <= best.drop + error}
+    return min(near, key=lambda name: near[name].relative_error)

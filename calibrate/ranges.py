@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,16 +58,15 @@ def save_ranges(path: Path, ranges: Ranges) -> None:
 def load_ranges(path: Path, *, model_sha256: str, images: np.ndarray) -> Ranges:
     """Read the ranges of exactly this model and these images.
 
-    Raises SlimdeployError where the file is damaged, StaleRanges where it is of another model or other images.
+    Raises SlimdeployError where the file is damaged, StaleRanges where it is of another model or other
+    images.
     """
     document = artifacts.read_json(path, "file of activation ranges")
     try:
         if document["format"] != FORMAT or document["bins"] != BINS:
             raise SlimdeployError(f"{path}: written by another version of slimdeploy: delete it")
         tensors = {name: _from_json(entry) for name, entry in document["tensors"].items()}
-        ranges = Ranges(
-            document["model_sha256"], document["images_sha256"], int(document["images"]), tensors
-        )
+        ranges = Ranges(document["model_sha256"], document["images_sha256"], int(document["images"]), tensors)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SlimdeployError(f"{path} is not a file of activation ranges ({error!r}): delete it") from error
     if ranges.model_sha256 != model_sha256:
@@ -89,7 +89,7 @@ def _to_json(histogram: Histogram) -> dict[str, object]:
     }
 
 
-def _from_json(entry: dict[str, object]) -> Histogram:
+def _from_json(entry: dict[str, Any]) -> Histogram:
     counts = np.zeros(BINS, np.int64)
     stored = np.asarray(entry["counts"], dtype=np.int64)
     counts[: len(stored)] = stored

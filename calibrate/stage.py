@@ -18,7 +18,7 @@ from slimdeploy.calibrate.inference import Network, batches
 from slimdeploy.calibrate.options import CalibrateOptions, CalibrationData
 from slimdeploy.calibrate.passes import fold_batchnorm
 from slimdeploy.calibrate.qdq import FORMS, quantised_layers
-from slimdeploy.calibrate.quantiser import Quantiser, Trial
+from slimdeploy.calibrate.quantiser import Quantiser, Trial, best_method
 from slimdeploy.calibrate.ranges import Ranges, StaleRanges, images_sha256, load_ranges, save_ranges
 from slimdeploy.calibrate.sensitivity import Sensitivity, layers_to_keep, sensitivities
 from slimdeploy.calibrate.thresholds import METHODS
@@ -26,6 +26,7 @@ from slimdeploy.calibrate.trt8_cache import trt8_cache
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.model_info import versions
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -84,10 +85,10 @@ def calibrate_stage(
 ) -> Calibration:
     """Quantise the float32 ONNX file `model` and write it to `output` with its sidecar.
 
-    `ranges` is where the activation histograms are kept: read where the file exists, written where it doesn't;
-    a stale one is refused, or replaced with `force`. `trt8` is a calibration cache for TensorRT 8 to write.
-    Raises SlimdeployError for anything that can't be quantised; nothing is written then, and neither is where
-    the accuracy falls by more than `options.max_drop`.
+    `ranges` is where the activation histograms are kept: read where the file exists, written where it
+    doesn't; a stale one is refused, or replaced with `force`. `trt8` is a calibration cache for TensorRT 8
+    to write. Raises SlimdeployError for anything that can't be quantised; nothing is written then, and
+    neither is where the accuracy falls by more than `options.max_drop`.
     """
     for path in filter(None, (output, trt8)):
         artifacts.check_output(path, force=force)
@@ -128,16 +129,6 @@ def calibrate_stage(
         if trt8:
             artifacts.write_bytes(trt8, trt8_cache(quantiser.signed_thresholds(method)))
     return result
-
-
-def best_method(methods: dict[str, Comparison]) -> str:
-    """The method to take: of those within one standard error of the most accurate, the one whose logits are
-    nearest to the float model's (a finer measure than images counted).
-    """
-    best = min(methods.values(), key=lambda m: m.drop)
-    error = (best.drop_ci95[1] - best.drop_ci95[0]) / (2 * 1.96)
-    near = {name: m for name, m in methods.items() if m.drop <= best.drop + error}
-    return min(near, key=lambda name: near[name].relative_error)
 
 
 def _fallback(
@@ -190,9 +181,10 @@ def _check_data(source: Classifier, data: CalibrationData, options: CalibrateOpt
         if not len(part.labels):
             raise SlimdeployError(f"no images to {what} with")
         _, height, width = source.image_shape
-        if part.images.shape[1:3] != (height, width):
+        given_height, given_width = part.images.shape[1:3]
+        if (given_height, given_width) != (height, width):
             raise SlimdeployError(
-                f"the images are {part.images.shape[2]}×{part.images.shape[1]}, but {model} takes {width}×{height}"
+                f"the images are {given_width}×{given_height}, but {model} takes {width}×{height}"
             )
     for name in options.float_layers:
         if name not in source.layers():

@@ -18,6 +18,10 @@ METHODS: dict[str, Method] = {}
 
 PERCENTILE = 0.9999
 """99.9 % clips too much of a ResNet; 99.99 % costs it nothing."""
+SMOOTHING = 1e-4
+"""Count of a bin that nothing but clipped values fill: with 0, a single outlier would put the quantised
+distribution infinitely far away.
+"""
 STRIDE = 8
 """The searching methods try every eighth bin's edge: finer makes no difference to the accuracy."""
 
@@ -79,12 +83,12 @@ def _candidates(histogram: Histogram, steps: int) -> np.ndarray:
     """Thresholds to try, in bin widths: every STRIDE bins from one bin a step to the last bin in use."""
     used = np.flatnonzero(histogram.counts)
     last = int(used[-1]) + 1 if len(used) else 0
-    return np.arange(last, min(steps, last - 1), -STRIDE)[::-1]
+    return np.arange(last, max(0, min(steps, last - 1)), -STRIDE)[::-1]
 
 
 def _threshold(histogram: Histogram, candidates: np.ndarray, losses: list[float]) -> float:
     """The candidate that loses least, in the tensor's own unit. Of equal ones the largest: it clips least."""
-    if not len(candidates) or not np.isfinite(losses).any():
+    if not len(candidates):
         return histogram.largest
     best = len(losses) - 1 - int(np.argmin(losses[::-1]))
     return min(float(candidates[best]) * histogram.width, histogram.largest)
@@ -105,8 +109,6 @@ def _divergence(counts: np.ndarray, kept: int, levels: int) -> float:
     # A group's own counts, without what was clipped, shared out among its bins that aren't empty.
     sums = np.bincount(group, weights=counts[:kept], minlength=levels)
     shares = np.bincount(group, weights=filled, minlength=levels)
-    spread = (sums / np.maximum(shares, 1))[group][filled]
-    if not spread.all():  # a level that only clipped values would use: infinitely far apart
-        return float("inf")
+    spread = np.maximum((sums / np.maximum(shares, 1))[group][filled], SMOOTHING)
     p, q = clipped[filled] / clipped.sum(), spread / spread.sum()
     return float(np.sum(p * np.log(p / q)))

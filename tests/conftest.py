@@ -18,6 +18,8 @@ class BuiltNetwork:
 
     types: dict[str, tuple[str, ...]]
     """Layer name -> element type of each output, such as `FLOAT`, `HALF` or `INT8`."""
+    fed_by: dict[str, str]
+    """Layer name -> kind of the layer that its first input comes from, such as `DEQUANTIZE`."""
     plan_bytes: int
 
 
@@ -58,6 +60,8 @@ def trt_builder(tensorrt_cpu: types.ModuleType) -> Callable[[Path], BuiltNetwork
         outputs = {
             la.name: tuple(la.get_output(i).dtype.name for i in range(la.num_outputs)) for la in layers
         }
-        return BuiltNetwork(outputs, plan.nbytes)
+        makers = {la.get_output(i).name: la.type.name for la in layers for i in range(la.num_outputs)}
+        fed_by = {la.name: makers.get(la.get_input(0).name, "") for la in layers if la.num_inputs}
+        return BuiltNetwork(outputs, fed_by, plan.nbytes)
 
     return build

@@ -26,6 +26,7 @@ INSTALL_COMMANDS = {
     "prometheus_client": "pip install 'slimdeploy[device]'",
     "pycuda": "pip install 'slimdeploy[gpu]'",
     "pytest": "pip install 'slimdeploy[test]'",
+    "resvg_py": "pip install 'slimdeploy[report]'",
     "safetensors": "pip install 'slimdeploy[host]'",
     "sklearn": "pip install 'slimdeploy[host]'",
     "starlette": "pip install 'slimdeploy[device]'",

@@ -20,6 +20,8 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.spec import architecture
 
+pytestmark = pytest.mark.xdist_group("bench_truth")  # one worker makes what they share
+
 SCHEMAS = Path(measure.__code__.co_filename).parent / "schemas"
 QUICK = BenchOptions((1,), TimingOptions(seconds=0.2, ci=0.5, warm_up_floor_s=0.03))
 

@@ -19,22 +19,39 @@ _PATH = click.Path(path_type=Path)
 
 @command("calibrate")
 @click.argument("model", type=_PATH)
-@click.option("--target", default="tensorrt", show_default=True,
-              help="Where it will run: tensorrt, or cpu (onnxruntime).")  # fmt: skip
-@click.option("--method", default="auto", show_default=True,
-              help="minmax, percentile, entropy, mse, or auto: the one that keeps the accuracy best.")  # fmt: skip
-@click.option("--compute", default="fp32", show_default=True,
-              help="What is not INT8 computes in fp32 or fp16 (tensorrt only, opset 19 or more).")  # fmt: skip
-@click.option("--max-drop", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="POINTS",
-              help="Accuracy that INT8 may cost; the most sensitive layers stay in float until it fits.")  # fmt: skip
+@click.option(
+    "--target",
+    default="tensorrt",
+    show_default=True,
+    help="Where it will run: tensorrt, or cpu (onnxruntime).",
+)
+@click.option(
+    "--method", default="auto", show_default=True,
+    help="minmax, percentile, entropy, mse, or auto: the one that keeps the accuracy best.",
+)  # fmt: skip
+@click.option(
+    "--compute", default="fp32", show_default=True,
+    help="What is not INT8 computes in fp32 or fp16 (tensorrt only, opset 19 or more).",
+)  # fmt: skip
+@click.option(
+    "--max-drop", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="POINTS",
+    help="Accuracy that INT8 may cost; the most sensitive layers stay in float until it fits.",
+)  # fmt: skip
 @click.option("--sensitivity", is_flag=True, help="Measure every layer alone in any case.")
 @click.option("--keep", multiple=True, metavar="LAYER", help="Leave this layer in float; may be repeated.")
-@click.option("--images", type=click.IntRange(min=1), default=1000, show_default=True,
-              help="Training images to measure activations on.")  # fmt: skip
-@click.option("--selection-images", type=click.IntRange(min=1), default=2000, show_default=True,
-              help="Held-out images to choose method and layers with.")  # fmt: skip
-@click.option("--parity-images", type=click.IntRange(min=1),
-              help="Test images for the reported accuracy [default: all].")  # fmt: skip
+@click.option(
+    "--images", type=click.IntRange(min=1), default=1000, show_default=True,
+    help="Training images to measure activations on.",
+)  # fmt: skip
+@click.option(
+    "--selection-images", type=click.IntRange(min=1), default=2000, show_default=True,
+    help="Held-out images to choose method and layers with.",
+)  # fmt: skip
+@click.option(
+    "--parity-images",
+    type=click.IntRange(min=1),
+    help="Test images for the reported accuracy [default: all].",
+)
 @click.option("--ranges", type=_PATH, help="File of activation ranges: reused where it exists, else written.")
 @click.option("--trt8-cache", "trt8", type=_PATH, help="Write a calibration cache for TensorRT 8 as well.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
@@ -57,19 +74,21 @@ def calibrate(
     --data defaults to the data that the network was trained on. Where INT8 costs more accuracy than allowed
     even with the most sensitive layers in float, no file is written and the exit code is 1.
     """
+    from slimdeploy.calibrate.classifier import model_info, read_classifier
     from slimdeploy.calibrate.options import CalibrateOptions, calibration_data
     from slimdeploy.calibrate.stage import calibrate_stage
-    from slimdeploy.toolchain.data.dataset import load_for_onnx
+    from slimdeploy.toolchain.artifacts import check_output
     from slimdeploy.toolchain.progress import progress_bar
+    from slimdeploy.toolchain.training.stage import data_of, dataset_for
 
+    check_output(output, force=force)
     options = CalibrateOptions(float_layers=tuple(given.pop("keep")), **given)
+    info = model_info(read_classifier(model), model)
+    dataset = dataset_for(info, data or data_of(info, model), model)
     result = calibrate_stage(
         model,
         data=calibration_data(
-            load_for_onnx(model, data),
-            images=images,
-            selection_images=selection_images,
-            test_images=parity_images,
+            dataset, images=images, selection_images=selection_images, test_images=parity_images
         ),
         options=options,
         output=output,

@@ -30,7 +30,8 @@ def overflowing_layers(model: onnx.ModelProto, largest: Mapping[str, float]) -> 
     beyond |= {
         tensor.name
         for tensor in model.graph.initializer
-        if tensor.data_type == TensorProto.FLOAT and not np.abs(numpy_helper.to_array(tensor)).max(initial=0) <= LIMIT
+        if tensor.data_type == TensorProto.FLOAT
+        and not np.abs(numpy_helper.to_array(tensor)).max(initial=0) <= LIMIT
     }
     return [node.name for node in model.graph.node if beyond & {*node.input, *node.output}]
 
@@ -41,12 +42,11 @@ def to_fp16(model: onnx.ModelProto, *, float_layers: Set[str] = frozenset()) -> 
     INT8 models keep their Q/DQ pairs, whose scales become FP16 too. Raises SlimdeployError where the opset
     (below 19) can't express that.
     """
-    if model.opset_import[0].version < _HALF_SCALES_OPSET and any(
-        node.op_type in _QUANTISERS for node in model.graph.node
-    ):
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    if opset < _HALF_SCALES_OPSET and any(node.op_type in _QUANTISERS for node in model.graph.node):
         raise SlimdeployError(
-            f"INT8 with FP16 compute needs opset {_HALF_SCALES_OPSET}, the model has "
-            f"{model.opset_import[0].version}: export it with --opset {_HALF_SCALES_OPSET}, or use --compute fp32"
+            f"INT8 with FP16 compute needs opset {_HALF_SCALES_OPSET}, the model has {opset}: "
+            f"export it with --opset {_HALF_SCALES_OPSET}, or use --compute fp32"
         )
     return _Halving(model, float_layers).run()
 

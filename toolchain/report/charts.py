@@ -24,7 +24,7 @@ from slimdeploy.toolchain.report.svg import (
     xy_chart,
 )
 
-ORIGINAL, FINAL, THIRD, PALE = 0, 1, 2, 3
+ORIGINAL, FINAL, THIRD, PALE, FOURTH = 0, 1, 2, 3, 4
 """Colours: what stands for the original and for the final network is the same in every chart."""
 ALIGNMENT = 8
 QUANTILES = (*range(100), 99.5, 99.9, 100)
@@ -64,10 +64,10 @@ def _curve(history: list[dict[str, float]], key: str, title: str, figure: str, y
 
 def gamma_histogram(run: Run) -> Chart:
     """|γ| of the prunable channels before and after pruning, and after fine-tuning."""
-    ratio = chosen_ratio(run)
+    removed = removed_share(run, "pruned")
     sets = [
         ("sparse", run.original, ORIGINAL),
-        ("pruned", run.pruned[ratio], THIRD),
+        ("pruned", run.pruned["pruned"], THIRD),
         ("fine-tuned", run.final, FINAL),
     ]
     scales = {name: np.abs(model.scales) for name, model, _ in sets}
@@ -85,7 +85,7 @@ def gamma_histogram(run: Run) -> Chart:
         series,
         x=Axis("|γ|", lambda value: f"{value:.3g}"),
         y=Axis("channels", _compact, log=True),
-        lines=[(float(np.quantile(before, ratio)), f"{ratio:.0%} lie below")],
+        lines=[(float(np.quantile(before, removed)), f"{removed:.0%} lie below")],
         note=note,
     )
 
@@ -115,26 +115,29 @@ def kept_channels(original: Model, final: Model) -> Chart:
 
 
 def ratio_curve(run: Run) -> Chart | None:
-    """Test accuracy against the share of channels pruned; None without accuracies."""
+    """Test accuracy against the share of channels removed; None without accuracies."""
     trained = run.stages["train"]["accuracy"].get("test")
     if trained is None:
         return None
     steps = {
         "after": ("cut", ORIGINAL),
         "after_folding": ("constants folded", PALE),
+        "after_compensation": ("compensated", FOURTH),
         "after_recalibration": ("BN recalibrated", THIRD),
     }
+    cuts = sorted(
+        (removed_share(run, name), run.stages[name]["accuracy"])
+        for name in run.pruned
+        if "accuracy" in run.stages[name]
+    )
     series = []
     for key, (name, colour) in steps.items():
-        points = [
-            (ratio, run.stages[f"prune-{ratio:g}"].get("accuracy", {}).get(key)) for ratio in run.pruned
-        ]
-        found = [(ratio, value) for ratio, value in points if value is not None]
+        found = [(share, accuracy[key]) for share, accuracy in cuts if key in accuracy]
         if found:
             series.append(Series(name, [(0.0, trained), *found], colour))
     tuned = run.stages["finetune"]["accuracy"].get("test")
     if tuned is not None:
-        series.append(Series("fine-tuned", [(chosen_ratio(run), tuned)], FINAL, "dots"))
+        series.append(Series("fine-tuned", [(removed_share(run, "pruned"), tuned)], FINAL, "dots"))
     x = Axis("share of the prunable channels removed", lambda v: f"{v:.0%}", low=0, high=1)
     return xy_chart("ratio", "Test accuracy against the pruning ratio", series, x=x, y=_SHARE)
 
@@ -203,10 +206,9 @@ def pareto(points: Sequence[tuple[str, float, float]], front: Sequence[str], *, 
     return xy_chart("pareto", "Accuracy against cost", [one for one in series if one.points], x=x, y=y)
 
 
-def chosen_ratio(run: Run) -> float:
-    """The ratio of the network that was fine-tuned: the one with the final network's channels."""
-    channels = run.final.info.spec.channels
-    return next(ratio for ratio, model in run.pruned.items() if model.info.spec.channels == channels)
+def removed_share(run: Run, stage: str) -> float:
+    """Share of the prunable channels that a pruning stage removed, whatever its target was."""
+    return 1 - len(run.pruned[stage].scales) / len(run.original.scales)
 
 
 def run_option(run: Run, stage: str, name: str) -> float:

@@ -111,8 +111,8 @@ def headline(run: Run) -> list[list[str]]:
             rows.append(_factor("ONNX file, MB", old["memory_mb"]["file"], new["memory_mb"]["file"], _one))
         before, after = old["latency_ms"]["p50"], new["latency_ms"]["p50"]
         rows.append(_factor(f"p50 latency, batch {batch}, ms", before, after, lambda v: f"{v:.3g}"))
-        peaks = [row["memory_mb"]["peak_above_idle"] for row in (old, new)]
-        rows.append(_factor(f"peak memory, batch {batch}, MB", *peaks, _one))
+        before, after = (row["memory_mb"]["peak_above_idle"] for row in (old, new))
+        rows.append(_factor(f"peak memory, batch {batch}, MB", before, after, _one))
     return rows
 
 

@@ -51,8 +51,9 @@ def predict(folder: Path, info: ModelInfo) -> Predictions:
     data = next(entry["data"] for entry in reversed(info.provenance) if entry.get("data"))
     load = dataset_images(DataOptions(data["name"], Path(data["data_dir"]), data["size"]))
     found = images_for(info.preprocessing, info.class_names, str(folder), load)
-    answers = [_answers(folder / name, info, found.images) for name in ("original.onnx", "final.onnx")]
-    return Predictions(found.images, found.labels, *answers, found.class_names)
+    original = _answers(folder / "original.onnx", info, found.images)
+    final = _answers(folder / "final.onnx", info, found.images)
+    return Predictions(found.images, found.labels, original, final, found.class_names)
 
 
 def _answers(path: Path, info: ModelInfo, images: np.ndarray) -> np.ndarray:

@@ -41,7 +41,8 @@ class Run:
     folder: Path
     original: Model
     final: Model
-    pruned: dict[float, Model]
+    pruned: dict[str, Model]
+    """By stage: `pruned`, which was fine-tuned, and `compare-<ratio>`, which were only evaluated."""
     stages: dict[str, dict[str, Any]]
     histories: dict[str, list[dict[str, Any]]]
     bench: dict[str, Any]
@@ -57,18 +58,18 @@ def read_run(folder: Path) -> Run:
         raise SlimdeployError(f"no run in {folder}: slimdeploy run … --output {folder} makes one")
     entries = artifacts.read_json(folder / "run.json", "record of a run")
     stages = {name: entry["result"] for name, entry in entries.items() if "result" in entry}
-    missing = [name for name in ("train", "finetune", "bench") if name not in stages]
+    missing = [name for name in ("train", "pruned", "finetune", "bench") if name not in stages]
     if missing or not (folder / "table.json").is_file():
         raise SlimdeployError(
             f"the run in {folder} is not finished ({', '.join(missing) or 'its table'} missing): "
             "the same slimdeploy run goes on with it"
         )
-    ratios = sorted(float(name.removeprefix("prune-")) for name in stages if name.startswith("prune-"))
+    cuts = [name for name in stages if name == "pruned" or name.startswith("compare-")]
     return Run(
         folder=folder,
         original=read_model(folder / "sparse.safetensors"),
         final=read_model(folder / "final.safetensors"),
-        pruned={ratio: read_model(folder / f"pruned-{ratio:g}.safetensors") for ratio in ratios},
+        pruned={name: read_model(folder / f"{name}.safetensors") for name in cuts},
         stages=stages,
         histories={name: _history(folder / f"{name}.history.jsonl") for name in ("sparse", "final")},
         bench=results.read(folder / "bench.json", "bench"),

@@ -22,12 +22,17 @@ STYLE = """
 text{font:12px system-ui,-apple-system,"Segoe UI","DejaVu Sans",Arial,sans-serif;fill:var(--text)}
 .axis{stroke:var(--axis);stroke-width:1}.grid{stroke:var(--grid);stroke-width:1}
 .line{fill:none;stroke-width:2;stroke-linejoin:round}
-.c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}
+.c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}
 .line{stroke:var(--c)}.fill{fill:var(--c)}
 """
-LIGHT = "--text:#1c2430;--axis:#5b6675;--grid:#e3e7ec;--c0:#6b7785;--c1:#c2500a;--c2:#0b6bcb;--c3:#b9c2cd"
-DARK = "--text:#e6eaf0;--axis:#9aa5b3;--grid:#2b333e;--c0:#9fabb9;--c1:#ff9a52;--c2:#6cb4ff;--c3:#4a5563"
-
+LIGHT = (
+    "--text:#1c2430;--axis:#5b6675;--grid:#e3e7ec;"
+    "--c0:#6b7785;--c1:#c2500a;--c2:#0b6bcb;--c3:#b9c2cd;--c4:#1a7f5a"
+)
+DARK = (
+    "--text:#e6eaf0;--axis:#9aa5b3;--grid:#2b333e;"
+    "--c0:#9fabb9;--c1:#ff9a52;--c2:#6cb4ff;--c3:#4a5563;--c4:#57c79a"
+)
 
 Table = tuple[list[str], list[list[str]]]
 """A header, and rows."""
@@ -61,7 +66,7 @@ class Chart:
         start = self.svg.index(">") + 1
         colours = dict(pair.split(":") for pair in LIGHT.split(";"))
         style = STYLE
-        for number in range(4):  # for readers of SVG that know no CSS variables
+        for number in range(5):  # for readers of SVG that know no CSS variables
             colour = colours[f"--c{number}"]
             style = style.replace(
                 f".c{number}{{--c:var(--c{number})}}",
@@ -118,11 +123,13 @@ def bar_chart(
     """
     top, legend = _legend([(one.name, one.colour) for one in series])
     heights = [value for one in series for _, value in one.points]
-    to_y = scale(y, [*heights, 0.0], HEIGHT - BOTTOM, top)
+    foot = y.low or 0.0
+    to_y = scale(y, [*heights, foot], HEIGHT - BOTTOM, top)
     slot = (WIDTH - LEFT - RIGHT) / len(categories)
     width = slot * 0.8 / (1 if overlaid else len(series))
-    parts, stops = [legend, _y_axis(y, to_y)], []
-    floor = to_y(y.low or 0.0)
+    parts = [legend, _y_axis(y, to_y)]
+    stops: list[Stop] = []
+    floor = to_y(foot)
     for n, one in enumerate(series):
         for i, (_, value) in enumerate(one.points):
             left = LEFT + slot * (i + 0.1) + (0 if overlaid else n * width)
@@ -132,9 +139,8 @@ def bar_chart(
     for i, category in enumerate(categories):
         values = [(one.name, y.write(one.points[i][1])) for one in series]
         text = f"{category}: " + ", ".join(f"{name} {value}" for name, value in values)
-        stops.append(
-            [round(LEFT + slot * (i + 0.5), 1), round(min(to_y(s.points[i][1]) for s in series), 1), text]
-        )
+        top_of_bar = min(to_y(one.points[i][1]) for one in series)
+        stops.append((round(LEFT + slot * (i + 0.5), 1), round(top_of_bar, 1), text))
         rows.append([category, *(value for _, value in values)])
     for i, word in marks:
         left = LEFT + slot * (i + 0.1)

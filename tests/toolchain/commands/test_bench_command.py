@@ -21,6 +21,8 @@ from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.resnet import build_network
 from slimdeploy.toolchain.networks.spec import network_spec
 
+pytestmark = pytest.mark.xdist_group("bench_command")  # one worker makes what they share
+
 ROOT = Path(slimdeploy.__file__).parent
 
 

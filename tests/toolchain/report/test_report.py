@@ -22,13 +22,15 @@ from slimdeploy.toolchain.report.predictions import Predictions
 from slimdeploy.toolchain.report.run import read_run
 from slimdeploy.toolchain.report.stage import report_stage
 
+pytestmark = pytest.mark.xdist_group("report")  # one worker makes what they share
+
 CHARTS = {
     "sparse-accuracy", "sparse-loss", "sparse-zero", "final-accuracy", "final-loss", "final-zero",
     "gamma", "channels", "ratio", "latency-1", "latency-4", "layers", "classes",
 }  # fmt: skip
 SETTINGS = (
     "data.size=8", "network.arch='resnet18'", "train.epochs=2", "train.limit=64", "train.sparsity=5.0",
-    "finetune.epochs=1", "finetune.limit=64", "prune.recalibration_images=32",
+    "finetune.epochs=1", "finetune.limit=64", "prune.recalibration_images=32", "prune.statistics_images=32",
     "bench.seconds=0.1", "bench.batches=[1,4]",
 )  # fmt: skip
 
@@ -80,8 +82,8 @@ def test_markdown_brings_its_charts_as_svg_and_png(run, tmp_path):
 
 def test_what_is_read_of_a_run(run):
     found = read_run(run)
-    assert list(found.pruned) == [0.5, 0.9]
-    assert found.final.info.spec == found.pruned[0.9].info.spec
+    assert set(found.pruned) == {"compare-0.5", "pruned"}
+    assert found.final.info.spec == found.pruned["pruned"].info.spec
     spec = found.final.info.spec
     # Prunable of a ResNet-18: the stem and the first convolution of each block.
     assert len(found.final.scales) == spec.channels.stem + sum(block[0] for block in spec.channels.blocks)
@@ -96,7 +98,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 def test_a_run_that_was_killed_is_refused(run, tmp_path):
     entries = json.loads((run / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({"train": entries["train"], "finetune": {"inputs": "x"}}))
-    with pytest.raises(SlimdeployError, match=r"not finished \(finetune, bench missing\)"):
+    with pytest.raises(SlimdeployError, match=r"not finished \(pruned, finetune, bench missing\)"):
         report_stage(tmp_path, format="html", output=None)
 
 

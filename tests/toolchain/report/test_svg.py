@@ -59,6 +59,13 @@ def test_bars_stand_on_the_axis_and_overlaid_ones_at_the_same_place():
     assert [text for *_, text in stops(chart)] == ["a: full 10, kept 5", "b: full 20, kept 0"]
 
 
+def test_bars_stand_on_an_axis_that_does_not_begin_at_zero():
+    chart = bar_chart("k", "t", ["a"], [Series("only", [(0, 0.75)])], y=Axis("n", low=0.5, high=1), marks=[])
+    (bar,) = (e for e in ElementTree.fromstring(chart.svg) if e.tag == "rect")
+    assert float(bar.attrib["height"]) == (HEIGHT - BOTTOM - 14) / 2
+    assert float(bar.attrib["y"]) + float(bar.attrib["height"]) == HEIGHT - BOTTOM
+
+
 def test_what_users_name_their_classes_cannot_break_the_page():
     name = '<script>"&'
     chart = bar_chart("k", name, [name], [Series(name, [(0, 1)])], y=Axis(name), marks=[(0, name)])
