@@ -34,6 +34,11 @@ DARK = (
     "--c0:#9fabb9;--c1:#ff9a52;--c2:#6cb4ff;--c3:#4a5563;--c4:#57c79a"
 )
 
+Table = tuple[list[str], list[list[str]]]
+"""A header, and rows."""
+Stop = tuple[float, float, str]
+"""A place on the drawing, and what is said there."""
+
 
 @dataclass(frozen=True)
 class Series:
