@@ -3,7 +3,7 @@ BIN := .venv/bin
 # The package is this folder, whatever its name: type checking finds it under its import name through a link.
 TYPES := .venv/types
 
-.PHONY: demo test lint types install clean
+.PHONY: demo test lint types install clean gpu-check
 
 demo: install
 	$(BIN)/slimdeploy run digits --output runs/digits
@@ -11,6 +11,11 @@ demo: install
 
 test: install lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+
+# On a machine with an NVIDIA GPU. GPU_PYTHON: a Python that has what is to be measured (torch, tensorrt, …).
+GPU_PYTHON ?= $(BIN)/python
+gpu-check:
+	$(GPU_PYTHON) -m slimdeploy.benchmarks.gpu_check
 
 lint: install
 	$(BIN)/ruff check .

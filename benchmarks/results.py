@@ -16,9 +16,10 @@ from slimdeploy.benchmarks import conditions
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 
-SCHEMAS = {"bench": 1, "table": 1}
-"""Kind of document -> the version written. `bench` is the command's; `table` is any script's: what was
-measured, the command that repeats it, and rows of plain values.
+SCHEMAS = {"bench": 1, "gpu-check": 1, "lut": 1, "table": 1}
+"""Kind of document -> the version written. `bench` and `lut` are the commands', `gpu-check` is
+gpu_check.py's; `table` is any script's: what was measured, the command that repeats it, and rows of plain
+values.
 """
 
 
@@ -47,7 +48,7 @@ def read(path: Path, kind: str) -> dict[str, Any]:
     """Read a result of `kind`; raises SlimdeployError where it is another kind of file, or a newer one."""
     found = artifacts.read_json(path, f"{kind} result")
     if not isinstance(found, dict) or found.get("kind") != kind:
-        raise SlimdeployError(f"{path} is not a {kind} result: slimdeploy bench … --output writes one")
+        raise SlimdeployError(f"{path} is not a {kind} result: slimdeploy {kind} … --output writes one")
     if found.get("schema") != SCHEMAS[kind]:
         raise SlimdeployError(
             f"{path}: schema {found.get('schema')}; this slimdeploy reads {SCHEMAS[kind]}. Measure again"

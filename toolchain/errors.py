@@ -19,17 +19,22 @@ class CheckFailed(SlimdeployError):
 
 # Import name -> the command that brings it. TensorRT on a Jetson comes with JetPack, not with pip.
 INSTALL_COMMANDS = {
+    "cuda": "pip install 'slimdeploy[gpu]'",
     "onnx": "pip install 'slimdeploy[host]'",
     "onnxruntime": "pip install 'slimdeploy[cpu]'",
-    "PIL": "pip install 'slimdeploy[host]'",
+    "PIL": "pip install 'slimdeploy[device]'",
+    "prometheus_client": "pip install 'slimdeploy[device]'",
     "pycuda": "pip install 'slimdeploy[gpu]'",
+    "pytest": "pip install 'slimdeploy[test]'",
     "resvg_py": "pip install 'slimdeploy[report]'",
     "safetensors": "pip install 'slimdeploy[host]'",
     "sklearn": "pip install 'slimdeploy[host]'",
+    "starlette": "pip install 'slimdeploy[device]'",
     "tensorboard": "pip install 'slimdeploy[host]'",
     "tensorrt": "pip install 'slimdeploy[gpu]' (on a Jetson: sudo apt install nvidia-jetpack)",
     "torch": "pip install 'slimdeploy[host]'",
     "torchvision": "pip install 'slimdeploy[host]'",
+    "uvicorn": "pip install 'slimdeploy[device]'",
 }
 
 

@@ -15,6 +15,9 @@ from slimdeploy.toolchain.networks.spec import NetworkSpec
 FORMAT = 1
 """Version of the JSON document that a checkpoint and an ONNX file carry."""
 
+METADATA_KEY = "slimdeploy"
+"""Where an ONNX file carries that document (metadata_props)."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:

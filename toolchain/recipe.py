@@ -40,6 +40,12 @@ class BenchChoice:
     seconds: float = TimingOptions.seconds
     ci: float = TimingOptions.ci
 
+    def __post_init__(self) -> None:
+        if not self.batches or min(self.batches) < 1:
+            raise SlimdeployError("batches must be a list of sizes from 1 on")
+        if self.seconds <= 0 or self.ci <= 0:
+            raise SlimdeployError("seconds and ci must be above 0")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -56,6 +62,11 @@ class Recipe:
     export: ExportOptions = field(default_factory=ExportOptions)
     bench: BenchChoice = field(default_factory=BenchChoice)
     compare_ratios: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for ratio in self.compare_ratios:
+            if not 0 <= ratio < 1:
+                raise SlimdeployError(f"compare_ratios must be from 0 to below 1, not {ratio:g}")
 
 
 def find_recipe(name: str) -> Path:
@@ -148,6 +159,6 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-        raise SlimdeployError(f"{key} must be {names.get(hint, hint)}, not {value!r}")
+        names = {int: "a whole number", float: "a number", bool: "true or false"}
+        raise SlimdeployError(f"{key} must be {names.get(hint, 'a string')}, not {value!r}")
     return value

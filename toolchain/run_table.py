@@ -6,7 +6,7 @@ import shlex
 import sys
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 
 from slimdeploy.benchmarks import results
 from slimdeploy.toolchain.formatting import grid, percent, short
@@ -51,7 +51,7 @@ def _steps(recipe: Recipe, stages: dict[str, Any]) -> list[tuple[str, float, dic
             steps += [
                 (f"{title}, {key.replace('_', ' ')}", accuracy, _costs(stage, "after"))
                 for key, accuracy in stage["accuracy"].items()
-                if key.startswith("after")
+                if key.startswith("after") or key == "final"
             ]
     return [*steps, ("fine-tuned", stages["finetune"]["accuracy"]["test"], slim)]
 
@@ -70,7 +70,7 @@ def _latency_row(row: dict[str, Any], bench: dict[str, Any]) -> dict[str, Any]:
         (c for c in bench["comparisons"] if (c["model"], c["batch"]) == (row["model"], row["batch"])), None
     )
     filled = {
-        **_row(f"measured: {row['model'].rsplit('/', 1)[-1]}", row["accuracy"], {}),
+        **_row(row["model"].rsplit("/", 1)[-1], row["accuracy"], {}),
         "params": row["params"],
         "macs": row["macs"],
         "batch": row["batch"],
@@ -89,24 +89,28 @@ def _data(recipe: Recipe, stages: dict[str, Any]) -> str:
 
 
 def table_text(table: dict[str, Any]) -> RenderableType:
-    """The table for a terminal."""
-    rows = []
-    for row in table["rows"]:
-        batch, speedup = row["batch"], row["speedup"]
-        rows.append(
+    """The table for a terminal: what happened to the network, and what that makes of its speed."""
+    steps = [row for row in table["rows"] if row["batch"] is None]
+    speeds = [row for row in table["rows"] if row["batch"] is not None]
+    first = grid(
+        ["step", "accuracy", "parameters", "MACs"],
+        [[r["step"], percent(r["accuracy"]), short(r["params"]), short(r["macs"])] for r in steps],
+        title=table["title"],
+    )
+    second = grid(
+        ["onnxruntime", "batch", "p50", "speed-up [95 %]", "realised"],
+        [
             [
                 row["step"],
-                percent(row["accuracy"]),
-                short(row["params"]),
-                short(row["macs"]),
-                "" if batch is None else str(batch),
-                "" if batch is None else f"{row['latency_p50_ms']:.2f} ms",
-                "" if speedup is None else _interval(row),
-                "" if speedup is None else f"{row['realised']:.2f}",
+                str(row["batch"]),
+                f"{row['latency_p50_ms']:.2f} ms",
+                "" if row["speedup"] is None else _interval(row),
+                "" if row["speedup"] is None else f"{row['realised']:.2f}",
             ]
-        )
-    columns = ["step", "test accuracy", "parameters", "MACs", "batch", "p50", "speed-up [95 %]", "realised"]
-    return grid(columns, rows, title=table["title"])
+            for row in speeds
+        ],
+    )
+    return Group(first, second)
 
 
 def _interval(row: dict[str, Any]) -> str:

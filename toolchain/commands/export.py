@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.commands.engine_options import engine_options
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.formatting import facts_table, percent
-from slimdeploy.toolchain.options import checkpoint_argument, data_options, output_option
+from slimdeploy.toolchain.options import data_options
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
+    from slimdeploy.toolchain.export.engine_options import EngineOptions
+    from slimdeploy.toolchain.export.engine_stage import EngineResult
+    from slimdeploy.toolchain.export.stage import ExportResult
 
 
 @command("export")
-@checkpoint_argument
+@click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--opset", type=int, default=19, show_default=True, help="ONNX opset; 17 is what TensorRT 8 reads."
 )
@@ -25,30 +30,105 @@ if TYPE_CHECKING:
 )
 @click.option("--parity-images", type=click.IntRange(min=1), default=512, show_default=True,
               help="Test images to compare on.")  # fmt: skip
+@click.option("--trt", is_flag=True, help="Build a TensorRT engine for this machine's GPU, beside the ONNX.")
+@click.option(
+    "--trt-check", is_flag=True, help="Build with NVIDIA's builder on the CPU: does it build? No GPU."
+)
+@engine_options
 @data_options(required=False)
-@output_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File to write [default of an engine: MODEL.engine].",
+)
+@click.option("--force", is_flag=True, help="Replace the output where it exists.")
 def export(
-    checkpoint: Path,
+    model: Path,
     opset: int,
     max_abs_error: float,
     parity_images: int,
+    trt: bool,
+    trt_check: bool,
+    engine: EngineOptions,
     data: DataOptions | None,
-    output: Path,
+    output: Path | None,
     force: bool,
 ) -> Output:
-    """Write CHECKPOINT as ONNX with BN folded in, and compare it with torch on real images.
+    """Write MODEL, a checkpoint, as ONNX with BN folded in, and compare it with torch on real images.
 
     --data defaults to the data that the checkpoint was trained on. Where the two differ by more than
     allowed, no file is left and the exit code is 1.
-    """
-    from slimdeploy.toolchain.export.stage import ExportOptions, export_stage
 
+    With --trt the ONNX is built into an engine too, and audited: a layer that isn't in the precision that
+    the ONNX asks for means exit code 1. MODEL may then be an ONNX file, and no torch is needed.
+    """
+    from slimdeploy.toolchain.export.engine_stage import ENGINE_SUFFIX, EngineJob, engine_stage
+
+    job = EngineJob(engine, build=trt, check=trt_check)
+    if model.suffix == ".onnx":
+        if not (trt or trt_check):
+            raise SlimdeployError(f"{model} is ONNX already: pass --trt or --trt-check to build it")
+        result = engine_stage(model, output or model.with_suffix(ENGINE_SUFFIX), job, force=force)
+        return Output(
+            {**_onnx_facts(model), **result.to_json()}, facts_table(_engine_rows(result)), result.failed
+        )
+
+    from slimdeploy.toolchain.artifacts import check_output
+    from slimdeploy.toolchain.export.options import ExportOptions
+    from slimdeploy.toolchain.export.stage import export_stage
+
+    if output is None:
+        raise SlimdeployError("-o/--output is needed: the ONNX file to write")
+    if trt:
+        check_output(output.with_suffix(ENGINE_SUFFIX), force=force)  # before the work, not after it
     options = ExportOptions(opset=opset, max_abs_error=max_abs_error, parity_images=parity_images)
-    result = export_stage(checkpoint, options=options, output=output, data=data, force=force)
-    rows = [
+    exported = export_stage(model, options=options, output=output, data=data, force=force)
+    result = engine_stage(exported.onnx, output.with_suffix(ENGINE_SUFFIX), job, force=force)
+    rows = [*_onnx_rows(exported), *_engine_rows(result)]
+    return Output({**exported.to_json(), **result.to_json()}, facts_table(rows), result.failed)
+
+
+def _onnx_rows(result: ExportResult) -> list[tuple[str, str]]:
+    return [
         ("ONNX", str(result.onnx)),
         ("precision", result.precision),
         ("largest difference of a logit", f"{result.parity.max_abs_error:.1e}"),
         ("same top class", f"{percent(result.parity.top1_agreement)} of {result.parity.images} images"),
     ]
-    return Output(result.to_json(), facts_table(rows))
+
+
+def _onnx_facts(onnx: Path) -> dict[str, Any]:
+    from slimdeploy.toolchain.artifacts import sha256_file
+    from slimdeploy.toolchain.runtime.onnx_file import read_onnx
+
+    return {
+        "onnx": str(onnx),
+        "sha256": sha256_file(onnx),
+        "precision": read_onnx(onnx).precision,
+        "parity": None,
+    }
+
+
+def _engine_rows(result: EngineResult) -> list[tuple[str, str]]:
+    rows = []
+    if check := result.check:
+        rows += [
+            ("builds with", f"TensorRT {check.tensorrt} (no GPU)"),
+            ("layers before fusion", str(check.layers)),
+            ("plan", f"{len(check.content) / 2**20:.1f} MiB in {check.seconds:.1f} s"),
+        ]
+    if engine := result.engine:
+        manifest, audit = engine.manifest, engine.audit
+        machine = manifest.machine
+        rows += [
+            ("engine", str(engine.path)),
+            ("built for", f"TensorRT {machine.tensorrt}, {machine.gpu} ({machine.compute_capability})"),
+            ("batch", " … ".join(map(str, sorted(set(manifest.batch))))),
+            ("plan", f"{manifest.plan_bytes / 2**20:.1f} MiB in {manifest.build_seconds:.1f} s"),
+            ("layers", ", ".join(f"{count} {name}" for name, count in sorted(audit.precisions.items()))),
+            ("fused", str(audit.fused)),
+            ("reformats", str(len(audit.reformats))),
+            *((f"missed: {m.node}", f"{m.realised}, not {m.asked}") for m in audit.missed),
+        ]
+    return rows

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 
 
 @command("train")
-@click.option("--arch", default="resnet50", show_default=True, help="resnet18, 34, 50, 101 or 152.")
-@click.option("--stem", default="cifar-pool", show_default=True, help="cifar-pool, cifar or imagenet.")
+@click.option("--arch", show_default="resnet50", help="resnet18, 34, 50, 101 or 152.")
+@click.option("--stem", show_default="cifar-pool", help="cifar-pool, cifar or imagenet.")
+@click.option("--weights", type=click.Path(path_type=Path), metavar="FILE",
+              help="Start from a torchvision .pth, safetensors with its names, or a checkpoint.")  # fmt: skip
+@click.option("--mean", type=float, nargs=3, metavar="R G B", help="Of pixels in 0…1 [default: measured].")
+@click.option("--std", type=float, nargs=3, metavar="R G B", help="Of pixels in 0…1 [default: measured].")
 @data_options(required=True)
 @training_options(TrainOptions(), sparsity=True)
 @output_option
@@ -34,8 +38,11 @@ if TYPE_CHECKING:
 @machine_options
 def train(
     options: TrainOptions,
-    arch: str,
-    stem: str,
+    arch: str | None,
+    stem: str | None,
+    weights: Path | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
     data: DataOptions,
     output: Path,
     force: bool,
@@ -43,7 +50,10 @@ def train(
     device: str,
     threads: int | None,
 ) -> Output:
-    """Train a fresh network; with --sparsity, push the γ of unneeded channels to exactly zero.
+    """Train a network; with --sparsity, push the γ of unneeded channels to exactly zero.
+
+    With --weights it starts from those instead of random ones; where the classes differ, the classifier is
+    drawn anew, and --epochs 0 just converts and evaluates.
 
     Validation images are held out of the training split; the test split is used once, at the end. The
     history goes to OUTPUT's .history.jsonl and .tensorboard. After Ctrl-C or a crash, the same command with
@@ -54,6 +64,9 @@ def train(
     result = train_stage(
         arch=arch,
         stem=stem,
+        weights=weights,
+        mean=mean,
+        std=std,
         data=data,
         options=options,
         output=output,

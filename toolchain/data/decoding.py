@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -18,7 +17,7 @@ from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.errors import SlimdeployError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 _CHUNK = 256
 
 
@@ -35,7 +34,7 @@ def read_folder(root: str, *, size: int | None) -> tuple[tuple[str, ...], Split,
     if odd := sorted(set(files["train"]) ^ set(files["test"])):
         where = "train" if odd[0] in files["train"] else "test"
         raise SlimdeployError(f"{folder}: class {odd[0]!r} is only in {where}/; both splits need every class")
-    cache = _cache_root() / _fingerprint(files, size)
+    cache = _cache_folder(files, size)
     if not cache.is_dir():
         _fill_cache(cache, files, class_names, size)
     splits = [Split(np.load(cache / f"{n}-images.npy"), np.load(cache / f"{n}-labels.npy")) for n in files]
@@ -88,11 +87,22 @@ def _list_images(folder: Path, split: str) -> dict[str, list[os.DirEntry[str]]]:
     return found
 
 
-def _fingerprint(files: dict[str, dict[str, list[os.DirEntry[str]]]], size: int | None) -> str:
+def _cache_folder(files: dict[str, dict[str, list[os.DirEntry[str]]]], size: int | None) -> Path:
+    """Where the decoded images of `files` are kept. Images that have the `size` asked for by themselves are
+    not kept twice.
+    """
+    fingerprint = _fingerprint(files)
+    own = _cache_root() / f"{fingerprint}-own"
+    if size is None or (own.is_dir() and np.load(own / "train-images.npy", mmap_mode="r").shape[1] == size):
+        return own
+    return _cache_root() / f"{fingerprint}-{size}"
+
+
+def _fingerprint(files: dict[str, dict[str, list[os.DirEntry[str]]]]) -> str:
     """Hash over every file's path, length and time of change: a new, changed or removed file gives another
     one.
     """
-    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, size]).encode())
+    digest = hashlib.sha256(f"{CACHE_FORMAT}".encode())
     for classes in files.values():
         for entries in classes.values():
             digest.update(f"\n{os.path.abspath(os.path.dirname(entries[0].path))}\n".encode())

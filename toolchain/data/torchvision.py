@@ -2,8 +2,11 @@
 
 torchvision's wheel on PyPI is linked against CUDA. Beside a CPU-only torch its operator library can't be
 loaded, and the import then fails where torchvision registers shape functions for `torchvision::nms` and
-`torchvision::qnms`, which don't exist. Declaring the schemas of these two first makes the import work; the
+`torchvision::qnms`, which don't exist. Declaring the schemas of these two makes the import work; the
 operators themselves (box filtering for detectors) stay unavailable, and nothing here needs them.
+
+Only once the import has failed: a torchvision whose library loads declares them itself, and torch ends the
+process where an operator is declared twice.
 """
 
 from __future__ import annotations
@@ -18,13 +21,20 @@ def import_torchvision() -> types.ModuleType:
     """Return the torchvision module, with or without CUDA. Raises ModuleNotFoundError where it isn't
     installed.
     """
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        _declare_operators()
+        import torchvision
+    return torchvision
+
+
+def _declare_operators() -> None:
     global _declared
     import torch
 
-    if torch.version.cuda is None and _declared is None and not hasattr(torch.ops.torchvision, "nms"):
-        _declared = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            _declared.define(operator + _SCHEMA)
-    import torchvision
-
-    return torchvision
+    _declared = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        _declared.define(operator + _SCHEMA)

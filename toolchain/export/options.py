@@ -23,3 +23,5 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if not OPSETS[0] <= self.opset <= OPSETS[1]:
             raise SlimdeployError(f"opset {self.opset}: {OPSETS[0]} to {OPSETS[1]} can be written")
+        if self.parity_images < 1:
+            raise SlimdeployError(f"parity-images must be at least 1, not {self.parity_images}")

@@ -135,14 +135,17 @@ class NetworkSpec:
 
 
 def network_spec(
-    arch: str = "resnet50",
+    arch: str | None = None,
     *,
-    stem: str = "cifar-pool",
+    stem: str | None = None,
     classes: int = 10,
     channels: ChannelConfig | None = None,
     shortcut_affine: bool | None = None,
 ) -> NetworkSpec:
-    """A network spec with the reference's defaults: full widths, shortcut BN as the stem has it."""
+    """A network spec; what is None is the reference's: ResNet-50, `cifar-pool`, full widths, shortcut BN as
+    the stem has it.
+    """
+    arch, stem = arch or "resnet50", stem or "cifar-pool"
     known = architecture(arch)
     if shortcut_affine is None:
         shortcut_affine = stem in STEMS and STEMS[stem].shortcut_affine

@@ -63,10 +63,16 @@ class _Meter:
 
     def __init__(self) -> None:
         self.count = 0
+        self.offset: Tensor | None = None
         self.total = self.products = self.squared_gradients = self.taylor = torch.zeros(())
 
     def see_input(self, x: Tensor) -> None:
         rows = _rows(x)
+        if self.offset is None:
+            # Around it float32 products keep what a covariance needs: that of a constant channel comes out
+            # as 0.
+            self.offset = rows.mean(0)
+        rows = rows - self.offset
         self.count += len(rows)
         self.total = self.total + rows.sum(0).double()
         self.products = self.products + (rows.T @ rows).double()
@@ -79,14 +85,12 @@ class _Meter:
         self.squared_gradients = self.squared_gradients + _rows(gradient).square().sum(0).double()
 
     def moments(self, images: int) -> InputMoments:
-        mean = self.total / self.count
-        covariance = self.products / self.count - torch.outer(mean, mean)
-        return InputMoments(
-            mean.cpu(),
-            covariance.cpu(),
-            (self.squared_gradients / images).cpu(),
-            (self.taylor / images).cpu(),
-        )
+        assert self.offset is not None
+        around = self.total / self.count
+        covariance = self.products / self.count - torch.outer(around, around)
+        mean = around + self.offset.double()
+        sensitivity, taylor = self.squared_gradients / images, self.taylor / images
+        return InputMoments(mean.cpu(), covariance.cpu(), sensitivity.cpu(), taylor.cpu())
 
 
 def _rows(x: Tensor) -> Tensor:

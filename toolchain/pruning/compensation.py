@@ -65,11 +65,11 @@ def surgeon_scores(readers: Sequence[tuple[Tensor, InputMoments]], *, chunk: int
         costs[~alive] = torch.inf
         chosen = torch.argsort(costs, stable=True)[: min(chunk, int(alive.sum()))]
         if len(chosen) == alive.sum():  # nobody is left to compensate
-            scores[chosen] = np.maximum(costs[chosen].numpy(), highest)
+            scores[chosen.numpy()] = np.maximum(costs[chosen].numpy(), highest)
             break
         cost = sum(state.remove(chosen) for state in states) / len(chosen)
         highest = max(highest, cost)  # never cheaper than one that went before
-        scores[chosen] = highest
+        scores[chosen.numpy()] = highest
         alive[chosen] = False
     return scores
 

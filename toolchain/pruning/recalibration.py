@@ -35,7 +35,7 @@ def recalibrate(network: ResNet, images: Split, preprocessing: Preprocessing, *,
 @contextlib.contextmanager
 def _measuring(network: ResNet) -> Iterator[None]:
     """Training mode with a cumulative average in every BN; everything but the statistics is put back."""
-    was_training = network.training
+    flags = [(module, module.training) for module in network.modules()]
     batchnorms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [bn.momentum for bn in batchnorms]
     for bn in batchnorms:
@@ -45,6 +45,7 @@ def _measuring(network: ResNet) -> Iterator[None]:
     try:
         yield
     finally:
-        network.train(was_training)
+        for module, was_training in flags:
+            module.training = was_training
         for bn, momentum in zip(batchnorms, momenta, strict=True):
             bn.momentum = momentum

@@ -1,24 +1,38 @@
-"""Sessions over onnxruntime."""
+"""Sessions over onnxruntime: on the CPU, on CUDA, or with its TensorRT provider."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
+from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 from slimdeploy.toolchain.runtime.session import SessionOptions
 
-METADATA_KEY = "slimdeploy"
-"""Where an ONNX file carries its ModelInfo (metadata_props)."""
+# Backend -> the providers that it asks for; the first one must be the one that runs.
+PROVIDERS = {
+    "onnxruntime-cpu": ("CPUExecutionProvider",),
+    "onnxruntime-cuda": ("CUDAExecutionProvider",),
+    "onnxruntime-tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
+}
 
 
 class OnnxSession:
-    """An ONNX classifier with one image input and one output of logits."""
+    """An ONNX classifier with one image input and one output of logits.
 
-    def __init__(self, session: onnxruntime.InferenceSession, path: Path, backend: str) -> None:
+    With `bound`, a device such as `cuda`, input and output lie there, allocated once for each batch size.
+    """
+
+    def __init__(
+        self, session: onnxruntime.InferenceSession, path: Path, backend: str, *, bound: str | None = None
+    ) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or len(outputs[0].shape) != 2:
             raise SlimdeployError(f"{path}: not an image classifier (one 4-D input, one 2-D output)")
@@ -27,6 +41,7 @@ class OnnxSession:
             raise SlimdeployError(f"{path}: the image size must be fixed, not {inputs[0].shape}")
         self._session: onnxruntime.InferenceSession | None = session
         self._input, self._output = inputs[0].name, outputs[0].name
+        self._bound_to, self._bound = bound, dict[int, _Bound]()
         self.backend = backend
         self.input_shape = (channels, height, width)
         carried = session.get_modelmeta().custom_metadata_map
@@ -36,9 +51,26 @@ class OnnxSession:
     def run(self, batch: np.ndarray) -> np.ndarray:
         if self._session is None:
             raise SlimdeployError("the session is closed")
-        return self._session.run([self._output], {self._input: batch})[0]
+        if self._bound_to is None:
+            return self._session.run([self._output], {self._input: batch})[0]
+        if len(batch) not in self._bound:
+            self._bound[len(batch)] = self._bind(batch, self._bound_to)
+        bound = self._bound[len(batch)]
+        bound.images.update_inplace(np.ascontiguousarray(batch))
+        # Returns once the work is done: onnxruntime waits for its stream after a bound run.
+        self._session.run_with_iobinding(bound.binding)
+        return np.array(bound.binding.get_outputs()[0].numpy())  # a copy: the next run writes there again
+
+    def _bind(self, batch: np.ndarray, device: str) -> _Bound:
+        assert self._session is not None
+        images = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(batch), device, 0)
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(self._input, images)
+        binding.bind_output(self._output, device)
+        return _Bound(images, binding)
 
     def close(self) -> None:
+        self._bound.clear()
         self._session = None
 
     def __enter__(self) -> OnnxSession:
@@ -48,24 +80,55 @@ class OnnxSession:
         self.close()
 
 
-def open_session(path: Path, options: SessionOptions) -> OnnxSession:
-    """Load an ONNX file on the CPU or, for `device="cuda"`, on the GPU.
+@dataclass(frozen=True)
+class _Bound:
+    """The device memory of one batch size."""
 
-    Raises SlimdeployError where the file can't be loaded, or CUDA is asked for and onnxruntime hasn't got it.
+    images: Any
+    binding: Any
+
+
+def open_session(path: Path, options: SessionOptions) -> OnnxSession:
+    """Load an ONNX file on the CPU or, for `device="cuda"` or `tensorrt=True`, on the GPU.
+
+    Raises SlimdeployError where the file can't be loaded, or the GPU is asked for and onnxruntime, or a part
+    of the network, would run on the CPU instead.
     """
-    wanted = "CUDAExecutionProvider" if options.device == "cuda" else "CPUExecutionProvider"
-    if wanted not in onnxruntime.get_available_providers():
-        raise SlimdeployError(f"onnxruntime has no {wanted} here: pip install 'slimdeploy[gpu]'")
+    backend = "onnxruntime-tensorrt" if options.tensorrt else f"onnxruntime-{_device(options)}"
+    wanted = PROVIDERS[backend]
+    on_gpu = backend != "onnxruntime-cpu"
+    if on_gpu and hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it doesn't find
+            onnxruntime.preload_dlls()  # CUDA libraries that torch or pip brought along
+    if wanted[0] not in onnxruntime.get_available_providers():
+        raise SlimdeployError(f"onnxruntime has no {wanted[0]} here: pip install 'slimdeploy[gpu]'")
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     if options.threads:
         settings.intra_op_num_threads = options.threads
+    if on_gpu:
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    providers = [(name, _provider_options(name, path, options)) for name in wanted]
     try:
-        session = onnxruntime.InferenceSession(str(path), settings, providers=[wanted])
+        session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
     except Exception as error:  # onnxruntime raises its own classes for a damaged or unsupported file
         raise SlimdeployError(
             f"{path}: onnxruntime can't load it ({' '.join(str(error).split())[:300]})"
         ) from error
-    if session.get_providers()[0] != wanted:
-        raise SlimdeployError(f"{path}: asked for {wanted}, got {session.get_providers()[0]}")
-    return OnnxSession(session, path, "onnxruntime-cuda" if options.device == "cuda" else "onnxruntime-cpu")
+    if session.get_providers()[0] != wanted[0]:
+        raise SlimdeployError(f"{path}: asked for {wanted[0]}, got {session.get_providers()[0]}")
+    session.disable_fallback()  # an error while it runs must not move it to the CPU either
+    return OnnxSession(session, path, backend, bound="cuda" if on_gpu else None)
+
+
+def _device(options: SessionOptions) -> str:
+    return "cuda" if options.device == "cuda" else "cpu"
+
+
+def _provider_options(name: str, path: Path, options: SessionOptions) -> dict[str, str]:
+    if name == "CUDAExecutionProvider":
+        return {"use_tf32": str(int(options.tf32))}
+    if name == "TensorrtExecutionProvider":
+        facts = read_onnx(path)  # its networks are weakly typed: flags have to allow what the file asks for
+        return {"trt_fp16_enable": str(facts.half), "trt_int8_enable": str(facts.quantised)}
+    return {}

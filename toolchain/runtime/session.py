@@ -62,6 +62,7 @@ class SessionOptions:
 BACKENDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "torch": ("slimdeploy.toolchain.runtime.torch", (".safetensors",)),
     "onnxruntime": ("slimdeploy.toolchain.runtime.onnxruntime", (".onnx",)),
+    "tensorrt": ("slimdeploy.toolchain.runtime.tensorrt", (".engine", ".plan")),
 }
 
 # Name -> (backend, the options that it stands for): the ways to run one file that are measured side by side.
@@ -70,6 +71,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "torch-compiled": ("torch", {"compiled": True}),
     "torch-graph": ("torch", {"cuda_graph": True}),
     "onnxruntime-tensorrt": ("onnxruntime", {"tensorrt": True}),
+    "tensorrt-no-graph": ("tensorrt", {"cuda_graph": False}),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,9 +40,11 @@ class TorchSession:
         if options.cuda_graph:
             self._forward = GraphedForward(self._forward)
         self.backend = _backend_name(options, self.device)
-        self._events = (
-            [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self.device.type == "cuda" else None
-        )
+        self._events: list[torch.cuda.Event] | None = None
+        if self.device.type == "cuda":
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        self.enqueue_ms: float | None = None
+        """Host time to launch the last run's network on the GPU; None on the CPU, which has no queue."""
 
     @torch.inference_mode()
     def run(self, batch: np.ndarray) -> np.ndarray:
@@ -50,17 +53,26 @@ class TorchSession:
         images = torch.from_numpy(np.ascontiguousarray(batch)).to(
             self.device, self._dtype, memory_format=self._layout
         )
-        if self._events:
-            self._events[0].record()
+        if self._events is None:
+            return self._forward(images).float().numpy()
+        self._events[0].record()
+        launched = time.perf_counter()
         logits = self._forward(images)
-        if self._events:
-            self._events[1].record()
+        self.enqueue_ms = (time.perf_counter() - launched) * 1000
+        self._events[1].record()
         return logits.float().cpu().numpy()
 
     @property
     def gpu_ms(self) -> float | None:
         """GPU time of the last run's network in ms, between two CUDA events; None on the CPU."""
-        return self._events[0].elapsed_time(self._events[1]) if self._events else None
+        if self._events is None or self.enqueue_ms is None:
+            return None
+        return self._events[0].elapsed_time(self._events[1])
+
+    @property
+    def device_memory_mb(self) -> dict[str, float]:
+        """Device memory that torch took at most, weights included; empty on the CPU."""
+        return {"peak": torch.cuda.max_memory_allocated() / 2**20} if self._events else {}
 
     def close(self) -> None:
         self._forward = None

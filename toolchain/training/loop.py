@@ -168,10 +168,11 @@ class _Run:
             step = int(bad[0])
             self._set_lr(index * len(self.batches) + step)
             lr = self.optimizer.param_groups[0]["lr"]
-            kept = f"; --resume goes on after epoch {index}" if index else ""
+            # Not --resume: the state goes on with the same rate only, and would end here again.
+            again = " and start again with --force" if index else ""
             raise SlimdeployError(
                 f"the loss is {losses[step].item()} at epoch {index + 1}, step {step + 1} (lr {lr:.3g}): "
-                f"lower --lr{kept}"
+                f"lower --lr{again}"
             )
 
 

@@ -56,6 +56,14 @@ class TrainOptions:
         _at_least("batch-size", self.batch_size, 2)  # BN needs two images
         _at_least("sparsity", self.sparsity, 0)
         _at_least("crop-pad", self.crop_pad, 0)
+        _at_least("step-epochs", self.step_epochs, 1)
+        _at_least("weight-decay", self.weight_decay, 0)
+        for name, count in (("patience", self.patience), ("limit", self.limit)):
+            if count is not None:
+                _at_least(name, count, 1)
+        for name, share in (("momentum", self.momentum), ("label-smoothing", self.label_smoothing)):
+            if not 0 <= share < 1:
+                raise SlimdeployError(f"{name} must be from 0 to below 1, not {share:g}")
         if not 0 < self.validation < 1:
             raise SlimdeployError(f"validation must be a share between 0 and 1, not {self.validation:g}")
         if self.lr <= 0:

@@ -17,13 +17,15 @@ from slimdeploy.toolchain.data.dataset import (
     split_validation,
 )
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo
-from slimdeploy.toolchain.networks.resnet import ResNet, build_network
+from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.networks.resnet import build_network
 from slimdeploy.toolchain.networks.spec import network_spec
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import history_path
 from slimdeploy.toolchain.training.loop import TrainingData, fit
 from slimdeploy.toolchain.training.options import TrainOptions
+from slimdeploy.toolchain.training.pretrained import load_weights
+from slimdeploy.toolchain.training.sparsity import penalised_scales, zero_share
 from slimdeploy.toolchain.training.state import state_path
 
 
@@ -48,26 +50,36 @@ class TrainResult:
 
 def train_stage(
     *,
-    arch: str,
-    stem: str,
     data: DataOptions,
     options: TrainOptions,
     output: Path,
     device: str,
+    arch: str | None = None,
+    stem: str | None = None,
+    weights: Path | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
     resume: bool = False,
     force: bool = False,
 ) -> TrainResult:
-    """Train a fresh network and write its checkpoint to `output`.
+    """Train a fresh network, or the one in `weights`, and write its checkpoint to `output`.
 
-    Raises SlimdeployError for unusable data or options, an output that exists, and a loss that isn't a
-    number.
+    `arch` and `stem` default to the reference's; `mean` and `std` (of pixels in 0…1) to those that came with
+    the weights or, without, to the data's. Raises SlimdeployError for unusable data, options or weights, an
+    output that exists, and a loss that isn't a number.
     """
     _check_run(output, resume=resume, force=force)
     dataset = load_dataset(data)
-    spec = network_spec(arch, stem=stem, classes=len(dataset.class_names))
-    info = ModelInfo(spec, dataset.preprocessing, dataset.class_names)
-    network = build_network(spec, seed=options.seed)
-    return _train(network, info, dataset, data, options, "train", None, output, device, resume)
+    if weights:
+        start = load_weights(weights, dataset, arch=arch, stem=stem, seed=options.seed)
+    else:
+        spec = network_spec(arch, stem=stem, classes=len(dataset.class_names))
+        info = ModelInfo(spec, dataset.preprocessing, dataset.class_names)
+        start = Checkpoint(build_network(spec, seed=options.seed), info, "")
+    preprocessing = _with_statistics(start.info.preprocessing, mean, std)
+    start = replace(start, info=replace(start.info, preprocessing=preprocessing))
+    dataset = replace(dataset, preprocessing=preprocessing)
+    return _train(start, dataset, data, options, "train", output, device, resume)
 
 
 def finetune_stage(
@@ -88,9 +100,7 @@ def finetune_stage(
     parent = load_checkpoint(checkpoint)
     data = data or data_of(parent.info, checkpoint)
     dataset = dataset_for(parent.info, data, checkpoint)
-    return _train(
-        parent.network, parent.info, dataset, data, options, "finetune", parent, output, device, resume
-    )
+    return _train(parent, dataset, data, options, "finetune", output, device, resume)
 
 
 def data_of(info: ModelInfo, source: Path) -> DataOptions:
@@ -129,30 +139,42 @@ def training_data(dataset: Dataset, options: TrainOptions) -> TrainingData:
     return TrainingData(train, validation, dataset.preprocessing)
 
 
+def _with_statistics(
+    preprocessing: Preprocessing,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+) -> Preprocessing:
+    if std and min(std) <= 0:
+        raise SlimdeployError(f"std must be above 0, not {min(std):g}")
+    return replace(preprocessing, mean=mean or preprocessing.mean, std=std or preprocessing.std)
+
+
 def _train(
-    network: ResNet,
-    info: ModelInfo,
+    start: Checkpoint,
     dataset: Dataset,
     data: DataOptions,
     options: TrainOptions,
     stage: str,
-    parent: Checkpoint | None,
     output: Path,
     device: str,
     resume: bool,
 ) -> TrainResult:
+    """Train `start` (its hash is empty where it is a fresh network), evaluate it and write it to `output`."""
     started = time.perf_counter()
+    network, info = start.network, start.info
     parts = training_data(dataset, options)
     facts: dict[str, Any] = {
         "options": options.to_json(),
         "data": data.to_json(),
-        "parent": parent.sha256 if parent else None,
+        "parent": start.sha256 or None,
     }
     setup = {
         "stage": stage,
         "network": info.spec.to_json(),
         **options.to_json(),
         "data": data.name,
+        "mean": list(dataset.preprocessing.mean),
+        "std": list(dataset.preprocessing.std),
         "parent": facts["parent"],
     }
     history = fit(network, parts, options, output=output, device=device, setup=setup, resume=resume)
@@ -174,7 +196,7 @@ def _train(
         epochs=len(history),
         accuracy=accuracy,
         loss=metrics["loss"],
-        zero_share=history[-1].zero_share if history else 0.0,
+        zero_share=zero_share(penalised_scales(network, options.sparse_layers)),
         images_per_second=sum(r.images_per_second for r in history) / max(len(history), 1),
         seconds=seconds,
     )

@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
+from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
-from slimdeploy.toolchain.networks.channels import ChannelConfig
-from slimdeploy.toolchain.networks.resnet import build_network
-from slimdeploy.toolchain.networks.spec import network_spec
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 from slimdeploy.toolchain.runtime.torch import GraphedForward
 
@@ -22,66 +18,43 @@ CPU = SessionOptions(device="cpu")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small ResNet-18 for 16×16 images, 4 classes, its BN statistics away from 0 and 1."""
-    spec = network_spec("resnet18", classes=4)
-    widths = ChannelConfig.from_flat(
-        spec.architecture, [8, *[8, 8] * 2, *[8, 16] * 2, *[8, 16] * 2, *[8, 24] * 2]
-    )
-    network = build_network(spec.with_channels(widths), seed=0)
-    with torch.no_grad():
-        network.train()(torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1)))
-    info = ModelInfo(
-        network.spec, Preprocessing(16, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), ("cat", "dog", "ship", "frog")
-    )
-    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
-    save_checkpoint(path, network, info)
-    return path
-
-
-@pytest.fixture(scope="module")
-def batch() -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def expected(checkpoint: Path, batch: np.ndarray) -> np.ndarray:
+def expected(small_checkpoint: Path, small_batch: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
-        return load_checkpoint(checkpoint).network(torch.from_numpy(batch)).numpy()
+        return load_checkpoint(small_checkpoint).network(torch.from_numpy(small_batch)).numpy()
 
 
 def test_eager_session_computes_what_the_network_does(
-    checkpoint: Path, batch: np.ndarray, expected: np.ndarray
+    small_checkpoint: Path, small_batch: np.ndarray, expected: np.ndarray
 ) -> None:
-    with open_session(checkpoint, options=CPU) as session:
-        logits = session.run(batch)
+    with open_session(small_checkpoint, options=CPU) as session:
+        logits = session.run(small_batch)
         assert (session.backend, session.precision, session.input_shape) == ("torch-cpu", "fp32", (3, 16, 16))
         assert session.info is not None
-        assert session.info.class_names == ("cat", "dog", "ship", "frog")
+        assert session.info.class_names == ("cat", "dog", "frog", "ship")
     np.testing.assert_array_equal(logits, expected)
     assert logits.dtype == np.float32
 
 
 def test_channels_last_session_computes_the_same(
-    checkpoint: Path, batch: np.ndarray, expected: np.ndarray
+    small_checkpoint: Path, small_batch: np.ndarray, expected: np.ndarray
 ) -> None:
-    with open_session(checkpoint, "torch-channels-last", CPU) as session:
+    with open_session(small_checkpoint, "torch-channels-last", CPU) as session:
         assert session.backend == "torch-channels-last-cpu"
-        np.testing.assert_allclose(session.run(batch), expected, atol=1e-4)
+        np.testing.assert_allclose(session.run(small_batch), expected, atol=1e-4)
 
 
 def test_fp16_session_stays_within_half_precision(
-    checkpoint: Path, batch: np.ndarray, expected: np.ndarray
+    small_checkpoint: Path, small_batch: np.ndarray, expected: np.ndarray
 ) -> None:
-    with open_session(checkpoint, options=replace(CPU, precision="fp16")) as session:
-        logits = session.run(batch)
+    with open_session(small_checkpoint, options=replace(CPU, precision="fp16")) as session:
+        logits = session.run(small_batch)
         assert session.precision == "fp16"
     np.testing.assert_allclose(logits, expected, atol=0.02 * np.abs(expected).max())
     assert np.abs(logits - expected).max() > 0, "the network must really have run in half precision"
 
 
 def test_compiled_session_compiles_with_static_shapes(
-    checkpoint: Path, batch: np.ndarray, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    small_checkpoint: Path, small_batch: np.ndarray, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compile_eagerly = torch.compile
     seen = {}
@@ -91,18 +64,20 @@ def test_compiled_session_compiles_with_static_shapes(
         return compile_eagerly(network, backend="eager", **settings)  # a C++ compilation takes a minute
 
     monkeypatch.setattr(torch, "compile", compile_without_codegen)
-    with open_session(checkpoint, "torch-compiled", CPU) as session:
+    with open_session(small_checkpoint, "torch-compiled", CPU) as session:
         assert session.backend == "torch-compiled-cpu"
-        np.testing.assert_allclose(session.run(batch), expected, atol=1e-4)
+        np.testing.assert_allclose(session.run(small_batch), expected, atol=1e-4)
     assert seen == {"dynamic": False}
 
 
-def test_closing_twice_is_safe_and_running_afterwards_is_refused(checkpoint: Path, batch: np.ndarray) -> None:
-    session = open_session(checkpoint, options=CPU)
+def test_closing_twice_is_safe_and_running_afterwards_is_refused(
+    small_checkpoint: Path, small_batch: np.ndarray
+) -> None:
+    session = open_session(small_checkpoint, options=CPU)
     session.close()
     session.close()
     with pytest.raises(SlimdeployError, match="the session is closed"):
-        session.run(batch)
+        session.run(small_batch)
 
 
 @pytest.mark.parametrize(
@@ -112,15 +87,17 @@ def test_closing_twice_is_safe_and_running_afterwards_is_refused(checkpoint: Pat
         (replace(CPU, cuda_graph=True), "a CUDA graph needs --device cuda"),
     ],
 )
-def test_impossible_options_are_refused(checkpoint: Path, options: SessionOptions, message: str) -> None:
+def test_impossible_options_are_refused(
+    small_checkpoint: Path, options: SessionOptions, message: str
+) -> None:
     with pytest.raises(SlimdeployError, match=message):
-        open_session(checkpoint, options=options)
+        open_session(small_checkpoint, options=options)
 
 
-def test_cuda_without_a_gpu_is_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_without_a_gpu_is_refused(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SlimdeployError, match="torch sees no CUDA GPU"):
-        open_session(checkpoint, options=SessionOptions(device="cuda"))
+        open_session(small_checkpoint, options=SessionOptions(device="cuda"))
 
 
 def test_graph_is_captured_once_a_shape_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:

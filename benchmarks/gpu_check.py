@@ -1,0 +1,195 @@
+"""Everything that needs an NVIDIA GPU, in one go: tests, kernels, and original against pruned on every
+backend.
+
+    python -m slimdeploy.benchmarks.gpu_check
+    python -m slimdeploy.benchmarks.gpu_check --original A.safetensors --pruned B.safetensors --data cifar10
+
+Writes one JSON into `benchmarks/results/`. What isn't installed is left out and listed by name; what is there
+and fails is listed as a failure, and the exit code is 1. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from slimdeploy.benchmarks import gpu_models, gpu_targets, gpu_tests, results
+from slimdeploy.benchmarks.bench import BenchOptions, find_surroundings, measure
+from slimdeploy.benchmarks.gpu_models import Contestant, LeftOut
+from slimdeploy.benchmarks.latency import TimingOptions
+from slimdeploy.toolchain.errors import SlimdeployError, missing_library
+from slimdeploy.toolchain.runtime.device import open_device
+
+RESULTS = Path(__file__).parent / "results"
+BATCHES = (1, 8, 64, 256)
+PATH = click.Path(path_type=Path)
+
+
+@dataclass
+class Findings:
+    """What the check has found out so far."""
+
+    tests: dict[str, Any] | None = None
+    kernels: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
+    layers_ms: float | None = None
+    """Sum of the layers' GPU times of the pruned FP16 engine at batch 1."""
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    """What isn't installed, and what would install it."""
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+    def attempt(self, what: str, step: Callable[[], None]) -> None:
+        """Do `step`; a missing library leaves it out, an error of ours is a failure; the check goes on."""
+        log(what)
+        try:
+            step()
+        except ModuleNotFoundError as error:
+            missing = missing_library(error)
+            if missing is None:
+                raise
+            self.left_out.append({"what": what, "why": str(missing)})
+        except LeftOut as error:
+            self.left_out.append({"what": what, "why": str(error)})
+        except SlimdeployError as error:
+            self.failures.append({"what": what, "why": str(error)})
+
+
+@click.command()
+@click.option(
+    "--original", type=click.Path(path_type=Path), help="Checkpoint [default: one trained on digits]."
+)
+@click.option("--pruned", type=click.Path(path_type=Path), help="Its pruned descendant.")
+@click.option("--data", default="digits", show_default=True, help="What they were trained on.")
+@click.option("--data-dir", type=click.Path(path_type=Path), default=Path("data"), show_default=True)
+@click.option("--seconds", type=float, default=2.0, show_default=True, help="Timed running of each model.")
+@click.option("--skip-tests", is_flag=True, help="Only measure.")
+@click.option("-o", "--output", type=PATH, help="[default: a file in benchmarks/results/]")
+def main(
+    original: Path | None, pruned: Path | None, data: str, data_dir: Path, seconds: float, skip_tests: bool,
+    output: Path | None,
+) -> None:  # fmt: skip
+    """Check and measure everything that needs an NVIDIA GPU."""
+    try:
+        name = gpu_name()
+    except SlimdeployError as error:
+        log(f"gpu-check: no NVIDIA GPU to check: {error}")
+        sys.exit(error.exit_code)
+    found = Findings()
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slimdeploy-gpu-check-")))
+        if not skip_tests:
+            found.attempt("GPU tests and kernels against their references", lambda: run_tests(found))
+        found.attempt("bandwidth of the kernels", lambda: measure_kernels(found))
+        pair = gpu_models.Pair(original, pruned, data, data_dir)
+        found.attempt("original and pruned network", lambda: benchmark(found, pair, work, seconds))
+    document = report(found)
+    path = output or RESULTS / f"{_slug(name)}-{datetime.date.today():%Y-%m-%d}.json"
+    results.write(path, document)
+    log(f"written: {path}")
+    for entry in found.left_out:
+        log(f"left out: {entry['what']}: {entry['why']}")
+    for target in document["targets"]:
+        log(f"{'reached' if target['reached'] else 'not reached'}: {target['what']}: {target['value']:.3g}")
+    for entry in found.failures:
+        log(f"failed: {entry['what']}: {entry['why']}")
+    sys.exit(1 if found.failures else 0)
+
+
+def gpu_name() -> str:
+    """The GPU as its driver calls it; raises SlimdeployError where there is none."""
+    try:
+        device = open_device()
+    except SlimdeployError:
+        with suppress(ModuleNotFoundError):
+            import torch
+
+            if (
+                torch.cuda.is_available()
+            ):  # a GPU, and neither pycuda nor cuda-python: torch is still measured
+                return torch.cuda.get_device_name()
+        raise
+    name = device.name
+    device.close()
+    return name
+
+
+def run_tests(found: Findings) -> None:
+    """The tests marked `gpu`, and the kernels' own, in a process of their own."""
+    root = Path(__file__).parents[1]
+    folders = [root / "tests" / name for name in ("gpu", "kernels") if (root / "tests" / name).is_dir()]
+    if not folders:
+        raise LeftOut("no tests beside this installation: run it from a checkout")
+    found.tests = gpu_tests.run(folders)
+    if found.tests["failed"]:
+        raise SlimdeployError(", ".join(found.tests["failed"]))
+
+
+def measure_kernels(found: Findings) -> None:
+    from slimdeploy.kernels import bandwidth
+
+    try:
+        device = open_device()
+    except SlimdeployError as error:
+        raise LeftOut(str(error)) from error
+    try:
+        found.kernels = [asdict(one) for one in bandwidth.measure(device)]
+    finally:
+        device.close()
+
+
+def benchmark(found: Findings, pair: gpu_models.Pair, work: Path, seconds: float) -> None:
+    """Original and pruned, side by side, on every backend and in every precision that can be had."""
+    models = gpu_models.prepare(pair, work)
+    options = BenchOptions(BATCHES, TimingOptions(seconds=seconds))
+    around = find_surroundings(None, log)
+    for contest in gpu_models.contests(models):
+        found.attempt(contest.name, lambda contest=contest: _measure(found, contest, options, around))
+    found.attempt("layer times of the engine", lambda: _time_layers(found, models))
+
+
+def _measure(found: Findings, contest: Contestant, options: BenchOptions, around: Any) -> None:
+    result = measure(contest.subjects(), options, around, command=sys.argv)
+    for row in results.without_samples(result)["rows"]:
+        found.rows.append({"contest": contest.name, **row})
+    found.comparisons += [{"contest": contest.name, **one} for one in result["comparisons"]]
+
+
+def _time_layers(found: Findings, models: gpu_models.Models) -> None:
+    from slimdeploy.toolchain.runtime.session import SessionOptions
+    from slimdeploy.toolchain.runtime.tensorrt import open_session
+
+    gpu_models.check_equipped("tensorrt")
+    with open_session(models.engine("pruned", "fp16"), SessionOptions()) as session:
+        found.layers_ms = sum(session.layer_ms(1).values())
+
+
+def report(found: Findings) -> dict[str, Any]:
+    """The result, as schemas/gpu-check-1.json describes it."""
+    return results.document(
+        "gpu-check",
+        command=" ".join(["python -m slimdeploy.benchmarks.gpu_check", *sys.argv[1:]]),
+        **asdict(found),
+        targets=gpu_targets.judge(found.rows, found.comparisons, found.kernels, found.layers_ms),
+    )
+
+
+def log(message: str) -> None:
+    click.echo(message, err=True)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What `gpu_check` measures: an original and a pruned network, as checkpoint, ONNX and engine.
+
+The files are made by the commands that a user would call, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from slimdeploy.benchmarks.subjects import Subject
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.runtime.session import BACKENDS, SessionOptions, backend_for, open_session
+
+ROLES = ("original", "pruned")
+DEVICE = "cuda"
+ENGINE_BATCHES = "1,64,256"
+# Backend -> the precisions that it is measured in.
+BACKENDS_MEASURED = {
+    "torch": ("fp32", "fp16"),
+    "torch-compiled": ("fp32", "fp16"),
+    "torch-graph": ("fp32", "fp16"),
+    "onnxruntime": ("fp32", "fp16", "int8"),
+    "tensorrt": ("fp32", "fp16", "int8"),
+    "tensorrt-no-graph": ("fp16",),
+}
+
+
+class LeftOut(Exception):
+    """A part of the check that this machine isn't equipped for."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The checkpoints to measure; None: a ResNet-50 is trained on `data` and pruned, which takes a minute."""
+
+    original: Path | None
+    pruned: Path | None
+    data: str
+    data_dir: Path
+
+
+@dataclass(frozen=True)
+class Models:
+    """The checkpoints, and the folder in which ONNX files and engines are made when they are asked for."""
+
+    checkpoints: dict[str, Path]
+    pair: Pair
+    folder: Path
+
+    def onnx(self, role: str, precision: str) -> Path:
+        how: tuple[str, ...]
+        path = self.folder / f"{role}-{precision}.onnx"
+        if path.is_file():
+            return path
+        if precision == "int8":
+            # Whatever accuracy it costs: what is asked here is its speed. Accuracy is what calibrate reports.
+            how = ("--method", "mse", "--compute", "fp16", "--max-drop", "100")
+            slimdeploy("calibrate", self.onnx(role, "fp32"), *how, *_data(self.pair), "-o", path)
+        else:
+            how = () if precision == "fp32" else ("--precision", precision)
+            slimdeploy("export", self.checkpoints[role], *how, *_data(self.pair), "-o", path)
+        return path
+
+    def engine(self, role: str, precision: str) -> Path:
+        path = self.folder / f"{role}-{precision}.engine"
+        if not path.is_file():
+            slimdeploy("export", self.onnx(role, precision), "--trt", "--batch", ENGINE_BATCHES, "-o", path)
+        return path
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Original against pruned on one backend in one precision."""
+
+    backend: str
+    precision: str
+    models: Models
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend} {self.precision}"
+
+    def subjects(self) -> list[Subject]:
+        """Raises LeftOut or ModuleNotFoundError where the backend isn't installed or sees no GPU, and
+        SlimdeployError where a file can't be made.
+        """
+        check_equipped(self.backend)
+        options = SessionOptions(device=DEVICE, precision=self.precision)
+        found = []
+        for role in ROLES:
+            path = self._file(role)
+            opener = functools.partial(open_session, path, self.backend, options)
+            module = BACKENDS[backend_for(path, self.backend)][0]
+            found.append(Subject(role, self.backend, opener, path, (module,)))
+        return found
+
+    def _file(self, role: str) -> Path:
+        if self.backend.startswith("torch"):
+            return self.models.checkpoints[role]
+        if self.backend.startswith("onnxruntime"):
+            return self.models.onnx(role, self.precision)
+        return self.models.engine(role, self.precision)
+
+
+def contests(models: Models) -> list[Contestant]:
+    """Every backend in every precision that it is measured in."""
+    return [
+        Contestant(backend, precision, models)
+        for backend, precisions in BACKENDS_MEASURED.items()
+        for precision in precisions
+    ]
+
+
+def prepare(pair: Pair, folder: Path) -> Models:
+    """The checkpoints of `pair`, or ones trained and pruned here. Raises SlimdeployError where that fails."""
+    if pair.original and pair.pruned:
+        return Models({"original": pair.original, "pruned": pair.pruned}, pair, folder)
+    if pair.original or pair.pruned:
+        raise SlimdeployError("--original and --pruned belong together")
+    original, cut, pruned = (folder / f"{name}.safetensors" for name in ("original", "cut", "pruned"))
+    data = _data(pair)
+    slimdeploy("train", *data, "--sparsity", "1e-3", "--epochs", "5", "--no-flip", "-o", original)
+    slimdeploy("prune", original, "--ratio", "0.9", *data, "-o", cut)
+    slimdeploy("finetune", cut, "--epochs", "3", "--no-flip", *data, "-o", pruned)
+    return Models({"original": original, "pruned": pruned}, pair, folder)
+
+
+def check_equipped(backend: str) -> None:
+    """Raises LeftOut or ModuleNotFoundError where the backend can't run on a GPU here."""
+    if backend.startswith("torch"):
+        if not importlib.import_module("torch").cuda.is_available():
+            raise LeftOut("torch sees no CUDA GPU: it is the CPU build, or the driver is too old for it")
+    elif backend.startswith("onnxruntime"):
+        if "CUDAExecutionProvider" not in importlib.import_module("onnxruntime").get_available_providers():
+            raise LeftOut("onnxruntime has no CUDA provider: pip install 'slimdeploy[gpu]'")
+    else:
+        importlib.import_module("tensorrt")
+
+
+def slimdeploy(*arguments: object) -> None:
+    """Run a command of ours; raises SlimdeployError with its own last line where it fails."""
+    command = [sys.executable, "-m", "slimdeploy.toolchain", *map(str, arguments)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        said = [line for line in ran.stderr.splitlines() if line.strip()] or ["no message"]
+        raise SlimdeployError(f"slimdeploy {arguments[0]}: {said[-1].removeprefix('slimdeploy: ')}")
+
+
+def _data(pair: Pair) -> list[str]:
+    size = ["--size", "32"] if pair.data == "digits" else []
+    return ["--data", pair.data, "--data-dir", str(pair.data_dir), *size]

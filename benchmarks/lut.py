@@ -1,0 +1,176 @@
+"""The latency table: what every convolution of an architecture costs at any width, on one device.
+
+For each shape (kernel, stride, input size, and whether the residual sum is fused in) the table holds the
+terms of a convolution's time that hardware has: one launch, so much for each input channel, for each output
+channel, for each pair of them, and for each weight that has to come from memory because the network's weights
+don't fit into the cache. No term is negative, so a narrower convolution never costs more. `slimdeploy lut`
+measures and fits it (lut_measure.py, lut_fit.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slimdeploy.benchmarks import results
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.cost import round_up
+from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
+from slimdeploy.toolchain.networks.spec import NetworkSpec
+
+KIND = "lut"
+TERMS = ("launch", "input", "output", "product", "blocks", "streaming")
+"""What the coefficients of a shape multiply: see `terms`."""
+BLOCK = 4
+"""Kernels compute several vectors of output channels at a time (onnxruntime's up to 4) and waste the rest."""
+BYTES = 4
+"""Of a float32 weight."""
+
+
+def shape_of(conv: Conv) -> str:
+    """Key of the convolutions that share coefficients: `3x3/2@16` has stride 2 and an input of 16×16."""
+    summed = not conv.relu and "downsample" not in conv.name
+    return f"{conv.kernel}x{conv.kernel}/{conv.stride}@{conv.in_size}{'+sum' if summed else ''}"
+
+
+def terms(inputs: Any, outputs: Any, streamed: Any, granularity: int) -> tuple[Any, ...]:
+    """What TERMS stand for, of one convolution or, given arrays, of many.
+
+    `inputs` and `outputs` are its widths, which count as the multiples of `granularity` that the runtime pads
+    them to; `streamed` is the share of the weights that comes from memory in every run.
+    """
+    wide, out = round_up(inputs, granularity), round_up(outputs, granularity)
+    blocks = round_up(outputs, BLOCK * granularity)
+    product = wide * out
+    return 1.0, wide, out, product, wide * blocks, product * streamed
+
+
+def streamed_share(weights_mb: Any, cache_mb: float | None) -> Any:
+    """The share of a network's weights that can't stay in the cache from run to run; of many, given an
+    array.
+    """
+    return np.maximum(0.0, 1 - cache_mb / weights_mb) if cache_mb else 0.0 * weights_mb
+
+
+def weights_mb(convs: Iterable[Conv]) -> float:
+    """Weights of the convolutions in MB (2^20 bytes) of float32."""
+    return sum(conv.weights for conv in convs) * BYTES / 2**20
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Predicts times in ms on `device` for batches of `batch` images."""
+
+    device: dict[str, Any]
+    batch: int
+    granularity: int
+    """Widths that are no multiple of it cost as much as the next one: what to align to on this device."""
+    cache_mb: float | None
+    """Weights beyond so many MB are read from memory in every run; None where that never showed."""
+    shapes: dict[str, tuple[float, ...]]
+    """Shape -> ms for each of TERMS."""
+    rest: tuple[float, float, float]
+    """Pooling, classifier and what a run costs in itself: ms, ms per stem channel, ms per classifier input.
+    """
+
+    def conv_ms(self, conv: Conv, *, streamed: float = 0.0) -> float:
+        """Time of one convolution, with its ReLU and residual sum, within a network.
+
+        Raises SlimdeployError for a shape that wasn't measured.
+        """
+        shape = shape_of(conv)
+        if shape not in self.shapes:
+            raise SlimdeployError(
+                f"the latency table has no {shape} convolution ({conv.name}): measure one with slimdeploy "
+                "lut and this network's --arch, --stem and --size"
+            )
+        values = terms(conv.in_channels, conv.out_channels, streamed, self.granularity)
+        return sum(value * ms for value, ms in zip(values, self.shapes[shape], strict=True))
+
+    def rest_ms(self, *, stem: int, classifier_in: int) -> float:
+        """Time of everything that isn't a convolution, for so many channels."""
+        constant, by_stem, by_classifier = self.rest
+        return constant + by_stem * stem + by_classifier * classifier_in
+
+    def streamed(self, convs: Iterable[Conv]) -> float:
+        """The share of the weights of a network of `convs` that comes from memory in every run."""
+        return float(streamed_share(weights_mb(convs), self.cache_mb))
+
+    def network_ms(self, spec: NetworkSpec, size: int) -> float:
+        """Time of a run of the network on a batch of square images with a side of `size` pixels.
+
+        Raises SlimdeployError where the table lacks one of its shapes.
+        """
+        layers = enumerate_layers(spec, size)
+        convs = layers.convs()
+        streamed = self.streamed(convs)
+        rest = self.rest_ms(stem=layers.stem.out_channels, classifier_in=layers.classifier_in)
+        return rest + sum(self.conv_ms(conv, streamed=streamed) for conv in convs)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a `lut` document holds as `model`."""
+        return {
+            "granularity": self.granularity,
+            "cache_mb": self.cache_mb,
+            "terms": list(TERMS),
+            "shapes": {name: list(values) for name, values in self.shapes.items()},
+            "rest": list(self.rest),
+        }
+
+
+def load_table(path: Path | str) -> LatencyTable:
+    """Read what `slimdeploy lut` wrote; raises SlimdeployError where it is missing, damaged or of another
+    kind.
+    """
+    return table_of(results.read(Path(path), KIND), Path(path))
+
+
+def table_of(document: dict[str, Any], path: Path) -> LatencyTable:
+    """The table in a `lut` document that came from `path`."""
+    try:
+        device, model = document["device"], document["model"]
+        shapes = {str(name): tuple(map(float, values)) for name, values in model["shapes"].items()}
+        if model["terms"] != list(TERMS) or any(len(values) != len(TERMS) for values in shapes.values()):
+            raise ValueError(f"terms {model['terms']}")
+        constant, by_stem, by_classifier = map(float, model["rest"])
+        return LatencyTable(
+            device, int(device["batch"]), int(model["granularity"]), model["cache_mb"], shapes,
+            (constant, by_stem, by_classifier),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SlimdeployError(f"{path}: damaged latency table ({error!r}): measure it again") from error
+
+
+def measure_ms(model: Path, *, batch: int, threads: int | None = None, seconds: float = 5.0) -> float:
+    """Median ms of a run of the ONNX network at `model` on a batch, in a fresh process of its own.
+
+    Raises SlimdeployError where it can't be opened or run.
+    """
+    return measure_all_ms([model], batch=batch, threads=threads, seconds=seconds)[0]
+
+
+def measure_all_ms(
+    models: Iterable[Path], *, batch: int, threads: int | None = None, seconds: float = 5.0
+) -> list[float]:
+    """`measure_ms` of several networks, each in its own process, in turn and in random order; `seconds` of
+    running for each.
+    """
+    import contextlib
+
+    from slimdeploy.benchmarks.latency import TimingOptions, time_models
+    from slimdeploy.benchmarks.process import Worker
+    from slimdeploy.benchmarks.subjects import subjects_for
+    from slimdeploy.toolchain.runtime.session import SessionOptions
+
+    options = SessionOptions(device="cpu", threads=threads)
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for subject in subjects_for(list(models), ["onnxruntime"], options):
+            workers.append(stack.enter_context(Worker(subject.label, subject.opener, subject.modules)))
+            workers[-1].call("open", batch)
+        timings = time_models(workers, TimingOptions(seconds=seconds))
+        return [float(np.median(timing.samples())) for timing in timings]

@@ -1,0 +1,111 @@
+"""Predicted against measured latency: ten networks across the range, for the table of `slimdeploy lut`.
+
+    python -m slimdeploy.benchmarks.lut_accuracy table.json --output lut-accuracy.json
+
+Each network is measured whole, in a process of its own, all of them in turn.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from slimdeploy.benchmarks import results
+from slimdeploy.benchmarks.lut import KIND, measure_all_ms, table_of
+from slimdeploy.benchmarks.lut_measure import build_noise
+from slimdeploy.toolchain.networks.channels import ChannelConfig
+from slimdeploy.toolchain.networks.cost import network_cost
+from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+
+# Name -> share of the inner widths, share of the residual streams, alignment.
+NETWORKS = {
+    "full": (1.0, 1.0, 8),
+    "inner ×0.5": (0.5, 1.0, 8),
+    "inner ×0.25": (0.25, 1.0, 8),
+    "inner ×0.1": (0.1, 1.0, 8),
+    "inner ×0.25, align 16": (0.25, 1.0, 16),
+    "inner ×0.1, align 16": (0.1, 1.0, 16),
+    "all ×0.5": (0.5, 0.5, 8),
+    "all ×0.25": (0.25, 0.25, 16),
+    "all ×0.1": (0.1, 0.1, 8),
+    "inner ×0.4, streams ×0.15": (0.4, 0.15, 16),
+}
+COLUMNS = {
+    "network": "widths, as shares of the full ones",
+    "params": "parameters",
+    "macs": "multiply-accumulates for one image",
+    "predicted_ms": "by the table, ms",
+    "measured_ms": "median of whole runs, ms",
+    "error": "predicted ÷ measured − 1",
+}
+
+
+def scaled(full: NetworkSpec, inner: float, stream: float, align: int) -> NetworkSpec:
+    """The network with its stem and inner widths times `inner` and its residual streams times `stream`."""
+
+    def width(whole: int, share: float) -> int:
+        return whole if share == 1 else max(align, round(whole * share / align) * align)
+
+    channels = full.channels
+    blocks = [(*(width(w, inner) for w in own), width(out, stream)) for *own, out in channels.blocks]
+    stem = width(channels.stem, inner)
+    if not full.architecture.bottleneck:  # the first layer's stream is the stem's
+        depth = full.architecture.depths[0]
+        blocks[:depth] = [(*own, stem) for *own, _ in blocks[:depth]]
+    return full.with_channels(ChannelConfig(stem, tuple(blocks)))
+
+
+def compare(path: Path, *, seconds: float) -> list[dict[str, Any]]:
+    """Rows of COLUMNS for NETWORKS by the table at `path`; each network runs for `seconds`."""
+    document = results.read(path, KIND)
+    table, network = table_of(document, path), document["network"]
+    full = network_spec(network["arch"], stem=network["stem"], classes=network["classes"])
+    size = network["size"]
+    specs = [scaled(full, *shares) for shares in NETWORKS.values()]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{i}.onnx" for i in range(len(specs))]
+        for file, spec in zip(files, specs, strict=True):
+            file.write_bytes(build_noise(spec, size))
+        threads = document["device"]["threads"]
+        measured = measure_all_ms(files, batch=table.batch, threads=threads, seconds=seconds)
+    rows = []
+    for name, spec, ms in zip(NETWORKS, specs, measured, strict=True):
+        cost, predicted = network_cost(spec, size), table.network_ms(spec, size)
+        values = (name, cost.params, cost.macs, predicted, ms, predicted / ms - 1)
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    return rows
+
+
+@click.command()
+@click.argument("tables", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--seconds", type=float, default=5.0, show_default=True, help="Running for each network.")
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+def main(tables: Sequence[Path], seconds: float, output: Path) -> None:
+    """Measure ten networks and compare them with what TABLES predict."""
+    rows = [
+        {"batch": results.read(path, KIND)["device"]["batch"], **row}
+        for path in tables
+        for row in compare(path, seconds=seconds)
+    ]
+    columns = {"batch": "images in a run", **COLUMNS}
+    command = shlex.join(["python", "-m", "slimdeploy.benchmarks.lut_accuracy", *sys.argv[1:]])
+    title = "Latency predicted by slimdeploy lut against the latency measured"
+    results.write(output, results.document("table", command=command, title=title, columns=columns, rows=rows))
+    for row in rows:
+        click.echo(
+            f"{row['batch']:3} {row['network']:26} {row['predicted_ms']:9.3f} {row['measured_ms']:9.3f} ms "
+            f"{row['error']:+7.1%}"
+        )
+    errors = np.abs([row["error"] for row in rows])
+    click.echo(f"error: median {np.median(errors):.1%}, worst {errors.max():.1%}")
+
+
+if __name__ == "__main__":
+    main()

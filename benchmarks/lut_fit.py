@@ -1,0 +1,186 @@
+"""Fits a latency table to measured networks: pure functions from samples to coefficients.
+
+Every fit minimises the sum of absolute relative errors, as a median does: networks that other work disturbed
+while they were measured don't move it. It is iteratively reweighted least squares (Schlossmacher, JASA 68,
+1973) over coefficients that may not be negative (Lawson & Hanson, Solving Least Squares Problems, 1974,
+chapter 23).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from slimdeploy.benchmarks.lut import LatencyTable, shape_of, streamed_share, terms, weights_mb
+from slimdeploy.toolchain.networks.layers import enumerate_layers
+from slimdeploy.toolchain.networks.spec import NetworkSpec
+
+GRANULARITIES = (1, 8, 16, 32)
+CACHES_MB = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, None)
+"""Candidates: those that explain the measured layers best are kept. None: no limit that shows."""
+SEARCH_ROUNDS, ROUNDS = 3, 12
+FLOOR = 0.01
+"""Relative errors below it count alike: reweighting would divide by zero."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measured network: ms of each convolution by name and of the rest, as its profile tells them, and of
+    a whole run without a profile.
+    """
+
+    spec: NetworkSpec
+    convs_ms: dict[str, float]
+    rest_ms: float
+    total_ms: float
+
+
+def fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> LatencyTable:
+    """The table that explains `samples` best; at least a few networks of different widths are needed."""
+    measured = _by_shape(samples, size)
+
+    def error(granularity: int, cache_mb: float | None) -> float:
+        fits = (_fit_shape(own, granularity, cache_mb, rounds=SEARCH_ROUNDS) for own in measured.values())
+        return sum(left for _, left in fits)
+
+    granularity = min(GRANULARITIES, key=lambda width: error(width, None))
+    cache_mb = min(CACHES_MB, key=lambda megabytes: error(granularity, megabytes))
+    shapes = {
+        shape: _fit_shape(own, granularity, cache_mb, rounds=ROUNDS)[0] for shape, own in measured.items()
+    }
+    rest = _fit_rest(samples)
+    raw = _table(device, granularity, cache_mb, shapes, rest)
+    scale, each = _fit_totals(samples, raw, size)
+    # What profiling a node costs is in every launch and in the rest, and never in a run without a profile.
+    shapes = {
+        shape: np.maximum([scale * c + (each if i == 0 else 0) for i, c in enumerate(found)], 0)
+        for shape, found in shapes.items()
+    }
+    rest = np.maximum(scale * rest + np.array([each, 0, 0]), 0)
+    return _table(device, granularity, cache_mb, shapes, rest)
+
+
+def prediction_errors(table: LatencyTable, samples: Sequence[Sample], size: int) -> np.ndarray:
+    """(predicted − measured) ÷ measured of each sample's whole run."""
+    predicted = np.array([table.network_ms(sample.spec, size) for sample in samples])
+    return predicted / np.array([sample.total_ms for sample in samples]) - 1
+
+
+def least_absolute(
+    features: np.ndarray, target: np.ndarray, *, rounds: int = ROUNDS, signed: tuple[int, ...] = ()
+) -> np.ndarray:
+    """Coefficients (k,) ≥ 0 of `features` (n, k) that minimise Σ |features @ x ÷ target − 1|, target (n,) >
+    0.
+
+    The columns in `signed` may have negative ones.
+    """
+    relative = features / target[:, None]
+    relative = np.concatenate([relative, -relative[:, list(signed)]], axis=1)
+    size = np.abs(relative).max(axis=0)
+    scaled = relative / np.where(size > 0, size, 1)
+    weights = np.ones(len(target))
+    for _ in range(rounds):
+        weighted = scaled * weights[:, None]
+        found = nonnegative(weighted.T @ weighted, weighted.T @ weights)
+        weights = 1 / np.sqrt(np.maximum(np.abs(scaled @ found - 1), FLOOR))
+    found = np.where(size > 0, found / np.where(size > 0, size, 1), 0)
+    coefficients = found[: features.shape[1]].copy()
+    coefficients[list(signed)] -= found[features.shape[1] :]
+    return coefficients
+
+
+def nonnegative(gram: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """The x ≥ 0 that minimises ½ xᵀ gram x − momentsᵀ x: Lawson and Hanson's active sets."""
+    k = len(moments)
+    found, passive = np.zeros(k), np.zeros(k, dtype=bool)
+    tolerance = 1e-10 * max(1.0, float(np.abs(moments).max()))
+    for _ in range(3 * k):
+        gradient = np.where(passive, -np.inf, moments - gram @ found)
+        if gradient.max() <= tolerance:
+            break
+        passive[gradient.argmax()] = True
+        while True:
+            best = np.zeros(k)
+            own = np.ix_(passive, passive)
+            best[passive] = np.linalg.lstsq(gram[own], moments[passive], rcond=None)[0]
+            falling = passive & (best <= 0)
+            if not falling.any():
+                found = best
+                break
+            # As far towards the best as all stay ≥ 0; what reaches 0 leaves.
+            reach = found[falling] / (found[falling] - best[falling])
+            found = found + reach.min() * (best - found)
+            passive &= found > 1e-12
+            found[~passive] = 0
+            if not passive.any():
+                break
+    return found
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Every measured convolution of one shape, (n,) each."""
+
+    inputs: np.ndarray
+    outputs: np.ndarray
+    ms: np.ndarray
+    weights_mb: np.ndarray
+    """Of the whole network that it was measured in."""
+    importance: np.ndarray
+    """Its share of that network's time."""
+
+
+def _by_shape(samples: Sequence[Sample], size: int) -> dict[str, _Shape]:
+    rows: dict[str, list[tuple[float, ...]]] = {}
+    for sample in samples:
+        convs = enumerate_layers(sample.spec, size).convs()
+        total, whole = weights_mb(convs), sum(sample.convs_ms.values())
+        for conv in convs:
+            ms = sample.convs_ms[conv.name]
+            row = (conv.in_channels, conv.out_channels, ms, total, ms / whole)
+            rows.setdefault(shape_of(conv), []).append(row)
+    return {shape: _Shape(*np.array(found, dtype=float).T) for shape, found in rows.items()}
+
+
+def _fit_shape(
+    own: _Shape, granularity: int, cache_mb: float | None, *, rounds: int
+) -> tuple[np.ndarray, float]:
+    """Coefficients of one shape, and the error that they leave: what it adds to its networks' totals."""
+    streamed = streamed_share(own.weights_mb, cache_mb)
+    columns = terms(own.inputs, own.outputs, streamed, granularity)
+    features = np.stack(np.broadcast_arrays(*columns), axis=1)
+    found = least_absolute(features, own.ms, rounds=rounds)
+    return found, float((np.abs(features @ found / own.ms - 1) * own.importance).sum())
+
+
+def _fit_rest(samples: Sequence[Sample]) -> np.ndarray:
+    widths = [
+        (1, sample.spec.channels.stem, sample.spec.channels.blocks[-1][-1]) for sample in samples
+    ]  # the classifier reads the last block's output
+    return least_absolute(np.array(widths, dtype=float), np.array([sample.rest_ms for sample in samples]))
+
+
+def _fit_totals(samples: Sequence[Sample], raw: LatencyTable, size: int) -> tuple[float, float]:
+    """How the layers' times become that of a run without a profile: a factor, and ms for each layer."""
+    predicted = np.array([raw.network_ms(sample.spec, size) for sample in samples])
+    nodes = np.array([len(sample.convs_ms) + 1.0 for sample in samples])
+    total = np.array([sample.total_ms for sample in samples])
+    scale, each = least_absolute(np.stack([predicted, nodes], axis=1), total, signed=(1,))
+    return float(scale), float(each)
+
+
+def _table(
+    device: dict[str, Any],
+    granularity: int,
+    cache_mb: float | None,
+    shapes: dict[str, Any],
+    rest: np.ndarray,
+) -> LatencyTable:
+    values = {shape: tuple(float(c) for c in found) for shape, found in shapes.items()}
+    constant, by_stem, by_classifier = (float(c) for c in rest)
+    return LatencyTable(
+        device, int(device["batch"]), granularity, cache_mb, values, (constant, by_stem, by_classifier)
+    )

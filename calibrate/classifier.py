@@ -1,0 +1,157 @@
+"""An ONNX image classifier as calibration reads it: who writes a tensor, who reads it, what is constant.
+
+Here is where a model that can't be quantised is refused, before anything is computed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.runtime.onnxruntime import METADATA_KEY
+
+LAYERS = ("Conv", "Gemm", "GlobalAveragePool", "Add")
+"""Operators that compute in INT8, and can each be kept in float."""
+CARRIERS = ("MaxPool", "Flatten", "Pad")
+"""Operators that pass values on as they are: what leaves them has the range of what went in."""
+OPERATORS = (*LAYERS, *CARRIERS, "Relu", "BatchNormalization")
+_QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A float32 model: one image input, one output of logits, only operators of OPERATORS."""
+
+    model: onnx.ModelProto
+    constants: dict[str, np.ndarray]
+    producers: dict[str, onnx.NodeProto]
+    """Tensor -> the node that writes it."""
+    consumers: dict[str, list[onnx.NodeProto]]
+    """Tensor -> the nodes that read it."""
+
+    @property
+    def nodes(self) -> list[onnx.NodeProto]:
+        return list(self.model.graph.node)
+
+    @property
+    def input(self) -> str:
+        return self.model.graph.input[0].name
+
+    @property
+    def output(self) -> str:
+        return self.model.graph.output[0].name
+
+    @property
+    def opset(self) -> int:
+        return next(o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = (d.dim_value for d in _dimensions(self.model.graph.input[0])[1:])
+        return channels, height, width
+
+    @property
+    def activations(self) -> list[str]:
+        """Every tensor that isn't constant: the input, then the nodes' outputs in order."""
+        return [self.input, *(node.output[0] for node in self.nodes)]
+
+    def layers(self) -> list[str]:
+        """Names of the nodes that quantisation changes, in order."""
+        return [node.name for node in self.nodes if node.op_type in LAYERS]
+
+    def origin(self, tensor: str) -> str:
+        """The tensor whose values `tensor` carries on: itself, or what went into the CARRIERS before it."""
+        while (node := self.producers.get(tensor)) is not None and node.op_type in CARRIERS:
+            tensor = node.input[0]
+        return tensor
+
+    def is_rectified(self, tensor: str) -> bool:
+        """Whether no image can make a value of `tensor` negative: it comes from a ReLU."""
+        node = self.producers.get(self.origin(tensor))
+        if node is not None and node.op_type == "GlobalAveragePool":
+            return self.is_rectified(node.input[0])
+        return node is not None and node.op_type == "Relu"
+
+
+def read_classifier(path: Path) -> Classifier:
+    """Read the ONNX file at `path`; raises SlimdeployError where it is missing, damaged or no Classifier."""
+    if not path.is_file():
+        raise SlimdeployError(f"no model at {path}")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf and the checker raise their own classes
+        raise SlimdeployError(
+            f"{path} is not a valid ONNX file ({' '.join(str(error).split())[:200]})"
+        ) from error
+    return classifier(model, source=str(path))
+
+
+def classifier(model: onnx.ModelProto, *, source: str) -> Classifier:
+    """Index `model`; raises SlimdeployError, naming `source`, where it isn't a float32 image classifier."""
+    graph = model.graph
+    _check_operators(model, source)
+    inputs = [i for i in graph.input if i.name not in {c.name for c in graph.initializer}]
+    sizes = [[d.dim_value for d in _dimensions(value)] for value in (*inputs, *graph.output)]
+    if len(inputs) != 1 or len(graph.output) != 1 or [len(s) for s in sizes] != [4, 2]:
+        raise SlimdeployError(f"{source}: not an image classifier (one 4-D input, one 2-D output)")
+    if not all(sizes[0][1:]):
+        raise SlimdeployError(f"{source}: the image size must be fixed, not {sizes[0][1:]}")
+    if inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
+        raise SlimdeployError(f"{source}: its images are not float32: calibrate a float32 export")
+    constants = {c.name: numpy_helper.to_array(c) for c in graph.initializer}
+    if any(values.dtype == np.float16 for values in constants.values()):
+        raise SlimdeployError(f"{source} is FP16 already: calibrate the float32 export")
+    return _index(model, constants)
+
+
+def model_info(source: Classifier, path: Path) -> ModelInfo:
+    """What the model at `path` says of itself; raises SlimdeployError where it says nothing."""
+    for entry in source.model.metadata_props:
+        if entry.key == METADATA_KEY:
+            return ModelInfo.from_json(entry.value, str(path))
+    raise SlimdeployError(f"{path} doesn't say how to feed it: export it with slimdeploy")
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """The attributes of a node by name."""
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _index(model: onnx.ModelProto, constants: dict[str, np.ndarray]) -> Classifier:
+    consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in model.graph.node:
+        for name in node.input:
+            consumers[name].append(node)
+    producers = {node.output[0]: node for node in model.graph.node}
+    return Classifier(model, constants, producers, dict(consumers))
+
+
+def _check_operators(model: onnx.ModelProto, source: str) -> None:
+    names = set()
+    for node in model.graph.node:
+        if node.op_type in _QUANTISED or node.op_type.startswith("QLinear"):
+            raise SlimdeployError(
+                f"{source} is quantised already ({node.op_type}): calibrate the float32 export"
+            )
+        if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
+            raise SlimdeployError(
+                f"{source}: calibrate doesn't know the operator {node.op_type} (node {node.name or '?'}); "
+                f"it knows {', '.join(OPERATORS)}"
+            )
+        if not node.name or node.name in names:
+            raise SlimdeployError(f"{source}: every node needs a name of its own, not {node.name!r} twice")
+        names.add(node.name)
+
+
+def _dimensions(value: onnx.ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]:
+    return list(value.type.tensor_type.shape.dim)

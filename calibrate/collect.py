@@ -1,0 +1,54 @@
+"""Runs images through a model and keeps a histogram of every activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from slimdeploy.calibrate.classifier import Classifier
+from slimdeploy.calibrate.histogram import Histogram, histogram, merge
+from slimdeploy.calibrate.inference import Network
+from slimdeploy.toolchain.errors import SlimdeployError
+
+
+def collect(
+    classifier: Classifier,
+    batches: Iterable[np.ndarray],
+    *,
+    threads: int | None = None,
+    advance: Callable[[int], object] = lambda images: None,
+) -> dict[str, Histogram]:
+    """Histograms of every activation of `classifier` over `batches` of (n, 3, H, W) float32 images.
+
+    One batch of activations is in memory at a time, however many there are. Raises SlimdeployError where
+    there are no images, and where an activation is NaN or infinite, naming its layer.
+    """
+    names = [name for name in classifier.activations if name != classifier.input]
+    network = Network(_with_outputs(classifier, names), threads=threads)
+    found: dict[str, Histogram] = {}
+    for batch in batches:
+        for name, values in zip([classifier.input, *names], [batch, *network.run(batch)], strict=True):
+            try:
+                seen = histogram(values)
+            except ValueError:
+                where = "the images" if name == classifier.input else classifier.producers[name].name
+                raise SlimdeployError(
+                    f"activations of {where} hold NaN or infinity: nothing to calibrate"
+                ) from None
+            found[name] = merge(found[name], seen) if name in found else seen
+        advance(len(batch))
+    if not found:
+        raise SlimdeployError("no images to calibrate with")
+    return found
+
+
+def _with_outputs(classifier: Classifier, names: list[str]) -> onnx.ModelProto:
+    """The model with `names` as its outputs, in that order."""
+    model = onnx.ModelProto()
+    model.CopyFrom(classifier.model)
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    return model

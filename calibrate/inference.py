@@ -1,0 +1,55 @@
+"""Logits of models that are still in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.runtime.preprocess import normalise
+
+BATCH = 32
+"""Images at a time: all activations of a ResNet-50 on so many images of 32×32 take 280 MB."""
+
+
+class Network:
+    """An ONNX model on the CPU. `integers` False computes Q/DQ pairs literally, in float.
+
+    Literal is exact for either form, and for the signed one several times faster than onnxruntime's integer
+    kernels.
+    """
+
+    def __init__(self, model: onnx.ModelProto, *, threads: int | None = None, integers: bool = False) -> None:
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        if threads:
+            settings.intra_op_num_threads = threads
+        # Idle threads that spin would steal time from numpy's work between two batches.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings.add_session_config_entry("session.disable_quant_qdq", "0" if integers else "1")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime raises its own classes
+            reason = " ".join(str(error).split())[:300]
+            raise SlimdeployError(f"onnxruntime can't load the model ({reason})") from error
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        """All outputs for `batch` (n, 3, H, W) float32."""
+        return self._session.run(None, {self._input: batch})
+
+    def logits(self, images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+        """(N, classes) float32 of `images` (N, H, W, 3) uint8."""
+        return np.concatenate([self.run(batch)[0] for batch in batches(images, preprocessing)])
+
+
+def batches(images: np.ndarray, preprocessing: Preprocessing, size: int = BATCH) -> Iterator[np.ndarray]:
+    """`images` (N, H, W, 3) uint8 as network input, `size` at a time."""
+    for start in range(0, len(images), size):
+        yield normalise(images[start : start + size], preprocessing)

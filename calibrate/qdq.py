@@ -1,0 +1,201 @@
+"""Writes INT8 into the graph as Q/DQ pairs (QuantizeLinear, DequantizeLinear): a pure function.
+
+Weights are symmetric and per output channel, activations per tensor. Two forms, because no single one is good
+everywhere:
+
+- `tensorrt`: signed symmetric activations at the inputs of convolutions, of the classifier and of the
+pooling, and on the skip branch of a residual sum (a pair between a convolution and its sum would stop
+TensorRT from fusing the two: NVIDIA, Working with Quantized Types, "Q/DQ Layer-Placement Recommendations").
+Float biases.
+- `cpu`: every activation is quantised, unsigned, so that onnxruntime computes on integers throughout. After a
+  ReLU zero is the smallest value, which makes the ReLU itself disappear; anything else has its zero at 128.
+  INT32 biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from slimdeploy.calibrate.classifier import CARRIERS, LAYERS, Classifier, attributes
+from slimdeploy.calibrate.passes import GraphWriter
+
+WEIGHT_STEPS = 127
+WEIGHTED = ("Conv", "Gemm")
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a target wants."""
+
+    unsigned: bool
+    """Activations as uint8 instead of int8."""
+    everywhere: bool
+    """Every activation of a quantised layer, outputs included; otherwise the inputs that NVIDIA asks for."""
+    integer_bias: bool
+
+    def steps(self, *, rectified: bool) -> int:
+        """Steps between zero and the threshold."""
+        return 255 if self.unsigned and rectified else 127
+
+
+FORMS = {
+    "tensorrt": Form(unsigned=False, everywhere=False, integer_bias=False),
+    "cpu": Form(unsigned=True, everywhere=True, integer_bias=True),
+}
+
+
+@dataclass(frozen=True)
+class QdqOptions:
+    """How to write the pairs."""
+
+    target: str = "tensorrt"
+    half_scales: bool = False
+    """Round every scale to FP16 first, so that a later conversion of the graph to FP16 changes none."""
+    float_weights: bool = False
+    """Keep the weights in float behind a Q/DQ pair of their own: the form that TensorRT 8 reads."""
+
+
+def quantised_inputs(source: Classifier, node: onnx.NodeProto, target: str) -> list[str]:
+    """Which inputs of `node` get a Q/DQ pair in the form of `target`; weights not included."""
+    everywhere = FORMS[target].everywhere
+    if node.op_type == "Add":
+        return list(node.input) if everywhere else [_skip_branch(source, node)]
+    if node.op_type in LAYERS or (everywhere and node.op_type in ("MaxPool", "Flatten")):
+        return [node.input[0]]
+    return []
+
+
+def insert_qdq(
+    source: Classifier,
+    thresholds: Mapping[str, float],
+    *,
+    options: QdqOptions,
+    float_layers: Set[str] = frozenset(),
+) -> onnx.ModelProto:
+    """The model with Q/DQ pairs. `thresholds` gives every quantised tensor's clipping value by the name of
+    its origin (Classifier.origin); the nodes in `float_layers` read unquantised values and keep their
+    weights.
+    """
+    writer = _QdqWriter(source, thresholds, options)
+    for node in source.nodes:
+        if node.name in float_layers or node.op_type == "Relu":
+            writer.copy(node)
+            continue
+        pairs = set(quantised_inputs(source, node, options.target))
+        if node.op_type in CARRIERS:  # carried in INT8 only between what is INT8 itself
+            pairs = pairs if _feeds_int8(source, node, float_layers) else set()
+        inputs = [writer.activation(t) if t in pairs else t for t in node.input]
+        if node.op_type in WEIGHTED:
+            inputs = writer.weighted(node, inputs[0])
+        writer.copy(node, inputs)
+    return writer.model(source.model)
+
+
+def _feeds_int8(source: Classifier, node: onnx.NodeProto, float_layers: Set[str]) -> bool:
+    """Whether any layer behind a carrier is quantised."""
+    readers = source.consumers.get(node.output[0], [])
+    return any(
+        _feeds_int8(source, r, float_layers) if r.op_type in CARRIERS else r.name not in float_layers
+        for r in readers
+    )
+
+
+def _skip_branch(source: Classifier, add: onnx.NodeProto) -> str:
+    """The input of a residual sum that isn't the main path's last convolution."""
+    producers = [source.producers.get(name) for name in add.input]
+    from_conv = [node is not None and node.op_type == "Conv" for node in producers]
+    # With a projection shortcut both come from a convolution: exporters write the main path first.
+    return add.input[0] if from_conv == [False, True] else add.input[1]
+
+
+class _QdqWriter(GraphWriter):
+    def __init__(self, source: Classifier, thresholds: Mapping[str, float], options: QdqOptions) -> None:
+        super().__init__(constants=dict(source.constants))
+        self.source, self.thresholds, self.options = source, thresholds, options
+        self.form = FORMS[options.target]
+        self.pairs: dict[str, str] = {}
+        """Tensor -> its value after the pair."""
+
+    def activation(self, tensor: str) -> str:
+        """`tensor` through a Q/DQ pair; several readers share one."""
+        if tensor not in self.pairs:
+            zero = 0 if not self.form.unsigned or self.source.is_rectified(tensor) else 128
+            parameters = [
+                self.constant(f"{tensor}.scale", np.float32(self.scale(tensor))),
+                self.constant(f"{tensor}.zero", np.uint8(zero) if self.form.unsigned else np.int8(zero)),
+            ]
+            quantised = self.node("QuantizeLinear", [tensor, *parameters], f"{tensor}.q")
+            self.pairs[tensor] = self.node("DequantizeLinear", [quantised, *parameters], f"{tensor}.dq")
+        return self.pairs[tensor]
+
+    def scale(self, tensor: str) -> float:
+        """What one step of `tensor` stands for."""
+        steps = self.form.steps(rectified=self.source.is_rectified(tensor))
+        threshold = self.thresholds[self.source.origin(tensor)]
+        return float(self.rounded(np.float64(threshold / steps if threshold > 0 else 1.0)))
+
+    def rounded(self, scales: np.ndarray) -> np.ndarray:
+        """Scales as they will be stored: in FP16 precision where that is wanted, and never 0."""
+        kind, least = (np.float16, 2.0**-20) if self.options.half_scales else (np.float32, 2.0**-100)
+        return np.maximum(scales, least).astype(kind).astype(np.float32)
+
+    def weighted(self, node: onnx.NodeProto, image: str) -> list[str]:
+        """Inputs of a Conv or Gemm whose activation input is `image`: quantised weights, and the bias."""
+        weight, *bias = (self.source.constants[name] for name in node.input[1:])
+        axis = 1 if node.op_type == "Gemm" and not attributes(node).get("transB", 0) else 0
+        others = tuple(i for i in range(weight.ndim) if i != axis)
+        scales = np.abs(weight).max(axis=others).astype(np.float64) / WEIGHT_STEPS
+        if bias and self.form.integer_bias:
+            # The bias is stored in steps of (activation scale × weight scale). In a channel that sparse
+            # training has switched off, the weights alone would make that step too small for INT32.
+            scales = np.maximum(scales, np.abs(bias[0]) / (self.scale(node.input[0]) * 2.0**30))
+        scales = self.rounded(np.where(scales > 0, scales, 1.0))
+        inputs = [image, self._weight(node.input[1], weight, scales, axis)]
+        if bias and self.form.integer_bias:
+            inputs.append(self._bias(node.input[2], bias[0], scales, self.scale(node.input[0])))
+        elif bias:
+            inputs.append(node.input[2])
+        return inputs
+
+    def _weight(self, name: str, weight: np.ndarray, scales: np.ndarray, axis: int) -> str:
+        parameters = [
+            self.constant(f"{name}.scale", scales),
+            self.constant(f"{name}.zero", np.zeros(len(scales), np.int8)),
+        ]
+        if self.options.float_weights:
+            stored = self.node("QuantizeLinear", [name, *parameters], f"{name}.q", axis=axis)
+        else:
+            step = np.expand_dims(scales, tuple(i for i in range(weight.ndim) if i != axis))
+            steps = np.clip(np.rint(weight / step), -WEIGHT_STEPS, WEIGHT_STEPS)
+            stored = self.constant(f"{name}.q", steps.astype(np.int8))
+        return self.node("DequantizeLinear", [stored, *parameters], f"{name}.dq", axis=axis)
+
+    def _bias(self, name: str, bias: np.ndarray, scales: np.ndarray, activation: float) -> str:
+        step = (scales * np.float32(activation)).astype(np.float32)
+        parameters = [
+            self.constant(f"{name}.scale", step),
+            self.constant(f"{name}.zero", np.zeros(len(step), np.int32)),
+        ]
+        stored = self.constant(f"{name}.q", np.rint(bias / step.astype(np.float64)).astype(np.int32))
+        return self.node("DequantizeLinear", [stored, *parameters], f"{name}.dq", axis=0)
+
+
+def quantised_layers(model: onnx.ModelProto) -> list[str]:
+    """Names of the Conv and Gemm nodes of `model` whose weights are INT8."""
+    pairs = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    return [n.name for n in model.graph.node if n.op_type in WEIGHTED and n.input[1] in pairs]
+
+
+def set_precision(model: onnx.ModelProto, precision: str, **facts: str) -> onnx.ModelProto:
+    """The model with `precision` (and further facts) in its metadata, all else of it kept."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    helper.set_model_props(
+        made, {p.key: p.value for p in model.metadata_props} | {"precision": precision} | facts
+    )
+    return made

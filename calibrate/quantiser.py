@@ -1,0 +1,107 @@
+"""The passes put together: the quantised model for a method and some float layers, and how good it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+
+from slimdeploy.benchmarks.statistics import Z95
+from slimdeploy.calibrate.batch_folding import fold_batch
+from slimdeploy.calibrate.classifier import Classifier
+from slimdeploy.calibrate.comparison import Comparison, compare_logits
+from slimdeploy.calibrate.histogram import Histogram
+from slimdeploy.calibrate.inference import Network
+from slimdeploy.calibrate.options import CalibrateOptions, CalibrationData
+from slimdeploy.calibrate.passes import pad_image_channels
+from slimdeploy.calibrate.qdq import FORMS, QdqOptions, insert_qdq, set_precision
+from slimdeploy.calibrate.thresholds import find_method
+from slimdeploy.toolchain.data.dataset import balanced_subset
+from slimdeploy.toolchain.export.precision import overflowing_layers, to_fp16
+
+_PREBUILT_WEIGHTS_OPSET = 19
+"""From here on weights are stored as INT8. Lower opsets are for TensorRT 8, which wants them in float
+behind a pair.
+"""
+
+
+class Quantiser:
+    """Makes the quantised model for a method and a set of float layers."""
+
+    def __init__(
+        self, source: Classifier, histograms: dict[str, Histogram], options: CalibrateOptions
+    ) -> None:
+        self.source, self.histograms, self.options = source, histograms, options
+        self.prepared = pad_image_channels(source) if options.target == "cpu" else source
+        largest = {name: h.largest for name, h in histograms.items()}
+        half = options.compute == "fp16"
+        self.overflowing = overflowing_layers(source.model, largest) if half else []
+        self.qdq = QdqOptions(
+            target=options.target,
+            half_scales=half,
+            float_weights=options.target == "tensorrt" and source.opset < _PREBUILT_WEIGHTS_OPSET,
+        )
+
+    def thresholds(self, method: str) -> dict[str, float]:
+        form, choose = FORMS[self.options.target], find_method(method)
+        return {
+            name: choose(histogram, form.steps(rectified=self.source.is_rectified(name)))
+            for name, histogram in self.histograms.items()
+        }
+
+    def signed_thresholds(self, method: str) -> dict[str, float]:
+        """Thresholds for signed INT8, whatever the target."""
+        return {name: find_method(method)(h, 127) for name, h in self.histograms.items()}
+
+    def model(self, method: str, float_layers: frozenset[str]) -> onnx.ModelProto:
+        """With Q/DQ pairs, still in float32 otherwise."""
+        return insert_qdq(self.prepared, self.thresholds(method), options=self.qdq, float_layers=float_layers)
+
+    def finished(self, method: str, float_layers: frozenset[str]) -> onnx.ModelProto:
+        """As it will be written."""
+        made = self.model(method, float_layers)
+        if self.options.target == "cpu":
+            made = fold_batch(made)
+        if self.options.compute == "fp16":
+            made = to_fp16(made, float_layers=set(self.overflowing))
+        made = set_precision(made, self.precision(float_layers), target=self.options.target)
+        onnx.checker.check_model(made, full_check=True)
+        return made
+
+    def precision(self, float_layers: frozenset[str]) -> str:
+        return "mixed" if float_layers or self.overflowing else "int8"
+
+
+class Trial:
+    """Measures quantised models on the selection images."""
+
+    def __init__(self, quantiser: Quantiser, data: CalibrationData, options: CalibrateOptions) -> None:
+        self.quantiser, self.data, self.options = quantiser, data, options
+        self.images = data.selection
+        self.baseline = self._logits(quantiser.source.model)
+
+    def measure(self, method: str, float_layers: frozenset[str]) -> Comparison:
+        logits = self._logits(self.quantiser.model(method, float_layers))
+        return compare_logits(self.baseline, logits, self.images.labels)
+
+    def on(self, count: int) -> Trial:
+        """The same on about `count` of the images."""
+        return Trial(
+            self.quantiser, replace(self.data, selection=balanced_subset(self.images, count)), self.options
+        )
+
+    def _logits(self, model: onnx.ModelProto) -> np.ndarray:
+        integers = FORMS[self.options.target].unsigned
+        network = Network(model, threads=self.options.threads, integers=integers)
+        return network.logits(self.images.images, self.data.preprocessing)
+
+
+def best_method(methods: dict[str, Comparison]) -> str:
+    """The method to take: of those within one standard error of the most accurate, the one whose logits are
+    nearest to the float model's (a finer measure than images counted).
+    """
+    best = min(methods.values(), key=lambda m: m.drop)
+    error = (best.drop_ci95[1] - best.drop_ci95[0]) / (2 * Z95)
+    near = {name: m for name, m in methods.items() if m.drop <= best.drop + error}
+    return min(near, key=lambda name: near[name].relative_error)

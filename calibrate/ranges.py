@@ -1,0 +1,97 @@
+"""The file of activation ranges: histograms as JSON, tied to the model and the images that they came from.
+
+It holds the distributions, not thresholds, so another method or another target needs no second look at the
+images. Whoever changes the model or the images gets an error instead of yesterday's ranges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from slimdeploy.calibrate.histogram import BINS, Histogram
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
+
+FORMAT = 1
+
+
+class StaleRanges(SlimdeployError):
+    """The file holds the ranges of another model or of other images."""
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """A histogram of every activation, and what was measured."""
+
+    model_sha256: str
+    images_sha256: str
+    images: int
+    histograms: dict[str, Histogram]
+
+
+def images_sha256(images: np.ndarray) -> str:
+    """Hash of a set of images (N, H, W, 3) uint8, its order included."""
+    digest = hashlib.sha256(repr(images.shape).encode())
+    digest.update(np.ascontiguousarray(images).data)
+    return digest.hexdigest()
+
+
+def save_ranges(path: Path, ranges: Ranges) -> None:
+    """Write `ranges` as JSON, atomically: the minimum and the maximum of each tensor, then its counts."""
+    document = {
+        "format": FORMAT,
+        "model_sha256": ranges.model_sha256,
+        "images_sha256": ranges.images_sha256,
+        "images": ranges.images,
+        "bins": BINS,
+        "tensors": {name: _to_json(histogram) for name, histogram in ranges.histograms.items()},
+    }
+    artifacts.write_bytes(path, (json.dumps(document) + "\n").encode())
+
+
+def load_ranges(path: Path, *, model_sha256: str, images: np.ndarray) -> Ranges:
+    """Read the ranges of exactly this model and these images.
+
+    Raises SlimdeployError where the file is damaged, StaleRanges where it is of another model or other
+    images.
+    """
+    document = artifacts.read_json(path, "file of activation ranges")
+    try:
+        if document["format"] != FORMAT or document["bins"] != BINS:
+            raise SlimdeployError(f"{path}: written by another version of slimdeploy: delete it")
+        tensors = {name: _from_json(entry) for name, entry in document["tensors"].items()}
+        ranges = Ranges(document["model_sha256"], document["images_sha256"], int(document["images"]), tensors)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SlimdeployError(f"{path} is not a file of activation ranges ({error!r}): delete it") from error
+    if ranges.model_sha256 != model_sha256:
+        raise StaleRanges(f"{path} is stale: it holds the ranges of another model; delete it or pass --force")
+    if ranges.images_sha256 != images_sha256(images):
+        raise StaleRanges(
+            f"{path} is stale: it was measured on {ranges.images} other images; delete it or pass --force"
+        )
+    return ranges
+
+
+def _to_json(histogram: Histogram) -> dict[str, object]:
+    used = np.flatnonzero(histogram.counts)
+    return {
+        "minimum": histogram.minimum,
+        "maximum": histogram.maximum,
+        "zeros": histogram.zeros,
+        "exponent": histogram.exponent,
+        "counts": histogram.counts[: used[-1] + 1 if len(used) else 0].tolist(),
+    }
+
+
+def _from_json(entry: dict[str, object]) -> Histogram:
+    counts = np.zeros(BINS, np.int64)
+    stored = np.asarray(entry["counts"], dtype=np.int64)
+    counts[: len(stored)] = stored
+    return Histogram(
+        counts, int(entry["exponent"]), int(entry["zeros"]), float(entry["minimum"]), float(entry["maximum"])
+    )

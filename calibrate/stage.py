@@ -1,0 +1,208 @@
+"""The stage `calibrate`: a float32 ONNX model and images in, an INT8 one out that was compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from slimdeploy.calibrate.classifier import Classifier, read_classifier
+from slimdeploy.calibrate.collect import collect
+from slimdeploy.calibrate.comparison import Comparison, compare_logits
+from slimdeploy.calibrate.histogram import Histogram
+from slimdeploy.calibrate.inference import Network, batches
+from slimdeploy.calibrate.options import CalibrateOptions, CalibrationData
+from slimdeploy.calibrate.passes import fold_batchnorm
+from slimdeploy.calibrate.qdq import FORMS, quantised_layers
+from slimdeploy.calibrate.quantiser import Quantiser, Trial, best_method
+from slimdeploy.calibrate.ranges import Ranges, StaleRanges, images_sha256, load_ranges, save_ranges
+from slimdeploy.calibrate.sensitivity import Sensitivity, layers_to_keep, sensitivities
+from slimdeploy.calibrate.thresholds import METHODS
+from slimdeploy.calibrate.trt8_cache import trt8_cache
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.model_info import versions
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What came out. `onnx` is None where the accuracy fell by more than allowed, and nothing was written."""
+
+    onnx: Path | None
+    precision: str
+    method: str
+    parity: Comparison
+    """On the test images."""
+    methods: dict[str, Comparison]
+    """Every method that was tried, on the selection images."""
+    float_layers: tuple[str, ...]
+    """Layers left in float."""
+    overflowing: tuple[str, ...]
+    """Nodes left in FP32 because FP16 can't hold their values."""
+    sensitivity: tuple[Sensitivity, ...]
+    options: CalibrateOptions = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "onnx": str(self.onnx) if self.onnx else None,
+            "precision": self.precision,
+            "target": self.options.target,
+            "compute": self.options.compute,
+            "method": self.method,
+            "parity": self.parity.to_json(),
+            "max_drop": self.options.max_drop,
+            "methods": {name: result.to_json() for name, result in self.methods.items()},
+            "float_layers": list(self.float_layers),
+            "fp16_overflow": list(self.overflowing),
+            "sensitivity": [entry.to_json() for entry in self.sensitivity],
+            "engine": None,
+        }
+
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+"""Called with a title and a total; yields what is called with each step made."""
+
+
+def no_progress(title: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
+    """Shows nothing."""
+    return nullcontext(lambda count: None)
+
+
+def calibrate_stage(
+    model: Path,
+    *,
+    data: CalibrationData,
+    options: CalibrateOptions,
+    output: Path,
+    ranges: Path | None = None,
+    trt8: Path | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> Calibration:
+    """Quantise the float32 ONNX file `model` and write it to `output` with its sidecar.
+
+    `ranges` is where the activation histograms are kept: read where the file exists, written where it
+    doesn't; a stale one is refused, or replaced with `force`. `trt8` is a calibration cache for TensorRT 8
+    to write. Raises SlimdeployError for anything that can't be quantised; nothing is written then, and
+    neither is where the accuracy falls by more than `options.max_drop`.
+    """
+    for path in filter(None, (output, trt8)):
+        artifacts.check_output(path, force=force)
+    source = fold_batchnorm(read_classifier(model))
+    _check_data(source, data, options, model)
+    histograms = _histograms(source, model, data, options, ranges, force, progress)
+    quantiser = Quantiser(source, histograms, options)
+    trial = Trial(quantiser, data, options)
+    names = list(METHODS) if options.method == "auto" else [options.method]
+    with progress("comparing methods", len(names)) as advance:
+        methods = {}
+        for name in names:
+            methods[name] = trial.measure(name, frozenset(options.float_layers))
+            advance(1)
+    method = best_method(methods)
+    float_layers, sensitivity = _fallback(method, methods[method], trial, options, progress)
+    made = quantiser.finished(method, float_layers)
+    baseline = Network(source.model, threads=options.threads).logits(data.test.images, data.preprocessing)
+    logits = Network(made, threads=options.threads, integers=FORMS[options.target].unsigned).logits(
+        data.test.images, data.preprocessing
+    )
+    parity = compare_logits(baseline, logits, data.test.labels)
+    fits = parity.drop <= options.max_drop
+    result = Calibration(
+        onnx=output if fits else None,
+        precision=quantiser.precision(float_layers),
+        method=method,
+        parity=parity,
+        methods=methods,
+        float_layers=tuple(name for name in source.layers() if name in float_layers),
+        overflowing=tuple(quantiser.overflowing),
+        sensitivity=sensitivity,
+        options=options,
+    )
+    if fits:
+        artifacts.write_bytes(output, made.SerializeToString())
+        artifacts.write_sidecar(output, _description(result, quantiser, model, made))
+        if trt8:
+            artifacts.write_bytes(trt8, trt8_cache(quantiser.signed_thresholds(method)))
+    return result
+
+
+def _fallback(
+    method: str, result: Comparison, trial: Trial, options: CalibrateOptions, progress: Progress
+) -> tuple[frozenset[str], tuple[Sensitivity, ...]]:
+    """Which layers stay in float, and the table that this was decided by (empty where it wasn't needed)."""
+    asked = frozenset(options.float_layers)
+    if result.drop <= options.max_drop and not options.sensitivity:
+        return asked, ()
+    layers = [name for name in trial.quantiser.source.layers() if name not in asked]
+    small = trial.on(options.sensitivity_images)
+    with progress("measuring layers", len(layers)) as advance:
+        table = sensitivities(layers, lambda kept: small.measure(method, asked | kept), advance=advance)
+    if result.drop <= options.max_drop:
+        return asked, tuple(table)
+    ranked = [entry.layer for entry in table]
+    kept, _ = layers_to_keep(
+        ranked, lambda more: trial.measure(method, asked | more), max_drop=options.max_drop
+    )
+    return asked | kept, tuple(table)
+
+
+def _histograms(
+    source: Classifier,
+    model: Path,
+    data: CalibrationData,
+    options: CalibrateOptions,
+    path: Path | None,
+    force: bool,
+    progress: Progress,
+) -> dict[str, Histogram]:
+    """From the file where there is one that fits, else measured, and kept in the file."""
+    sha256, images = artifacts.sha256_file(model), data.ranges.images
+    if path and path.exists():
+        try:
+            return load_ranges(path, model_sha256=sha256, images=images).histograms
+        except StaleRanges:
+            if not force:
+                raise
+    with progress("measuring activations", len(images)) as advance:
+        stream = batches(images, data.preprocessing)
+        found = collect(source, stream, threads=options.threads, advance=advance)
+    if path:
+        save_ranges(path, Ranges(sha256, images_sha256(images), len(images), found))
+    return found
+
+
+def _check_data(source: Classifier, data: CalibrationData, options: CalibrateOptions, model: Path) -> None:
+    for what, part in (("calibrate", data.ranges), ("choose", data.selection), ("test", data.test)):
+        if not len(part.labels):
+            raise SlimdeployError(f"no images to {what} with")
+        _, height, width = source.image_shape
+        given_height, given_width = part.images.shape[1:3]
+        if (given_height, given_width) != (height, width):
+            raise SlimdeployError(
+                f"the images are {given_width}×{given_height}, but {model} takes {width}×{height}"
+            )
+    for name in options.float_layers:
+        if name not in source.layers():
+            raise unknown("layer", name, source.layers())
+
+
+def _description(
+    result: Calibration, quantiser: Quantiser, model: Path, made: onnx.ModelProto
+) -> dict[str, Any]:
+    """The sidecar: everything that decided the file."""
+    channels, height, width = quantiser.source.image_shape
+    return {
+        **{key: value for key, value in result.to_json().items() if key not in ("onnx", "engine")},
+        "parent_sha256": artifacts.sha256_file(model),
+        "opset": quantiser.source.opset,
+        "shapes": {quantiser.source.input: ["batch", channels, height, width]},
+        "thresholds": quantiser.thresholds(result.method),
+        "quantised_layers": quantised_layers(made),
+        "options": asdict(result.options),
+        "versions": versions(),
+    }

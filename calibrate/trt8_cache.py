@@ -1,0 +1,23 @@
+"""The calibration cache that TensorRT 8 (JetPack 5) reads instead of calibrating by itself.
+
+A header with version and algorithm, then a line a tensor: its name, and the scale (threshold ÷ 127) as the
+eight hexadecimal digits of its float32 (NVIDIA, sampleINT8, "Calibration file"). For
+`trtexec --onnx=model.onnx --int8 --calib=FILE`, where `model.onnx` is the float32 export.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+HEADER = "TRT-8502-EntropyCalibration2"
+"""JetPack 5.1 has TensorRT 8.5.2; trtexec reads a cache as one of IInt8EntropyCalibrator2."""
+
+
+def trt8_cache(thresholds: Mapping[str, float]) -> bytes:
+    """The cache's content for the clipping value of each tensor."""
+    lines = [HEADER]
+    for tensor, threshold in thresholds.items():
+        scale = threshold / 127 if threshold > 0 else 1.0
+        lines.append(f"{tensor}: {struct.pack('>f', scale).hex()}")
+    return ("\n".join(lines) + "\n").encode()

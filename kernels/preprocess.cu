@@ -1,0 +1,293 @@
+// Images to network input in one pass: uint8 → bilinear resize (half-pixel centres, antialiased when shrinking,
+// as PIL does) → colour conversion (NV12) → normalise → NCHW, float or half.
+//
+// The resize is separable. A block makes a tile of output rows and columns, two rows at a time:
+//   1. vertically: each thread owns 16 neighbouring bytes of the source row, whatever their channel, and sums
+//      them over the source rows in registers. When shrinking, a source row lies in the windows of two output
+//      rows; both sums are kept (`carry`), so every byte is read once per tile. Two rows at a time: a 16-bit
+//      weight each, in one dot product a byte;
+//   2. the two filtered rows meet in shared memory, as pairs;
+//   3. horizontally: each thread owns an output column (and channel) and sums its window for both rows at once.
+// Where each window begins and ends, and its weights, come from a table (`Tap`) that the host computes once per
+// size in double precision: there is no division here.
+#include "common.h"
+
+const int THREADS = 256;
+const int BYTES = 16;               // of a source row that a thread owns
+const int SPAN = THREADS * BYTES;   // bytes of source rows that a block filters at a time, of all planes together
+const int BATCH = 6;                // source rows whose loads are in flight together, even
+const int SLOTS = SPAN + SPAN / 16; // of a filtered row in shared memory, see slot()
+
+// The window of one output coordinate: source samples start … end − 1, the j-th weighing
+// norm × (1 − |first + j × step|).
+struct alignas(16) Tap {
+    int start, end;
+    float first, norm;
+};
+
+struct Plane {
+    const u8* data;
+    long long image_stride;  // bytes from one image to the next
+    const Tap* rows;         // one for each output row; their weights are norm × round(peak × (1 − …))
+    const Tap* columns;      // one for each output column
+    float row_step, column_step;
+    float peak;     // weights of rows are whole numbers up to this, 65535 or what keeps sums within 32 bits
+    int pitch;      // bytes from one row to the next
+    int row_bytes;  // bytes of a row that hold samples
+    int aligned;    // data, image_stride and pitch are multiples of 16
+    int reuse;      // a source row lies in at most two output rows' windows: not when enlarging
+};
+
+struct Output {
+    void* data;  // (images, 3, height, width)
+    int width, height;
+    int tile;  // columns that a block makes
+    int band;  // rows that a block makes, even
+    float scale[3], shift[3];
+};
+
+struct alignas(8) Pair {  // of values in neighbouring output rows
+    float upper, lower;
+};
+
+__device__ __forceinline__ Pair add(Pair a, Pair b, float scale) {
+    a.upper += b.upper * scale;
+    a.lower += b.lower * scale;
+    return a;
+}
+
+// One slot of padding in every 16 samples: the threads of a warp read about `shrink factor` samples apart, which
+// is a power of two often enough, and still hit different banks.
+__device__ __forceinline__ int slot(int sample) { return sample + (sample >> 4); }
+
+// The bytes of a plane's rows that a tile needs, in goes of `span`.
+struct Range {
+    int start, end, goes;
+};
+
+__device__ __forceinline__ Range tile_bytes(const Plane& plane, const Output& out, int channels, int span) {
+    const int first = blockIdx.x * out.tile, last = min(first + out.tile, out.width) - 1;
+    Range range;
+    range.start = plane.columns[first].start * channels / BYTES * BYTES;
+    range.end = plane.columns[last].end * channels;
+    range.goes = (range.end - range.start + span - 1) / span;
+    return range;
+}
+
+// The next 16 bytes of a row, or as many as are `available`: at the end of a row, or where rows aren't aligned.
+template <bool WHOLE>
+__device__ __forceinline__ uint4 load_bytes(const u8* from, int available) {
+    if (WHOLE) return __ldg(reinterpret_cast<const uint4*>(from));
+    uint4 bytes = {0, 0, 0, 0};
+#pragma unroll 1
+    for (int i = 0; i < min(available, BYTES); ++i) {
+        unsigned& word = i < 8 ? (i < 4 ? bytes.x : bytes.y) : (i < 12 ? bytes.z : bytes.w);
+        word |= static_cast<unsigned>(from[i]) << (i % 4 * 8);
+    }
+    return bytes;
+}
+
+__device__ __forceinline__ unsigned word_of(const uint4& bytes, int i) {
+    return i == 0 ? bytes.x : i == 1 ? bytes.y : i == 2 ? bytes.z : bytes.w;
+}
+
+// Whole numbers nearest to two values of 0 … 65535, as halves of a word; the second is 0 unless `both`. The sum
+// with 2^23 has them as its last bits: converting is slower.
+__device__ __forceinline__ unsigned whole_pair(float first, float second, bool both) {
+    const unsigned low = __float_as_uint(first + 8388608.0f), high = __float_as_uint(second + 8388608.0f);
+    return __byte_perm(low, both ? high : 0u, 0x5410u);
+}
+
+// Add source rows from … now.end − 1, weighed for the output row `now` into sum and for the next one into carry.
+// A row's distance from the next centre is its distance from this one less 1 when shrinking; else carry isn't
+// used.
+template <bool WHOLE>
+__device__ __forceinline__ void add_rows(const u8* column, const Plane& plane, int available, int from, const Tap& now,
+                                         unsigned* sum, unsigned* carry) {
+    const int batch = WHOLE ? BATCH : 2;
+#pragma unroll 1
+    for (int y = from; y < now.end; y += batch) {
+        const u8* row = column + static_cast<long long>(y) * plane.pitch;
+        uint4 bytes[batch];
+#pragma unroll
+        for (int i = 0; i < batch; ++i) {
+            bytes[i] = {0, 0, 0, 0};
+            if (y + i < now.end) bytes[i] = load_bytes<WHOLE>(row + i * plane.pitch, available);
+        }
+        const float distance = now.first + static_cast<float>(y - now.start) * plane.row_step;
+#pragma unroll
+        for (int i = 0; i < batch; i += 2) {
+            if (y + i >= now.end) break;
+            const bool both = y + i + 1 < now.end;
+            const float a = distance + static_cast<float>(i) * plane.row_step, b = a + plane.row_step;
+            const unsigned to_sum = whole_pair(plane.peak - plane.peak * fabsf(a), plane.peak - plane.peak * fabsf(b), both);
+            const unsigned to_carry = whole_pair(plane.peak * fmaxf(a, 0.0f), plane.peak * fmaxf(b, 0.0f), both);
+#pragma unroll
+            for (int j = 0; j < BYTES; j += 4) {
+                const unsigned upper = word_of(bytes[i], j / 4), lower = word_of(bytes[i + 1], j / 4);
+                const unsigned left = __byte_perm(upper, lower, 0x5140u);  // bytes 0 and 1 of both rows
+                const unsigned right = __byte_perm(upper, lower, 0x7362u);
+                sum[j] = __dp2a_lo(to_sum, left, sum[j]);
+                sum[j + 1] = __dp2a_hi(to_sum, left, sum[j + 1]);
+                sum[j + 2] = __dp2a_lo(to_sum, right, sum[j + 2]);
+                sum[j + 3] = __dp2a_hi(to_sum, right, sum[j + 3]);
+                carry[j] = __dp2a_lo(to_carry, left, carry[j]);
+                carry[j + 1] = __dp2a_hi(to_carry, left, carry[j + 1]);
+                carry[j + 2] = __dp2a_lo(to_carry, right, carry[j + 2]);
+                carry[j + 3] = __dp2a_hi(to_carry, right, carry[j + 3]);
+            }
+        }
+    }
+}
+
+// Filter output rows `row` and `row + 1` vertically: the thread's 16 bytes, the `thread`-th from `base` on.
+// `carry` holds, from one call to the next within a band, what source rows read so far add to the next row.
+__device__ __forceinline__ void filter_rows(const Plane& plane, const Output& out, const Range& range, int base,
+                                            int thread, int row, int band_start, unsigned* carry, Pair* filtered) {
+    const bool reuse = plane.reuse && range.goes == 1;
+    const int offset = base + thread * BYTES, available = plane.row_bytes - offset;
+    const u8* bytes = plane.data + blockIdx.z * plane.image_stride + offset;
+#pragma unroll 1
+    for (int i = 0; i < 2; ++i) {
+        const int y = row + i;
+        float norm = 0;
+        unsigned sum[BYTES];
+#pragma unroll
+        for (int j = 0; j < BYTES; ++j) {
+            sum[j] = reuse ? carry[j] : 0;
+            carry[j] = 0;
+        }
+        if (y < out.height && offset < range.end) {
+            const Tap now = plane.rows[y];
+            const int from = reuse && y > band_start ? plane.rows[y - 1].end : now.start;
+            norm = now.norm;
+            if (plane.aligned && available >= BYTES)
+                add_rows<true>(bytes, plane, available, from, now, sum, carry);
+            else
+                add_rows<false>(bytes, plane, available, from, now, sum, carry);
+        }
+#pragma unroll
+        for (int j = 0; j < BYTES; ++j) {
+            Pair& to = filtered[slot(thread * BYTES + j)];
+            (i == 0 ? to.upper : to.lower) = static_cast<float>(sum[j]) * norm;
+        }
+    }
+}
+
+// The window of one output column and channel, over the `span` bytes of the filtered rows that start at `base`.
+template <int CHANNELS>
+__device__ __forceinline__ Pair filter_columns(const Pair* filtered, const Tap& tap, float step, int channel, int base,
+                                               int span) {
+    const int first = max(tap.start, (base - channel + CHANNELS - 1) / CHANNELS);
+    const int last = min(tap.end, (base + span - channel + CHANNELS - 1) / CHANNELS);
+    int sample = first * CHANNELS + channel - base;
+    float position = static_cast<float>(first - tap.start);
+    Pair sum = {0, 0};
+#pragma unroll 4
+    for (int x = first; x < last; ++x, sample += CHANNELS, position += 1.0f)
+        sum = add(sum, filtered[slot(sample)], 1.0f - fabsf(tap.first + position * step));
+    return sum;
+}
+
+// Not values[channel]: a parameter that is indexed at run time is copied to local memory first.
+__device__ __forceinline__ float of_channel(const float* values, int channel) {
+    return channel == 0 ? values[0] : channel == 1 ? values[1] : values[2];
+}
+
+template <typename T>
+__device__ __forceinline__ void write_pair(const Output& out, int row, int x, int channel, Pair value) {
+    const float scale = of_channel(out.scale, channel), shift = of_channel(out.shift, channel);
+    const long long at = ((blockIdx.z * 3ll + channel) * out.height + row) * out.width + x;
+    T* data = static_cast<T*>(out.data);
+    store(data, at, value.upper * scale + shift);
+    if (row + 1 < out.height) store(data, at + out.width, value.lower * scale + shift);
+}
+
+struct HwcParameters {
+    Plane image;  // red, green, blue interleaved, or blue first
+    Output out;
+    int bgr;
+};
+
+// All threads filter the one plane, then each makes channels of columns.
+template <typename T>
+__device__ __forceinline__ void preprocess_hwc(const HwcParameters& p) {
+    SHARED(Pair, filtered, SLOTS);
+    const Range range = tile_bytes(p.image, p.out, 3, SPAN);
+    const int tile_start = blockIdx.x * p.out.tile, band_start = blockIdx.y * p.out.band;
+    const int columns = min(p.out.tile, p.out.width - tile_start);
+    const int band_end = min(band_start + p.out.band, p.out.height);
+    unsigned carry[BYTES] = {};
+    for (int row = band_start; row < band_end; row += 2) {
+        Pair sum = {0, 0};  // of all goes: a tile that needs several has one column, so a thread has one sum
+        for (int go = 0; go < range.goes; ++go) {
+            const int base = range.start + go * SPAN;
+            filter_rows(p.image, p.out, range, base, threadIdx.x, row, band_start, carry, filtered);
+            SYNC();
+            for (int i = threadIdx.x; i < 3 * columns; i += THREADS) {
+                const int x = tile_start + i / 3, channel = i % 3;
+                const Tap column = p.image.columns[x];
+                sum = add(sum, filter_columns<3>(filtered, column, p.image.column_step, channel, base, SPAN), column.norm);
+                if (go + 1 < range.goes) continue;
+                write_pair<T>(p.out, row, x, p.bgr ? 2 - channel : channel, sum);
+                sum.upper = sum.lower = 0;
+            }
+            SYNC();  // filtered is written again
+        }
+    }
+}
+
+struct Nv12Parameters {
+    Plane luma, chroma;  // chroma: U and V interleaved, half the size
+    Output out;
+    float to_rgb[3][4];  // RGB in 0 … 255 from Y, U, V and 1
+};
+
+// Half of the threads filter luma, the others chroma; then each makes columns.
+template <typename T>
+__device__ __forceinline__ void preprocess_nv12(const Nv12Parameters& p) {
+    SHARED(Pair, filtered, SLOTS);
+    const int half = THREADS / 2, span = SPAN / 2, thread = threadIdx.x;
+    Pair* const filtered_chroma = filtered + SLOTS / 2;
+    Range luma = tile_bytes(p.luma, p.out, 1, span), chroma = tile_bytes(p.chroma, p.out, 2, span);
+    const int goes = luma.goes = chroma.goes = max(luma.goes, chroma.goes);
+    const int tile_start = blockIdx.x * p.out.tile, band_start = blockIdx.y * p.out.band;
+    const int columns = min(p.out.tile, p.out.width - tile_start);
+    const int band_end = min(band_start + p.out.band, p.out.height);
+    unsigned carry[BYTES] = {};
+    for (int row = band_start; row < band_end; row += 2) {
+        Pair y = {0, 0}, u = {0, 0}, v = {0, 0};  // of all goes, see preprocess_hwc
+        for (int go = 0; go < goes; ++go) {
+            const int luma_base = luma.start + go * span, chroma_base = chroma.start + go * span;
+            if (thread < half)
+                filter_rows(p.luma, p.out, luma, luma_base, thread, row, band_start, carry, filtered);
+            else
+                filter_rows(p.chroma, p.out, chroma, chroma_base, thread - half, row, band_start, carry, filtered_chroma);
+            SYNC();
+            for (int i = thread; i < columns; i += THREADS) {
+                const int x = tile_start + i;
+                const Tap of_luma = p.luma.columns[x], of_chroma = p.chroma.columns[x];
+                const float step = p.chroma.column_step;
+                y = add(y, filter_columns<1>(filtered, of_luma, p.luma.column_step, 0, luma_base, span), of_luma.norm);
+                u = add(u, filter_columns<2>(filtered_chroma, of_chroma, step, 0, chroma_base, span), of_chroma.norm);
+                v = add(v, filter_columns<2>(filtered_chroma, of_chroma, step, 1, chroma_base, span), of_chroma.norm);
+                if (go + 1 < goes) continue;
+#pragma unroll
+                for (int c = 0; c < 3; ++c) {
+                    Pair rgb = {p.to_rgb[c][3], p.to_rgb[c][3]};
+                    rgb = add(add(add(rgb, y, p.to_rgb[c][0]), u, p.to_rgb[c][1]), v, p.to_rgb[c][2]);
+                    rgb.upper = fminf(fmaxf(rgb.upper, 0.0f), 255.0f);
+                    rgb.lower = fminf(fmaxf(rgb.lower, 0.0f), 255.0f);
+                    write_pair<T>(p.out, row, x, c, rgb);
+                }
+                y.upper = y.lower = u.upper = u.lower = v.upper = v.lower = 0;
+            }
+            SYNC();  // filtered is written again
+        }
+    }
+}
+
+KERNEL(preprocess_hwc_fp32, HwcParameters, THREADS, 2) { preprocess_hwc<float>(p); }
+KERNEL(preprocess_hwc_fp16, HwcParameters, THREADS, 2) { preprocess_hwc<half_bits>(p); }
+KERNEL(preprocess_nv12_fp32, Nv12Parameters, THREADS, 2) { preprocess_nv12<float>(p); }
+KERNEL(preprocess_nv12_fp16, Nv12Parameters, THREADS, 2) { preprocess_nv12<half_bits>(p); }

@@ -1,0 +1,277 @@
+"""Camera or decoder images on the device to network input on the device: preprocess.cu, one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from slimdeploy.kernels import compile, resize
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.runtime.device import Buffer, Device, Stream
+
+# What preprocess.cu is compiled with.
+THREADS = 256
+BYTES = 16
+SPAN = THREADS * BYTES
+
+BLOCKS = 1024
+"""A launch aims at this many blocks: about four waves on the largest GPUs, which run two on each of their
+132 multiprocessors.
+"""
+MAX_BAND = 16
+"""Output rows a block makes at most: the rows that two bands share are 1/16 of what is read."""
+
+PLANE = np.dtype(
+    [("data", "<u8"), ("image_stride", "<i8"), ("rows", "<u8"), ("columns", "<u8"), ("row_step", "<f4"),
+     ("column_step", "<f4"), ("peak", "<f4"), ("pitch", "<i4"), ("row_bytes", "<i4"), ("aligned", "<i4"),
+     ("reuse", "<i4")],
+    align=True,
+)  # fmt: skip
+OUTPUT = np.dtype(
+    [("data", "<u8"), ("width", "<i4"), ("height", "<i4"), ("tile", "<i4"), ("band", "<i4"),
+     ("scale", "<f4", 3), ("shift", "<f4", 3)],
+    align=True,
+)  # fmt: skip
+HWC = np.dtype([("image", PLANE), ("out", OUTPUT), ("bgr", "<i4")], align=True)
+NV12 = np.dtype([("luma", PLANE), ("chroma", PLANE), ("out", OUTPUT), ("to_rgb", "<f4", (3, 4))], align=True)
+
+LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
+"""Weights of red and blue in luma, by standard (ITU-R BT.601-7 and BT.709-6)."""
+CHANNELS = {"rgb": 3, "bgr": 3, "nv12": 1}
+"""Format → bytes of a pixel in its first plane."""
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """How a batch of equal images lies in memory. Strides are in bytes; None means: no padding."""
+
+    format: str
+    """`rgb` or `bgr`, interleaved; or `nv12`: a plane of luma, then one of interleaved U and V, half the
+    size.
+    """
+    width: int
+    height: int
+    pitch: int | None = None
+    """From one row to the next, in both planes."""
+    image_stride: int | None = None
+    """From one image to the next."""
+    chroma_offset: int | None = None
+    """NV12: from an image's luma to its chroma."""
+    standard: str = "bt709"
+    """NV12: `bt709` (HD) or `bt601`."""
+    full_range: bool = False
+    """NV12: luma 0…255 instead of 16…235."""
+
+    def __post_init__(self) -> None:
+        if self.format not in CHANNELS:
+            raise SlimdeployError(f"unknown image format {self.format!r}; known: {', '.join(CHANNELS)}")
+        if self.standard not in LUMA:
+            raise SlimdeployError(f"unknown colour standard {self.standard!r}; known: {', '.join(LUMA)}")
+        if min(self.width, self.height) < 1:
+            raise SlimdeployError(f"an image can't have {self.width}×{self.height} pixels")
+        if self.row_pitch < self.row_bytes:
+            raise SlimdeployError(f"pitch {self.pitch} is less than a row's {self.row_bytes} bytes")
+        if self.chroma_at < self.row_pitch * (self.height - 1) + self.width and self.format == "nv12":
+            raise SlimdeployError(f"chroma_offset {self.chroma_offset} lies within the luma plane")
+        if self.stride < self.nbytes:
+            raise SlimdeployError(
+                f"image_stride {self.image_stride} is less than an image's {self.nbytes} bytes"
+            )
+
+    @property
+    def chroma_size(self) -> tuple[int, int]:
+        """Width and height of the chroma plane, in samples."""
+        return (self.width + 1) // 2, (self.height + 1) // 2
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the longest row that hold samples."""
+        return 2 * self.chroma_size[0] if self.format == "nv12" else 3 * self.width
+
+    @property
+    def row_pitch(self) -> int:
+        return self.row_bytes if self.pitch is None else self.pitch
+
+    @property
+    def chroma_at(self) -> int:
+        return self.row_pitch * self.height if self.chroma_offset is None else self.chroma_offset
+
+    @property
+    def nbytes(self) -> int:
+        """From an image's first sample to its last."""
+        if self.format == "nv12":
+            return self.chroma_at + self.row_pitch * (self.chroma_size[1] - 1) + self.row_bytes
+        return self.row_pitch * (self.height - 1) + self.row_bytes
+
+    @property
+    def stride(self) -> int:
+        if self.image_stride is not None:
+            return self.image_stride
+        rows = self.chroma_size[1] if self.format == "nv12" else self.height
+        return (self.chroma_at if self.format == "nv12" else 0) + self.row_pitch * rows
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of an image that hold samples."""
+        if self.format == "nv12":
+            return self.width * self.height + 2 * self.chroma_size[0] * self.chroma_size[1]
+        return 3 * self.width * self.height
+
+
+class Preprocess:
+    """The kernel for one image layout and one network input. Resizes to a square, without keeping the aspect.
+
+    `queue` neither allocates nor waits, so it can be captured in a CUDA graph.
+    """
+
+    def __init__(
+        self, device: Device, layout: ImageLayout, preprocessing: Preprocessing, *, precision: str = "fp32"
+    ) -> None:
+        """`precision` is that of the network's input, `fp32` or `fp16`."""
+        if precision not in ("fp32", "fp16"):
+            raise SlimdeployError(f"network input is fp32 or fp16, not {precision!r}")
+        self._device, self.layout, self._size = device, layout, preprocessing.size
+        self._item_bytes = 4 if precision == "fp32" else 2
+        name = f"preprocess_{'nv12' if layout.format == 'nv12' else 'hwc'}_{precision}"
+        self._kernel = compile.kernel(device, "preprocess", name)
+        self._tables: list[Buffer] = []
+        self._parameters = self._prepare(preprocessing)
+
+    def _prepare(self, preprocessing: Preprocessing) -> np.ndarray:
+        layout, size = self.layout, self._size
+        if layout.format == "nv12":
+            parameters = np.zeros((), NV12)
+            width, height = layout.chroma_size
+            luma_columns = self._plane(parameters["luma"], 1, layout.width, layout.height)
+            chroma_columns = self._plane(
+                parameters["chroma"], 2, width, height, extent=(layout.width / 2, layout.height / 2)
+            )
+            tile = choose_tile([(luma_columns, 1), (chroma_columns, 2)], SPAN // 2)
+            parameters["to_rgb"] = yuv_to_rgb(layout.standard, full_range=layout.full_range)
+        else:
+            parameters = np.zeros((), HWC)
+            columns = self._plane(parameters["image"], 3, layout.width, layout.height)
+            tile = choose_tile([(columns, 3)], SPAN)
+            parameters["bgr"] = layout.format == "bgr"
+        out = parameters["out"]
+        out["width"], out["height"], out["tile"] = size, size, tile
+        mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
+        out["scale"], out["shift"] = 1 / (255 * std), -mean / std
+        return parameters
+
+    def _plane(
+        self,
+        plane: np.ndarray,
+        channels: int,
+        width: int,
+        height: int,
+        extent: tuple[float, float] | None = None,
+    ) -> np.ndarray:
+        """Fill in a plane's parameters, its tables on the device included; the table of its columns."""
+        size, (wide, high) = self._size, extent or (width, height)
+        columns, rows = resize.taps(width, size, extent=wide), resize.taps(height, size, extent=high)
+        plane["peak"] = peak = choose_peak(high / size)
+        rows["norm"] /= peak
+        plane["columns"], plane["rows"] = self._table(columns), self._table(rows)
+        plane["column_step"], plane["row_step"] = resize.step(wide, size), resize.step(high, size)
+        plane["pitch"], plane["image_stride"] = self.layout.row_pitch, self.layout.stride
+        plane["row_bytes"] = width * channels
+        plane["reuse"] = high >= size
+        return columns
+
+    def _table(self, table: np.ndarray) -> int:
+        buffer, stream = self._device.allocate(table.nbytes), self._device.stream()
+        self._tables.append(buffer)
+        self._device.upload(buffer, table, stream)
+        stream.synchronize()
+        return buffer.address
+
+    def queue(self, images: Buffer, output: Buffer, batch: int, stream: Stream) -> None:
+        """Queue the kernel: `images` holds `batch` images of the layout, `output` gets (batch, 3, size,
+        size).
+
+        Raises SlimdeployError where a buffer is too small.
+        """
+        needed = self.layout.stride * (batch - 1) + self.layout.nbytes
+        if batch < 1 or images.nbytes < needed or output.nbytes < self.output_bytes(batch):
+            raise SlimdeployError(
+                f"{batch} images need {needed} bytes in and {self.output_bytes(batch)} out; "
+                f"the buffers have {images.nbytes} and {output.nbytes}"
+            )
+        p = self._parameters
+        if self.layout.format == "nv12":
+            self._locate(p["luma"], images.address)
+            self._locate(p["chroma"], images.address + self.layout.chroma_at)
+        else:
+            self._locate(p["image"], images.address)
+        tiles = -(-self._size // int(p["out"]["tile"]))
+        band = choose_band(self._size, tiles * batch)
+        p["out"]["data"], p["out"]["band"] = output.address, band
+        self._device.launch(self._kernel, (tiles, -(-self._size // band), batch), (THREADS, 1, 1), p, stream)
+
+    def _locate(self, plane: np.ndarray, address: int) -> None:
+        plane["data"] = address
+        plane["aligned"] = not any(n % BYTES for n in (address, self.layout.row_pitch, self.layout.stride))
+
+    def output_bytes(self, batch: int) -> int:
+        return batch * 3 * self._size**2 * self._item_bytes
+
+    def bytes_moved(self, batch: int) -> int:
+        """The least that memory must carry: each sample read once, each result written once."""
+        return batch * self.layout.sample_bytes + self.output_bytes(batch)
+
+    def close(self) -> None:
+        """Free the tables. May be called twice."""
+        while self._tables:
+            self._tables.pop().free()
+
+
+def choose_tile(planes: list[tuple[np.ndarray, int]], span: int) -> int:
+    """Columns of the widest equal tiles that need at most `span` source bytes of each plane: a block
+    filters so many in one go.
+
+    `planes` are (taps of the columns, bytes of a pixel). 1 where even a single column's window is wider: the
+    kernel then goes over it in several goes.
+    """
+    size = len(planes[0][0])
+    for tiles in range(1, size + 1):
+        tile = -(-size // tiles)
+        if all(_widest(columns, channels, tile) <= span for columns, channels in planes):
+            return tile
+    return 1
+
+
+def choose_peak(scale: float) -> int:
+    """What weights of rows are at most, as whole numbers: 16 bits, or fewer where a window's weighted sum of
+    bytes would exceed 32. `scale` is source rows an output row.
+    """
+    return min(65535, int((2**32 - 1) / (255 * (max(scale, 1) + 2))))
+
+
+def choose_band(size: int, columns_of_blocks: int) -> int:
+    """Output rows a block makes: even, many where there are images enough to fill the GPU, few for one
+    image.
+    """
+    wanted = size * columns_of_blocks // BLOCKS
+    return min(max(wanted // 2 * 2, 2), MAX_BAND)
+
+
+def yuv_to_rgb(standard: str, *, full_range: bool) -> np.ndarray:
+    """(3, 4) float32: red, green, blue in 0…255 from Y, U, V in 0…255 and 1 (BT.601-7 §2.5, BT.709-6 §3)."""
+    red, blue = LUMA[standard]
+    green = 1 - red - blue
+    of_luma, of_chroma, black = (1, 1, 0) if full_range else (255 / 219, 255 / 224, 16)
+    from_u, from_v = 2 * (1 - blue) * of_chroma, 2 * (1 - red) * of_chroma
+    u_v = np.array([[0, from_v], [-from_u * blue / green, -from_v * red / green], [from_u, 0]])
+    constant = -of_luma * black - 128 * u_v.sum(1)
+    return np.column_stack([np.full(3, of_luma), u_v, constant]).astype(np.float32)
+
+
+def _widest(columns: np.ndarray, channels: int, tile: int) -> Any:
+    """Source bytes of the tile that needs most, from the multiple of 16 at or before its first."""
+    first = columns["start"][::tile] * channels // BYTES * BYTES
+    last = columns["end"][np.minimum(np.arange(0, len(columns), tile) + tile, len(columns)) - 1] * channels
+    return (last - first).max()

@@ -1,0 +1,37 @@
+"""The windows and weights of a bilinear resize, antialiased when it shrinks: one axis at a time.
+
+The definition is PIL's (`Image.resize(…, BILINEAR)`, `reducing_gap=None`) and torch's
+(`interpolate(mode="bilinear", antialias=True)`): half-pixel centres, and a triangle as wide as the shrink
+factor.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+TAP = np.dtype([("start", "<i4"), ("end", "<i4"), ("first", "<f4"), ("norm", "<f4")])
+"""`Tap` of preprocess.cu: samples start … end−1, the j-th weighing norm × (1 − |first + j × step|)."""
+
+
+def step(extent: float, size: int) -> float:
+    """How far one sample is along the triangle, whose half width is 1, for `extent` samples made `size`."""
+    return 1 / max(extent / size, 1)
+
+
+def taps(samples: int, size: int, *, extent: float | None = None) -> np.ndarray:
+    """The window of each of `size` outputs over `samples` inputs: (size,) TAP, computed in float64.
+
+    `extent` is the input's real length in samples where it isn't whole (chroma of an odd size).
+    """
+    extent = samples if extent is None else extent
+    scale, inverse = extent / size, step(extent, size)
+    centre = (np.arange(size) + 0.5) * scale
+    start = np.clip(np.floor(centre - 1 / inverse + 0.5), 0, samples - 1).astype(np.int64)
+    end = np.clip(np.floor(centre + 1 / inverse + 0.5), start + 1, samples).astype(np.int64)
+    first = (start + 0.5 - centre) * inverse
+    offsets = np.arange(int((end - start).max()))
+    weights = np.maximum(1 - np.abs(first[:, None] + offsets * inverse), 0)
+    total = np.where(offsets < (end - start)[:, None], weights, 0).sum(1)
+    table = np.zeros(size, TAP)
+    table["start"], table["end"], table["first"], table["norm"] = start, end, first, 1 / total
+    return table

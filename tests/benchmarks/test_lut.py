@@ -1,0 +1,273 @@
+"""Latency tables on devices whose truth is known: made-up times that the fit must find again."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slimdeploy.benchmarks import lut, lut_fit, lut_measure, results
+from slimdeploy.benchmarks.lut import LatencyTable, load_table, shape_of
+from slimdeploy.benchmarks.lut_fit import Sample, least_absolute, nonnegative
+from slimdeploy.benchmarks.lut_measure import LutOptions, measure_table
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.cost import round_up
+from slimdeploy.toolchain.networks.layers import enumerate_layers
+from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+
+RESNET18 = network_spec("resnet18")
+OPTIONS = LutOptions(batch=1, threads=1, seconds=1e6)
+PROFILING_MS = 0.004
+CACHE_MB = 8.0
+
+
+def true_ms(spec: NetworkSpec, size: int) -> tuple[dict[str, float], float]:
+    """A device that pads widths to 16 and reads weights beyond 8 MB from memory in every run."""
+    layers = enumerate_layers(spec, size)
+    streamed = max(0.0, 1 - CACHE_MB / (sum(conv.weights for conv in layers.convs()) * 4 / 2**20))
+    convs = {}
+    for conv in layers.convs():
+        wide, out = round_up(conv.in_channels, 16), round_up(conv.out_channels, 16)
+        pixels, area = conv.out_size**2, conv.kernel**2
+        macs, weights = wide * out * area * pixels, wide * out * area
+        convs[conv.name] = 0.002 + 1e-8 * macs + 1e-7 * pixels * (wide + out) + 1e-7 * streamed * weights
+    return convs, 0.01 + 1e-4 * layers.stem.out_channels + 1e-5 * layers.classifier_in
+
+
+def device(*, noise: float = 0.0, disturbed: float = 0.0, seed: int = 0):
+    """A profiler of that device: `noise` is the relative deviation of each time, `disturbed` the share of the
+    networks that other work makes twice as slow.
+    """
+    rng = np.random.default_rng(seed)
+
+    def profile(spec: NetworkSpec, size: int, options: LutOptions) -> Sample:
+        convs, rest = true_ms(spec, size)
+        slow = 2.0 if rng.random() < disturbed else 1.0
+        own = {
+            name: (ms * rng.lognormal(0, noise) + PROFILING_MS) * slow if noise else ms + PROFILING_MS
+            for name, ms in convs.items()
+        }
+        return Sample(spec, own, rest + PROFILING_MS, (sum(convs.values()) + rest) * slow)
+
+    return profile
+
+
+def stopped(spec: NetworkSpec, size: int, options: LutOptions) -> Sample:
+    raise AssertionError("nothing should be measured here")
+
+
+def errors(table: LatencyTable, count: int = 20) -> np.ndarray:
+    """Relative errors on networks that the table hasn't seen."""
+    rng, found = random.Random(99), []
+    for _ in range(count):
+        spec = lut_measure.random_network(RESNET18, rng)
+        convs, rest = true_ms(spec, 32)
+        found.append(table.network_ms(spec, 32) / (sum(convs.values()) + rest) - 1)
+    return np.abs(found)
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("lut") / "table.json"
+    measure_table(RESNET18, 32, OPTIONS, path, profile=device())
+    return path
+
+
+def test_the_truth_is_found_again(exact):
+    table = load_table(exact)
+    assert table.granularity == 16
+    assert table.cache_mb == CACHE_MB
+    assert errors(table).max() < 0.01
+    convs, _ = true_ms(RESNET18, 32)
+    streamed = table.streamed(enumerate_layers(RESNET18, 32).convs())
+    for conv in enumerate_layers(RESNET18, 32).convs():
+        assert table.conv_ms(conv, streamed=streamed) == pytest.approx(convs[conv.name], rel=0.05), conv.name
+
+
+def test_noise_and_other_work_are_survived(tmp_path):
+    result = measure_table(
+        RESNET18, 32, OPTIONS, tmp_path / "t.json", profile=device(noise=0.1, disturbed=0.25)
+    )
+    assert np.median(errors(result.table)) < 0.05
+
+
+def test_the_file_conforms_to_its_schema(exact):
+    schema = json.loads((Path(lut.__file__).parent / "schemas" / "lut-1.json").read_text())
+    jsonschema.validate(results.read(exact, "lut"), schema)
+
+
+def test_measuring_ends_where_the_table_is_stable(exact):
+    document = results.read(exact, "lut")
+    assert document["stable"]
+    assert len(document["samples"]) == lut_measure.MINIMUM_PASSES * lut_measure.PASS
+    assert max(map(abs, document["errors"])) < 0.02
+
+
+def test_no_time_left_still_measures_one_pass(tmp_path):
+    result = measure_table(RESNET18, 32, replace(OPTIONS, seconds=0), tmp_path / "t.json", profile=device())
+    assert result.networks == lut_measure.PASS
+    assert result.median_error is None
+    assert not result.stable
+    assert load_table(tmp_path / "t.json") == result.table
+
+
+def test_the_same_command_goes_on(tmp_path):
+    path = tmp_path / "t.json"
+    measure_table(RESNET18, 32, replace(OPTIONS, seconds=0), path, profile=device())
+    first = results.read(path, "lut")["samples"]
+    again = measure_table(RESNET18, 32, OPTIONS, path, profile=device())
+    samples = results.read(path, "lut")["samples"]
+    assert again.networks == len(samples) > len(first)
+    assert samples[: len(first)] == first
+    assert len({tuple(sample["channels"]) for sample in samples}) == len(samples)  # none drawn twice
+
+
+def test_a_network_that_cannot_be_timed_leaves_the_last_pass(tmp_path):
+    path, profile, calls = tmp_path / "t.json", device(), []
+
+    def breaks(spec: NetworkSpec, size: int, options: LutOptions) -> Sample:
+        calls.append(spec)
+        if len(calls) > lut_measure.PASS + 3:
+            raise KeyboardInterrupt
+        return profile(spec, size, options)
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_table(RESNET18, 32, OPTIONS, path, profile=breaks)
+    assert len(results.read(path, "lut")["samples"]) == lut_measure.PASS
+    load_table(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"options": LutOptions(batch=8, threads=1)}, "batch 1 (here 8)"),
+        ({"options": LutOptions(batch=1, threads=7)}, "threads 1 (here 7)"),
+        ({"spec": network_spec("resnet34")}, "arch resnet18 (here resnet34)"),
+        ({"size": 64}, "size 32 (here 64)"),
+    ],
+)
+def test_a_table_of_something_else_is_refused(exact, change, said):
+    call = {"spec": RESNET18, "size": 32, "options": OPTIONS, "output": exact, "profile": stopped} | change
+    with pytest.raises(SlimdeployError) as error:
+        measure_table(**call)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_another_version_is_refused(exact, tmp_path):
+    document = results.read(exact, "lut")
+    document["device"]["versions"]["onnxruntime"] = "0.1"
+    results.write(tmp_path / "old.json", document)
+    with pytest.raises(SlimdeployError, match=r"versions \{'onnxruntime': '0.1'\} \(here"):
+        measure_table(RESNET18, 32, OPTIONS, tmp_path / "old.json", profile=stopped)
+
+
+def test_a_shape_that_was_not_measured_is_named(exact):
+    with pytest.raises(SlimdeployError, match=r"no 7x7/2@224 convolution \(conv1\).*slimdeploy lut"):
+        load_table(exact).network_ms(network_spec("resnet18", stem="imagenet"), 224)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda d: d.pop("model"), "damaged"),
+        (lambda d: d["model"]["terms"].reverse(), "damaged"),
+        (lambda d: d["model"]["rest"].pop(), "damaged"),
+        (lambda d: d.update(schema=99), "schema 99"),
+        (lambda d: d.update(kind="bench"), "is not a lut result: slimdeploy lut"),
+    ],
+)
+def test_a_damaged_table_is_refused(exact, tmp_path, damage, said):
+    document = json.loads(exact.read_text())
+    damage(document)
+    path = tmp_path / "damaged.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(SlimdeployError, match=said):
+        load_table(path)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2048), st.integers(1, 2048), st.integers(0, 64), st.integers(0, 64))
+def test_wider_never_costs_less(inputs, outputs, more_in, more_out):
+    conv = enumerate_layers(RESNET18, 32).convs()[3]
+    table = LatencyTable({}, 1, 16, 8.0, {shape_of(conv): (1e-3, 1e-5, 2e-5, 1e-7, 1e-8, 1e-8)}, (0, 0, 0))
+    narrow = replace(conv, in_channels=inputs, out_channels=outputs)
+    wide = replace(conv, in_channels=inputs + more_in, out_channels=outputs + more_out)
+    assert table.conv_ms(narrow, streamed=0.5) <= table.conv_ms(wide, streamed=0.5)
+    assert table.conv_ms(narrow) <= table.conv_ms(narrow, streamed=0.5)
+
+
+def test_a_time_by_hand():
+    conv = replace(enumerate_layers(RESNET18, 32).convs()[3], in_channels=20, out_channels=70)
+    table = LatencyTable(
+        {}, 1, 16, None, {shape_of(conv): (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-2)}, (3, 0.5, 0.25)
+    )
+    # 20 → 32 wide; 70 → 80, and 128 in blocks of 64
+    expected = 1 + 0.1 * 32 + 0.01 * 80 + 1e-3 * 32 * 80 + 1e-4 * 32 * 128 + 1e-2 * 32 * 80 * 0.5
+    assert table.conv_ms(conv, streamed=0.5) == pytest.approx(expected)
+    assert table.rest_ms(stem=4, classifier_in=8) == 3 + 2 + 2
+
+
+def test_shapes_tell_the_sum_apart():
+    shapes = {conv.name: shape_of(conv) for conv in enumerate_layers(network_spec("resnet50"), 32).convs()}
+    assert shapes["conv1"] == "3x3/1@32"
+    assert shapes["layer1.1.conv1"] == "1x1/1@16"
+    assert shapes["layer1.0.downsample.0"] == "1x1/1@16"
+    assert shapes["layer1.1.conv3"] == "1x1/1@16+sum"
+    assert shapes["layer2.0.conv2"] == "3x3/2@16"
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000))
+def test_random_networks_are_aligned_and_no_wider(seed):
+    full = network_spec("resnet50")
+    widths = lut_measure.random_network(full, random.Random(seed)).channels.flat()
+    assert all(
+        width % 8 == 0 and width <= whole for width, whole in zip(widths, full.channels.flat(), strict=True)
+    )
+
+
+def test_nonnegative_least_squares_by_hand():
+    # x₁ + x₂ = 1, x₁ = 2: without the bound (2, −1); with it x₂ = 0 and x₁ = 1.5
+    features, target = np.array([[1.0, 1.0], [1.0, 0.0]]), np.array([1.0, 2.0])
+    assert nonnegative(features.T @ features, features.T @ target) == pytest.approx([1.5, 0])
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000))
+def test_nonnegative_least_squares_meets_its_conditions(seed):
+    rng = np.random.default_rng(seed)
+    features, target = rng.normal(size=(12, 5)), rng.normal(size=12)
+    gram, moments = features.T @ features, features.T @ target
+    found = nonnegative(gram, moments)
+    slope = gram @ found - moments  # Karush, Kuhn and Tucker: ≥ 0, and 0 wherever x > 0
+    assert (found >= 0).all()
+    assert slope.min() > -1e-8
+    assert np.abs(slope * found).max() < 1e-8
+
+
+def test_least_absolute_ignores_a_third_of_outliers():
+    x = np.arange(1.0, 31)
+    target = 2 + 3 * x
+    target[::3] *= 4
+    found = least_absolute(np.stack([np.ones_like(x), x], axis=1), target, rounds=50)
+    assert found == pytest.approx([2, 3], rel=0.02)
+
+
+def test_signed_coefficients_may_be_negative():
+    x = np.arange(1.0, 31)
+    found = least_absolute(np.stack([np.ones_like(x), x], axis=1), 3 * x - 1, signed=(0,))
+    assert found == pytest.approx([-1, 3], rel=1e-3)
+
+
+def test_fit_is_a_function_of_the_samples(exact):
+    document = results.read(exact, "lut")
+    samples = [lut_measure._sample(row, RESNET18, 32) for row in document["samples"]]
+    assert lut_fit.fit(samples, 32, document["device"]).to_json() == document["model"]

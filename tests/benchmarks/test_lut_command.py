@@ -1,0 +1,103 @@
+"""`slimdeploy lut` on real, tiny networks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnxruntime", reason="latency tables are measured on onnxruntime")
+
+from slimdeploy.benchmarks import lut_accuracy, lut_measure
+from slimdeploy.benchmarks.lut import load_table, measure_ms
+from slimdeploy.benchmarks.lut_measure import LutOptions, build_noise, profile_onnxruntime
+from slimdeploy.toolchain.networks.layers import enumerate_layers
+from slimdeploy.toolchain.networks.spec import network_spec
+
+SMALL = lut_accuracy.scaled(network_spec("resnet18"), 0.25, 0.25, 8)
+
+
+def slimdeploy(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "slimdeploy.toolchain", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> tuple[Path, dict]:
+    """One pass over a small architecture and small images."""
+    path = tmp_path_factory.mktemp("lut") / "table.json"
+    done = slimdeploy("lut", "--arch", "resnet18", "--size", 8, "--threads", 1, "--seconds", 0,
+                      "-o", path, "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return path, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("widths", [8, 16, 20])
+def test_every_convolution_has_a_time(widths):
+    spec = lut_accuracy.scaled(network_spec("resnet50"), widths / 512, widths / 512, widths)
+    sample = profile_onnxruntime(spec, 8, LutOptions(threads=1))
+    assert list(sample.convs_ms) == [conv.name for conv in enumerate_layers(spec, 8).convs()]
+    assert min(sample.convs_ms.values()) > 0
+    assert sample.rest_ms > 0
+    assert sample.total_ms > 0
+
+
+def test_the_command_tells_what_it_measured(table):
+    path, told = table
+    assert told["table"] == str(path)
+    assert told["networks"] == lut_measure.PASS
+    assert told["shapes"] == len(load_table(path).shapes)
+    assert told["stable"] is False
+    assert told["error"] == {"median": None, "worst": None}
+    assert load_table(path).network_ms(SMALL, 8) > 0
+
+
+def test_the_command_shows_a_table_and_goes_on_from_it(table):
+    path, _ = table
+    before = path.read_text()
+    done = slimdeploy("lut", "--arch", "resnet18", "--size", 8, "--threads", 1, "--seconds", 0, "-o", path)
+    assert done.returncode == 0, done.stderr
+    assert "not yet: run it again" in done.stdout
+    assert path.read_text() == before  # no time, no change
+
+
+def test_tensorrt_says_what_is_missing(tmp_path):
+    done = slimdeploy("lut", "--backend", "tensorrt", "-o", tmp_path / "t.json")
+    assert done.returncode == 2
+    assert "--backend tensorrt" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_batch_size_is_refused_in_one_line(table):
+    path, _ = table
+    done = slimdeploy("lut", "--arch", "resnet18", "--size", 8, "--threads", 1, "--batch", 2, "-o", path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "batch 1 (here 2)" in done.stderr
+
+
+def test_a_whole_network_is_measured_in_its_own_process(tmp_path):
+    path = tmp_path / "small.onnx"
+    path.write_bytes(build_noise(SMALL, 8))
+    assert 0 < measure_ms(path, batch=2, threads=1, seconds=0.1) < 60_000
+
+
+def test_predictions_are_compared_with_measurements(table, monkeypatch):
+    path, _ = table
+    monkeypatch.setattr(lut_accuracy, "NETWORKS", {"all ×0.1": (0.1, 0.1, 8)})
+    (row,) = lut_accuracy.compare(path, seconds=0.1)
+    assert list(row) == list(lut_accuracy.COLUMNS)
+    assert row["error"] == pytest.approx(row["predicted_ms"] / row["measured_ms"] - 1)
+
+
+def test_no_torch_is_needed():
+    code = (
+        "import sys; sys.modules['torch'] = None; "
+        "import slimdeploy.benchmarks.lut_measure, slimdeploy.benchmarks.lut_accuracy, "
+        "slimdeploy.toolchain.commands.lut"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

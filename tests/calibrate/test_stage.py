@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import onnx
+import pytest
+from calibrate_examples import PREPROCESSING, make_example
+
+from slimdeploy.calibrate import stage
+from slimdeploy.calibrate.options import CalibrateOptions, calibration_data
+from slimdeploy.calibrate.stage import calibrate_stage
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.data.dataset import Dataset, Split
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.runtime.session import open_session
+
+FAST = CalibrateOptions(method="percentile", threads=1, max_drop=100)
+
+
+def run(example, folder, *, options=FAST, name="int8.onnx", data=None, **given):
+    model = folder / "model.onnx"
+    if not model.exists():
+        example.save(model)
+    return calibrate_stage(model, data=data or example.data(), options=options, output=folder / name, **given)
+
+
+def change(example, **parts):
+    return dataclasses.replace(example.data(), **parts)
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "cpu"])
+def test_what_is_written_runs_and_describes_itself(bottleneck, tmp_path, target):
+    result = run(bottleneck, tmp_path, options=dataclasses.replace(FAST, target=target))
+    with open_session(tmp_path / "int8.onnx") as session:
+        assert (session.precision, session.input_shape) == ("int8", (3, 16, 16))
+        assert session.info is not None
+        assert session.info.preprocessing == PREPROCESSING
+        assert session.run(np.zeros((2, 3, 16, 16), np.float32)).shape == (2, 5)
+    described = json.loads(artifacts.sidecar(tmp_path / "int8.onnx").read_text())
+    assert described["sha256"] == artifacts.sha256_file(tmp_path / "int8.onnx")
+    assert described["parent_sha256"] == artifacts.sha256_file(tmp_path / "model.onnx")
+    assert (described["precision"], described["method"], described["target"]) == (
+        "int8",
+        "percentile",
+        target,
+    )
+    assert described["thresholds"]["images"] > 0
+    assert described["parity"] == result.parity.to_json()
+    assert described["parity"]["images"] == 48
+
+
+def test_auto_tries_every_method(bottleneck, tmp_path):
+    result = run(bottleneck, tmp_path, options=dataclasses.replace(FAST, method="auto"))
+    assert set(result.methods) == {"minmax", "percentile", "entropy", "mse"}
+    assert result.method in result.methods
+
+
+def test_ranges_are_reused_and_stale_ones_refused(bottleneck, tmp_path, monkeypatch):
+    ranges = tmp_path / "ranges.json"
+    run(bottleneck, tmp_path, ranges=ranges)
+    before = ranges.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "collect", lambda *a, **k: pytest.fail("measured again"))
+        run(bottleneck, tmp_path, ranges=ranges, name="again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "int8.onnx").read_bytes()
+    fewer = change(bottleneck, ranges=Split(bottleneck.images[:10], bottleneck.labels[:10]))
+    with pytest.raises(SlimdeployError, match="stale.*48 other images.*--force"):
+        run(bottleneck, tmp_path, ranges=ranges, name="other.onnx", data=fewer)
+    assert not (tmp_path / "other.onnx").exists()
+    assert ranges.read_bytes() == before
+    run(bottleneck, tmp_path, ranges=ranges, name="other.onnx", data=fewer, force=True)
+    assert json.loads(ranges.read_text())["images"] == 10
+
+
+def test_a_changed_model_makes_its_ranges_stale(bottleneck, tmp_path):
+    run(bottleneck, tmp_path, ranges=tmp_path / "ranges.json")
+    changed = onnx.load(tmp_path / "model.onnx")
+    changed.doc_string = "another export"
+    onnx.save(changed, tmp_path / "model.onnx")
+    with pytest.raises(SlimdeployError, match="ranges of another model"):
+        run(bottleneck, tmp_path, ranges=tmp_path / "ranges.json", name="other.onnx")
+
+
+def test_the_trt8_cache_names_every_tensor(bottleneck, tmp_path):
+    run(bottleneck, tmp_path, trt8=tmp_path / "int8.cache")
+    lines = (tmp_path / "int8.cache").read_text().splitlines()
+    assert [line.split(": ")[0] for line in lines[1:]] == bottleneck.source.activations
+
+
+def test_too_large_a_drop_writes_nothing(bottleneck, tmp_path):
+    random = np.random.default_rng(0)
+    # A test split on which the float model is right and INT8 can't be: its own logits, then other images.
+    wrong = Split(random.permutation(bottleneck.images[96:144]), bottleneck.labels[96:144])
+    options = dataclasses.replace(FAST, max_drop=0.0)
+    noisy = change(bottleneck, test=wrong)
+    result = run(bottleneck, tmp_path, options=options, data=noisy)
+    assert (result.onnx is None) == (result.parity.drop > 0)
+    assert (tmp_path / "int8.onnx").exists() == (result.onnx is not None)
+
+
+def test_the_most_sensitive_layers_stay_in_float(bottleneck, tmp_path, monkeypatch):
+    """With activations clipped far too low INT8 can't work: layers must go back to float until it does."""
+    monkeypatch.setitem(stage.METHODS, "broken", lambda histogram, steps: histogram.largest / 50)
+    options = dataclasses.replace(FAST, method="broken", max_drop=5.0)
+    result = run(bottleneck, tmp_path, options=options)
+    layers = bottleneck.source.layers()
+    assert result.methods["broken"].drop > 5.0
+    assert [s.layer for s in result.sensitivity] != layers
+    assert sorted(s.layer for s in result.sensitivity) == sorted(layers)
+    assert 0 < len(result.float_layers) <= len(layers)
+    ranked = [s.layer for s in result.sensitivity]
+    assert set(result.float_layers) == set(ranked[: len(result.float_layers)])
+    assert result.precision == "mixed"
+    if result.onnx:
+        assert result.parity.drop <= 5.0
+        with open_session(result.onnx) as session:
+            assert session.precision == "mixed"
+
+
+def test_sensitivity_can_be_asked_for(tmp_path):
+    example = make_example("resnet18")
+    options = dataclasses.replace(FAST, sensitivity=True, sensitivity_images=16)
+    result = run(example, tmp_path, options=options)
+    errors = [s.relative_error for s in result.sensitivity]
+    assert len(errors) == len(example.source.layers())
+    assert errors == sorted(errors, reverse=True)
+    assert result.float_layers == ()
+
+
+def test_layers_kept_on_request(bottleneck, tmp_path):
+    result = run(bottleneck, tmp_path, options=dataclasses.replace(FAST, float_layers=("fc", "conv1")))
+    assert result.float_layers == ("conv1", "fc")
+    described = json.loads(artifacts.sidecar(tmp_path / "int8.onnx").read_text())
+    assert not {"fc", "conv1"} & set(described["quantised_layers"])
+    with pytest.raises(SlimdeployError, match="unknown layer 'fcc'.*Did you mean 'fc'"):
+        run(bottleneck, tmp_path, options=dataclasses.replace(FAST, float_layers=("fcc",)), name="x.onnx")
+
+
+def test_fp16_compute(bottleneck, tmp_path):
+    run(bottleneck, tmp_path, options=dataclasses.replace(FAST, compute="fp16"))
+    model = onnx.load(tmp_path / "int8.onnx")
+    kinds = {c.name: c.data_type for c in model.graph.initializer}
+    assert kinds["conv1.bias.fp16"] == onnx.TensorProto.FLOAT16
+    assert onnx.TensorProto.FLOAT not in kinds.values()
+
+
+def test_fp16_compute_needs_opset_19(tmp_path):
+    example = make_example("resnet18", opset=17)
+    with pytest.raises(SlimdeployError, match="needs opset 19, the model has 17"):
+        run(example, tmp_path, options=dataclasses.replace(FAST, compute="fp16"))
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "kl"}, "unknown method 'kl'"),
+        ({"target": "gpu"}, "unknown target 'gpu'; known: tensorrt, cpu"),
+        ({"compute": "bf16"}, "unknown compute 'bf16'"),
+        ({"compute": "fp16", "target": "cpu"}, "--compute fp16 is for --target tensorrt"),
+    ],
+)
+def test_options_that_cannot_be(given, message):
+    with pytest.raises(SlimdeployError, match=message):
+        CalibrateOptions(**given)
+
+
+@pytest.mark.parametrize("part", ["ranges", "selection", "test"])
+def test_unusable_images(bottleneck, tmp_path, part):
+    none = Split(bottleneck.images[:0], bottleneck.labels[:0])
+    with pytest.raises(SlimdeployError, match="no images to"):
+        run(bottleneck, tmp_path, data=change(bottleneck, **{part: none}))
+    small = Split(bottleneck.images[:4, :12], bottleneck.labels[:4])
+    with pytest.raises(SlimdeployError, match=r"the images are 16×12, but .*model\.onnx takes 16×16"):
+        run(bottleneck, tmp_path, data=change(bottleneck, **{part: small}))
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_nothing_is_overwritten(bottleneck, tmp_path):
+    for name in ("int8.onnx", "cache"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(SlimdeployError, match=f"{name} exists"):
+            run(bottleneck, tmp_path, trt8=tmp_path / "cache")
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+
+
+def test_no_image_is_used_twice():
+    images = np.arange(200, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    train = Split(images, np.arange(200) % 2)
+    dataset = Dataset(("a", "b"), train, Split(images[:7], np.arange(7) % 2), PREPROCESSING)
+    data = calibration_data(dataset, images=100, selection_images=10)
+    used = [set(part.images[:, 0, 0, 0].tolist()) for part in (data.ranges, data.selection)]
+    assert not used[0] & used[1]
+    assert [len(u) for u in used] == [100, 10]
+    assert len(data.test) == 7

@@ -1,0 +1,5 @@
+"""Fixtures of these tests."""
+
+from slimdeploy.tests.small_network import models, small_batch, small_checkpoint
+
+__all__ = ["models", "small_batch", "small_checkpoint"]

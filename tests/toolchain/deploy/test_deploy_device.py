@@ -1,0 +1,333 @@
+"""Installing on a device: what is checked, what is refused, and that the version before is never lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slimdeploy.toolchain.deploy import bundle as bundles
+from slimdeploy.toolchain.deploy import device
+from slimdeploy.toolchain.deploy.engine import EngineOptions
+from slimdeploy.toolchain.deploy.store import KEPT, Store, default_root
+from slimdeploy.toolchain.deploy.sysfs import read_facts
+from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
+from slimdeploy.toolchain.runtime.session import SessionOptions
+
+OPTIONS = device.DeployOptions(threads=1, measure_seconds=0.01)
+KILLER = Path(__file__).with_name("kill_at_every_step.py")
+CLI = [sys.executable, "-m", "slimdeploy.toolchain"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def whole(store: Store) -> bool:
+    """Whether the current version is there with every byte it should have."""
+    folder = store.current()
+    manifest = bundles.read_folder(folder)
+    return device._installed_engine(folder, manifest).path.is_file()
+
+
+def leftovers(store: Store) -> set[str]:
+    return {entry.name for entry in store.versions.iterdir()} - set(store.active())
+
+
+def test_deploy_takes_the_best_model(bundle, store):
+    made = device.deploy(bundle, store, OPTIONS)
+    assert (made.version, made.variant, made.backend) == ("0001-net", "int8-cpu", "onnxruntime-cpu")
+    assert made.golden.max_error == 0.0
+    assert made.golden.images == 6
+    assert made.accuracy["device"] == made.accuracy["host"]
+    assert made.latency_ms.p50 > 0
+    assert made.notes == ("not signed",)
+    assert json.loads((store.current() / "deployment.json").read_text()) == json.loads(
+        json.dumps(made.to_json())
+    )
+    assert not leftovers(store)
+
+
+def test_deployed_model_answers_as_on_the_host(bundle, models, images, store):
+    made = device.deploy(bundle, store, dataclasses.replace(OPTIONS, engine=EngineOptions(precision="fp32")))
+    assert made.variant == "fp32"
+    assert made.accuracy["device"] == 1.0
+    session, version = device.open_deployed(store, SessionOptions(threads=1))
+    with session:
+        assert version == made.version
+        assert session.info.class_names == ("class-0", "class-1", "class-2", "class-3")
+
+
+def test_versions_and_rollback(bundle, other_bundle, store):
+    for path in (bundle, other_bundle, bundle, bundle):
+        device.deploy(path, store, OPTIONS)
+    assert store.active() == ["0002-other", "0003-net", "0004-net"]
+    assert len(store.active()) == KEPT
+    assert device.rollback(store, OPTIONS)[0] == "0003-net"
+    assert device.rollback(store, OPTIONS)[0] == "0002-other"
+    assert whole(store)
+    with pytest.raises(SlimdeployError, match="no version before 0002-other"):
+        device.rollback(store, OPTIONS)
+    assert device.deploy(bundle, store, OPTIONS).version == "0005-net"
+    assert not leftovers(store)
+
+
+def test_rollback_to_a_damaged_version(bundle, other_bundle, store):
+    device.deploy(bundle, store, OPTIONS)
+    device.deploy(other_bundle, store, OPTIONS)
+    golden = store.versions / "0001-net/golden/fp32.f32"
+    golden.write_bytes(b"x" * golden.stat().st_size)
+    with pytest.raises(SlimdeployError, match="has changed since"):
+        device.rollback(store, OPTIONS)
+    assert store.current().name == "0002-other"
+
+
+def test_rollback_before_anything(store):
+    with pytest.raises(SlimdeployError, match="no version before the first"):
+        device.rollback(store, OPTIONS)
+    with pytest.raises(SlimdeployError, match="nothing is deployed"):
+        store.current()
+
+
+def spoil(monkeypatch, change):
+    """Let the device compute something else than the host did."""
+    original = device.compute_logits
+    monkeypatch.setattr(device, "compute_logits", lambda *a, **k: change(original(*a, **k)))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x * 1.2, lambda x: x[:, ::-1], lambda x: x * np.nan, lambda x: np.zeros_like(x)],
+    ids=["scaled", "classes swapped", "nan", "zeros"],
+)
+def test_golden_run_that_fails_keeps_the_old_version(
+    bundle, other_bundle, store, monkeypatch, change, precision
+):
+    device.deploy(other_bundle, store, OPTIONS)
+    spoil(monkeypatch, change)
+    with pytest.raises(CheckFailed, match="golden outputs differ"):
+        device.deploy(bundle, store, dataclasses.replace(OPTIONS, engine=EngineOptions(precision=precision)))
+    assert store.active() == ["0001-other"]
+    assert whole(store)
+    assert not leftovers(store)
+
+
+def test_evaluation_that_fails_keeps_the_old_version(bundle, store, monkeypatch):
+    spoil(monkeypatch, lambda x: x if len(x) == 6 else -x)  # 6 golden images, 24 to evaluate
+    with pytest.raises(CheckFailed, match=r"of the images right, .* on the host"):
+        device.deploy(bundle, store, OPTIONS)
+    assert store.active() == []
+
+
+@pytest.mark.parametrize("factor", [1 + 5e-4, 1 - 5e-4])
+def test_small_differences_pass(bundle, store, monkeypatch, factor):
+    spoil(monkeypatch, lambda x: x * np.float32(factor))
+    made = device.deploy(bundle, store, dataclasses.replace(OPTIONS, engine=EngineOptions(precision="fp32")))
+    assert 0 < made.golden.max_error < made.golden.tolerance
+
+
+def test_asking_for_what_is_not_there(bundle, store):
+    with pytest.raises(SlimdeployError, match="no fp16 model; it has fp32, int8-cpu"):
+        device.deploy(bundle, store, dataclasses.replace(OPTIONS, engine=EngineOptions(precision="fp16")))
+    with pytest.raises(SlimdeployError, match="--backend torch"):
+        device.deploy(bundle, store, dataclasses.replace(OPTIONS, engine=EngineOptions(backend="torch")))
+    with pytest.raises(SlimdeployError, match=r"cannot read .*none"):
+        device.deploy(bundle.with_name("none"), store, OPTIONS)
+
+
+def test_too_little_memory(bundle, store):
+    facts = dataclasses.replace(read_facts(), free_mb=10.0)
+    with pytest.raises(SlimdeployError, match="10 MiB of memory are free"):
+        device.deploy(bundle, store, OPTIONS, facts=facts)
+
+
+def test_too_little_disk(bundle, store, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(device.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    with pytest.raises(SlimdeployError, match="1 MiB of disk are free"):
+        device.deploy(bundle, store, OPTIONS)
+
+
+def test_one_deploy_at_a_time(bundle, store):
+    with store.lock(), pytest.raises(SlimdeployError, match="another deploy is running"):
+        device.deploy(bundle, store, OPTIONS)
+
+
+def test_lock_of_a_dead_process_is_gone(bundle, store):
+    store.root.mkdir()
+    with open(store.root / "lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    assert device.deploy(bundle, store, OPTIONS).version == "0001-net"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"versions": ["../../x"]}', '{"versions": [1]}', '{"versions": "x"}']
+)
+def test_damaged_list_of_versions(bundle, store, content):
+    store.root.mkdir()
+    (store.root / "active.json").write_text(content)
+    with pytest.raises(SlimdeployError, match=r"active\.json"):
+        device.deploy(bundle, store, OPTIONS)
+
+
+def test_model_changed_on_the_device(bundle, store):
+    device.deploy(bundle, store, OPTIONS)
+    path = store.current() / "deployment.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "model_sha256": "0" * 64}))
+    with pytest.raises(SlimdeployError, match="has changed since it was deployed"):
+        device.open_deployed(store, SessionOptions())
+    path.write_text("{}")
+    with pytest.raises(SlimdeployError, match="is damaged"):
+        device.open_deployed(store, SessionOptions())
+
+
+def test_default_root(monkeypatch, tmp_path):
+    monkeypatch.setenv("SLIMDEPLOY_HOME", str(tmp_path))
+    assert default_root() == tmp_path
+
+
+@pytest.fixture
+def signed(models, images, tmp_path):
+    if not shutil.which("ssh-keygen"):
+        pytest.skip("ssh-keygen is not installed (apt install openssh-client)")
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    public = key.with_suffix(".pub").read_text().split()
+    (tmp_path / "allowed").write_text(f"release@example.org {public[0]} {public[1]}\n")
+    path = tmp_path / "signed.slim.tar"
+    bundles.write_bundle(path, [models["fp32"]], images, signing_key=key)
+    return path
+
+
+def test_signature_once_asked_for_holds(signed, bundle, store, tmp_path):
+    assert device.deploy(signed, store, OPTIONS).notes[0].startswith("signed, but this device has no allowed")
+    strict = dataclasses.replace(OPTIONS, allowed_signers=tmp_path / "allowed")
+    with pytest.raises(SlimdeployError, match="is not signed"):
+        device.deploy(bundle, store, strict)
+    assert device.deploy(signed, store, strict).signer == "release@example.org"
+    with pytest.raises(SlimdeployError, match="is not signed"):
+        device.deploy(bundle, store, OPTIONS)
+    assert store.current().name == "0002-signed"
+
+
+def run_killer(action: str, root: Path, *arguments: object) -> list[dict]:
+    done = subprocess.run(
+        [sys.executable, KILLER, action, root, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_deploy_killed_at_every_step(bundle, other_bundle, store):
+    """Wherever it dies: the version before or the new one is whole, and the next deploy finds a clean
+    place.
+    """
+    device.deploy(other_bundle, store, OPTIONS)
+    runs = run_killer("deploy", store.root, bundle)
+    assert len(runs) > 12
+    assert runs[-1]["status"] == 0
+    seen = set()
+    for run in runs:
+        copy = Store(Path(run["root"]))
+        assert whole(copy), run
+        seen.add(copy.current().name)
+        with copy.lock():
+            copy.clean()
+        assert not leftovers(copy), run
+        assert not list(copy.root.glob(".*")), run
+    assert seen == {"0001-other", "0002-net"}
+    killed = Store(Path(runs[len(runs) // 2]["root"]))
+    assert device.deploy(bundle, killed, OPTIONS).version == "0002-net"
+
+
+def test_rollback_killed_at_every_step(bundle, other_bundle, store):
+    device.deploy(other_bundle, store, OPTIONS)
+    device.deploy(bundle, store, OPTIONS)
+    runs = run_killer("rollback", store.root)
+    assert runs[-1]["status"] == 0
+    for run in runs:
+        assert whole(Store(Path(run["root"]))), run
+    assert Store(Path(runs[-1]["root"])).current().name == "0001-other"
+
+
+def test_package_killed_at_every_step(models, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/net.slim.tar").write_bytes(b"the old bundle")
+    runs = run_killer("package", tmp_path / "out", models["fp32"], models["int8"])
+    assert len(runs) > 2
+    found = [Path(run["root"], "net.slim.tar").read_bytes() for run in runs]
+    assert found[0] == b"the old bundle"
+    assert set(found) == {b"the old bundle", found[-1]}
+    assert bundles.read_bundle(Path(runs[-1]["root"], "net.slim.tar")).manifest.name == "net"
+
+
+@pytest.mark.parametrize("limit", [1_000, 20_000, 60_000])
+def test_write_that_fails_midway(bundle, other_bundle, store, limit):
+    """A limit on the size of files: the write of a model, or of a smaller file, fails in its middle."""
+    device.deploy(other_bundle, store, OPTIONS)
+    done = subprocess.run(
+        [*CLI, "deploy", bundle, "--root", store.root, "--json"], capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), check=False,
+    )  # fmt: skip
+    if limit == 60_000:
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("slimdeploy: cannot write ")
+    assert done.stderr.count("\n") == 1
+    assert store.active() == ["0001-other"]
+    assert whole(store)
+    assert not leftovers(store)
+
+
+def test_disk_full(bundle, tmp_path):
+    """A real file system of 100 KiB: the bundle's second model doesn't fit."""
+    script = (
+        "import sys; from pathlib import Path; from slimdeploy.toolchain.deploy import device; "
+        "from slimdeploy.toolchain.deploy.store import Store; device.DISK_MARGIN = -1 << 40; "
+        "device.deploy(Path(sys.argv[1]), Store(Path(sys.argv[2])), device.DeployOptions())"
+    )
+    place = tmp_path / "small"
+    place.mkdir()
+    command = 'mount -t tmpfs -o size=100k none "$1" || exit 99; "$2" -c "$3" "$4" "$1"; ls -A "$1/versions"'
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", command, "sh", place, sys.executable,
+         script, bundle], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip(f"no mount in a user namespace here: {done.stderr.strip()}")
+    assert "No space left on device" in done.stderr.splitlines()[-1]
+    assert done.stdout == ""
+
+
+def test_command_line(bundle, store):
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "SLIMDEPLOY_HOME": str(store.root), "COLUMNS": "120"}
+        return subprocess.run(
+            [*CLI, "deploy", *map(str, arguments)], capture_output=True, text=True, env=environment
+        )
+
+    done = call(bundle, "--json", "--seconds", "0.05")
+    assert json.loads(done.stdout)["version"] == "0001-net"
+    done = call(bundle, "--precision", "fp32", "--seconds", "0.05")
+    assert "fp32 on onnxruntime-cpu" in done.stdout
+    assert "0002-net" in done.stdout
+    assert "back to 0001-net" in call("--rollback", "--seconds", "0.05").stdout
+    for arguments in ((), (bundle, "--rollback"), ("nowhere.slim.tar",), ("--rollback",)):
+        done = call(*arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

@@ -1,0 +1,149 @@
+"""Sessions over onnxruntime. What needs a GPU is played by a stand-in for its InferenceSession."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.runtime import onnxruntime as runtime
+from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
+
+GPU = SessionOptions(device="cuda")
+
+
+def genuine(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+class GpuOnnxruntime:
+    """Stands in for a build with GPU providers: notes what it is asked for and runs it on the CPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, gives: str | None = None) -> None:
+        self.providers: list[tuple[str, dict[str, str]]] = []
+        self.settings: Any = None
+        self.fallback = True
+        self._gives = gives
+        available = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+        monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+        self._session_class = onnxruntime.InferenceSession
+        monkeypatch.setattr(onnxruntime, "InferenceSession", self.open)
+        from_numpy = onnxruntime.OrtValue.ortvalue_from_numpy
+        monkeypatch.setattr(
+            onnxruntime.OrtValue,
+            "ortvalue_from_numpy",
+            staticmethod(lambda array, device, index: from_numpy(array, "cpu", 0)),
+        )
+
+    def open(self, path: str, settings: Any, providers: list[tuple[str, dict[str, str]]]) -> Any:
+        self.providers, self.settings = providers, settings
+        session = self._session_class(path, providers=["CPUExecutionProvider"])
+        session.get_providers = lambda: [self._gives or providers[0][0]]
+        session.disable_fallback = lambda: setattr(self, "fallback", False)
+        binding = session.io_binding
+
+        def on_cpu() -> Any:
+            made = binding()
+            bind = made.bind_output
+            made.bind_output = lambda name, device: bind(name, "cpu")
+            return made
+
+        session.io_binding = on_cpu
+        return session
+
+
+def test_cpu_session_computes_logits(models: dict[str, Path], small_batch: np.ndarray) -> None:
+    with open_session(models["fp32"], options=SessionOptions(threads=1)) as session:
+        logits = session.run(small_batch)
+        assert (session.backend, session.precision) == ("onnxruntime-cpu", "fp32")
+        assert logits.shape == (9, 4)
+
+
+def test_bound_run_computes_the_same_for_every_batch_size(
+    models: dict[str, Path], small_batch: np.ndarray
+) -> None:
+    path = models["fp32"]
+    with (
+        open_session(path) as plain,
+        runtime.OnnxSession(genuine(path), path, "bound", bound="cpu") as bound,
+    ):
+        for start, count in ((0, 4), (3, 2), (5, 4), (1, 2)):
+            part = small_batch[start : start + count]
+            np.testing.assert_allclose(bound.run(part), plain.run(part), rtol=1e-5, atol=1e-6)
+        assert sorted(bound._bound) == [2, 4], "memory of two batch sizes, each made once"
+
+
+def test_result_of_a_bound_run_survives_the_next(models: dict[str, Path], small_batch: np.ndarray) -> None:
+    path = models["fp32"]
+    with runtime.OnnxSession(genuine(path), path, "bound", bound="cpu") as session:
+        first = session.run(small_batch[:2])
+        kept = first.copy()
+        session.run(small_batch[2:4])
+        np.testing.assert_array_equal(first, kept)
+
+
+def test_cuda_session_binds_and_forbids_the_cpu(
+    models: dict[str, Path], small_batch: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = GpuOnnxruntime(monkeypatch)
+    with open_session(models["fp32"], options=GPU) as session:
+        assert session.backend == "onnxruntime-cuda"
+        assert session.run(small_batch).shape == (9, 4)
+    assert gpu.providers == [("CUDAExecutionProvider", {"use_tf32": "0"})]
+    assert gpu.settings.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+    assert gpu.fallback is False
+
+
+def test_tf32_is_passed_on_where_it_is_asked_for(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = GpuOnnxruntime(monkeypatch)
+    open_session(models["fp32"], options=replace(GPU, tf32=True)).close()
+    assert gpu.providers[0][1] == {"use_tf32": "1"}
+
+
+@pytest.mark.parametrize(("kind", "half", "int8"), [("fp16", "True", "False"), ("int8", "False", "True")])
+def test_tensorrt_provider_is_allowed_what_the_file_asks_for(
+    kind: str, half: str, int8: str, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = GpuOnnxruntime(monkeypatch)
+    with open_session(models[kind], "onnxruntime-tensorrt", GPU) as session:
+        assert session.backend == "onnxruntime-tensorrt"
+    assert [name for name, _ in gpu.providers] == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+    assert gpu.providers[0][1] == {"trt_fp16_enable": half, "trt_int8_enable": int8}
+
+
+def test_silent_fallback_to_the_cpu_is_an_error(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    GpuOnnxruntime(monkeypatch, gives="CPUExecutionProvider")
+    with pytest.raises(
+        SlimdeployError, match=r"fp32.onnx: asked for CUDAExecutionProvider, got CPUExecutionProvider"
+    ):
+        open_session(models["fp32"], options=GPU)
+
+
+def test_missing_provider_is_named(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(SlimdeployError, match=r"onnxruntime has no CUDAExecutionProvider here: pip install"):
+        open_session(models["fp32"], options=GPU)
+
+
+def test_closing_twice_is_safe(models: dict[str, Path], small_batch: np.ndarray) -> None:
+    session = open_session(models["fp32"])
+    session.close()
+    session.close()
+    with pytest.raises(SlimdeployError, match="the session is closed"):
+        session.run(small_batch)
+
+
+def test_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"nonsense")
+    with pytest.raises(SlimdeployError, match=r"m.onnx: onnxruntime can't load it \("):
+        open_session(tmp_path / "m.onnx")

@@ -1,0 +1,270 @@
+"""Engines built, saved, loaded and run on a fake of every TensorRT version, with real numbers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slimdeploy.benchmarks import gpu as benchmarks_gpu
+from slimdeploy.tests.toolchain.tensorrt_fake import VERSIONS, FakeTensorrt
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.export.engine import export_engine
+from slimdeploy.toolchain.export.engine_options import EngineOptions
+from slimdeploy.toolchain.runtime import tensorrt as runtime
+from slimdeploy.toolchain.runtime.devices.fake import FakeDevice
+from slimdeploy.toolchain.runtime.manifest import Machine, differences, read_manifest
+from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
+
+OPTIONS = EngineOptions(batch=(2, 3, 4))
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def build(trt: FakeTensorrt, onnx: Path, folder: Path, options: EngineOptions = OPTIONS) -> Path:
+    return export_engine(trt, onnx, folder / "m.engine", options, device=trt._device).path
+
+
+def reference(onnx: Path, batch: np.ndarray) -> np.ndarray:
+    with open_session(onnx) as session:
+        return session.run(batch)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("graphs", [True, False])
+def test_every_version_computes_what_the_onnx_file_does(
+    version: str, kind: str, graphs: bool, models: dict[str, Path], small_batch: np.ndarray, tmp_path: Path
+) -> None:
+    trt = FakeTensorrt(version)
+    path = build(trt, models[kind], tmp_path)
+    with runtime.load(trt, path, trt._device, graphs=graphs) as session:
+        # Nine images are more than the profile takes at once, and leave one, fewer than it takes at least.
+        logits = session.run(small_batch)
+        assert session.precision == kind
+        assert session.input_shape == (3, 16, 16)
+        assert session.info is not None
+        assert session.info.class_names[0] == "cat"
+    np.testing.assert_allclose(logits, reference(models[kind], small_batch), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_a_second_run_allocates_nothing_and_queues_the_least(
+    graphs: bool, models: dict[str, Path], small_batch: np.ndarray, tmp_path: Path
+) -> None:
+    trt = FakeTensorrt("10.13.3")
+    device = trt._device
+    with runtime.load(trt, build(trt, models["fp32"], tmp_path), device, graphs=graphs) as session:
+        first = session.run(small_batch[:4])
+        allocations, queued = device.allocations, device.queued
+        np.testing.assert_array_equal(session.run(small_batch[:4]), first)
+        assert device.allocations == allocations
+        assert device.queued - queued == 7, "copy in, the network, copy out and the events around them"
+
+
+def test_layer_times_are_medians_over_the_runs(models: dict[str, Path], tmp_path: Path) -> None:
+    trt = FakeTensorrt("10.13.3")
+    with runtime.load(trt, build(trt, models["fp32"], tmp_path), trt._device, graphs=True) as session:
+        assert session.layer_ms(3, runs=4) == {"first half": 0.25, "second half": 0.5}
+
+
+def test_graph_is_captured_once_a_batch_size(
+    models: dict[str, Path], small_batch: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = FakeTensorrt("11.4.0")
+    captured = []
+    capture = trt._device.capture
+    monkeypatch.setattr(trt._device, "capture", lambda *args: captured.append(1) or capture(*args))
+    expected = reference(models["fp32"], small_batch)
+    with runtime.load(trt, build(trt, models["fp32"], tmp_path), trt._device, graphs=True) as session:
+        for start, count in ((0, 2), (2, 4), (5, 2), (1, 4), (0, 3)):
+            logits = session.run(small_batch[start : start + count])
+            np.testing.assert_allclose(logits, expected[start : start + count], rtol=1e-4, atol=1e-4)
+    assert len(captured) == 3
+
+
+def test_closing_twice_is_safe_and_frees_all_memory(
+    models: dict[str, Path], small_batch: np.ndarray, tmp_path: Path
+) -> None:
+    trt = FakeTensorrt("10.3.0")
+    session = runtime.load(trt, build(trt, models["fp32"], tmp_path), trt._device, graphs=True)
+    assert benchmarks_gpu.available(session) == ()
+    session.run(small_batch)
+    assert benchmarks_gpu.available(session) == benchmarks_gpu.RUN_FIGURES
+    assert benchmarks_gpu.device_memory(session) == {
+        "plan": (tmp_path / "m.engine").stat().st_size / 2**20,
+        "workspace": 4096 / 2**20,
+        "io": 4 * (3 * 16 * 16 + 4) * 4 / 2**20,
+    }
+    session.close()
+    session.close()
+    assert trt._device.buffers == []
+    assert trt._device.closed
+    with pytest.raises(SlimdeployError, match="the session is closed"):
+        session.run(small_batch)
+
+
+def test_fixed_batch_is_split_and_padded(
+    models: dict[str, Path], small_batch: np.ndarray, tmp_path: Path
+) -> None:
+    trt = FakeTensorrt("10.3.0")
+    path = build(trt, models["batch2"], tmp_path, EngineOptions(batch=(2, 2, 2)))
+    with runtime.load(trt, path, trt._device, graphs=True) as session:
+        np.testing.assert_allclose(
+            session.run(small_batch), reference(models["fp32"], small_batch), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_wrong_image_size_is_refused(
+    models: dict[str, Path], small_batch: np.ndarray, tmp_path: Path
+) -> None:
+    trt = FakeTensorrt("10.3.0")
+    with (
+        runtime.load(trt, build(trt, models["fp32"], tmp_path), trt._device, graphs=True) as session,
+        pytest.raises(SlimdeployError, match=r"takes images of \(3, 16, 16\), not \(3, 8, 8\)"),
+    ):
+        session.run(small_batch[:, :, :8, :8])
+
+
+def test_manifest_tells_what_was_built(models: dict[str, Path], tmp_path: Path, cache_folder: Path) -> None:
+    trt = FakeTensorrt("10.3.0")
+    path = build(trt, models["int8"], tmp_path, replace(OPTIONS, optimization_level=5))
+    manifest = read_manifest(path)
+    assert manifest is not None
+    assert manifest.machine.tensorrt == "10.3.0"
+    assert manifest.parent == {"file": "int8.onnx", "sha256": artifacts.sha256_file(models["int8"])}
+    assert (manifest.precision, manifest.batch, manifest.typing) == ("int8", (2, 3, 4), "strong")
+    assert manifest.audit is not None
+    assert manifest.audit["missed"] == []
+    assert manifest.audit["precisions"] == {"int8": 21}
+    assert manifest.rebuild == (
+        f"slimdeploy export {models['int8']} --trt --batch 2,3,4 --optimization-level 5 -o {path} --force"
+    )
+    assert [p.name for p in (cache_folder / "slimdeploy/timing").iterdir()] == [
+        "fake-host-tensorrt-10.3.0.cache"
+    ]
+
+
+def test_timing_cache_is_kept_and_given_back(
+    models: dict[str, Path], tmp_path: Path, cache_folder: Path
+) -> None:
+    trt = FakeTensorrt("10.3.0")
+    build(trt, models["fp32"], tmp_path)
+    build(trt, models["fp32"], tmp_path)
+    build(FakeTensorrt("11.4.0"), models["fp32"], tmp_path)
+    kept = {p.name: p.read_bytes() for p in (cache_folder / "slimdeploy/timing").iterdir()}
+    assert kept == {
+        "fake-host-tensorrt-10.3.0.cache": b"timed;timed;",
+        "fake-host-tensorrt-11.4.0.cache": b"timed;",
+    }
+
+
+def test_engine_of_another_version_names_the_difference_and_the_command(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    path = build(FakeTensorrt("10.3.0"), models["fp32"], tmp_path)
+    other = FakeTensorrt("10.7.0")
+    with pytest.raises(SlimdeployError) as caught:
+        runtime.load(other, path, other._device, graphs=True)
+    assert str(caught.value) == (
+        f"{path} was built for TensorRT 10.3.0 (here: 10.7.0); build it here: "
+        f"slimdeploy export {models['fp32']} --trt --batch 2,3,4 -o {path} --force"
+    )
+
+
+def test_version_compatible_engine_runs_on_a_later_version(
+    models: dict[str, Path], small_batch: np.ndarray, tmp_path: Path
+) -> None:
+    path = build(FakeTensorrt("10.3.0"), models["fp32"], tmp_path, replace(OPTIONS, version_compatible=True))
+    other = FakeTensorrt("10.7.0")
+    with runtime.load(other, path, other._device, graphs=True) as session:
+        assert session.run(small_batch).shape == (9, 4)
+    older_major = FakeTensorrt("11.0.0")
+    with pytest.raises(SlimdeployError, match=r"TensorRT 10.3.0 \(here: 11.0.0\)"):
+        runtime.load(older_major, path, older_major._device, graphs=True)
+
+
+@pytest.mark.parametrize(
+    ("level", "gpu", "capability", "loads"),
+    [
+        (None, "Orin", "8.7", True),
+        (None, "A100", "8.0", False),
+        (None, "Other Orin", "8.7", False),
+        ("same-capability", "Other Orin", "8.7", True),
+        ("same-capability", "A100", "8.0", False),
+        ("ampere+", "Thor", "11.0", True),
+        ("ampere+", "T4", "7.5", False),
+    ],
+)
+def test_another_gpu_needs_a_compatible_plan(
+    level: str | None, gpu: str, capability: str, loads: bool, models: dict[str, Path], tmp_path: Path
+) -> None:
+    manifest = read_manifest(build(FakeTensorrt("10.3.0"), models["fp32"], tmp_path))
+    assert manifest is not None
+    built = replace(manifest, machine=Machine("10.3.0", "Orin", "8.7"), hardware_compatible=level)
+    found = differences(built, Machine("10.3.0", gpu, capability))
+    assert found == ([] if loads else [f"Orin, compute capability 8.7 (here: {gpu}, {capability})"])
+
+
+def test_damaged_files_are_named(models: dict[str, Path], tmp_path: Path) -> None:
+    trt = FakeTensorrt("10.3.0")
+    path = build(trt, models["fp32"], tmp_path)
+    with open(path, "ab") as file:
+        file.write(b"x")
+    with pytest.raises(SlimdeployError, match=r"m.engine is damaged, or not the file that .*json describes"):
+        runtime.load(trt, path, trt._device, graphs=True)
+    artifacts.sidecar(path).write_text(json.dumps({"file": "m.engine"}))
+    with pytest.raises(SlimdeployError, match=r"m.engine.json is not the description of an engine"):
+        runtime.load(trt, path, trt._device, graphs=True)
+
+
+def test_plan_without_a_manifest_loads_or_tells_how_to_build(
+    models: dict[str, Path], small_batch: np.ndarray, tmp_path: Path
+) -> None:
+    trt = FakeTensorrt("10.3.0")
+    path = build(trt, models["fp32"], tmp_path)
+    artifacts.sidecar(path).unlink()
+    with runtime.load(trt, path, trt._device, graphs=True) as session:
+        assert session.info is None
+        assert session.precision == "unknown"
+        assert session.run(small_batch).shape == (9, 4)
+    path.write_bytes(b"something else")
+    with pytest.raises(SlimdeployError, match=r"can't load it \(Error Code 1: .*\); build it .*m.onnx --trt"):
+        runtime.load(trt, path, FakeDevice(), graphs=True)
+
+
+def test_engine_opens_by_its_ending(
+    models: dict[str, Path], small_batch: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = FakeTensorrt("10.3.0")
+    path = build(trt, models["fp32"], tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    for backend, name in (("auto", "tensorrt"), ("tensorrt-no-graph", "tensorrt-no-graph")):
+        trt._device = FakeDevice()
+        monkeypatch.setattr(runtime, "open_device", lambda: trt._device)
+        with open_session(path, backend) as session:
+            assert session.backend == name
+            assert session.run(small_batch).shape == (9, 4)
+    with pytest.raises(SlimdeployError, match="runs on an NVIDIA GPU, not on the CPU"):
+        open_session(path, options=SessionOptions(device="cpu"))
+
+
+def test_device_is_closed_where_loading_fails(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = build(FakeTensorrt("10.3.0"), models["fp32"], tmp_path)
+    device = FakeDevice()
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorrt("10.7.0"))
+    monkeypatch.setattr(runtime, "open_device", lambda: device)
+    with pytest.raises(SlimdeployError, match="was built for"):
+        open_session(path)
+    assert device.closed

@@ -1,0 +1,141 @@
+"""`slimdeploy calibrate`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.options import data_options, output_option
+
+if TYPE_CHECKING:
+    from slimdeploy.calibrate.stage import Calibration
+    from slimdeploy.toolchain.data.dataset import DataOptions
+
+_PATH = click.Path(path_type=Path)
+
+
+@command("calibrate")
+@click.argument("model", type=_PATH)
+@click.option(
+    "--target",
+    default="tensorrt",
+    show_default=True,
+    help="Where it will run: tensorrt, or cpu (onnxruntime).",
+)
+@click.option(
+    "--method", default="auto", show_default=True,
+    help="minmax, percentile, entropy, mse, or auto: the one that keeps the accuracy best.",
+)  # fmt: skip
+@click.option(
+    "--compute", default="fp32", show_default=True,
+    help="What is not INT8 computes in fp32 or fp16 (tensorrt only, opset 19 or more).",
+)  # fmt: skip
+@click.option(
+    "--max-drop", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="POINTS",
+    help="Accuracy that INT8 may cost; the most sensitive layers stay in float until it fits.",
+)  # fmt: skip
+@click.option("--sensitivity", is_flag=True, help="Measure every layer alone in any case.")
+@click.option("--keep", multiple=True, metavar="LAYER", help="Leave this layer in float; may be repeated.")
+@click.option(
+    "--images", type=click.IntRange(min=1), default=1000, show_default=True,
+    help="Training images to measure activations on.",
+)  # fmt: skip
+@click.option(
+    "--selection-images", type=click.IntRange(min=1), default=2000, show_default=True,
+    help="Held-out images to choose method and layers with.",
+)  # fmt: skip
+@click.option(
+    "--parity-images",
+    type=click.IntRange(min=1),
+    help="Test images for the reported accuracy [default: all].",
+)
+@click.option("--ranges", type=_PATH, help="File of activation ranges: reused where it exists, else written.")
+@click.option("--trt8-cache", "trt8", type=_PATH, help="Write a calibration cache for TensorRT 8 as well.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
+@data_options(required=False)
+@output_option
+def calibrate(
+    model: Path,
+    data: DataOptions | None,
+    output: Path,
+    ranges: Path | None,
+    trt8: Path | None,
+    images: int,
+    selection_images: int,
+    parity_images: int | None,
+    force: bool,
+    **given: Any,
+) -> Output:
+    """Write MODEL, a float32 ONNX file from `slimdeploy export`, in INT8, and compare both on real images.
+
+    --data defaults to the data that the network was trained on. Where INT8 costs more accuracy than allowed
+    even with the most sensitive layers in float, no file is written and the exit code is 1.
+    """
+    from slimdeploy.calibrate.classifier import model_info, read_classifier
+    from slimdeploy.calibrate.options import CalibrateOptions, calibration_data
+    from slimdeploy.calibrate.stage import calibrate_stage
+    from slimdeploy.toolchain.artifacts import check_output
+    from slimdeploy.toolchain.progress import progress_bar
+    from slimdeploy.toolchain.training.stage import data_of, dataset_for
+
+    check_output(output, force=force)
+    options = CalibrateOptions(float_layers=tuple(given.pop("keep")), **given)
+    info = model_info(read_classifier(model), model)
+    dataset = dataset_for(info, data or data_of(info, model), model)
+    result = calibrate_stage(
+        model,
+        data=calibration_data(
+            dataset, images=images, selection_images=selection_images, test_images=parity_images
+        ),
+        options=options,
+        output=output,
+        ranges=ranges,
+        trt8=trt8,
+        force=force,
+        progress=lambda title, total: progress_bar(title, total=total),
+    )
+    failed = None
+    if result.onnx is None:
+        failed = (
+            f"{model}: INT8 loses {result.parity.drop:.2f} points on {result.parity.images} test images "
+            f"({options.max_drop:g} allowed); no file written"
+        )
+    return Output(result.to_json(), _text(result), failed)
+
+
+def _text(result: Calibration) -> Any:
+    from rich.console import Group
+
+    from slimdeploy.toolchain.formatting import facts_table, grid, percent
+
+    parity = result.parity
+    low, high = parity.drop_ci95
+    rows = [
+        ("ONNX", str(result.onnx or "not written")),
+        ("precision", f"{result.precision}, for {result.options.target}"),
+        ("method", result.method),
+        ("accuracy float32 / INT8", f"{percent(parity.baseline_accuracy)} / {percent(parity.accuracy)}"),
+        ("drop (95 % interval)", f"{parity.drop:+.2f} points ({low:+.2f} to {high:+.2f})"),
+        ("same top class", f"{percent(parity.top1_agreement)} of {parity.images} images"),
+        ("layers in float", ", ".join(result.float_layers) or "none"),
+    ]
+    if result.options.compute == "fp16":
+        rows.append(("layers in FP32 (beyond FP16)", ", ".join(result.overflowing) or "none"))
+    parts: list[Any] = [facts_table(rows)]
+    if len(result.methods) > 1:
+        columns = ["method", "drop, points", "same top class", "logit error"]
+        parts.append(grid(columns, [
+            (name, f"{m.drop:+.2f}", percent(m.top1_agreement), percent(m.relative_error))
+            for name, m in result.methods.items()
+        ], title="on the held-out images"))  # fmt: skip
+    if result.sensitivity:
+        columns = ["layer", "drop alone, points", "same top class", "logit error", "in"]
+        parts.append(grid(columns, [
+            (s.layer, f"{s.drop:+.2f}", percent(s.top1_agreement), percent(s.relative_error),
+             "float" if s.layer in result.float_layers else "INT8")
+            for s in result.sensitivity
+        ], title="each layer quantised alone"))  # fmt: skip
+    return Group(*parts)

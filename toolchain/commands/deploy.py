@@ -1,0 +1,153 @@
+"""`slimdeploy deploy`: a bundle onto this device, or onto others over SSH."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.errors import SlimdeployError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from slimdeploy.toolchain.deploy.remote import HostResult
+
+PATH = click.Path(path_type=Path)
+
+
+@command("deploy")
+@click.argument("bundle", type=PATH, required=False)
+@click.option("--rollback", is_flag=True, help="Go back to the version before the current one.")
+@click.option("--root", type=PATH, help="Where versions are kept. [default: $SLIMDEPLOY_HOME or "
+              "~/.local/share/slimdeploy]")  # fmt: skip
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8", "mixed"]),
+              help="Take this model of the bundle. [default: the fastest for the backend]")  # fmt: skip
+@click.option("--backend", help="tensorrt or onnxruntime. [default: tensorrt where it is]")
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 1024),
+    default=8,
+    show_default=True,
+    help="Images computed together at most.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), default=1.0, show_default=True, help="How long to time it."
+)
+@click.option("--allowed-signers", type=PATH, metavar="FILE",
+              help="Refuse what none of these signed (OpenSSH format), from now on.")  # fmt: skip
+@click.option(
+    "--host", "hosts", multiple=True, metavar="USER@HOST", help="Deploy there over SSH; may be repeated."
+)
+@click.option(
+    "--hosts", "hosts_file", type=PATH, metavar="FILE", help="Deploy to all hosts of this file, one a line."
+)
+@click.option("--ssh-config", type=PATH, help="SSH configuration to use. [default: your own]")
+@click.option(
+    "--remote-command", default="slimdeploy", show_default=True, help="What slimdeploy is called there."
+)
+def deploy(
+    bundle: Path | None,
+    rollback: bool,
+    root: Path | None,
+    precision: str | None,
+    backend: str | None,
+    batch: int,
+    threads: int | None,
+    seconds: float,
+    allowed_signers: Path | None,
+    hosts: tuple[str, ...],
+    hosts_file: Path | None,
+    ssh_config: Path | None,
+    remote_command: str,
+) -> Output:
+    """Install BUNDLE: verify, build, check against the golden outputs, measure, switch over.
+
+    Wherever it fails or is killed, the version before stays the current one. With --host or --hosts it is
+    copied and installed there, and the other options apply there.
+    """
+    if rollback == (bundle is not None):
+        raise SlimdeployError("name a bundle, or pass --rollback")
+    if hosts or hosts_file:
+        if allowed_signers:
+            raise SlimdeployError("--allowed-signers is for the device itself: run slimdeploy deploy there")
+        from slimdeploy.toolchain.deploy import remote
+
+        given = {
+            "root": root,
+            "precision": precision,
+            "backend": backend,
+            "batch": batch,
+            "threads": threads,
+            "seconds": seconds,
+        }
+        forwarded = tuple(f"--{name}={value}" for name, value in given.items() if value is not None)
+        reach = remote.RemoteOptions(forwarded, ssh_config, remote_command)
+        everywhere = [*hosts, *(remote.read_hosts(hosts_file) if hosts_file else [])]
+        return _remote_output(remote.deploy_to_hosts(bundle, everywhere, reach, progress=_say))
+    from slimdeploy.toolchain.deploy import device
+    from slimdeploy.toolchain.deploy.engine import EngineOptions
+    from slimdeploy.toolchain.deploy.store import Store, default_root
+
+    engine = EngineOptions(precision, backend, batch)
+    options = device.DeployOptions(engine, threads, allowed_signers, seconds)
+    store = Store(root or default_root())
+    if bundle is None:
+        version, golden = device.rollback(store, options)
+        document = {"version": version, "golden": vars(golden)}
+        return Output(document, f"back to {version}: golden outputs differ by {golden.max_error:.2g}")
+    made = device.deploy(bundle, store, options)
+    return Output(made.to_json(), _table(made.to_json(), store.root))
+
+
+def _say(result: HostResult) -> None:
+    click.echo(f"{result.host}: {result.error or 'done'}", err=True)
+
+
+def _remote_output(results: list[HostResult]) -> Output:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("host", "version", "runs", "p50 of one image", "golden", "seconds")
+    for result in results:
+        made = result.deployment
+        if made is None:
+            table.add_row(
+                escape(result.host),
+                f"[red]{escape(result.error or '')}[/]",
+                "",
+                "",
+                "",
+                f"{result.seconds:.1f}",
+            )
+            continue
+        latency = f"{made['latency_ms']['p50']:.3g} ms" if "latency_ms" in made else ""
+        runs = f"{made['variant']} on {made['backend']}" if "variant" in made else ""
+        golden = f"{made['golden']['max_error']:.2g}"
+        table.add_row(escape(result.host), made["version"], runs, latency, golden, f"{result.seconds:.1f}")
+    bad = sum(result.error is not None for result in results)
+    failed = f"{bad} of {len(results)} hosts failed" if bad else None
+    return Output({"hosts": [result.to_json() for result in results]}, table, failed)
+
+
+def _table(made: dict[str, Any], root: Path) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    golden, accuracy, latency = made["golden"], made["accuracy"], made["latency_ms"]
+    table = Table("deployed", made["version"], title=f"{root}")
+    table.add_row("model", f"{made['variant']} on {made['backend']}")
+    table.add_row("golden outputs", f"differ by {golden['max_error']:.2g}; {golden['tolerance']:g} allowed; "
+                  f"top-1 {golden['top1_agreement']:.0%} of {golden['images']}")  # fmt: skip
+    if accuracy["images"]:
+        table.add_row("accuracy", f"{accuracy['device']:.2%} here, {accuracy['host']:.2%} on the host, "
+                      f"{accuracy['images']} images")  # fmt: skip
+    table.add_row("one image", f"{latency['p50']:.3g} ms (p50), {latency['p99']:.3g} ms (p99)")
+    if made["signer"]:
+        table.add_row("signed by", made["signer"])
+    for note in made["notes"]:
+        table.add_row("note", escape(note))
+    return table

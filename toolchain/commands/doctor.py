@@ -1,0 +1,32 @@
+"""`slimdeploy doctor`"""
+
+from __future__ import annotations
+
+import click
+
+from slimdeploy.toolchain.cli import Output, command
+
+
+@command("doctor")
+@click.option("--role", type=click.Choice(["host", "device"]),
+              help="Default: device on a Jetson or without torch, else host.")  # fmt: skip
+def doctor(role: str | None) -> Output:
+    """Say what this machine can do, and for each thing missing the command that mends it.
+
+    The exit code is 1 where its main job can't run: training and export on a host, running a model on a
+    device.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    from slimdeploy.toolchain.deploy.doctor import MISSING, examine, report, this_machine, works
+
+    machine = this_machine(role)
+    findings = examine(machine)
+    table = Table("", "", "found", "mend it with", title=f"this {machine.role}", title_justify="left")
+    marks = {"ok": "[green]✓[/]", "note": "·", "warning": "[yellow]![/]", "missing": "[red]✗[/]"}
+    for each in findings:
+        table.add_row(marks[each.status], each.name, escape(each.detail), escape(each.mend or ""))
+    missing = ", ".join(each.name for each in findings if each.status == MISSING)
+    failed = None if works(findings) else f"this {machine.role} can't do its main job: {missing}"
+    return Output(report(machine, findings), table, failed)

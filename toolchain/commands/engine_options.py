@@ -1,0 +1,49 @@
+"""The options of `export` that build a TensorRT engine, one for each field of EngineOptions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from slimdeploy.toolchain.export.engine_options import HARDWARE_LEVELS, EngineOptions, parse_batch
+
+# Field of EngineOptions -> what `--help` says of it, and the option's settings.
+_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "batch": (
+        "Engine: batch sizes, or one number for all three.",
+        {"metavar": "MIN,OPT,MAX", "default": "1", "show_default": True},
+    ),
+    "workspace_mb": (
+        "Engine: scratch memory of a layer, MiB [default: all].",
+        {"type": click.IntRange(min=1)},
+    ),
+    "optimization_level": (
+        "Engine: 0 builds fast, 5 searches long [default: 3].",
+        {"type": click.IntRange(0, 5)},
+    ),
+    "tf32": ("Engine: let FP32 layers round to TF32.", {"is_flag": True}),
+    "dla": ("Engine: deep-learning accelerator to build for.", {"type": click.IntRange(min=0)}),
+    "version_compatible": ("Engine: loads on later TensorRTs of one major version.", {"is_flag": True}),
+    "hardware_compatible": ("Engine: runs on more GPUs.", {"type": click.Choice(list(HARDWARE_LEVELS))}),
+}
+
+
+def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: add the options; the function gets them as one argument, `engine: EngineOptions`."""
+    names = [field.name for field in fields(EngineOptions)]
+
+    def wrapped(**arguments: Any) -> Any:
+        chosen = {name: arguments.pop(name) for name in names}
+        chosen["batch"] = parse_batch(chosen["batch"])
+        return function(engine=EngineOptions(**chosen), **arguments)
+
+    wrapped.__doc__ = function.__doc__
+    wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+    decorated: Callable[..., Any] = wrapped
+    for name in reversed(names):
+        text, settings = _OPTIONS[name]
+        decorated = click.option("--" + name.replace("_", "-"), help=text, **settings)(decorated)
+    return decorated

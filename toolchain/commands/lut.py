@@ -1,0 +1,85 @@
+"""`slimdeploy lut`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import RenderableType
+
+from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.formatting import facts_table, percent
+
+if TYPE_CHECKING:
+    from slimdeploy.benchmarks.lut_measure import LutResult
+
+
+@command("lut")
+@click.option("--arch", default="resnet50", show_default=True, help="Network whose convolutions to time.")
+@click.option("--stem", default="cifar-pool", show_default=True, help="cifar-pool, cifar or imagenet.")
+@click.option("--classes", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option(
+    "--size", type=click.IntRange(min=8), default=32, show_default=True, help="Image side in pixels."
+)
+@click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), default="onnxruntime",
+              show_default=True)  # fmt: skip
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images in a run.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
+@click.option("--seconds", type=click.FloatRange(min=0), default=150.0, show_default=True,
+              help="Measure at most so long; a table that is stable ends it sooner.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
+              help="Table to write, or to go on with where it exists.")  # fmt: skip
+def lut(
+    arch: str, stem: str, classes: int, size: int, backend: str, batch: int, threads: int | None,
+    seconds: float, output: Path,
+) -> Output:  # fmt: skip
+    """Time the convolutions of a network at many widths on this device, for `prune --latency-ms`.
+
+    Networks of random widths are run and profiled, and what each convolution costs is fitted to them. The
+    same command goes on from the table that it wrote.
+    """
+    from slimdeploy.benchmarks.lut_measure import LutOptions, measure_table
+    from slimdeploy.toolchain.networks.spec import network_spec
+    from slimdeploy.toolchain.progress import log
+
+    if backend != "onnxruntime":
+        raise SlimdeployError(
+            f"--backend {backend}: latency tables need the time of each layer of an engine, which isn't read "
+            "yet: use --backend onnxruntime, or prune to --macs with --align 32"
+        )
+    spec = network_spec(arch, stem=stem, classes=classes)
+    result = measure_table(spec, size, LutOptions(batch, threads, seconds), output, progress=log)
+    return Output(_json(result, output), _text(result, output))
+
+
+def _json(result: LutResult, output: Path) -> dict[str, Any]:
+    table = result.table
+    return {
+        "table": str(output),
+        "device": table.device,
+        "networks": result.networks,
+        "shapes": len(table.shapes),
+        "stable": result.stable,
+        "error": {"median": result.median_error, "worst": result.worst_error},
+        "granularity": table.granularity,
+        "cache_mb": table.cache_mb,
+    }
+
+
+def _text(result: LutResult, output: Path) -> RenderableType:
+    table, device = result.table, result.table.device
+    rows = [
+        ("table", str(output)),
+        ("device", f"{device['cpu']}, {device['threads']} threads"),
+        ("backend", f"{device['backend']} {device['versions']['onnxruntime']}, batch {table.batch}"),
+        ("measured", f"{result.networks} networks, {len(table.shapes)} shapes of convolution"),
+        ("stable", "yes" if result.stable else "not yet: run it again to go on"),
+        ("widths cost as multiples of", str(table.granularity)),
+        ("weights stay in the cache up to", f"{table.cache_mb:g} MB" if table.cache_mb else "no limit seen"),
+    ]
+    if result.median_error is not None and result.worst_error is not None:
+        error = f"{percent(result.median_error)} median, {percent(result.worst_error)} worst"
+        rows.append(("error on networks not seen before", error))
+    return facts_table(rows)

@@ -1,0 +1,76 @@
+"""`slimdeploy package`: everything that a device needs, in one file that can be checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.options import data_options, output_option
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.data.dataset import DataOptions
+
+PATH = click.Path(path_type=Path)
+
+
+@command("package")
+@click.argument("models", type=PATH, nargs=-1, required=True)
+@data_options(required=False)
+@click.option("--noise", is_flag=True, help="Take noise as golden images, and no evaluation set.")
+@click.option("--golden", type=click.IntRange(1, 1024), default=16, show_default=True, help="Golden images.")
+@click.option("--evaluation", type=click.IntRange(min=0), default=200, show_default=True,
+              help="Images in the evaluation set.")  # fmt: skip
+@click.option("--ranges", type=PATH, help="Calibration ranges (JSON) to take along.")
+@click.option(
+    "--sign", "signing_key", type=PATH, metavar="KEY", help="Sign with this SSH key (ssh-keygen -Y)."
+)
+@output_option
+def package(
+    models: tuple[Path, ...],
+    data: DataOptions | None,
+    noise: bool,
+    golden: int,
+    evaluation: int,
+    ranges: Path | None,
+    signing_key: Path | None,
+    output: Path,
+    force: bool,
+) -> Output:
+    """Pack MODELS (ONNX files of one network, one for each precision) into a bundle for a device.
+
+    The bundle holds the models, golden inputs with the outputs that each precision must give, a small
+    evaluation set, and a manifest with the SHA-256 of every file. The same input gives the same bytes. Give
+    it a name that ends in .slim.tar.
+    """
+    from slimdeploy.toolchain import artifacts
+    from slimdeploy.toolchain.deploy.bundle import write_bundle
+    from slimdeploy.toolchain.deploy.samples import images_for, noise_images
+
+    artifacts.check_output(output, force=force)
+    images = (
+        noise_images(models[0], golden)
+        if noise
+        else images_for(models[0], data, golden=golden, evaluation=evaluation)
+    )
+    made = write_bundle(output, models, images, calibration=ranges, signing_key=signing_key)
+    document = {
+        "bundle": str(output),
+        "sha256": artifacts.sha256_file(output),
+        "bytes": output.stat().st_size,
+        "name": made.name,
+        "models": [
+            {"precision": v.precision, "target": v.target, "accuracy": v.accuracy} for v in made.variants
+        ],
+        "golden_images": made.golden_images,
+        "evaluation_images": made.evaluation_images,
+        "signed": signing_key is not None,
+    }
+    lines = [
+        f"{output}: {', '.join(v.id for v in made.variants)}; {document['bytes'] / 2**20:.1f} MiB",
+        f"golden images: {made.golden_images} ({images.source}); evaluation images: {made.evaluation_images}",
+        f"sha256 {document['sha256']}{', signed' if signing_key else ', not signed'}",
+    ]
+    return Output(document, "\n".join(lines))

@@ -1,0 +1,69 @@
+"""`slimdeploy serve`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from slimdeploy.toolchain.cli import Output, command
+
+PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
+
+
+@command("serve")
+@click.option("--model", type=PATH, help="An ONNX file or an engine. [default: the deployed version]")
+@click.option("--root", type=PATH, help="Where deployed versions are kept.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one."
+)
+@click.option("--batch", type=COUNT, default=8, show_default=True, help="Images computed together at most.")
+@click.option("--wait-ms", type=click.FloatRange(min=0), default=2.0, show_default=True,
+              help="How long an image waits for others.")  # fmt: skip
+@click.option("--latency-ms", type=click.FloatRange(min=1), default=100.0, show_default=True,
+              help="Answer 503 to what can't be answered within this.")  # fmt: skip
+@click.option(
+    "--queue", type=COUNT, default=32, show_default=True, help="Answer 503 beyond this many images."
+)
+@click.option("--max-upload-mb", type=click.FloatRange(min=0.001), default=4.0, show_default=True,
+              help="Answer 413 beyond this size (MiB).")  # fmt: skip
+@click.option("--top", type=COUNT, default=5, show_default=True, help="Classes an answer has.")
+@click.option("--threads", type=COUNT, help="CPU threads [default: all cores].")
+def serve(
+    model: Path | None,
+    root: Path | None,
+    host: str,
+    port: int,
+    batch: int,
+    wait_ms: float,
+    latency_ms: float,
+    queue: int,
+    max_upload_mb: float,
+    top: int,
+    threads: int | None,
+) -> Output:
+    """Classify over HTTP: POST an image to /classify; /healthz and /metrics (Prometheus) are there too.
+
+    Ends on SIGTERM or Ctrl-C, after answering what it has accepted.
+    """
+    from slimdeploy.toolchain.deploy.batching import BatchOptions
+    from slimdeploy.toolchain.deploy.http import ServeOptions
+    from slimdeploy.toolchain.deploy.images import ImageLimits
+    from slimdeploy.toolchain.deploy.serve import Address
+    from slimdeploy.toolchain.deploy.serve import serve as run_server
+    from slimdeploy.toolchain.deploy.store import default_root
+
+    limits = ImageLimits(bytes=int(max_upload_mb * 2**20), pixels=16_000_000)
+    options = ServeOptions(BatchOptions(batch, wait_ms, latency_ms, queue), limits, top)
+    where = Address(host, port)
+    document = run_server(model, root or default_root(), where, options, threads=threads, ready=_say)
+    answers = ", ".join(f"{count} × {code}" for code, count in sorted(document["answers"].items()))
+    return Output(document, f"served {document['model']}: {answers or 'no requests'}")
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)

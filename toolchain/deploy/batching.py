@@ -1,0 +1,177 @@
+"""Dynamic batching: single images that arrive at any time, computed together, none of them late.
+
+What waits is bounded twice. More than `queue` images at a time are refused at once. And an image that can't
+be answered within `latency_ms` any more is refused the moment that is known, instead of being computed for
+nobody; so an overloaded server goes on answering what it can in time (load shedding by deadline).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+
+Compute = Callable[[np.ndarray], np.ndarray]
+"""(N, size, size, 3) uint8 → (N, classes) logits. Called in one thread only."""
+
+SMOOTHING = 0.1
+"""Weight of the newest batch in the mean of what a batch takes."""
+
+
+class OverloadedError(Exception):
+    """The image can't be answered in time."""
+
+
+class ClosedError(Exception):
+    """The batcher takes nothing more."""
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """`batch`: images computed together at most. `wait_ms`: how long the first of them waits for others while
+    nothing else is computed. `latency_ms`: within which an accepted image is answered, from its arrival on.
+    """
+
+    batch: int = 8
+    wait_ms: float = 2.0
+    latency_ms: float = 100.0
+    queue: int = 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One image's logits, how many were computed with it, and how long that took."""
+
+    logits: np.ndarray
+    batch: int
+    compute_ms: float
+
+
+@dataclass(eq=False)
+class _Waiting:
+    image: np.ndarray
+    arrived: float
+    answer: asyncio.Future[Answer]
+
+
+class Batcher:
+    """`admit` a request, and in that block `answer` its image. Start and stop it with `async with`."""
+
+    def __init__(
+        self,
+        compute: Compute,
+        executor: Executor,
+        options: BatchOptions,
+        *,
+        observe: Callable[[int, float], None] = lambda images, seconds: None,
+    ) -> None:
+        self.options = options
+        self.pending = 0
+        """Images admitted and not yet answered."""
+        self.batch_s = 0.0
+        """Mean seconds of a batch."""
+        self._compute, self._executor, self._observe = compute, executor, observe
+        self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> Batcher:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        """Compute what still waits, then stop."""
+        self._closed = True
+        self._queue.put_nowait(None)
+        assert self._task is not None
+        await self._task
+
+    @contextlib.contextmanager
+    def admit(self, arrived: float) -> Iterator[None]:
+        """A place in the queue while the block runs; `arrived` is time.monotonic() when the request came.
+
+        Raises OverloadedError where there is none, or where the image would wait in vain, and ClosedError.
+        """
+        if self._closed:
+            raise ClosedError
+        if self.pending >= self.options.queue or (self.pending and self.too_late(arrived)):
+            raise OverloadedError
+        self.pending += 1
+        try:
+            yield
+        finally:
+            self.pending -= 1
+
+    async def answer(self, image: np.ndarray, arrived: float) -> Answer:
+        """The logits of a (size, size, 3) uint8 image; raises OverloadedError where it would be too late."""
+        if self._closed:
+            raise ClosedError
+        waiting = _Waiting(image, arrived, asyncio.get_running_loop().create_future())
+        self._queue.put_nowait(waiting)
+        return await waiting.answer
+
+    def too_late(self, arrived: float) -> bool:
+        """Whether an image that starts to be computed now misses its time."""
+        return time.monotonic() + self.batch_s > arrived + self.options.latency_ms / 1e3
+
+    async def _run(self) -> None:
+        last = False
+        while not last:
+            batch, last = await self._collect()
+            wanted = [waiting for waiting in batch if not waiting.answer.done()]  # the others have gone
+            # One is always computed, late or not: nothing else tells whether batches have become fast again.
+            ready = [waiting for waiting in wanted if not self.too_late(waiting.arrived)] or wanted[-1:]
+            for waiting in wanted:
+                if waiting not in ready:
+                    waiting.answer.set_exception(OverloadedError())
+            if ready:
+                await self._answer(ready)
+
+    async def _collect(self) -> tuple[list[_Waiting], bool]:
+        """The next batch: at least one image, and more as long as they are there or come within `wait_ms`.
+
+        True where the batcher is to stop after it.
+        """
+        first = await self._queue.get()
+        if first is None:
+            return [], True
+        batch, until = [first], time.monotonic() + self.options.wait_ms / 1e3
+        while len(batch) < self.options.batch:
+            try:
+                waiting = self._queue.get_nowait()
+            except asyncio.QueueEmpty:
+                left = until - time.monotonic()
+                if left <= 0 or self._closed:
+                    break
+                try:
+                    waiting = await asyncio.wait_for(self._queue.get(), left)
+                except asyncio.TimeoutError:
+                    break
+            if waiting is None:
+                return batch, True
+            batch.append(waiting)
+        return batch, False
+
+    async def _answer(self, ready: list[_Waiting]) -> None:
+        images = np.stack([waiting.image for waiting in ready])
+        started = time.monotonic()
+        try:
+            logits = await asyncio.get_running_loop().run_in_executor(self._executor, self._compute, images)
+        except (
+            Exception
+        ) as error:  # whatever the runtime raises: these requests fail, the next ones are tried
+            for waiting in ready:
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(error)
+            return
+        seconds = time.monotonic() - started
+        self.batch_s += SMOOTHING * (seconds - self.batch_s) if self.batch_s else seconds
+        self._observe(len(ready), seconds)
+        for waiting, row in zip(ready, logits, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(Answer(row, len(ready), 1e3 * seconds))

@@ -1,0 +1,179 @@
+"""The HTTP interface, an ASGI application: `POST /classify`, `GET /healthz`, `GET /metrics`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from slimdeploy.toolchain.deploy.batching import Batcher, BatchOptions, ClosedError, OverloadedError
+from slimdeploy.toolchain.deploy.images import ImageLimits, decode_image
+from slimdeploy.toolchain.deploy.metrics import Metrics
+from slimdeploy.toolchain.deploy.predict import top_classes
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.runtime.preprocess import normalise
+from slimdeploy.toolchain.runtime.session import Session
+
+CONTENT_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "application/octet-stream")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How to serve. `limits` are an upload's; `body_s`: within which it must have arrived."""
+
+    batching: BatchOptions = field(default_factory=BatchOptions)
+    limits: ImageLimits = field(default_factory=lambda: ImageLimits(bytes=4 << 20, pixels=16_000_000))
+    top: int = 5
+    body_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """The model that is served, and the threads that work for it. `compute` has one thread: that which
+    opened the session, as CUDA contexts belong to threads.
+    """
+
+    session: Session
+    info: ModelInfo
+    name: str
+    compute: Executor
+    decode: Executor
+
+
+def build_app(served: Served, options: ServeOptions) -> tuple[Starlette, Metrics]:
+    """The application and what it counts."""
+    service = _Service(served, options)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with service.batcher:
+            yield
+
+    routes = [
+        Route("/classify", service.classify, methods=["POST"]),
+        Route("/healthz", service.health),
+        Route("/metrics", service.metrics_text),
+    ]
+    handlers = {HTTPException: service.http_error, Exception: service.internal_error}
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers), service.metrics
+
+
+class _Service:
+    def __init__(self, served: Served, options: ServeOptions) -> None:
+        self.served, self.options = served, options
+        self.batcher = Batcher(self._logits, served.compute, options.batching, observe=self._observe)
+        self.metrics = Metrics(
+            model=served.name,
+            backend=served.session.backend,
+            precision=served.session.precision,
+            pending=lambda: self.batcher.pending,
+        )
+
+    async def classify(self, request: Request) -> Response:
+        """One encoded image in the body → its likeliest classes."""
+        arrived = time.monotonic()
+        top = self._top(request)
+        content = await self._body(request)
+        try:
+            with self.batcher.admit(arrived):
+                image = await self._decode(content, arrived)
+                answer = await self.batcher.answer(image, arrived)
+        except SlimdeployError as error:
+            raise HTTPException(400, str(error)) from error
+        except OverloadedError:
+            raise HTTPException(503, "overloaded: try again later", {"Retry-After": "1"}) from None
+        except ClosedError:
+            raise HTTPException(503, "shutting down") from None
+        (found,) = top_classes(answer.logits[None], self.served.info.class_names, top)
+        seconds = time.monotonic() - arrived
+        self.metrics.latency.observe(seconds)
+        return self._reply(
+            200,
+            {
+                "model": self.served.name,
+                "top": [vars(prediction) for prediction in found],
+                "ms": {"total": round(1e3 * seconds, 3), "inference": round(answer.compute_ms, 3)},
+                "batch": answer.batch,
+            },
+        )
+
+    async def health(self, request: Request) -> Response:
+        session = self.served.session
+        document = {"status": "ok", "model": self.served.name, "backend": session.backend}
+        return JSONResponse({**document, "precision": session.precision, "queue": self.batcher.pending})
+
+    async def metrics_text(self, request: Request) -> Response:
+        return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    async def http_error(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return self._reply(error.status_code, {"error": error.detail}, error.headers)
+
+    async def internal_error(self, request: Request, error: Exception) -> Response:
+        return self._reply(500, {"error": f"internal error, {type(error).__name__}"})
+
+    def _reply(self, code: int, document: dict, headers: object = None) -> Response:
+        self.metrics.requests.labels(str(code)).inc()
+        return JSONResponse(document, code, headers=headers)  # type: ignore[arg-type]
+
+    def _top(self, request: Request) -> int:
+        text = request.query_params.get("top", str(self.options.top))
+        if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 6 and int(text) > 0):
+            raise HTTPException(400, f"top={text[:20]}: a number from 1 on")
+        return int(text)
+
+    async def _body(self, request: Request) -> bytes:
+        """The upload, never more of it than is allowed."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in CONTENT_TYPES:
+            raise HTTPException(415, f"Content-Type {kind or 'missing'}: send {', '.join(CONTENT_TYPES)}")
+        limit = self.options.limits.bytes
+        too_large = HTTPException(413, f"at most {limit} bytes are taken")
+        announced = request.headers.get("content-length", "0")
+        if announced.isdecimal() and int(announced) > limit:
+            raise too_large
+        parts, size = [], 0
+
+        async def read() -> None:
+            nonlocal size
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise too_large
+                parts.append(part)
+
+        try:
+            await asyncio.wait_for(read(), self.options.body_s)
+        except asyncio.TimeoutError:
+            raise HTTPException(408, f"the image didn't arrive within {self.options.body_s:g} s") from None
+        except ClientDisconnect:
+            raise HTTPException(400, "the connection was closed before the image was there") from None
+        return b"".join(parts)
+
+    async def _decode(self, content: bytes, arrived: float) -> np.ndarray:
+        size, limits = self.served.info.preprocessing.size, self.options.limits
+
+        def decode() -> np.ndarray:
+            if self.batcher.pending > 1 and self.batcher.too_late(arrived):
+                raise OverloadedError
+            return decode_image(content, "upload", size=size, limits=limits)
+
+        return await asyncio.get_running_loop().run_in_executor(self.served.decode, decode)
+
+    def _logits(self, images: np.ndarray) -> np.ndarray:
+        return self.served.session.run(normalise(images, self.served.info.preprocessing))
+
+    def _observe(self, images: int, seconds: float) -> None:
+        self.metrics.observe_batch(images, seconds)

@@ -1,0 +1,137 @@
+"""Images as they come to a device: files, uploads, raw frames. Nothing of them is trusted."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from slimdeploy.toolchain.errors import SlimdeployError
+
+PIXEL_FORMATS = {"rgb": 3, "bgr": 3, "gray": 1}
+"""Order of a raw frame's bytes -> bytes for a pixel."""
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What is decoded at most: a small file can hold a huge image."""
+
+    bytes: int = 16 << 20
+    pixels: int = 50_000_000
+    aspect: float = 64.0
+    """Longer side over shorter side: the shorter one is scaled to the network's size."""
+
+
+@dataclass(frozen=True)
+class FrameFormat:
+    """Raw frames: width × height pixels, row after row, without padding. Raises SlimdeployError for what
+    can't be.
+    """
+
+    width: int
+    height: int
+    pixels: str = "rgb"
+
+    def __post_init__(self) -> None:
+        if self.pixels not in PIXEL_FORMATS:
+            raise SlimdeployError(f"pixels {self.pixels!r}; known: {', '.join(PIXEL_FORMATS)}")
+        if not (1 <= self.width <= 16384 and 1 <= self.height <= 16384):
+            raise SlimdeployError(
+                f"frames of {self.width}×{self.height} pixels: 1 to 16384 a side can be read"
+            )
+
+    @classmethod
+    def parse(cls, text: str, pixels: str) -> FrameFormat:
+        """From `640x480`."""
+        width, _, height = text.partition("x")
+        if not (width.isdecimal() and height.isdecimal()):
+            raise SlimdeployError(f"--frames {text}: width and height are needed, as in 640x480")
+        return cls(int(width), int(height), pixels)
+
+    @property
+    def bytes(self) -> int:
+        return self.width * self.height * PIXEL_FORMATS[self.pixels]
+
+
+def decode_image(content: bytes, name: str, *, size: int, limits: ImageLimits) -> np.ndarray:
+    """An encoded image as (size, size, 3) uint8, resized as in training.
+
+    Raises SlimdeployError where it is no image, or larger than `limits` allow.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    from slimdeploy.toolchain.data.decoding import resize
+
+    if len(content) > limits.bytes:
+        raise SlimdeployError(f"{name}: {len(content)} bytes; at most {limits.bytes} are read")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            _check_size(*image.size, name, limits)  # the header alone was read until here
+            pixels = np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise SlimdeployError(f"{name}: not an image, or in no format that is read here") from None
+    except SlimdeployError:
+        raise
+    except Exception as error:  # PIL's readers of damaged files raise whatever their parsing runs into
+        reason = " ".join(str(error).split())[:100]
+        raise SlimdeployError(f"{name}: not a readable image ({type(error).__name__}: {reason})") from error
+    return resize(pixels[None], size)[0]
+
+
+def read_frames(stream: BinaryIO, frame: FrameFormat, *, size: int) -> Iterator[np.ndarray]:
+    """Raw frames from a stream until it ends, each as (size, size, 3) uint8."""
+    count = 0
+    while content := _read_exactly(stream, frame.bytes):
+        count += 1
+        if len(content) != frame.bytes:
+            raise SlimdeployError(
+                f"frame {count} has {len(content)} bytes, not {frame.bytes}: check --frames"
+            )
+        pixels = np.frombuffer(content, np.uint8).reshape(frame.height, frame.width, -1)
+        if frame.pixels == "bgr":
+            pixels = pixels[..., ::-1]
+        pixels = np.broadcast_to(pixels, (frame.height, frame.width, 3))
+        if (frame.height, frame.width) == (size, size):
+            yield pixels
+        else:
+            from slimdeploy.toolchain.data.decoding import resize  # needs PIL
+
+            yield resize(np.ascontiguousarray(pixels)[None], size)[0]
+
+
+def list_images(paths: tuple[str, ...]) -> list[Path]:
+    """The files named, and all image files below the folders named, in order."""
+    from slimdeploy.toolchain.data.decoding import ENDINGS
+
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+        if not inside:
+            raise SlimdeployError(f"{path} holds no images ({', '.join(ENDINGS)})")
+        found += inside
+    return found
+
+
+def _check_size(width: int, height: int, name: str, limits: ImageLimits) -> None:
+    if width * height > limits.pixels:
+        raise SlimdeployError(f"{name}: {width}×{height} pixels; at most {limits.pixels} are decoded")
+    if max(width, height) > limits.aspect * min(width, height):
+        raise SlimdeployError(
+            f"{name}: {width}×{height} pixels is too narrow (at most 1 to {limits.aspect:g})"
+        )
+
+
+def _read_exactly(stream: BinaryIO, count: int) -> bytes:
+    """`count` bytes, fewer only at the stream's end: a pipe gives what it has."""
+    parts = []
+    while count and (part := stream.read(count)):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,55 @@
+"""What the server counts, in Prometheus' format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """All metrics of one server; nothing global, so that several can live in one process."""
+
+    def __init__(self, *, model: str, backend: str, precision: str, pending: Callable[[], float]) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter(
+            "slimdeploy_requests", "Requests answered, by HTTP status", ["code"], registry=self.registry
+        )
+        self.latency = Histogram(
+            "slimdeploy_request_seconds",
+            "From the arrival of an accepted request to its answer",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.inference = Histogram(
+            "slimdeploy_inference_seconds", "One batch", buckets=SECONDS, registry=self.registry
+        )
+        self.batch = Histogram(
+            "slimdeploy_batch_images", "Images computed together", buckets=IMAGES, registry=self.registry
+        )
+        queue = Gauge(
+            "slimdeploy_queue_images", "Images admitted and not yet answered", registry=self.registry
+        )
+        queue.set_function(pending)
+        about = Info("slimdeploy_model", "What is served", registry=self.registry)
+        about.info({"model": model, "backend": backend, "precision": precision})
+
+    def observe_batch(self, images: int, seconds: float) -> None:
+        self.batch.observe(images)
+        self.inference.observe(seconds)
+
+    def render(self) -> bytes:
+        """The text that `GET /metrics` answers (exposition format 0.0.4)."""
+        return generate_latest(self.registry)

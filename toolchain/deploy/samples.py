@@ -1,0 +1,59 @@
+"""The images that a bundle is checked with: chosen on the host, by a fixed rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slimdeploy.toolchain.deploy.onnx_scan import carried_info, scan_onnx
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.data.dataset import DataOptions
+
+
+@dataclass(frozen=True)
+class Images:
+    """`golden` (N, H, W, 3) uint8 and `evaluation` (M, H, W, 3) uint8 with its `labels` (M,)."""
+
+    golden: np.ndarray
+    evaluation: np.ndarray
+    labels: np.ndarray
+    source: str
+    """Where they come from, for the provenance."""
+
+
+def images_for(
+    model: Path, data: DataOptions | None, *, golden: int, evaluation: int, seed: int = 0
+) -> Images:
+    """Golden and evaluation images for the ONNX file `model`: of the test split of `data`, or of the data
+    that the model says it was trained on, as evenly over the classes as it goes. Noise where it says
+    nothing.
+    """
+    from slimdeploy.toolchain.data.dataset import balanced_subset
+    from slimdeploy.toolchain.training.stage import data_of, dataset_for
+
+    info = carried_info(model, scan_onnx(model))
+    if data is None and not any(entry.get("data") for entry in info.provenance):
+        return noise_images(model, golden, seed=seed)
+    data = data or data_of(info, model)
+    test = dataset_for(info, data, model).test
+    chosen = balanced_subset(test, golden, seed=seed).images
+    measured = balanced_subset(test, evaluation, seed=seed + 1) if evaluation else test.take(np.arange(0))
+    return Images(chosen, measured.images, measured.labels, f"{data.name}, test split, seed {seed}")
+
+
+def noise_images(model: Path, count: int, *, seed: int = 0) -> Images:
+    """Golden images of the size that the ONNX file `model` takes, for a bundle without data: coarse noise,
+    which every layer reacts to. No evaluation set.
+    """
+    size = carried_info(model, scan_onnx(model)).preprocessing.size
+    blocks = -(-size // 4)
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, blocks, blocks, 3), dtype=np.uint8)
+    golden = coarse.repeat(4, axis=1).repeat(4, axis=2)[:, :size, :size]
+    return Images(
+        golden, np.empty((0, size, size, 3), np.uint8), np.empty(0, np.int32), f"noise, seed {seed}"
+    )

@@ -1,0 +1,129 @@
+"""Runs the HTTP server until SIGTERM or SIGINT, then answers what it has accepted, and ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+
+from slimdeploy.toolchain.deploy.classify import open_model
+from slimdeploy.toolchain.deploy.http import Served, ServeOptions, build_app
+from slimdeploy.toolchain.deploy.images import decode_image
+from slimdeploy.toolchain.deploy.metrics import Metrics
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.runtime.session import Session, SessionOptions
+
+DRAIN_S = 30
+"""How long accepted requests may take after SIGTERM."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen. Port 0 takes any free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+
+
+def serve(
+    model: Path | None,
+    root: Path,
+    address: Address,
+    options: ServeOptions,
+    *,
+    threads: int | None = None,
+    ready: Callable[[str], None],
+) -> dict[str, Any]:
+    """Serve the model file, or the version deployed in `root`; returns the count of answers by status at
+    the end.
+
+    `ready` is called with one line once requests are answered. Raises SlimdeployError where the model can't
+    be opened or the address can't be listened on.
+    """
+    listener = _listen(address)
+    with listener, ThreadPoolExecutor(1) as compute, ThreadPoolExecutor(os.cpu_count()) as decode:
+        opening = compute.submit(open_model, model, root, SessionOptions(threads=threads))
+        session, info, name = opening.result()
+        try:
+            compute.submit(_warm_up, session, options.batching.batch).result()
+            decode.submit(decode_image, _an_image(), "image", size=8, limits=options.limits).result()
+            app, metrics = build_app(Served(session, info, name, compute, decode), options)
+            config = uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                loop="asyncio",
+                lifespan="on",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                # Connections that read or wait for an answer: what uploads can take of the memory.
+                limit_concurrency=2 * options.batching.queue + 16,
+                timeout_keep_alive=5,
+                timeout_graceful_shutdown=DRAIN_S,
+            )
+            host, port = listener.getsockname()[:2]
+            ready(f"http://{_in_url(host)}:{port} serves {name}, {session.precision} on {session.backend}")
+            _run_until_signal(uvicorn.Server(config), listener)
+            return {"model": name, "answers": _answers(metrics)}
+        finally:
+            compute.submit(session.close).result()
+
+
+def _run_until_signal(server: uvicorn.Server, listener: socket.socket) -> None:
+    """uvicorn stops on SIGTERM and SIGINT, and raises them anew once it has: with its end they have done
+    their work.
+    """
+    kept = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run(sockets=[listener])
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _listen(address: Address) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        return socket.create_server((address.host, address.port), family=family, backlog=256)
+    except (OSError, OverflowError) as error:
+        number = getattr(error, "errno", None)
+        reason = (
+            os.strerror(number) if number and number > 0 else str(error)
+        )  # strerror tells the address again
+        raise SlimdeployError(
+            f"cannot listen on {address.host}:{address.port}: {reason}; pass another --port or --host"
+        ) from error
+
+
+def _warm_up(session: Session, batch: int) -> None:
+    """The first runs of each size set the runtime up: they mustn't be somebody's request."""
+    for size in {1, batch}:
+        session.run(np.zeros((size, *session.input_shape), np.float32))
+
+
+def _an_image() -> bytes:
+    """A small JPEG, to load what decoding needs."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(content, "JPEG")
+    return content.getvalue()
+
+
+def _answers(metrics: Metrics) -> dict[str, int]:
+    samples = [sample for family in metrics.requests.collect() for sample in family.samples]
+    return {s.labels["code"]: int(s.value) for s in samples if s.name.endswith("_total")}
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,60 @@
+"""Signatures of bundles with the keys that people already have: OpenSSH's `ssh-keygen -Y`, version 8.2 or
+later.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from slimdeploy.toolchain.errors import SlimdeployError
+
+NAMESPACE = "slimdeploy-bundle"
+"""A signature made for anything else (a git commit, a file) can't be passed off as one of a bundle."""
+
+
+def sign(content: bytes, key: Path) -> bytes:
+    """The armoured SSH signature of `content` with the private key, or the agent's key, that `key` names."""
+    if not key.is_file():
+        raise SlimdeployError(f"no signing key at {key}")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "manifest.json"
+        file.write_bytes(content)
+        done = _ssh_keygen("-Y", "sign", "-f", str(key), "-n", NAMESPACE, str(file))
+        if done.returncode:
+            raise SlimdeployError(f"can't sign with {key}: {_last_line(done.stderr)}")
+        return file.with_name("manifest.json.sig").read_bytes()
+
+
+def verify(content: bytes, signature: bytes, allowed_signers: Path) -> str:
+    """The name of the allowed signer who signed `content`; raises SlimdeployError where none of them did.
+
+    `allowed_signers` is OpenSSH's file of that name (ssh-keygen(1), ALLOWED SIGNERS).
+    """
+    if not allowed_signers.is_file():
+        raise SlimdeployError(f"no file of allowed signers at {allowed_signers}")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "signature"
+        file.write_bytes(signature)
+        where = ["-f", str(allowed_signers), "-s", str(file)]
+        found = _ssh_keygen("-Y", "find-principals", *where, input=content)
+        if found.returncode or not found.stdout.strip():
+            raise SlimdeployError(f"the bundle's signer is not in {allowed_signers}")
+        principal = found.stdout.decode(errors="replace").splitlines()[0].strip()
+        checked = _ssh_keygen("-Y", "verify", "-I", principal, "-n", NAMESPACE, *where, input=content)
+        if checked.returncode:
+            raise SlimdeployError(f"the bundle's signature by {principal} is not valid: it was changed since")
+    return principal
+
+
+def _ssh_keygen(*arguments: str, input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    program = shutil.which("ssh-keygen")
+    if not program:
+        raise SlimdeployError("signatures need ssh-keygen: sudo apt install openssh-client")
+    return subprocess.run([program, *arguments], input=input, capture_output=True, check=False)
+
+
+def _last_line(output: bytes) -> str:
+    return (output.decode(errors="replace").strip().splitlines() or ["ssh-keygen failed"])[-1]

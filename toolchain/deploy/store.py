@@ -1,0 +1,152 @@
+"""The versions of a model that a device holds, and which of them is in use.
+
+    ROOT/active.json         the versions in use, oldest first; the last is the current one
+    ROOT/versions/0007-name  one unpacked bundle with its engine and `deployment.json`
+    ROOT/versions/.new-…     one being installed
+    ROOT/lock                held while something is installed
+    ROOT/allowed_signers     where it exists, nothing unsigned is installed
+
+`active.json` is replaced by one rename, and nothing that it names is ever changed or removed before: whatever
+is interrupted, the version it names is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
+
+KEPT = 3
+"""Versions kept on the device, the current one included."""
+
+_VERSION = re.compile(r"(\d{4,9})-[A-Za-z0-9._-]{1,64}")
+_NEW = ".new-"
+
+
+def default_root() -> Path:
+    """`$SLIMDEPLOY_HOME`, or `~/.local/share/slimdeploy`."""
+    return Path(os.environ.get("SLIMDEPLOY_HOME") or Path.home() / ".local/share/slimdeploy")
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder of all versions. Nothing is created before something is installed."""
+
+    root: Path
+
+    @property
+    def versions(self) -> Path:
+        return self.root / "versions"
+
+    @property
+    def allowed_signers(self) -> Path:
+        return self.root / "allowed_signers"
+
+    def active(self) -> list[str]:
+        """Names of the versions in use, oldest first; empty where nothing was deployed yet."""
+        return self._read()[1]
+
+    def current(self) -> Path:
+        """Folder of the current version; raises SlimdeployError where there is none."""
+        names = self.active()
+        if not names:
+            raise SlimdeployError(f"nothing is deployed in {self.root}: slimdeploy deploy BUNDLE")
+        return self.versions / names[-1]
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the store alone; raises SlimdeployError at once where another process does."""
+        path = self.root / "lock"
+        try:
+            self.versions.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a")  # noqa: SIM115  (closed below; the kernel lets go of the lock by itself)
+        except OSError as error:
+            raise SlimdeployError(f"cannot write {path}: {error.strerror}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise SlimdeployError(f"another deploy is running in {self.root}: wait for it") from None
+            yield
+
+    def clean(self) -> None:
+        """Remove what killed runs left behind and the versions that aren't in use. The lock must be held."""
+        used = set(self.active())
+        for entry in self.versions.iterdir():
+            if entry.name.startswith(_NEW) or (_VERSION.fullmatch(entry.name) and entry.name not in used):
+                shutil.rmtree(entry, ignore_errors=True)
+        for leftover in self.root.glob(".*.tmp"):  # an atomic write that was killed
+            leftover.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def new_folder(self) -> Iterator[Path]:
+        """The place for a version being installed; what is still in it at the end is removed."""
+        try:
+            holder = Path(tempfile.mkdtemp(dir=self.versions, prefix=_NEW))
+        except OSError as error:
+            raise SlimdeployError(f"cannot write in {self.versions}: {error.strerror}") from error
+        try:
+            yield holder / "version"
+        finally:
+            shutil.rmtree(holder, ignore_errors=True)
+
+    def next_version(self, name: str) -> str:
+        """What the next version will be called, for a bundle `name`. No number is given twice."""
+        return f"{self._read()[0] + 1:04d}-{name}"
+
+    def add(self, folder: Path, version: str) -> None:
+        """Take a finished folder in as the current version."""
+        try:
+            folder.rename(self.versions / version)
+            _sync_folder(self.versions)
+        except OSError as error:
+            raise SlimdeployError(f"cannot write {self.versions / version}: {error.strerror}") from error
+        self._activate([*self.active(), version][-KEPT:], installed=int(version.split("-")[0]))
+
+    def drop_current(self) -> str:
+        """Make the version before the current one; returns its name. Its folder is there until the next
+        clean.
+        """
+        installed, names = self._read()
+        self._activate(names[:-1], installed=installed)
+        return names[-2]
+
+    def _read(self) -> tuple[int, list[str]]:
+        """How many versions were ever installed, and the names of those in use."""
+        path = self.root / "active.json"
+        if not path.exists():
+            return 0, []
+        document = artifacts.read_json(path, "list of deployed versions")
+        try:
+            installed, names = document["installed"], document["versions"]
+            valid = (
+                isinstance(installed, int) and isinstance(names, list) and all(map(_VERSION.fullmatch, names))
+            )
+        except (KeyError, TypeError):
+            valid = False
+        if not valid:
+            raise SlimdeployError(f"{path} is damaged: remove it and deploy again")
+        return installed, names
+
+    def _activate(self, names: list[str], *, installed: int) -> None:
+        document = {"format": 1, "installed": installed, "versions": names}
+        artifacts.write_json(self.root / "active.json", document)
+        _sync_folder(self.root)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a folder's entries to the disk: a rename before it outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

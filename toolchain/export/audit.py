@@ -1,0 +1,149 @@
+"""What TensorRT really built: layers by realised precision, fusions, reformats, and what was asked for in
+vain.
+
+Reads the JSON of TensorRT's engine inspector (an engine built with DETAILED verbosity). Up to TensorRT 10 a
+tensor has `Format/Datatype` in one string and the engine a list `Bindings`; from 11 on `Format` and
+`Datatype` are apart and the list is `I/O Tensors`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from slimdeploy.toolchain.errors import SlimdeployError
+
+_TYPES = {  # in this order: "BFloat16" holds "Float", "Int8" must not match inside another word
+    "bf16": r"bf16|bfloat16",
+    "fp8": r"fp8|e4m3",
+    "fp4": r"fp4",
+    "int4": r"int4",
+    "int8": r"int8",
+    "fp16": r"fp16|half",
+    "fp32": r"fp32|float",
+}
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """A layer of the engine: one kernel, often several nodes of the ONNX file fused."""
+
+    name: str
+    kind: str
+    """TensorRT's own name, such as `CaskConvolution`."""
+    precision: str | None
+    """Type of its first input; `tf32` where the kernel rounds to it; None where the inspector is silent."""
+    nodes: tuple[str, ...]
+    """Names of the ONNX nodes that it computes."""
+    reformat: bool
+    """It only changes the layout or the type of a tensor."""
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A node that was asked to be computed in one precision and is computed in another."""
+
+    node: str
+    asked: str
+    realised: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The engine as built."""
+
+    layers: int
+    precisions: dict[str, int]
+    """Layers (reformats left out) by realised precision."""
+    fused: int
+    """Layers that compute more than one ONNX node."""
+    reformats: tuple[str, ...]
+    asked: int
+    """Nodes that the ONNX file asks for in FP16 or INT8."""
+    missed: tuple[Missed, ...]
+    unaccounted: tuple[str, ...]
+    """Those of them that no layer names: the inspector doesn't tell their precision."""
+
+    @property
+    def failed(self) -> str | None:
+        """Why the engine isn't what was asked for; None where it is."""
+        if self.missed:
+            first = self.missed[0]
+            return (
+                f"{len(self.missed)} layers are not in the precision asked for, "
+                f"such as {first.node}: {first.realised} instead of {first.asked}"
+            )
+        if self.asked and len(self.unaccounted) == self.asked:
+            return f"the engine doesn't tell the precision of any of the {self.asked} layers asked for"
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **vars(self),
+            "reformats": list(self.reformats),
+            "missed": [vars(m) for m in self.missed],
+            "unaccounted": list(self.unaccounted),
+        }
+
+
+def read_layers(document: dict[str, Any]) -> list[EngineLayer]:
+    """The layers of an inspector's JSON document, of either schema.
+
+    Raises SlimdeployError where it holds names only (built without DETAILED verbosity) or no layers.
+    """
+    layers = document.get("Layers")
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+        raise SlimdeployError(
+            "the engine holds no details of its layers: build it with DETAILED profiling verbosity"
+        )
+    return [_read_layer(layer) for layer in layers]
+
+
+def audit(layers: list[EngineLayer], asked: dict[str, str]) -> Audit:
+    """Compare the layers of an engine with what the ONNX file asks for, node by node.
+
+    `asked` is ONNX node -> `fp32`, `fp16` or `int8`. FP32 is never missed: more precision than asked for is
+    what INT8 and FP16 are checked against.
+    """
+    realised = {node: layer.precision for layer in layers if not layer.reformat for node in layer.nodes}
+    wanted = {node: precision for node, precision in asked.items() if precision != "fp32"}
+    missed = [
+        Missed(node, precision, got)
+        for node, precision in wanted.items()
+        if (got := realised.get(node)) is not None and got != precision
+    ]
+    computing = [layer for layer in layers if not layer.reformat]
+    return Audit(
+        layers=len(layers),
+        precisions=dict(Counter(layer.precision or "unknown" for layer in computing)),
+        fused=sum(len(layer.nodes) > 1 for layer in computing),
+        reformats=tuple(layer.name for layer in layers if layer.reformat),
+        asked=len(wanted),
+        missed=tuple(missed),
+        unaccounted=tuple(node for node in wanted if realised.get(node) is None),
+    )
+
+
+def _read_layer(layer: dict[str, Any]) -> EngineLayer:
+    name, kind = layer.get("Name", ""), layer.get("LayerType", "")
+    tensors = [*layer.get("Inputs", []), *layer.get("Outputs", [])]
+    precision = _precision(tensors[0]) if tensors else None
+    if precision == "fp32" and "tf32" in layer.get("TacticName", ""):
+        precision = "tf32"
+    # "NoOp" is a reformat that moves nothing; "Reformat" with origin QDQ is a quantisation of its own.
+    return EngineLayer(
+        name, kind, precision, _nodes(name, layer.get("Metadata", "")), kind in ("Reformat", "NoOp")
+    )
+
+
+def _precision(tensor: dict[str, Any]) -> str | None:
+    told = {key.lower(): value for key, value in tensor.items()}
+    text = told.get("datatype") or told.get("format/datatype") or ""
+    return next((name for name, found in _TYPES.items() if re.search(found, text, re.IGNORECASE)), None)
+
+
+def _nodes(name: str, metadata: str) -> tuple[str, ...]:
+    """ONNX nodes of a layer: from its metadata or, where an old version has none, from its name."""
+    return tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", metadata)) or tuple(name.split(" + "))

@@ -1,0 +1,112 @@
+"""The end of the stage `export`: an ONNX file in, an engine out, or the proof that it would build. No
+torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.export.engine import Engine, export_engine
+from slimdeploy.toolchain.export.engine_options import EngineOptions
+from slimdeploy.toolchain.export.tensorrt import Plan, build_plan
+from slimdeploy.toolchain.progress import progress_bar
+from slimdeploy.toolchain.runtime.device import open_device
+from slimdeploy.toolchain.runtime.tensorrt_callbacks import Progress
+
+ENGINE_SUFFIX = ".engine"
+
+
+@dataclass(frozen=True)
+class EngineJob:
+    """What to do with an ONNX file: build it for this machine's GPU, check that it builds, or both."""
+
+    options: EngineOptions
+    build: bool
+    check: bool
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """What came of an EngineJob."""
+
+    check: Plan | None
+    engine: Engine | None
+
+    @property
+    def failed(self) -> str | None:
+        """Why the engine isn't what the ONNX file asks for."""
+        failed = self.engine.audit.failed if self.engine else None
+        return f"{self.engine.path}: {failed}" if self.engine and failed else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys `engine` and `trt_check` of the command's result."""
+        check = None
+        if self.check:
+            check = {
+                "builds": True,
+                "tensorrt": self.check.tensorrt,
+                "precision": self.check.facts.precision,
+                "batch": list(self.check.batch),
+                "layers": self.check.layers,
+                "plan_bytes": len(self.check.content),
+                "build_seconds": round(self.check.seconds, 2),
+            }
+        return {"engine": self.engine.to_json() if self.engine else None, "trt_check": check}
+
+
+def engine_stage(onnx: Path, output: Path, job: EngineJob, *, force: bool = False) -> EngineResult:
+    """Check and build `onnx` as `job` says; the engine goes to `output`.
+
+    Raises SlimdeployError where TensorRT, a GPU or NVIDIA's wheels for the check are missing, and where the
+    file doesn't build, with TensorRT's own words. An engine that fails its audit is kept.
+    """
+    if job.build:
+        artifacts.check_output(output, force=force)
+    check = check_builds(onnx, job.options) if job.check else None
+    return EngineResult(check, build_here(onnx, output, job.options) if job.build else None)
+
+
+def check_builds(onnx: Path, options: EngineOptions) -> Plan:
+    """Parse and build `onnx` with NVIDIA's own parser and builder on the CPU. The plan is for no device."""
+    from slimdeploy.toolchain.export import trt_cpu
+
+    trt = trt_cpu.load()
+    with _progress() as progress:
+        return build_plan(trt, onnx, options, progress=progress)
+
+
+def build_here(onnx: Path, output: Path, options: EngineOptions) -> Engine:
+    """Build `onnx` for this machine's GPU, audit it and save it to `output`."""
+    import tensorrt as trt
+
+    device = open_device()
+    try:
+        with _progress() as progress:
+            return export_engine(trt, onnx, output, options, device=device, progress=progress)
+    finally:
+        device.close()
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """TensorRT's phases as a bar: it advances with the outermost phase and names the one under way."""
+    with contextlib.ExitStack() as stack:
+        outermost, done_before = "", 0
+        advance: Callable[..., None] | None = None
+
+        def report(phase: str, done: int, total: int) -> None:
+            nonlocal advance, outermost, done_before
+            if advance is None:
+                advance, outermost = stack.enter_context(progress_bar(phase, total=total)), phase
+            if phase == outermost:
+                advance(done - done_before)
+                done_before = done
+            else:
+                advance(0, f"{phase} {done}/{total}")
+
+        yield report

@@ -1,0 +1,92 @@
+"""What each TensorRT version can do and how it wants to be asked: the one place where versions differ.
+
+A row holds from its version on, up to the next row. Sources: NVIDIA's migration guides (8.x to 10.x, 10.x to
+11.x) and the names that the Python bindings of each version hold.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from slimdeploy.toolchain.errors import SlimdeployError
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """The differences that the build and the runtime have to know."""
+
+    explicit_batch_flag: bool
+    """A network has to be asked for with EXPLICIT_BATCH; later ones know nothing else."""
+    strongly_typed: bool
+    """Types come from the ONNX file (STRONGLY_TYPED)."""
+    precision_flags: bool
+    """BuilderFlag.FP16 and INT8 exist: a weakly typed network is possible."""
+    typing_incomplete: bool
+    """Strong typing doesn't cover everything yet: where such a build fails, flags are worth a try."""
+    builder_levels: bool
+    """Builder optimisation level, version-compatible and hardware-compatible plans."""
+    same_capability_plans: bool
+    """Plans for every GPU of one compute capability."""
+    progress: bool
+    """IProgressMonitor."""
+    allocation_strategy: bool
+    """Contexts without memory of their own come from a strategy, and take it with its size."""
+    highest_opset: int | None
+    """The ONNX opset above which the parser refuses; None where no model of ours reaches it."""
+
+
+_V8_5 = Capabilities(
+    explicit_batch_flag=True,
+    strongly_typed=False,
+    precision_flags=True,
+    typing_incomplete=False,
+    builder_levels=False,
+    same_capability_plans=False,
+    progress=False,
+    allocation_strategy=False,
+    highest_opset=17,
+)
+_V8_6 = replace(_V8_5, builder_levels=True)
+_V10_0 = replace(
+    _V8_6,
+    explicit_batch_flag=False,
+    strongly_typed=True,
+    typing_incomplete=True,
+    progress=True,
+    allocation_strategy=True,
+    highest_opset=None,
+)
+_V10_12 = replace(_V10_0, typing_incomplete=False)
+_V10_13 = replace(_V10_12, same_capability_plans=True)
+_V11_0 = replace(_V10_13, precision_flags=False)
+
+TABLE: dict[tuple[int, int], Capabilities] = {
+    (8, 5): _V8_5,
+    (8, 6): _V8_6,
+    (10, 0): _V10_0,
+    (10, 12): _V10_12,
+    (10, 13): _V10_13,
+    (11, 0): _V11_0,
+}
+
+
+def parse_version(version: str) -> tuple[int, ...]:
+    """`10.3.0.30` → (10, 3, 0, 30); raises SlimdeployError for what isn't a version."""
+    numbers = re.match(r"\d+(\.\d+)+", version)
+    if not numbers:
+        raise SlimdeployError(f"{version!r} is not a TensorRT version")
+    return tuple(int(n) for n in numbers.group().split("."))
+
+
+def capabilities(version: str) -> Capabilities:
+    """The row for a TensorRT version; one newer than the table gets the last row.
+
+    Raises SlimdeployError for a version older than the table.
+    """
+    wanted = parse_version(version)[:2]
+    known = [since for since in TABLE if since <= wanted]
+    if not known:
+        first = ".".join(map(str, min(TABLE)))
+        raise SlimdeployError(f"TensorRT {version} is too old: {first} or newer is needed")
+    return TABLE[max(known)]

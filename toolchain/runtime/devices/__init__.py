@@ -1,0 +1,1 @@
+"""Implementations of `runtime.device.Device`, one file each."""

@@ -1,0 +1,130 @@
+"""`Device` over pycuda, in the primary context, so that torch and TensorRT see the same memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pycuda.driver as driver
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.runtime.device import Buffer, Dim, Event, MemoryInfo, Stream, check_copy
+from slimdeploy.toolchain.runtime.devices import graphs
+
+
+class PycudaBuffer:
+    def __init__(self, allocation: driver.DeviceAllocation, nbytes: int) -> None:
+        self._allocation: driver.DeviceAllocation | None = allocation
+        self.address = int(allocation)
+        self.nbytes = nbytes
+
+    def free(self) -> None:
+        allocation, self._allocation = self._allocation, None
+        if allocation is not None:
+            allocation.free()
+
+
+class PycudaStream:
+    def __init__(self) -> None:
+        self.native = driver.Stream(1)  # CU_STREAM_NON_BLOCKING
+        self.handle = int(self.native.handle)
+
+    def synchronize(self) -> None:
+        self.native.synchronize()
+
+
+class PycudaEvent:
+    def __init__(self) -> None:
+        self.native = driver.Event()
+
+    def record(self, stream: Stream) -> None:
+        self.native.record(_native(stream))
+
+    def synchronize(self) -> None:
+        self.native.synchronize()
+
+
+class PycudaDevice:
+    """The GPU that `pycuda.autoprimaryctx` picks: number CUDA_DEVICE, or else 0."""
+
+    def __init__(self, context: Any, device: Any) -> None:
+        self._context = context
+        self._current = threading.local()
+        self._current.yes = True
+        self.name = device.name()
+        major, minor = device.compute_capability()
+        self.arch = f"sm_{major}{minor}"
+
+    def activate(self) -> None:
+        if not getattr(self._current, "yes", False):
+            self._context.push()
+            self._current.yes = True
+
+    def allocate(self, nbytes: int) -> PycudaBuffer:
+        try:
+            return PycudaBuffer(driver.mem_alloc(max(nbytes, 1)), nbytes)
+        except driver.MemoryError as error:
+            free, total = self.memory_info()
+            raise SlimdeployError(
+                f"{self.name}: can't allocate {nbytes / 2**20:.0f} MiB, "
+                f"{free / 2**20:.0f} of {total / 2**20:.0f} MiB are free"
+            ) from error
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return driver.pagelocked_empty(shape, dtype)
+
+    def stream(self) -> PycudaStream:
+        return PycudaStream()
+
+    def upload(self, buffer: Buffer, array: np.ndarray, stream: Stream) -> None:
+        check_copy(array, buffer)
+        driver.memcpy_htod_async(buffer.address, array, _native(stream))
+
+    def download(self, array: np.ndarray, buffer: Buffer, stream: Stream) -> None:
+        check_copy(array, buffer)
+        driver.memcpy_dtoh_async(array, buffer.address, _native(stream))
+
+    def event(self) -> PycudaEvent:
+        return PycudaEvent()
+
+    def elapsed_ms(self, start: Event, end: Event) -> float:
+        end.synchronize()
+        return float(start.native.time_till(end.native))  # type: ignore[attr-defined]
+
+    def capture(self, stream: Stream, work: Callable[[], None]) -> graphs.DriverGraph:
+        return graphs.capture(stream, work)
+
+    def memory_info(self) -> MemoryInfo:
+        return MemoryInfo(*driver.mem_get_info())
+
+    def load_kernel(self, image: bytes, name: str) -> Any:
+        return driver.module_from_buffer(image).get_function(name)
+
+    def launch(self, kernel: Any, grid: Dim, block: Dim, parameters: np.ndarray, stream: Stream) -> None:
+        # Prepared calls pack their arguments unhashed; plain ones keep every argument tuple in a cache.
+        kernel.prepare([f"{parameters.nbytes}s"])
+        kernel.prepared_async_call(grid, block, _native(stream), parameters.tobytes())
+
+    def close(self) -> None:
+        """Nothing to do: pycuda lets the context go when Python ends, after its last user."""
+
+
+def open_device(index: int) -> PycudaDevice:
+    """Open GPU `index`; SlimdeployError where there is none, or pycuda holds another one already."""
+    wanted = os.environ.setdefault("CUDA_DEVICE", str(index))
+    try:
+        import pycuda.autoprimaryctx as primary
+    except (driver.Error, RuntimeError) as error:
+        raise SlimdeployError(f"pycuda finds no GPU {wanted} here: {error}") from error
+    if primary.device != driver.Device(index):
+        raise SlimdeployError(
+            f"pycuda uses another GPU than {index}: set CUDA_DEVICE={index} before starting"
+        )
+    return PycudaDevice(primary.context, primary.device)
+
+
+def _native(stream: Stream) -> Any:
+    return stream.native  # type: ignore[attr-defined]

@@ -1,0 +1,288 @@
+"""Sessions over a TensorRT engine: one stream, pinned buffers, a CUDA graph for each batch size."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.runtime.capabilities import Capabilities, capabilities
+from slimdeploy.toolchain.runtime.device import Buffer, Device, Graph, open_device
+from slimdeploy.toolchain.runtime.manifest import Manifest, check_loadable, read_manifest, this_machine
+from slimdeploy.toolchain.runtime.session import SessionOptions
+from slimdeploy.toolchain.runtime.tensorrt_callbacks import error_log, layer_profiler
+
+_DTYPES = {"FLOAT": np.float32, "HALF": np.float16}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of an engine, with its buffers for the greatest batch."""
+
+    name: str
+    host: np.ndarray
+    """Pinned, (batch, …) in the engine's own type."""
+    buffer: Buffer
+
+
+class TensorrtSession:
+    """An engine with one image input and one output of logits. All memory is allocated here, none by `run`.
+
+    A batch larger than the engine's profile is run in parts, a smaller one than its least is padded. Contexts
+    share one piece of activation memory, since they run one after the other on one stream.
+    """
+
+    def __init__(
+        self,
+        trt: ModuleType,
+        engine: Any,
+        device: Device,
+        *,
+        path: Path,
+        manifest: Manifest | None,
+        graphs: bool,
+    ) -> None:
+        self._trt, self._able = trt, capabilities(trt.__version__)
+        self._engine, self._device = engine, device
+        self._plan_bytes = path.stat().st_size
+        image, logits = _single(trt, engine, "INPUT", 4, path), _single(trt, engine, "OUTPUT", 2, path)
+        fixed, channels, height, width = tuple(engine.get_tensor_shape(image))
+        profile = [shape[0] for shape in engine.get_tensor_profile_shape(image, 0)] if fixed < 0 else [fixed]
+        self._least, self.max_batch = profile[0], profile[-1]
+        self.input_shape = (channels, height, width)
+        self.backend = "tensorrt" if graphs else "tensorrt-no-graph"
+        self.precision = manifest.precision if manifest else "unknown"
+        self.info = manifest.info(str(path)) if manifest else None
+
+        self._stream = device.stream()
+        self._buffers: list[Buffer] = []
+        self._input = self._tensor(image)
+        self._output = self._tensor(logits)
+        self._activations = self._allocate(_memory_size(self._able, engine))
+        self._use_graphs = graphs  # each graph is kept with the context that it was captured from
+        self._graphs: dict[int, tuple[Any, Graph]] = {}
+        self._context = None if graphs else self._new_context()
+        self._events = tuple(device.event() for _ in range(4))
+        self._has_run = self._closed = False
+        self.enqueue_ms: float | None = None
+        """Host time to launch the last run's network (as all of these: its last part, where it was split)."""
+
+    @property
+    def device_memory_mb(self) -> dict[str, float]:
+        """Device memory by use: the engine (its plan's size), the activations of the greatest batch, and
+        input and output.
+        """
+        named = {"plan": self._plan_bytes, "workspace": self._activations.nbytes}
+        named["io"] = self._input.buffer.nbytes + self._output.buffer.nbytes
+        return {name: nbytes / 2**20 for name, nbytes in named.items()}
+
+    @property
+    def copy_in_ms(self) -> float | None:
+        """Time to copy the last run's images to the GPU."""
+        return self._elapsed(0)
+
+    @property
+    def gpu_ms(self) -> float | None:
+        """GPU time of the last run's network, copies left out."""
+        return self._elapsed(1)
+
+    @property
+    def copy_out_ms(self) -> float | None:
+        """Time to copy the last run's logits back."""
+        return self._elapsed(2)
+
+    def layer_ms(self, batch: int, *, runs: int = 20) -> dict[str, float]:
+        """Median GPU time of each layer for a batch of this size, as TensorRT's profiler measures it layer by
+        layer (and so without a CUDA graph). The images are whatever the input buffer holds.
+        """
+        profiler = layer_profiler(self._trt)
+        context = self._new_context()
+        self._set_batch(context, batch)
+        context.profiler = profiler
+        for _ in range(runs):
+            self._execute(context)
+            self._stream.synchronize()
+        return {name: statistics.median(times) for name, times in profiler.times.items()}
+
+    def _elapsed(self, step: int) -> float | None:
+        if not self._has_run or self._closed:
+            return None
+        return self._device.elapsed_ms(self._events[step], self._events[step + 1])
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        if self._closed:
+            raise SlimdeployError("the session is closed")
+        if batch.shape[1:] != self.input_shape:
+            raise SlimdeployError(f"the engine takes images of {self.input_shape}, not {batch.shape[1:]}")
+        self._device.activate()
+        logits = np.empty((len(batch), *self._output.host.shape[1:]), np.float32)
+        for start in range(0, len(batch), self.max_batch):
+            part = batch[start : start + self.max_batch]
+            logits[start : start + len(part)] = self._run_part(part)
+        return logits
+
+    def _run_part(self, images: np.ndarray) -> np.ndarray:
+        count = max(len(images), self._least)
+        self._input.host[: len(images)] = images
+        self._input.host[len(images) : count] = 0
+        self._prepare(count)
+        begin, start, end, done = self._events
+        begin.record(self._stream)
+        self._device.upload(self._input.buffer, self._input.host[:count], self._stream)
+        start.record(self._stream)
+        launched = time.perf_counter()
+        if self._use_graphs:
+            self._graphs[count][1].launch(self._stream)
+        else:
+            self._execute(self._context)
+        self.enqueue_ms = (time.perf_counter() - launched) * 1000
+        end.record(self._stream)
+        self._device.download(self._output.host[:count], self._output.buffer, self._stream)
+        done.record(self._stream)
+        self._stream.synchronize()
+        self._has_run = True
+        return self._output.host[: len(images)]
+
+    def _prepare(self, count: int) -> None:
+        """Make the context fit the batch size; capture its graph where there is none yet."""
+        if not self._use_graphs:
+            self._set_batch(self._context, count)
+        elif count not in self._graphs:
+            # A graph keeps what its context held when it was captured: each one has a context of its own.
+            context = self._new_context()
+            self._set_batch(context, count)
+            self._execute(
+                context
+            )  # the first run after a change of shape prepares things that can't be captured
+            self._stream.synchronize()
+            self._graphs[count] = (
+                context,
+                self._device.capture(self._stream, lambda: self._execute(context)),
+            )
+
+    def _new_context(self) -> Any:
+        address, size = self._activations.address, self._activations.nbytes
+        if self._able.allocation_strategy:
+            managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = self._engine.create_execution_context(managed)
+        else:
+            context = self._engine.create_execution_context_without_device_memory()
+        if context is None:
+            raise SlimdeployError("TensorRT can't make an execution context: too little GPU memory?")
+        if self._able.allocation_strategy:
+            context.set_device_memory(address, size)
+        else:
+            context.device_memory = address
+        for tensor in (self._input, self._output):
+            context.set_tensor_address(tensor.name, tensor.buffer.address)
+        return context
+
+    def _set_batch(self, context: Any, count: int) -> None:
+        shape = (count, *self.input_shape)
+        if tuple(context.get_tensor_shape(self._input.name)) != shape and not context.set_input_shape(
+            self._input.name, shape
+        ):
+            raise SlimdeployError(f"the engine refuses a batch of {count}")
+
+    def _execute(self, context: Any) -> None:
+        if not context.execute_async_v3(self._stream.handle):
+            raise SlimdeployError("TensorRT failed to run the engine")
+
+    def _tensor(self, name: str) -> Tensor:
+        kind = self._engine.get_tensor_dtype(name).name
+        if kind not in _DTYPES:
+            raise SlimdeployError(f"{name} is {kind}; {' and '.join(_DTYPES)} can be fed and read")
+        shape = (self.max_batch, *tuple(self._engine.get_tensor_shape(name))[1:])
+        host = self._device.pinned(shape, _DTYPES[kind])
+        return Tensor(name, host, self._allocate(host.nbytes))
+
+    def _allocate(self, nbytes: int) -> Buffer:
+        self._buffers.append(self._device.allocate(nbytes))
+        return self._buffers[-1]
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for _, graph in self._graphs.values():
+            graph.free()
+        # TensorRT frees a context before its engine, and wants the memory of both until then.
+        self._graphs.clear()
+        self._context = self._engine = None
+        for buffer in self._buffers:
+            buffer.free()
+        self._device.close()
+
+    def __enter__(self) -> TensorrtSession:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def open_session(path: Path, options: SessionOptions) -> TensorrtSession:
+    """Load an engine on the GPU, after checking that it was built for this machine.
+
+    Raises SlimdeployError where TensorRT or a GPU is missing, the plan is damaged, or it was built for
+    another TensorRT or GPU: what differs, and the command that rebuilds it.
+    """
+    import tensorrt as trt
+
+    if options.device == "cpu":
+        raise SlimdeployError(f"{path}: an engine runs on an NVIDIA GPU, not on the CPU")
+    device = open_device()
+    try:
+        return load(trt, path, device, graphs=options.cuda_graph is not False)
+    except BaseException:
+        device.close()
+        raise
+
+
+def load(trt: ModuleType, path: Path, device: Device, *, graphs: bool) -> TensorrtSession:
+    """Load an engine on `device`, which the session then owns."""
+    manifest = read_manifest(path)
+    if manifest:
+        check_loadable(path, manifest, this_machine(trt, device))
+    rebuild = manifest.rebuild if manifest else f"slimdeploy export {path.with_suffix('.onnx')} --trt"
+    host_code = manifest is not None and manifest.version_compatible
+    try:
+        engine = deserialize(trt, path.read_bytes(), host_code=host_code)
+    except SlimdeployError as error:
+        raise SlimdeployError(f"{path}: {error}; build it on this machine: {rebuild}") from error
+    return TensorrtSession(trt, engine, device, path=path, manifest=manifest, graphs=graphs)
+
+
+def deserialize(trt: ModuleType, plan: bytes, *, host_code: bool) -> Any:
+    """The engine of a plan; raises SlimdeployError with TensorRT's own words.
+
+    `host_code` lets the plan bring its own runtime library along, which a version-compatible one does.
+    """
+    log = error_log(trt)
+    runtime = trt.Runtime(log)
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise SlimdeployError(f"TensorRT {trt.__version__} can't load it ({log.last_error()})")
+    return engine
+
+
+def _single(trt: ModuleType, engine: Any, mode: str, dimensions: int, path: Path) -> str:
+    """Name of the engine's only input or output, which must have so many dimensions."""
+    wanted = getattr(trt.TensorIOMode, mode)
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    names = [name for name in names if engine.get_tensor_mode(name) == wanted]
+    if len(names) != 1 or len(engine.get_tensor_shape(names[0])) != dimensions:
+        raise SlimdeployError(f"{path}: not an image classifier (one 4-D input, one 2-D output)")
+    return names[0]
+
+
+def _memory_size(able: Capabilities, engine: Any) -> int:
+    """Bytes that the activations of the engine's greatest batch take."""
+    return int(engine.device_memory_size_v2 if able.allocation_strategy else engine.device_memory_size)

@@ -1,0 +1,79 @@
+"""What TensorRT calls back: its log, its progress and its profiler, as subclasses of its own interfaces.
+
+Each is made for the `tensorrt` module in use, since its base class comes from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+Progress = Callable[[str, int, int], None]
+"""Called with a phase of the build, its steps done and its steps in all."""
+
+
+def error_log(trt: ModuleType) -> Any:
+    """A TensorRT logger that keeps the errors for the message instead of printing them."""
+
+    class ErrorLog(trt.ILogger):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(one_line(msg))
+
+        def last_error(self) -> str:
+            return self.errors[-1] if self.errors else "it says no more"
+
+    return ErrorLog()
+
+
+def progress_monitor(trt: ModuleType, report: Progress) -> Any:
+    """TensorRT's progress as calls of `report`. Ctrl-C cancels the build and is remembered."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: dict[str, int] = {}
+            self.interrupted = False
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            self._report(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._report(phase_name, step + 1)
+            return not self.interrupted
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._report(phase_name, self.steps[phase_name])
+
+        def _report(self, phase: str, done: int) -> None:
+            try:
+                report(phase, done, self.steps[phase])
+            except KeyboardInterrupt:  # must not pass through TensorRT's own frames
+                self.interrupted = True
+
+    return Monitor()
+
+
+def layer_profiler(trt: ModuleType) -> Any:
+    """A TensorRT profiler that keeps every layer's times in ms."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.times: dict[str, list[float]] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.times.setdefault(layer_name, []).append(ms)
+
+    return Profiler()
+
+
+def one_line(message: object) -> str:
+    """TensorRT's messages hold line breaks; an error of ours doesn't."""
+    return " ".join(str(message).split())

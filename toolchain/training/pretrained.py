@@ -1,0 +1,128 @@
+"""Weights to start from: a torchvision state dict, bare safetensors with torchvision's names, or a
+checkpoint of slimdeploy.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from slimdeploy.toolchain import artifacts, checkpoint
+from slimdeploy.toolchain.checkpoint import Checkpoint, load_checkpoint, load_state, read_safetensors
+from slimdeploy.toolchain.data.dataset import Dataset
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.networks.channels import ChannelConfig
+from slimdeploy.toolchain.networks.layers import enumerate_layers
+from slimdeploy.toolchain.networks.resnet import build_network
+from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+from slimdeploy.toolchain.progress import log
+
+PICKLE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
+_WRAPPERS = ("state_dict", "model")
+"""Keys under which training scripts put the state dict beside their optimiser's state."""
+
+
+def load_weights(
+    path: Path, dataset: Dataset, *, arch: str | None = None, stem: str | None = None, seed: int = 0
+) -> Checkpoint:
+    """The network in `path`, with a fresh classifier where its classes aren't those of `dataset`.
+
+    Widths and whether the shortcut BN has γ and β are read off the tensors, so a pruned network loads too.
+    `arch` and `stem` default to the reference's, or to the checkpoint's own. Preprocessing comes from a
+    slimdeploy checkpoint, else from `dataset`. Raises SlimdeployError where the file can't be read safely
+    (pickles are read with weights_only) or doesn't hold such a network.
+    """
+    if not path.is_file():
+        raise SlimdeployError(f"no weights at {path}")
+    if path.suffix.lower() in PICKLE_ENDINGS:
+        tensors = _read_pickle(path)
+    else:
+        header, tensors = read_safetensors(path)
+        if checkpoint.HEADER_KEY in header:
+            return _from_checkpoint(load_checkpoint(path), path, dataset, arch, stem, seed)
+    tensors = {name.removeprefix("module."): _as_float32(t) for name, t in tensors.items()}
+    spec = _spec_of(tensors, network_spec(arch, stem=stem), path)
+    info = ModelInfo(spec, dataset.preprocessing, tuple(map(str, range(spec.classes))))
+    network = build_network(spec, seed=seed)
+    own = network.state_dict()
+    counters = {name: own[name] for name in own if name.endswith(".num_batches_tracked")}
+    load_state(network, counters | tensors, source=str(path))
+    found = Checkpoint(network, info, artifacts.sha256_file(path))
+    return _for_classes(found, dataset.class_names, path, seed, same=spec.classes == len(dataset.class_names))
+
+
+def _from_checkpoint(
+    found: Checkpoint, path: Path, dataset: Dataset, arch: str | None, stem: str | None, seed: int
+) -> Checkpoint:
+    spec = found.info.spec
+    for what, wanted, own in (("arch", arch, spec.arch), ("stem", stem, spec.stem)):
+        if wanted not in (None, own):
+            raise SlimdeployError(f"{path} is a {own} network, not {wanted}: leave --{what} out")
+    preprocessing = replace(found.info.preprocessing, size=dataset.preprocessing.size)
+    found = replace(found, info=replace(found.info, preprocessing=preprocessing))
+    same = found.info.class_names == dataset.class_names
+    return _for_classes(found, dataset.class_names, path, seed, same=same)
+
+
+def _for_classes(
+    found: Checkpoint, class_names: tuple[str, ...], path: Path, seed: int, *, same: bool
+) -> Checkpoint:
+    """`found` for other classes: the classifier drawn anew, everything before it kept."""
+    if same:
+        return replace(found, info=replace(found.info, class_names=class_names))
+    log(f"new classifier for {len(class_names)} classes ({path} has {found.info.spec.classes})")
+    spec = replace(found.info.spec, classes=len(class_names))
+    network = build_network(spec, seed=seed)
+    fresh = {name: t for name, t in network.state_dict().items() if name.startswith("fc.")}
+    network.load_state_dict({**found.network.state_dict(), **fresh})
+    return replace(found, network=network, info=replace(found.info, spec=spec, class_names=class_names))
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise SlimdeployError(
+            f"{path} is not a state dict that can be read safely: save the network's state_dict() alone"
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise SlimdeployError(f"{path} holds no state dict: save the network's state_dict() alone")
+    return content
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _spec_of(tensors: dict[str, Tensor], full: NetworkSpec, path: Path) -> NetworkSpec:
+    """`full` at the widths that the tensors have."""
+    layers = enumerate_layers(full, 32)
+    wanted = [layers.stem, *(conv for block in layers.blocks for conv in block.convs)]
+    for name in (*(conv.name + ".weight" for conv in wanted), "fc.weight"):
+        if name not in tensors:
+            raise SlimdeployError(f"{path}: {name} is missing; is it a {full.arch}? (--arch, --stem)")
+    kernel = tensors["conv1.weight"].shape[-1]
+    if kernel != layers.stem.kernel:
+        raise SlimdeployError(
+            f"{path} has a {kernel}×{kernel} stem, --stem {full.stem} is "
+            f"{layers.stem.kernel}×{layers.stem.kernel}"
+        )
+    widths = [len(tensors[conv.name + ".weight"]) for conv in wanted]
+    try:
+        return NetworkSpec(
+            arch=full.arch,
+            stem=full.stem,
+            classes=len(tensors["fc.weight"]),
+            channels=ChannelConfig.from_flat(full.architecture, widths),
+            shortcut_affine=any(name.endswith("downsample.1.weight") for name in tensors),
+        )
+    except SlimdeployError as error:
+        raise SlimdeployError(f"{path}: {error}") from error
