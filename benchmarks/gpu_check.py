@@ -11,6 +11,7 @@ and fails is listed as a failure, and the exit code is 1. Nothing is downloaded.
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 import sys
 import tempfile
@@ -153,7 +154,7 @@ def benchmark(found: Findings, pair: gpu_models.Pair, work: Path, seconds: float
     options = BenchOptions(BATCHES, TimingOptions(seconds=seconds))
     around = find_surroundings(None, log)
     for contest in gpu_models.contests(models):
-        found.attempt(contest.name, lambda contest=contest: _measure(found, contest, options, around))
+        found.attempt(contest.name, functools.partial(_measure, found, contest, options, around))
     found.attempt("layer times of the engine", lambda: _time_layers(found, models))
 
 
