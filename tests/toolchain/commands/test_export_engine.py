@@ -17,6 +17,7 @@ from slimdeploy.tests.toolchain.tensorrt_fake import FakeTensorrt
 from slimdeploy.toolchain.cli import cli
 from slimdeploy.toolchain.export import engine_stage
 from slimdeploy.toolchain.runtime.device import Device
+from slimdeploy.toolchain.runtime.session import open_session
 
 PARENT = Path(__file__).parents[4]
 
