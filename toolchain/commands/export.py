@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     "--opset", type=int, default=19, show_default=True, help="ONNX opset; 17 is what TensorRT 8 reads."
 )
 @click.option(
-    "--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
-    help="What the ONNX computes in; INT8 is what slimdeploy calibrate makes.",
+    "--precision", default="fp32", show_default=True,
+    help="fp32, fp16, or int8 for TensorRT (slimdeploy calibrate has all its choices).",
 )  # fmt: skip
 @click.option(
-    "--max-abs-error", type=float, help="Allowed difference of a logit [default: 0.001, for fp16 0.1]."
+    "--max-abs-error", type=float, help="Allowed difference of a logit [default: by the precision]."
 )
 @click.option("--parity-images", type=click.IntRange(min=1), default=512, show_default=True,
               help="Test images to compare on.")  # fmt: skip
@@ -100,6 +100,7 @@ def _onnx_rows(result: ExportResult) -> list[tuple[str, str]]:
     return [
         ("ONNX", str(result.onnx)),
         ("precision", result.precision),
+        *([("layers in FP32 (beyond FP16)", ", ".join(result.fp32_layers))] if result.fp32_layers else []),
         ("largest difference of a logit", f"{result.parity.max_abs_error:.1e}"),
         ("same top class", f"{percent(result.parity.top1_agreement)} of {result.parity.images} images"),
     ]
