@@ -69,7 +69,7 @@ class ModelInfo:
         try:
             document = json.loads(text)
             if document["format"] != FORMAT:
-                raise SlimdeployError(f"format {document['format']}; this slimdeploy reads {FORMAT}")
+                raise SlimdeployError(f"format {document['format']!r}; this slimdeploy reads {FORMAT}")
             prep = document["preprocessing"]
             return cls(
                 spec=NetworkSpec.from_json(document["network"]),
