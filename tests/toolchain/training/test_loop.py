@@ -139,7 +139,8 @@ def test_tensorboard_holds_curves_and_histograms(tmp_path: Path) -> None:
     events.Reload()
     for tag, field in {
         "train/loss": "train_loss", "train/acc": "train_accuracy", "val/loss": "val_loss",
-        "val/acc": "val_accuracy", "lr": "lr", "gamma/zero_share": "zero_share", "images_per_second": "images_per_second",
+        "val/acc": "val_accuracy", "lr": "lr", "gamma/zero_share": "zero_share",
+        "images_per_second": "images_per_second",
     }.items():  # fmt: skip
         written = [(event.step, event.value) for event in events.Scalars(tag)]
         assert written == [(r.epoch, pytest.approx(getattr(r, field), rel=1e-6)) for r in history], tag
