@@ -111,7 +111,7 @@ class _Folding:
     def _reshaped(self, quantised: str, source: str, fold: bool) -> str:
         channels, height, width = self.shapes[source]
         shape = [1, -1, width, channels] if fold else [-1, height, width, channels]
-        constant = self.writer.constant("shape." + "x".join(map(str, shape)), np.int64(shape))
+        constant = self.writer.constant("shape." + "x".join(map(str, shape)), np.array(shape, np.int64))
         name = f"{quantised}.{'folded' if fold else 'unfolded'}"
         rows = self.writer.node("Transpose", [quantised], f"{name}.nhwc", perm=_TO_NHWC)
         rows = self.writer.node("Reshape", [rows, constant], f"{name}.rows")

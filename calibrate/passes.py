@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,12 +20,12 @@ class GraphWriter:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def node(self, operator: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Add a node named like its output, which is returned."""
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 
-    def constant(self, name: str, values: np.ndarray) -> str:
+    def constant(self, name: str, values: np.ndarray | np.generic) -> str:
         self.constants[name] = np.asarray(values)
         return name
 
@@ -91,7 +92,7 @@ def pad_image_channels(source: Classifier, multiple: int = 4) -> Classifier:
     if not missing or any(node.op_type != "Conv" for node in source.consumers[source.input]):
         return source
     writer = GraphWriter(constants=dict(source.constants))
-    pads = writer.constant(f"{source.input}.pads", np.int64([0, 0, 0, 0, 0, missing, 0, 0]))
+    pads = writer.constant(f"{source.input}.pads", np.array([0, 0, 0, 0, 0, missing, 0, 0], np.int64))
     padded = writer.node("Pad", [source.input, pads], f"{source.input}.padded")
     for node in source.nodes:
         if node.input[0] != source.input:

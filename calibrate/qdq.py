@@ -137,7 +137,7 @@ class _QdqWriter(GraphWriter):
         """What one step of `tensor` stands for."""
         steps = self.form.steps(rectified=self.source.is_rectified(tensor))
         threshold = self.thresholds[self.source.origin(tensor)]
-        return float(self.rounded(np.float64(threshold / steps if threshold > 0 else 1.0)))
+        return float(self.rounded(np.asarray(threshold / steps if threshold > 0 else 1.0)))
 
     def rounded(self, scales: np.ndarray) -> np.ndarray:
         """Scales as they will be stored: in FP16 precision where that is wanted, and never 0."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def _to_json(histogram: Histogram) -> dict[str, object]:
     }
 
 
-def _from_json(entry: dict[str, object]) -> Histogram:
+def _from_json(entry: dict[str, Any]) -> Histogram:
     counts = np.zeros(BINS, np.int64)
     stored = np.asarray(entry["counts"], dtype=np.int64)
     counts[: len(stored)] = stored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.errors import SlimdeployError
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.table import Table
 
     from slimdeploy.toolchain.deploy.classify import Result, Source
@@ -80,7 +82,7 @@ def _sources(images: tuple[str, ...], size: int, frames: str | None, pixels: str
     if frames:
         frame = FrameFormat.parse(frames, pixels)
         for i, image in enumerate(read_frames(sys.stdin.buffer, frame, size=size)):
-            yield f"frame {i}", lambda image=image: image
+            yield f"frame {i}", functools.partial(_given, image)
         return
     limits = ImageLimits()
     for path in list_images(images):
@@ -107,3 +109,8 @@ def _table(results: list[Result], document: dict) -> Table:
             result.image, result.error or ", ".join(f"{p.label} {p.probability:.1%}" for p in result.top)
         )
     return table
+
+
+def _given(image: np.ndarray) -> np.ndarray:
+    """A frame is an image already."""
+    return image

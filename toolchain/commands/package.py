@@ -69,7 +69,7 @@ def package(
         "signed": signing_key is not None,
     }
     lines = [
-        f"{output}: {', '.join(v.id for v in made.variants)}; {document['bytes'] / 2**20:.1f} MiB",
+        f"{output}: {', '.join(v.id for v in made.variants)}; {output.stat().st_size / 2**20:.1f} MiB",
         f"golden images: {made.golden_images} ({images.source}); evaluation images: {made.evaluation_images}",
         f"sha256 {document['sha256']}{', signed' if signing_key else ', not signed'}",
     ]
