@@ -80,7 +80,7 @@ class ModelInfo:
             )
         except SlimdeployError as error:
             raise SlimdeployError(f"{source}: {error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise SlimdeployError(f"{source}: damaged description of the network ({error!r})") from error
 
 

@@ -93,7 +93,7 @@ def deploy(
         _check_resources(bundle.manifest, choice.variant, store.root, facts)
         with store.new_folder() as folder:
             bundles.unpack(bundle, folder)
-            engine = prepare(folder, choice, options.engine, facts, cache=store.root / "cache")
+            engine = prepare(folder, choice, options.engine, free_mb=facts.free_mb)
             checked = _check(folder, bundle.manifest, engine, options)
             made = Deployment(
                 version=store.next_version(bundle.manifest.name),

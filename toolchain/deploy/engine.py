@@ -1,4 +1,4 @@
-"""From the models in a bundle to the one that this device runs."""
+"""From the models in a bundle to what this device runs: a TensorRT engine, or the ONNX file itself."""
 
 from __future__ import annotations
 
@@ -7,17 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimdeploy.toolchain.deploy.manifest import Manifest, Variant
-from slimdeploy.toolchain.deploy.sysfs import DeviceFacts
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.errors import SlimdeployError, missing_library
 
-# Backend -> the models to prefer on it, best first: precision and whom it was quantised for.
+# Backend, best first -> the models to prefer on it, best first: precision and whom it was quantised for.
 # On a CPU, INT8 in TensorRT's form is no faster than FP32, and FP16 is computed as FP32.
 PREFERENCES: dict[str, tuple[tuple[str, str], ...]] = {
-    "onnxruntime": (
-        ("int8", "cpu"), ("int8", "any"), ("mixed", "cpu"), ("mixed", "any"), ("fp32", "any"),
-        ("fp16", "any"), ("int8", "tensorrt"), ("mixed", "tensorrt"),
+    "tensorrt": (
+        ("int8", "tensorrt"),
+        ("mixed", "tensorrt"),
+        ("int8", "any"),
+        ("mixed", "any"),
+        ("fp16", "any"),
+        ("fp32", "any"),
     ),
-}  # fmt: skip
+    "onnxruntime": (
+        ("int8", "cpu"),
+        ("mixed", "cpu"),
+        ("int8", "any"),
+        ("mixed", "any"),
+        ("fp32", "any"),
+        ("fp16", "any"),
+        ("int8", "tensorrt"),
+        ("mixed", "tensorrt"),
+    ),
+}
+
+WORKSPACE_MB = 1024
+"""More scratch memory than any ResNet's layer takes; half of the free memory where that is less."""
 
 
 @dataclass(frozen=True)
@@ -50,33 +66,63 @@ class Engine:
 
 
 def choose(manifest: Manifest, options: EngineOptions) -> Choice:
-    """Choose model and backend. Raises SlimdeployError where the bundle or the device hasn't what is asked
-    for.
-    """
-    backend, notes = _choose_backend(options.backend)
+    """Choose model and backend. Raises SlimdeployError where none fits."""
     if options.precision not in (None, *(v.precision for v in manifest.variants)):
         has = ", ".join(v.id for v in manifest.variants)
         raise SlimdeployError(f"the bundle has no {options.precision} model; it has {has}")
+    backend, notes = _choose_backend(options.backend)
     variants = {(v.precision, v.target): v for v in manifest.variants}
     for wanted in PREFERENCES[backend]:
         if wanted in variants and options.precision in (None, wanted[0]):
             return Choice(variants[wanted], backend, notes)
-    raise SlimdeployError(
-        f"none of the bundle's models runs on {backend}: {', '.join(v.id for v in manifest.variants)}"
+    has = ", ".join(v.id for v in manifest.variants)
+    raise SlimdeployError(f"none of the bundle's models runs on {backend}; it has {has}")
+
+
+def prepare(folder: Path, choice: Choice, options: EngineOptions, *, free_mb: float) -> Engine:
+    """Make what `choice` says ready to run, inside the unpacked bundle's `folder`: build the engine for
+    TensorRT.
+
+    `free_mb` is the memory that the build may share. Raises SlimdeployError where the engine can't be built.
+    """
+    model = folder / choice.variant.model
+    if choice.backend != "tensorrt":
+        return Engine(model, choice.variant, choice.backend, choice.notes)
+    from slimdeploy.toolchain.export import engine_options, engine_stage
+
+    build = engine_options.EngineOptions(
+        batch=(1, options.batch, options.batch), workspace_mb=max(16, min(WORKSPACE_MB, int(free_mb / 2)))
     )
-
-
-def prepare(
-    folder: Path, choice: Choice, options: EngineOptions, facts: DeviceFacts, *, cache: Path
-) -> Engine:
-    """Make what `choice` says ready to run, inside the unpacked bundle's `folder`."""
-    return Engine(folder / choice.variant.model, choice.variant, choice.backend, choice.notes)
+    built = engine_stage.build_here(model, folder / f"{choice.variant.id}.engine", build)
+    notes = choice.notes if built.audit.failed is None else (*choice.notes, built.audit.failed)
+    return Engine(built.path, choice.variant, choice.backend, notes)
 
 
 def _choose_backend(asked: str | None) -> tuple[str, tuple[str, ...]]:
-    for backend in PREFERENCES if asked is None else (asked,):
-        if backend not in PREFERENCES:
-            raise SlimdeployError(f"--backend {backend}: {' or '.join(PREFERENCES)} can be deployed")
-        if importlib.util.find_spec(backend):
-            return backend, ()
-    raise SlimdeployError("no runtime is installed here: pip install 'slimdeploy[cpu]'")
+    """The backend, and what to say of it."""
+    if asked not in (None, *PREFERENCES):
+        raise SlimdeployError(f"--backend {asked}: {' or '.join(PREFERENCES)} can be deployed")
+    if asked != "onnxruntime":
+        reason = _why_no_tensorrt()
+        if reason is None:
+            return "tensorrt", ()
+        if asked == "tensorrt":
+            raise SlimdeployError(f"--backend tensorrt: {reason}")
+    if not importlib.util.find_spec("onnxruntime"):
+        raise SlimdeployError("no runtime is installed here: pip install 'slimdeploy[cpu]'")
+    return "onnxruntime", () if asked else (f"on onnxruntime's CPU provider, not on TensorRT: {reason}",)
+
+
+def _why_no_tensorrt() -> str | None:
+    """What keeps an engine from being built and run here; None where nothing does."""
+    from slimdeploy.toolchain.runtime.device import open_device
+
+    try:
+        import tensorrt  # noqa: F401
+
+        open_device().close()
+    except ModuleNotFoundError as error:
+        return str(missing_library(error) or error)
+    except (SlimdeployError, ImportError, OSError) as error:
+        return " ".join(str(error).split())
+    return None

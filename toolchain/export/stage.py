@@ -19,13 +19,13 @@ from slimdeploy.calibrate.stage import calibrate_stage
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, Split, balanced_subset
+from slimdeploy.toolchain.data.of_model import data_of, dataset_for
 from slimdeploy.toolchain.errors import CheckFailed
 from slimdeploy.toolchain.export.onnx import INPUT, build_onnx
 from slimdeploy.toolchain.export.options import ExportOptions
 from slimdeploy.toolchain.export.parity import Parity, compare
 from slimdeploy.toolchain.export.precision import overflowing_layers, to_fp16
 from slimdeploy.toolchain.model_info import versions
-from slimdeploy.toolchain.training.stage import data_of, dataset_for
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,28 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from slimdeploy.toolchain.deploy import bundle as bundles
-from slimdeploy.toolchain.deploy import device
+from slimdeploy.toolchain.deploy import device, engine
 from slimdeploy.toolchain.deploy.engine import EngineOptions
 from slimdeploy.toolchain.deploy.store import KEPT, Store, default_root
 from slimdeploy.toolchain.deploy.sysfs import read_facts
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
+from slimdeploy.toolchain.export import engine_stage
+from slimdeploy.toolchain.runtime import session
 from slimdeploy.toolchain.runtime.session import SessionOptions
 
 OPTIONS = device.DeployOptions(threads=1, measure_seconds=0.01)
 KILLER = Path(__file__).with_name("kill_at_every_step.py")
 CLI = [sys.executable, "-m", "slimdeploy.toolchain"]
+
+
+def asking(**values: str) -> device.DeployOptions:
+    return dataclasses.replace(OPTIONS, engine=EngineOptions(**values))
 
 
 @pytest.fixture
@@ -51,7 +58,8 @@ def test_deploy_takes_the_best_model(bundle, store):
     assert made.golden.images == 6
     assert made.accuracy["device"] == made.accuracy["host"]
     assert made.latency_ms.p50 > 0
-    assert made.notes == ("not signed",)
+    assert made.notes[0] == "not signed"
+    assert made.notes[1].startswith("on onnxruntime's CPU provider, not on TensorRT: ")
     assert json.loads((store.current() / "deployment.json").read_text()) == json.loads(
         json.dumps(made.to_json())
     )
@@ -59,13 +67,13 @@ def test_deploy_takes_the_best_model(bundle, store):
 
 
 def test_deployed_model_answers_as_on_the_host(bundle, models, images, store):
-    made = device.deploy(bundle, store, dataclasses.replace(OPTIONS, engine=EngineOptions(precision="fp32")))
+    made = device.deploy(bundle, store, asking(precision="fp32"))
     assert made.variant == "fp32"
     assert made.accuracy["device"] == 1.0
-    session, version = device.open_deployed(store, SessionOptions(threads=1))
-    with session:
+    opened, version = device.open_deployed(store, SessionOptions(threads=1))
+    with opened:
         assert version == made.version
-        assert session.info.class_names == ("class-0", "class-1", "class-2", "class-3")
+        assert opened.info.class_names == ("class-0", "class-1", "class-2", "class-3")
 
 
 def test_versions_and_rollback(bundle, other_bundle, store):
@@ -117,7 +125,7 @@ def test_golden_run_that_fails_keeps_the_old_version(
     device.deploy(other_bundle, store, OPTIONS)
     spoil(monkeypatch, change)
     with pytest.raises(CheckFailed, match="golden outputs differ"):
-        device.deploy(bundle, store, dataclasses.replace(OPTIONS, engine=EngineOptions(precision=precision)))
+        device.deploy(bundle, store, asking(precision=precision))
     assert store.active() == ["0001-other"]
     assert whole(store)
     assert not leftovers(store)
@@ -133,17 +141,66 @@ def test_evaluation_that_fails_keeps_the_old_version(bundle, store, monkeypatch)
 @pytest.mark.parametrize("factor", [1 + 5e-4, 1 - 5e-4])
 def test_small_differences_pass(bundle, store, monkeypatch, factor):
     spoil(monkeypatch, lambda x: x * np.float32(factor))
-    made = device.deploy(bundle, store, dataclasses.replace(OPTIONS, engine=EngineOptions(precision="fp32")))
+    made = device.deploy(bundle, store, asking(precision="fp32"))
     assert 0 < made.golden.max_error < made.golden.tolerance
 
 
 def test_asking_for_what_is_not_there(bundle, store):
     with pytest.raises(SlimdeployError, match="no fp16 model; it has fp32, int8-cpu"):
-        device.deploy(bundle, store, dataclasses.replace(OPTIONS, engine=EngineOptions(precision="fp16")))
+        device.deploy(bundle, store, asking(precision="fp16"))
     with pytest.raises(SlimdeployError, match="--backend torch"):
-        device.deploy(bundle, store, dataclasses.replace(OPTIONS, engine=EngineOptions(backend="torch")))
+        device.deploy(bundle, store, asking(backend="torch"))
     with pytest.raises(SlimdeployError, match=r"cannot read .*none"):
         device.deploy(bundle.with_name("none"), store, OPTIONS)
+
+
+@pytest.fixture
+def tensorrt(monkeypatch, models):
+    """A device with TensorRT, as deploy sees it: an engine is the ONNX file under another name."""
+
+    def build_here(onnx: Path, output: Path, options) -> SimpleNamespace:
+        built.append(options)
+        shutil.copy(onnx, output)
+        return SimpleNamespace(path=output, audit=SimpleNamespace(failed="conv1 is FP32, INT8 was asked for"))
+
+    built: list = []
+    monkeypatch.setattr(engine, "_why_no_tensorrt", lambda: None)
+    monkeypatch.setattr(engine_stage, "build_here", build_here)
+    module = "slimdeploy.toolchain.runtime.onnxruntime"
+    monkeypatch.setitem(session.BACKENDS, "tensorrt", (module, (".engine",)))
+    return built
+
+
+def test_engine_is_built_where_there_is_tensorrt(bundle, store, tensorrt):
+    facts = dataclasses.replace(read_facts(), free_mb=900.0)
+    made = device.deploy(bundle, store, OPTIONS, facts=facts)
+    assert (made.variant, made.runtime, made.model) == ("fp32", "tensorrt", "fp32.engine")
+    assert (tensorrt[0].batch, tensorrt[0].workspace_mb) == ((1, 8, 8), 450)
+    assert "conv1 is FP32, INT8 was asked for" in made.notes
+    with device.open_deployed(store, SessionOptions(threads=1))[0] as opened:
+        assert opened.input_shape == (3, 16, 16)
+    device.deploy(bundle, store, OPTIONS)
+    assert device.rollback(store, OPTIONS)[0] == "0001-net"
+
+
+def test_engine_that_cannot_be_built_keeps_the_old_version(bundle, store, tensorrt, monkeypatch):
+    device.deploy(bundle, store, OPTIONS)
+
+    def fail(*arguments) -> None:
+        raise SlimdeployError("TensorRT can't build it: out of memory")
+
+    monkeypatch.setattr(engine_stage, "build_here", fail)
+    with pytest.raises(SlimdeployError, match="out of memory"):
+        device.deploy(bundle, store, OPTIONS)
+    assert store.active() == ["0001-net"]
+    assert not leftovers(store)
+    assert device.deploy(bundle, store, asking(backend="onnxruntime")).variant == "int8-cpu"
+
+
+def test_tensorrt_asked_for_and_not_there(bundle, store, monkeypatch):
+    monkeypatch.setattr(engine, "_why_no_tensorrt", lambda: "no GPU")
+    with pytest.raises(SlimdeployError, match="--backend tensorrt: no GPU"):
+        device.deploy(bundle, store, asking(backend="tensorrt"))
 
 
 def test_too_little_memory(bundle, store):
