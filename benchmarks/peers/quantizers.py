@@ -1,0 +1,157 @@
+"""slimdeploy's INT8 against onnxruntime's quantize_static and nvidia-modelopt: the same model, the same
+images.
+
+    python -m venv .modelopt && .modelopt/bin/pip install 'nvidia-modelopt[onnx]'
+    python benchmarks/peers/quantizers.py model.onnx --data folder:data/cifar10-jpeg --work runs/quantizers \\
+        --modelopt .modelopt/bin/python --output benchmarks/results/quantizers.json
+
+Each tool quantises the float32 export in a process of its own, with no choice made afterwards. Then all
+files are compared: accuracy on the test images, onnxruntime latency in one interleaved run, and whether
+TensorRT's own parser and builder take them. modelopt pins other versions of onnx and onnxruntime, hence its
+own environment; without `--modelopt` it is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+from quantizer_tools import TOOLS
+
+from slimdeploy.benchmarks import results
+from slimdeploy.benchmarks.bench import BenchOptions, find_surroundings, measure
+from slimdeploy.benchmarks.latency import TimingOptions
+from slimdeploy.benchmarks.subjects import subjects_for
+from slimdeploy.calibrate.classifier import model_info, read_classifier
+from slimdeploy.calibrate.comparison import compare_logits
+from slimdeploy.calibrate.inference import Network
+from slimdeploy.calibrate.options import CalibrationData, calibration_data
+from slimdeploy.toolchain.data.dataset import DataOptions
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.export import trt_cpu
+from slimdeploy.toolchain.progress import log
+from slimdeploy.toolchain.runtime.preprocess import normalise
+from slimdeploy.toolchain.runtime.session import SessionOptions
+from slimdeploy.toolchain.training.stage import dataset_for
+
+COLUMNS = {
+    "tool": "who quantised, and how",
+    "accuracy": "test accuracy of the INT8 model",
+    "drop_points": "what INT8 costs, in percentage points",
+    "drop_low": "95 % interval of the paired difference, lower end",
+    "drop_high": "its upper end",
+    "top1_agreement": "share of test images with the float model's top class",
+    "batch_1_ms": "median latency at batch 1, onnxruntime, ms",
+    "batch_64_ms": "median latency at batch 64, onnxruntime, ms",
+    "seconds": "time to calibrate and to write the file",
+    "peak_mib": "peak memory of the process that did, MiB",
+    "tensorrt": "whether TensorRT's parser and builder take the file",
+}
+
+
+def quantise(name: str, python: str, model: Path, images: Path, output: Path) -> dict[str, Any]:
+    """Run one tool; what lies in the work folder already isn't made again."""
+    record = output.with_suffix(".made.json")
+    if not (record.exists() and output.exists()):
+        log(f"{name} …")
+        script = Path(__file__).with_name("quantizer_tools.py")
+        command = [python, str(script), name, str(model), str(images), str(output)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise SlimdeployError(f"{name} failed: {shlex.join(command)}")
+        record.write_text(done.stdout.strip().splitlines()[-1])
+    return json.loads(record.read_text())
+
+
+def accuracy(model: Path, baseline: np.ndarray, data: CalibrationData) -> dict[str, Any]:
+    """Accuracy beside the float model's logits, computed as onnxruntime runs the file."""
+    network = Network(onnx.load(model), integers=True)
+    found = compare_logits(baseline, network.logits(data.test.images, data.preprocessing), data.test.labels)
+    return {
+        "accuracy": found.accuracy,
+        "drop_points": found.drop,
+        "drop_low": found.drop_ci95[0],
+        "drop_high": found.drop_ci95[1],
+        "top1_agreement": found.top1_agreement,
+    }
+
+
+def tensorrt_takes(trt: types.ModuleType, model: Path) -> str:
+    """`yes`, or the first reason why not."""
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(model)):
+        return f"no: {' '.join(parser.get_error(0).desc().split())[:120]}"
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    image = network.get_input(0)
+    shape = list(image.shape)[1:]
+    profile.set_shape(image.name, [1, *shape], [8, *shape], [64, *shape])
+    config.add_optimization_profile(profile)
+    return "yes" if builder.build_serialized_network(network, config) is not None else "no: parsed, not built"
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.option("--data", required=True)
+@click.option("--data-dir", type=click.Path(path_type=Path), default=Path("data"))
+@click.option("--images", type=int, default=1000, show_default=True, help="To calibrate with.")
+@click.option("--parity-images", type=int, help="Test images [default: all].")
+@click.option("--modelopt", help="The Python of an environment that has nvidia-modelopt.")
+@click.option("--only", multiple=True, help="Tools, by a part of their name.")
+@click.option("--seconds", type=float, default=20.0, show_default=True, help="Timed running for each model.")
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+def main(
+    model: Path, data: str, data_dir: Path, images: int, parity_images: int | None, modelopt: str | None,
+    only: tuple[str, ...], seconds: float, work: Path, output: Path,
+) -> None:  # fmt: skip
+    """Quantise MODEL with every tool and write a `table` result."""
+    work.mkdir(parents=True, exist_ok=True)
+    source = read_classifier(model)
+    dataset = dataset_for(model_info(source, model), DataOptions(data, data_dir), model)
+    parts = calibration_data(dataset, images=images, test_images=parity_images)
+    np.save(work / "images.npy", normalise(parts.ranges.images, parts.preprocessing))
+    baseline = Network(source.model).logits(parts.test.images, parts.preprocessing)
+    trt = trt_cpu.load()
+    made = {}
+    for name in TOOLS:
+        theirs = name.startswith("nvidia-modelopt")
+        if (theirs and not modelopt) or (only and not any(part in name for part in only)):
+            continue
+        path = work / ("".join(c if c.isalnum() else "-" for c in name) + ".onnx")
+        python = modelopt if theirs and modelopt else sys.executable
+        made[path] = {"tool": name, **quantise(name, python, model, work / "images.npy", path)}
+        made[path] |= {**accuracy(path, baseline, parts), "tensorrt": tensorrt_takes(trt, path)}
+    subjects = subjects_for([model, *made], ["onnxruntime"], SessionOptions(device="cpu"))
+    timing = BenchOptions((1, 64), TimingOptions(seconds=seconds))
+    bench = measure(subjects, timing, find_surroundings(None, log))
+    correct = float((baseline.argmax(axis=1) == parts.test.labels).mean())
+    rows = {str(model): {"tool": "float32", "accuracy": correct, "drop_points": 0.0}}
+    rows |= {str(path): found for path, found in made.items()}
+    for one in bench["rows"]:
+        rows[one["model"]][f"batch_{one['batch']}_ms"] = one["latency_ms"]["p50"]
+    table = results.document(
+        "table",
+        command=shlex.join(["python", *sys.argv]),
+        machine=bench["machine"],
+        title=f"{model.name} in INT8, calibrated on {images} images, {len(parts.test)} test images",
+        columns=COLUMNS,
+        rows=[dict.fromkeys(COLUMNS) | row for row in rows.values()],
+        remarks=bench["remarks"],
+    )
+    results.write(output, table)
+    log(f"written: {output}")
+
+
+if __name__ == "__main__":
+    main()
