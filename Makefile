@@ -9,8 +9,14 @@ demo: install
 	$(BIN)/slimdeploy run digits --output runs/digits
 	@echo "Results: runs/digits/table.json, runs/digits/bench.json, the networks beside them; curves: $(BIN)/tensorboard --logdir runs/digits"
 
-test: install lint types
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+test: install .venv/tensorrt-on-cpu lint types
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# TensorRT's parser and builder, which need no GPU: `slimdeploy export --trt-check`. Without, their tests are skipped.
+.venv/tensorrt-on-cpu: .venv/installed
+	-$(BIN)/pip install --quiet tensorrt-cu13-bindings==11.4.0.106
+	-$(BIN)/pip install --quiet --no-deps onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0
+	touch $@
 
 # On a machine with an NVIDIA GPU. GPU_PYTHON: a Python that has what is to be measured (torch, tensorrt, …).
 GPU_PYTHON ?= $(BIN)/python
@@ -30,7 +36,7 @@ install: .venv/installed
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[host,cpu,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[host,cpu,device,report,test]'
 	touch $@
 
 clean:

@@ -8,8 +8,8 @@ from slimdeploy.benchmarks.accuracy import Evaluation, evaluate
 from slimdeploy.benchmarks.images import dataset_images, images_for
 from slimdeploy.benchmarks.subjects import Subject
 from slimdeploy.toolchain.data.dataset import DataOptions
+from slimdeploy.toolchain.data.of_model import data_of
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.preprocess import normalise
 
 BATCH = 64
@@ -28,7 +28,7 @@ def evaluate_model(
         info = session.info
         if info is None:
             raise SlimdeployError(f"{subject.model} doesn't say how to feed it: export it with slimdeploy")
-        load = dataset_images(data or _trained_on(info, subject.model), limit)
+        load = dataset_images(data or data_of(info, Path(subject.model)), limit)
         images = images_for(info.preprocessing, info.class_names, subject.model, load)
         found = evaluate(
             lambda batch: session.run(normalise(batch, info.preprocessing)),
@@ -37,9 +37,3 @@ def evaluate_model(
             batch=BATCH,
         )
         return found, session.backend, session.precision
-
-
-def _trained_on(info: ModelInfo, source: str) -> DataOptions:
-    from slimdeploy.toolchain.training.stage import data_of  # needs torch: not on a device
-
-    return data_of(info, Path(source))

@@ -61,6 +61,8 @@ class LutResult:
     networks: int
     stable: bool
     errors: tuple[float, ...]
+    remarks: tuple[str, ...]
+    """What speaks against the times: the machine was busy, or throttled."""
 
     @property
     def median_error(self) -> float | None:
@@ -88,6 +90,7 @@ def measure_table(
     """
     profile = profile or profile_onnxruntime
     full, device = spec.full(), device_key(options)
+    state = conditions.state()
     samples = _resume(output, full, size, device)
     table = fit(samples, size, device) if samples else None
     stable, begin, errors = False, time.perf_counter(), np.empty(0)
@@ -95,7 +98,8 @@ def measure_table(
 
     def result() -> LutResult:
         assert table is not None
-        return LutResult(table, len(samples), stable, tuple(errors.tolist()))
+        said = conditions.remarks(state, conditions.state(), cores=device["cores"])
+        return LutResult(table, len(samples), stable, tuple(errors.tolist()), tuple(said))
 
     while not samples or (time.perf_counter() - begin < options.seconds and not stable):
         rng = random.Random(passes)
@@ -120,7 +124,7 @@ def measure_table(
 
 def _progress(result: LutResult, seconds: float, options: LutOptions) -> str:
     error = result.median_error
-    told = "" if error is None else f": the last {PASS} were predicted within {error:.1%} (median)"
+    told = "" if error is None else f", the last {PASS} predicted within {error:.1%}"
     return f"{result.networks} networks, {seconds:.0f} of at most {options.seconds:.0f} s{told}"
 
 
@@ -274,9 +278,9 @@ def _write(output: Path, full: NetworkSpec, size: int, samples: list[Sample], re
     rows = [
         {
             "channels": list(sample.spec.channels.flat()),
-            "total_ms": round(sample.total_ms, 5),
-            "rest_ms": round(sample.rest_ms, 5),
-            "convs_ms": [round(ms, 5) for ms in sample.convs_ms.values()],
+            "total_ms": _rounded(sample.total_ms),
+            "rest_ms": _rounded(sample.rest_ms),
+            "convs_ms": [_rounded(ms) for ms in sample.convs_ms.values()],
         }
         for sample in samples
     ]
@@ -287,7 +291,13 @@ def _write(output: Path, full: NetworkSpec, size: int, samples: list[Sample], re
         network=_network(full, size),
         stable=result.stable,
         errors=[round(error, 4) for error in result.errors],
+        remarks=list(result.remarks),
         model=result.table.to_json(),
         samples=rows,
     )
     results.write(output, document)
+
+
+def _rounded(ms: float) -> float:
+    """Six digits: more than any clock tells."""
+    return float(f"{ms:.6g}")

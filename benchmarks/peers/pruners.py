@@ -32,6 +32,7 @@ from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.commands.prune import Amount
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, balanced_subset
+from slimdeploy.toolchain.data.of_model import dataset_for
 from slimdeploy.toolchain.export.options import ExportOptions
 from slimdeploy.toolchain.export.stage import export_stage
 from slimdeploy.toolchain.networks.channels import ChannelConfig
@@ -48,7 +49,7 @@ from slimdeploy.toolchain.pruning.stage import prune_stage
 from slimdeploy.toolchain.pruning.surgery import prune_network
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.options import TrainOptions
-from slimdeploy.toolchain.training.stage import dataset_for, finetune_stage
+from slimdeploy.toolchain.training.stage import finetune_stage
 from slimdeploy.toolchain.training.state import state_path
 
 RECALIBRATION_IMAGES = 5120

@@ -78,8 +78,8 @@ def calibrate(
     from slimdeploy.calibrate.options import CalibrateOptions, calibration_data
     from slimdeploy.calibrate.stage import calibrate_stage
     from slimdeploy.toolchain.artifacts import check_output
+    from slimdeploy.toolchain.data.of_model import data_of, dataset_for
     from slimdeploy.toolchain.progress import progress_bar
-    from slimdeploy.toolchain.training.stage import data_of, dataset_for
 
     check_output(output, force=force)
     options = CalibrateOptions(float_layers=tuple(given.pop("keep")), **given)

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     "--opset", type=int, default=19, show_default=True, help="ONNX opset; 17 is what TensorRT 8 reads."
 )
 @click.option(
-    "--max-abs-error", type=float, default=1e-3, show_default=True, help="Allowed difference of a logit."
+    "--precision", default="fp32", show_default=True,
+    help="fp32, fp16, or int8 for TensorRT (slimdeploy calibrate has all its choices).",
+)  # fmt: skip
+@click.option(
+    "--max-abs-error", type=float, help="Allowed difference of a logit [default: by the precision]."
 )
 @click.option("--parity-images", type=click.IntRange(min=1), default=512, show_default=True,
               help="Test images to compare on.")  # fmt: skip
@@ -46,7 +50,8 @@ if TYPE_CHECKING:
 def export(
     model: Path,
     opset: int,
-    max_abs_error: float,
+    precision: str,
+    max_abs_error: float | None,
     parity_images: int,
     trt: bool,
     trt_check: bool,
@@ -82,7 +87,9 @@ def export(
         raise SlimdeployError("-o/--output is needed: the ONNX file to write")
     if trt:
         check_output(output.with_suffix(ENGINE_SUFFIX), force=force)  # before the work, not after it
-    options = ExportOptions(opset=opset, max_abs_error=max_abs_error, parity_images=parity_images)
+    options = ExportOptions(
+        opset=opset, precision=precision, max_abs_error=max_abs_error, parity_images=parity_images
+    )
     exported = export_stage(model, options=options, output=output, data=data, force=force)
     result = engine_stage(exported.onnx, output.with_suffix(ENGINE_SUFFIX), job, force=force)
     rows = [*_onnx_rows(exported), *_engine_rows(result)]
@@ -93,6 +100,7 @@ def _onnx_rows(result: ExportResult) -> list[tuple[str, str]]:
     return [
         ("ONNX", str(result.onnx)),
         ("precision", result.precision),
+        *([("layers in FP32 (beyond FP16)", ", ".join(result.fp32_layers))] if result.fp32_layers else []),
         ("largest difference of a logit", f"{result.parity.max_abs_error:.1e}"),
         ("same top class", f"{percent(result.parity.top1_agreement)} of {result.parity.images} images"),
     ]

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -65,6 +66,7 @@ def _json(result: LutResult, output: Path) -> dict[str, Any]:
         "error": {"median": result.median_error, "worst": result.worst_error},
         "granularity": table.granularity,
         "cache_mb": table.cache_mb,
+        "remarks": list(result.remarks),
     }
 
 
@@ -82,4 +84,4 @@ def _text(result: LutResult, output: Path) -> RenderableType:
     if result.median_error is not None and result.worst_error is not None:
         error = f"{percent(result.median_error)} median, {percent(result.worst_error)} worst"
         rows.append(("error on networks not seen before", error))
-    return facts_table(rows)
+    return Group(facts_table(rows), *(Text(f"! {remark}", style="yellow") for remark in result.remarks))

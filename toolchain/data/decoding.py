@@ -123,25 +123,34 @@ def _fill_cache(
     size: int | None,
 ) -> None:
     """Decode everything into a temporary folder and rename it into place: the cache is whole or absent."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=cache.parent, prefix=".decoding-"))
     try:
-        expected: tuple[int, ...] | None = None
-        for split, classes in files.items():
-            paths = [entry.path for name in class_names for entry in classes[name]]
-            labels = np.repeat(np.arange(len(class_names)), [len(classes[name]) for name in class_names])
-            images, expected = _decode_all(paths, size, expected)
-            np.save(temporary / f"{split}-images.npy", images)
-            np.save(temporary / f"{split}-labels.npy", labels.astype(np.int64))
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=cache.parent, prefix=".decoding-"))
         try:
+            _decode_into(temporary, files, class_names, size)
             temporary.rename(cache)
         except OSError:
             if not cache.is_dir():  # another process filled it in the meantime: then use that
                 raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise SlimdeployError(f"cannot write the image cache {cache}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _decode_into(
+    folder: Path,
+    files: dict[str, dict[str, list[os.DirEntry[str]]]],
+    class_names: Sequence[str],
+    size: int | None,
+) -> None:
+    expected: tuple[int, ...] | None = None
+    for split, classes in files.items():
+        paths = [entry.path for name in class_names for entry in classes[name]]
+        labels = np.repeat(np.arange(len(class_names)), [len(classes[name]) for name in class_names])
+        images, expected = _decode_all(paths, size, expected)
+        np.save(folder / f"{split}-images.npy", images)
+        np.save(folder / f"{split}-labels.npy", labels.astype(np.int64))
 
 
 def _decode_all(

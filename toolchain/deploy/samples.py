@@ -33,7 +33,7 @@ def images_for(
     nothing.
     """
     from slimdeploy.toolchain.data.dataset import balanced_subset
-    from slimdeploy.toolchain.training.stage import data_of, dataset_for
+    from slimdeploy.toolchain.data.of_model import data_of, dataset_for
 
     info = carried_info(model, scan_onnx(model))
     if data is None and not any(entry.get("data") for entry in info.provenance):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.errors import SlimdeployError, unknown
 
 DEFAULT_OPSET = 19
 OPSETS = (13, 22)
@@ -12,15 +12,39 @@ OPSETS = (13, 22)
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """How far an export may be from torch."""
+
+    max_abs_error: float
+    """Of a logit."""
+    min_agreement: float
+    """Share of images with the same top class."""
+
+
+PRECISIONS = {
+    "fp32": Tolerance(1e-3, 0.999),
+    "fp16": Tolerance(0.1, 0.99),
+    "int8": Tolerance(float("inf"), 0.9),  # its own guard is the accuracy that it may cost
+}
+
+
+@dataclass(frozen=True)
 class ExportOptions:
-    """How to export, and how far the result may be from torch."""
+    """How to export, and how far the result may be from torch: `max_abs_error` None goes by the precision."""
 
     opset: int = DEFAULT_OPSET
+    precision: str = "fp32"
     parity_images: int = 512
-    max_abs_error: float = 1e-3
-    min_agreement: float = 0.999
+    max_abs_error: float | None = None
+
+    @property
+    def tolerance(self) -> Tolerance:
+        usual = PRECISIONS[self.precision]
+        return usual if self.max_abs_error is None else replace(usual, max_abs_error=self.max_abs_error)
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
         if not OPSETS[0] <= self.opset <= OPSETS[1]:
             raise SlimdeployError(f"opset {self.opset}: {OPSETS[0]} to {OPSETS[1]} can be written")
         if self.parity_images < 1:

@@ -28,6 +28,12 @@ def budget_for(spec: NetworkSpec, groups: list[ChannelGroup], options: PruneOpti
         return Budget(parameter_model(spec, groups), options.params, "parameters")
     if options.macs is not None:
         return Budget(mac_model(spec, groups, size), options.macs, "MACs")
+    if options.latency_ms is not None and options.latency_table is not None:
+        from slimdeploy.benchmarks.lut import load_table
+        from slimdeploy.toolchain.pruning.latency import latency_model
+
+        table = load_table(options.latency_table)
+        return Budget(latency_model(table, spec, groups, size), options.latency_ms, "ms")
     assert options.ratio is not None
     channels = sum(group.width for group in groups)
     return Budget(ChannelCount(), channels - int(channels * options.ratio), "prunable channels")

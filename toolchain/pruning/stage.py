@@ -12,19 +12,21 @@ from typing import Any
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, Split, balanced_subset
+from slimdeploy.toolchain.data.of_model import dataset_for
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.cost import Cost, network_cost
 from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.networks.spec import NetworkSpec
 from slimdeploy.toolchain.pruning.activations import measure_inputs
 from slimdeploy.toolchain.pruning.criteria.registry import Moments
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.plan import Budget, budget_for, choose_channels, plan_groups
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
-from slimdeploy.toolchain.pruning.surgery import Folding, prune_compensated, prune_network
+from slimdeploy.toolchain.pruning.surgery import Folding, prune_compensated, prune_network, pruned_spec
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.loop import fit
 from slimdeploy.toolchain.training.options import TrainOptions
-from slimdeploy.toolchain.training.stage import dataset_for, training_data
+from slimdeploy.toolchain.training.stage import training_data
 
 JUDGED_IMAGES = 1024
 """Training images on which recalibration has to lower the loss."""
@@ -139,12 +141,31 @@ def _cut(
     full = final.costs.total({g.name: g.width for g in plan_groups(original.spec, options)})
     # Steps of equal ratio: each removes the same share of what is left.
     limit = final.limit if progress == 1 else full * (final.limit / full) ** progress
+    if options.latency_table and progress == 1:
+        limit = _latency_budget(network, moments, options, own, size)
     kept = choose_channels(network, moments, options, Budget(own.costs, limit, own.unit))
     plain = prune_network(network, groups, kept, fold=False)[0]
     folded, folding = prune_network(network, groups, kept, fold=options.fold)
     if moments and options.compensate:
         return _Cut(plain, folded, folding, prune_compensated(network, groups, kept, moments))
     return _Cut(plain, folded, folding, folded)
+
+
+def _latency_budget(
+    network: ResNet, moments: Moments | None, options: PruneOptions, budget: Budget, size: int
+) -> float:
+    """The predicted milliseconds that come out as the wanted ones when they are measured."""
+    from slimdeploy.benchmarks.lut import load_table
+    from slimdeploy.toolchain.pruning.latency import budget_that_measures
+
+    assert options.latency_table is not None
+    groups = plan_groups(network.spec, options)
+
+    def plan(limit: float) -> NetworkSpec:
+        kept = choose_channels(network, moments, options, Budget(budget.costs, limit, budget.unit))
+        return pruned_spec(network.spec, groups, kept)
+
+    return budget_that_measures(plan, budget.limit, load_table(options.latency_table), size)
 
 
 def _moments(network: ResNet, dataset: Dataset, options: PruneOptions, device: str) -> Moments:

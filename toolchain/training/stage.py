@@ -16,8 +16,10 @@ from slimdeploy.toolchain.data.dataset import (
     load_dataset,
     split_validation,
 )
+from slimdeploy.toolchain.data.of_model import data_of, dataset_for
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.networks.layers import enumerate_layers
 from slimdeploy.toolchain.networks.resnet import build_network
 from slimdeploy.toolchain.networks.spec import network_spec
 from slimdeploy.toolchain.training.evaluation import evaluate_network
@@ -103,33 +105,6 @@ def finetune_stage(
     return _train(parent, dataset, data, options, "finetune", output, device, resume)
 
 
-def data_of(info: ModelInfo, source: Path) -> DataOptions:
-    """The data that a model was last trained on; raises SlimdeployError where it says nothing of it."""
-    for entry in reversed(info.provenance):
-        if data := entry.get("data"):
-            return DataOptions(data["name"], Path(data["data_dir"]), data["size"])
-    raise SlimdeployError(f"{source} doesn't say what data it was trained on: pass --data")
-
-
-def dataset_for(info: ModelInfo, data: DataOptions, source: Path) -> Dataset:
-    """Load `data` at the model's image size, with the model's own preprocessing.
-
-    Raises SlimdeployError where the classes aren't those that the model was trained on.
-    """
-    dataset = load_dataset(replace(data, size=data.size or info.preprocessing.size))
-    size = dataset.preprocessing.size
-    wanted = info.preprocessing.size
-    if size != wanted:
-        raise SlimdeployError(f"{data.name} is {size}×{size}, but {source} takes {wanted}×{wanted}")
-    if dataset.class_names != info.class_names:
-        known = ", ".join(info.class_names[:3])
-        raise SlimdeployError(
-            f"{data.name} has other classes ({', '.join(dataset.class_names[:3])}, …) "
-            f"than {source} ({known}, …)"
-        )
-    return replace(dataset, preprocessing=info.preprocessing)
-
-
 def training_data(dataset: Dataset, options: TrainOptions) -> TrainingData:
     """Training and validation split as every stage of a run sees them: `limit` first, then the held-out
     share.
@@ -162,6 +137,7 @@ def _train(
     """Train `start` (its hash is empty where it is a fresh network), evaluate it and write it to `output`."""
     started = time.perf_counter()
     network, info = start.network, start.info
+    enumerate_layers(info.spec, dataset.preprocessing.size)  # refuses images too small to pass through
     parts = training_data(dataset, options)
     facts: dict[str, Any] = {
         "options": options.to_json(),

@@ -130,14 +130,13 @@ def test_an_existing_result_is_not_overwritten(models, tmp_path):
     assert (tmp_path / "r.json").read_text() == "mine"
 
 
-def test_measuring_needs_none_of_the_big_libraries():
-    """Every module of benchmarks/ imports where they can't be; the device has none of them."""
+def test_measuring_needs_none_of_the_runtimes():
+    """Every module of benchmarks/ imports without them: each is needed only by who measures with it."""
     modules = [f"slimdeploy.benchmarks.{path.stem}" for path in sorted((ROOT / "benchmarks").glob("*.py"))]
     modules = [name for name in modules if not name.endswith("__init__")]
     program = (
         "import sys\n"
-        "for name in ('torch', 'torchvision', 'onnx', 'onnxruntime', 'tensorrt', 'pycuda', 'pynvml',"
-        " 'PIL', 'sklearn', 'safetensors', 'jsonschema', 'psutil', 'scipy'):\n"
+        "for name in ('torch', 'torchvision', 'onnxruntime', 'tensorrt', 'pycuda', 'pynvml'):\n"
         "    sys.modules[name] = None\n"
         f"for name in {modules}:\n    __import__(name)\n"
         "for name in ('slimdeploy.toolchain.cli', 'slimdeploy.toolchain.pipeline'):\n"

@@ -17,6 +17,7 @@ from slimdeploy.tests.toolchain.tensorrt_fake import FakeTensorrt
 from slimdeploy.toolchain.cli import cli
 from slimdeploy.toolchain.export import engine_stage
 from slimdeploy.toolchain.runtime.device import Device
+from slimdeploy.toolchain.runtime.session import open_session
 
 PARENT = Path(__file__).parents[4]
 
@@ -172,3 +173,18 @@ def test_checkpoint_becomes_onnx_and_engine(
     output.unlink()
     assert "m.engine exists: pass --force" in str(run(*arguments)[2])
     assert not output.exists(), "refused before the work, not after it"
+
+
+def test_half_precision_is_asked_for_in_the_file(
+    gpu: FakeTensorrt, small_checkpoint: Path, images: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "half.onnx"
+    arguments = ["--precision", "fp16", "--data", f"folder:{images}", "-o", output, "--trt", "--json"]
+    code, out, error = run(small_checkpoint, *arguments)
+    assert code == 0, error
+    document = json.loads(out)
+    assert document["precision"] == "fp16"
+    assert 0 < document["parity"]["max_abs_error"] < 0.1
+    assert document["engine"]["audit"]["precisions"] == {"fp16": 21}
+    with open_session(output) as session:
+        assert session.precision == "fp16"

@@ -1,0 +1,273 @@
+"""What the package promises to the machines that it is installed on."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+from collections.abc import Callable, Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import slimdeploy
+from slimdeploy.toolchain.cli import COMMANDS
+from slimdeploy.toolchain.errors import INSTALL_COMMANDS, missing_library
+
+ROOT = Path(slimdeploy.__file__).parent
+OPTIONAL = (
+    "torch",
+    "torchvision",
+    "tensorrt",
+    "pycuda",
+    "onnxruntime",
+    "safetensors",
+    "sklearn",
+    "PIL",
+)
+NAMED_FOR = {"cuda_python": "cuda"}  # where the module has another name than what it imports
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where the import has another name
+
+
+def _setup() -> configparser.ConfigParser:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    return setup
+
+
+def _requirements() -> dict[str, set[str]]:
+    """Extra -> the distributions that it brings; `""` for what is always installed."""
+    setup = _setup()
+    sections = {"": setup["options"]["install_requires"], **setup["options.extras_require"]}
+    return {
+        extra: {
+            re.split(r"[><=;\[ ]", line)[0] for line in text.split("\n") if line and not line.startswith("#")
+        }
+        for extra, text in sections.items()
+    }
+
+
+def _package_folders() -> Iterator[Path]:
+    for file in ROOT.rglob("__init__.py"):
+        parts = file.relative_to(ROOT).parts
+        if not any(part.startswith(".") or part in ("tests", "build") for part in parts):
+            yield file.parent
+
+
+def _modules() -> dict[str, Path]:
+    """Import name -> file of every module in the package."""
+    found = {}
+    for folder in _package_folders():
+        for file in folder.glob("*.py"):
+            parts = ["slimdeploy", *file.relative_to(ROOT).with_suffix("").parts]
+            found[".".join(parts).removesuffix(".__init__")] = file
+    return found
+
+
+def test_setup_lists_every_package() -> None:
+    listed = _setup()["options"]["packages"].split()
+    folders = {".".join(["slimdeploy", *folder.relative_to(ROOT).parts]) for folder in _package_folders()}
+    assert len(listed) == len(set(listed))
+    assert set(listed) == folders
+
+
+def test_setup_lists_every_data_file() -> None:
+    """Whatever isn't Python inside a package is installed only if `package_data` says so."""
+    listed = set()
+    for package, patterns in _setup()["options.package_data"].items():
+        folder = ROOT.joinpath(*package.split(".")[1:])
+        for pattern in patterns.split():
+            found = list(folder.glob(pattern))
+            assert found, f"{package}: nothing matches {pattern}"
+            listed.update(found)
+    endings = (".json", ".toml", ".cu", ".cuh", ".html", ".jinja", ".css", ".service")
+    needed = {
+        file
+        for folder in _package_folders()
+        if folder != ROOT
+        for file in folder.iterdir()
+        if file.suffix in endings
+    }
+    assert needed <= listed, f"not installed: {sorted(str(f.relative_to(ROOT)) for f in needed - listed)}"
+
+
+def test_the_base_is_light() -> None:
+    assert _requirements()[""] <= {"click", "numpy", "rich", "tomli"}
+
+
+def test_constraints_pin_everything_that_the_tests_install() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
+    wanted = _requirements()
+    needed = wanted[""] | wanted["host"] | wanted["cpu"] | wanted["test"]
+    assert needed - {"tomli"} <= pinned  # tomli is for Python 3.10, which the pins aren't made with
+    assert {"torch==2.13.0", "torchvision==0.28.0"} <= set(lines)
+
+
+@pytest.mark.parametrize("library", sorted(INSTALL_COMMANDS))
+def test_the_command_named_for_a_missing_library_installs_it(library: str) -> None:
+    extra = re.search(r"pip install 'slimdeploy\[(\w+)\]'", INSTALL_COMMANDS[library])
+    assert extra, INSTALL_COMMANDS[library]
+    distribution = DISTRIBUTIONS.get(library, library).replace("_", "-")
+    assert any(name.startswith(distribution) for name in _requirements()[extra[1]])
+    error = missing_library(ModuleNotFoundError("", name=f"{library}.inner"))
+    assert str(error) == f"this needs {library}, which is not installed: {INSTALL_COMMANDS[library]}"
+
+
+def test_other_missing_modules_are_not_explained_away() -> None:
+    assert missing_library(ModuleNotFoundError("", name="slimdeploy.typo")) is None
+    assert missing_library(ModuleNotFoundError("")) is None
+
+
+HELP = """
+import sys
+import blocking
+blocking.block(*sys.argv[1].split(",")) if sys.argv[1] else None
+from slimdeploy.toolchain.cli import main
+sys.argv = ["slimdeploy", *sys.argv[2:]]
+try:
+    main()
+finally:
+    heavy = {"torch", "torchvision", "numpy", "rich", "onnx", "onnxruntime", "PIL"}
+    loaded = heavy & set(sys.modules)
+    print(",".join(sorted(loaded)), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("blocked", ["", "torch,numpy,rich,onnx,onnxruntime"])
+def test_help_and_version_import_nothing_heavy(fresh_python: Callable, blocked: str) -> None:
+    helped = fresh_python(HELP, blocked, "--help")
+    assert (helped.exit_code, helped.err.strip()) == (0, ""), helped.err
+    assert all(f"\n  {name} " in helped.out for name in COMMANDS)
+    told = fresh_python(HELP, blocked, "--version")
+    assert (told.exit_code, told.out.strip()) == (0, f"slimdeploy, version {slimdeploy.__version__}")
+    assert _setup()["metadata"]["version"] == "attr: slimdeploy.__version__"
+
+
+IMPORT_ALL = """
+import importlib, json, sys
+import blocking
+blocking.block(*sys.argv[1].split(","))
+missing, broken = {}, {}
+for name in sys.argv[2].split(","):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing[name] = (error.name or "").split(".")[0]
+    except Exception as error:
+        broken[name] = repr(error)
+print(json.dumps({"missing": missing, "broken": broken}))
+"""
+
+
+def _for_the_device() -> list[str]:
+    packages = ("toolchain.runtime", "kernels", "benchmarks", "toolchain.deploy", "deploy")
+    starts = tuple(f"slimdeploy.{name}" for name in packages)
+    return [name for name in _modules() if name.startswith(starts)]
+
+
+def test_what_runs_on_the_device_imports_without_the_host_libraries(fresh_python: Callable) -> None:
+    """Only a module that is named for a library may need it, and it fails by that library's name."""
+    ran = fresh_python(IMPORT_ALL, ",".join(OPTIONAL), ",".join(_for_the_device()))
+    assert ran.exit_code == 0, ran.err
+    found = ran.json
+    assert found["broken"] == {}
+    for module, library in found["missing"].items():
+        own = module.rsplit(".", 1)[1]
+        assert library in INSTALL_COMMANDS
+        assert module.startswith("slimdeploy.toolchain.runtime."), f"{module} needs {library}"
+        assert library == NAMED_FOR.get(own, own) or own == "torch", f"{module} needs {library}"
+    assert "slimdeploy.toolchain.runtime.torch" in found["missing"], "nothing was blocked"
+
+
+def test_a_network_can_be_described_without_torch(fresh_python: Callable) -> None:
+    ran = fresh_python(HELP, "torch,numpy,onnx,onnxruntime", "summary", "--arch", "resnet18", "--json")
+    assert ran.exit_code == 0, ran.err
+    assert ran.json["arch"] == "resnet18"
+
+
+def test_a_missing_library_is_one_line(fresh_python: Callable, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    ran = fresh_python(HELP, "torch", "prune", str(tmp_path / "x.safetensors"), "--ratio", "0.5", "-o", "y")
+    assert ran.exit_code == 2
+    line = f"slimdeploy: this needs torch, which is not installed: {INSTALL_COMMANDS['torch']}"
+    assert ran.err.splitlines()[0] == line
+    assert "Traceback" not in ran.err
+
+
+def _imports(file: Path, module: str, *, lazy: bool) -> set[str]:
+    """Modules of the package that `file` imports: at its top, or with `lazy` anywhere; not those for type
+    checking alone.
+    """
+    known, found = _modules(), set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not lazy:
+            return
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            target = name if name in known else name.rpartition(".")[0]
+            if target in known and target != module:
+                found.add(target)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(file.read_text()))
+    return found
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    graph = {name: _imports(file, name, lazy=False) for name, file in _modules().items()}
+    assert sum(map(len, graph.values())) > 100, "the imports were not found"
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"circular imports: {' → '.join(error.args[1])}")
+
+
+T = "slimdeploy.toolchain."
+# Package -> what it must not import, not even inside a function.
+FORBIDDEN = {
+    "slimdeploy.kernels": (T + "cli", T + "pipeline", T + "commands"),
+    "slimdeploy.calibrate": (T + "cli", T + "pipeline", T + "commands"),
+    "slimdeploy.benchmarks": (T + "cli", T + "pipeline", T + "commands"),
+    **{
+        T + stage: (T + "cli", T + "pipeline", T + "commands", T + "recipe")
+        for stage in ("training", "pruning", "export", "runtime", "checkpoint", "deploy")
+    },
+    **{
+        T + base: tuple(
+            T + above
+            for above in ("cli", "pipeline", "commands", "recipe", "training", "pruning", "export", "runtime",
+                          "checkpoint", "deploy", "report")
+        )
+        for base in ("data", "networks")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_arrows_point_one_way(package: str) -> None:
+    wrong = [
+        f"{name} imports {target}"
+        for name, file in _modules().items()
+        if name == package or name.startswith(package + ".")
+        for target in _imports(file, name, lazy=True)
+        if any(target == f or target.startswith(f + ".") for f in FORBIDDEN[package])
+    ]
+    assert not wrong
+
+
+def test_the_networks_know_nothing_of_the_data() -> None:
+    for name, file in _modules().items():
+        if name.startswith(T + "networks"):
+            imported = _imports(file, name, lazy=True)
+            assert all(i.startswith(T + "networks") or i == T + "errors" for i in imported), name

@@ -1,0 +1,109 @@
+"""Splitting off validation, and balanced subsets: for any labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slimdeploy.toolchain.data.dataset import (
+    SOURCES,
+    DataOptions,
+    Dataset,
+    Split,
+    balanced_subset,
+    load_dataset,
+    register_source,
+    split_validation,
+)
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import Preprocessing
+
+label_lists = st.lists(st.integers(0, 5), min_size=2, max_size=80)
+
+
+def _numbered(labels: list[int]) -> Split:
+    """Image i holds i in its first pixel, so that images can be told apart."""
+    images = np.zeros((len(labels), 1, 1, 3), dtype=np.uint8)
+    images[:, 0, 0, 0] = np.arange(len(labels))
+    return Split(images, np.array(labels, dtype=np.int64))
+
+
+def _numbers(split: Split) -> list[int]:
+    return split.images[:, 0, 0, 0].tolist()
+
+
+@given(label_lists, st.floats(0.01, 0.99), st.integers(0, 3))
+def test_validation_is_a_share_of_every_class(labels: list[int], fraction: float, seed: int) -> None:
+    split = _numbered(labels)
+    counts = np.bincount(labels)
+    wanted = sum(round(count * fraction) for count in counts)
+    if wanted in (0, len(labels)):
+        with pytest.raises(SlimdeployError, match="both need some"):
+            split_validation(split, fraction, seed=seed)
+        return
+    training, validation = split_validation(split, fraction, seed=seed)
+    assert sorted(_numbers(training) + _numbers(validation)) == list(range(len(labels))), "each image once"
+    for part in (training, validation):
+        assert [labels[i] for i in _numbers(part)] == part.labels.tolist(), "images keep their labels"
+    for label, count in enumerate(counts):
+        assert (validation.labels == label).sum() == round(count * fraction)
+    again = split_validation(split, fraction, seed=seed)
+    assert _numbers(again[1]) == _numbers(validation)
+
+
+def test_another_seed_splits_otherwise() -> None:
+    split = _numbered([0] * 50)
+    assert _numbers(split_validation(split, 0.5, seed=0)[1]) != _numbers(
+        split_validation(split, 0.5, seed=1)[1]
+    )
+
+
+def test_an_empty_part_is_refused() -> None:
+    with pytest.raises(
+        SlimdeployError, match=r"a validation share of 0\.1 leaves 4 images for training and 0 for"
+    ):
+        split_validation(_numbered([0, 0, 1, 1]), 0.1)
+
+
+@given(label_lists, st.integers(1, 80))
+def test_a_balanced_subset_is_as_even_as_it_goes(labels: list[int], limit: int) -> None:
+    split = _numbered(labels)
+    subset = balanced_subset(split, limit)
+    numbers = _numbers(subset)
+    assert len(numbers) == len(set(numbers)) == min(limit, len(labels))
+    assert [labels[i] for i in numbers] == subset.labels.tolist()
+    available, taken = np.bincount(labels, minlength=6), np.bincount(subset.labels, minlength=6)
+    # A class gives less than another only where it is used up, or by one.
+    for a in range(6):
+        assert taken[a] == available[a] or taken[a] >= taken.max() - 1
+    assert numbers == _numbers(balanced_subset(split, limit))
+
+
+def test_no_limit_is_the_whole_split() -> None:
+    split = _numbered([0, 1, 2])
+    assert balanced_subset(split, None) is split
+
+
+def test_an_unknown_source_suggests_the_nearest() -> None:
+    with pytest.raises(
+        SlimdeployError, match=r"unknown data 'cifar1O'; known: .*\. Did you mean 'cifar10'\?"
+    ):
+        load_dataset(DataOptions("cifar1O"))
+
+
+def test_another_source_is_one_registration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slimdeploy.toolchain.data.dataset.SOURCES", dict(SOURCES))
+
+    @register_source("stripes")
+    def stripes(argument: str, options: DataOptions) -> Dataset:
+        names = tuple(argument.split(","))
+        split = _numbered([0, 1])
+        return Dataset(names, split, split, Preprocessing(1, (0.0,) * 3, (1.0,) * 3))
+
+    assert load_dataset(DataOptions("stripes:wide,narrow")).class_names == ("wide", "narrow")
+    with pytest.raises(
+        SlimdeployError, match=r"stripes:wide: only one class \(wide\); at least 2 are needed"
+    ):
+        load_dataset(DataOptions("stripes:wide"))

@@ -1,0 +1,255 @@
+"""`slimdeploy train` and `finetune` as a user meets them: results, refusals, Ctrl-C and kill -9."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import write_checkpoint
+
+from slimdeploy.toolchain.checkpoint import load_checkpoint
+from slimdeploy.toolchain.training import loop
+from slimdeploy.toolchain.training.history import history_path, read_history
+from slimdeploy.toolchain.training.state import state_path
+
+
+def _train(folder: Path, output: Path, *more: object, epochs: int = 2) -> list[object]:
+    return ["train", "--arch", "tiny", "--stem", "cifar", "--data", f"folder:{folder}", "--epochs", epochs,
+            "--batch-size", 16, "--lr", 0.05, "--sparsity", 0.01, "--precision", "fp32", "--device", "cpu",
+            "-o", output, *more]  # fmt: skip
+
+
+def test_train_reports_what_it_did(slimdeploy_command: Callable, image_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "net.safetensors"
+    ran = slimdeploy_command(*_train(image_folder, output, "--json"))
+    assert ran.exit_code == 0, ran.err
+    result = ran.json
+    assert result["checkpoint"] == str(output)
+    assert result["epochs"] == 2
+    assert set(result["accuracy"]) == {"train", "val", "test"}
+    assert result["images_per_second"] > 0
+    assert "epoch 2/2 · loss" in ran.err
+    evaluated = slimdeploy_command("evaluate", output, "--json").json
+    assert evaluated["accuracy"] == result["accuracy"]["test"]
+    assert evaluated["loss"] == pytest.approx(result["loss"]["test"], rel=1e-5)
+    assert evaluated["images"] == 24
+    entry = load_checkpoint(output).info.provenance[-1]
+    assert (entry["stage"], entry["options"]["sparsity"], entry["parent"]) == ("train", 0.01, None)
+    assert entry["data"]["name"] == f"folder:{image_folder}"
+    assert entry["versions"]["torch"] == torch.__version__
+    assert not state_path(output).exists()
+    assert len(read_history(output)) == 2
+
+
+def test_no_epochs_write_the_fresh_network(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    ran = slimdeploy_command(*_train(image_folder, tmp_path / "net", "--json", epochs=0))
+    assert ran.exit_code == 0, ran.err
+    assert ran.json["epochs"] == 0
+    assert set(ran.json["accuracy"]) == {"val", "test"}
+
+
+def test_limit_trains_on_a_balanced_subset(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+    fit = loop.fit
+
+    def watched(network, data, *arguments, **options):
+        seen["labels"] = torch.tensor([*data.train.labels, *data.validation.labels]).bincount().tolist()
+        return fit(network, data, *arguments, **options)
+
+    monkeypatch.setattr("slimdeploy.toolchain.training.stage.fit", watched)
+    ran = slimdeploy_command(
+        *_train(image_folder, tmp_path / "net", "--limit", 31, "--validation", 0.2, epochs=0)
+    )
+    assert ran.exit_code == 0, ran.err
+    assert sorted(seen["labels"]) == [10, 10, 11]
+
+
+def test_finetune_goes_on_with_the_data_of_its_checkpoint(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    trained = slimdeploy_command(*_train(image_folder, first, "--json")).json
+    ran = slimdeploy_command("finetune", first, "--epochs", 1, "--batch-size", 16, "-o", second, "--json")
+    assert ran.exit_code == 0, ran.err
+    provenance = load_checkpoint(second).info.provenance
+    assert [entry["stage"] for entry in provenance] == ["train", "finetune"]
+    assert provenance[-1]["parent"] == trained["sha256"]
+    assert provenance[-1]["options"]["sparsity"] == 0
+    assert provenance[-1]["data"]["name"] == f"folder:{image_folder}"
+
+
+def test_finetune_needs_data_that_fits(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "x.safetensors")
+    ran = slimdeploy_command("finetune", checkpoint, "-o", tmp_path / "y")
+    assert (ran.exit_code, ran.error) == (
+        2,
+        f"{checkpoint} doesn't say what data it was trained on: pass --data",
+    )
+    ran = slimdeploy_command("finetune", checkpoint, "--data", "digits", "-o", tmp_path / "y")
+    assert ran.exit_code == 2
+    assert ran.error == f"digits has other classes (0, 1, 2, …) than {checkpoint} (blue, green, red, …)"
+    ran = slimdeploy_command("finetune", checkpoint, "--data", f"folder:{image_folder}", "--size", 24,
+                             "-o", tmp_path / "y")  # fmt: skip
+    assert ran.error == f"folder:{image_folder} is 24×24, but {checkpoint} takes 16×16"
+
+
+def test_images_too_small_for_a_network_are_refused_before_training(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    small = tmp_path / "small"
+    shutil.copytree(image_folder, small)
+    for file in small.rglob("*.png"):
+        Image.open(file).resize((6, 6)).save(file)
+    ran = slimdeploy_command(*_train(small, tmp_path / "net"))
+    assert (ran.exit_code, ran.error) == (2, "images of 6×6 are too small: 8 is the least")
+
+
+def test_nothing_is_replaced_unasked(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "net.safetensors"
+    output.write_text("precious")
+    ran = slimdeploy_command(*_train(image_folder, output))
+    assert ran.exit_code == 2
+    assert ran.error == f"{output} exists: pass --force to replace it, or another --output"
+    assert output.read_text() == "precious"
+    ran = slimdeploy_command(*_train(image_folder, output, "--resume"))
+    assert ran.exit_code == 2, "there is nothing to resume, so this would start again"
+    assert slimdeploy_command(*_train(image_folder, output, "--force", epochs=0)).exit_code == 0
+    load_checkpoint(output)
+    ran = slimdeploy_command(*_train(image_folder, tmp_path))
+    assert (ran.exit_code, ran.error) == (2, f"{tmp_path} is a folder: name a file with --output")
+
+
+@pytest.fixture
+def interrupted(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The output of a run of two epochs that Ctrl-C ended in the second."""
+    epoch = loop._Run.epoch
+
+    def stopping(self: loop._Run, index: int):
+        if index == 1:
+            raise KeyboardInterrupt
+        return epoch(self, index)
+
+    output = tmp_path / "net.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "epoch", stopping)
+        ran = slimdeploy_command(*_train(image_folder, output))
+    assert (ran.exit_code, ran.error) == (130, "interrupted")
+    assert state_path(output).exists()
+    assert not output.exists()
+    return output
+
+
+def test_an_unfinished_run_is_not_thrown_away_unasked(
+    slimdeploy_command: Callable, image_folder: Path, interrupted: Path
+) -> None:
+    ran = slimdeploy_command(*_train(image_folder, interrupted))
+    message = f"an unfinished run is beside {interrupted}: --resume goes on with it, --force starts again"
+    assert (ran.exit_code, ran.error) == (2, message)
+    ran = slimdeploy_command(*_train(image_folder, interrupted, "--resume", "--json"))
+    assert ran.exit_code == 0, ran.err
+    assert "resuming after epoch 1 of 2" in ran.err
+    assert ran.json["epochs"] == 2
+    assert not state_path(interrupted).exists()
+
+
+def test_force_starts_again(slimdeploy_command: Callable, image_folder: Path, interrupted: Path) -> None:
+    ran = slimdeploy_command(*_train(image_folder, interrupted, "--force", epochs=1))
+    assert ran.exit_code == 0, ran.err
+    assert "resuming" not in ran.err
+    assert len(read_history(interrupted)) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--lr", 0.5], "lr = 0.05, this one has 0.5"),
+        (["--epochs", 3], "epochs = 2, this one has 3"),
+        (["--seed", 1], "seed = 0, this one has 1"),
+    ],
+)
+def test_resume_with_other_options_names_the_key(
+    slimdeploy_command: Callable, image_folder: Path, interrupted: Path, change: list[object], message: str
+) -> None:
+    ran = slimdeploy_command(*_train(image_folder, interrupted, "--resume", *change))
+    assert ran.exit_code == 2
+    assert re.fullmatch(
+        f".* belongs to a run with {re.escape(message)}: give the same options, .*", ran.error
+    )
+
+
+def test_resume_with_another_network_names_it(
+    slimdeploy_command: Callable, image_folder: Path, interrupted: Path
+) -> None:
+    ran = slimdeploy_command(*_train(image_folder, interrupted, "--resume", "--arch", "tiny-deep"))
+    assert ran.exit_code == 2
+    assert "belongs to a run with network = {'arch': 'tiny', " in ran.error
+
+
+def test_a_damaged_state_is_one_line(
+    slimdeploy_command: Callable, image_folder: Path, interrupted: Path
+) -> None:
+    state = state_path(interrupted)
+    state.write_bytes(state.read_bytes()[:1000])
+    ran = slimdeploy_command(*_train(image_folder, interrupted, "--resume"))
+    assert ran.exit_code == 2
+    assert ran.error.startswith(f"{state} is not a safetensors file, or is damaged")
+
+
+def test_kill_9_at_a_random_moment_loses_at_most_one_epoch(
+    slimdeploy_command: Callable, start_command: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    epochs = 15
+    whole = tmp_path / "whole.safetensors"
+    expected = slimdeploy_command(*_train(image_folder, whole, "--json", epochs=epochs)).json
+    output = tmp_path / "killed.safetensors"
+    process = start_command(*_train(image_folder, output, epochs=epochs))
+    history = history_path(output)
+    while not history.exists() and process.poll() is None:
+        time.sleep(0.01)
+    seconds = random.SystemRandom().uniform(0, 0.3)
+    time.sleep(seconds)
+    process.kill()
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, f"it ended before the kill after {seconds:.3f} s: {err}"
+    assert not output.exists()
+    finished = len([json.loads(line) for line in history.read_text().splitlines()])
+    ran = slimdeploy_command(*_train(image_folder, output, "--resume", "--json", epochs=epochs))
+    assert ran.exit_code == 0, f"killed after {seconds:.3f} s: {ran.err}"
+    # The state is written before the history, so a kill between the two leaves one line fewer.
+    resumed = int(re.search(rf"resuming after epoch (\d+) of {epochs}", ran.err)[1])
+    assert resumed in (finished, finished + 1)
+    for key in ("accuracy", "loss", "epochs", "zero_share"):
+        assert ran.json[key] == expected[key], f"killed after {seconds:.3f} s"
+    a, b = load_checkpoint(whole).network.state_dict(), load_checkpoint(output).network.state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a), f"killed after {seconds:.3f} s"
+
+
+def test_data_and_device_errors_are_one_line(slimdeploy_command: Callable, tmp_path: Path) -> None:
+    ran = slimdeploy_command(*_train(tmp_path / "nowhere", tmp_path / "net"))
+    assert ran.exit_code == 2
+    assert ran.error.startswith(f"no folder {tmp_path}/nowhere/train: expected")
+    ran = slimdeploy_command("train", "--data", "digits", "--limit", 0, "-o", tmp_path / "net")
+    assert (ran.exit_code, ran.error) == (2, "limit must be at least 1, not 0")
+    if not torch.cuda.is_available():
+        ran = slimdeploy_command("train", "--data", "digits", "--device", "cuda", "-o", tmp_path / "net")
+        assert (ran.exit_code, ran.error) == (2, "--device cuda: torch sees no CUDA GPU here")

@@ -1,0 +1,50 @@
+"""What training refuses before it starts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.training.options import TrainOptions
+from slimdeploy.toolchain.training.precision import resolve_precision
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"schedule": "one-cycel"}, "unknown schedule 'one-cycel'; known: one-cycle, cosine, step, constant. "
+                                "Did you mean 'one-cycle'?"),
+    ({"precision": "fp16"}, "unknown precision 'fp16'; known: auto, fp32, bf16. Did you mean 'bf16'?"),
+    ({"sparsity_step": "proximate"}, "unknown sparsity step 'proximate'; known: proximal, subgradient. "
+                                     "Did you mean 'proximal'?"),
+    ({"sparse_layers": "al"}, "unknown sparse layers 'al'; known: prunable, all. Did you mean 'all'?"),
+    ({"epochs": -1}, "epochs must be at least 0, not -1"),
+    ({"batch_size": 1}, "batch-size must be at least 2, not 1"),
+    ({"sparsity": -1e-4}, "sparsity must be at least 0, not -0.0001"),
+    ({"crop_pad": -1}, "crop-pad must be at least 0, not -1"),
+    ({"step_epochs": 0}, "step-epochs must be at least 1, not 0"),
+    ({"weight_decay": -0.1}, "weight-decay must be at least 0, not -0.1"),
+    ({"patience": 0}, "patience must be at least 1, not 0"),
+    ({"limit": 0}, "limit must be at least 1, not 0"),
+    ({"momentum": 1.0}, "momentum must be from 0 to below 1, not 1"),
+    ({"label_smoothing": -0.1}, "label-smoothing must be from 0 to below 1, not -0.1"),
+    ({"validation": 0.0}, "validation must be a share between 0 and 1, not 0"),
+    ({"validation": 1.0}, "validation must be a share between 0 and 1, not 1"),
+    ({"lr": 0.0}, "lr must be above 0, not 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "message"), WRONG)
+def test_values_that_make_no_sense(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SlimdeployError, match=f"^{re.escape(message)}"):
+        TrainOptions(**values)
+
+
+def test_automatic_precision_goes_by_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags: set[str] = set()
+    monkeypatch.setattr("slimdeploy.toolchain.training.precision._cpu_flags", lambda: flags)
+    assert resolve_precision("auto", "cpu") == "fp32"
+    assert resolve_precision("bf16", "cpu") == "bf16"
+    flags.add("amx_bf16")
+    assert resolve_precision("auto", "cpu") == "bf16"
+    assert resolve_precision("fp32", "cpu") == "fp32"

@@ -1,0 +1,72 @@
+"""Pruning to a time: predicted by a latency table, then measured on this machine and corrected."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from slimdeploy.benchmarks.lut import LatencyTable, measure_ms
+from slimdeploy.benchmarks.lut_measure import build_noise
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.layers import Conv
+from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.progress import log
+from slimdeploy.toolchain.pruning.costs import CostModel
+from slimdeploy.toolchain.pruning.groups import ChannelGroup
+
+TOLERANCE = 0.05
+"""How far below the time asked for a network may end up."""
+ATTEMPTS = 5
+
+Plan = Callable[[float], NetworkSpec]
+"""The network that a budget of so many predicted milliseconds leads to."""
+
+
+def latency_model(table: LatencyTable, spec: NetworkSpec, groups: list[ChannelGroup], size: int) -> CostModel:
+    """Prices widths in ms by `table`, weights taken to fit the cache, as a pruned network's do."""
+    constant, by_stem, by_classifier = table.rest
+
+    def conv_ms(conv: Conv) -> float:
+        return table.conv_ms(conv) + (by_stem * conv.out_channels if conv.name == "conv1" else 0.0)
+
+    return CostModel(
+        spec,
+        groups,
+        size=size,
+        conv_cost=conv_ms,
+        classifier_cost=lambda inputs, classes: by_classifier * inputs,
+        fixed=constant,
+    )
+
+
+def budget_that_measures(plan: Plan, target_ms: float, table: LatencyTable, size: int) -> float:
+    """The predicted budget whose network takes at most `target_ms` here, and at least that less TOLERANCE.
+
+    Networks are measured with weights of noise, which cost the same. Raises SlimdeployError where no budget
+    tried ends within the tolerance.
+    """
+    budget, best = target_ms, None
+    for _ in range(ATTEMPTS):
+        measured = _measure(plan(budget), table, size)
+        log(f"predicted {budget:.3f} ms, measured {measured:.3f} ms, wanted {target_ms:g} ms")
+        if measured <= target_ms:
+            best = max(budget, best or 0.0)
+            if measured >= target_ms * (1 - TOLERANCE):
+                return budget
+        wanted = target_ms * (1 - TOLERANCE / 2) / measured
+        budget *= min(2.0, max(0.5, wanted))  # one disturbed measurement must not lead astray
+    if best is None:
+        raise SlimdeployError(
+            f"no network measured within {target_ms:g} ms in {ATTEMPTS} attempts: is the machine busy, "
+            "or the latency table from another one?"
+        )
+    log(f"! the nearest network below {target_ms:g} ms is more than {TOLERANCE:.0%} faster")
+    return best
+
+
+def _measure(spec: NetworkSpec, table: LatencyTable, size: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "candidate.onnx"
+        model.write_bytes(build_noise(spec, size))
+        return measure_ms(model, batch=table.batch, threads=table.device["threads"], seconds=3.0)
