@@ -225,8 +225,8 @@ def download(
     (state / "status").touch()
     settings = {
         "Dir::State::Lists": state / "lists", "Dir::State::status": state / "status",
-        "Dir::Cache": state / "cache",
-        "Debug::NoLocking": 1, "APT::Sandbox::User": "", "APT::Install-Recommends": 0,
+        "Dir::Cache": state / "cache", "Debug::NoLocking": 1,
+        "APT::Sandbox::User": "", "APT::Install-Recommends": 0,
     }  # fmt: skip
     if architecture:
         settings |= {"APT::Architecture": architecture, "APT::Architectures": architecture}

@@ -54,7 +54,7 @@ for i in range(100_000):
 
 
 def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
-    from conftest import process_environment
+    from processes import process_environment
 
     path = tmp_path / "x"
     process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], env=process_environment())

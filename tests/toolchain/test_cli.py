@@ -163,7 +163,7 @@ def test_summary_of_a_checkpoint(slimdeploy_command: Callable, tmp_path: Path) -
 
 def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     """`slimdeploy summary | head -1`"""
-    from conftest import process_environment
+    from processes import process_environment
 
     command = f"{sys.executable} -m slimdeploy.toolchain summary --json | head -1"
     ran = subprocess.run(

@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from conftest import process_environment
+from processes import process_environment
 
 import slimdeploy
 from slimdeploy.toolchain import pipeline
