@@ -76,6 +76,8 @@ class LatencyTable:
     rest: tuple[float, float, float]
     """Pooling, classifier and what a run costs in itself: ms, ms per stem channel, ms per classifier input.
     """
+    layer_ms: float = 0.0
+    """Added to each convolution; below 0 by what profiling cost where the shapes were measured."""
 
     def conv_ms(self, conv: Conv, *, streamed: float = 0.0) -> float:
         """Time of one convolution, with its ReLU and residual sum, within a network.
@@ -89,7 +91,8 @@ class LatencyTable:
                 "lut and this network's --arch, --stem and --size"
             )
         values = terms(conv.in_channels, conv.out_channels, streamed, self.granularity)
-        return sum(value * ms for value, ms in zip(values, self.shapes[shape], strict=True))
+        ms = sum(value * each for value, each in zip(values, self.shapes[shape], strict=True))
+        return max(0.0, ms + self.layer_ms)
 
     def rest_ms(self, *, stem: int, classifier_in: int) -> float:
         """Time of everything that isn't a convolution, for so many channels."""
@@ -119,6 +122,7 @@ class LatencyTable:
             "terms": list(TERMS),
             "shapes": {name: list(values) for name, values in self.shapes.items()},
             "rest": list(self.rest),
+            "layer_ms": self.layer_ms,
         }
 
 
@@ -139,7 +143,7 @@ def table_of(document: dict[str, Any], path: Path) -> LatencyTable:
         constant, by_stem, by_classifier = map(float, model["rest"])
         return LatencyTable(
             device, int(device["batch"]), int(model["granularity"]), model["cache_mb"], shapes,
-            (constant, by_stem, by_classifier),
+            (constant, by_stem, by_classifier), float(model["layer_ms"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SlimdeployError(f"{path}: damaged latency table ({error!r}): measure it again") from error

@@ -54,13 +54,9 @@ def fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> Latency
     rest = _fit_rest(samples)
     raw = _table(device, granularity, cache_mb, shapes, rest)
     scale, each = _fit_totals(samples, raw, size)
-    # What profiling a node costs is in every launch and in the rest, and never in a run without a profile.
-    shapes = {
-        shape: np.maximum([scale * c + (each if i == 0 else 0) for i, c in enumerate(found)], 0)
-        for shape, found in shapes.items()
-    }
+    shapes = {shape: scale * found for shape, found in shapes.items()}
     rest = np.maximum(scale * rest + np.array([each, 0, 0]), 0)
-    return _table(device, granularity, cache_mb, shapes, rest)
+    return _table(device, granularity, cache_mb, shapes, rest, each)
 
 
 def prediction_errors(table: LatencyTable, samples: Sequence[Sample], size: int) -> np.ndarray:
@@ -178,9 +174,16 @@ def _table(
     cache_mb: float | None,
     shapes: dict[str, Any],
     rest: np.ndarray,
+    layer_ms: float = 0.0,
 ) -> LatencyTable:
     values = {shape: tuple(float(c) for c in found) for shape, found in shapes.items()}
     constant, by_stem, by_classifier = (float(c) for c in rest)
     return LatencyTable(
-        device, int(device["batch"]), granularity, cache_mb, values, (constant, by_stem, by_classifier)
+        device,
+        int(device["batch"]),
+        granularity,
+        cache_mb,
+        values,
+        (constant, by_stem, by_classifier),
+        layer_ms,
     )

@@ -21,8 +21,8 @@ sys.path.insert(0, str(TESTS))
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import tiny  # noqa: E402
+from processes import process_environment  # noqa: E402
 
-import slimdeploy  # noqa: E402
 from slimdeploy.toolchain.errors import SlimdeployError  # noqa: E402
 
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=30)
@@ -98,19 +98,6 @@ def slimdeploy_command(
         return Ran(ended.value.code, written.out, written.err)
 
     return run
-
-
-def process_environment() -> dict[str, str]:
-    """Environment of a fresh process that imports this slimdeploy, the tests' helpers and the tiny
-    networks.
-    """
-    paths = [
-        TESTS / "subprocesses",
-        TESTS,
-        Path(slimdeploy.__file__).parents[1],
-        os.environ.get("PYTHONPATH"),
-    ]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(p) for p in paths if p)}
 
 
 @pytest.fixture(scope="session")

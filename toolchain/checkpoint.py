@@ -14,6 +14,7 @@ from torch import Tensor
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.networks.layers import enumerate_layers
 from slimdeploy.toolchain.networks.resnet import ResNet
 
 HEADER_KEY = "slimdeploy"
@@ -47,6 +48,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"slimdeploy train --weights {path} --arch … --epochs 0"
         )
     info = ModelInfo.from_json(header[HEADER_KEY], str(path))
+    # Before any of it is allocated: a damaged header can ask for a network of any size.
+    described = sum(conv.params for conv in enumerate_layers(info.spec, 32).convs())
+    if described > sum(tensor.numel() for tensor in tensors.values()):
+        raise SlimdeployError(f"{path}: it describes a larger network than it holds")
     network = ResNet(info.spec)
     load_state(network, tensors, source=str(path))
     return Checkpoint(network.eval(), info, artifacts.sha256_file(path))

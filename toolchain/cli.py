@@ -125,7 +125,7 @@ def main() -> NoReturn:
     interrupted.
     """
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="slimdeploy", standalone_mode=False)
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()

@@ -69,7 +69,7 @@ class ModelInfo:
         try:
             document = json.loads(text)
             if document["format"] != FORMAT:
-                raise SlimdeployError(f"format {document['format']}; this slimdeploy reads {FORMAT}")
+                raise SlimdeployError(f"format {document['format']!r}; this slimdeploy reads {FORMAT}")
             prep = document["preprocessing"]
             return cls(
                 spec=NetworkSpec.from_json(document["network"]),
@@ -80,7 +80,7 @@ class ModelInfo:
             )
         except SlimdeployError as error:
             raise SlimdeployError(f"{source}: {error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise SlimdeployError(f"{source}: damaged description of the network ({error!r})") from error
 
 

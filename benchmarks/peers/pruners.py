@@ -271,7 +271,7 @@ def main(
     }
     table = results.document(
         "table",
-        command=shlex.join(["python", *sys.argv]),
+        command=shlex.join(["python", "benchmarks/peers/pruners.py", *sys.argv[1:]]),
         machine=bench["machine"],
         title=f"Pruned to {params:,.0f} parameters at most, fine-tuned with {tuning}",
         columns=COLUMNS,

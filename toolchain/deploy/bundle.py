@@ -51,6 +51,10 @@ def write_bundle(
     contents: dict[str, bytes] = {}
     variants, infos = [], []
     for model in models:
+        if model.suffix == ".safetensors":
+            raise SlimdeployError(
+                f"{model} is a checkpoint: a bundle takes what slimdeploy export wrote from it"
+            )
         facts = scan_onnx(model)
         info = carried_info(model, facts)
         _check_images(model, info, images)

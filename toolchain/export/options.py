@@ -30,17 +30,18 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How to export, and how far the result may be from torch: `max_abs_error` None goes by the precision."""
+    """How to export, and how far the result may be from torch: None goes by the precision."""
 
     opset: int = DEFAULT_OPSET
     precision: str = "fp32"
     parity_images: int = 512
     max_abs_error: float | None = None
+    min_agreement: float | None = None
 
     @property
     def tolerance(self) -> Tolerance:
-        usual = PRECISIONS[self.precision]
-        return usual if self.max_abs_error is None else replace(usual, max_abs_error=self.max_abs_error)
+        own = {"max_abs_error": self.max_abs_error, "min_agreement": self.min_agreement}
+        return replace(PRECISIONS[self.precision], **{k: v for k, v in own.items() if v is not None})
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

@@ -318,6 +318,11 @@ def test_models_of_two_networks(models, images, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_checkpoint_instead_of_onnx(images, tmp_path):
+    with pytest.raises(SlimdeployError, match="is a checkpoint"):
+        bundles.write_bundle(tmp_path / "x.slim.tar", [tmp_path / "x.safetensors"], images)
+
+
 def test_images_of_another_size(models, tmp_path):
     wrong = Images(np.zeros((1, 8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0), "zeros")
     with pytest.raises(SlimdeployError, match="takes images of 16×16 pixels, the data has 8×8"):

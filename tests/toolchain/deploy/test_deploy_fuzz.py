@@ -227,6 +227,19 @@ def test_checkpoints_with_a_mutated_header(checkpoint, changes):
         load_checkpoint(folder / "x.safetensors")
 
 
+@pytest.mark.parametrize("width", [10**6, 10**18, 10**400])
+def test_checkpoint_that_asks_for_all_memory(checkpoint, tmp_path, width):
+    size = int.from_bytes(checkpoint[:8], "little")
+    header = json.loads(checkpoint[8 : 8 + size])
+    description = json.loads(header["__metadata__"]["slimdeploy"])
+    description["network"]["channels"][0::2] = [width] * 9
+    header["__metadata__"]["slimdeploy"] = json.dumps(description)
+    head = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + checkpoint[8 + size :])
+    with pytest.raises(SlimdeployError, match="a larger network than it holds"):
+        load_checkpoint(tmp_path / "x.safetensors")
+
+
 class Evil:
     """What a pickle can do to whoever loads it."""
 

@@ -26,6 +26,8 @@ from slimdeploy.toolchain.errors import SlimdeployError
 
 CLI = [sys.executable, "-m", "slimdeploy.toolchain", "deploy"]
 REPOSITORY = Path(slimdeploy.__file__).resolve().parent
+
+pytestmark = pytest.mark.xdist_group("sshd")  # one worker makes the second environment
 PROXY = """
 import os, socket, sys, threading
 port, counter, limit, cuts = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import PREPROCESSING, learnable_split, random_network
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.resnet import ResNet, build_network
 from slimdeploy.toolchain.networks.spec import network_spec
 from slimdeploy.toolchain.training import loop
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import history_path, read_history, tensorboard_path
-from slimdeploy.toolchain.training.loop import TrainingData, build_optimizer, fit
+from slimdeploy.toolchain.training.loop import TrainingData, fit
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
 from slimdeploy.toolchain.training.state import state_path
 
 DATA = TrainingData(learnable_split(20), learnable_split(6, seed=1), PREPROCESSING)
 OPTIONS = TrainOptions(epochs=4, batch_size=16, lr=0.05, sparsity=1e-2, crop_pad=1, precision="fp32")
+STEPS = 3
+"""In an epoch: 60 images, 16 a step."""
 SPEC = network_spec("tiny", stem="cifar", classes=3)
 
 
@@ -49,17 +56,25 @@ class Stopped(Exception):
     """What takes the place of a crash."""
 
 
-def _stop_in_epoch(monkeypatch: pytest.MonkeyPatch, epoch: int, steps: int = 1) -> None:
-    """From now on a run breaks off in the middle of that epoch (counted from 1)."""
-    step, done = loop._Run._step, [0]
+@contextlib.contextmanager
+def _at_step(number: int, act: Callable[[torch.optim.Optimizer], None]) -> Iterator[None]:
+    """Inside, `act` is called before the optimiser's step of that number (from 1, over all epochs)."""
+    done = [0]
 
-    def stopping(self: loop._Run, *arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def hook(optimizer: torch.optim.Optimizer, arguments: object, options: object) -> None:
         done[0] += 1
-        if done[0] > (epoch - 1) * len(self.batches) + steps:
-            raise Stopped
-        return step(self, *arguments)
+        if done[0] == number:
+            act(optimizer)
 
-    monkeypatch.setattr(loop._Run, "_step", stopping)
+    handle = register_optimizer_step_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _stop(optimizer: torch.optim.Optimizer) -> None:
+    raise Stopped
 
 
 @pytest.mark.parametrize("schedule", ["one-cycle", "cosine"])
@@ -85,14 +100,12 @@ def test_the_same_seed_trains_the_same_network_and_another_another(tmp_path: Pat
 
 @pytest.mark.parametrize(("epoch", "patience"), [(1, None), (2, None), (4, None), (3, 4)])
 def test_a_resumed_run_ends_bit_for_bit_as_the_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, patience: int | None
+    tmp_path: Path, epoch: int, patience: int | None
 ) -> None:
     options = replace(OPTIONS, patience=patience)
     expected, history = _fit(tmp_path / "whole", options)
-    with monkeypatch.context() as patch:
-        _stop_in_epoch(patch, epoch)
-        with pytest.raises(Stopped):
-            _fit(tmp_path / "broken", options)
+    with _at_step((epoch - 1) * STEPS + 2, _stop), pytest.raises(Stopped):
+        _fit(tmp_path / "broken", options)
     assert len(read_history(tmp_path / "broken")) == epoch - 1, "at most the running epoch is lost"
     torch.manual_seed(99)  # a new process would stand elsewhere
     resumed, whole = _fit(tmp_path / "broken", options, resume=True)
@@ -121,8 +134,7 @@ def test_history_holds_what_it_says(tmp_path: Path) -> None:
     assert [record.epoch for record in history] == [1, 2, 3, 4]
     found = evaluate_network(network, DATA.validation, PREPROCESSING, device="cpu")
     assert (last.val_accuracy, last.val_loss) == (found.accuracy, found.loss)
-    prunable = [m.weight for name, m in network.named_modules() if name.endswith(("bn1", "bn2"))]
-    gammas = torch.cat(prunable)
+    gammas = torch.cat(_scales(network))
     assert last.zero_share == pytest.approx(float((gammas == 0).float().mean()))
     assert 0 < last.zero_share < 1
     assert last.lr == pytest.approx(0.05 * (1 - 12 / 13) / 0.8), "the rate of the last of 12 steps"
@@ -149,51 +161,60 @@ def test_tensorboard_holds_curves_and_histograms(tmp_path: Path) -> None:
     assert gamma[0].histogram_value.num == 8 + 2 * (4 + 6 + 8 + 8), "stem, c1 and c2 of every block"
 
 
-def test_weight_decay_spares_scales_and_biases() -> None:
-    network = random_network(SPEC)
-    optimizer = build_optimizer(network, replace(OPTIONS, weight_decay=0.1, lr=1.0, momentum=0.0))
-    before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    for parameter in network.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    for name, parameter in network.named_parameters():
+def _one_step(folder: Path, **changes: Any) -> tuple[ResNet, EpochRecord]:
+    """A random network after one step on all training images, in any order but not augmented."""
+    one_step = {
+        "epochs": 1,
+        "batch_size": len(DATA.train),
+        "schedule": "constant",
+        "crop_pad": 0,
+        "flip": False,
+    }
+    options = replace(OPTIONS, **{**one_step, "sparsity": 0.0, "lr": 0.1, **changes})
+    network, (record,) = _fit(
+        folder / f"{len(list(folder.iterdir()))}", options, network=random_network(SPEC)
+    )
+    return network, record
+
+
+def test_weight_decay_spares_scales_and_biases(tmp_path: Path) -> None:
+    before = dict(random_network(SPEC).named_parameters())
+    plain = dict(_one_step(tmp_path, momentum=0.0, weight_decay=0.0)[0].named_parameters())
+    decayed, _ = _one_step(tmp_path, momentum=0.0, weight_decay=0.5)
+    for name, parameter in decayed.named_parameters():
         decays = name == "fc.weight" or "conv" in name or "downsample.0" in name
-        expected = before[name] * (0.9 if decays else 1.0)
-        torch.testing.assert_close(parameter.detach(), expected, msg=name)
+        expected = plain[name] - (0.1 * 0.5 * before[name] if decays else 0)
+        torch.testing.assert_close(parameter, expected, atol=1e-6, rtol=1e-5, msg=name)
 
 
-def _one_step(options: TrainOptions) -> tuple[ResNet, loop._Run]:
-    network = random_network(SPEC).train()
-    run = loop._Run(network, DATA, options, "cpu")
-    images, labels = next(run.batches.epoch(0))
-    for group in run.optimizer.param_groups:
-        group["lr"] = options.lr
-    run._step(images, labels)
-    return network, run
+def _scales(network: ResNet) -> list[torch.Tensor]:
+    """γ of the prunable channels: stem, c1 and c2 of every block."""
+    found = [m.weight.detach() for name, m in network.named_modules() if name.endswith(("bn1", "bn2"))]
+    assert len(found) == 9
+    return found
 
 
 def test_the_proximal_step_follows_the_optimisers_own(tmp_path: Path) -> None:
-    options = replace(OPTIONS, sparsity=0.02, momentum=0.9, lr=0.1)
-    plain, run = _one_step(replace(options, sparsity=0.0))
-    sparse, sparse_run = _one_step(options)
+    plain, _ = _one_step(tmp_path, momentum=0.9)
+    sparse, record = _one_step(tmp_path, momentum=0.9, sparsity=0.02)
     threshold = 0.02 * 0.1 / (1 - 0.9)
-    assert len(run.scales) == 9
-    for without, found in zip(run.scales, sparse_run.scales, strict=True):
+    for without, found in zip(_scales(plain), _scales(sparse), strict=True):
         expected = torch.sign(without) * torch.clamp(without.abs() - threshold, min=0)
         torch.testing.assert_close(found, expected)
+    gammas = torch.cat(_scales(sparse))
+    assert record.zero_share == float((gammas == 0).float().mean()) > 0
+    penalised = {
+        id(scale) for scale in (m.weight for n, m in sparse.named_modules() if n.endswith(("bn1", "bn2")))
+    }
     for (name, a), (_, b) in zip(plain.named_parameters(), sparse.named_parameters(), strict=True):
-        if not any(b is scale for scale in sparse_run.scales):
-            assert torch.equal(a, b), f"{name} isn't penalised"
+        assert id(b) in penalised or torch.equal(a, b), f"{name} isn't penalised"
 
 
-def test_the_subgradient_goes_through_the_optimiser() -> None:
-    options = replace(OPTIONS, sparsity=0.02, sparsity_step="subgradient", momentum=0.0, lr=0.1)
-    before = [
-        scale.detach().clone() for scale in loop._Run(random_network(SPEC), DATA, options, "cpu").scales
-    ]
-    _, plain = _one_step(replace(options, sparsity=0.0))
-    _, sparse = _one_step(options)
-    for old, without, found in zip(before, plain.scales, sparse.scales, strict=True):
+def test_the_subgradient_goes_through_the_optimiser(tmp_path: Path) -> None:
+    before = _scales(random_network(SPEC))
+    plain, _ = _one_step(tmp_path, momentum=0.0)
+    sparse, _ = _one_step(tmp_path, momentum=0.0, sparsity=0.02, sparsity_step="subgradient")
+    for old, without, found in zip(before, _scales(plain), _scales(sparse), strict=True):
         torch.testing.assert_close(found, without - 0.1 * 0.02 * torch.sign(old))
 
 
@@ -211,45 +232,35 @@ def test_bfloat16_trains_too(tmp_path: Path) -> None:
     assert history[0].train_loss == pytest.approx(exact[0].train_loss, rel=0.05)
 
 
-def test_label_smoothing_raises_the_least_loss(tmp_path: Path) -> None:
-    network = random_network(SPEC).train()
-    images, labels = next(loop._Run(network, DATA, OPTIONS, "cpu").batches.epoch(0))
-    smooth, _ = loop._Run(network, DATA, replace(OPTIONS, label_smoothing=0.3), "cpu")._step(images, labels)
-    network = random_network(SPEC).train().to(memory_format=torch.channels_last)
-    log_p = torch.log_softmax(network(images), 1)
-    by_hand = -(0.7 * log_p.gather(1, labels[:, None])[:, 0] + 0.3 * log_p.mean(1)).mean()
-    assert float(smooth) == pytest.approx(float(by_hand.detach()), rel=1e-4)
+def test_label_smoothing_is_in_the_loss(tmp_path: Path) -> None:
+    images, labels = next(plain_batches(DATA.train, PREPROCESSING, batch_size=60, device="cpu"))
+    with torch.no_grad():
+        log_p = torch.log_softmax(random_network(SPEC).train()(images), 1)
+    of_the_label = log_p.gather(1, labels[:, None])[:, 0]
+    for smoothing in (0.0, 0.3):
+        by_hand = -((1 - smoothing) * of_the_label + smoothing * log_p.mean(1)).mean()
+        _, record = _one_step(tmp_path, label_smoothing=smoothing)
+        assert record.train_loss == pytest.approx(float(by_hand), rel=1e-4)
 
 
-def _poison(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    """The network's γ are infinite in the middle of that epoch."""
-    step, done = loop._Run._step, [0]
-
-    def poisoned(self: loop._Run, *arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        done[0] += 1
-        if done[0] == (epoch - 1) * len(self.batches) + 2:
-            with torch.no_grad():
-                self.network.batchnorm("bn1").weight.fill_(math.inf)
-        return step(self, *arguments)
-
-    monkeypatch.setattr(loop._Run, "_step", poisoned)
+def _poison(optimizer: torch.optim.Optimizer) -> None:
+    """The step ends with infinite γ, so the next loss is no number."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.dim() == 1:
+                parameter.grad.fill_(math.inf)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_says_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _poison(monkeypatch, epoch=1)
-    with pytest.raises(
-        SlimdeployError, match=r"^the loss is nan at epoch 1, step 2 \(lr 0\.0385\): lower --lr$"
-    ):
+def test_a_loss_that_is_no_number_ends_the_run_and_says_where(tmp_path: Path) -> None:
+    message = r"^the loss is nan at epoch 1, step 2 \(lr 0\.0385\): lower --lr$"
+    with _at_step(1, _poison), pytest.raises(SlimdeployError, match=message):
         _fit(tmp_path / "first")
     assert not state_path(tmp_path / "first").exists()
 
 
-def test_a_later_one_keeps_the_last_whole_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _poison(monkeypatch, epoch=3)
+def test_a_later_one_keeps_the_last_whole_epoch(tmp_path: Path) -> None:
     message = r"^the loss is nan at epoch 3, step 2 \(lr .*\): lower --lr and start again with --force$"
-    with pytest.raises(SlimdeployError, match=message):
+    with _at_step(2 * STEPS + 1, _poison), pytest.raises(SlimdeployError, match=message):
         _fit(tmp_path / "later")
     assert len(read_history(tmp_path / "later")) == 2
     assert state_path(tmp_path / "later").exists()
@@ -299,7 +310,7 @@ def test_a_crash_while_the_state_is_written_leaves_the_one_before(
 ) -> None:
     expected, _ = _fit(tmp_path / "whole")
     written: list[Path] = []
-    write: Callable[[Path, bytes], None] = loop.save_state.__globals__["artifacts"].write_bytes
+    write = artifacts.write_bytes
 
     def half(path: Path, content: bytes) -> None:
         if path.suffix == ".state":
@@ -310,7 +321,7 @@ def test_a_crash_while_the_state_is_written_leaves_the_one_before(
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr("slimdeploy.toolchain.artifacts.write_bytes", half)
+        patch.setattr(artifacts, "write_bytes", half)
         with pytest.raises(Stopped):
             _fit(tmp_path / "x")
     resumed, history = _fit(tmp_path / "x", resume=True)

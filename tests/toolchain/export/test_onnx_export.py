@@ -1,0 +1,268 @@
+"""The ONNX file: what it holds, what it computes, and what happens where it computes something else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from strategies import network_specs
+from tiny import PREPROCESSING, model_info, random_images, random_network, random_split, write_checkpoint
+
+from slimdeploy.toolchain.artifacts import sha256_file
+from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
+from slimdeploy.toolchain.data.dataset import DataOptions
+from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
+from slimdeploy.toolchain.export.onnx import build_onnx, fold_batchnorm
+from slimdeploy.toolchain.export.options import OPSETS, ExportOptions
+from slimdeploy.toolchain.export.parity import compare
+from slimdeploy.toolchain.export.stage import export_stage
+from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
+
+ALLOWED = {"Conv", "Relu", "MaxPool", "Add", "GlobalAveragePool", "Flatten", "Gemm"}
+# The IR version that came with the ONNX release of each opset (onnx/docs/Versioning.md).
+IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
+
+
+def _run(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": images})[0]
+
+
+@settings(max_examples=20)
+@given(network_specs())
+def test_any_network_becomes_allowed_operators_that_compute_the_same(spec: NetworkSpec) -> None:
+    network = random_network(spec)
+    model = build_onnx(network, model_info(spec))
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.op_type for node in model.graph.node} <= ALLOWED
+    for count in (1, 3):  # the batch is dynamic
+        images = random_images(count).numpy()
+        with torch.no_grad():
+            expected = network(torch.from_numpy(images)).numpy()
+        tolerance = 1e-5 * max(1.0, float(np.abs(expected).max()))
+        np.testing.assert_allclose(_run(model, images), expected, atol=10 * tolerance)
+
+
+def test_resnet50_is_all_there() -> None:
+    spec = network_spec("resnet50")
+    model = build_onnx(random_network(spec), model_info(spec))
+    names = {}
+    for node in model.graph.node:
+        names.setdefault(node.op_type, []).append(node.name)
+    assert {kind: len(found) for kind, found in names.items()} == {
+        "Conv": 53, "Relu": 49, "MaxPool": 1, "Add": 16, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1,
+    }  # fmt: skip
+    modules = {name for name, m in random_network(spec).named_modules() if isinstance(m, torch.nn.Conv2d)}
+    assert set(names["Conv"]) == modules, "nodes carry the names of the modules"
+    assert {i.name for i in model.graph.initializer} == {
+        f"{name}.{part}" for name in (*modules, "fc") for part in ("weight", "bias")
+    }
+    (image,), (logits,) = model.graph.input, model.graph.output
+    shape = [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim]
+    assert (image.name, shape) == ("images", ["batch", 3, 16, 16])
+    shape = [d.dim_param or d.dim_value for d in logits.type.tensor_type.shape.dim]
+    assert (logits.name, shape) == ("logits", ["batch", 10])
+    assert not any(i.external_data for i in model.graph.initializer)
+
+
+@pytest.mark.parametrize("opset", IR_VERSIONS)
+def test_every_opset_with_its_lowest_ir_version(opset: int) -> None:
+    spec = network_spec("tiny", classes=3)
+    network = random_network(spec)
+    model = build_onnx(network, model_info(spec), opset=opset)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
+    assert model.ir_version == IR_VERSIONS[opset]
+    images = random_images(2).numpy()
+    np.testing.assert_allclose(
+        _run(model, images), _run(build_onnx(network, model_info(spec)), images), atol=1e-6
+    )
+
+
+def test_the_range_of_opsets() -> None:
+    assert (min(IR_VERSIONS), max(IR_VERSIONS)) == OPSETS
+    assert ExportOptions().opset >= 19
+    for opset in (12, 23):
+        with pytest.raises(SlimdeployError, match=f"opset {opset}: 13 to 22 can be written"):
+            ExportOptions(opset=opset)
+    with pytest.raises(SlimdeployError, match="parity-images must be at least 1, not 0"):
+        ExportOptions(parity_images=0)
+
+
+@torch.no_grad()
+def test_folding_by_hand() -> None:
+    conv, bn = torch.nn.Conv2d(1, 1, 1, bias=False), torch.nn.BatchNorm2d(1, eps=0.0)
+    conv.weight.fill_(3.0)
+    bn.weight.fill_(2.0)
+    bn.bias.fill_(1.0)
+    bn.running_mean.fill_(5.0)
+    bn.running_var.fill_(16.0)
+    weight, bias = fold_batchnorm(conv, bn)  # (3x − 5) ÷ 4 · 2 + 1
+    assert (weight.item(), bias.item()) == (1.5, -1.5)
+    plain = torch.nn.BatchNorm2d(1, eps=0.0, affine=False)
+    plain.running_mean.fill_(5.0)
+    plain.running_var.fill_(16.0)
+    weight, bias = fold_batchnorm(conv, plain)
+    assert (weight.item(), bias.item()) == (0.75, -1.25)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "net.safetensors")
+
+
+def _data(folder: Path) -> DataOptions:
+    return DataOptions(f"folder:{folder}")
+
+
+def test_the_file_describes_itself_and_its_sidecar_proves_it(
+    checkpoint: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "net.onnx"
+    result = export_stage(
+        checkpoint, options=ExportOptions(opset=17), output=output, data=_data(image_folder)
+    )
+    assert result.parity.images == 24
+    assert result.parity.top1_agreement == 1.0
+    assert 0 < result.parity.max_abs_error <= 1e-3
+    parent = load_checkpoint(checkpoint)
+    with open_session(output, options=SessionOptions(device="cpu")) as session:
+        info = session.info
+    assert info is not None
+    assert (info.spec, info.preprocessing, info.class_names) == (
+        parent.info.spec, parent.info.preprocessing, parent.info.class_names,
+    )  # fmt: skip
+    assert info.provenance[-1]["stage"] == "export"
+    assert info.provenance[-1]["parent"] == parent.sha256
+    described = json.loads((tmp_path / "net.onnx.json").read_text())
+    assert described["file"] == "net.onnx"
+    assert described["sha256"] == sha256_file(output) == result.sha256
+    assert described["parent_sha256"] == parent.sha256
+    assert (described["precision"], described["opset"]) == ("fp32", 17)
+    assert described["shapes"] == {"images": ["batch", 3, 16, 16]}
+    assert described["versions"]["torch"] == torch.__version__
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net.onnx.json", "net.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ExportOptions(max_abs_error=1e-12),
+            r"the ONNX logits are off by \S+ on 24 images \(1e-12 allowed\)",
+        ),
+        (
+            ExportOptions(min_agreement=1.01),
+            r"ONNX and torch agree on 100\.00% of 24 images \(101\.00% needed\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("existing", [False, True])
+def test_past_tolerance_no_file_is_left(
+    checkpoint: Path, image_folder: Path, tmp_path: Path, options: ExportOptions, message: str, existing: bool
+) -> None:
+    output = tmp_path / "net.onnx"
+    if existing:
+        output.write_text("the one before")
+    files = sorted(tmp_path.iterdir())
+    with pytest.raises(CheckFailed, match=f"net.safetensors: {message}; no file written$"):
+        export_stage(checkpoint, options=options, output=output, data=_data(image_folder), force=True)
+    assert sorted(tmp_path.iterdir()) == files
+    assert not existing or output.read_text() == "the one before"
+
+
+def test_nan_is_past_every_tolerance(image_folder: Path, tmp_path: Path) -> None:
+    network = random_network(network_spec("tiny", stem="cifar", classes=3))
+    with torch.no_grad():
+        network.fc.bias[1] = float("nan")
+    save_checkpoint(tmp_path / "nan.safetensors", network, model_info(network.spec))
+    options = ExportOptions(max_abs_error=float("inf"), min_agreement=0.0)
+    with pytest.raises(CheckFailed, match="the ONNX logits are off by nan"):
+        export_stage(tmp_path / "nan.safetensors", options=options, output=tmp_path / "nan.onnx",
+                     data=_data(image_folder))  # fmt: skip
+    assert not (tmp_path / "nan.onnx").exists()
+
+
+def test_parity_sees_a_wrong_file(tmp_path: Path) -> None:
+    spec = network_spec("tiny", stem="cifar", classes=3)
+    network, other = random_network(spec, 0), random_network(spec, 1)
+    onnx.save(build_onnx(other, model_info(spec)), tmp_path / "other.onnx")
+    parity = compare(network, tmp_path / "other.onnx", random_split(130), PREPROCESSING)
+    assert parity.images == 130
+    assert parity.max_abs_error > 0.1
+    assert parity.top1_agreement < 1
+    onnx.save(build_onnx(network, model_info(spec)), tmp_path / "same.onnx")
+    assert compare(network, tmp_path / "same.onnx", random_split(130), PREPROCESSING).top1_agreement == 1
+
+
+def test_the_command_and_its_exit_codes(
+    slimdeploy_command: Callable, checkpoint: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "net.onnx"
+    data = ["--data", f"folder:{image_folder}"]
+    ran = slimdeploy_command("export", checkpoint, "-o", output, "--json")
+    assert (ran.exit_code, ran.error) == (
+        2,
+        f"{checkpoint} doesn't say what data it was trained on: pass --data",
+    )
+    ran = slimdeploy_command("export", checkpoint, *data, "--max-abs-error", 1e-12, "-o", output)
+    assert ran.exit_code == 1
+    assert ran.error.endswith("(1e-12 allowed); no file written")
+    ran = slimdeploy_command("export", checkpoint, *data, "--parity-images", 6, "-o", output, "--json")
+    assert ran.exit_code == 0, ran.err
+    assert (ran.json["onnx"], ran.json["precision"], ran.json["engine"]) == (str(output), "fp32", None)
+    assert ran.json["parity"]["images"] == 6
+    ran = slimdeploy_command("export", checkpoint, *data, "-o", output)
+    assert (ran.exit_code, ran.error) == (
+        2,
+        f"{output} exists: pass --force to replace it, or another --output",
+    )
+    assert slimdeploy_command("export", checkpoint, *data, "-o", output, "--force").exit_code == 0
+    ran = slimdeploy_command("export", checkpoint, "--opset", 12, *data, "-o", tmp_path / "y.onnx")
+    assert (ran.exit_code, ran.error) == (2, "opset 12: 13 to 22 can be written")
+
+
+def test_evaluate_agrees_on_both_backends(
+    slimdeploy_command: Callable, checkpoint: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    data = ["--data", f"folder:{image_folder}"]
+    slimdeploy_command("export", checkpoint, *data, "-o", tmp_path / "net.onnx")
+    torch_ran = slimdeploy_command("evaluate", checkpoint, *data, "--json").json
+    onnx_ran = slimdeploy_command("evaluate", tmp_path / "net.onnx", *data, "--json").json
+    assert torch_ran["backend"].startswith("torch")
+    assert onnx_ran["backend"] == "onnxruntime-cpu"
+    assert onnx_ran["accuracy"] == torch_ran["accuracy"]
+    assert onnx_ran["loss"] == pytest.approx(torch_ran["loss"], rel=1e-4)
+    assert onnx_ran["images"] == torch_ran["images"] == 24
+    ran = slimdeploy_command("evaluate", checkpoint, *data, "--backend", "onnxruntime")
+    assert (ran.exit_code, ran.error) == (2, f"{checkpoint}: onnxruntime opens .onnx files")
+
+
+def test_an_onnx_file_of_another_origin_cannot_be_evaluated(
+    slimdeploy_command: Callable, tmp_path: Path, image_folder: Path
+) -> None:
+    spec = network_spec("tiny", classes=3)
+    model = build_onnx(random_network(spec), replace(model_info(spec), provenance=()))
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "stranger.onnx")
+    ran = slimdeploy_command("evaluate", tmp_path / "stranger.onnx", "--data", f"folder:{image_folder}")
+    assert ran.exit_code == 2
+    assert ran.error == f"{tmp_path / 'stranger.onnx'} doesn't say how to feed it: export it with slimdeploy"
+
+
+def test_description_survives_the_file(tmp_path: Path) -> None:
+    spec = network_spec("tiny", classes=3)
+    info = replace(model_info(spec), class_names=("Straße", "日本", "a,b"))
+    onnx.save(build_onnx(random_network(spec), info), tmp_path / "x.onnx")
+    carried = {p.key: p.value for p in onnx.load(tmp_path / "x.onnx").metadata_props}
+    assert ModelInfo.from_json(carried["slimdeploy"], "x") == info
+    assert carried["precision"] == "fp32"

@@ -1,0 +1,80 @@
+"""BN statistics measured anew: the plain averages, and nothing else changed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import PREPROCESSING, random_network, random_split
+from torch import nn
+
+from slimdeploy.toolchain.data.batches import plain_batches
+from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.pruning import recalibration
+from slimdeploy.toolchain.pruning.recalibration import recalibrate
+
+SPLIT = random_split(24)
+
+
+def _network() -> ResNet:
+    return random_network(network_spec("tiny-deep", stem="cifar", classes=3)).place("cpu")
+
+
+@torch.no_grad()
+def _statistics(network: ResNet, order: np.ndarray, batch_size: int) -> dict[str, torch.Tensor]:
+    """Averages over the batches of each one's mean and unbiased variance, as hooks see them when training."""
+    sums: dict[str, list[torch.Tensor]] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+
+            def watch(_: nn.Module, inputs: tuple[torch.Tensor], name: str = name) -> None:
+                x = inputs[0].double()
+                sums.setdefault(f"{name}.running_mean", []).append(x.mean((0, 2, 3)))
+                sums.setdefault(f"{name}.running_var", []).append(x.var((0, 2, 3)))
+
+            module.register_forward_pre_hook(watch)
+    network.train()
+    for images, _ in plain_batches(SPLIT.take(order), PREPROCESSING, batch_size=batch_size, device="cpu"):
+        network(images)
+    return {name: torch.stack(values).mean(0).float() for name, values in sums.items()}
+
+
+@pytest.mark.parametrize("batch_size", [24, 8])
+def test_statistics_are_the_plain_averages(monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
+    monkeypatch.setattr(recalibration, "BATCH_SIZE", batch_size)
+    network = _network()
+    recalibrate(network, SPLIT, PREPROCESSING, device="cpu")
+    order = np.random.default_rng(0).permutation(len(SPLIT))
+    expected = _statistics(_network(), order, batch_size)
+    assert len(expected) == 2 * sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    state = network.state_dict()
+    for name, values in expected.items():
+        torch.testing.assert_close(state[name], values, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_single_image_left_over_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recalibration, "BATCH_SIZE", 23)
+    network = _network()
+    recalibrate(network, SPLIT, PREPROCESSING, device="cpu")
+    assert int(network.batchnorm("bn1").num_batches_tracked) == 1
+    assert all(torch.isfinite(tensor).all() for tensor in network.state_dict().values())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_flags_momenta_and_weights_are_put_back(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    network = _network().train()
+    network.batchnorm("layer1.0.bn1").eval()  # a frozen one
+    network.batchnorm("bn1").momentum = 0.3
+    flags = {name: module.training for name, module in network.named_modules()}
+    weights = {name: p.detach().clone() for name, p in network.named_parameters()}
+    if fails:
+        network.fc.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            recalibrate(network, SPLIT, PREPROCESSING, device="cpu")
+    else:
+        recalibrate(network, SPLIT, PREPROCESSING, device="cpu")
+    assert {name: module.training for name, module in network.named_modules()} == flags
+    assert network.batchnorm("bn1").momentum == 0.3
+    assert network.batchnorm("layer1.0.bn2").momentum == 0.1
+    assert all(torch.equal(p, weights[name]) for name, p in network.named_parameters())

@@ -1,0 +1,118 @@
+"""Files: written whole or not at all, hashed, never overwritten unasked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
+
+
+def test_written_files_have_the_content_and_the_usual_mode(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folders" / "x"
+    artifacts.write_bytes(path, b"one")
+    artifacts.write_bytes(path, b"two")
+    assert path.read_bytes() == b"two"
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    assert path.stat().st_mode == ordinary.stat().st_mode
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+
+    def write() -> None:
+        with artifacts.atomic_file(path) as file:
+            file.write(b"half of the new")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+WRITER = """
+import sys
+from slimdeploy.toolchain import artifacts
+for i in range(100_000):
+    artifacts.write_bytes(sys.argv[1], bytes([i % 256]) * 200_000)
+"""
+
+
+def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
+    from processes import process_environment
+
+    path = tmp_path / "x"
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], env=process_environment())
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    content = path.read_bytes()
+    assert len(content) == 200_000
+    assert len(set(content)) == 1
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "x"
+    with pytest.raises(
+        SlimdeployError, match=f"^cannot write {re.escape(str(path))}: (Not a directory|File exists)$"
+    ):
+        artifacts.write_bytes(path, b"")
+
+
+def test_json_round_trip_and_what_is_not_json(tmp_path: Path) -> None:
+    artifacts.write_json(tmp_path / "x.json", {"a": [1, "é"]})
+    assert artifacts.read_json(tmp_path / "x.json", "list") == {"a": [1, "é"]}
+    with pytest.raises(SlimdeployError, match=f"^no recipe at {tmp_path}/none$"):
+        artifacts.read_json(tmp_path / "none", "recipe")
+    (tmp_path / "y.json").write_text("{")
+    with pytest.raises(SlimdeployError, match=f"^{tmp_path}/y.json is not a readable record: Expecting"):
+        artifacts.read_json(tmp_path / "y.json", "record")
+
+
+def test_sha256(tmp_path: Path) -> None:
+    content = os.urandom(3 << 20)  # more than is read at once
+    (tmp_path / "x").write_bytes(content)
+    assert artifacts.sha256_file(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+    with pytest.raises(SlimdeployError, match=f"^cannot read {tmp_path}/none: No such file or directory$"):
+        artifacts.sha256_file(tmp_path / "none")
+
+
+def test_outputs_are_not_replaced_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    assert artifacts.check_output(str(path)) == path
+    path.touch()
+    with pytest.raises(
+        SlimdeployError, match=f"^{path} exists: pass --force to replace it, or another --output$"
+    ):
+        artifacts.check_output(path)
+    assert artifacts.check_output(path, force=True) == path
+    with pytest.raises(SlimdeployError, match=f"^{tmp_path} is a folder: name a file with --output$"):
+        artifacts.check_output(tmp_path, force=True)
+
+
+def test_sidecar_describes_its_file(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"abc")
+    artifacts.write_sidecar(tmp_path / "net.onnx", {"precision": "fp32"})
+    assert json.loads((tmp_path / "net.onnx.json").read_text()) == {
+        "file": "net.onnx",
+        "sha256": hashlib.sha256(b"abc").hexdigest(),
+        "precision": "fp32",
+    }

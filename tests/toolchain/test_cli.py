@@ -1,0 +1,180 @@
+"""The command line: one JSON object or one line of error, and an exit code that says which."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from tiny import write_checkpoint
+
+from slimdeploy.toolchain import cli
+from slimdeploy.toolchain.cli import COMMANDS, CommandTable, Output
+from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_the_common_options(slimdeploy_command: Callable, name: str) -> None:
+    ran = slimdeploy_command(name, "--help")
+    assert (ran.exit_code, ran.err) == (0, "")
+    assert ran.out.startswith(f"Usage: slimdeploy {name}")
+    assert "--json" in ran.out
+    assert "--debug" in ran.out
+
+
+def test_help_lists_every_command(slimdeploy_command: Callable) -> None:
+    ran = slimdeploy_command("--help")
+    assert ran.exit_code == 0
+    for name, line in COMMANDS.items():
+        assert name in ran.out
+        assert line.split(".")[0][:40] in " ".join(ran.out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tarin"], "no such command 'tarin'. Did you mean 'train'? (slimdeploy --help)"),
+        (["xyzzy"], "no such command 'xyzzy'. (slimdeploy --help)"),
+        (["summary", "--arhc", "resnet50"], "No such option '--arhc'"),
+        (["summary", "--size", "4"], "Invalid value for '--size': 4 is not in the range x>=8."),
+        (["summary", "--size", "big"], "Invalid value for '--size': 'big' is not a valid int"),
+        (["train"], "Missing option '--data'."),
+        (["prune"], "Missing argument 'CHECKPOINT'."),
+        (["summary", "--arch", "resnet5"], "unknown arch 'resnet5'; known: "),
+        (["run", "digit"], "no recipe 'digit'; there are "),
+    ],
+)
+def test_wrong_calls_are_one_line_and_exit_2(
+    slimdeploy_command: Callable, arguments: list[str], message: str
+) -> None:
+    ran = slimdeploy_command(*arguments)
+    assert ran.exit_code == 2
+    assert ran.out == ""
+    assert len(ran.err.splitlines()) == 1, ran.err
+    assert ran.error.startswith(message)
+
+
+def test_an_unknown_option_suggests_the_nearest(slimdeploy_command: Callable) -> None:
+    assert "--arch" in slimdeploy_command("summary", "--arhc", "x").error
+
+
+def test_no_command_shows_the_help(slimdeploy_command: Callable) -> None:
+    ran = slimdeploy_command()
+    assert ran.exit_code == 2
+    assert "Commands:" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def _with_command(monkeypatch: pytest.MonkeyPatch, body: Callable[[], Output]) -> None:
+    """`slimdeploy fake` runs `body`."""
+    monkeypatch.setitem(COMMANDS, "fake", "Does what the test says.")
+    fake = cli.command("fake")(body)
+    get = CommandTable.get_command
+
+    def get_command(self: CommandTable, ctx: click.Context, name: str) -> click.Command | None:
+        return fake if name == "fake" else get(self, ctx, name)
+
+    monkeypatch.setattr(CommandTable, "get_command", get_command)
+
+
+def test_json_is_all_there_is_on_standard_output(
+    slimdeploy_command: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with_command(monkeypatch, lambda: Output({"a": 1}, "a table"))
+    ran = slimdeploy_command("fake", "--json")
+    assert (ran.exit_code, ran.json, ran.err) == (0, {"a": 1}, "")
+    assert slimdeploy_command("fake").out.strip() == "a table"
+
+
+def test_a_failed_check_still_prints_its_result(
+    slimdeploy_command: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with_command(monkeypatch, lambda: Output({"a": 1}, "a table", failed="too inaccurate"))
+    ran = slimdeploy_command("fake", "--json")
+    assert (ran.exit_code, ran.json, ran.error) == (1, {"a": 1}, "too inaccurate")
+    ran = slimdeploy_command("fake")
+    assert (ran.exit_code, ran.out.strip(), ran.error) == (1, "a table", "too inaccurate")
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "message"),
+    [
+        (SlimdeployError("x.png: not an image"), 2, "x.png: not an image"),
+        (CheckFailed("off by 3"), 1, "off by 3"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ModuleNotFoundError("", name="tensorrt"), 2, "this needs tensorrt, which is not installed: "),
+        (ModuleNotFoundError("", name="nunpy"), 1, "internal error, ModuleNotFoundError: "),
+        (PermissionError(13, "Permission denied", "/etc/x"), 2, "Permission denied: /etc/x"),
+        (OSError(28, "No space left on device"), 2, "No space left on device"),
+        (ValueError("two\nlines"), 1, "internal error, ValueError: two lines (--debug shows where)"),
+    ],
+)  # fmt: skip
+def test_every_error_is_one_line_with_its_exit_code(
+    slimdeploy_command: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    exit_code: int,
+    message: str,
+) -> None:
+    def fail() -> Output:
+        raise error
+
+    _with_command(monkeypatch, fail)
+    ran = slimdeploy_command("fake", "--json")
+    assert ran.exit_code == exit_code
+    assert ran.out == ""
+    assert ran.error.startswith(message)
+    assert len(ran.err.strip().splitlines()) == 1, ran.err
+
+
+def test_debug_adds_the_traceback(slimdeploy_command: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Output:
+        raise SlimdeployError("x.png: not an image")
+
+    _with_command(monkeypatch, fail)
+    ran = slimdeploy_command("fake", "--debug")
+    assert ran.exit_code == 2
+    assert "Traceback (most recent call last)" in ran.err
+    assert ran.err.splitlines()[-1] == "slimdeploy: x.png: not an image"
+
+
+def test_summary_of_the_reference(slimdeploy_command: Callable) -> None:
+    result = slimdeploy_command("summary", "--json").json
+    assert result["params"] == 23_513_162
+    assert result["module_calls"] == 174
+    memory = [round(result["memory_mb"][part], 2) for part in ("input", "activations", "params")]
+    assert memory == [0.01, 23.41, 89.70]
+    assert len(result["channels"]) == 49
+    text = slimdeploy_command("summary").out
+    for expected in ("layer4.2.conv3", "512 → 2048", "23,513,162", "325.80 M", "89.70 MB", "113.11 MB"):
+        assert expected in text
+
+
+def test_summary_of_a_checkpoint(slimdeploy_command: Callable, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "x.safetensors")
+    result = slimdeploy_command("summary", path, "--json").json
+    assert (result["arch"], result["stem"], result["classes"], result["size"]) == ("tiny", "cifar", 3, 16)
+    assert slimdeploy_command("summary", path, "--size", 32, "--json").json["macs"] > 3 * result["macs"]
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
+    """`slimdeploy summary | head -1`"""
+    from processes import process_environment
+
+    command = f"{sys.executable} -m slimdeploy.toolchain summary --json | head -1"
+    ran = subprocess.run(
+        command, shell=True, capture_output=True, text=True, env=process_environment(), timeout=300
+    )
+    assert ran.stdout == "{\n"
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_module_is_the_command(tmp_path: Path, start_command: Callable) -> None:
+    process = start_command("summary", "--arch", "resnet18", "--json")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert json.loads(out)["arch"] == "resnet18"

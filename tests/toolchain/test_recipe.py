@@ -1,0 +1,144 @@
+"""Recipes: those that come along, and what is wrong with others."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.recipe import DEFAULT_RECIPE, RECIPES, find_recipe, load_recipe
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_that_comes_along_is_valid(path: Path) -> None:
+    recipe = load_recipe(find_recipe(path.stem))
+    assert recipe.name == path.stem
+    assert recipe.finetune.sparsity == 0
+    assert recipe.train.sparsity > 0
+    assert recipe.finetune.epochs > 0
+
+
+def test_the_recipes_promised_are_there() -> None:
+    names = {path.stem for path in RECIPES.glob("*.toml")}
+    assert {"digits", "cifar10-resnet50", "cifar10-resnet18", "folder"} <= names
+    digits = load_recipe(find_recipe(DEFAULT_RECIPE))
+    assert (digits.data.name, digits.network.arch, digits.prune.ratio) == ("digits", "resnet50", 0.9)
+
+
+def test_the_resnet18_report_s_settings() -> None:
+    recipe = load_recipe(find_recipe("cifar10-resnet18"))
+    train = recipe.train
+    assert (train.lr, train.momentum, train.weight_decay, train.batch_size) == (0.1, 0.9, 5e-4, 128)
+    assert (train.schedule, train.step_epochs, train.epochs) == ("step", 30, 200)
+    assert (train.patience, train.validation) == (20, 0.2)
+    assert (recipe.network.arch, recipe.data.name) == ("resnet18", "cifar10")
+
+
+def test_the_reference_s_settings() -> None:
+    recipe = load_recipe(find_recipe("cifar10-resnet50"))
+    assert (recipe.network.arch, recipe.network.stem) == ("resnet50", "cifar-pool")
+    assert (recipe.train.sparsity, recipe.train.epochs) == (1e-4, 20)
+    assert (recipe.prune.ratio, recipe.finetune.lr, recipe.finetune.epochs) == (0.9, 1e-3, 20)
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "my.toml"
+    path.write_text(text)
+    return path
+
+
+MINIMAL = '[data]\nname = "digits"\n[prune]\nratio = 0.5\n'
+
+
+def test_a_recipe_needs_little(tmp_path: Path) -> None:
+    recipe = load_recipe(_write(tmp_path, MINIMAL))
+    assert recipe.name == "my"
+    assert recipe.network.arch == "resnet50"
+    assert recipe.finetune.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[data", "is not TOML: "),
+        ("", "data is missing"),
+        ("[data]\nsize = 32", "data.name is missing"),
+        (MINIMAL + "[trian]\nepochs = 1", "unknown key 'trian'. Did you mean 'train'?"),
+        (MINIMAL + "[train]\nepoch = 1", "unknown key 'train.epoch'. Did you mean 'epochs'?"),
+        (MINIMAL + "[train]\nxyzzy = 1", "unknown key 'train.xyzzy'."),
+        (MINIMAL + "[train]\nepochs = 1.5", "train.epochs must be a whole number, not 1.5"),
+        (MINIMAL + "[train]\nepochs = true", "train.epochs must be a whole number, not True"),
+        (MINIMAL + "[train]\nlr = '0.1'", "train.lr must be a number, not '0.1'"),
+        (MINIMAL + "[train]\nlr = false", "train.lr must be a number, not False"),
+        (MINIMAL + "[train]\nflip = 1", "train.flip must be true or false, not 1"),
+        (MINIMAL + "[train]\nschedule = 3", "train.schedule must be a string, not 3"),
+        ("[data]\nname = 'digits'\ndata_dir = 3", "data.data_dir must be a string, not 3"),
+        ("train = 3\n" + MINIMAL, "train must be a section, [train]"),
+        ("compare_ratios = 0.5\n" + MINIMAL, "compare_ratios must be a list, not 0.5"),
+        ("compare_ratios = ['a']\n" + MINIMAL, "compare_ratios must be a number, not 'a'"),
+        ("compare_ratios = [1.0]\n" + MINIMAL, "compare_ratios must be from 0 to below 1, not 1"),
+        (MINIMAL + "[train]\nlr = 0", "[train] lr must be above 0, not 0"),
+        (MINIMAL + "[finetune]\nschedule = 'cosin'", "[finetune] unknown schedule 'cosin'; known: one-cycle, "
+         "cosine, step, constant. Did you mean 'cosine'?"),
+        (MINIMAL + "[network]\narch = 'resnet20'", "[network] unknown arch 'resnet20'; known: "),
+        (MINIMAL + "[network]\nstem = 'cifr'", "[network] unknown stem 'cifr'; known: "),
+        ("[data]\nname = 'digits'\n[prune]\nratio = 2", "[prune] ratio must be from 0 to below 1, not 2"),
+        ("[data]\nname = 'digits'\n[prune]\nfold = true", "[prune] give one target, "),
+        (MINIMAL + "[export]\nopset = 9", "[export] opset 9: 13 to 22 can be written"),
+        (MINIMAL + "[bench]\nbatches = []", "[bench] batches must be a list of sizes from 1 on"),
+        (MINIMAL + "[bench]\nbatches = [1, 0]", "[bench] batches must be a list of sizes from 1 on"),
+        (MINIMAL + "[bench]\nseconds = 0", "[bench] seconds and ci must be above 0"),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_named_by_its_key(tmp_path: Path, text: str, message: str) -> None:
+    path = _write(tmp_path, text)
+    with pytest.raises(SlimdeployError) as refused:
+        load_recipe(path)
+    assert str(refused.value).startswith(f"{path} {message}" if "TOML" in message else f"{path}: {message}")
+    assert "\n" not in str(refused.value)
+
+
+def test_whole_numbers_pass_for_numbers(tmp_path: Path) -> None:
+    recipe = load_recipe(_write(tmp_path, "compare_ratios = [0]\n" + MINIMAL + "[train]\nlr = 1"))
+    assert recipe.train.lr == 1.0
+    assert recipe.compare_ratios == (0.0,)
+
+
+def test_settings_on_the_command_line_win(tmp_path: Path) -> None:
+    path = _write(tmp_path, MINIMAL + "[train]\nepochs = 5\nlr = 0.5")
+    settings = ("train.epochs=2", "network.arch=resnet18", "bench.batches=[1, 8]", "data.name=folder:a=b",
+                "train.flip=false", "compare_ratios=[0.25]")  # fmt: skip
+    recipe = load_recipe(path, settings)
+    assert (recipe.train.epochs, recipe.train.lr, recipe.train.flip) == (2, 0.5, False)
+    assert recipe.network.arch == "resnet18"
+    assert recipe.bench.batches == (1, 8)
+    assert recipe.data.name == "folder:a=b"
+    assert recipe.compare_ratios == (0.25,)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.epochs", "--set train.epochs: write it as section.key=value, such as train.epochs=2"),
+        ("=2", "--set =2: write it as section.key=value, such as train.epochs=2"),
+        ("name.x=2", "--set name.x=2: name is not a section"),
+        ("train.epoch=2", "{path}: unknown key 'train.epoch'. Did you mean 'epochs'?"),
+        ("train.epochs=many", "{path}: train.epochs must be a whole number, not 'many'"),
+        ("train=2", "{path}: train must be a section, [train]"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, setting: str, message: str) -> None:
+    path = _write(tmp_path, 'name = "x"\n' + MINIMAL)
+    with pytest.raises(SlimdeployError, match=f"^{re.escape(message.format(path=path))}$"):
+        load_recipe(path, (setting,))
+
+
+def test_unknown_recipes_suggest_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(SlimdeployError, match=r"^no recipe 'digit'; there are .*Did you mean 'digits'\?$"):
+        find_recipe("digit")
+    with pytest.raises(SlimdeployError, match=r"^no recipe at nowhere\.toml$"):
+        find_recipe("nowhere.toml")
+    path = _write(tmp_path, MINIMAL)
+    assert find_recipe(str(path)) == path
