@@ -1,7 +1,7 @@
 """Training speed: slimdeploy's loop, a torchvision-transforms + DataLoader loop, and bare steps on ready
 tensors.
 
-    python -m slimdeploy.benchmarks.training --output benchmarks/results/training.json
+    python benchmarks/peers/training.py --output benchmarks/results/training.json
 
 All three train the same network with the same arithmetic, in turn, so that a machine whose speed drifts
 weighs on all alike. The bare steps are the limit: batches already cropped, normalised and laid out, nothing
@@ -159,7 +159,7 @@ def main(rounds: int, steps: int, batch_size: int, output: Path) -> None:
     ]
     table = results.document(
         "table",
-        command=shlex.join(["python", "-m", "slimdeploy.benchmarks.training", *sys.argv[1:]]),
+        command=shlex.join(["python", "benchmarks/peers/training.py", *sys.argv[1:]]),
         title=f"ResNet-50, stem cifar-pool, 32×32, batch {batch_size}, on {device}",
         columns=COLUMNS,
         rows=rows,
