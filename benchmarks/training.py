@@ -1,7 +1,7 @@
 """Training speed: slimdeploy's loop, a torchvision-transforms + DataLoader loop, and bare steps on ready
 tensors.
 
-    python benchmarks/training.py --output benchmarks/results/training.json
+    python -m slimdeploy.benchmarks.training --output benchmarks/results/training.json
 
 All three train the same network with the same arithmetic, in turn, so that a machine whose speed drifts
 weighs on all alike. The bare steps are the limit: batches already cropped, normalised and laid out, nothing
@@ -11,7 +11,6 @@ but forward, backward and the optimiser.
 from __future__ import annotations
 
 import shlex
-import statistics
 import sys
 import tempfile
 import time
@@ -153,14 +152,14 @@ def main(rounds: int, steps: int, batch_size: int, output: Path) -> None:
     rows = [
         {
             "loop": name,
-            "images_per_second": statistics.median(found),
-            "share_of_bare": statistics.median(a / b for a, b in zip(found, bare, strict=True)),
+            "images_per_second": float(np.median(found)),
+            "share_of_bare": float(np.median(np.divide(found, bare))),
         }
         for name, found in speeds.items()
     ]
     table = results.document(
         "table",
-        command=shlex.join(["python", "benchmarks/training.py", *sys.argv[1:]]),
+        command=shlex.join(["python", "-m", "slimdeploy.benchmarks.training", *sys.argv[1:]]),
         title=f"ResNet-50, stem cifar-pool, 32×32, batch {batch_size}, on {device}",
         columns=COLUMNS,
         rows=rows,

@@ -111,6 +111,9 @@ def classifier(model: onnx.ModelProto, *, source: str) -> Classifier:
     constants = {c.name: numpy_helper.to_array(c) for c in graph.initializer}
     if any(values.dtype == np.float16 for values in constants.values()):
         raise SlimdeployError(f"{source} is FP16 already: calibrate the float32 export")
+    for node in graph.node:
+        if reason := _unusable(node, constants):
+            raise SlimdeployError(f"{source}: calibrate can't quantise {node.name}: {reason}")
     return _index(model, constants)
 
 
@@ -125,6 +128,22 @@ def model_info(source: Classifier, path: Path) -> ModelInfo:
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """The attributes of a node by name."""
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _unusable(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> str | None:
+    """What about a node of a known operator the passes don't know."""
+    if node.op_type in ("Conv", "Gemm") and not all(name in constants for name in node.input[1:]):
+        return "its weights and bias must be constants"
+    if node.op_type == "Add" and any(name in constants for name in node.input):
+        return "only two activations can be added, not a constant"
+    found = attributes(node)
+    if node.op_type == "Gemm" and (found.get("alpha", 1), found.get("beta", 1), found.get("transA", 0)) != (
+        1,
+        1,
+        0,
+    ):
+        return "alpha, beta and transA must have their defaults"
+    return None
 
 
 def _index(model: onnx.ModelProto, constants: dict[str, np.ndarray]) -> Classifier:

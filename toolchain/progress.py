@@ -42,4 +42,4 @@ def progress_bar(title: str, *, total: int) -> Iterator[Callable[..., None]]:
 
 def log(message: str) -> None:
     """One line for the person who waits, on standard error."""
-    console.print(message, highlight=False)
+    console.print(message, highlight=False, soft_wrap=True)

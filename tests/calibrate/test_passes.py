@@ -68,6 +68,16 @@ REFUSED = {
         node("Sigmoid", ["x"], "s"), *GAP
     ),
     "quantised already": small_model(*GAP, node("QuantizeLinear", ["y", "s"], "q"), constants={"s": 1.0}),
+    "quantise c: its weights and bias must be constants": small_model(node("Conv", ["x", "x"], "c"), *GAP),
+    "quantise s: only two activations can be added": small_model(
+        node("Add", ["x", "one"], "s"), *GAP, constants={"one": [1.0]}
+    ),
+    "quantise y: alpha, beta and transA": small_model(
+        node("GlobalAveragePool", ["x"], "pool"),
+        node("Flatten", ["pool"], "flat"),
+        node("Gemm", ["flat", "w"], "y", alpha=2.0),
+        constants={"w": np.ones((3, 4))},
+    ),
     "a name of its own": small_model(node("Relu", ["x"], "a"), helper.make_node("Relu", ["a"], ["b"]), *GAP),
 }
 
