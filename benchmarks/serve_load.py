@@ -94,10 +94,11 @@ def classify_alone(url: str, images: list[bytes]) -> list[int]:
 
 
 def resident_mb(url: str) -> float:
+    """The server's resident memory, MiB; raises HTTPException where it doesn't answer, as under load."""
     text = Client(url).send("GET", "/metrics", b"", {})[1].decode()
     found = re.search(r"^process_resident_memory_bytes (\S+)$", text, re.MULTILINE)
     if not found:
-        raise SystemExit("serve_load: the server doesn't tell its memory")
+        raise http.client.HTTPException("the server doesn't tell its memory")
     return float(found[1]) / 2**20
 
 

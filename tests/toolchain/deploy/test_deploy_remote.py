@@ -5,6 +5,7 @@ torch.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import getpass
 import hashlib
 import json
@@ -58,6 +59,19 @@ def only_the_package(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if name.startswith(".") or name in ("tests", "data", "runs", "build")]
 
 
+def make_environment(place: Path, source: Path) -> None:
+    """A virtual environment with slimdeploy installed as a device installs it."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(REPOSITORY, source, ignore=only_the_package)
+    subprocess.run([sys.executable, "-m", "venv", place], check=True)
+    pip = [place / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, f"{source}[device,cpu]"], capture_output=True, text=True, check=False)
+    if "No matching distribution" in done.stderr or "Could not find a version" in done.stderr:
+        pytest.skip(f"no package index in reach: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    (place / "complete").touch()
+
+
 @pytest.fixture(scope="session")
 def device_python(request, tmp_path_factory) -> Path:
     """The Python of a second environment, with what the extras `device` and `cpu` bring and nothing else.
@@ -66,17 +80,10 @@ def device_python(request, tmp_path_factory) -> Path:
     """
     key = hashlib.sha256((REPOSITORY / "setup.cfg").read_bytes() + sys.version.encode()).hexdigest()[:12]
     place = Path(request.config.cache.mkdir("device-environment")) / key
-    if not (place / "complete").exists():
-        shutil.rmtree(place, ignore_errors=True)
-        source = tmp_path_factory.mktemp("source") / "slimdeploy"
-        shutil.copytree(REPOSITORY, source, ignore=only_the_package)
-        subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        pip = [place / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        done = subprocess.run([*pip, f"{source}[device,cpu]"], capture_output=True, text=True, check=False)
-        if "No matching distribution" in done.stderr or "Could not find a version" in done.stderr:
-            pytest.skip(f"no package index in reach: {done.stderr.strip().splitlines()[-1]}")
-        assert done.returncode == 0, done.stderr
-        (place / "complete").touch()
+    with open(f"{place}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # against another test process
+        if not (place / "complete").exists():
+            make_environment(place, tmp_path_factory.mktemp("source") / "slimdeploy")
     return place / "bin/python"
 
 
