@@ -3,7 +3,7 @@ BIN := .venv/bin
 # The package is this folder, whatever its name: type checking finds it under its import name through a link.
 TYPES := .venv/types
 
-.PHONY: demo test lint types install clean gpu-check
+.PHONY: demo test lint types install clean gpu-check device-check
 
 demo: install
 	$(BIN)/slimdeploy run digits --output runs/digits
@@ -22,6 +22,10 @@ test: install .venv/tensorrt-on-cpu lint types
 GPU_PYTHON ?= $(BIN)/python
 gpu-check:
 	$(GPU_PYTHON) -m slimdeploy.benchmarks.gpu_check
+
+# The device side on an emulated ARM64 CPU (Debian's qemu-user-static).
+device-check: install
+	$(BIN)/python tests/device/check.py
 
 lint: install
 	$(BIN)/ruff check .
