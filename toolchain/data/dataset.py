@@ -113,6 +113,7 @@ def _even_shares(counts: np.ndarray, limit: int) -> list[int]:
     shares = np.zeros(len(counts), dtype=int)
     while (left := limit - shares.sum()) > 0:
         room = np.flatnonzero(shares < counts)
+        room = room[np.argsort(shares[room], kind="stable")]  # what is left over goes to those with least
         give = np.full(len(room), left // len(room))
         give[: left % len(room)] += 1
         shares[room] = np.minimum(shares[room] + give, counts[room])
