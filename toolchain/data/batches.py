@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slimdeploy.toolchain.data.dataset import Split
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import Preprocessing
 
 
@@ -45,7 +46,10 @@ class Normalise:
 
 
 class TrainingBatches:
-    """Shuffled, augmented batches; the images left over at the end of an epoch are dropped."""
+    """Shuffled, augmented batches; the images left over at the end of an epoch are dropped.
+
+    Where `ranks` processes share each batch, these are the images of process `rank`: every `ranks`-th one.
+    """
 
     def __init__(
         self,
@@ -56,6 +60,8 @@ class TrainingBatches:
         augmentation: Augmentation,
         device: str,
         seed: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self._normalise = Normalise(preprocessing, device)
         self._augmentation, self._device, self._seed = augmentation, device, seed
@@ -65,10 +71,19 @@ class TrainingBatches:
         self._images = F.pad(images, (0, 0, pad, pad, pad, pad)) if pad else images
         self._labels = torch.from_numpy(split.labels).to(device)
         self.batch_size = min(batch_size, len(split))
+        """Images in a batch, those of other processes included."""
+        self._rank, self._ranks = rank, ranks
+        if self.batch_size < ranks:
+            raise SlimdeployError(f"a batch of {self.batch_size} is too small for {ranks} processes")
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self._labels) // self.batch_size
+
+    @property
+    def weight(self) -> float:
+        """What a mean over this process's images counts, for the mean over processes to be that over all."""
+        return len(range(self._rank, self.batch_size, self._ranks)) * self._ranks / self.batch_size
 
     def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of epoch `index`: images (B, 3, H, W) float32, labels (B,) int64."""
@@ -79,7 +94,7 @@ class TrainingBatches:
         flips = (torch.rand(count, generator=generator) < 0.5).to(self._device) & self._augmentation.flip
         side = torch.arange(self._side, device=self._device)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            chosen = order[start : start + self.batch_size]
+            chosen = order[start + self._rank : start + self.batch_size : self._ranks]
             rows = offsets[0, chosen, None] + side
             columns = offsets[1, chosen, None] + torch.where(flips[chosen, None], side.flip(0), side)
             cropped = self._images[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]

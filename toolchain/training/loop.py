@@ -18,6 +18,8 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import Preprocessing
 from slimdeploy.toolchain.networks.resnet import ResNet
 from slimdeploy.toolchain.progress import log, progress_bar
+from slimdeploy.toolchain.training.batchnorm import synchronise
+from slimdeploy.toolchain.training.distributed import ALONE, Ranks, peers_explained
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import TensorBoardLog, write_history
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
@@ -50,31 +52,43 @@ def fit(
     device: str,
     setup: dict[str, Any],
     resume: bool = False,
+    ranks: Ranks = ALONE,
 ) -> list[EpochRecord]:
     """Train `network` in place and return the history; its state is saved beside `output` after every epoch.
 
     `setup` identifies the run: with `resume`, a state of another set-up is refused. Raises SlimdeployError
-    where the loss stops being a number; the state of the last whole epoch stays then.
+    where the loss stops being a number or another process of the run ends; the state of the last whole epoch
+    stays then. Of several `ranks` the first writes, and all return the same.
     """
     network.place(device)
-    run = _Run(network, data, options, device)
+    synchronise(network, ranks)
+    run = _Run(network, data, options, device, ranks)
     state = TrainingState(setup)
     if resume and state_path(output).exists():
         state = load_state(state_path(output), setup, network, run.optimizer)
         log(f"resuming after epoch {state.epochs_done} of {options.epochs}")
-    board = TensorBoardLog(output, resume=state.epochs_done > 0)
+        if ranks.main:
+            write_history(output, state.history)  # it may have been killed between the two
+    ranks.check_same(
+        state.epochs_done,
+        f"not all processes see {state_path(output)}: put it in a folder that all machines share",
+    )
+    board = TensorBoardLog(output, epochs_done=state.epochs_done) if ranks.main else None
     try:
         while state.epochs_done < options.epochs and not _out_of_patience(state.history, options.patience):
-            record = run.epoch(state.epochs_done)
+            with peers_explained():
+                record = run.epoch(state.epochs_done)
             state.history.append(record)
             if options.patience and record.val_accuracy >= max(r.val_accuracy for r in state.history):
                 state.best = {name: t.detach().clone() for name, t in network.state_dict().items()}
-            save_state(state_path(output), state, network, run.optimizer)
-            write_history(output, state.history)
-            board.add(record, run.scales)
-            log(_line(record, options.epochs))
+            if board:
+                board.add(record, run.scales)
+                save_state(state_path(output), state, network, run.optimizer)
+                write_history(output, state.history)
+                log(_line(record, options.epochs))
     finally:
-        board.close()
+        if board:
+            board.close()
     if state.best is not None:
         network.load_state_dict(state.best)
     return state.history
@@ -83,8 +97,11 @@ def fit(
 class _Run:
     """Everything that an epoch needs, set up once."""
 
-    def __init__(self, network: ResNet, data: TrainingData, options: TrainOptions, device: str) -> None:
+    def __init__(
+        self, network: ResNet, data: TrainingData, options: TrainOptions, device: str, ranks: Ranks
+    ) -> None:
         self.network, self.data, self.options, self.device = network, data, options, device
+        self.ranks, self.model = ranks, ranks.wrap(network)
         self.precision = resolve_precision(options.precision, device)
         self.batches = TrainingBatches(
             data.train,
@@ -93,6 +110,8 @@ class _Run:
             augmentation=Augmentation(options.crop_pad, options.flip),
             device=device,
             seed=options.seed,
+            rank=ranks.rank,
+            ranks=ranks.size,
         )
         self.optimizer = build_optimizer(network, options)
         self.scales = penalised_scales(network, options.sparse_layers)
@@ -110,6 +129,8 @@ class _Run:
                 losses[step], logits = self._step(images, labels)
                 correct += (logits.argmax(1) == labels).sum()
                 advance(1)
+        self.ranks.sum(losses).div_(self.ranks.size)
+        self.ranks.sum(correct)
         self._check_finite(losses, index)
         mean_loss = losses.mean().item()  # waits for the device, so the time below is the real one
         seconds = time.perf_counter() - started
@@ -119,6 +140,7 @@ class _Run:
             self.data.preprocessing,
             device=self.device,
             precision=self.precision,
+            ranks=self.ranks,
         )
         trained = steps * self.batches.batch_size
         return EpochRecord(
@@ -136,8 +158,9 @@ class _Run:
         """One step of the optimiser; returns the loss and the logits, both detached."""
         options = self.options
         with autocast(self.precision, self.device):
-            logits = self.network(images)
+            logits = self.model(images)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
+        loss = loss * self.batches.weight
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if options.sparsity_step == "subgradient":
