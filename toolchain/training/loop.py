@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slimdeploy.toolchain.data.batches import Augmentation, TrainingBatches
@@ -23,15 +22,11 @@ from slimdeploy.toolchain.training.distributed import ALONE, Ranks, peers_explai
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import TensorBoardLog, write_history
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
-from slimdeploy.toolchain.training.precision import autocast, resolve_precision
+from slimdeploy.toolchain.training.precision import resolve_precision
 from slimdeploy.toolchain.training.schedules import lr_factor
-from slimdeploy.toolchain.training.sparsity import (
-    add_subgradient,
-    penalised_scales,
-    proximal_step,
-    zero_share,
-)
+from slimdeploy.toolchain.training.sparsity import penalised_scales, zero_share
 from slimdeploy.toolchain.training.state import TrainingState, load_state, save_state, state_path
+from slimdeploy.toolchain.training.step import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ class _Run:
         self, network: ResNet, data: TrainingData, options: TrainOptions, device: str, ranks: Ranks
     ) -> None:
         self.network, self.data, self.options, self.device = network, data, options, device
-        self.ranks, self.model = ranks, ranks.wrap(network)
+        self.ranks = ranks
         self.precision = resolve_precision(options.precision, device)
         self.batches = TrainingBatches(
             data.train,
@@ -115,6 +110,15 @@ class _Run:
         )
         self.optimizer = build_optimizer(network, options)
         self.scales = penalised_scales(network, options.sparse_layers)
+        self.step = TrainingStep(
+            ranks.wrap(network),
+            self.optimizer,
+            self.scales,
+            options,
+            precision=self.precision,
+            device=device,
+            weight=self.batches.weight,
+        )
 
     def epoch(self, index: int) -> EpochRecord:
         """Train one epoch and validate."""
@@ -126,7 +130,7 @@ class _Run:
         with progress_bar(f"epoch {index + 1}/{self.options.epochs}", total=steps) as advance:
             for step, (images, labels) in enumerate(self.batches.epoch(index)):
                 self._set_lr(index * steps + step)
-                losses[step], logits = self._step(images, labels)
+                losses[step], logits = self.step(images, labels)
                 correct += (logits.argmax(1) == labels).sum()
                 advance(1)
         self.ranks.sum(losses).div_(self.ranks.size)
@@ -153,25 +157,6 @@ class _Run:
             zero_share=zero_share(self.scales),
             images_per_second=trained / seconds,
         )
-
-    def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser; returns the loss and the logits, both detached."""
-        options = self.options
-        with autocast(self.precision, self.device):
-            logits = self.model(images)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
-        loss = loss * self.batches.weight
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if options.sparsity_step == "subgradient":
-            add_subgradient(self.scales, options.sparsity)
-        self.optimizer.step()
-        if options.sparsity_step == "proximal":
-            # Momentum turns a constant gradient λ into a step of lr·λ/(1 − momentum): the same here, so
-            # that λ means what it means in the reference reports.
-            lr = self.optimizer.param_groups[0]["lr"]
-            proximal_step(self.scales, options.sparsity * lr / (1 - options.momentum))
-        return loss.detach(), logits.detach()
 
     def _set_lr(self, step_index: int) -> None:
         options = self.options
