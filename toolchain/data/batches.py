@@ -24,14 +24,19 @@ from slimdeploy.toolchain.model_info import Preprocessing
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop out of the image with `pad` black pixels on each side, and a horizontal flip of every
-    other one.
+    """Random crop out of the image with `pad` black pixels on each side, a horizontal flip of every other
+    one, and a blank square.
 
-    Digits and text must not be flipped.
+    Digits and text must not be flipped. `flip_mode="alternating"` draws once which images are flipped in the
+    first epoch; those are as they are in the second, and so on: all images are seen in both ways in any two
+    epochs (Jordan, arXiv 2404.00498). `cutout` is the side of a square around a random pixel
+    that takes the mean colour (DeVries & Taylor, arXiv 1708.04552); it may reach over the border.
     """
 
     pad: int = 4
     flip: bool = True
+    flip_mode: str = "random"
+    cutout: int = 0
 
 
 class Normalise:
@@ -65,6 +70,12 @@ class TrainingBatches:
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
+        """Raises SlimdeployError where the cutout covers a whole image."""
+        if augmentation.cutout >= split.stored.shape[1]:
+            raise SlimdeployError(
+                f"cutout must be below the {split.stored.shape[1]} pixels of an image's side, "
+                f"not {augmentation.cutout}"
+            )
         self._normalise = Normalise(preprocessing, device)
         self._augmentation, self._device, self._seed = augmentation, device, seed
         self._side = split.stored.shape[1]
@@ -97,12 +108,16 @@ class TrainingBatches:
         count, pad = len(self._labels), self._augmentation.pad
         order = torch.randperm(count, generator=generator)
         offsets = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
-        flips = (torch.rand(count, generator=generator) < 0.5) & self._augmentation.flip
+        flips = self._flips(generator, index)
+        centres = torch.randint(0, self._side, (2, count), generator=generator).to(self._device)
         starts = range(0, len(self) * self.batch_size, self.batch_size)
         batches = [order[start + self._rank : start + self.batch_size : self._ranks] for start in starts]
         read = self._read if self._reader else self._gather
         for chosen, images in read(batches, offsets, flips):
-            yield self._normalise(images), self._labels[chosen]
+            images = self._normalise(images)
+            if self._augmentation.cutout:
+                images = cut_out(images, self._augmentation.cutout, *centres[:, chosen])
+            yield images, self._labels[chosen]
 
     def _gather(
         self, batches: list[Tensor], offsets: Tensor, flips: Tensor
@@ -126,6 +141,26 @@ class TrainingBatches:
 
         for chosen, images in zip(batches, self._reader.read(map(crops, batches)), strict=True):
             yield chosen.to(self._device), images
+
+    def _flips(self, generator: torch.Generator, index: int) -> Tensor:
+        """(N,) bool: which images are mirrored in epoch `index`."""
+        drawn = torch.rand(len(self._labels), generator=generator) < 0.5
+        if self._augmentation.flip_mode == "alternating":
+            first = torch.Generator().manual_seed(self._seed * 1_000_003 + 1_000_002)
+            drawn = (torch.rand(len(self._labels), generator=first) < 0.5) ^ bool(index % 2)
+        return drawn & self._augmentation.flip
+
+
+def cut_out(images: Tensor, size: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """(N, C, H, W) with a square of `size` pixels at zero, which is the mean colour once normalised, around
+    the pixel (rows[i], columns[i]) of image i. Of an even square the pixel is below and right of the middle.
+    """
+    pixels = torch.arange(images.shape[-1], device=images.device)
+    first = -(size // 2)
+    in_rows, in_columns = (
+        (pixels >= (at + first)[:, None]) & (pixels < (at + first + size)[:, None]) for at in (rows, columns)
+    )
+    return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
 
 
 def plain_batches(

@@ -30,11 +30,10 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
             setattr(self, name, buffer)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
+        if not self.training or self.momentum is None:
+            return super().forward(x)  # recalibration, by the same images in each process
         mean, variance, count = self._statistics(x.float())
         with torch.no_grad():
-            assert self.momentum is not None
             assert self.running_mean is not None
             assert self.running_var is not None
             assert self.num_batches_tracked is not None

@@ -60,6 +60,7 @@ class TensorBoardLog:
             "val/acc": record.val_accuracy,
             "lr": record.lr,
             "gamma/zero_share": record.zero_share,
+            "gamma/lambda": record.strength,
             "images_per_second": record.images_per_second,
         }
         for name, value in values.items():

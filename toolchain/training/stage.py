@@ -22,6 +22,8 @@ from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.layers import enumerate_layers
 from slimdeploy.toolchain.networks.resnet import build_network
 from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.pruning.recalibration import recalibrate
+from slimdeploy.toolchain.training.distillation import load_teacher
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks, first_on_machine
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import history_path
@@ -145,10 +147,12 @@ def _train(
     network, info = start.network, start.info
     enumerate_layers(info.spec, dataset.preprocessing.size)  # refuses images too small to pass through
     parts = training_data(dataset, options)
+    teacher = load_teacher(Path(options.teacher), info, device=device) if options.teacher else None
     facts: dict[str, Any] = {
         "options": options.to_json(),
         "data": data.to_json(),
         "parent": start.sha256 or None,
+        "teacher": teacher.sha256 if teacher else None,
     }
     setup = {
         "stage": stage,
@@ -159,10 +163,22 @@ def _train(
         "mean": list(dataset.preprocessing.mean),
         "std": list(dataset.preprocessing.std),
         "parent": facts["parent"],
+        "teacher": facts["teacher"],
     }
     history = fit(
-        network, parts, options, output=output, device=device, setup=setup, resume=resume, ranks=ranks
+        network,
+        parts,
+        options,
+        output=output,
+        device=device,
+        setup=setup,
+        resume=resume,
+        ranks=ranks,
+        teacher=teacher,
     )
+    if options.recalibration_images:
+        images = balanced_subset(parts.train, options.recalibration_images)
+        recalibrate(network, images, dataset.preprocessing, device=device)
     preprocessing = dataset.preprocessing
     validation = evaluate_network(network, parts.validation, preprocessing, device=device, ranks=ranks)
     test = evaluate_network(network, dataset.test, preprocessing, device=device, ranks=ranks)
