@@ -152,6 +152,7 @@ def test_tensorboard_holds_curves_and_histograms(tmp_path: Path) -> None:
     for tag, field in {
         "train/loss": "train_loss", "train/acc": "train_accuracy", "val/loss": "val_loss",
         "val/acc": "val_accuracy", "lr": "lr", "gamma/zero_share": "zero_share",
+        "gamma/lambda": "strength",
         "images_per_second": "images_per_second",
     }.items():  # fmt: skip
         written = [(event.step, event.value) for event in events.Scalars(tag)]
