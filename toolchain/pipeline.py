@@ -25,6 +25,7 @@ from slimdeploy import __version__
 from slimdeploy.benchmarks import results
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import Dataset, load_dataset
+from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.stage import export_stage
 from slimdeploy.toolchain.progress import log
@@ -237,9 +238,10 @@ def _bench(recipe: Recipe, models: list[Path], output: Path, threads: int | None
 
 
 def _digest(dataset: Dataset) -> str:
-    """Hash of all images and labels."""
+    """Hash of all images and labels; of images in files, of what the file system says of them."""
     digest = hashlib.sha256()
     for split in (dataset.train, dataset.test):
-        digest.update(split.images.tobytes())
+        images = split.stored
+        digest.update(images.fingerprint().encode() if isinstance(images, FileImages) else images.tobytes())
         digest.update(split.labels.tobytes())
     return digest.hexdigest()

@@ -71,6 +71,11 @@ class Recipe:
         for ratio in self.compare_ratios:
             if not 0 <= ratio < 1:
                 raise SlimdeployError(f"compare_ratios must be from 0 to below 1, not {ratio:g}")
+        names = [f"{ratio:g}" for ratio in self.compare_ratios]  # of the files that they are written to
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise SlimdeployError(f"compare_ratios holds {min(twice)} twice")
+        if (table := self.prune.latency_table) and not Path(table).is_file():
+            raise SlimdeployError(f"[prune] no latency table at {table}")
 
 
 def find_recipe(name: str) -> Path:

@@ -20,6 +20,9 @@ from slimdeploy.toolchain import pipeline
 from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.recipe import load_recipe
 
+# One worker runs them all: they share what the fixture `first` takes seconds to make.
+pytestmark = pytest.mark.xdist_group("pipeline")
+
 RECIPE = """
 compare_ratios = [0.25]
 [data]

@@ -18,7 +18,9 @@ from slimdeploy.toolchain.model_info import Preprocessing
 from slimdeploy.toolchain.networks.resnet import ResNet
 from slimdeploy.toolchain.progress import log, progress_bar
 from slimdeploy.toolchain.training.averaging import WeightAverage
+from slimdeploy.toolchain.training.batchnorm import synchronise
 from slimdeploy.toolchain.training.distillation import Teacher
+from slimdeploy.toolchain.training.distributed import ALONE, Ranks, peers_explained
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import TensorBoardLog, write_history
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
@@ -48,6 +50,7 @@ def fit(
     device: str,
     setup: dict[str, Any],
     resume: bool = False,
+    ranks: Ranks = ALONE,
     teacher: Teacher | None = None,
 ) -> list[EpochRecord]:
     """Train `network` in place and return the history; its state is saved beside `output` after every epoch.
@@ -55,29 +58,40 @@ def fit(
     With `options.ema` it ends as the average of its weights, with `options.patience` as it was at its best.
 
     `setup` identifies the run: with `resume`, a state of another set-up is refused. Raises SlimdeployError
-    where the loss stops being a number; the state of the last whole epoch stays then.
+    where the loss stops being a number or another process of the run ends; the state of the last whole epoch
+    stays then. Of several `ranks` the first writes, and all return the same.
     """
     network.place(device)
-    run = _Run(network, data, options, device, teacher)
+    synchronise(network, ranks)
+    run = _Run(network, data, options, device, ranks, teacher)
     state = TrainingState(setup)
     if resume and state_path(output).exists():
         state = load_state(state_path(output), setup, network, run.optimizer, run.extra())
         run.restore(state.extra)
         log(f"resuming after epoch {state.epochs_done} of {options.epochs}")
-    board = TensorBoardLog(output, resume=state.epochs_done > 0)
+        if ranks.main:
+            write_history(output, state.history)  # it may have been killed between the two
+    ranks.check_same(
+        state.epochs_done,
+        f"not all processes see {state_path(output)}: put it in a folder that all machines share",
+    )
+    board = TensorBoardLog(output, epochs_done=state.epochs_done) if ranks.main else None
     try:
         while state.epochs_done < options.epochs and not _out_of_patience(state.history, options.patience):
-            record = run.epoch(state.epochs_done)
+            with peers_explained():
+                record = run.epoch(state.epochs_done)
             state.history.append(record)
             if options.patience and record.val_accuracy >= max(r.val_accuracy for r in state.history):
                 state.best = {name: t.detach().clone() for name, t in run.judged.state_dict().items()}
-            state.extra = run.extra()
-            save_state(state_path(output), state, network, run.optimizer)
-            write_history(output, state.history)
-            board.add(record, run.penalty.scales)
-            log(_line(record, options.epochs))
+            if board:
+                state.extra = run.extra()
+                board.add(record, run.penalty.scales)
+                save_state(state_path(output), state, network, run.optimizer)
+                write_history(output, state.history)
+                log(_line(record, options.epochs))
     finally:
-        board.close()
+        if board:
+            board.close()
     network.load_state_dict(state.best if state.best is not None else run.judged.state_dict())
     return state.history
 
@@ -91,9 +105,11 @@ class _Run:
         data: TrainingData,
         options: TrainOptions,
         device: str,
+        ranks: Ranks,
         teacher: Teacher | None,
     ) -> None:
         self.network, self.data, self.options, self.device = network, data, options, device
+        self.ranks = ranks
         self.precision = resolve_precision(options.precision, device)
         self.batches = TrainingBatches(
             data.train,
@@ -102,12 +118,20 @@ class _Run:
             augmentation=Augmentation(options.crop_pad, options.flip, options.flip_mode, options.cutout),
             device=device,
             seed=options.seed,
+            rank=ranks.rank,
+            ranks=ranks.size,
         )
         self.optimizer = build_optimizer(network, options)
         self.penalty = build_penalty(network, options, steps_per_epoch=len(self.batches))
         objective = Objective(options, teacher, data.preprocessing)
         self.step = TrainingStep(
-            network, self.optimizer, objective, self.penalty, precision=self.precision, device=device
+            ranks.wrap(network),
+            self.optimizer,
+            objective,
+            self.penalty,
+            precision=self.precision,
+            device=device,
+            weight=self.batches.weight,
         )
         self.average = WeightAverage(network, options.ema) if options.ema else None
 
@@ -143,6 +167,8 @@ class _Run:
                     self.average.update(number)
                 correct += (logits.argmax(1) == labels).sum()
                 advance(1)
+        self.ranks.sum(losses).div_(self.ranks.size)
+        self.ranks.sum(correct)
         self._check_finite(losses, index)
         mean_loss = losses.mean().item()  # waits for the device, so the time below is the real one
         seconds = time.perf_counter() - started
@@ -152,6 +178,7 @@ class _Run:
             self.data.preprocessing,
             device=self.device,
             precision=self.precision,
+            ranks=self.ranks,
         )
         trained = steps * self.batches.batch_size
         return EpochRecord(

@@ -32,7 +32,8 @@ class Objective:
 
 class TrainingStep:
     """Call it with images (B, 3, H, W), labels (B,) and the step's number, counted from 0 over all epochs;
-    the network, the optimiser and the γ of `penalty` are changed in place.
+    the network, the optimiser and the γ of `penalty` are changed in place. `weight` is what these
+    images' mean loss counts.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class TrainingStep:
         *,
         precision: str,
         device: str,
+        weight: float = 1.0,
     ) -> None:
         self.network, self.optimizer, self.objective, self.penalty = network, optimizer, objective, penalty
-        self.precision, self.device = precision, device
+        self.precision, self.device, self.weight = precision, device, weight
         # float16's gradients would underflow: its loss is scaled up, by as much as just doesn't overflow.
         self.scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
 
@@ -54,7 +56,7 @@ class TrainingStep:
         """Returns the loss and the logits, both detached and still on the device."""
         with autocast(self.precision, self.device):
             logits = self.network(images)
-            loss = self.objective(logits, images, labels)
+            loss = self.objective(logits, images, labels) * self.weight
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)

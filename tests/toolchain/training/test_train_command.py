@@ -185,6 +185,7 @@ def test_force_starts_again(slimdeploy_command: Callable, image_folder: Path, in
         (["--lr", 0.5], "lr = 0.05, this one has 0.5"),
         (["--epochs", 3], "epochs = 2, this one has 3"),
         (["--seed", 1], "seed = 0, this one has 1"),
+        (["--size", 24], "size = 16, this one has 24"),
     ],
 )
 def test_resume_with_other_options_names_the_key(
