@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +37,14 @@ class Dataset:
     train: Split
     test: Split
     preprocessing: Preprocessing
+
+    def digest(self) -> str:
+        """Hash of all images and labels."""
+        found = hashlib.sha256()
+        for split in (self.train, self.test):
+            found.update(split.images.tobytes())
+            found.update(split.labels.tobytes())
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)
