@@ -91,7 +91,7 @@ def _parse(text: str) -> Condition:
         known = " or ".join(unit or "none" for unit in UNITS[metric])
         raise SlimdeployError(f"--pick {text!r}: the unit of {metric} is {known}")
     try:
-        limit = float(number) * UNITS[metric][unit]
+        limit = round(float(number) * UNITS[metric][unit], 12)  # 95 % is 0.95, not a hair more
     except ValueError:
         raise SlimdeployError(f"--pick {text!r}: {number} is not a number") from None
     return Condition(text, metric, int(batch) if batch else None, compare, limit, unit)
