@@ -41,6 +41,7 @@ COMMANDS = {
     "serve": "Classify over HTTP with the deployed version or a model.",
     "doctor": "What this machine can do, and the command that mends each thing missing.",
     "lut": "Time a network's convolutions on this device, for prune --latency-ms.",
+    "sweep": "A recipe over λ, ratios and alignments, on many workers: the best trade-offs.",
     "run": "All stages in order, from a recipe; a killed run goes on where it was.",
 }
 

@@ -71,7 +71,7 @@ def read_run(folder: Path) -> Run:
         final=read_model(folder / "final.safetensors"),
         pruned={name: read_model(folder / f"{name}.safetensors") for name in cuts},
         stages=stages,
-        histories={name: _history(folder / f"{name}.history.jsonl") for name in ("sparse", "final")},
+        histories={name: read_history(folder / f"{name}.history.jsonl") for name in ("sparse", "final")},
         bench=results.read(folder / "bench.json", "bench"),
         table=results.read(folder / "table.json", "table"),
     )
@@ -93,5 +93,6 @@ def read_model(path: Path) -> Model:
     return Model(info, np.concatenate(scales).astype(np.float32))
 
 
-def _history(path: Path) -> list[dict[str, Any]]:
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The records of `<name>.history.jsonl`, an entry an epoch; empty where there is none."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
