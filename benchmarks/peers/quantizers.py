@@ -94,6 +94,11 @@ def accuracy(model: Path, baseline: np.ndarray, data: CalibrationData) -> dict[s
     }
 
 
+def judged(model: Path, baseline: np.ndarray, data: CalibrationData, trt: types.ModuleType) -> dict[str, Any]:
+    """What doesn't depend on the machine's load."""
+    return {**accuracy(model, baseline, data), "tensorrt": tensorrt_takes(trt, model)}
+
+
 def tensorrt_takes(trt: types.ModuleType, model: Path) -> str:
     """`yes`, or the first reason why not."""
     logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
@@ -150,9 +155,8 @@ def main(
         python = modelopt if theirs and modelopt else sys.executable
         task = functools.partial(quantise, name, python, model, work / "images.npy", path)
         made[path] = {"tool": name, **once(path.with_suffix(".made.json"), task)}
-        made[path] |= once(path.with_suffix(".judged.json"), lambda path=path: {
-            **accuracy(path, baseline, parts), "tensorrt": tensorrt_takes(trt, path)
-        })  # fmt: skip
+        judge = functools.partial(judged, path, baseline, parts, trt)
+        made[path] |= once(path.with_suffix(".judged.json"), judge)
     subjects = subjects_for([model, *made], ["onnxruntime"], SessionOptions(device="cpu", threads=threads))
     timing = BenchOptions((1, 64), TimingOptions(seconds=seconds), threads=threads)
     bench = measure(subjects, timing, find_surroundings(None, log))
