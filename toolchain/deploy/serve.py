@@ -51,7 +51,7 @@ def serve(
     SlimdeployError where the model can't be opened or the address can't be listened on.
     """
     listener = _listen(address)
-    source = Source(model, root, SessionOptions(threads=threads), options.batching.batch)
+    source = Source(model, root, SessionOptions(threads=threads, spin=False), options.batching.batch)
     with listener, ThreadPoolExecutor(os.cpu_count()) as decode:
         served = source.open()
         host, port = listener.getsockname()[:2]
