@@ -81,13 +81,20 @@ def gamma_histogram(run: Run) -> Chart:
     )
     return xy_chart(
         "gamma",
-        f"|γ| of the prunable channels, λ = {strength:g}",
+        f"|γ| of the prunable channels, {strength_text(strength)}",
         series,
         x=Axis("|γ|", lambda value: f"{value:.3g}"),
         y=Axis("channels", _compact, log=True),
         lines=[(float(np.quantile(before, removed)), f"{removed:.0%} lie below")],
         note=note,
     )
+
+
+def strength_text(strength: float | str) -> str:
+    """`--sparsity` in words: a fixed λ, or the share that it was steered to."""
+    if isinstance(strength, str):
+        return f"λ steered to {float(strength.removeprefix('auto:')):.0%} zeros"
+    return f"λ = {strength:g}"
 
 
 def _counts(values: np.ndarray, edges: np.ndarray) -> list[tuple[float, float]]:
@@ -211,7 +218,7 @@ def removed_share(run: Run, stage: str) -> float:
     return 1 - len(run.pruned[stage].scales) / len(run.original.scales)
 
 
-def run_option(run: Run, stage: str, name: str) -> float:
+def run_option(run: Run, stage: str, name: str) -> float | str:
     """An option of a stage, as the final checkpoint's provenance tells it."""
     return next(entry["options"][name] for entry in run.final.info.provenance if entry["stage"] == stage)
 
