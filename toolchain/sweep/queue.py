@@ -97,7 +97,7 @@ def running(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 def results(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
     """What came out, a row a point, in the order of the trials."""
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for trial in trials:
         if trial.state == TrialState.COMPLETE and RESULT in trial.user_attrs:
             row = trial.user_attrs[RESULT]
