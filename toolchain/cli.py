@@ -18,6 +18,7 @@ import click
 
 from slimdeploy import __version__
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError, missing_library, nearest
+from slimdeploy.toolchain.launch import check_command, launch, reports_errors
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -70,7 +71,10 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         as_json = ctx.params.pop("as_json")
         ctx.params.pop("debug")
+        check_command(self.name or "")
         output: Output = super().invoke(ctx)
+        if not launch().main:
+            return
         if as_json:
             click.echo(json.dumps(output.json, indent=1))
         else:
@@ -131,7 +135,8 @@ def main() -> NoReturn:
         if "--debug" in sys.argv:
             traceback.print_exc()
         message, exit_code = _explain(error)
-        click.echo(f"slimdeploy: {message}", err=True)
+        if reports_errors():
+            click.echo(f"slimdeploy: {message}", err=True)
         sys.exit(exit_code)
     sys.exit(0)
 

@@ -19,7 +19,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,12 +27,14 @@ from slimdeploy import __version__
 from slimdeploy.benchmarks import results
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import load_dataset
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.stage import export_stage
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.stage import prune_stage
-from slimdeploy.toolchain.recipe import Recipe
+from slimdeploy.toolchain.recipe import TRAINED, Recipe
 from slimdeploy.toolchain.run_table import result_table
+from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.stage import finetune_stage, train_stage
 from slimdeploy.toolchain.training.state import state_path
 
@@ -111,6 +113,9 @@ class _Run:
         self.recipe, self.folder, self.device, self.threads = recipe, folder, device, threads
         self.stages = Stages(folder, around)
         self.sparse, self.final = self._checkpoint("sparse"), self._checkpoint("final")
+        for options in (recipe.train, recipe.finetune):
+            if options.teacher not in (None, TRAINED) and not Path(options.teacher).is_file():
+                raise SlimdeployError(f"no teacher at {options.teacher}")
         self._data = [recipe.data.to_json(), load_dataset(recipe.data).digest()]
 
     def train(self) -> None:
@@ -118,7 +123,7 @@ class _Run:
         self.stages.do(
             "train",
             self.sparse,
-            [self._data, asdict(network), options.to_json()],
+            [self._data, asdict(network), self._options(options)],
             lambda resume: train_stage(
                 arch=network.arch,
                 stem=network.stem,
@@ -148,10 +153,12 @@ class _Run:
 
     def finetune(self) -> None:
         options = self.recipe.finetune
+        if options.teacher == TRAINED:
+            options = replace(options, teacher=str(self.sparse))
         self.stages.do(
             "finetune",
             self.final,
-            [self._data, options.to_json(), self.stages.sha256("pruned")],
+            [self._data, self._options(options), self.stages.sha256("pruned")],
             lambda resume: finetune_stage(
                 self._checkpoint("pruned"),
                 data=self.recipe.data,
@@ -184,6 +191,11 @@ class _Run:
             [asdict(self.recipe.bench), self.threads, *parents],
             lambda _: _bench(self.recipe, models, output, self.threads),
         )
+
+    def _options(self, options: TrainOptions) -> dict[str, Any]:
+        """What training depends on: of a teacher its content, not its place."""
+        teacher = artifacts.sha256_file(options.teacher) if options.teacher else None
+        return {**options.to_json(), "teacher": teacher}
 
     def _checkpoint(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"

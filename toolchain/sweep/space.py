@@ -70,8 +70,11 @@ def read_space(recipe: Recipe, *, sparsity: str | None, ratio: str | None, align
         )
     if ratio is None and recipe.prune.ratio is None:
         raise SlimdeployError(f"{recipe.name} has no pruning ratio ({recipe.prune.describe()}): give --ratio")
+    steered = recipe.train.sparsity_target is not None
+    if sparsity is None and steered:
+        raise SlimdeployError(f"{recipe.name} steers λ ({recipe.train.sparsity}): give --sparsity")
     space = Space(
-        _values("--sparsity", sparsity, float, recipe.train.sparsity),
+        _values("--sparsity", sparsity, float, 0.0 if steered else float(recipe.train.sparsity)),
         _values("--ratio", ratio, float, recipe.prune.ratio or 0.0),
         _values("--align", align, int, recipe.prune.alignment),
     )

@@ -41,15 +41,16 @@ def read_history(output: Path) -> list[EpochRecord]:
 class TensorBoardLog:
     """Scalars `train/loss`, `train/acc`, `val/loss`, `val/acc`, … and the histogram of all penalised γ."""
 
-    def __init__(self, output: Path, *, resume: bool) -> None:
+    def __init__(self, output: Path, *, epochs_done: int = 0) -> None:
         import logging
 
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
         from torch.utils.tensorboard import SummaryWriter
 
-        if not resume:
+        if not epochs_done:
             shutil.rmtree(tensorboard_path(output), ignore_errors=True)
-        self._writer = SummaryWriter(str(tensorboard_path(output)))
+        # What a killed run wrote of the epoch that is now repeated doesn't count.
+        self._writer = SummaryWriter(str(tensorboard_path(output)), purge_step=epochs_done + 1)
 
     def add(self, record: EpochRecord, scales: Sequence[Tensor]) -> None:
         values = {
@@ -59,6 +60,7 @@ class TensorBoardLog:
             "val/acc": record.val_accuracy,
             "lr": record.lr,
             "gamma/zero_share": record.zero_share,
+            "gamma/lambda": record.strength,
             "images_per_second": record.images_per_second,
         }
         for name, value in values.items():

@@ -53,3 +53,10 @@ def test_a_recipe_with_another_budget_needs_a_ratio():
     recipe = load_recipe(find_recipe("digits"), ("prune={params = 4e6}",))
     with pytest.raises(SlimdeployError, match=r"digits has no pruning ratio .*: give --ratio"):
         read_space(recipe, sparsity="0", ratio=None, align=None)
+
+
+def test_a_recipe_that_steers_its_sparsity_needs_a_list_of_it():
+    recipe = load_recipe(find_recipe("digits"), ("train.sparsity=auto:0.9",))
+    with pytest.raises(SlimdeployError, match=r"digits steers λ \(auto:0.9\): give --sparsity"):
+        read_space(recipe, sparsity=None, ratio="0.9", align=None)
+    assert read_space(recipe, sparsity="1e-4", ratio="0.9", align=None).points()[0].sparsity == 1e-4
