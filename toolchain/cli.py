@@ -34,7 +34,7 @@ COMMANDS = {
     "export": "Write a checkpoint as ONNX and compare it with torch on real images.",
     "calibrate": "Write an ONNX file in INT8, its ranges measured on real images.",
     "bench": "Accuracy, latency and memory of models, side by side.",
-    "report": "A run as one HTML page with charts, or as Markdown.",
+    "report": "A run or a sweep as one HTML page with charts, or as Markdown.",
     "package": "Pack ONNX files and what checks them into one bundle for a device.",
     "deploy": "Install a bundle on this device or on others: verify, build, check, measure, switch over.",
     "classify": "Classify image files, folders or raw frames with a model or the deployed version.",

@@ -55,7 +55,9 @@ def read_run(folder: Path) -> Run:
     Raises SlimdeployError where the folder holds no run, or one that isn't finished.
     """
     if not (folder / "run.json").is_file():
-        raise SlimdeployError(f"no run in {folder}: slimdeploy run … --output {folder} makes one")
+        raise SlimdeployError(
+            f"no run and no sweep in {folder}: slimdeploy run … --output {folder} makes one"
+        )
     entries = artifacts.read_json(folder / "run.json", "record of a run")
     stages = {name: entry["result"] for name, entry in entries.items() if "result" in entry}
     missing = [name for name in ("train", "pruned", "finetune", "bench") if name not in stages]
