@@ -108,6 +108,13 @@ def _without_tensors(path: Path) -> str:
     return f"{path} is not a readable training state: delete it to start again"
 
 
+def _one_bit(path: Path) -> str:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    return f"{path} is not a readable training state: delete it to start again"
+
+
 def _other_history(path: Path) -> str:
     header, tensors = read_safetensors(path)
     document = json.loads(header[HEADER_KEY])
@@ -116,7 +123,9 @@ def _other_history(path: Path) -> str:
     return f"{path} is not a readable training state: delete it to start again"
 
 
-@pytest.mark.parametrize("spoil", [_cut, _garbage, _of_another_kind, _without_tensors, _other_history])
+@pytest.mark.parametrize(
+    "spoil", [_cut, _garbage, _of_another_kind, _without_tensors, _one_bit, _other_history]
+)
 def test_damaged_states_are_refused(saved: Path, spoil) -> None:
     message = spoil(saved)
     network, optimizer = _fresh()
