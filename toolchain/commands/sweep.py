@@ -82,7 +82,7 @@ def sweep(
         raise SlimdeployError("--sampler chooses among trials: say how many with --trials N")
     chosen = load_recipe(find_recipe(recipe), settings)
     space = read_space(chosen, sparsity=sparsity, ratio=ratio, align=align)
-    wanted = parse_conditions(conditions)
+    wanted = parse_conditions(conditions, chosen.bench.batches)
 
     from slimdeploy.benchmarks.process import cpu_count
     from slimdeploy.toolchain.sweep.result import table_text
