@@ -40,7 +40,7 @@ install: .venv/installed
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[host,cpu,device,report,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[host,cpu,device,report,sweep,test]'
 	touch $@
 
 clean:

@@ -5,19 +5,22 @@ images.
     python benchmarks/peers/quantizers.py model.onnx --data folder:data/cifar10-jpeg --work runs/quantizers \\
         --modelopt .modelopt/bin/python --output benchmarks/results/quantizers.json
 
-Each tool quantises the float32 export in a process of its own, with no choice made afterwards. Then all
-files are compared: accuracy on the test images, onnxruntime latency in one interleaved run, and whether
-TensorRT's own parser and builder take them. modelopt pins other versions of onnx and onnxruntime, hence its
-own environment; without `--modelopt` it is left out.
+Each tool quantises the float32 export in a process of its own, with no choice made afterwards. Then all files
+are compared: accuracy on the test images, onnxruntime latency in one interleaved run, and whether TensorRT's
+own parser and builder take them. What was made of this model is kept in the work folder: run again, only the
+latency is measured anew. modelopt pins other versions of onnx and onnxruntime, hence its own environment;
+without `--modelopt` it is left out.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from slimdeploy.calibrate.classifier import model_info, read_classifier
 from slimdeploy.calibrate.comparison import compare_logits
 from slimdeploy.calibrate.inference import Network
 from slimdeploy.calibrate.options import CalibrationData, calibration_data
+from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export import trt_cpu
@@ -52,28 +56,36 @@ COLUMNS = {
     "batch_1_ms": "median latency at batch 1, onnxruntime, ms",
     "batch_64_ms": "median latency at batch 64, onnxruntime, ms",
     "seconds": "time to calibrate and to write the file",
+    "cpu_seconds": "processor time of the same, all threads together",
     "peak_mib": "peak memory of the process that did, MiB",
     "tensorrt": "whether TensorRT's parser and builder take the file",
 }
 
 
 def quantise(name: str, python: str, model: Path, images: Path, output: Path) -> dict[str, Any]:
-    """Run one tool; what lies in the work folder already isn't made again."""
-    record = output.with_suffix(".made.json")
-    if not (record.exists() and output.exists()):
-        log(f"{name} …")
-        script = Path(__file__).with_name("quantizer_tools.py")
-        command = [python, str(script), name, str(model), str(images), str(output)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise SlimdeployError(f"{name} failed: {shlex.join(command)}")
-        record.write_text(done.stdout.strip().splitlines()[-1])
+    """Run one tool in a process of its own."""
+    script = Path(__file__).with_name("quantizer_tools.py")
+    command = [python, str(script), name, str(model), str(images), str(output)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SlimdeployError(f"{name} failed: {shlex.join(command)}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def once(record: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `record` holds; made and written where it doesn't exist, so that a second run only measures
+    time.
+    """
+    if not record.exists():
+        artifacts.write_json(record, make())
     return json.loads(record.read_text())
 
 
-def accuracy(model: Path, baseline: np.ndarray, data: CalibrationData) -> dict[str, Any]:
-    """Accuracy beside the float model's logits, computed as onnxruntime runs the file."""
-    network = Network(onnx.load(model), integers=True)
+def accuracy(model: Path, baseline: np.ndarray, data: CalibrationData, *, integers: bool) -> dict[str, Any]:
+    """Accuracy beside the float model's logits; `integers`: with onnxruntime's integer kernels, else by the
+    letter of the Q/DQ pairs.
+    """
+    network = Network(onnx.load(model), integers=integers)
     found = compare_logits(baseline, network.logits(data.test.images, data.preprocessing), data.test.labels)
     return {
         "accuracy": found.accuracy,
@@ -82,6 +94,14 @@ def accuracy(model: Path, baseline: np.ndarray, data: CalibrationData) -> dict[s
         "drop_high": found.drop_ci95[1],
         "top1_agreement": found.top1_agreement,
     }
+
+
+def judged(model: Path, baseline: np.ndarray, data: CalibrationData, trt: types.ModuleType) -> dict[str, Any]:
+    """What doesn't depend on the machine's load. A file that TensorRT takes is computed by the letter, which
+    is what TensorRT does; another one as onnxruntime runs it.
+    """
+    takes = tensorrt_takes(trt, model)
+    return {**accuracy(model, baseline, data, integers=takes != "yes"), "tensorrt": takes}
 
 
 def tensorrt_takes(trt: types.ModuleType, model: Path) -> str:
@@ -107,33 +127,43 @@ def tensorrt_takes(trt: types.ModuleType, model: Path) -> str:
 @click.option("--images", type=int, default=1000, show_default=True, help="To calibrate with.")
 @click.option("--parity-images", type=int, help="Test images [default: all].")
 @click.option("--modelopt", help="The Python of an environment that has nvidia-modelopt.")
+@click.option("--threads", type=int, help="CPU threads of the timed runs [default: all cores].")
 @click.option("--only", multiple=True, help="Tools, by a part of their name.")
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="Timed running for each model.")
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(
     model: Path, data: str, data_dir: Path, images: int, parity_images: int | None, modelopt: str | None,
-    only: tuple[str, ...], seconds: float, work: Path, output: Path,
+    threads: int | None, only: tuple[str, ...], seconds: float, work: Path, output: Path,
 ) -> None:  # fmt: skip
     """Quantise MODEL with every tool and write a `table` result."""
+    work = work / f"{model.stem}-{artifacts.sha256_file(model)[:12]}-{images}-{parity_images or 'all'}"
     work.mkdir(parents=True, exist_ok=True)
     source = read_classifier(model)
     dataset = dataset_for(model_info(source, model), DataOptions(data, data_dir), model)
     parts = calibration_data(dataset, images=images, test_images=parity_images)
     np.save(work / "images.npy", normalise(parts.ranges.images, parts.preprocessing))
-    baseline = Network(source.model).logits(parts.test.images, parts.preprocessing)
+    if not (work / "baseline.npy").exists():
+        np.save(work / "baseline.npy", Network(source.model).logits(parts.test.images, parts.preprocessing))
+    baseline = np.load(work / "baseline.npy")
     trt = trt_cpu.load()
     made = {}
     for name in TOOLS:
         theirs = name.startswith("nvidia-modelopt")
-        if (theirs and not modelopt) or (only and not any(part in name for part in only)):
+        if only and not any(part in name for part in only):
             continue
+        if theirs and not modelopt:
+            log(f"{name}: left out, --modelopt names no Python that has it")
+            continue
+        log(f"{name} …")
         path = work / ("".join(c if c.isalnum() else "-" for c in name) + ".onnx")
         python = modelopt if theirs and modelopt else sys.executable
-        made[path] = {"tool": name, **quantise(name, python, model, work / "images.npy", path)}
-        made[path] |= {**accuracy(path, baseline, parts), "tensorrt": tensorrt_takes(trt, path)}
-    subjects = subjects_for([model, *made], ["onnxruntime"], SessionOptions(device="cpu"))
-    timing = BenchOptions((1, 64), TimingOptions(seconds=seconds))
+        task = functools.partial(quantise, name, python, model, work / "images.npy", path)
+        made[path] = {"tool": name, **once(path.with_suffix(".made.json"), task)}
+        judge = functools.partial(judged, path, baseline, parts, trt)
+        made[path] |= once(path.with_suffix(".judged.json"), judge)
+    subjects = subjects_for([model, *made], ["onnxruntime"], SessionOptions(device="cpu", threads=threads))
+    timing = BenchOptions((1, 64), TimingOptions(seconds=seconds), threads=threads)
     bench = measure(subjects, timing, find_surroundings(None, log))
     correct = float((baseline.argmax(axis=1) == parts.test.labels).mean())
     rows = {str(model): {"tool": "float32", "accuracy": correct, "drop_points": 0.0}}

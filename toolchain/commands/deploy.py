@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from slimdeploy.toolchain.deploy.remote import HostResult
+    from slimdeploy.toolchain.deploy.running import ServerState
 
 PATH = click.Path(path_type=Path)
 
@@ -90,6 +91,7 @@ def deploy(
         return _remote_output(remote.deploy_to_hosts(bundle, everywhere, reach, progress=_say))
     from slimdeploy.toolchain.deploy import device
     from slimdeploy.toolchain.deploy.engine import EngineOptions
+    from slimdeploy.toolchain.deploy.running import to_json, wait_for_servers
     from slimdeploy.toolchain.deploy.store import Store, default_root
 
     engine = EngineOptions(precision, backend, batch)
@@ -97,10 +99,24 @@ def deploy(
     store = Store(root or default_root())
     if bundle is None:
         version, golden = device.rollback(store, options)
-        document = {"version": version, "golden": vars(golden)}
-        return Output(document, f"back to {version}: golden outputs differ by {golden.max_error:.2g}")
+        servers = wait_for_servers(store.root, version)
+        document = {"version": version, "golden": vars(golden), "servers": to_json(servers)}
+        text = [f"back to {version}: golden outputs differ by {golden.max_error:.2g}", *map(_said, servers)]
+        return Output(document, "\n".join(text), _behind(servers, version))
     made = device.deploy(bundle, store, options)
-    return Output(made.to_json(), _table(made.to_json(), store.root))
+    servers = wait_for_servers(store.root, made.version)
+    document = {**made.to_json(), "servers": to_json(servers)}
+    return Output(document, _table(document, store.root, servers), _behind(servers, made.version))
+
+
+def _said(server: ServerState) -> str:
+    return f"{server.url} serves {server.version}" + (f": {server.error}" if server.error else " now")
+
+
+def _behind(servers: list[ServerState], version: str) -> str | None:
+    """What to say where the version is installed, and a running server doesn't serve it."""
+    behind = [server for server in servers if server.error]
+    return "; ".join(f"{version} is installed, but {_said(server)}" for server in behind) or None
 
 
 def _say(result: HostResult) -> None:
@@ -133,7 +149,7 @@ def _remote_output(results: list[HostResult]) -> Output:
     return Output({"hosts": [result.to_json() for result in results]}, table, failed)
 
 
-def _table(made: dict[str, Any], root: Path) -> Table:
+def _table(made: dict[str, Any], root: Path, servers: list[ServerState]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
@@ -148,6 +164,8 @@ def _table(made: dict[str, Any], root: Path) -> Table:
     table.add_row("one image", f"{latency['p50']:.3g} ms (p50), {latency['p99']:.3g} ms (p99)")
     if made["signer"]:
         table.add_row("signed by", made["signer"])
+    for server in servers:
+        table.add_row("server", escape(_said(server)))
     for note in made["notes"]:
         table.add_row("note", escape(note))
     return table

@@ -48,7 +48,8 @@ def serve(
 ) -> Output:
     """Classify over HTTP: POST an image to /classify; /healthz and /metrics (Prometheus) are there too.
 
-    Ends on SIGTERM or Ctrl-C, after answering what it has accepted.
+    A version that is deployed meanwhile is taken up without losing a request, as is a changed model file on
+    SIGHUP. Ends on SIGTERM or Ctrl-C, after answering what it has accepted.
     """
     from slimdeploy.toolchain.deploy.batching import BatchOptions
     from slimdeploy.toolchain.deploy.http import ServeOptions
@@ -60,7 +61,7 @@ def serve(
     limits = ImageLimits(bytes=int(max_upload_mb * 2**20), pixels=16_000_000)
     options = ServeOptions(BatchOptions(batch, wait_ms, latency_ms, queue), limits, top)
     where = Address(host, port)
-    document = run_server(model, root or default_root(), where, options, threads=threads, ready=_say)
+    document = run_server(model, root or default_root(), where, options, threads=threads, say=_say)
     answers = ", ".join(f"{count} × {code}" for code, count in sorted(document["answers"].items()))
     return Output(document, f"served {document['model']}: {answers or 'no requests'}")
 

@@ -53,7 +53,10 @@ _SPARSITY = {"sparsity", "sparsity_step", "sparse_layers", "sparse_align"}
 class _Strength(click.ParamType):
     """A number, or a text that TrainOptions judges."""
 
-    name = "λ|auto:SHARE"
+    name = "strength"
+
+    def get_metavar(self, *arguments: Any) -> str:
+        return "FLOAT|auto:SHARE"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         try:

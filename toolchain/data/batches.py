@@ -166,7 +166,8 @@ def cut_out(images: Tensor, size: int, rows: Tensor, columns: Tensor) -> Tensor:
     in_rows, in_columns = (
         (pixels >= (at + first)[:, None]) & (pixels < (at + first + size)[:, None]) for at in (rows, columns)
     )
-    return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
+    blank = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+    return images * ~blank  # which keeps the layout, as masked_fill doesn't
 
 
 def plain_batches(

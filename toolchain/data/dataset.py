@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +43,17 @@ class Dataset:
     train: Split
     test: Split
     preprocessing: Preprocessing
+
+    def digest(self) -> str:
+        """Hash of all images and labels; of images in files, of what the file system says of them."""
+        found = hashlib.sha256()
+        for split in (self.train, self.test):
+            images = split.stored
+            found.update(
+                images.fingerprint().encode() if isinstance(images, FileImages) else images.tobytes()
+            )
+            found.update(split.labels.tobytes())
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)

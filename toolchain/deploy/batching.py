@@ -1,8 +1,12 @@
 """Dynamic batching: single images that arrive at any time, computed together, none of them late.
 
 What waits is bounded twice. More than `queue` images at a time are refused at once. And an image that can't
-be answered within `latency_ms` any more is refused the moment that is known, instead of being computed for
-nobody; so an overloaded server goes on answering what it can in time (load shedding by deadline).
+be answered within `latency_ms` is refused the moment that is known, at best before it is even decoded,
+instead of being computed for nobody; so an overloaded server goes on answering what it can in time (load
+shedding by deadline).
+
+How long a batch will take is foretold from the ones before by mean and deviation, as TCP foretells when an
+answer is overdue (Jacobson, Congestion Avoidance and Control, 1988): a mean alone is exceeded half the time.
 """
 
 from __future__ import annotations
@@ -19,8 +23,15 @@ import numpy as np
 Compute = Callable[[np.ndarray], np.ndarray]
 """(N, size, size, 3) uint8 → (N, classes) logits. Called in one thread only."""
 
-SMOOTHING = 0.1
+SMOOTHING = 0.125
 """Weight of the newest batch in the mean of what a batch takes."""
+DEVIATION_SMOOTHING = 0.25
+"""And in the mean deviation from it."""
+DEVIATIONS = 4
+"""How many of those a batch may take longer."""
+
+
+_IDLE_STEP_S = 0.01
 
 
 class OverloadedError(Exception):
@@ -60,7 +71,7 @@ class _Waiting:
 
 
 class Batcher:
-    """`admit` a request, and in that block `answer` its image. Start and stop it with `async with`."""
+    """`admit` a request, and in that block `answer` its image, between `start` and `stop`."""
 
     def __init__(
         self,
@@ -69,22 +80,27 @@ class Batcher:
         options: BatchOptions,
         *,
         observe: Callable[[int, float], None] = lambda images, seconds: None,
+        lag_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.options = options
         self.pending = 0
         """Images admitted and not yet answered."""
-        self.batch_s = 0.0
-        """Mean seconds of a batch."""
-        self._compute, self._executor, self._observe = compute, executor, observe
+        self._mean_s = self._deviation_s = 0.0
+        """What a batch takes, from when it is started until its answers are there."""
+        self._compute, self._executor, self._observe, self._lag_s = compute, executor, observe, lag_s
         self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def __aenter__(self) -> Batcher:
+    async def start(self) -> None:
         self._task = asyncio.create_task(self._run())
-        return self
 
-    async def __aexit__(self, *exception: object) -> None:
+    async def idle(self) -> None:
+        """Return once nothing that was admitted waits for its answer any more."""
+        while self.pending:
+            await asyncio.sleep(_IDLE_STEP_S)
+
+    async def stop(self) -> None:
         """Compute what still waits, then stop."""
         self._closed = True
         self._queue.put_nowait(None)
@@ -99,7 +115,8 @@ class Batcher:
         """
         if self._closed:
             raise ClosedError
-        if self.pending >= self.options.queue or (self.pending and self.too_late(arrived)):
+        ahead = self.pending // self.options.batch  # full batches that are computed before its own
+        if self.pending >= self.options.queue or (self.pending and self.too_late(arrived, ahead)):
             raise OverloadedError
         self.pending += 1
         try:
@@ -115,9 +132,14 @@ class Batcher:
         self._queue.put_nowait(waiting)
         return await waiting.answer
 
-    def too_late(self, arrived: float) -> bool:
-        """Whether an image that starts to be computed now misses its time."""
-        return time.monotonic() + self.batch_s > arrived + self.options.latency_ms / 1e3
+    def too_late(self, arrived: float, ahead: int = 0) -> bool:
+        """Whether an image that is computed now, after `ahead` other batches, misses its time."""
+        own = self._mean_s + DEVIATIONS * self._deviation_s
+        answered = time.monotonic() + ahead * self._mean_s + own + self._lag_s()
+        return answered > self._due(arrived)
+
+    def _due(self, arrived: float) -> float:
+        return arrived + self.options.latency_ms / 1e3
 
     async def _run(self) -> None:
         last = False
@@ -170,8 +192,21 @@ class Batcher:
                     waiting.answer.set_exception(error)
             return
         seconds = time.monotonic() - started
-        self.batch_s += SMOOTHING * (seconds - self.batch_s) if self.batch_s else seconds
+        self._learn(seconds)
         self._observe(len(ready), seconds)
         for waiting, row in zip(ready, logits, strict=True):
-            if not waiting.answer.done():
+            if waiting.answer.done():
+                continue
+            if self.pending > 1 and time.monotonic() > self._due(waiting.arrived):
+                waiting.answer.set_exception(OverloadedError())  # it took longer than foretold
+            else:
                 waiting.answer.set_result(Answer(row, len(ready), 1e3 * seconds))
+
+    def _learn(self, seconds: float) -> None:
+        """Take what a batch took into what the next one is expected to."""
+        if not self._mean_s:
+            self._mean_s, self._deviation_s = seconds, 0.0
+            return
+        difference = seconds - self._mean_s
+        self._mean_s += SMOOTHING * difference
+        self._deviation_s += DEVIATION_SMOOTHING * (abs(difference) - self._deviation_s)

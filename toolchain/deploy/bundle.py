@@ -15,10 +15,10 @@ from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.deploy import container, manifest, signature
 from slimdeploy.toolchain.deploy.golden import compute_logits
 from slimdeploy.toolchain.deploy.manifest import BundleFile, Manifest, Variant
-from slimdeploy.toolchain.deploy.onnx_scan import carried_info, scan_onnx
 from slimdeploy.toolchain.deploy.samples import Images
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.runtime.onnx_file import carried_info, read_onnx
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
 ENDING = ".slim.tar"
@@ -55,7 +55,7 @@ def write_bundle(
             raise SlimdeployError(
                 f"{model} is a checkpoint: a bundle takes what slimdeploy export wrote from it"
             )
-        facts = scan_onnx(model)
+        facts = read_onnx(model)
         info = carried_info(model, facts)
         _check_images(model, info, images)
         variant = Variant(facts.metadata.get("precision", "fp32"), facts.metadata.get("target", "any"), None)
@@ -121,7 +121,7 @@ def unpack(bundle: Bundle, folder: Path) -> None:
     _write_new(folder / container.MANIFEST, [bundle.content])
     for variant in bundle.manifest.variants:
         model = folder / variant.model
-        facts = scan_onnx(model)
+        facts = read_onnx(model)
         _check_one_network([bundle.path, model], [bundle.manifest.info, carried_info(model, facts)])
 
 

@@ -1,11 +1,15 @@
-"""The HTTP interface, an ASGI application: `POST /classify`, `GET /healthz`, `GET /metrics`."""
+"""The HTTP interface, an ASGI application: `POST /classify`, `GET /healthz`, `GET /metrics`.
+
+The model behind it can be replaced while it runs (`Service.switch`): what the old one has admitted it still
+answers.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -19,6 +23,7 @@ from starlette.routing import Route
 
 from slimdeploy.toolchain.deploy.batching import Batcher, BatchOptions, ClosedError, OverloadedError
 from slimdeploy.toolchain.deploy.images import ImageLimits, decode_image
+from slimdeploy.toolchain.deploy.lag import LoopLag
 from slimdeploy.toolchain.deploy.metrics import Metrics
 from slimdeploy.toolchain.deploy.predict import top_classes
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -41,24 +46,30 @@ class ServeOptions:
 
 @dataclass(frozen=True)
 class Served:
-    """The model that is served, and the threads that work for it. `compute` has one thread: that which
-    opened the session, as CUDA contexts belong to threads.
+    """A model that is served. `compute` has one thread: that which opened the session, as CUDA contexts
+    belong to threads.
     """
 
     session: Session
     info: ModelInfo
     name: str
     compute: Executor
-    decode: Executor
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """(N, classes) of (N, size, size, 3) uint8; in the compute thread."""
+        return self.session.run(normalise(images, self.info.preprocessing))
 
 
-def build_app(served: Served, options: ServeOptions) -> tuple[Starlette, Metrics]:
-    """The application and what it counts."""
-    service = _Service(served, options)
+Background = Callable[["Service"], contextlib.AbstractAsyncContextManager[None]]
+"""What runs beside the requests as long as they are served."""
+
+
+def build_app(service: Service, background: Background) -> Starlette:
+    """The application."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with service.batcher:
+        async with service, background(service):
             yield
 
     routes = [
@@ -67,42 +78,76 @@ def build_app(served: Served, options: ServeOptions) -> tuple[Starlette, Metrics
         Route("/metrics", service.metrics_text),
     ]
     handlers = {HTTPException: service.http_error, Exception: service.internal_error}
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers), service.metrics
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 
-class _Service:
-    def __init__(self, served: Served, options: ServeOptions) -> None:
-        self.served, self.options = served, options
-        self.batcher = Batcher(self._logits, served.compute, options.batching, observe=self._observe)
-        self.metrics = Metrics(
-            model=served.name,
-            backend=served.session.backend,
-            precision=served.session.precision,
-            pending=lambda: self.batcher.pending,
+class Service:
+    """Answers requests with the model `served`, as long as it is entered (`async with`). `decode`: threads
+    that decode uploads.
+    """
+
+    def __init__(self, served: Served, decode: Executor, options: ServeOptions) -> None:
+        self.served, self.options, self.decode = served, options, decode
+        self.lag = LoopLag()
+        self.metrics = Metrics(pending=lambda: self.batcher.pending)
+        self.batcher = self._batcher(served)
+
+    async def __aenter__(self) -> Service:
+        await self.lag.start()
+        await self.batcher.start()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        """Compute what still waits, then stop."""
+        await self.batcher.stop()
+        await self.lag.stop()
+
+    async def switch(self, served: Served) -> Served:
+        """Answer what comes from now on with `served`; returns the model before, once it has answered all
+        that it had admitted and nothing uses it any more.
+        """
+        before, retired = self.served, self.batcher
+        batcher = self._batcher(served)
+        await batcher.start()
+        self.served, self.batcher = served, batcher  # no await between the two: a request sees both or none
+        await retired.idle()
+        await retired.stop()
+        return before
+
+    def _batcher(self, served: Served) -> Batcher:
+        session = served.session
+        self.metrics.tell_model(served.name, backend=session.backend, precision=session.precision)
+        return Batcher(
+            served.logits,
+            served.compute,
+            self.options.batching,
+            observe=self.metrics.observe_batch,
+            lag_s=self.lag.seconds,
         )
 
     async def classify(self, request: Request) -> Response:
         """One encoded image in the body → its likeliest classes."""
-        arrived = time.monotonic()
+        arrived = time.monotonic() - self.lag.seconds()  # it lay on the socket while the loop was busy
         top = self._top(request)
         content = await self._body(request)
+        served, batcher = self.served, self.batcher  # to the end, even if the model is switched meanwhile
         try:
-            with self.batcher.admit(arrived):
-                image = await self._decode(content, arrived)
-                answer = await self.batcher.answer(image, arrived)
+            with batcher.admit(arrived):
+                image = await self._decode(content, arrived, served, batcher)
+                answer = await batcher.answer(image, arrived)
         except SlimdeployError as error:
             raise HTTPException(400, str(error)) from error
         except OverloadedError:
             raise HTTPException(503, "overloaded: try again later", {"Retry-After": "1"}) from None
         except ClosedError:
             raise HTTPException(503, "shutting down") from None
-        (found,) = top_classes(answer.logits[None], self.served.info.class_names, top)
+        (found,) = top_classes(answer.logits[None], served.info.class_names, top)
         seconds = time.monotonic() - arrived
         self.metrics.latency.observe(seconds)
         return self._reply(
             200,
             {
-                "model": self.served.name,
+                "model": served.name,
                 "top": [vars(prediction) for prediction in found],
                 "ms": {"total": round(1e3 * seconds, 3), "inference": round(answer.compute_ms, 3)},
                 "batch": answer.batch,
@@ -162,18 +207,12 @@ class _Service:
             raise HTTPException(400, "the connection was closed before the image was there") from None
         return b"".join(parts)
 
-    async def _decode(self, content: bytes, arrived: float) -> np.ndarray:
-        size, limits = self.served.info.preprocessing.size, self.options.limits
+    async def _decode(self, content: bytes, arrived: float, served: Served, batcher: Batcher) -> np.ndarray:
+        size, limits = served.info.preprocessing.size, self.options.limits
 
         def decode() -> np.ndarray:
-            if self.batcher.pending > 1 and self.batcher.too_late(arrived):
+            if batcher.pending > 1 and batcher.too_late(arrived):
                 raise OverloadedError
             return decode_image(content, "upload", size=size, limits=limits)
 
-        return await asyncio.get_running_loop().run_in_executor(self.served.decode, decode)
-
-    def _logits(self, images: np.ndarray) -> np.ndarray:
-        return self.served.session.run(normalise(images, self.served.info.preprocessing))
-
-    def _observe(self, images: int, seconds: float) -> None:
-        self.metrics.observe_batch(images, seconds)
+        return await asyncio.get_running_loop().run_in_executor(self.decode, decode)

@@ -21,7 +21,7 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 class Metrics:
     """All metrics of one server; nothing global, so that several can live in one process."""
 
-    def __init__(self, *, model: str, backend: str, precision: str, pending: Callable[[], float]) -> None:
+    def __init__(self, *, pending: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
@@ -43,8 +43,14 @@ class Metrics:
             "slimdeploy_queue_images", "Images admitted and not yet answered", registry=self.registry
         )
         queue.set_function(pending)
-        about = Info("slimdeploy_model", "What is served", registry=self.registry)
-        about.info({"model": model, "backend": backend, "precision": precision})
+        self._about = Info("slimdeploy_model", "What is served", registry=self.registry)
+        self.reloads = Counter(
+            "slimdeploy_reloads", "Changes to another version, by result", ["result"], registry=self.registry
+        )
+
+    def tell_model(self, model: str, *, backend: str, precision: str) -> None:
+        """What is served from now on."""
+        self._about.info({"model": model, "backend": backend, "precision": precision})
 
     def observe_batch(self, images: int, seconds: float) -> None:
         self.batch.observe(images)

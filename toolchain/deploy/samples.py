@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slimdeploy.toolchain.deploy.onnx_scan import carried_info, scan_onnx
+from slimdeploy.toolchain.runtime.onnx_file import carried_info, read_onnx
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
@@ -35,7 +35,7 @@ def images_for(
     from slimdeploy.toolchain.data.dataset import balanced_subset
     from slimdeploy.toolchain.data.of_model import data_of, dataset_for
 
-    info = carried_info(model, scan_onnx(model))
+    info = carried_info(model, read_onnx(model))
     if data is None and not any(entry.get("data") for entry in info.provenance):
         return noise_images(model, golden, seed=seed)
     data = data or data_of(info, model)
@@ -49,7 +49,7 @@ def noise_images(model: Path, count: int, *, seed: int = 0) -> Images:
     """Golden images of the size that the ONNX file `model` takes, for a bundle without data: coarse noise,
     which every layer reacts to. No evaluation set.
     """
-    size = carried_info(model, scan_onnx(model)).preprocessing.size
+    size = carried_info(model, read_onnx(model)).preprocessing.size
     blocks = -(-size // 4)
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (count, blocks, blocks, 3), dtype=np.uint8)

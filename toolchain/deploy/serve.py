@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import uvicorn
 
-from slimdeploy.toolchain.deploy.classify import open_model
-from slimdeploy.toolchain.deploy.http import Served, ServeOptions, build_app
+from slimdeploy.toolchain.deploy.http import ServeOptions, Service, build_app
 from slimdeploy.toolchain.deploy.images import decode_image
 from slimdeploy.toolchain.deploy.metrics import Metrics
+from slimdeploy.toolchain.deploy.reload import Source, close, reloading
+from slimdeploy.toolchain.deploy.running import Registration
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.runtime.session import Session, SessionOptions
+from slimdeploy.toolchain.runtime.session import SessionOptions
 
 DRAIN_S = 30
 """How long accepted requests may take after SIGTERM."""
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -41,24 +42,26 @@ def serve(
     options: ServeOptions,
     *,
     threads: int | None = None,
-    ready: Callable[[str], None],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Serve the model file, or the version deployed in `root`; returns the count of answers by status at
-    the end.
+    """Serve the model file, or the version deployed in `root` and each that is deployed there later; returns
+    the count of answers by status at the end.
 
-    `ready` is called with one line once requests are answered. Raises SlimdeployError where the model can't
-    be opened or the address can't be listened on.
+    `say` is called with one line once requests are answered, and at each change of the model. Raises
+    SlimdeployError where the model can't be opened or the address can't be listened on.
     """
     listener = _listen(address)
-    with listener, ThreadPoolExecutor(1) as compute, ThreadPoolExecutor(os.cpu_count()) as decode:
-        opening = compute.submit(open_model, model, root, SessionOptions(threads=threads))
-        session, info, name = opening.result()
+    source = Source(model, root, SessionOptions(threads=threads, spin=False), options.batching.batch)
+    with listener, ThreadPoolExecutor(os.cpu_count()) as decode:
+        served = source.open()
+        host, port = listener.getsockname()[:2]
+        url = f"http://{_in_url(host)}:{port}"
+        registration = Registration(root, url) if model is None else None
+        service = Service(served, decode, options)
         try:
-            compute.submit(_warm_up, session, options.batching.batch).result()
             decode.submit(decode_image, _an_image(), "image", size=8, limits=options.limits).result()
-            app, metrics = build_app(Served(session, info, name, compute, decode), options)
             config = uvicorn.Config(
-                app,
+                build_app(service, reloading(source, registration, lambda line: say(f"{url} {line}"))),
                 http="h11",
                 ws="none",
                 loop="asyncio",
@@ -71,19 +74,22 @@ def serve(
                 timeout_keep_alive=5,
                 timeout_graceful_shutdown=DRAIN_S,
             )
-            host, port = listener.getsockname()[:2]
-            ready(f"http://{_in_url(host)}:{port} serves {name}, {session.precision} on {session.backend}")
+            if registration:
+                registration.tell(served.name)
+            say(f"{url} serves {served.name}, {served.session.precision} on {served.session.backend}")
             _run_until_signal(uvicorn.Server(config), listener)
-            return {"model": name, "answers": _answers(metrics)}
+            return {"model": service.served.name, "answers": _answers(service.metrics)}
         finally:
-            compute.submit(session.close).result()
+            if registration:
+                registration.remove()
+            close(service.served)
 
 
 def _run_until_signal(server: uvicorn.Server, listener: socket.socket) -> None:
     """uvicorn stops on SIGTERM and SIGINT, and raises them anew once it has: with its end they have done
-    their work.
+    their work. SIGHUP has a meaning only while requests are served, and ends nothing before or after.
     """
-    kept = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    kept = {number: signal.signal(number, lambda *_: None) for number in _HANDLED}
     try:
         server.run(sockets=[listener])
     finally:
@@ -103,12 +109,6 @@ def _listen(address: Address) -> socket.socket:
         raise SlimdeployError(
             f"cannot listen on {address.host}:{address.port}: {reason}; pass another --port or --host"
         ) from error
-
-
-def _warm_up(session: Session, batch: int) -> None:
-    """The first runs of each size set the runtime up: they mustn't be somebody's request."""
-    for size in {1, batch}:
-        session.run(np.zeros((size, *session.input_shape), np.float32))
 
 
 def _an_image() -> bytes:

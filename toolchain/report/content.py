@@ -156,8 +156,13 @@ def _comparison_lines(bench: dict[str, Any]) -> list[str]:
     return lines
 
 
+def sentence(remark: str) -> str:
+    """A remark of a result as a sentence of its own."""
+    return f"{remark[0].upper()}{remark[1:]}."
+
+
 def _warnings(bench: dict[str, Any]) -> list[str]:
-    said = [remark[0].upper() + remark[1:] + "." for remark in bench["remarks"]]
+    said = [sentence(remark) for remark in bench["remarks"]]
     for row in bench["rows"]:
         name = row["model"].rsplit("/", 1)[-1]
         said += [f"{name}, batch {row['batch']}: {remark}." for remark in row["remarks"]]

@@ -106,6 +106,8 @@ def open_session(path: Path, options: SessionOptions) -> OnnxSession:
     settings.log_severity_level = 3
     if options.threads:
         settings.intra_op_num_threads = options.threads
+    if not options.spin:
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if on_gpu:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     providers = [(name, _provider_options(name, path, options)) for name in wanted]

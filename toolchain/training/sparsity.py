@@ -77,11 +77,19 @@ def threshold_of(strength: float, lr: float, momentum: float) -> float:
 
 
 @torch.no_grad()
-def proximal_step(scales: Sequence[Tensor], threshold: float) -> None:
-    """γ ← sign(γ)·max(|γ| − threshold, 0), the proximal operator of threshold·‖γ‖₁, in place."""
+def proximal_step(
+    scales: Sequence[Tensor], threshold: float, *, weights: Sequence[Tensor] | None = None
+) -> None:
+    """γ ← sign(γ)·max(|γ| − threshold, 0), the proximal operator of threshold·‖γ‖₁, in place.
+
+    With `weights`, of the shapes of `scales`, each γ has its own threshold, weight·threshold.
+    """
     if scales and threshold > 0:
         shrunk = torch._foreach_abs(list(scales))
-        torch._foreach_sub_(shrunk, threshold)
+        if weights is None:
+            torch._foreach_sub_(shrunk, threshold)
+        else:
+            torch._foreach_sub_(shrunk, torch._foreach_mul(list(weights), threshold))
         torch._foreach_clamp_min_(shrunk, 0.0)
         signs = torch._foreach_sign(list(scales))
         torch._foreach_copy_(list(scales), torch._foreach_mul(shrunk, signs))

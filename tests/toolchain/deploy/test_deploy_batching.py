@@ -39,14 +39,18 @@ def run(compute, options: BatchOptions, scenario):
 
     async def main():
         with ThreadPoolExecutor(1) as executor:
-            async with Batcher(compute, executor, options) as batcher:
+            batcher = Batcher(compute, executor, options)
+            await batcher.start()
 
-                async def ask(value: int, *, ago: float = 0.0) -> Answer:
-                    arrived = time.monotonic() - ago
-                    with batcher.admit(arrived):
-                        return await batcher.answer(image(value), arrived)
+            async def ask(value: int, *, ago: float = 0.0) -> Answer:
+                arrived = time.monotonic() - ago
+                with batcher.admit(arrived):
+                    return await batcher.answer(image(value), arrived)
 
+            try:
                 return await scenario(batcher, ask)
+            finally:
+                await batcher.stop()
 
     return asyncio.run(main())
 
@@ -206,9 +210,10 @@ def test_closing_answers_what_waits():
     async def main():
         with ThreadPoolExecutor(1) as executor:
             batcher = Batcher(compute, executor, BatchOptions(batch=2, latency_ms=10_000))
-            async with batcher:
-                tasks = [asyncio.create_task(batcher.answer(image(i), time.monotonic())) for i in range(5)]
-                await asyncio.sleep(0.01)
+            await batcher.start()
+            tasks = [asyncio.create_task(batcher.answer(image(i), time.monotonic())) for i in range(5)]
+            await asyncio.sleep(0.01)
+            await batcher.stop()
             answers = await asyncio.gather(*tasks)
             with pytest.raises(ClosedError), batcher.admit(time.monotonic()):
                 pass

@@ -26,12 +26,12 @@ from hypothesis import strategies as st
 from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.deploy import bundle as bundles
 from slimdeploy.toolchain.deploy import container
-from slimdeploy.toolchain.deploy.onnx_scan import scan_onnx
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.resnet import build_network
 from slimdeploy.toolchain.networks.spec import architecture, network_spec
+from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
 FUZZ = settings(
@@ -289,7 +289,7 @@ def test_mutated_onnx_files(models, changes):
     with refused_or_harmless() as folder:
         path = folder / "x.onnx"
         path.write_bytes(mutate(models["fp32"].read_bytes(), changes))
-        scan_onnx(path)
+        read_onnx(path)
         with open_session(path, options=SessionOptions(threads=1)) as session:
             channels, height, width = session.input_shape
             if channels * height * width < 1 << 20:
@@ -302,7 +302,7 @@ def test_mutated_onnx_files(models, changes):
 def test_any_bytes_are_no_onnx_file(content):
     with refused_or_harmless() as folder:
         (folder / "x.onnx").write_bytes(content)
-        scan_onnx(folder / "x.onnx")
+        read_onnx(folder / "x.onnx")
 
 
 def test_the_watch_sees_a_write_outside(tmp_path):

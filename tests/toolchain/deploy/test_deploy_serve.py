@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import io
 import json
 import re
 import signal
@@ -18,49 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from slimdeploy.benchmarks import serve_load
+from slimdeploy.tests.toolchain.deploy.server_process import JPEG, ask, encoded, running
 from slimdeploy.toolchain.deploy import device
 from slimdeploy.toolchain.deploy.predict import top_classes
 from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
-
-JPEG = {"Content-Type": "image/jpeg"}
-
-
-def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
-
-
-@contextlib.contextmanager
-def running(*arguments: object):
-    """A server process on a free port; yields it with its port. Ended by SIGTERM."""
-    command = [
-        sys.executable,
-        "-m",
-        "slimdeploy.toolchain",
-        "serve",
-        "--port",
-        "0",
-        "--json",
-        *map(str, arguments),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        line = process.stderr.readline()
-        found = re.match(r"http://127\.0\.0\.1:(\d+) serves ", line)
-        if not found:
-            process.kill()
-            pytest.fail(line + process.stderr.read())
-        yield process, int(found[1])
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +33,6 @@ def server(models):
         "--model", models["fp32"], "--latency-ms", 10_000, "--max-upload-mb", 0.1, "--threads", 1
     ) as started:
         yield started[1]
-
-
-def ask(port: int, method: str, path: str, body: bytes | None = None, headers: dict | None = None):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request(method, path, body, headers or {})
-    response = connection.getresponse()
-    return response, response.read()
 
 
 def test_classify(server, models, random_images):

@@ -56,3 +56,26 @@ def test_file_cut_off_is_refused(models: dict[str, Path]) -> None:
     for length in (10, len(content) // 2, len(content) - 3):
         with pytest.raises(SlimdeployError, match="not an ONNX file, or is damaged"):
             parse_onnx(content[:length], source="m")
+
+
+@pytest.mark.parametrize("field", ["external_data", "data_location"])
+def test_file_that_points_outside_itself_is_refused(
+    field: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    model = onnx.load(models["fp32"])
+    tensor = model.graph.initializer[0]
+    if field == "external_data":
+        tensor.external_data.add(key="location", value="../elsewhere")
+    else:
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(SlimdeployError, match=r"m\.onnx: its weights lie in other files"):
+        read_onnx(path)
+
+
+def test_missing_empty_and_unreadable_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.onnx").touch()
+    for name, said in (("none.onnx", "no model at"), ("empty.onnx", "it is empty"), (".", "cannot read")):
+        with pytest.raises(SlimdeployError, match=said):
+            read_onnx(tmp_path / name)

@@ -1,0 +1,47 @@
+"""How late the event loop is: what requests wait for before any of our code sees them.
+
+On a busy machine the loop's thread competes with decoding, computing and other programs. A request lies on
+its socket until the loop comes round, and its answer waits again before it is sent; neither shows in a clock
+that starts when the request is handled. So the loop asks to be woken regularly, and looks how late that is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+INTERVAL_S = 0.01
+DECAY = 0.9
+"""What is left of the largest lag seen after each interval: half of it after 70 ms."""
+
+
+class LoopLag:
+    """Measures the running loop's lag between `start` and `stop`."""
+
+    def __init__(self) -> None:
+        self._recent = 0.0
+        self._due = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def seconds(self) -> float:
+        """The worst lag of late: of the last wake-ups, or of the one that is overdue now."""
+        overdue = time.monotonic() - self._due if self._task else 0.0
+        return max(self._recent, overdue)
+
+    async def start(self) -> None:
+        self._due = time.monotonic() + INTERVAL_S
+        self._task = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        self._task = None
+
+    async def _watch(self) -> None:
+        while True:
+            self._due = time.monotonic() + INTERVAL_S
+            await asyncio.sleep(INTERVAL_S)
+            self._recent = max(time.monotonic() - self._due, DECAY * self._recent)

@@ -1,0 +1,109 @@
+"""The servers that run on this device: each says where it listens and what it serves.
+
+    ROOT/servers/PID.json    {"url": …, "version": …, "failed": {version: reason}}
+    ROOT/servers/PID.lock    held as long as the server runs, however it ends
+
+A deploy waits for them, so that its result says what is served, not only what is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
+
+WAIT_S = 30.0
+"""How long a deploy waits for servers to take a version up."""
+_STEP_S = 0.05
+_NOT_YET = "hasn't taken it up yet"
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """A running server. `error`: why it doesn't serve the version waited for; None where it does."""
+
+    url: str
+    version: str
+    error: str | None = None
+
+
+class Registration:
+    """A server's own entry. Where it can't be written (a store that this user may only read), the server runs
+    all the same.
+    """
+
+    def __init__(self, root: Path, url: str) -> None:
+        self._path, self._url = root / "servers" / f"{os.getpid()}.json", url
+        self._lock: IO[str] | None = None
+
+    def tell(self, version: str, failed: dict[str, str] | None = None) -> None:
+        """Say what is served from now on, and what couldn't be."""
+        with contextlib.suppress(SlimdeployError, OSError):
+            if self._lock is None:
+                self._path.parent.mkdir(exist_ok=True)
+                self._lock = open(self._path.with_suffix(".lock"), "a")  # noqa: SIM115  (held until `remove`)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+            document = {"url": self._url, "version": version, "failed": failed or {}}
+            artifacts.write_json(self._path, document)
+
+    def remove(self) -> None:
+        """Take the entry away: the server ends."""
+        if self._lock is not None:
+            self._path.unlink(missing_ok=True)
+            self._path.with_suffix(".lock").unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+
+def wait_for_servers(root: Path, version: str, *, limit_s: float = WAIT_S) -> list[ServerState]:
+    """Every server that runs on the store in `root`, once it serves `version` or has failed to, or the time
+    is over.
+    """
+    end = time.monotonic() + limit_s
+    while True:
+        found = [_state(document, version) for document in _documents(root)]
+        open_ones = [state for state in found if state.error == _NOT_YET]
+        if not open_ones or time.monotonic() > end:
+            return found
+        time.sleep(_STEP_S)
+
+
+def _state(document: dict[str, Any], version: str) -> ServerState:
+    url, serves = str(document.get("url")), str(document.get("version"))
+    failed = document.get("failed")
+    reason = failed.get(version) if isinstance(failed, dict) else None
+    return ServerState(url, serves, None if serves == version else str(reason or _NOT_YET))
+
+
+def _documents(root: Path) -> Iterator[dict[str, Any]]:
+    """What the servers that are alive say."""
+    for path in sorted((root / "servers").glob("*.json")):
+        with contextlib.suppress(SlimdeployError):  # ended since
+            if _held(path.with_suffix(".lock")):
+                document = artifacts.read_json(path, "state of a server")
+                if isinstance(document, dict):
+                    yield document
+
+
+def _held(path: Path) -> bool:
+    """Whether a process holds the lock."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def to_json(states: list[ServerState]) -> list[dict[str, Any]]:
+    return [asdict(state) for state in states]
