@@ -302,7 +302,8 @@ def build_optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.SG
         {"params": decayed, "weight_decay": options.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.momentum > 0)
+    momentum = options.momentum
+    return torch.optim.SGD(groups, lr=options.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
 
 
 def _out_of_patience(history: list[EpochRecord], patience: int | None) -> bool:
