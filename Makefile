@@ -10,7 +10,7 @@ demo: install
 	@echo "Results: runs/digits/table.json, runs/digits/bench.json, the networks beside them; curves: $(BIN)/tensorboard --logdir runs/digits"
 
 test: install .venv/tensorrt-on-cpu lint types
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 # TensorRT's parser and builder, which need no GPU: `slimdeploy export --trt-check`. Without, their tests are skipped.
 .venv/tensorrt-on-cpu: .venv/installed
@@ -40,7 +40,7 @@ install: .venv/installed
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[host,cpu,device,report,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[host,cpu,device,report,sweep,test]'
 	touch $@
 
 clean:

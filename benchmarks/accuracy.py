@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimdeploy.benchmarks import statistics
+from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.errors import SlimdeployError
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -30,7 +31,9 @@ class Evaluation:
         return statistics.proportion_interval(int(self.correct.sum()), len(self.correct))
 
 
-def evaluate(predict: Predict, images: np.ndarray, labels: np.ndarray, *, batch: int) -> Evaluation:
+def evaluate(
+    predict: Predict, images: np.ndarray | FileImages, labels: np.ndarray, *, batch: int
+) -> Evaluation:
     """Run `predict` over `images` (N, H, W, 3) uint8, `batch` at a time, and compare with `labels` (N,).
 
     Raises SlimdeployError where the labels don't fit the model's classes, or there are no images.

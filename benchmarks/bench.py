@@ -119,7 +119,7 @@ def _measure_batch(
         data = [_data(one, worker.label, around.images) for one, worker in zip(opened, workers, strict=True)]
         for worker, own in zip(workers, data, strict=True):
             if own is not None:  # as many as the batch takes, from the start again where there are too few
-                worker.call("use_images", np.resize(own.images, (batch, *own.images.shape[1:])))
+                worker.call("use_images", np.resize(own.images[:batch], (batch, *own.images.shape[1:])))
         meter = _meter(around, workers)
         timings = time_models(
             workers,

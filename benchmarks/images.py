@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from slimdeploy.toolchain.data.dataset import DataOptions, balanced_subset, load_dataset
+from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import Preprocessing
 
@@ -16,7 +17,7 @@ from slimdeploy.toolchain.model_info import Preprocessing
 class Images:
     """`images` (N, H, W, 3) uint8, `labels` (N,), and the names of the classes that the labels count."""
 
-    images: np.ndarray
+    images: np.ndarray | FileImages
     labels: np.ndarray
     class_names: tuple[str, ...]
 
@@ -33,7 +34,7 @@ def dataset_images(data: DataOptions, limit: int | None = None) -> LoadImages:
             raise SlimdeployError(f"--size {data.size}, but the model takes {size}×{size}: leave --size out")
         dataset = load_dataset(replace(data, size=size))
         test = balanced_subset(dataset.test, limit)
-        return Images(test.images, test.labels, dataset.class_names)
+        return Images(test.stored, test.labels, dataset.class_names)
 
     return load
 

@@ -1,7 +1,7 @@
 """Electrical power while a model runs, where there is a sensor: J per image.
 
-On a Jetson the INA3221 monitor on the board, through hwmon; on other NVIDIA machines NVML. No sensor, no
-figure.
+On a Jetson the INA3221 or INA238 monitor on the board, through hwmon; on other NVIDIA machines NVML. No
+sensor, no figure.
 """
 
 from __future__ import annotations
@@ -22,8 +22,13 @@ from slimdeploy.benchmarks.worker import HOST
 SAMPLE_S = 0.02
 IDLE_S = 1.0
 
-# The rail that feeds the whole module, by its name on each board (NVIDIA, "Jetson Developer Guide: Power").
-TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0")
+# The rail that feeds the whole module: on Orin Nano and NX and Xavier NX; on Nano, TX1 and TX2.
+TOTAL_RAILS = ("VDD_IN", "POM_5V_IN")
+# AGX Orin and Thor have none. VIN_SYS_5V0 is the 5 V input alone (I/O and memory) and stands beside the rails
+# of GPU, CPU and SoC, which come from the high-voltage input: the module takes their sum. What hangs on the
+# 5 V input is in its figure already. (Jetson Linux Developer Guide, AGX Orin, power monitors; Linux
+# tegra234-p3701.dtsi; rbonghi/jetson_stats, issue 344 and total_power.)
+BEHIND_ANOTHER_RAIL = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
 
 
 class Sensor(Protocol):
@@ -46,23 +51,44 @@ class Ina3221:
         return sum(int(volts.read_text()) * int(amps.read_text()) for volts, amps in self.rails) / 1e6
 
 
+@dataclass(frozen=True)
+class Ina238:
+    """An INA238 at the power input: what the whole board takes, as on Thor's developer kit (NVIDIA's forum,
+    topic 366461). Its file holds µW.
+    """
+
+    name: str
+    file: Path
+
+    def watts(self) -> float:
+        return int(self.file.read_text()) / 1e6
+
+
 def find_sensor(root: Path = Path("/"), nvml: Nvml | None = None) -> Sensor | None:
-    """The sensor of this machine: INA3221 below `root`, else NVML; None where there is neither."""
+    """The sensor of this machine: INA238 or INA3221 below `root`, else NVML; None where there is neither."""
     rails: dict[str, tuple[Path, Path]] = {}
     for monitor in sorted((root / "sys/class/hwmon").glob("hwmon*")):
-        if _text(monitor / "name") != "ina3221":
-            continue
-        for volts in sorted(monitor.glob("in[0-9]*_input")):
-            channel = volts.name.removeprefix("in").removesuffix("_input")
-            amps, label = monitor / f"curr{channel}_input", _text(monitor / f"in{channel}_label")
-            if amps.is_file() and label and label != "NC":
-                rails[label] = volts, amps
-    total = [name for name in TOTAL_RAILS if name in rails]
-    if total:
-        return Ina3221(f"INA3221 {total[0]}", (rails[total[0]],))
-    if rails:
-        return Ina3221(f"INA3221 {'+'.join(rails)}", tuple(rails.values()))
-    return nvml if nvml is not None and nvml.has_power() else None
+        chip = _text(monitor / "name")
+        if chip == "ina238" and (monitor / "power1_input").is_file():
+            return Ina238(f"INA238 {_text(monitor / 'label') or 'VIN'}", monitor / "power1_input")
+        if chip == "ina3221":
+            rails |= _rails(monitor)
+    if not rails:
+        return nvml if nvml is not None and nvml.has_power() else None
+    total = [name for name in TOTAL_RAILS if name in rails][:1]
+    chosen = total or [name for name in rails if BEHIND_ANOTHER_RAIL.get(name) not in rails]
+    return Ina3221(f"INA3221 {'+'.join(chosen)}", tuple(rails[name] for name in chosen))
+
+
+def _rails(monitor: Path) -> dict[str, tuple[Path, Path]]:
+    """Label -> the files with mV and mA of the channels in use; a sum over channels has no current."""
+    found = {}
+    for channel in (1, 2, 3):
+        volts, amps = monitor / f"in{channel}_input", monitor / f"curr{channel}_input"
+        label = _text(monitor / f"in{channel}_label")
+        if label and label != "NC" and volts.is_file() and amps.is_file():
+            found[label] = volts, amps
+    return found
 
 
 @dataclass

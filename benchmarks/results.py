@@ -16,8 +16,8 @@ from slimdeploy.benchmarks import conditions
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 
-SCHEMAS = {"bench": 1, "gpu-check": 1, "lut": 1, "table": 1}
-"""Kind of document -> the version written. `bench` and `lut` are the commands', `gpu-check` is
+SCHEMAS = {"bench": 1, "gpu-check": 1, "lut": 1, "sweep": 1, "table": 1}
+"""Kind of document -> the version written. `bench`, `lut` and `sweep` are the commands', `gpu-check` is
 gpu_check.py's; `table` is any script's: what was measured, the command that repeats it, and rows of plain
 values.
 """

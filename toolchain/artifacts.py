@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,10 +42,38 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
             os.unlink(temporary)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed process left beside `path` while it wrote it."""
+    if not path.parent.is_dir():
+        return
+    for entry in os.scandir(path.parent):
+        if entry.name.startswith(f".{path.name}.") and entry.name.endswith(".tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(entry)
+
+
 def write_bytes(path: Path | str, content: bytes) -> None:
     """Write `content` to `path` atomically."""
     with atomic_file(path) as file:
         file.write(content)
+
+
+def link(source: Path, path: Path) -> None:
+    """Make `path` the same file as `source`, or a copy of it where the file system has no hard links. No
+    artifact is ever changed in place, so neither can spoil the other.
+    """
+    with tempfile.TemporaryDirectory(dir=_folder(path), prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, path)
+
+
+def _folder(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.parent
 
 
 def write_json(path: Path | str, document: Any) -> None:

@@ -18,6 +18,7 @@ import click
 
 from slimdeploy import __version__
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError, missing_library, nearest
+from slimdeploy.toolchain.launch import check_command, launch, reports_errors
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,13 +34,14 @@ COMMANDS = {
     "export": "Write a checkpoint as ONNX and compare it with torch on real images.",
     "calibrate": "Write an ONNX file in INT8, its ranges measured on real images.",
     "bench": "Accuracy, latency and memory of models, side by side.",
-    "report": "A run as one HTML page with charts, or as Markdown.",
+    "report": "A run or a sweep as one HTML page with charts, or as Markdown.",
     "package": "Pack ONNX files and what checks them into one bundle for a device.",
     "deploy": "Install a bundle on this device or on others: verify, build, check, measure, switch over.",
     "classify": "Classify image files, folders or raw frames with a model or the deployed version.",
     "serve": "Classify over HTTP with the deployed version or a model.",
     "doctor": "What this machine can do, and the command that mends each thing missing.",
     "lut": "Time a network's convolutions on this device, for prune --latency-ms.",
+    "sweep": "A recipe over λ, ratios and alignments, on many workers: the best trade-offs.",
     "run": "All stages in order, from a recipe; a killed run goes on where it was.",
 }
 
@@ -69,7 +71,10 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         as_json = ctx.params.pop("as_json")
         ctx.params.pop("debug")
+        check_command(self.name or "")
         output: Output = super().invoke(ctx)
+        if not launch().main:
+            return
         if as_json:
             click.echo(json.dumps(output.json, indent=1))
         else:
@@ -130,7 +135,8 @@ def main() -> NoReturn:
         if "--debug" in sys.argv:
             traceback.print_exc()
         message, exit_code = _explain(error)
-        click.echo(f"slimdeploy: {message}", err=True)
+        if reports_errors():
+            click.echo(f"slimdeploy: {message}", err=True)
         sys.exit(exit_code)
     sys.exit(0)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import platform
-import sys
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from typing import Any
 
 from slimdeploy import __version__
@@ -14,6 +16,12 @@ from slimdeploy.toolchain.networks.spec import NetworkSpec
 
 FORMAT = 1
 """Version of the JSON document that a checkpoint and an ONNX file carry."""
+
+DISTRIBUTIONS = {
+    "onnxruntime": ("onnxruntime-gpu",),
+    "tensorrt": ("tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+}
+"""Import name -> packages that bring it under another name than its own."""
 
 METADATA_KEY = "slimdeploy"
 """Where an ONNX file carries that document (metadata_props)."""
@@ -85,11 +93,22 @@ class ModelInfo:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries in use that decide a result."""
+    """Versions of Python and of the installed libraries that decide a result.
+
+    Of those installed, not of those imported: artifacts hold them, and the same work has to give the same
+    bytes whatever else the process did before.
+    """
+    return dict(_installed())
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
     found = {"python": platform.python_version(), "slimdeploy": __version__}
     for name in ("numpy", "torch", "onnx", "onnxruntime", "tensorrt"):
-        if name in sys.modules:
-            found[name] = str(sys.modules[name].__version__)
+        for distribution in (name, *DISTRIBUTIONS.get(name, ())):
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                found[name] = metadata.version(distribution)
+                break
     return found
 
 

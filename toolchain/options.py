@@ -33,18 +33,26 @@ def resume_option(function: F) -> F:
 
 
 def data_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`--data`, `--data-dir` and `--size`; the function gets them as one argument, `data: DataOptions |
-    None`.
+    """`--data`, `--data-dir`, `--size` and `--stream`; the function gets them as one argument, `data:
+    DataOptions | None`.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(data: str | None, data_dir: Path, size: int | None, **arguments: Any) -> Any:
+        def wrapped(
+            data: str | None, data_dir: Path, size: int | None, stream: bool | None, **arguments: Any
+        ) -> Any:
             from slimdeploy.toolchain.data.dataset import DataOptions
 
-            return function(data=DataOptions(data, data_dir, size) if data else None, **arguments)
+            return function(data=DataOptions(data, data_dir, size, stream) if data else None, **arguments)
 
         wrapped.__doc__ = function.__doc__
         wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        stream_option = click.option(
+            "--stream/--no-stream",
+            default=None,
+            help="Leave images in their files until needed [default: where they don't fit in half of the "
+            "free memory].",
+        )
         size_option = click.option(
             "--size",
             type=click.IntRange(min=8),
@@ -63,7 +71,7 @@ def data_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[.
             metavar="NAME",
             help="digits, cifar10, or folder:PATH with PATH/train/<class>/… and PATH/test/<class>/….",
         )
-        return data_option(folder_option(size_option(wrapped)))
+        return data_option(folder_option(size_option(stream_option(wrapped))))
 
     return decorate
 

@@ -14,27 +14,39 @@ where it was, and a changed recipe repeats only what depends on the change.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from slimdeploy import __version__
 from slimdeploy.benchmarks import results
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.data.dataset import Dataset, load_dataset
+from slimdeploy.toolchain.data.dataset import load_dataset
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.stage import export_stage
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.stage import prune_stage
-from slimdeploy.toolchain.recipe import Recipe
+from slimdeploy.toolchain.recipe import TRAINED, Recipe
 from slimdeploy.toolchain.run_table import result_table
+from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.stage import finetune_stage, train_stage
 from slimdeploy.toolchain.training.state import state_path
 
 StageResult = dict[str, Any]
+Around = Callable[[str], AbstractContextManager[Any]]
+"""Stage -> what is entered around it."""
+_nothing: Around = contextlib.nullcontext
+# Stage -> its files, the ones that it need not have written included.
+ORIGINAL_FILES = {
+    "train": ("sparse.safetensors", "sparse.history.jsonl"),
+    "export-original": ("original.onnx", "original.onnx.json"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,12 +58,15 @@ class RunResult:
     table: dict[str, Any]
 
 
-def run_recipe(recipe: Recipe, folder: Path, *, device: str, threads: int | None = None) -> RunResult:
-    """Carry out `recipe` in `folder`; stages that are done and unchanged are skipped.
+def run_recipe(
+    recipe: Recipe, folder: Path, *, device: str, threads: int | None = None, around: Around = _nothing
+) -> RunResult:
+    """Carry out `recipe` in `folder`; stages that are done and unchanged are skipped. `around` is entered
+    around each one that isn't.
 
     Raises SlimdeployError as the stages do.
     """
-    run = _Run(recipe, folder, device, threads)
+    run = _Run(recipe, folder, device, threads, around)
     run.train()
     for ratio in recipe.compare_ratios:
         run.prune(f"compare-{ratio:g}", recipe.prune.at_ratio(ratio))
@@ -65,21 +80,50 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str, threads: int | None
     return RunResult(folder, run.stages.results, table)
 
 
+def run_original(
+    recipe: Recipe, folder: Path, *, device: str, threads: int | None = None, around: Around = _nothing
+) -> None:
+    """Only what doesn't depend on the pruning: the sparse training, and the unpruned network as ONNX."""
+    run = _Run(recipe, folder, device, threads, around)
+    run.train()
+    run.export("original", "train", run.sparse)
+
+
+def adopt_original(source: Path, folder: Path) -> None:
+    """Let the run in `folder` begin with what `run_original` made in `source`: the same files by hard link
+    (copied where the file system has none), and the record of how they came about.
+    """
+    theirs = Stages(source)
+    ours = Stages(folder)
+    for name, written in ORIGINAL_FILES.items():
+        files = [file for file in written if (source / file).exists()]
+        if ours.entry(name) == theirs.entry(name) and all((folder / file).exists() for file in files):
+            continue
+        for file in files:
+            artifacts.link(source / file, folder / file)
+        ours.adopt(name, theirs)
+
+
 class _Run:
     """What each stage is given, and which earlier ones it depends on."""
 
-    def __init__(self, recipe: Recipe, folder: Path, device: str, threads: int | None) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, device: str, threads: int | None, around: Around
+    ) -> None:
         self.recipe, self.folder, self.device, self.threads = recipe, folder, device, threads
-        self.stages = Stages(folder)
+        self.stages = Stages(folder, around)
         self.sparse, self.final = self._checkpoint("sparse"), self._checkpoint("final")
-        self._data = [recipe.data.to_json(), _digest(load_dataset(recipe.data))]
+        for options in (recipe.train, recipe.finetune):
+            if options.teacher not in (None, TRAINED) and not Path(options.teacher).is_file():
+                raise SlimdeployError(f"no teacher at {options.teacher}")
+        self._data = [recipe.data.to_json(), load_dataset(recipe.data).digest()]
 
     def train(self) -> None:
         network, options = self.recipe.network, self.recipe.train
         self.stages.do(
             "train",
             self.sparse,
-            [self._data, asdict(network), options.to_json()],
+            [self._data, asdict(network), self._options(options)],
             lambda resume: train_stage(
                 arch=network.arch,
                 stem=network.stem,
@@ -109,10 +153,12 @@ class _Run:
 
     def finetune(self) -> None:
         options = self.recipe.finetune
+        if options.teacher == TRAINED:
+            options = replace(options, teacher=str(self.sparse))
         self.stages.do(
             "finetune",
             self.final,
-            [self._data, options.to_json(), self.stages.sha256("pruned")],
+            [self._data, self._options(options), self.stages.sha256("pruned")],
             lambda resume: finetune_stage(
                 self._checkpoint("pruned"),
                 data=self.recipe.data,
@@ -146,6 +192,11 @@ class _Run:
             lambda _: _bench(self.recipe, models, output, self.threads),
         )
 
+    def _options(self, options: TrainOptions) -> dict[str, Any]:
+        """What training depends on: of a teacher its content, not its place."""
+        teacher = artifacts.sha256_file(options.teacher) if options.teacher else None
+        return {**options.to_json(), "teacher": teacher}
+
     def _checkpoint(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
@@ -159,8 +210,8 @@ class Reported(Protocol):
 class Stages:
     """The stages done so far in a run folder, kept in its `run.json`."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "run.json"
+    def __init__(self, folder: Path, around: Around = _nothing) -> None:
+        self._path, self._around = folder / "run.json", around
         self._known: dict[str, dict[str, Any]] = {}
         if self._path.exists():
             self._known = artifacts.read_json(self._path, "record of a run")
@@ -182,12 +233,21 @@ class Stages:
         ):
             log(f"{name}: up to date")
         else:
-            log(f"{name} …")
-            self._record(name, {"inputs": key})
-            result = work(same and state_path(output).exists()).to_json()
+            with self._around(name):
+                log(f"{name} …")
+                self._record(name, {"inputs": key})
+                result = work(same and state_path(output).exists()).to_json()
             known = {"inputs": key, "sha256": artifacts.sha256_file(output), "result": result}
             self._record(name, known)
         self.results[name] = known["result"]
+
+    def entry(self, name: str) -> dict[str, Any] | None:
+        """What is recorded of stage `name`."""
+        return self._known.get(name)
+
+    def adopt(self, name: str, other: Stages) -> None:
+        """Record stage `name` as `other` has it, whose output lies here too."""
+        self._record(name, other._known[name])
 
     def sha256(self, name: str) -> str:
         """Hash of what stage `name` wrote."""
@@ -222,12 +282,3 @@ def _bench(recipe: Recipe, models: list[Path], output: Path, threads: int | None
     result = measure(subjects, options, around, command=["slimdeploy", "bench", *map(str, models)])
     results.write(output, result)
     return BenchResult(results.without_samples(result))
-
-
-def _digest(dataset: Dataset) -> str:
-    """Hash of all images and labels."""
-    digest = hashlib.sha256()
-    for split in (dataset.train, dataset.test):
-        digest.update(split.images.tobytes())
-        digest.update(split.labels.tobytes())
-    return digest.hexdigest()

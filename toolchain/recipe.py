@@ -19,6 +19,8 @@ from slimdeploy.toolchain.training.options import TrainOptions
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "digits"
+TRAINED = "trained"
+"""As `finetune.teacher`: the run's own network before pruning."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,16 @@ class Recipe:
     compare_ratios: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.train.teacher == TRAINED:
+            raise SlimdeployError(f"[train] teacher can't be {TRAINED!r}, the network that [train] makes")
         for ratio in self.compare_ratios:
             if not 0 <= ratio < 1:
                 raise SlimdeployError(f"compare_ratios must be from 0 to below 1, not {ratio:g}")
+        names = [f"{ratio:g}" for ratio in self.compare_ratios]  # of the files that they are written to
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise SlimdeployError(f"compare_ratios holds {min(twice)} twice")
+        if (table := self.prune.latency_table) and not Path(table).is_file():
+            raise SlimdeployError(f"[prune] no latency table at {table}")
 
 
 def find_recipe(name: str) -> Path:
@@ -149,7 +158,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             return _build(hint, value, key + ".")
         raise SlimdeployError(f"{key} must be a section, [{key}]")
     if isinstance(hint, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
+        kinds = [part for part in typing.get_args(hint) if part is not types.NoneType]
+        hint = str if str in kinds and isinstance(value, str) else kinds[0]
     if typing.get_origin(hint) is tuple:
         if isinstance(value, list):
             return tuple(_convert(typing.get_args(hint)[0], item, key) for item in value)

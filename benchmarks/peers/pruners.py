@@ -1,8 +1,8 @@
 """slimdeploy against Torch-Pruning and a plain global threshold: the same checkpoint, budget and fine-tuning.
 
     pip install torch-pruning==1.6.0
-    python benchmarks/peers/pruners.py sparse.safetensors --data folder:data/cifar10-jpeg --work
-    runs/pruners \\ --output benchmarks/results/pruners.json
+    python benchmarks/peers/pruners.py sparse.safetensors --data folder:data/cifar10-jpeg \\
+        --work runs/pruners --output benchmarks/results/pruners.json
 
 Each contender prunes the checkpoint to at most `--params`; its accuracy is taken right after the cut, after
 BN recalibration, and after the same fine-tuning; then all are timed against the original in one interleaved
@@ -101,8 +101,8 @@ def _fit_budget(options: PruneOptions, task: Task) -> PruneOptions:
 
 
 CONTENDERS["slimdeploy: γ"] = _slimdeploy(PruneOptions(params=1.0))
-CONTENDERS["slimdeploy: surgeon, coupled, 42 M MACs"] = _slimdeploy(
-    PruneOptions(macs=42e6, criterion="surgeon", residual="couple", align=16)
+CONTENDERS["slimdeploy: surgeon, coupled, 60 M MACs"] = _slimdeploy(
+    PruneOptions(macs=60e6, criterion="surgeon", residual="couple", align=32)
 )
 
 
@@ -122,7 +122,7 @@ def plain_threshold(task: Task, output: Path) -> dict[str, float]:
         kept = {name: best_channels(scores[name], count) for name, count in counts.items()}
         return prune_network(parent.network, groups, kept, fold=False)[0]
 
-    index = _lowest(len(values) - 1, lambda i: network_cost(cut(i).spec, 32).params <= task.params)
+    index = _first(len(values) - 1, lambda i: network_cost(cut(i).spec, 32).params <= task.params)
     return _finish(parent, cut(index), task, output, time.perf_counter() - started)
 
 
@@ -149,7 +149,7 @@ def _torch_pruning(importance_name: str, round_to: int | None) -> Contender:
         started = time.perf_counter()
         cut(100)
         seconds = time.perf_counter() - started  # one cut; the search for the ratio isn't counted
-        step = _lowest(199, lambda i: network_cost(cut(i).spec, 32).params <= task.params)
+        step = _first(199, lambda i: network_cost(cut(i).spec, 32).params <= task.params)
         return _finish(parent, cut(step), task, output, seconds)
 
     return run
@@ -188,24 +188,39 @@ def _accuracy(network: ResNet, dataset: Dataset) -> float:
     return evaluate_network(network, dataset.test, dataset.preprocessing, device="cpu").accuracy
 
 
-def _lowest(highest: int, fits: Callable[[int], bool]) -> int:
-    """The lowest number for which `fits`, which from there on always does."""
-    low, high = 0, highest
+def _first(highest: int, fits: Callable[[int], bool]) -> int:
+    """The lowest number up to `highest` for which `fits`.
+
+    Looked for from below: rounding to multiples leaves layers at full width where nothing would stay, so that
+    Torch-Pruning's networks grow again at the highest ratios.
+    """
+    strides = range(0, highest + 1, max(1, highest // 20))
+    high = next((number for number in (*strides, highest) if fits(number)), None)
+    if high is None:
+        raise click.ClickException("no ratio meets the budget")
+    low = max(0, high - strides.step)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle + 1, high)
     return low
 
 
-def _carry_out(name: str, task: Task, work: Path, options: TrainOptions) -> dict[str, Any]:
-    """One contender from the checkpoint to ONNX; what lies in `work` already is read instead."""
+def _named(name: str, parts: tuple[str, ...]) -> bool:
+    return any(part in name for part in parts)
+
+
+def _carry_out(name: str, task: Task, work: Path, options: TrainOptions | None) -> dict[str, Any]:
+    """One contender from the checkpoint to ONNX; what lies in `work` already is read instead.
+
+    Fine-tuned with `options` where they are given; a network that was fine-tuned stays so.
+    """
     slug = "".join(c if c.isalnum() else "-" for c in name.lower())
     pruned, final, record = (work / f"{slug}{end}" for end in (".safetensors", ".final.safetensors", ".json"))
     log(f"{name} …")
     if not record.exists():
         artifacts.write_json(record, CONTENDERS[name](task, pruned))
     found = artifacts.read_json(record, "record of a contender")
-    if options.epochs and "finetuned" not in found:
+    if options and "finetuned" not in found:
         tuned = finetune_stage(
             pruned, data=task.data, options=options, output=final, device="cpu",
             resume=state_path(final).exists(), force=True,
@@ -214,7 +229,11 @@ def _carry_out(name: str, task: Task, work: Path, options: TrainOptions) -> dict
         artifacts.write_json(record, found)
     onnx = work / f"{slug}.onnx"
     export_stage(
-        final if options.epochs else pruned, options=ExportOptions(), output=onnx, data=task.data, force=True
+        final if "finetuned" in found else pruned,
+        options=ExportOptions(),
+        output=onnx,
+        data=task.data,
+        force=True,
     )
     return {**found, "onnx": onnx}
 
@@ -242,24 +261,28 @@ COLUMNS = {
 @click.option("--data", required=True)
 @click.option("--data-dir", type=click.Path(path_type=Path), default=Path("data"))
 @click.option("--params", type=Amount(), default="3.94M", show_default=True)
-@click.option("--epochs", type=int, default=5, show_default=True, help="Of fine-tuning; 0 leaves it out.")
+@click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Of fine-tuning.")
 @click.option("--limit", type=int, help="Fine-tune on a balanced subset.")
 @click.option("--only", multiple=True, help="Contenders, by a part of their name.")
+@click.option("--finetune", multiple=True, help="Those of them to fine-tune [default: all].")
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="Timed running for each model.")
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(
     checkpoint: Path, data: str, data_dir: Path, params: float, epochs: int, limit: int | None,
-    only: tuple[str, ...], seconds: float, work: Path, output: Path,
+    only: tuple[str, ...], finetune: tuple[str, ...], seconds: float, work: Path, output: Path,
 ) -> None:  # fmt: skip
     """Run all contenders on CHECKPOINT and write a `table` result."""
     task = Task(checkpoint, DataOptions(data, data_dir), params, 0)
     options = TrainOptions(epochs=epochs, lr=0.02, batch_size=128, validation=0.02, limit=limit)
-    names = [name for name in CONTENDERS if not only or any(part in name for part in only)]
+    names = [name for name in CONTENDERS if not only or _named(name, only)]
     work.mkdir(parents=True, exist_ok=True)
     original = work / "original.onnx"
     export_stage(checkpoint, options=ExportOptions(), output=original, data=task.data, force=True)
-    found = {name: _carry_out(name, task, work, options) for name in names}
+    found = {
+        name: _carry_out(name, task, work, options if not finetune or _named(name, finetune) else None)
+        for name in names
+    }
     subjects = subjects_for([original, *(f["onnx"] for f in found.values())], ["onnxruntime"], _sessions())
     bench = measure(
         subjects, BenchOptions((1, 64), TimingOptions(seconds=seconds)), find_surroundings(None, log)

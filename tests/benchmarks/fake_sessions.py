@@ -41,6 +41,8 @@ class FakeSession:
     runs: int = 0
     gpu_ms: float | None = None
     enqueue_ms: float | None = None
+    copy_in_ms: float | None = None
+    copy_out_ms: float | None = None
     kept: list[np.ndarray] = field(default_factory=list)
     random: random.Random = field(default_factory=lambda: random.Random(0))
 
@@ -67,6 +69,7 @@ class FakeSession:
         time.sleep(milliseconds / 1000)
         if self.gpu_share is not None:
             self.gpu_ms, self.enqueue_ms = milliseconds * self.gpu_share, milliseconds * self.gpu_share / 2
+            self.copy_in_ms, self.copy_out_ms = 0.25, 0.125
         answers = np.rint(batch[:, 0, 0, 0] * 255).astype(int) % len(CLASSES)
         if self.wrong_every:
             second = np.rint(batch[:, 0, 0, 1] * 255).astype(int)

@@ -127,6 +127,7 @@ def test_a_session_on_a_gpu_tells_its_own_times(rows):
     assert told["gpu_ms"]["p50"] == pytest.approx(0.5)
     assert told["enqueue_ratio"] == pytest.approx(0.5)
     assert told["launch_bound"] is False
+    assert (told["copy_in_ms"]["p50"], told["copy_out_ms"]["p50"]) == (0.25, 0.125)
     assert rows["gpu"]["memory_mb"]["device"] == {"plan": 3.0, "workspace": 5.0}
     assert rows["right"]["gpu"] is None
 

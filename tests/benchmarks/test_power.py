@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import fake_sessions
@@ -72,6 +74,15 @@ def hwmon(root, rails):
         (monitor / f"curr{channel}_input").write_text(f"{milliamps}\n")
 
 
+def board(root, name):
+    """The files that Linux has on a Jetson (tests/toolchain/deploy/jetson_trees)."""
+    tree = Path(__file__).parents[1] / "toolchain/deploy/jetson_trees" / f"{name}.json"
+    for path, content in json.loads(tree.read_text())["files"].items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(content)
+    return root
+
+
 def test_the_rail_that_feeds_the_module_is_taken_alone(tmp_path):
     hwmon(tmp_path, [("VDD_IN", 5000, 1200), ("VDD_CPU_GPU_CV", 5000, 400), ("VDD_SOC", 5000, 300)])
     sensor = find_sensor(tmp_path)
@@ -84,6 +95,28 @@ def test_without_such_a_rail_all_are_added(tmp_path):
     sensor = find_sensor(tmp_path)
     assert sensor.name == "INA3221 GPU+CPU"
     assert sensor.watts() == pytest.approx(5.7)
+
+
+def test_agx_orin_adds_the_rails_that_feed_it(tmp_path):
+    """19.8 V × (160 + 40) mA + 5.016 V × 700 mA: the memory's rail is behind the 5 V."""
+    sensor = find_sensor(board(tmp_path, "agx-orin"))
+    assert sensor.name == "INA3221 VDD_GPU_SOC+VDD_CPU_CV+VIN_SYS_5V0"
+    assert sensor.watts() == pytest.approx(19.8 * 0.2 + 5.016 * 0.7)
+
+
+def test_thor_takes_the_monitor_at_its_input(tmp_path):
+    tree = board(tmp_path, "thor")
+    sensor = find_sensor(tree)
+    assert (sensor.name, sensor.watts()) == ("INA238 VIN", 23.04)
+    (tree / "sys/class/hwmon/hwmon3/power1_input").unlink()  # a carrier board without one
+    without = find_sensor(tree)
+    assert without.name == "INA3221 VDD_GPU+VDD_CPU_SOC_MSS+VIN_SYS_5V0"
+    assert without.watts() == pytest.approx(19.6 * 0.332 + 5 * 1.304)
+
+
+def test_orin_nano_has_a_rail_for_all(tmp_path):
+    sensor = find_sensor(board(tmp_path, "orin-nano"))
+    assert (sensor.name, sensor.watts()) == ("INA3221 VDD_IN", pytest.approx(6.2))
 
 
 def test_a_machine_without_sensor_has_none(tmp_path):

@@ -7,6 +7,7 @@ import jsonschema
 import pytest
 
 from slimdeploy.benchmarks import results
+from slimdeploy.tests.toolchain.report import sweep_example
 from slimdeploy.toolchain.errors import SlimdeployError
 
 FOLDER = Path(results.__file__).parent
@@ -40,6 +41,12 @@ def test_a_script_writes_a_table_that_conforms(tmp_path):
     read = json.loads((tmp_path / "table.json").read_text())
     assert read == result
     jsonschema.validate(read, schema_of(read))
+
+
+def test_the_example_of_a_sweep_conforms():
+    """What the report's tests are made on is what the command writes (tests/toolchain/sweep checks that)."""
+    document = sweep_example.document()
+    jsonschema.validate(document, schema_of(document))
 
 
 def test_lists_of_numbers_take_one_line_and_texts_stay_as_they_are(tmp_path):

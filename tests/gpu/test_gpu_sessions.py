@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,13 @@ def test_tensorrt_builds_audits_and_runs(
         assert_close(session.run(small_batch), expected, precision)
         assert_close(session.run(small_batch[:1]), expected[:1], precision)
         assert benchmarks_gpu.available(session) == benchmarks_gpu.RUN_FIGURES
+        started = time.perf_counter()
+        session.run(small_batch[:4])
+        host = (time.perf_counter() - started) * 1000
+        told = {name: getattr(session, name) for name in benchmarks_gpu.RUN_FIGURES}
+        assert min(told.values()) > 0
+        assert told["copy_in_ms"] + told["gpu_ms"] + told["copy_out_ms"] < host
+        assert told["enqueue_ms"] < host
         session.close()
         session.close()
 

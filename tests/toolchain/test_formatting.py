@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 
+import onnx
+import onnxruntime
 import pytest
+import torch
 from tiny import model_info
 
 from slimdeploy.toolchain.errors import SlimdeployError, nearest, unknown
@@ -48,6 +52,15 @@ def test_a_stage_adds_to_the_provenance_and_replaces_the_metrics() -> None:
     assert later.metrics == {}
     assert later.spec.arch == "tiny-deep"
     assert info.spec.arch == "tiny", "nothing is changed in place"
+
+
+def test_versions_do_not_depend_on_what_is_imported(fresh_python: Callable) -> None:
+    code = "from slimdeploy.toolchain.model_info import versions; import json; "
+    ran = fresh_python(code + "import sys; assert 'torch' not in sys.modules; print(json.dumps(versions()))")
+    assert ran.json == versions()
+    assert versions()["torch"] == torch.__version__
+    assert versions()["onnx"] == onnx.__version__
+    assert versions()["onnxruntime"] == onnxruntime.__version__
 
 
 def test_description_round_trip() -> None:

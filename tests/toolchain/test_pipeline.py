@@ -20,6 +20,9 @@ from slimdeploy.toolchain import pipeline
 from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.recipe import load_recipe
 
+# One worker runs them all: they share what the fixture `first` takes seconds to make.
+pytestmark = pytest.mark.xdist_group("pipeline")
+
 RECIPE = """
 compare_ratios = [0.25]
 [data]
@@ -158,6 +161,7 @@ def test_a_second_run_skips_everything(
 @pytest.mark.parametrize(
     ("setting", "repeated"),
     [
+        ("finetune.teacher=trained", ["finetune", "export-final", "bench"]),
         ("finetune.epochs=2", ["finetune", "export-final", "bench"]),
         ("prune.min_channels=2", ["compare-0.25", "pruned", "finetune", "export-final", "bench"]),
         ("compare_ratios=[0.4]", ["compare-0.4"]),
@@ -172,6 +176,25 @@ def test_a_changed_key_repeats_what_depends_on_it(
     ran = _rerun(slimdeploy_command, run, setting)
     assert [name for name, ran_again in _stages(ran.err).items() if ran_again] == repeated
     assert len(quick_bench) == ("bench" in repeated)
+
+
+def test_the_network_before_pruning_can_teach(
+    slimdeploy_command: Callable, run: Path, quick_bench: list[Path]
+) -> None:
+    _rerun(slimdeploy_command, run, "finetune.teacher=trained")
+    entry = load_checkpoint(run / "run" / "final.safetensors").info.provenance[-1]
+    assert entry["teacher"] == load_checkpoint(run / "run" / "sparse.safetensors").sha256
+    again = _rerun(slimdeploy_command, run, "finetune.teacher=trained")
+    assert not any(_stages(again.err).values())
+
+
+def test_a_teacher_that_is_not_there_is_said_before_training(
+    slimdeploy_command: Callable, run: Path, tmp_path: Path
+) -> None:
+    ran = slimdeploy_command("run", run / "small.toml", "-o", tmp_path / "fresh", "--set",
+                             "finetune.teacher=nowhere.safetensors")  # fmt: skip
+    assert (ran.exit_code, ran.error) == (2, "no teacher at nowhere.safetensors")
+    assert not (tmp_path / "fresh").exists()
 
 
 def _delete_final(run: Path) -> str:

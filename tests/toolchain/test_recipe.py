@@ -16,7 +16,7 @@ def test_every_recipe_that_comes_along_is_valid(path: Path) -> None:
     recipe = load_recipe(find_recipe(path.stem))
     assert recipe.name == path.stem
     assert recipe.finetune.sparsity == 0
-    assert recipe.train.sparsity > 0
+    assert recipe.train.is_sparse or recipe.name == "cifar10-resnet18", "whose report is of a dense one"
     assert recipe.finetune.epochs > 0
 
 
@@ -34,12 +34,14 @@ def test_the_resnet18_report_s_settings() -> None:
     assert (train.schedule, train.step_epochs, train.epochs) == ("step", 30, 200)
     assert (train.patience, train.validation) == (20, 0.2)
     assert (recipe.network.arch, recipe.data.name) == ("resnet18", "cifar10")
+    assert not train.is_sparse
 
 
 def test_the_reference_s_settings() -> None:
     recipe = load_recipe(find_recipe("cifar10-resnet50"))
     assert (recipe.network.arch, recipe.network.stem) == ("resnet50", "cifar-pool")
     assert (recipe.train.sparsity, recipe.train.epochs) == (1e-4, 20)
+    assert recipe.compare_ratios == (0.5,)
     assert (recipe.prune.ratio, recipe.finetune.lr, recipe.finetune.epochs) == (0.9, 1e-3, 20)
 
 
@@ -79,12 +81,23 @@ def test_a_recipe_needs_little(tmp_path: Path) -> None:
         ("compare_ratios = 0.5\n" + MINIMAL, "compare_ratios must be a list, not 0.5"),
         ("compare_ratios = ['a']\n" + MINIMAL, "compare_ratios must be a number, not 'a'"),
         ("compare_ratios = [1.0]\n" + MINIMAL, "compare_ratios must be from 0 to below 1, not 1"),
+        (MINIMAL + "[train]\nsparsity = true", "train.sparsity must be a number, not True"),
+        (MINIMAL + "[train]\nsparsity = 'auto:2'", "[train] sparsity must be λ, or auto: and a share "),
+        (MINIMAL + "[train]\nflip_mode = 'both'", "[train] unknown flip mode 'both'; known: random, "),
+        (MINIMAL + "[train]\nema = 1", "[train] ema must be from 0 to below 1, not 1"),
+        (MINIMAL + "[train]\nteacher = 'trained'", "[train] teacher can't be 'trained', the network that "),
+        (MINIMAL + "[finetune]\nteacher = 3", "finetune.teacher must be a string, not 3"),
         (MINIMAL + "[train]\nlr = 0", "[train] lr must be above 0, not 0"),
         (MINIMAL + "[finetune]\nschedule = 'cosin'", "[finetune] unknown schedule 'cosin'; known: one-cycle, "
          "cosine, step, constant. Did you mean 'cosine'?"),
         (MINIMAL + "[network]\narch = 'resnet20'", "[network] unknown arch 'resnet20'; known: "),
         (MINIMAL + "[network]\nstem = 'cifr'", "[network] unknown stem 'cifr'; known: "),
         ("[data]\nname = 'digits'\n[prune]\nratio = 2", "[prune] ratio must be from 0 to below 1, not 2"),
+        (MINIMAL + "criterion = 'gama'", "[prune] unknown criterion 'gama'; known: gamma, "),
+        (MINIMAL + "residual = 'kep'", "[prune] unknown residual mode 'kep'; known: "),
+        ("compare_ratios = [0.5, 0.25, 0.5]\n" + MINIMAL, "compare_ratios holds 0.5 twice"),
+        ("[data]\nname = 'digits'\n[prune]\nlatency_ms = 2\nlatency_table = 'none.json'",
+         "[prune] no latency table at none.json"),
         ("[data]\nname = 'digits'\n[prune]\nfold = true", "[prune] give one target, "),
         (MINIMAL + "[export]\nopset = 9", "[export] opset 9: 13 to 22 can be written"),
         (MINIMAL + "[bench]\nbatches = []", "[bench] batches must be a list of sizes from 1 on"),
@@ -104,6 +117,15 @@ def test_whole_numbers_pass_for_numbers(tmp_path: Path) -> None:
     recipe = load_recipe(_write(tmp_path, "compare_ratios = [0]\n" + MINIMAL + "[train]\nlr = 1"))
     assert recipe.train.lr == 1.0
     assert recipe.compare_ratios == (0.0,)
+
+
+def test_sparsity_is_a_number_or_a_share(tmp_path: Path) -> None:
+    path = _write(tmp_path, MINIMAL + "[train]\nsparsity = 'auto:0.8'\n[finetune]\nteacher = 'trained'")
+    assert load_recipe(path).train.sparsity_target == 0.8
+    assert load_recipe(path).finetune.teacher == "trained"
+    assert load_recipe(path, ("train.sparsity=auto:0.5",)).train.sparsity_target == 0.5
+    assert load_recipe(path, ("train.sparsity=1e-4",)).train.sparsity == 1e-4
+    assert load_recipe(path, ("train.sparsity=0",)).train.sparsity == 0.0
 
 
 def test_settings_on_the_command_line_win(tmp_path: Path) -> None:

@@ -40,15 +40,19 @@ def finetune(
     threads: int | None,
 ) -> Output:
     """Train CHECKPOINT on without sparsity, by default on the data that it was trained on."""
+    from slimdeploy.toolchain.training.distributed import joined
     from slimdeploy.toolchain.training.stage import finetune_stage
 
-    result = finetune_stage(
-        checkpoint,
-        data=data,
-        options=options,
-        output=output,
-        device=torch_device(device, threads),
-        resume=resume,
-        force=force,
-    )
+    name = torch_device(device, threads)
+    with joined(name) as ranks:
+        result = finetune_stage(
+            checkpoint,
+            data=data,
+            options=options,
+            output=output,
+            device=name,
+            resume=resume,
+            force=force,
+            ranks=ranks,
+        )
     return training_output(result)

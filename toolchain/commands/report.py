@@ -21,7 +21,9 @@ from slimdeploy.toolchain.formatting import facts_table
 )
 @click.option("--force", is_flag=True, help="Replace the output where it exists.")
 def report(run: Path, kind: str, output: Path | None, force: bool) -> Output:
-    """Write what became of RUN, a folder of `slimdeploy run`, as one page to look at."""
+    """Write what became of RUN, a folder of `slimdeploy run` or `slimdeploy sweep`, as one page to look
+    at.
+    """
     from slimdeploy.toolchain.report.stage import report_stage
 
     written = report_stage(run, format=kind, output=output, force=force)

@@ -59,21 +59,25 @@ def train(
     history goes to OUTPUT's .history.jsonl and .tensorboard. After Ctrl-C or a crash, the same command with
     --resume goes on.
     """
+    from slimdeploy.toolchain.training.distributed import joined
     from slimdeploy.toolchain.training.stage import train_stage
 
-    result = train_stage(
-        arch=arch,
-        stem=stem,
-        weights=weights,
-        mean=mean,
-        std=std,
-        data=data,
-        options=options,
-        output=output,
-        device=torch_device(device, threads),
-        resume=resume,
-        force=force,
-    )
+    name = torch_device(device, threads)
+    with joined(name) as ranks:
+        result = train_stage(
+            arch=arch,
+            stem=stem,
+            weights=weights,
+            mean=mean,
+            std=std,
+            data=data,
+            options=options,
+            output=output,
+            device=name,
+            resume=resume,
+            force=force,
+            ranks=ranks,
+        )
     return training_output(result)
 
 

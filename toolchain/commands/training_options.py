@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from slimdeploy.toolchain.training.options import PRECISIONS, SPARSE_LAYERS, SPARSITY_STEPS, TrainOptions
+from slimdeploy.toolchain.training.options import (
+    FLIP_MODES,
+    PRECISIONS,
+    SPARSE_LAYERS,
+    SPARSITY_STEPS,
+    TrainOptions,
+)
 from slimdeploy.toolchain.training.schedules import SCHEDULES
 
 # Field of TrainOptions -> what `--help` says of it, or its choices and what it says.
@@ -21,19 +27,51 @@ _HELP: dict[str, str | tuple[tuple[str, ...], str]] = {
     "momentum": "Nesterov momentum.",
     "weight_decay": "On weights; never on γ, β and biases.",
     "label_smoothing": "Share of the target spread over all classes.",
-    "sparsity": "λ of the L1 penalty on γ.",
+    "sparsity": "λ of the L1 penalty on γ; auto:0.9 steers it until nine tenths are exactly zero.",
     "sparsity_step": (SPARSITY_STEPS, "proximal gives exact zeros; subgradient is the reference's form."),
     "sparse_layers": (SPARSE_LAYERS, "Which γ the penalty acts on."),
+    "sparse_align": "With --sparsity auto: leave multiples of so many channels, as prune --align does.",
     "validation": "Share of the training images held out.",
     "patience": "Stop after so many epochs without a better one, and keep the best.",
+    "ema": "Keep the average of the weights, which keeps such a share of itself a step; 0.999, say.",
+    "recalibration_images": "Measure BN statistics anew at the end, on so many training images.",
+    "teacher": "A checkpoint whose logits are learnt too.",
+    "distill": "Share of the teacher in the loss.",
+    "temperature": "What the logits are divided by before they are compared with the teacher's.",
     "crop_pad": "Random crop out of the image with so many black pixels around.",
     "flip": "Flip half of the images; not for digits or text.",
+    "flip_mode": (FLIP_MODES, "alternating flips each image in every second epoch."),
+    "cutout": "Blank a square of so many pixels in every image.",
     "limit": "Use a class-balanced subset of N training images.",
-    "precision": (PRECISIONS, "bf16 is mixed precision; auto takes it where the hardware has it."),
+    "precision": (PRECISIONS, "bf16 and fp16 are mixed; auto takes bf16 where the hardware has it."),
+    "compile": "Compile the network's passes (torch.compile, CUDA graphs); on CUDA only.",
     "seed": "Seed of every random choice.",
 }
-_SPARSITY = {"sparsity", "sparsity_step", "sparse_layers"}
-_INTEGERS = {"patience", "limit"}
+_SPARSITY = {"sparsity", "sparsity_step", "sparse_layers", "sparse_align"}
+
+
+class _Strength(click.ParamType):
+    """A number, or a text that TrainOptions judges."""
+
+    name = "strength"
+
+    def get_metavar(self, *arguments: Any) -> str:
+        return "FLOAT|auto:SHARE"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        try:
+            return float(value)
+        except ValueError:
+            return value
+
+
+_TYPES: dict[str, click.ParamType] = {
+    "patience": click.INT,
+    "limit": click.INT,
+    "teacher": click.Path(),
+    "sparsity": _Strength(),
+}
+"""Of fields whose default doesn't tell."""
 
 
 def training_options(defaults: TrainOptions, *, sparsity: bool) -> Callable[..., Any]:
@@ -65,5 +103,5 @@ def _option(name: str, default: Any) -> Callable[..., Any]:
         return click.option(flag, type=click.Choice(choices), default=default, show_default=True, help=text)
     if isinstance(default, bool):
         return click.option(f"{flag}/--no-{name}", default=default, show_default=True, help=about)
-    kind = int if name in _INTEGERS or isinstance(default, int) else float
+    kind = _TYPES.get(name) or (click.INT if isinstance(default, int) else click.FLOAT)
     return click.option(flag, type=kind, default=default, show_default=default is not None, help=about)

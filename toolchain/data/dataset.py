@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,23 +10,29 @@ from typing import Any
 
 import numpy as np
 
+from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.model_info import Preprocessing
 
 
 @dataclass(frozen=True)
 class Split:
-    """`images` (N, H, W, 3) uint8 and `labels` (N,) int64."""
+    """`stored` (N, H, W, 3) uint8, in memory or in files, and `labels` (N,) int64."""
 
-    images: np.ndarray
+    stored: np.ndarray | FileImages
     labels: np.ndarray
+
+    @property
+    def images(self) -> np.ndarray:
+        """All of them in memory. What may be given a whole set of files takes parts of `stored` instead."""
+        return np.asarray(self.stored)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> Split:
         """The images at `indices`, in that order."""
-        return Split(self.images[indices], self.labels[indices])
+        return Split(self.stored.take(indices, 0), self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -37,16 +44,29 @@ class Dataset:
     test: Split
     preprocessing: Preprocessing
 
+    def digest(self) -> str:
+        """Hash of all images and labels; of images in files, of what the file system says of them."""
+        found = hashlib.sha256()
+        for split in (self.train, self.test):
+            images = split.stored
+            found.update(
+                images.fingerprint().encode() if isinstance(images, FileImages) else images.tobytes()
+            )
+            found.update(split.labels.tobytes())
+        return found.hexdigest()
+
 
 @dataclass(frozen=True)
 class DataOptions:
     """Which data: the name that `--data` takes, and where and how to read it. `size` None keeps the images'
-    own.
+    own; `stream` says whether images stay in their files, and None that they do where they don't fit in
+    memory.
     """
 
     name: str
     data_dir: Path = Path("data")
     size: int | None = None
+    stream: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "data_dir": str(self.data_dir)}
@@ -76,6 +96,8 @@ def load_dataset(options: DataOptions) -> Dataset:
     if name not in SOURCES:
         raise unknown("data", options.name, SOURCES)
     dataset = SOURCES[name](argument, options)
+    if options.stream and not isinstance(dataset.train.stored, FileImages):
+        raise SlimdeployError(f"{name} can't be streamed: only folder:PATH is in files")
     if len(dataset.class_names) < 2:
         raise SlimdeployError(
             f"{options.name}: only one class ({dataset.class_names[0]}); at least 2 are needed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -9,11 +10,13 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from slimdeploy.toolchain.data.dataset import Split
+from slimdeploy.toolchain.data.files import FileImages, fits_in_memory
 from slimdeploy.toolchain.errors import SlimdeployError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -21,12 +24,15 @@ CACHE_FORMAT = 2
 _CHUNK = 256
 
 
-def read_folder(root: str, *, size: int | None) -> tuple[tuple[str, ...], Split, Split]:
+def read_folder(
+    root: str, *, size: int | None, stream: bool | None = None
+) -> tuple[tuple[str, ...], Split, Split]:
     """Class names, training and test split of `root/{train,test}/<class>/<image>`.
 
     Images are decoded to RGB; with `size` the shorter side is resized to it (antialiased) and the centre is
-    cut out. Without, all images must be square and of one size. Raises SlimdeployError for what is missing,
-    unreadable, of another size, or where the classes of the two splits differ.
+    cut out. Without, all images must be square and of one size. They are decoded at once and cached or, with
+    `stream` or where they don't fit in memory, when they are needed. Raises SlimdeployError for what is
+    missing, unreadable, of another size, or where the classes of the two splits differ.
     """
     folder = Path(root)
     files = {name: _list_images(folder, name) for name in ("train", "test")}
@@ -34,7 +40,15 @@ def read_folder(root: str, *, size: int | None) -> tuple[tuple[str, ...], Split,
     if odd := sorted(set(files["train"]) ^ set(files["test"])):
         where = "train" if odd[0] in files["train"] else "test"
         raise SlimdeployError(f"{folder}: class {odd[0]!r} is only in {where}/; both splits need every class")
+    first = files["train"][class_names[0]][0].path
+    count = sum(len(entries) for classes in files.values() for entries in classes.values())
     cache = _cache_folder(files, size)
+    if stream is None:
+        stream = not fits_in_memory(count, size or _side(cache, first))
+    if stream:
+        decode_one = functools.partial(decode_as, shape=_square(first, size), size=size)
+        train, test = (_in_files(classes, class_names, decode_one) for classes in files.values())
+        return class_names, train, test
     if not cache.is_dir():
         _fill_cache(cache, files, class_names, size)
     splits = [Split(np.load(cache / f"{n}-images.npy"), np.load(cache / f"{n}-labels.npy")) for n in files]
@@ -66,6 +80,52 @@ def _fit(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
+def decode_as(file: str, *, shape: tuple[int, ...], size: int | None) -> np.ndarray:
+    """One image file as an array of `shape`, like those before it; raises SlimdeployError where it isn't."""
+    image = decode(file, size)
+    if image.shape != shape:
+        raise SlimdeployError(
+            f"{file} is {image.shape[1]}×{image.shape[0]}, the images before it "
+            f"{shape[1]}×{shape[0]}: pass --size N to resize all"
+        )
+    return image
+
+
+def _side(cache: Path, first: str) -> int:
+    """Pixels along a side of the images, from the cache where there is one."""
+    if cache.is_dir():
+        return int(np.load(cache / "train-images.npy", mmap_mode="r").shape[1])
+    return decode(first, None).shape[0]
+
+
+def _square(first: str, size: int | None) -> tuple[int, ...]:
+    """The shape of all images, which is that of the first."""
+    shape = decode(first, size).shape
+    if shape[0] != shape[1]:
+        raise SlimdeployError(
+            f"{first} is {shape[1]}×{shape[0]}, not square: pass --size N to resize and cut"
+        )
+    return shape
+
+
+def _in_files(
+    classes: dict[str, list[os.DirEntry[str]]], class_names: Sequence[str], decode_one: functools.partial[Any]
+) -> Split:
+    """A split whose images are decoded when they are looked at."""
+    paths, labels = _in_order(classes, class_names)
+    files = np.array([os.fsencode(path) for path in paths])
+    return Split(FileImages(files, decode_one.keywords["shape"][0], decode_one), labels)
+
+
+def _in_order(
+    classes: dict[str, list[os.DirEntry[str]]], class_names: Sequence[str]
+) -> tuple[list[str], np.ndarray]:
+    """Paths of a split class by class, and their labels (N,) int64."""
+    paths = [entry.path for name in class_names for entry in classes[name]]
+    labels = np.repeat(np.arange(len(class_names)), [len(classes[name]) for name in class_names])
+    return paths, labels.astype(np.int64)
+
+
 def _list_images(folder: Path, split: str) -> dict[str, list[os.DirEntry[str]]]:
     """Class name -> its image files by name, for one split."""
     root = folder / split
@@ -92,10 +152,10 @@ def _cache_folder(files: dict[str, dict[str, list[os.DirEntry[str]]]], size: int
     not kept twice.
     """
     fingerprint = _fingerprint(files)
-    own = _cache_root() / f"{fingerprint}-own"
+    own = cache_root() / f"{fingerprint}-own"
     if size is None or (own.is_dir() and np.load(own / "train-images.npy", mmap_mode="r").shape[1] == size):
         return own
-    return _cache_root() / f"{fingerprint}-{size}"
+    return cache_root() / f"{fingerprint}-{size}"
 
 
 def _fingerprint(files: dict[str, dict[str, list[os.DirEntry[str]]]]) -> str:
@@ -112,7 +172,8 @@ def _fingerprint(files: dict[str, dict[str, list[os.DirEntry[str]]]]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _cache_root() -> Path:
+def cache_root() -> Path:
+    """Where decoded images are kept."""
     return Path(os.environ.get("SLIMDEPLOY_CACHE") or Path.home() / ".cache" / "slimdeploy") / "images"
 
 
@@ -144,37 +205,22 @@ def _decode_into(
     class_names: Sequence[str],
     size: int | None,
 ) -> None:
-    expected: tuple[int, ...] | None = None
+    shape = _square(files["train"][class_names[0]][0].path, size)
     for split, classes in files.items():
-        paths = [entry.path for name in class_names for entry in classes[name]]
-        labels = np.repeat(np.arange(len(class_names)), [len(classes[name]) for name in class_names])
-        images, expected = _decode_all(paths, size, expected)
-        np.save(folder / f"{split}-images.npy", images)
-        np.save(folder / f"{split}-labels.npy", labels.astype(np.int64))
+        paths, labels = _in_order(classes, class_names)
+        np.save(folder / f"{split}-images.npy", _decode_all(paths, shape, size))
+        np.save(folder / f"{split}-labels.npy", labels)
 
 
-def _decode_all(
-    paths: list[str], size: int | None, expected: tuple[int, ...] | None
-) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Decode `paths` into one (N, S, S, 3) array; returns it with the shape that every image has."""
+def _decode_all(paths: list[str], shape: tuple[int, ...], size: int | None) -> np.ndarray:
+    """Decode `paths` into one (N, S, S, 3) array."""
     from slimdeploy.toolchain.progress import progress_bar
 
-    shape = expected or decode(paths[0], size).shape
-    if shape[0] != shape[1]:
-        raise SlimdeployError(
-            f"{paths[0]} is {shape[1]}×{shape[0]}, not square: pass --size N to resize and cut"
-        )
     images = np.empty((len(paths), *shape), dtype=np.uint8)
 
     def decode_chunk(start: int) -> int:
         for i in range(start, min(start + _CHUNK, len(paths))):
-            image = decode(paths[i], size)
-            if image.shape != shape:
-                raise SlimdeployError(
-                    f"{paths[i]} is {image.shape[1]}×{image.shape[0]}, the images before it "
-                    f"{shape[1]}×{shape[0]}: pass --size N to resize all"
-                )
-            images[i] = image
+            images[i] = decode_as(paths[i], shape=shape, size=size)
         return min(_CHUNK, len(paths) - start)
 
     starts = range(0, len(paths), _CHUNK)
@@ -184,4 +230,4 @@ def _decode_all(
     ):
         for count in pool.map(decode_chunk, starts):
             advance(count)
-    return images, shape
+    return images

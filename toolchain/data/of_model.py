@@ -14,7 +14,7 @@ def data_of(info: ModelInfo, source: Path) -> DataOptions:
     """The data that a model was last trained on; raises SlimdeployError where it says nothing of it."""
     for entry in reversed(info.provenance):
         if data := entry.get("data"):
-            return DataOptions(data["name"], Path(data["data_dir"]), data["size"])
+            return DataOptions(data["name"], Path(data["data_dir"]), data["size"], data.get("stream"))
     raise SlimdeployError(f"{source} doesn't say what data it was trained on: pass --data")
 
 

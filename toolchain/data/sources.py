@@ -10,8 +10,10 @@ import sys
 
 import numpy as np
 
+from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data import decoding
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, Split, register_source
+from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import Preprocessing
@@ -66,20 +68,36 @@ def folder(argument: str, options: DataOptions) -> Dataset:
     """One's own images: `PATH/train/<class>/…` and `PATH/test/<class>/…`, decoded once and then cached."""
     if not argument:
         raise SlimdeployError("folder needs a path: --data folder:PATH")
-    class_names, train, test = decoding.read_folder(argument, size=options.size)
-    return Dataset(class_names, train, test, measured_preprocessing(train.images))
+    class_names, train, test = decoding.read_folder(argument, size=options.size, stream=options.stream)
+    return Dataset(class_names, train, test, _remembered(train.stored))
 
 
-def measured_preprocessing(images: np.ndarray) -> Preprocessing:
+def measured_preprocessing(images: np.ndarray | FileImages) -> Preprocessing:
     """Mean and standard deviation of each colour over `images` (N, H, W, 3) uint8, at most 10,000 of them."""
-    sample = images[:: max(1, len(images) // 10_000)].reshape(-1, 3)
-    # In integers, exactly: the same images give the same numbers on every machine.
-    total, squares = sample.sum(0, dtype=np.int64), (sample.astype(np.uint16) ** 2).sum(0, dtype=np.int64)
-    mean = total / len(sample) / 255
-    std = np.sqrt(np.maximum(squares / len(sample) / 255**2 - mean**2, 1e-6))
+    every = max(1, len(images) // 10_000)
+    pixels, total, squares = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
+    for start in range(0, len(images), 256 * every):
+        sample = images[start : start + 256 * every : every].reshape(-1, 3)
+        # In integers, exactly: the same images give the same numbers on every machine.
+        pixels += len(sample)
+        total += sample.sum(0, dtype=np.int64)
+        squares += (sample.astype(np.uint16) ** 2).sum(0, dtype=np.int64)
+    mean = total / pixels / 255
+    std = np.sqrt(np.maximum(squares / pixels / 255**2 - mean**2, 1e-6))
     red, green, blue = np.round(mean, 4).tolist()
     s_red, s_green, s_blue = np.round(std, 4).tolist()
     return Preprocessing(images.shape[1], (red, green, blue), (s_red, s_green, s_blue))
+
+
+def _remembered(images: np.ndarray | FileImages) -> Preprocessing:
+    """`measured_preprocessing`; of images in files it is kept in the cache, so that they are read once."""
+    if not isinstance(images, FileImages):
+        return measured_preprocessing(images)
+    path = decoding.cache_root().parent / "statistics" / f"{images.fingerprint()}.json"
+    if not path.exists():
+        artifacts.write_json(path, vars(measured_preprocessing(images)))
+    known = artifacts.read_json(path, "cache of statistics")
+    return Preprocessing(known["size"], tuple(known["mean"]), tuple(known["std"]))
 
 
 def _no_argument(name: str, argument: str) -> None:

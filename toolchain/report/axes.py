@@ -22,17 +22,16 @@ class Axis:
 
 def ticks(low: float, high: float, *, log: bool = False, most: int = 6) -> list[float]:
     """Round numbers from `low` to `high`: 1, 2 or 5 times a power of ten; on a `log` axis powers and
-    halves.
+    halves, where there are two of them.
     """
     if log:
         exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         steps = [m * 10.0**e for e in exponents for m in (1, 2, 5)]
         inside = [v for v in steps if low <= v * 1.0001 and v <= high * 1.0001]
-        return (
-            inside
-            if len(inside) <= most
-            else [v for v in inside if math.log10(v).is_integer()] or inside[::2]
-        )
+        if len(inside) > most:
+            return [v for v in inside if math.log10(v).is_integer()] or inside[::2]
+        if len(inside) >= 2:
+            return inside  # otherwise the axis is so short that it is nearly linear
     raw = (high - low) / (most - 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)

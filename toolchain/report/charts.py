@@ -29,9 +29,9 @@ ORIGINAL, FINAL, THIRD, PALE, FOURTH = 0, 1, 2, 3, 4
 ALIGNMENT = 8
 QUANTILES = (*range(100), 99.5, 99.9, 100)
 
-_SHARE = Axis("accuracy", lambda value: f"{100 * value:.3g} %")
+SHARE = Axis("accuracy", lambda value: f"{100 * value:.3g} %")
 _LOSS = Axis("loss", lambda value: f"{value:.3g}", low=0)
-_EPOCH = Axis("epoch", lambda value: f"{value:.0f}", whole=True)
+EPOCH = Axis("epoch", lambda value: f"{value:.0f}", whole=True)
 
 
 def curves(run: Run) -> list[Chart]:
@@ -42,14 +42,14 @@ def curves(run: Run) -> list[Chart]:
         if not history:
             continue
         charts += [
-            _curve(history, f"{name}-accuracy", f"{what}: accuracy", "accuracy", _SHARE),
+            _curve(history, f"{name}-accuracy", f"{what}: accuracy", "accuracy", SHARE),
             _curve(history, f"{name}-loss", f"{what}: loss", "loss", _LOSS),
         ]
         if any(record["zero_share"] for record in history):
             points = [(record["epoch"], record["zero_share"]) for record in history]
             title = f"{what}: share of γ at zero"
-            y = Axis("share", _SHARE.write, low=0, high=1)
-            charts.append(xy_chart(f"{name}-zero", title, [Series("γ at zero", points)], x=_EPOCH, y=y))
+            y = Axis("share", SHARE.write, low=0, high=1)
+            charts.append(xy_chart(f"{name}-zero", title, [Series("γ at zero", points)], x=EPOCH, y=y))
     return charts
 
 
@@ -59,7 +59,7 @@ def _curve(history: list[dict[str, float]], key: str, title: str, figure: str, y
         for colour, (split, name) in enumerate((("train", "training"), ("val", "validation")))
     ]
     note = "The training figure is taken on augmented images, while the weights move."
-    return xy_chart(key, title, series, x=_EPOCH, y=y, note=note)
+    return xy_chart(key, title, series, x=EPOCH, y=y, note=note)
 
 
 def gamma_histogram(run: Run) -> Chart:
@@ -81,13 +81,20 @@ def gamma_histogram(run: Run) -> Chart:
     )
     return xy_chart(
         "gamma",
-        f"|γ| of the prunable channels, λ = {strength:g}",
+        f"|γ| of the prunable channels, {strength_text(strength)}",
         series,
         x=Axis("|γ|", lambda value: f"{value:.3g}"),
-        y=Axis("channels", _compact, log=True),
+        y=Axis("channels", compact, log=True),
         lines=[(float(np.quantile(before, removed)), f"{removed:.0%} lie below")],
         note=note,
     )
+
+
+def strength_text(strength: float | str) -> str:
+    """`--sparsity` in words: a fixed λ, or the share that it was steered to."""
+    if isinstance(strength, str):
+        return f"λ steered to {float(strength.removeprefix('auto:')):.0%} zeros"
+    return f"λ = {strength:g}"
 
 
 def _counts(values: np.ndarray, edges: np.ndarray) -> list[tuple[float, float]]:
@@ -139,7 +146,7 @@ def ratio_curve(run: Run) -> Chart | None:
     if tuned is not None:
         series.append(Series("fine-tuned", [(removed_share(run, "pruned"), tuned)], FINAL, "dots"))
     x = Axis("share of the prunable channels removed", lambda v: f"{v:.0%}", low=0, high=1)
-    return xy_chart("ratio", "Test accuracy against the pruning ratio", series, x=x, y=_SHARE)
+    return xy_chart("ratio", "Test accuracy against the pruning ratio", series, x=x, y=SHARE)
 
 
 def latencies(run: Run) -> list[Chart]:
@@ -156,7 +163,7 @@ def latencies(run: Run) -> list[Chart]:
             ]
             series.append(Series(_stem(row["model"]), points, colour))
         note = " ".join(f"{_stem(row['model'])}: {row['latency_ms']['runs']:,} runs." for row in rows[:2])
-        x = Axis("ms", lambda v: f"{v:.3g}", log=True)
+        x = Axis("time of a run", milliseconds, log=True)
         y = Axis("share of runs", lambda v: f"{100 * v:.4g} %", low=0, high=1)
         charts.append(xy_chart(f"latency-{batch}", f"Latency at batch {batch}: share of runs within a time",
                                series, x=x, y=y, note=f"{note} The steeper, the steadier."))  # fmt: skip
@@ -177,7 +184,7 @@ def layer_scatter(run: Run, times: dict[str, dict[str, float]], *, batch: int) -
         "arithmetic is done equally fast; what lies higher runs less well. Not shown: pooling and "
         f"reordering, {rest['original']:.0%} of the original's time and {rest['final']:.0%} of the final's."
     )
-    x, y = Axis("MACs", _compact, log=True), Axis("ms", lambda value: f"{value:.3g}", log=True)
+    x, y = Axis("MACs", compact, log=True), Axis("time", milliseconds, log=True)
     return xy_chart("layers", "MACs against measured time, layer by layer", series, x=x, y=y, note=note)
 
 
@@ -188,22 +195,11 @@ def class_accuracy(found: Predictions) -> Chart:
         for colour, (name, answers) in enumerate((("original", found.original), ("final", found.final)))
     ]
     low = min(value for one in series for _, value in one.points)
-    y = Axis("accuracy", _SHARE.write, low=max(0.0, np.floor(low * 10 - 1) / 10), high=1.0)
+    y = Axis("accuracy", SHARE.write, low=max(0.0, np.floor(low * 10 - 1) / 10), high=1.0)
     note = f"The axis begins at {percent(y.low)}." if y.low else ""
     names = list(found.class_names)
     title = "Test accuracy, class by class"
     return bar_chart("classes", title, names, series, y=y, marks=_fitting_marks(names), note=note)
-
-
-def pareto(points: Sequence[tuple[str, float, float]], front: Sequence[str], *, x: Axis, y: Axis) -> Chart:
-    """Trials by cost and accuracy; `front` names those that no other beats in both."""
-    best = sorted((px, py, name) for name, px, py in points if name in front)
-    rest = [(px, py, name) for name, px, py in points if name not in front]
-    series = [
-        Series("beaten", [(px, py) for px, py, _ in rest], PALE, "dots", [name for *_, name in rest]),
-        Series("Pareto front", [(px, py) for px, py, _ in best], FINAL, "dots", [name for *_, name in best]),
-    ]
-    return xy_chart("pareto", "Accuracy against cost", [one for one in series if one.points], x=x, y=y)
 
 
 def removed_share(run: Run, stage: str) -> float:
@@ -211,7 +207,7 @@ def removed_share(run: Run, stage: str) -> float:
     return 1 - len(run.pruned[stage].scales) / len(run.original.scales)
 
 
-def run_option(run: Run, stage: str, name: str) -> float:
+def run_option(run: Run, stage: str, name: str) -> float | str:
     """An option of a stage, as the final checkpoint's provenance tells it."""
     return next(entry["options"][name] for entry in run.final.info.provenance if entry["stage"] == stage)
 
@@ -225,12 +221,17 @@ def _fitting_marks(names: Sequence[str]) -> list[tuple[int, str]]:
     return [(i, name) for i, name in enumerate(shown) if i % every == 0]
 
 
-def _compact(value: float) -> str:
+def compact(value: float) -> str:
     """`10 M`, for an axis."""
     for divisor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= divisor:
             return f"{value / divisor:.4g}{unit}"
     return f"{value:.4g}"
+
+
+def milliseconds(value: float) -> str:
+    """`0.25 ms`, and seconds from a thousand on."""
+    return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
 
 
 def _stem(model: str) -> str:

@@ -63,7 +63,8 @@ def run_report(
     lead = [
         f"{spec.arch} with the {spec.stem} stem, {spec.classes} classes, images of "
         f"{run.final.info.preprocessing.size}×{run.final.info.preprocessing.size}.",
-        f"Measured {run.bench['created'][:10]} on {machine['cpu']}, {machine['cores']} processors.",
+        f"Measured {run.bench['created'][:10]} on {machine['cpu']}, "
+        f"{machine['cores']} processor{'s' if machine['cores'] > 1 else ''}.",
     ]
     ratio = charts.ratio_curve(run)
     pruning = [
@@ -156,8 +157,13 @@ def _comparison_lines(bench: dict[str, Any]) -> list[str]:
     return lines
 
 
+def sentence(remark: str) -> str:
+    """A remark of a result as a sentence of its own."""
+    return f"{remark[0].upper()}{remark[1:]}."
+
+
 def _warnings(bench: dict[str, Any]) -> list[str]:
-    said = [remark[0].upper() + remark[1:] + "." for remark in bench["remarks"]]
+    said = [sentence(remark) for remark in bench["remarks"]]
     for row in bench["rows"]:
         name = row["model"].rsplit("/", 1)[-1]
         said += [f"{name}, batch {row['batch']}: {remark}." for remark in row["remarks"]]

@@ -9,6 +9,7 @@ import numpy as np
 
 from slimdeploy.benchmarks.images import dataset_images, images_for
 from slimdeploy.toolchain.data.dataset import DataOptions
+from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
@@ -22,7 +23,7 @@ class Predictions:
     answered.
     """
 
-    images: np.ndarray
+    images: np.ndarray | FileImages
     labels: np.ndarray
     original: np.ndarray
     final: np.ndarray
@@ -49,14 +50,14 @@ def predict(folder: Path, info: ModelInfo) -> Predictions:
     Raises SlimdeployError where the data isn't there any more.
     """
     data = next(entry["data"] for entry in reversed(info.provenance) if entry.get("data"))
-    load = dataset_images(DataOptions(data["name"], Path(data["data_dir"]), data["size"]))
+    load = dataset_images(DataOptions(data["name"], Path(data["data_dir"]), data["size"], data.get("stream")))
     found = images_for(info.preprocessing, info.class_names, str(folder), load)
     original = _answers(folder / "original.onnx", info, found.images)
     final = _answers(folder / "final.onnx", info, found.images)
     return Predictions(found.images, found.labels, original, final, found.class_names)
 
 
-def _answers(path: Path, info: ModelInfo, images: np.ndarray) -> np.ndarray:
+def _answers(path: Path, info: ModelInfo, images: np.ndarray | FileImages) -> np.ndarray:
     with open_session(path, options=SessionOptions(device="cpu")) as session:
         parts = [
             session.run(normalise(images[i : i + BATCH], info.preprocessing)).argmax(axis=1)

@@ -55,7 +55,9 @@ def read_run(folder: Path) -> Run:
     Raises SlimdeployError where the folder holds no run, or one that isn't finished.
     """
     if not (folder / "run.json").is_file():
-        raise SlimdeployError(f"no run in {folder}: slimdeploy run … --output {folder} makes one")
+        raise SlimdeployError(
+            f"no run and no sweep in {folder}: slimdeploy run … --output {folder} makes one"
+        )
     entries = artifacts.read_json(folder / "run.json", "record of a run")
     stages = {name: entry["result"] for name, entry in entries.items() if "result" in entry}
     missing = [name for name in ("train", "pruned", "finetune", "bench") if name not in stages]
@@ -71,7 +73,7 @@ def read_run(folder: Path) -> Run:
         final=read_model(folder / "final.safetensors"),
         pruned={name: read_model(folder / f"{name}.safetensors") for name in cuts},
         stages=stages,
-        histories={name: _history(folder / f"{name}.history.jsonl") for name in ("sparse", "final")},
+        histories={name: read_history(folder / f"{name}.history.jsonl") for name in ("sparse", "final")},
         bench=results.read(folder / "bench.json", "bench"),
         table=results.read(folder / "table.json", "table"),
     )
@@ -93,5 +95,6 @@ def read_model(path: Path) -> Model:
     return Model(info, np.concatenate(scales).astype(np.float32))
 
 
-def _history(path: Path) -> list[dict[str, Any]]:
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The records of `<name>.history.jsonl`, an entry an epoch; empty where there is none."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

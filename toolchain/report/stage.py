@@ -1,4 +1,4 @@
-"""The stage `report`: a run folder in, a page out."""
+"""The stage `report`: the folder of a run or a sweep in, a page out."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from slimdeploy.toolchain.report import files
 from slimdeploy.toolchain.report.content import Report, run_report
 from slimdeploy.toolchain.report.predictions import Predictions, predict
 from slimdeploy.toolchain.report.run import read_run
+from slimdeploy.toolchain.report.sweep import FILE as SWEEP_FILE
+from slimdeploy.toolchain.report.sweep import sweep_report
 
 FORMATS = {"html": ".html", "md": ".md"}
 LAYER_BATCH = 64
 
 
 def report_stage(folder: Path, *, format: str, output: Path | None, force: bool = False) -> list[Path]:
-    """Write the report of the run in `folder`, by default to `<folder>/report.html` or `.md`.
+    """Write the report of the run or the sweep in `folder`, by default to `<folder>/report.html` or `.md`.
 
     Returns the files written, the report itself first. Raises SlimdeployError for a folder without a
-    finished run, or an output that exists (the default one is replaced: it is made from the run and nothing
-    else).
+    finished run or sweep, or an output that exists (the default one is replaced: it is made from the folder
+    and nothing else).
     """
     if output is None:
         output, force = folder / f"report{FORMATS[format]}", True
     artifacts.check_output(output, force=force)
-    report = build_report(folder)
+    report = sweep_report(folder) if (folder / SWEEP_FILE).is_file() else build_report(folder)
     if format == "md":
         return files.write_markdown(report, output)
     files.write_html(report, output)

@@ -11,6 +11,7 @@ from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.model_info import Preprocessing
 from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.training.distributed import ALONE, Ranks
 from slimdeploy.toolchain.training.precision import autocast
 
 
@@ -25,17 +26,28 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate_network(
-    network: ResNet, split: Split, preprocessing: Preprocessing, *, device: str, precision: str = "fp32"
+    network: ResNet,
+    split: Split,
+    preprocessing: Preprocessing,
+    *,
+    device: str,
+    precision: str = "fp32",
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Evaluate in eval mode; the network's training flag is put back afterwards."""
+    """Evaluate in eval mode; the network's training flag is put back afterwards.
+
+    Of several `ranks` each looks at its share of `split`; all return the same.
+    """
     was_training = network.training
     network.place(device).eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    for images, labels in plain_batches(split, preprocessing, batch_size=250, device=device):
+    for images, labels in plain_batches(ranks.share_of(split), preprocessing, batch_size=250, device=device):
         with autocast(precision, device):
             logits = network(images)
         loss += F.cross_entropy(logits.float(), labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
     network.train(was_training)
+    ranks.sum(correct)
+    ranks.sum(loss)
     return Evaluation(correct.item() / len(split), loss.item() / len(split), len(split))

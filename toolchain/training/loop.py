@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slimdeploy.toolchain.data.batches import Augmentation, TrainingBatches
@@ -18,18 +18,21 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import Preprocessing
 from slimdeploy.toolchain.networks.resnet import ResNet
 from slimdeploy.toolchain.progress import log, progress_bar
+from slimdeploy.toolchain.training.averaging import WeightAverage
+from slimdeploy.toolchain.training.batchnorm import synchronise
+from slimdeploy.toolchain.training.compiling import compile_errors_explained, compiled
+from slimdeploy.toolchain.training.distillation import Teacher
+from slimdeploy.toolchain.training.distributed import ALONE, Ranks, peers_explained
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import TensorBoardLog, write_history
+from slimdeploy.toolchain.training.memory import LEAST, batch_that_fits, is_out_of_memory
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
-from slimdeploy.toolchain.training.precision import autocast, resolve_precision
+from slimdeploy.toolchain.training.precision import resolve_precision
 from slimdeploy.toolchain.training.schedules import lr_factor
-from slimdeploy.toolchain.training.sparsity import (
-    add_subgradient,
-    penalised_scales,
-    proximal_step,
-    zero_share,
-)
-from slimdeploy.toolchain.training.state import TrainingState, load_state, save_state, state_path
+from slimdeploy.toolchain.training.sparsity import FixedPenalty, Penalty, penalised_scales, zero_share
+from slimdeploy.toolchain.training.state import TrainingState, load_state, part, save_state, state_path
+from slimdeploy.toolchain.training.steering import SteeredPenalty
+from slimdeploy.toolchain.training.step import Objective, TrainingStep
 
 
 @dataclass(frozen=True)
@@ -50,77 +53,144 @@ def fit(
     device: str,
     setup: dict[str, Any],
     resume: bool = False,
+    ranks: Ranks = ALONE,
+    teacher: Teacher | None = None,
 ) -> list[EpochRecord]:
     """Train `network` in place and return the history; its state is saved beside `output` after every epoch.
 
+    With `options.ema` it ends as the average of its weights, with `options.patience` as it was at its best.
+
     `setup` identifies the run: with `resume`, a state of another set-up is refused. Raises SlimdeployError
-    where the loss stops being a number; the state of the last whole epoch stays then.
+    where the loss stops being a number or another process of the run ends; the state of the last whole epoch
+    stays then. Of several `ranks` the first writes, and all return the same.
     """
     network.place(device)
-    run = _Run(network, data, options, device)
+    synchronise(network, ranks)
+    run = _Run(network, data, options, device, ranks, teacher)
     state = TrainingState(setup)
     if resume and state_path(output).exists():
-        state = load_state(state_path(output), setup, network, run.optimizer)
+        state = load_state(state_path(output), setup, network, run.optimizer, run.extra())
+        run.restore(state.extra)
         log(f"resuming after epoch {state.epochs_done} of {options.epochs}")
-    board = TensorBoardLog(output, resume=state.epochs_done > 0)
-    try:
+        if ranks.main:
+            write_history(output, state.history)  # it may have been killed between the two
+    ranks.check_same(
+        state.epochs_done,
+        f"not all processes see {state_path(output)}: put it in a folder that all machines share",
+    )
+    writes = TensorBoardLog(output, epochs_done=state.epochs_done) if ranks.main else nullcontext()
+    with writes as board:
         while state.epochs_done < options.epochs and not _out_of_patience(state.history, options.patience):
-            record = run.epoch(state.epochs_done)
+            with peers_explained(), compile_errors_explained():
+                record = run.epoch(state.epochs_done)
             state.history.append(record)
             if options.patience and record.val_accuracy >= max(r.val_accuracy for r in state.history):
-                state.best = {name: t.detach().clone() for name, t in network.state_dict().items()}
-            save_state(state_path(output), state, network, run.optimizer)
-            write_history(output, state.history)
-            board.add(record, run.scales)
-            log(_line(record, options.epochs))
-    finally:
-        board.close()
-    if state.best is not None:
-        network.load_state_dict(state.best)
+                state.best = {name: t.detach().clone() for name, t in run.judged.state_dict().items()}
+            if board:
+                _keep(output, state, run, board)
+                log(_line(record, options.epochs))
+    network.load_state_dict(state.best if state.best is not None else run.judged.state_dict())
     return state.history
+
+
+def _keep(output: Path, state: TrainingState, run: _Run, board: TensorBoardLog) -> None:
+    """Write what the last epoch brought. Raises SlimdeployError where it can't be; what was written before
+    stays.
+    """
+    state.extra = run.extra()
+    try:
+        # In this order: of what a killed run has written too much, TensorBoard drops it, and the history is
+        # written again.
+        board.add(state.history[-1], run.penalty.scales)
+        save_state(state_path(output), state, run.network, run.optimizer)
+        write_history(output, state.history)
+    except SlimdeployError as error:
+        before = state.epochs_done - 1
+        raise SlimdeployError(
+            f"{error}: --resume goes on after epoch {before}" if before else f"{error}"
+        ) from error
 
 
 class _Run:
     """Everything that an epoch needs, set up once."""
 
-    def __init__(self, network: ResNet, data: TrainingData, options: TrainOptions, device: str) -> None:
+    def __init__(
+        self,
+        network: ResNet,
+        data: TrainingData,
+        options: TrainOptions,
+        device: str,
+        ranks: Ranks,
+        teacher: Teacher | None,
+    ) -> None:
         self.network, self.data, self.options, self.device = network, data, options, device
+        self.ranks = ranks
         self.precision = resolve_precision(options.precision, device)
         self.batches = TrainingBatches(
             data.train,
             data.preprocessing,
             batch_size=options.batch_size,
-            augmentation=Augmentation(options.crop_pad, options.flip),
+            augmentation=Augmentation(options.crop_pad, options.flip, options.flip_mode, options.cutout),
             device=device,
             seed=options.seed,
+            rank=ranks.rank,
+            ranks=ranks.size,
         )
         self.optimizer = build_optimizer(network, options)
-        self.scales = penalised_scales(network, options.sparse_layers)
+        self.penalty = build_penalty(network, options, steps_per_epoch=len(self.batches))
+        model = compiled(network, device=device, processes=ranks.size) if options.compile else network
+        objective = Objective(options, teacher, data.preprocessing)
+        self.step = TrainingStep(
+            ranks.wrap(model),
+            self.optimizer,
+            objective,
+            self.penalty,
+            precision=self.precision,
+            device=device,
+            weight=self.batches.weight,
+        )
+        self.average = WeightAverage(network, options.ema) if options.ema else None
+
+    @property
+    def judged(self) -> ResNet:
+        """The network that is validated and kept: the average of the weights where there is one."""
+        return self.average.network if self.average else self.network
+
+    def extra(self) -> dict[str, Tensor]:
+        """What the options in force keep beside network and optimiser."""
+        average = self.average.state() if self.average else {}
+        return {**self.step.state(), **{f"average.{name}": t for name, t in average.items()}}
+
+    def restore(self, extra: dict[str, Tensor]) -> None:
+        """Go on from `extra`."""
+        self.step.restore(extra)
+        if self.average:
+            self.average.restore(part(extra, "average."))
 
     def epoch(self, index: int) -> EpochRecord:
         """Train one epoch and validate."""
-        steps = len(self.batches)
-        losses = torch.zeros(steps, device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.network.train()
         started = time.perf_counter()
-        with progress_bar(f"epoch {index + 1}/{self.options.epochs}", total=steps) as advance:
-            for step, (images, labels) in enumerate(self.batches.epoch(index)):
-                self._set_lr(index * steps + step)
-                losses[step], logits = self._step(images, labels)
-                correct += (logits.argmax(1) == labels).sum()
-                advance(1)
+        trained_on = None
+        try:
+            trained_on = self._train(index)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if trained_on is None:
+            raise self._out_of_memory(index)
+        losses, correct = trained_on
         self._check_finite(losses, index)
         mean_loss = losses.mean().item()  # waits for the device, so the time below is the real one
         seconds = time.perf_counter() - started
         validation = evaluate_network(
-            self.network,
+            self.judged,
             self.data.validation,
             self.data.preprocessing,
             device=self.device,
             precision=self.precision,
+            ranks=self.ranks,
         )
-        trained = steps * self.batches.batch_size
+        trained = len(losses) * self.batches.batch_size
         return EpochRecord(
             epoch=index + 1,
             lr=self.optimizer.param_groups[0]["lr"],
@@ -128,39 +198,59 @@ class _Run:
             train_accuracy=correct.item() / trained,
             val_loss=validation.loss,
             val_accuracy=validation.accuracy,
-            zero_share=zero_share(self.scales),
+            zero_share=zero_share(self.penalty.scales),
             images_per_second=trained / seconds,
+            strength=self.penalty.strength,
         )
 
-    def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser; returns the loss and the logits, both detached."""
-        options = self.options
-        with autocast(self.precision, self.device):
-            logits = self.network(images)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if options.sparsity_step == "subgradient":
-            add_subgradient(self.scales, options.sparsity)
-        self.optimizer.step()
-        if options.sparsity_step == "proximal":
-            # Momentum turns a constant gradient λ into a step of lr·λ/(1 − momentum): the same here, so
-            # that λ means what it means in the reference reports.
-            lr = self.optimizer.param_groups[0]["lr"]
-            proximal_step(self.scales, options.sparsity * lr / (1 - options.momentum))
-        return loss.detach(), logits.detach()
+    def _train(self, index: int) -> tuple[Tensor, Tensor]:
+        """Take the steps of an epoch; returns the loss of each, and how many images were told right, both
+        over all processes and on the device.
+        """
+        steps = len(self.batches)
+        losses = torch.zeros(steps, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.network.train()
+        with progress_bar(f"epoch {index + 1}/{self.options.epochs}", total=steps) as advance:
+            for step, (images, labels) in enumerate(self.batches.epoch(index)):
+                number = index * steps + step
+                self._set_lr(number)
+                losses[step], logits = self.step(images, labels, number)
+                if self.average:
+                    self.average.update(number)
+                correct += (logits.argmax(1) == labels).sum()
+                advance(1)
+        return self.ranks.sum(losses).div_(self.ranks.size), self.ranks.sum(correct)
 
-    def _set_lr(self, step_index: int) -> None:
-        options = self.options
-        factor = lr_factor(
-            options.schedule,
-            step_index,
-            steps_per_epoch=len(self.batches),
-            epochs=options.epochs,
-            step_epochs=options.step_epochs,
-        )
+    def _set_lr(self, number: int) -> None:
+        rate = learning_rate(self.options, number, steps_per_epoch=len(self.batches))
         for group in self.optimizer.param_groups:
-            group["lr"] = options.lr * factor
+            group["lr"] = rate
+
+    def _out_of_memory(self, index: int) -> SlimdeployError:
+        """The error that says what would fit; the network is of no use afterwards."""
+        size = self.batches.batch_size
+        fitting = batch_that_fits(size, self._attempt)
+        if fitting is None:
+            return SlimdeployError(
+                f"out of memory: not even a batch of {LEAST} fits; take a smaller --size or --arch"
+            )
+        again = " and --force" if index else ""
+        return SlimdeployError(
+            f"out of memory with a batch of {size}; {fitting} would fit: start again with "
+            f"--batch-size {fitting}{again}"
+        )
+
+    def _attempt(self, batch_size: int) -> None:
+        """The memory of a step on so many images, without its effects."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.network.eval()  # BN then waits for no other process
+        count, side = -(-batch_size // self.ranks.size), self.data.preprocessing.size
+        images = torch.zeros(count, 3, side, side, device=self.device).to(memory_format=torch.channels_last)
+        labels = torch.zeros(count, dtype=torch.int64, device=self.device)
+        loss, _ = self.step.forward(self.network, images, labels)
+        loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _check_finite(self, losses: Tensor, index: int) -> None:
         bad = (~torch.isfinite(losses)).nonzero()
@@ -174,6 +264,34 @@ class _Run:
                 f"the loss is {losses[step].item()} at epoch {index + 1}, step {step + 1} (lr {lr:.3g}): "
                 f"lower --lr{again}"
             )
+
+
+def learning_rate(options: TrainOptions, number: int, *, steps_per_epoch: int) -> float:
+    """The rate of step `number`, counted from 0 over all epochs."""
+    factor = lr_factor(
+        options.schedule,
+        number,
+        steps_per_epoch=steps_per_epoch,
+        epochs=options.epochs,
+        step_epochs=options.step_epochs,
+    )
+    return options.lr * factor
+
+
+def build_penalty(network: ResNet, options: TrainOptions, *, steps_per_epoch: int) -> Penalty:
+    """The penalty on γ that `options` ask for; raises SlimdeployError as SteeredPenalty does."""
+    if isinstance(options.sparsity, str):
+        assert options.sparsity_target is not None
+        steps = range(options.epochs * steps_per_epoch)
+        return SteeredPenalty(
+            network,
+            options.sparsity_target,
+            [learning_rate(options, number, steps_per_epoch=steps_per_epoch) for number in steps],
+            align=options.sparse_align,
+            momentum=options.momentum,
+        )
+    scales = penalised_scales(network, options.sparse_layers)
+    return FixedPenalty(scales, options.sparsity, form=options.sparsity_step, momentum=options.momentum)
 
 
 def build_optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.SGD:
@@ -196,7 +314,8 @@ def _out_of_patience(history: list[EpochRecord], patience: int | None) -> bool:
 
 def _line(record: EpochRecord, epochs: int) -> str:
     width = int(math.log10(max(epochs, 1))) + 1
-    zeros = f" · γ at zero {record.zero_share:.1%}" if record.zero_share else ""
+    sparse = record.strength or record.zero_share
+    zeros = f" · λ {record.strength:.1e} · γ at zero {record.zero_share:.1%}" if sparse else ""
     return (
         f"epoch {record.epoch:>{width}}/{epochs} · loss {record.train_loss:.3f} · "
         f"train {record.train_accuracy:.1%} · val {record.val_accuracy:.1%}{zeros} · "

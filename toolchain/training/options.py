@@ -8,9 +8,11 @@ from typing import Any
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.training.schedules import SCHEDULES
 
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SPARSITY_STEPS = ("proximal", "subgradient")
 SPARSE_LAYERS = ("prunable", "all")
+FLIP_MODES = ("random", "alternating")
+AUTO = "auto:"
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,37 @@ class TrainOptions:
     weight_decay: float = 5e-4
     """On convolution and classifier weights only: never on γ, β or biases."""
     label_smoothing: float = 0.0
-    sparsity: float = 0.0
-    """λ of the L1 penalty on γ."""
+    sparsity: float | str = 0.0
+    """λ of the L1 penalty on γ; or `auto:SHARE`, which steers λ so that this share is exactly zero at the
+    end.
+    """
     sparsity_step: str = "proximal"
     sparse_layers: str = "prunable"
     """Which γ: those of channels that pruning can remove, or `all`."""
+    sparse_align: int = 8
+    """With `auto:SHARE`: leave multiples of so many channels in a layer, as `prune --align` does."""
     validation: float = 0.1
     """Share of the training images held out."""
     patience: int | None = None
     """Stop after so many epochs without a better validation accuracy, and keep the best epoch's weights."""
+    ema: float = 0.0
+    """Share that the average of the weights keeps of itself at each step; 0 keeps no average."""
+    recalibration_images: int = 0
+    """At the end, measure BN statistics anew on so many training images, without augmentation."""
+    teacher: str | None = None
+    """A checkpoint whose logits are learnt too; in a recipe also `trained`, the network before pruning."""
+    distill: float = 0.5
+    """Share of the teacher in the loss."""
+    temperature: float = 4.0
     crop_pad: int = 4
     flip: bool = True
+    flip_mode: str = "random"
+    cutout: int = 0
+    """Side in pixels of a square that is blanked in every image."""
     limit: int | None = None
     precision: str = "auto"
+    compile: bool = False
+    """One compiled program for forward and backward; on CUDA only."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -49,25 +69,71 @@ class TrainOptions:
             ("precision", self.precision, PRECISIONS),
             ("sparsity step", self.sparsity_step, SPARSITY_STEPS),
             ("sparse layers", self.sparse_layers, SPARSE_LAYERS),
+            ("flip mode", self.flip_mode, FLIP_MODES),
         ):
             if value not in known:
                 raise unknown(what, value, known)
         _at_least("epochs", self.epochs, 0)
         _at_least("batch-size", self.batch_size, 2)  # BN needs two images
-        _at_least("sparsity", self.sparsity, 0)
+        self._check_sparsity()
         _at_least("crop-pad", self.crop_pad, 0)
+        _at_least("cutout", self.cutout, 0)
+        _at_least("recalibration-images", self.recalibration_images, 0)
         _at_least("step-epochs", self.step_epochs, 1)
         _at_least("weight-decay", self.weight_decay, 0)
         for name, count in (("patience", self.patience), ("limit", self.limit)):
             if count is not None:
                 _at_least(name, count, 1)
-        for name, share in (("momentum", self.momentum), ("label-smoothing", self.label_smoothing)):
+        for name, share in (
+            ("momentum", self.momentum),
+            ("label-smoothing", self.label_smoothing),
+            ("ema", self.ema),
+        ):
             if not 0 <= share < 1:
                 raise SlimdeployError(f"{name} must be from 0 to below 1, not {share:g}")
         if not 0 < self.validation < 1:
             raise SlimdeployError(f"validation must be a share between 0 and 1, not {self.validation:g}")
-        if self.lr <= 0:
-            raise SlimdeployError(f"lr must be above 0, not {self.lr:g}")
+        if not 0 < self.distill <= 1:
+            raise SlimdeployError(f"distill must be a share above 0, up to 1, not {self.distill:g}")
+        for name, rate in (("lr", self.lr), ("temperature", self.temperature)):
+            if rate <= 0:
+                raise SlimdeployError(f"{name} must be above 0, not {rate:g}")
+
+    @property
+    def sparsity_target(self) -> float | None:
+        """The share of `auto:SHARE`; None where λ is fixed."""
+        if isinstance(self.sparsity, str):
+            return float(self.sparsity.removeprefix(AUTO))
+        return None
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether there is a penalty on γ."""
+        return self.sparsity != 0
+
+    def _check_sparsity(self) -> None:
+        _at_least("sparse-align", self.sparse_align, 1)
+        if not isinstance(self.sparsity, str):
+            _at_least("sparsity", self.sparsity, 0)
+            return
+        kind, _, share = self.sparsity.partition(":")
+        try:
+            target = float(share)
+        except ValueError:
+            target = 0.0
+        if kind != "auto" or not 0 < target < 1:
+            raise SlimdeployError(
+                f"sparsity must be λ, or auto: and a share between 0 and 1 such as auto:0.9, "
+                f"not {self.sparsity!r}"
+            )
+        for name, own, needed, why in (
+            ("sparsity-step", self.sparsity_step, "proximal", "only it makes exact zeros"),
+            ("sparse-layers", self.sparse_layers, "prunable", "it steers those that pruning can remove"),
+            ("patience", self.patience, None, "the zeros are complete at the end of the run only"),
+        ):
+            if own != needed:
+                advice = f"needs {name} {needed}" if needed else f"goes without {name}"
+                raise SlimdeployError(f"sparsity {self.sparsity} {advice}: {why}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,6 +152,8 @@ class EpochRecord:
     zero_share: float
     """Share of the penalised γ that are exactly zero."""
     images_per_second: float
+    strength: float = 0.0
+    """λ at the end of the epoch."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -7,9 +7,18 @@ from pathlib import Path
 
 import torch
 
+from slimdeploy.toolchain.errors import SlimdeployError
+
+HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def resolve_precision(precision: str, device: str) -> str:
-    """Turn `auto` into `bf16` where the hardware multiplies it natively, else `fp32`."""
+    """Turn `auto` into `bf16` where the hardware multiplies it natively, else `fp32`.
+
+    Raises SlimdeployError for `fp16` on a CPU, which computes it twenty times slower than `fp32`.
+    """
+    if precision == "fp16" and device == "cpu":
+        raise SlimdeployError("precision fp16 needs a CUDA GPU: take bf16 or fp32 on the CPU")
     if precision != "auto":
         return precision
     if device == "cuda":
@@ -18,9 +27,9 @@ def resolve_precision(precision: str, device: str) -> str:
 
 
 def autocast(precision: str, device: str) -> contextlib.AbstractContextManager[None]:
-    """Autocast to bfloat16 for `bf16`; nothing for `fp32`."""
-    if precision == "bf16":
-        return torch.autocast(device, dtype=torch.bfloat16)
+    """Autocast to bfloat16 for `bf16`, to float16 for `fp16`; nothing for `fp32`."""
+    if precision in HALF_TYPES:
+        return torch.autocast(device, dtype=HALF_TYPES[precision])
     return contextlib.nullcontext()
 
 

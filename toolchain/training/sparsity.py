@@ -8,6 +8,7 @@ reference reports do: γ then swings around zero without staying there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,12 +25,71 @@ def penalised_scales(network: ResNet, layers: str) -> list[Tensor]:
     return [network.batchnorm(name).weight for name in batchnorms]
 
 
+class Penalty(Protocol):
+    """What acts on `scales`, the penalised γ, around each step of the optimiser."""
+
+    scales: list[Tensor]
+    strength: float
+    """λ now."""
+
+    def before_step(self) -> None:
+        """Called when the gradients are there."""
+
+    def after_step(self, lr: float, number: int) -> None:
+        """Called after the optimiser's step `number`, counted from 0 over all epochs, at the rate `lr`."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs; the same names and shapes at any moment."""
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`."""
+
+
+class FixedPenalty:
+    """λ as it was given, in either form."""
+
+    def __init__(self, scales: list[Tensor], strength: float, *, form: str, momentum: float) -> None:
+        self.scales, self.strength = scales, strength
+        self._form, self._momentum = form, momentum
+
+    def before_step(self) -> None:
+        if self._form == "subgradient":
+            add_subgradient(self.scales, self.strength)
+
+    def after_step(self, lr: float, number: int) -> None:
+        if self._form == "proximal":
+            proximal_step(self.scales, threshold_of(self.strength, lr, self._momentum))
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        assert not state
+
+
+def threshold_of(strength: float, lr: float, momentum: float) -> float:
+    """How far a step takes every γ towards zero: lr·λ/(1 − momentum).
+
+    Momentum turns a constant gradient λ into such a step: the same here, so that λ means what it means in
+    the reference reports.
+    """
+    return strength * lr / (1 - momentum)
+
+
 @torch.no_grad()
-def proximal_step(scales: Sequence[Tensor], threshold: float) -> None:
-    """γ ← sign(γ)·max(|γ| − threshold, 0), the proximal operator of threshold·‖γ‖₁, in place."""
+def proximal_step(
+    scales: Sequence[Tensor], threshold: float, *, weights: Sequence[Tensor] | None = None
+) -> None:
+    """γ ← sign(γ)·max(|γ| − threshold, 0), the proximal operator of threshold·‖γ‖₁, in place.
+
+    With `weights`, of the shapes of `scales`, each γ has its own threshold, weight·threshold.
+    """
     if scales and threshold > 0:
         shrunk = torch._foreach_abs(list(scales))
-        torch._foreach_sub_(shrunk, threshold)
+        if weights is None:
+            torch._foreach_sub_(shrunk, threshold)
+        else:
+            torch._foreach_sub_(shrunk, torch._foreach_mul(list(weights), threshold))
         torch._foreach_clamp_min_(shrunk, 0.0)
         signs = torch._foreach_sign(list(scales))
         torch._foreach_copy_(list(scales), torch._foreach_mul(shrunk, signs))

@@ -22,6 +22,9 @@ from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.layers import enumerate_layers
 from slimdeploy.toolchain.networks.resnet import build_network
 from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.pruning.recalibration import recalibrate
+from slimdeploy.toolchain.training.distillation import load_teacher
+from slimdeploy.toolchain.training.distributed import ALONE, Ranks, first_on_machine
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import history_path
 from slimdeploy.toolchain.training.loop import TrainingData, fit
@@ -34,7 +37,7 @@ from slimdeploy.toolchain.training.state import state_path
 @dataclass(frozen=True)
 class TrainResult:
     """What a training stage reports. Accuracies are in 0…1; `train` is the last epoch's, on augmented
-    images.
+    images. `sha256` is empty in processes that didn't write.
     """
 
     checkpoint: Path
@@ -63,15 +66,17 @@ def train_stage(
     std: tuple[float, float, float] | None = None,
     resume: bool = False,
     force: bool = False,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train a fresh network, or the one in `weights`, and write its checkpoint to `output`.
 
     `arch` and `stem` default to the reference's; `mean` and `std` (of pixels in 0…1) to those that came with
     the weights or, without, to the data's. Raises SlimdeployError for unusable data, options or weights, an
-    output that exists, and a loss that isn't a number.
+    output that exists, and a loss that isn't a number. Of several `ranks` the first writes.
     """
-    _check_run(output, resume=resume, force=force)
-    dataset = load_dataset(data)
+    _check_run(output, ranks, resume=resume, force=force)
+    with first_on_machine(ranks):
+        dataset = load_dataset(data)
     if weights:
         start = load_weights(weights, dataset, arch=arch, stem=stem, seed=options.seed)
     else:
@@ -81,7 +86,7 @@ def train_stage(
     preprocessing = _with_statistics(start.info.preprocessing, mean, std)
     start = replace(start, info=replace(start.info, preprocessing=preprocessing))
     dataset = replace(dataset, preprocessing=preprocessing)
-    return _train(start, dataset, data, options, "train", output, device, resume)
+    return _train(start, dataset, data, options, "train", output, device, resume, ranks)
 
 
 def finetune_stage(
@@ -93,16 +98,18 @@ def finetune_stage(
     device: str,
     resume: bool = False,
     force: bool = False,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train the network of `checkpoint` on; `data` None means the data that it was trained on.
 
     Raises SlimdeployError as `train_stage` does, and where the data's classes aren't the checkpoint's.
     """
-    _check_run(output, resume=resume, force=force)
+    _check_run(output, ranks, resume=resume, force=force)
     parent = load_checkpoint(checkpoint)
     data = data or data_of(parent.info, checkpoint)
-    dataset = dataset_for(parent.info, data, checkpoint)
-    return _train(parent, dataset, data, options, "finetune", output, device, resume)
+    with first_on_machine(ranks):
+        dataset = dataset_for(parent.info, data, checkpoint)
+    return _train(parent, dataset, data, options, "finetune", output, device, resume, ranks)
 
 
 def training_data(dataset: Dataset, options: TrainOptions) -> TrainingData:
@@ -133,39 +140,60 @@ def _train(
     output: Path,
     device: str,
     resume: bool,
+    ranks: Ranks,
 ) -> TrainResult:
     """Train `start` (its hash is empty where it is a fresh network), evaluate it and write it to `output`."""
     started = time.perf_counter()
     network, info = start.network, start.info
     enumerate_layers(info.spec, dataset.preprocessing.size)  # refuses images too small to pass through
     parts = training_data(dataset, options)
+    teacher = load_teacher(Path(options.teacher), info, device=device) if options.teacher else None
     facts: dict[str, Any] = {
         "options": options.to_json(),
         "data": data.to_json(),
         "parent": start.sha256 or None,
+        "teacher": teacher.sha256 if teacher else None,
     }
     setup = {
         "stage": stage,
         "network": info.spec.to_json(),
         **options.to_json(),
         "data": data.name,
+        "size": dataset.preprocessing.size,
         "mean": list(dataset.preprocessing.mean),
         "std": list(dataset.preprocessing.std),
         "parent": facts["parent"],
+        "teacher": facts["teacher"],
     }
-    history = fit(network, parts, options, output=output, device=device, setup=setup, resume=resume)
+    history = fit(
+        network,
+        parts,
+        options,
+        output=output,
+        device=device,
+        setup=setup,
+        resume=resume,
+        ranks=ranks,
+        teacher=teacher,
+    )
+    if options.recalibration_images:
+        images = balanced_subset(parts.train, options.recalibration_images)
+        recalibrate(network, images, dataset.preprocessing, device=device)
     preprocessing = dataset.preprocessing
-    validation = evaluate_network(network, parts.validation, preprocessing, device=device)
-    test = evaluate_network(network, dataset.test, preprocessing, device=device)
+    validation = evaluate_network(network, parts.validation, preprocessing, device=device, ranks=ranks)
+    test = evaluate_network(network, dataset.test, preprocessing, device=device, ranks=ranks)
     accuracy = {"val": validation.accuracy, "test": test.accuracy}
     if history:
         accuracy["train"] = history[-1].train_accuracy
     seconds = time.perf_counter() - started
     metrics = {"accuracy": accuracy, "loss": {"val": validation.loss, "test": test.loss}}
-    sha256 = save_checkpoint(
-        output, network, info.after(stage, metrics=metrics, epochs=len(history), **facts)
-    )
-    state_path(output).unlink(missing_ok=True)
+    sha256 = ""
+    if ranks.main:
+        sha256 = save_checkpoint(
+            output, network, info.after(stage, metrics=metrics, epochs=len(history), **facts)
+        )
+        state_path(output).unlink(missing_ok=True)
+    ranks.wait()
     return TrainResult(
         checkpoint=output,
         sha256=sha256,
@@ -178,8 +206,16 @@ def _train(
     )
 
 
-def _check_run(output: Path, *, resume: bool, force: bool) -> None:
-    """Refuse to replace a finished checkpoint or an unfinished run unasked."""
+def _check_run(output: Path, ranks: Ranks, *, resume: bool, force: bool) -> None:
+    """Refuse to replace a finished checkpoint or an unfinished run unasked; else clear away what is left."""
+    if ranks.main:
+        _clear(output, resume=resume, force=force)
+    ranks.wait()
+
+
+def _clear(output: Path, *, resume: bool, force: bool) -> None:
+    for path in (output, state_path(output), history_path(output)):
+        artifacts.remove_leftovers(path)
     artifacts.check_output(output, force=force or (resume and state_path(output).exists()))
     if resume:
         return

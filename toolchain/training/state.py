@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ class TrainingState:
     history: list[EpochRecord] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
     """Weights of the epoch with the best validation accuracy, kept only with early stopping."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """What else the options in force keep: the average of the weights, the loss scale, the steering of λ."""
 
     @property
     def epochs_done(self) -> int:
@@ -44,16 +47,26 @@ def save_state(path: Path, state: TrainingState, network: ResNet, optimizer: tor
     """Write the state atomically."""
     tensors = {f"network.{name}": t for name, t in network.state_dict().items()}
     tensors |= {f"best.{name}": t for name, t in (state.best or {}).items()}
+    tensors |= {f"extra.{name}": t for name, t in state.extra.items()}
     tensors |= {f"momentum.{i}": t for i, t in enumerate(_momenta(optimizer)) if t is not None}
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    header = {"setup": state.setup, "history": [record.to_json() for record in state.history]}
+    header = {
+        "setup": state.setup,
+        "history": [record.to_json() for record in state.history],
+        "digest": _digest(tensors),
+    }
     artifacts.write_bytes(path, safetensors.torch.save(tensors, {HEADER_KEY: json.dumps(header)}))
 
 
 def load_state(
-    path: Path, setup: dict[str, Any], network: ResNet, optimizer: torch.optim.Optimizer
+    path: Path,
+    setup: dict[str, Any],
+    network: ResNet,
+    optimizer: torch.optim.Optimizer,
+    extra: dict[str, Tensor] | None = None,
 ) -> TrainingState:
-    """Restore `network` and `optimizer` from the file.
+    """Restore `network` and `optimizer` from the file, whose `extra` must have the names and shapes of the
+    one given.
 
     Raises SlimdeployError where it is damaged or belongs to a run with another set-up; nothing is changed
     then.
@@ -63,11 +76,13 @@ def load_state(
     try:
         document = json.loads(header[HEADER_KEY])
         history = [EpochRecord(**record) for record in document["history"]]
+        if document["digest"] != _digest(tensors):
+            raise damaged
         _check_setup(path, document["setup"], setup)
     except (KeyError, ValueError, TypeError) as error:
         raise damaged from error
-    own = _part(tensors, "network.")
-    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in network.state_dict().items()}:
+    own, kept = part(tensors, "network."), part(tensors, "extra.")
+    if _shapes(own) != _shapes(network.state_dict()) or _shapes(kept) != _shapes(extra or {}):
         raise damaged
     network.load_state_dict(own)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -75,7 +90,16 @@ def load_state(
         if f"momentum.{i}" in tensors:
             momentum = tensors[f"momentum.{i}"].to(parameter.device)
             optimizer.state[parameter]["momentum_buffer"] = momentum.to(memory_format=_format_of(parameter))
-    return TrainingState(document["setup"], history, _part(tensors, "best.") or None)
+    return TrainingState(document["setup"], history, part(tensors, "best.") or None, kept)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Hash of all names and bytes: safetensors itself doesn't notice a bit that has changed."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check_setup(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -92,7 +116,12 @@ def _momenta(optimizer: torch.optim.Optimizer) -> list[Tensor | None]:
     return [optimizer.state[p].get("momentum_buffer") for p in parameters]
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 

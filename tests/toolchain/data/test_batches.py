@@ -9,8 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import PREPROCESSING, random_split
 
-from slimdeploy.toolchain.data.batches import Augmentation, Normalise, TrainingBatches, plain_batches
+from slimdeploy.toolchain.data.batches import (
+    Augmentation,
+    Normalise,
+    TrainingBatches,
+    cut_out,
+    plain_batches,
+)
 from slimdeploy.toolchain.data.dataset import Split
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import Preprocessing
 from slimdeploy.toolchain.runtime.preprocess import normalise
 
@@ -92,6 +99,88 @@ def test_the_epoch_before_does_not_matter() -> None:
     fresh = [labels.tolist() for _, labels in batches.epoch(1)]
     list(batches.epoch(0))
     assert [labels.tolist() for _, labels in batches.epoch(1)] == fresh
+
+
+def _flipped(epoch: int, seed: int = 0, mode: str = "alternating") -> list[bool]:
+    """For each image whether it is mirrored in `epoch`."""
+    split = random_split(64, classes=64, size=8)
+    augmentation = Augmentation(0, flip=True, flip_mode=mode)
+    batches = TrainingBatches(split, RAW, batch_size=8, augmentation=augmentation, device="cpu", seed=seed)
+    found = {}
+    for images, labels in batches.epoch(epoch):
+        for image, label in zip(_as_images(images), labels.tolist(), strict=True):
+            found[label] = image.tobytes() == split.images[label, :, ::-1].tobytes()
+    return [found[label] for label in range(64)]
+
+
+def test_alternating_flips_show_both_sides_in_any_two_epochs() -> None:
+    first = _flipped(0)
+    assert 0.3 < sum(first) / 64 < 0.7
+    assert _flipped(1) == [not flipped for flipped in first]
+    assert _flipped(2) == first
+    assert _flipped(7) == _flipped(1)
+    assert _flipped(0, seed=1) != first
+    drawn = _flipped(0, mode="random"), _flipped(1, mode="random")
+    assert drawn[1] not in (drawn[0], [not flipped for flipped in drawn[0]])
+
+
+def test_without_flip_the_mode_does_not_matter() -> None:
+    split = random_split(16, classes=16, size=8)
+    augmentation = Augmentation(0, flip=False, flip_mode="alternating")
+    batches = TrainingBatches(split, RAW, batch_size=8, augmentation=augmentation, device="cpu", seed=0)
+    for images, labels in (batch for epoch in range(2) for batch in batches.epoch(epoch)):
+        np.testing.assert_array_equal(_as_images(images), split.images[labels.numpy()])
+
+
+def test_cutout_by_hand() -> None:
+    images = torch.ones(3, 2, 5, 5).to(memory_format=torch.channels_last)
+    found = cut_out(images, 2, torch.tensor([2, 0, 4]), torch.tensor([2, 0, 1]))
+    expected = torch.ones(3, 5, 5)
+    expected[0, 1:3, 1:3] = 0
+    expected[1, 0, 0] = 0  # the rest of the square is outside
+    expected[2, 3:5, 0:2] = 0
+    assert torch.equal(found, expected[:, None].expand(3, 2, 5, 5))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert images.min() == 1, "not in place"
+    odd = cut_out(images, 3, torch.tensor([2] * 3), torch.tensor([3] * 3))
+    assert (odd[0, 0] == 0).nonzero().tolist() == [[r, c] for r in (1, 2, 3) for c in (2, 3, 4)]
+
+
+def test_cutout_takes_a_square_of_the_mean_colour_out_of_every_image() -> None:
+    split = random_split(64, classes=64, size=8)
+    plain, cut = (
+        TrainingBatches(
+            split, PREPROCESSING, batch_size=16, augmentation=augmentation, device="cpu", seed=0
+        )
+        for augmentation in (Augmentation(1), Augmentation(1, cutout=3))
+    )  # fmt: skip
+    sizes, middles = set(), set()
+    for (before, labels), (after, same) in zip(plain.epoch(2), cut.epoch(2), strict=True):
+        assert torch.equal(labels, same), "the other choices are the same"
+        blank = (after == 0).all(1)
+        assert torch.equal(torch.where(blank[:, None], 0.0, before), after)
+        for image in blank:
+            rows, columns = image.any(1).nonzero().flatten(), image.any(0).nonzero().flatten()
+            assert int(image.sum()) == len(rows) * len(columns), "a rectangle"
+            sizes.add(int(image.sum()))
+            middles.add((int(rows[0]), int(columns[0])))
+    assert max(sizes) == 9
+    assert sizes <= {9, 6, 4}, "over the border there is less of it"
+    assert len(middles) > 15, "it is somewhere else in each image"
+
+
+def test_a_cutout_as_large_as_the_image_is_refused() -> None:
+    with pytest.raises(
+        SlimdeployError, match=r"^cutout must be below the 8 pixels of an image's side, not 8$"
+    ):
+        TrainingBatches(
+            random_split(8, size=8),
+            RAW,
+            batch_size=8,
+            augmentation=Augmentation(cutout=8),
+            device="cpu",
+            seed=0,
+        )
 
 
 def test_normalising_on_the_device_is_what_the_runtimes_do() -> None:

@@ -25,6 +25,9 @@ def test_ticks_are_round_numbers_inside(low, high, expected):
 def test_ticks_of_a_logarithmic_axis():
     assert ticks(1, 100, log=True) == pytest.approx([1, 10, 100])
     assert ticks(0.4, 6, log=True) == pytest.approx([0.5, 1, 2, 5])
+    assert ticks(0.0734, 0.0807, log=True) == pytest.approx(
+        [0.074, 0.076, 0.078, 0.08]
+    )  # none is a 1, 2 or 5
     assert ticks(1, 1e9, log=True) == pytest.approx([10.0**e for e in range(10)])
 
 

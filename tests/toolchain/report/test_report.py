@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 import slimdeploy
+from slimdeploy.benchmarks import results
+from slimdeploy.tests.toolchain.report import sweep_example
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.pipeline import run_recipe
 from slimdeploy.toolchain.recipe import find_recipe, load_recipe
@@ -27,6 +29,10 @@ pytestmark = pytest.mark.xdist_group("report")  # one worker makes what they sha
 CHARTS = {
     "sparse-accuracy", "sparse-loss", "sparse-zero", "final-accuracy", "final-loss", "final-zero",
     "gamma", "channels", "ratio", "latency-1", "latency-4", "layers", "classes",
+}  # fmt: skip
+SWEEP_CHARTS = {
+    "pareto", "ratio-0-1", "ratio-0-8", "ratio-0.001-1", "ratio-0.001-8", "gamma-0", "gamma-1",
+    "curves-train", "curves-finetune",
 }  # fmt: skip
 SETTINGS = (
     "data.size=8", "network.arch='resnet18'", "train.epochs=2", "train.limit=64", "train.sparsity=5.0",
@@ -41,6 +47,20 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     run_recipe(load_recipe(find_recipe("digits"), SETTINGS), folder, device="cpu", threads=1)
     return folder
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A `sweep.json` as the command writes it, its figures made up."""
+    folder = tmp_path_factory.mktemp("sweep")
+    results.write(folder / "sweep.json", sweep_example.document())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sweep_page(sweep):
+    (written,) = report_stage(sweep, format="html", output=None)
+    return written
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +88,35 @@ def test_the_page_says_what_the_run_says(page, run):
     assert f"<td>÷ {original['params'] / final['params']:.2f}</td>" in text
 
 
+def test_a_sweep_has_its_charts_and_tables(sweep_page):
+    text = sweep_page.read_text()
+    assert set(re.findall(r'<figure id="([\w.-]+)"', text)) == SWEEP_CHARTS
+    tables = re.findall(r"<h2>(The [^<]+)</h2>.*?<table>(.*?)</table>", text)
+    assert [title for title, _ in tables] == ["The best trade-offs", "The other trials"]
+    for trial in sweep_example.TRIALS:
+        name = f"<td>λ {trial['sparsity']:g}, ratio {trial['ratio']:g}, align {trial['align']}</td>"
+        best = trial["name"] in sweep_example.FRONT
+        assert [name in table for _, table in tables] == [best, not best]
+    assert "Picked for latency&lt;=1ms: λ 0.001, ratio 0.5, align 8." in text
+    assert "Failed: λ 0, ratio 0.9, align 8: the disk is full." in text
+    assert "The trials were timed on different machines" in text
+    assert not re.search(r"""(src|href)=["'](?!data:)""", text)
+
+
+def test_a_sweep_as_markdown(sweep, tmp_path):
+    pytest.importorskip("resvg_py", reason="resvg_py draws the PNGs: pip install 'slimdeploy[report]'")
+    written = report_stage(sweep, format="md", output=tmp_path / "paper.md")
+    assert {path.stem for path in written if path.suffix == ".png"} == SWEEP_CHARTS
+    assert "| λ 0.001, ratio 0.5, align 8 |" in written[0].read_text()
+
+
+def test_a_sweep_of_another_version_is_refused(sweep, tmp_path):
+    document = json.loads((sweep / "sweep.json").read_text())
+    (tmp_path / "sweep.json").write_text(json.dumps({**document, "schema": 99}))
+    with pytest.raises(SlimdeployError, match="schema 99; this slimdeploy reads 1"):
+        report_stage(tmp_path, format="html", output=None)
+
+
 def test_markdown_brings_its_charts_as_svg_and_png(run, tmp_path):
     pytest.importorskip("resvg_py", reason="resvg_py draws the PNGs: pip install 'slimdeploy[report]'")
     written = report_stage(run, format="md", output=tmp_path / "paper.md")
@@ -91,7 +140,7 @@ def test_what_is_read_of_a_run(run):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(SlimdeployError, match=r"no run in .*: slimdeploy run"):
+    with pytest.raises(SlimdeployError, match=r"no run and no sweep in .*: slimdeploy run"):
         report_stage(tmp_path, format="html", output=None)
 
 
@@ -169,8 +218,9 @@ def opened(browser, page, *, width, dark=False):
 
 
 @pytest.mark.parametrize("width", [390, 1440])
-def test_every_chart_is_drawn_and_readable(browser, page, width):
-    with opened(browser, page, width=width) as js:
+@pytest.mark.parametrize(("which", "charts"), [("page", CHARTS), ("sweep_page", SWEEP_CHARTS)])
+def test_every_chart_is_drawn_and_readable(browser, request, which, charts, width):
+    with opened(browser, request.getfixturevalue(which), width=width) as js:
         assert js("return document.documentElement.scrollWidth <= innerWidth")
         assert js("return performance.getEntriesByType('resource').length") == 0
         sizes = js("""
@@ -186,7 +236,7 @@ def test_every_chart_is_drawn_and_readable(browser, page, width):
                       letters: letters.length, outside: outside.map(text => text.textContent),
                       font: 12 * box.width / svg.viewBox.baseVal.width};
             })""")
-    assert len(sizes) == len(CHARTS)
+    assert len(sizes) == len(charts)
     for size in sizes:
         assert size["width"] > 250, size
         assert size["height"] > 150, size
@@ -204,7 +254,7 @@ def test_charts_answer_to_pointer_and_keyboard(browser, page):
         tip = browser.find_element("css selector", "#latency-1 .tip")
         js("arguments[0].scrollIntoView({block: 'center'})", svg)
         ActionChains(browser).move_to_element(svg).perform()
-        assert re.search(r"ms [\d.]+: (original|final) [\d.]+ %", tip.text)
+        assert re.search(r"time of a run [\d.]+ m?s: (original|final) [\d.]+ %", tip.text)
         js("arguments[0].focus()", svg)
         svg.send_keys(Keys.HOME)
         first = tip.text

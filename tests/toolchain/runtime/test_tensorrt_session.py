@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +70,37 @@ def test_a_second_run_allocates_nothing_and_queues_the_least(
         np.testing.assert_array_equal(session.run(small_batch[:4]), first)
         assert device.allocations == allocations
         assert device.queued - queued == 7, "copy in, the network, copy out and the events around them"
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("slow", ["copy_in_ms", "gpu_ms", "copy_out_ms", "enqueue_ms"])
+def test_each_time_is_that_of_its_own_step(
+    slow: str, graphs: bool, models: dict[str, Path], small_batch: np.ndarray, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """One step is made to take 200 ms: that one's figure says so, and no other. The fake works as it is told
+    to, so launching the network takes as long as the network.
+    """
+    trt = FakeTensorrt("10.13.3")
+    device = trt._device
+    with runtime.load(trt, build(trt, models["fp32"], tmp_path), device, graphs=graphs) as session:
+        session.run(small_batch[:4])  # captures
+        with monkeypatch.context() as patch:
+            owner, name = {
+                "copy_in_ms": (device, "upload"),
+                "copy_out_ms": (device, "download"),
+                "gpu_ms": (session, "_execute"),
+                "enqueue_ms": (session, "_execute"),
+            }[slow]
+            if graphs and name == "_execute":
+                owner, name = session._graphs[4][1], "launch"
+            done = getattr(owner, name)
+            patch.setattr(owner, name, lambda *args: (time.sleep(0.2), done(*args)))
+            session.run(small_batch[:4])
+            told = {figure: getattr(session, figure) for figure in benchmarks_gpu.RUN_FIGURES}
+    together = {"gpu_ms", "enqueue_ms"}
+    for figure, milliseconds in told.items():
+        assert (milliseconds >= 200) == (figure == slow or {figure, slow} == together), told
 
 
 def test_layer_times_are_medians_over_the_runs(models: dict[str, Path], tmp_path: Path) -> None:

@@ -2,79 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import PREPROCESSING, learnable_split, random_network
+from tiny import PREPROCESSING, random_network
+from tiny_runs import DATA, OPTIONS, SPEC, STEPS, Stopped
+from tiny_runs import at_step as _at_step
+from tiny_runs import run as _fit
+from tiny_runs import same as _same
+from tiny_runs import stop as _stop
+from tiny_runs import untimed as _untimed
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.resnet import ResNet, build_network
-from slimdeploy.toolchain.networks.spec import network_spec
 from slimdeploy.toolchain.training import loop
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import history_path, read_history, tensorboard_path
-from slimdeploy.toolchain.training.loop import TrainingData, fit
-from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
+from slimdeploy.toolchain.training.options import EpochRecord
 from slimdeploy.toolchain.training.state import state_path
-
-DATA = TrainingData(learnable_split(20), learnable_split(6, seed=1), PREPROCESSING)
-OPTIONS = TrainOptions(epochs=4, batch_size=16, lr=0.05, sparsity=1e-2, crop_pad=1, precision="fp32")
-STEPS = 3
-"""In an epoch: 60 images, 16 a step."""
-SPEC = network_spec("tiny", stem="cifar", classes=3)
-
-
-def _fit(
-    output: Path, options: TrainOptions = OPTIONS, *, resume: bool = False, network: ResNet | None = None
-) -> tuple[ResNet, list[EpochRecord]]:
-    network = network or build_network(SPEC, seed=options.seed)
-    setup = options.to_json()
-    history = fit(network, DATA, options, output=output, device="cpu", setup=setup, resume=resume)
-    return network, history
-
-
-def _untimed(history: list[EpochRecord]) -> list[EpochRecord]:
-    return [replace(record, images_per_second=0.0) for record in history]
-
-
-def _same(one: ResNet, other: ResNet) -> bool:
-    state = other.state_dict()
-    return all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
-
-
-class Stopped(Exception):
-    """What takes the place of a crash."""
-
-
-@contextlib.contextmanager
-def _at_step(number: int, act: Callable[[torch.optim.Optimizer], None]) -> Iterator[None]:
-    """Inside, `act` is called before the optimiser's step of that number (from 1, over all epochs)."""
-    done = [0]
-
-    def hook(optimizer: torch.optim.Optimizer, arguments: object, options: object) -> None:
-        done[0] += 1
-        if done[0] == number:
-            act(optimizer)
-
-    handle = register_optimizer_step_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _stop(optimizer: torch.optim.Optimizer) -> None:
-    raise Stopped
 
 
 @pytest.mark.parametrize("schedule", ["one-cycle", "cosine"])
@@ -152,6 +104,7 @@ def test_tensorboard_holds_curves_and_histograms(tmp_path: Path) -> None:
     for tag, field in {
         "train/loss": "train_loss", "train/acc": "train_accuracy", "val/loss": "val_loss",
         "val/acc": "val_accuracy", "lr": "lr", "gamma/zero_share": "zero_share",
+        "gamma/lambda": "strength",
         "images_per_second": "images_per_second",
     }.items():  # fmt: skip
         written = [(event.step, event.value) for event in events.Scalars(tag)]

@@ -21,6 +21,9 @@ from slimdeploy.toolchain.training.state import HEADER_KEY, TrainingState, load_
 
 SPEC = network_spec("tiny", stem="cifar", classes=3)
 SETUP = {"lr": 0.1, "epochs": 3, "stage": "train"}
+EXTRA = {"penalty.strength": torch.tensor(0.25), "penalty.going.stem": torch.tensor([1.0, 0.0])}
+NO_EXTRA = {name: torch.zeros_like(tensor) for name, tensor in EXTRA.items()}
+"""As a fresh run has it."""
 RECORD = EpochRecord(1, 0.1, 1.0, 0.5, 1.1, 0.4, 0.0, 100.0)
 
 
@@ -44,17 +47,19 @@ def saved(tmp_path: Path) -> Path:
     network, optimizer = _trained()
     path = state_path(tmp_path / "x.safetensors")
     best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    save_state(path, TrainingState(SETUP, [RECORD], best), network, optimizer)
+    save_state(path, TrainingState(SETUP, [RECORD], best, EXTRA), network, optimizer)
     return path
 
 
 def test_everything_comes_back(saved: Path) -> None:
     network, optimizer = _trained()
     restored, fresh = _fresh()
-    state = load_state(saved, SETUP, restored, fresh)
+    state = load_state(saved, SETUP, restored, fresh, NO_EXTRA)
     assert state.history == [RECORD]
     assert state.epochs_done == 1
     assert state.best is not None
+    assert state.extra.keys() == EXTRA.keys()
+    assert all(torch.equal(tensor, EXTRA[name]) for name, tensor in state.extra.items())
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, restored.state_dict()[name])
         assert torch.equal(tensor, state.best[name])
@@ -80,7 +85,7 @@ def test_another_setup_is_refused_by_its_key(saved: Path, setup: dict[str, objec
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     advice = "give the same options, or delete it to start again"
     with pytest.raises(SlimdeployError, match=f"^{re.escape(f'{saved} {message}: {advice}')}$"):
-        load_state(saved, setup, network, optimizer)
+        load_state(saved, setup, network, optimizer, NO_EXTRA)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert not optimizer.state
 
@@ -108,6 +113,13 @@ def _without_tensors(path: Path) -> str:
     return f"{path} is not a readable training state: delete it to start again"
 
 
+def _one_bit(path: Path) -> str:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    return f"{path} is not a readable training state: delete it to start again"
+
+
 def _other_history(path: Path) -> str:
     header, tensors = read_safetensors(path)
     document = json.loads(header[HEADER_KEY])
@@ -116,12 +128,22 @@ def _other_history(path: Path) -> str:
     return f"{path} is not a readable training state: delete it to start again"
 
 
-@pytest.mark.parametrize("spoil", [_cut, _garbage, _of_another_kind, _without_tensors, _other_history])
+def _without_extra(path: Path) -> str:
+    header, tensors = read_safetensors(path)
+    kept = {name: t for name, t in tensors.items() if not name.startswith("extra.")}
+    path.write_bytes(safetensors.torch.save(kept, header))
+    return f"{path} is not a readable training state: delete it to start again"
+
+
+SPOILT = [_cut, _garbage, _of_another_kind, _without_tensors, _without_extra, _one_bit, _other_history]
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
 def test_damaged_states_are_refused(saved: Path, spoil) -> None:
     message = spoil(saved)
     network, optimizer = _fresh()
     with pytest.raises(SlimdeployError, match=f"^{re.escape(message)}"):
-        load_state(saved, SETUP, network, optimizer)
+        load_state(saved, SETUP, network, optimizer, NO_EXTRA)
 
 
 def test_a_checkpoint_is_no_state(saved: Path, tmp_path: Path) -> None:
@@ -129,4 +151,4 @@ def test_a_checkpoint_is_no_state(saved: Path, tmp_path: Path) -> None:
 
     save_checkpoint(saved, random_network(SPEC), model_info(SPEC))
     with pytest.raises(SlimdeployError, match="is not a readable training state"):
-        load_state(saved, SETUP, *_fresh())
+        load_state(saved, SETUP, *_fresh(), NO_EXTRA)

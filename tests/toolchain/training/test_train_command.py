@@ -16,8 +16,13 @@ import torch
 from tiny import write_checkpoint
 
 from slimdeploy.toolchain.checkpoint import load_checkpoint
+from slimdeploy.toolchain.data.dataset import DataOptions
+from slimdeploy.toolchain.data.of_model import dataset_for
+from slimdeploy.toolchain.pruning.recalibration import recalibrate
 from slimdeploy.toolchain.training import loop
 from slimdeploy.toolchain.training.history import history_path, read_history
+from slimdeploy.toolchain.training.options import TrainOptions
+from slimdeploy.toolchain.training.stage import training_data
 from slimdeploy.toolchain.training.state import state_path
 
 
@@ -88,6 +93,111 @@ def test_finetune_goes_on_with_the_data_of_its_checkpoint(
     assert provenance[-1]["parent"] == trained["sha256"]
     assert provenance[-1]["options"]["sparsity"] == 0
     assert provenance[-1]["data"]["name"] == f"folder:{image_folder}"
+
+
+def test_every_option_of_the_objective_goes_through_and_resumes(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ("--sparsity", "auto:0.3", "--sparse-align", 1, "--ema", 0.8, "--cutout", 4, "--flip-mode",
+            "alternating", "--label-smoothing", 0.1, "--recalibration-images", 32, "--json")  # fmt: skip
+    whole = tmp_path / "whole.safetensors"
+    expected = slimdeploy_command(*_train(image_folder, whole, *more, epochs=4))
+    assert expected.exit_code == 0, expected.err
+    assert expected.json["zero_share"] == pytest.approx(0.3, abs=1 / 60)
+    assert max(record.strength for record in read_history(whole)) > 0
+    entry = load_checkpoint(whole).info.provenance[-1]
+    assert (entry["options"]["sparsity"], entry["options"]["ema"]) == ("auto:0.3", 0.8)
+
+    output = tmp_path / "broken.safetensors"
+    write, left = loop.write_history, [2]
+
+    def killed(*arguments: object) -> None:
+        write(*arguments)
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_history", killed)
+        slimdeploy_command(*_train(image_folder, output, *more, epochs=4))
+    assert not output.exists()
+    ran = slimdeploy_command(*_train(image_folder, output, *more, "--resume", epochs=4))
+    assert ran.exit_code == 0, ran.err
+    assert "resuming after epoch 2 of 4" in ran.err
+    assert ran.json["accuracy"] == expected.json["accuracy"]
+    a, b = load_checkpoint(whole).network.state_dict(), load_checkpoint(output).network.state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    ran = slimdeploy_command("prune", output, "--ratio", 0.3, "--align", 1, "--no-compensate", "--json",
+                             "--data", f"folder:{image_folder}", "-o", tmp_path / "pruned")  # fmt: skip
+    assert ran.exit_code == 0, ran.err
+    assert (
+        ran.json["accuracy"]["after"] == ran.json["accuracy"]["before"] == expected.json["accuracy"]["test"]
+    )
+
+
+def test_a_share_that_the_network_does_not_allow_is_one_line(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    ran = slimdeploy_command(*_train(image_folder, tmp_path / "net", "--sparsity", "auto:0.9"))
+    assert ran.exit_code == 2
+    assert ran.error.startswith("sparsity auto:0.9: ")
+    assert ran.error.endswith("a smaller share, or a smaller --sparse-align")
+    ran = slimdeploy_command(*_train(image_folder, tmp_path / "net", "--sparsity", "much"))
+    assert ran.error == (
+        "sparsity must be λ, or auto: and a share between 0 and 1 such as auto:0.9, not 'much'"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_recalibration_measures_the_statistics_anew(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    plain, measured = tmp_path / "plain", tmp_path / "measured"
+    for output, images in ((plain, 0), (measured, 54)):
+        assert (
+            slimdeploy_command(*_train(image_folder, output, "--recalibration-images", images)).exit_code == 0
+        )
+    a, b = load_checkpoint(plain).network, load_checkpoint(measured).network
+    for (name, one), (_, other) in zip(a.named_parameters(), b.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+    again = load_checkpoint(plain)
+    dataset = dataset_for(again.info, DataOptions(f"folder:{image_folder}"), plain)
+    recalibrate(
+        again.network, training_data(dataset, TrainOptions()).train, dataset.preprocessing, device="cpu"
+    )
+    torch.testing.assert_close(b.bn1.running_mean, again.network.bn1.running_mean)
+    assert not torch.allclose(a.bn1.running_mean, b.bn1.running_mean)
+
+
+def test_finetune_learns_from_a_teacher(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    teacher, other = (
+        write_checkpoint(tmp_path / "teacher", seed=1),
+        write_checkpoint(tmp_path / "other", seed=2),
+    )
+    student = write_checkpoint(tmp_path / "student")
+
+    def finetune(name: str, *more: object) -> Path:
+        output = tmp_path / name
+        ran = slimdeploy_command("finetune", student, "--data", f"folder:{image_folder}", "--epochs", 1,
+                                 "--batch-size", 16, "-o", output, *more)  # fmt: skip
+        assert ran.exit_code == 0, ran.err
+        return output
+
+    alone = finetune("alone")
+    taught = finetune("taught", "--teacher", teacher, "--distill", 0.7, "--temperature", 2)
+    entry = load_checkpoint(taught).info.provenance[-1]
+    assert entry["teacher"] == load_checkpoint(teacher).sha256
+    assert (entry["options"]["distill"], entry["options"]["temperature"]) == (0.7, 2.0)
+    weights = [
+        load_checkpoint(path).network.fc.weight for path in (alone, taught, finetune("x", "--teacher", other))
+    ]
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
+    ran = slimdeploy_command("finetune", student, "--data", f"folder:{image_folder}", "-o", tmp_path / "y",
+                             "--teacher", tmp_path / "none")  # fmt: skip
+    assert (ran.exit_code, ran.error) == (2, f"no checkpoint at {tmp_path / 'none'}")
 
 
 def test_finetune_needs_data_that_fits(
@@ -185,6 +295,7 @@ def test_force_starts_again(slimdeploy_command: Callable, image_folder: Path, in
         (["--lr", 0.5], "lr = 0.05, this one has 0.5"),
         (["--epochs", 3], "epochs = 2, this one has 3"),
         (["--seed", 1], "seed = 0, this one has 1"),
+        (["--size", 24], "size = 16, this one has 24"),
     ],
 )
 def test_resume_with_other_options_names_the_key(

@@ -14,10 +14,30 @@ from slimdeploy.toolchain.training.precision import resolve_precision
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"schedule": "one-cycel"}, "unknown schedule 'one-cycel'; known: one-cycle, cosine, step, constant. "
                                 "Did you mean 'one-cycle'?"),
-    ({"precision": "fp16"}, "unknown precision 'fp16'; known: auto, fp32, bf16. Did you mean 'bf16'?"),
+    ({"precision": "fp8"}, "unknown precision 'fp8'; known: auto, fp32, bf16, fp16. Did you mean 'fp16'?"),
     ({"sparsity_step": "proximate"}, "unknown sparsity step 'proximate'; known: proximal, subgradient. "
                                      "Did you mean 'proximal'?"),
     ({"sparse_layers": "al"}, "unknown sparse layers 'al'; known: prunable, all. Did you mean 'all'?"),
+    ({"flip_mode": "alternate"}, "unknown flip mode 'alternate'; known: random, alternating. "
+                                 "Did you mean 'alternating'?"),
+    ({"sparsity": "auto"}, "sparsity must be λ, or auto: and a share between 0 and 1 such as auto:0.9, "
+                           "not 'auto'"),
+    ({"sparsity": "auto:1"}, "sparsity must be λ, or auto: and a share"),
+    ({"sparsity": "auto:nan"}, "sparsity must be λ, or auto: and a share"),
+    ({"sparsity": "otto:0.5"}, "sparsity must be λ, or auto: and a share"),
+    ({"sparsity": "auto:0.9", "sparsity_step": "subgradient"},
+     "sparsity auto:0.9 needs sparsity-step proximal: only it makes exact zeros"),
+    ({"sparsity": "auto:0.9", "sparse_layers": "all"},
+     "sparsity auto:0.9 needs sparse-layers prunable: it steers those that pruning can remove"),
+    ({"sparsity": "auto:0.9", "patience": 3},
+     "sparsity auto:0.9 goes without patience: the zeros are complete at the end of the run only"),
+    ({"sparse_align": 0}, "sparse-align must be at least 1, not 0"),
+    ({"cutout": -1}, "cutout must be at least 0, not -1"),
+    ({"recalibration_images": -1}, "recalibration-images must be at least 0, not -1"),
+    ({"ema": 1.0}, "ema must be from 0 to below 1, not 1"),
+    ({"distill": 0.0}, "distill must be a share above 0, up to 1, not 0"),
+    ({"distill": 1.5}, "distill must be a share above 0, up to 1, not 1.5"),
+    ({"temperature": 0.0}, "temperature must be above 0, not 0"),
     ({"epochs": -1}, "epochs must be at least 0, not -1"),
     ({"batch_size": 1}, "batch-size must be at least 2, not 1"),
     ({"sparsity": -1e-4}, "sparsity must be at least 0, not -0.0001"),
@@ -38,6 +58,19 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_values_that_make_no_sense(values: dict[str, Any], message: str) -> None:
     with pytest.raises(SlimdeployError, match=f"^{re.escape(message)}"):
         TrainOptions(**values)
+
+
+def test_the_share_of_automatic_sparsity() -> None:
+    assert TrainOptions(sparsity="auto:0.9").sparsity_target == 0.9
+    assert TrainOptions(sparsity="auto:0.9").is_sparse
+    assert TrainOptions(sparsity=1e-4).sparsity_target is None
+    assert not TrainOptions().is_sparse
+
+
+def test_fp16_is_for_gpus() -> None:
+    assert resolve_precision("fp16", "cuda") == "fp16"
+    with pytest.raises(SlimdeployError, match=r"^precision fp16 needs a CUDA GPU: take bf16 or fp32 on the"):
+        resolve_precision("fp16", "cpu")
 
 
 def test_automatic_precision_goes_by_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,246 @@
+"""`slimdeploy sweep` on a tiny network, with SQLite."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import quick_bench
+
+pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slimdeploy[sweep]'")
+
+import slimdeploy
+from slimdeploy.toolchain import pipeline
+from slimdeploy.toolchain.checkpoint import load_checkpoint
+from slimdeploy.toolchain.report.run import read_run
+
+SCHEMA = json.loads((Path(slimdeploy.__file__).parent / "benchmarks/schemas/sweep-1.json").read_text())
+RECIPE = """
+[data]
+name = "folder:{folder}"
+[network]
+arch = "tiny"
+stem = "cifar"
+[train]
+epochs = 1
+batch_size = 16
+lr = 0.05
+crop_pad = 1
+precision = "fp32"
+[prune]
+ratio = 0.3
+align = 1
+statistics_images = 32
+[finetune]
+epochs = 1
+batch_size = 16
+precision = "fp32"
+[bench]
+batches = [2]
+seconds = 0.1
+ci = 1.0
+"""
+
+
+@pytest.fixture
+def sweep(
+    slimdeploy_command: Callable, tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Runs `slimdeploy sweep` of the recipe into `tmp_path/out`, nothing measured for real."""
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(RECIPE.format(folder=image_folder))
+    monkeypatch.setattr(pipeline, "_bench", quick_bench.bench)
+
+    def run(*arguments: object, output: str = "out") -> Any:
+        return slimdeploy_command("sweep", recipe, "-o", tmp_path / output, "--device", "cpu", "--threads", 1,
+                                  "--heartbeat", 1, *arguments)  # fmt: skip
+
+    return run
+
+
+def document(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "sweep.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    return found
+
+
+def worked(err: str, stage: str) -> int:
+    """How often a stage ran, rather than being up to date."""
+    return len(re.findall(rf"^{stage} …$", err, re.MULTILINE))
+
+
+def test_a_grid_is_done_training_each_sparsity_once(sweep: Callable, tmp_path: Path) -> None:
+    ran = sweep("--sparsity", "0,0.1", "--ratio", "0.2,0.3", "--json", "--pick", "params<1M")
+    assert ran.exit_code == 0, ran.err
+    found = document(tmp_path / "out")
+    assert {(t["sparsity"], t["ratio"], t["align"]) for t in found["trials"]} == {
+        (0.0, 0.2, 1), (0.1, 0.2, 1), (0.0, 0.3, 1), (0.1, 0.3, 1)
+    }  # fmt: skip
+    assert (worked(ran.err, "train"), worked(ran.err, "export-original")) == (2, 2)
+    assert worked(ran.err, "pruned") == worked(ran.err, "finetune") == worked(ran.err, "bench") == 4
+    assert len(list((tmp_path / "out" / "trained").iterdir())) == 2
+    # The pruned networks differ, and each trial is a run that can be reported by itself.
+    for trial in found["trials"]:
+        run = read_run(tmp_path / "out" / trial["folder"])
+        options = {entry["stage"]: entry["options"] for entry in run.final.info.provenance}
+        assert options["train"]["sparsity"] == trial["sparsity"]
+        assert options["prune"]["ratio"] == trial["ratio"]
+        assert sum(trial["gamma"]["counts"]) == len(run.original.scales)
+        assert len(trial["curves"]["train"]) == len(trial["curves"]["finetune"]) == 1
+    # What was picked can be used at once.
+    picked = next(t for t in found["trials"] if t["name"] == found["picked"]["name"])
+    assert picked["accuracy"]["validation"] == max(t["accuracy"]["validation"] for t in found["trials"])
+    handed = load_checkpoint(tmp_path / "out" / "picked.safetensors")
+    assert handed.sha256 == load_checkpoint(tmp_path / "out" / picked["checkpoint"]).sha256
+    assert found["picked"]["files"] == ["picked.safetensors", "picked.onnx", "picked.onnx.json"]
+    assert ran.json["front"] == found["front"]
+
+    again = sweep("--sparsity", "0,0.1", "--ratio", "0.2,0.3")
+    assert again.exit_code == 0, again.err
+    assert again.err == "", "everything was done"
+    assert "no other trial is as fast and as accurate" in again.out
+
+    more = sweep("--sparsity", "0,0.1", "--ratio", "0.1,0.2,0.3")
+    assert more.exit_code == 0, more.err
+    assert (worked(more.err, "train"), worked(more.err, "pruned")) == (0, 2)
+    assert len(document(tmp_path / "out")["trials"]) == 6
+
+
+def test_a_sampler_does_so_many_trials(sweep: Callable, tmp_path: Path) -> None:
+    ran = sweep("--sparsity", "0,0.1", "--ratio", "0.1,0.3", "--align", "1,2", "--trials", 4)
+    assert ran.exit_code == 0, ran.err
+    found = document(tmp_path / "out")
+    assert found["study"]["method"] == "tpe"
+    assert 1 <= len(found["trials"]) <= 4  # a sampler may come back to a point
+    for trial in found["trials"]:
+        assert trial["sparsity"] in (0, 0.1)
+        assert 0.1 <= trial["ratio"] <= 0.3
+        assert trial["align"] in (1, 2)
+    changed = sweep("--sparsity", "0,0.2", "--ratio", "0.1,0.3", "--align", "1,2", "--trials", 4)
+    assert changed.exit_code == 2
+    assert "sampler.sparsity = [0.0, 0.1], this sweep [0.0, 0.2]: give this one another name" in changed.error
+
+
+def test_a_point_that_fails_is_said_and_the_others_are_done(sweep: Callable, tmp_path: Path) -> None:
+    ran = sweep("--ratio", "0.2,0.6")
+    assert ran.exit_code == 1
+    assert "ratio-0.6_align-1 failed: 24 prunable channels is out of reach" in ran.error
+    found = document(tmp_path / "out")
+    assert [trial["ratio"] for trial in found["trials"]] == [0.2]
+    assert [one["ratio"] for one in found["failed"]] == [0.6]
+
+
+def test_where_all_fail_there_is_no_result(sweep: Callable, tmp_path: Path) -> None:
+    ran = sweep("--ratio", "0.6")
+    assert ran.exit_code == 2
+    assert ran.error.startswith("no trial came to an end: 24 prunable channels is out of reach")
+    assert not (tmp_path / "out" / "sweep.json").exists()
+
+
+def test_another_sweep_is_kept_out_of_the_study(sweep: Callable, tmp_path: Path) -> None:
+    assert sweep("--ratio", "0.2").exit_code == 0
+    ran = sweep("--ratio", "0.3", "--set", "finetune.epochs=2")
+    assert ran.exit_code == 2
+    expected = "has finetune.epochs = 1, this sweep 2: give this one another name with --study"
+    assert ran.error.startswith("the study 'small' in sqlite:///")
+    assert ran.error.endswith(expected)
+    assert len(document(tmp_path / "out")["trials"]) == 1
+
+
+def test_nothing_to_pick_is_said(sweep: Callable, tmp_path: Path) -> None:
+    ran = sweep("--ratio", "0.2", "--pick", "latency<=0.001us")
+    assert ran.exit_code == 1
+    assert ran.error.startswith(
+        "no trial has latency<=0.001us: the nearest, sparsity-0_ratio-0.2_align-1, has "
+    )
+    assert document(tmp_path / "out")["picked"] is None
+    assert not (tmp_path / "out" / "picked.onnx").exists()
+
+
+def _text_file(folder: Path) -> str:
+    (folder / "file.db").write_text("no database, but long enough to be taken for the header of one" * 9)
+    return f"sqlite:///{folder / 'file.db'}"
+
+
+UNREACHABLE = "postgresql+psycopg://me:{}@127.0.0.1:1/x"
+HALF = ("digits", "--ratio", "0.5")
+NO_URL = "--storage is not a database's URL: write it as postgresql+psycopg://"
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        (_text_file, "file is not a database"),
+        (lambda folder: "nowhere", NO_URL),
+        (lambda folder: "paper://x", NO_URL),
+        (lambda folder: "sqlite:////proc/none/study.db", "/proc/none"),
+        (
+            lambda folder: UNREACHABLE.format("hidden"),
+            f"cannot use the storage {UNREACHABLE.format('***')}: ",
+        ),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_one_line(
+    sweep: Callable, tmp_path: Path, storage: Callable[[Path], str], message: str
+) -> None:
+    ran = sweep("--ratio", "0.2", "--storage", storage(tmp_path))
+    assert ran.exit_code == 2
+    assert message in ran.error
+    assert len(ran.err.splitlines()) == 1
+    assert "hidden" not in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_of_someone_else_is_left_alone(sweep: Callable, tmp_path: Path) -> None:
+    import optuna
+
+    storage = f"sqlite:///{tmp_path / 'theirs.db'}"
+    optuna.create_study(storage=storage, study_name="small").optimize(lambda trial: 1.0, n_trials=1)
+    ran = sweep("--ratio", "0.2", "--storage", storage)
+    assert ran.exit_code == 2
+    assert "is not a sweep's: give this one another name with --study" in ran.error
+    with sqlite3.connect(tmp_path / "theirs.db") as database:
+        assert database.execute("select count(*) from trials").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nosuch", "--ratio", "0.5"], "no recipe 'nosuch'; there are "),
+        (["digits"], "nothing to sweep over: give --sparsity, --ratio or --align"),
+        (["digits", "--ratio", "0.5,x"], "--ratio 0.5,x: 'x' is not a number"),
+        ([*HALF, "--pick", "latency"], "--pick 'latency': write it as "),
+        ([*HALF, "--sampler", "tpe"], "--sampler chooses among trials: say how many"),
+        ([*HALF, "--trials", "2", "--sampler", "tp"], "unknown sampler 'tp'; known: tpe"),
+    ],
+)  # fmt: skip
+def test_wrong_calls_are_one_line(slimdeploy_command: Callable, arguments: list[str], message: str) -> None:
+    ran = slimdeploy_command("sweep", *arguments)
+    assert ran.exit_code == 2
+    assert ran.error.startswith(message)
+    assert len(ran.err.splitlines()) == 1
+
+
+WITHOUT = """
+import sys
+import blocking
+blocking.block(sys.argv[1])
+from slimdeploy.toolchain.cli import main
+sys.argv = ["slimdeploy", *sys.argv[2:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("library", ["optuna", "psycopg"])
+def test_a_missing_library_is_one_line(fresh_python: Callable, tmp_path: Path, library: str) -> None:
+    arguments = ("sweep", "digits", "--ratio", "0.5", "-o", str(tmp_path / "out"), "--storage", UNREACHABLE)
+    ran = fresh_python(WITHOUT, library, *arguments)
+    assert ran.exit_code == 2
+    line = f"slimdeploy: this needs {library}, which is not installed: pip install 'slimdeploy[sweep]'"
+    assert ran.err.splitlines() == [line]

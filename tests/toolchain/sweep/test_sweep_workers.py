@@ -1,0 +1,133 @@
+"""Several workers on one study: over a real PostgreSQL with one of them killed, and over SQLite."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import TESTS, process_environment
+
+optuna = pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slimdeploy[sweep]'")
+
+from slimdeploy.tests.toolchain.sweep.conftest import PASSWORD  # noqa: E402
+from slimdeploy.tests.toolchain.sweep.test_sweep import RECIPE, document  # noqa: E402
+from slimdeploy.toolchain.sweep import queue  # noqa: E402
+
+GRID = ("--sparsity", "0,0.1", "--ratio", "0.1,0.3")
+
+
+def quick_environment() -> dict[str, str]:
+    """That of processes which don't really measure."""
+    environment = process_environment()
+    path = [str(TESTS / "subprocesses" / "quick"), environment["PYTHONPATH"]]
+    return {**environment, "PYTHONPATH": os.pathsep.join(path)}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, image_folder: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(RECIPE.format(folder=image_folder))
+    return path
+
+
+@pytest.fixture
+def start(recipe: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a worker as a process of its own, its measuring faked; what is said goes to `<name>.log`."""
+    started = []
+
+    def run(name: str, output: Path, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "slimdeploy.toolchain", "sweep", str(recipe), "-o", str(output),
+                   "--device", "cpu", "--threads", "1", "--heartbeat", "1", *arguments]  # fmt: skip
+        with (tmp_path / f"{name}.log").open("w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, text=True, env=quick_environment())
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def _trials(storage: str) -> list[Any]:
+    try:
+        return optuna.load_study(study_name="small", storage=storage).get_trials(deepcopy=False)
+    except (KeyError, optuna.exceptions.StorageInternalError):  # not created yet
+        return []
+
+
+def _busy(storage: str, pid: int) -> bool:
+    """Whether the process is in the middle of a trial."""
+    running = [t for t in _trials(storage) if t.state == optuna.trial.TrialState.RUNNING]
+    return any(t.user_attrs.get(queue.WORKER, "").endswith(f":{pid}") for t in running)
+
+
+def test_workers_share_a_postgresql_and_take_up_what_a_killed_one_left(
+    start: Callable, postgresql: str, tmp_path: Path, slimdeploy_command: Callable, recipe: Path
+) -> None:
+    arguments = (*GRID, "--storage", postgresql)
+    shared, apart = tmp_path / "shared", tmp_path / "apart"
+    victim = start("victim", shared, *arguments)
+    others = {"beside": start("beside", shared, *arguments), "apart": start("apart", apart, *arguments)}
+    end = time.monotonic() + 120
+    while not _busy(postgresql, victim.pid):
+        assert victim.poll() is None, (tmp_path / "victim.log").read_text()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    victim.kill()
+    assert victim.wait() == -signal.SIGKILL
+    logs = {}
+    for name, process in others.items():
+        process.wait(180)
+        logs[name] = (tmp_path / f"{name}.log").read_text()
+        assert process.returncode == 0, logs[name]
+
+    # Each point is done once, the killed worker's too.
+    trials = [t for t in _trials(postgresql) if queue.SURPLUS not in t.user_attrs]
+    complete = [queue.point_of(t) for t in trials if t.state == optuna.trial.TrialState.COMPLETE]
+    assert len(complete) == len(set(complete)) == 4
+    dead = [t for t in trials if t.state == optuna.trial.TrialState.FAIL]
+    assert {t.user_attrs[queue.WORKER].rsplit(":")[-1] for t in dead} == {str(victim.pid)}
+    # Both folders tell of all of them, though they share nothing but the storage.
+    for folder in (shared, apart):
+        assert len(document(folder)["trials"]) == 4
+        assert PASSWORD not in (folder / "sweep.json").read_text()
+    # Where a folder is shared each sparsity is trained once, but for what the kill interrupted.
+    victims = (tmp_path / "victim.log").read_text()
+    trained = re.findall("^train …$", victims + logs["beside"], re.MULTILINE)
+    assert len(trained) <= 3
+    assert PASSWORD not in victims + "".join(logs.values())
+
+    # Afterwards anyone may ask the study, from a folder that has nothing.
+    asked = slimdeploy_command(
+        "sweep", recipe, *arguments, "-o", tmp_path / "new", "--pick", "accuracy>=0%", "--json"
+    )
+    assert asked.exit_code == 0, asked.err
+    assert asked.json["picked"]["files"] == []
+    assert len(asked.json["trials"]) == 4
+
+
+def test_two_processes_share_a_sqlite_file(recipe: Path, tmp_path: Path) -> None:
+    """As `--workers` starts them."""
+    output = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-m", "slimdeploy.toolchain", "sweep", recipe, *GRID, "--device", "cpu",
+         "--workers", "2", "-o", output, "--json"],
+        capture_output=True, text=True, env=quick_environment(), timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["trials"] == document(output)["trials"]
+    assert len(document(output)["trials"]) == 4
+    assert done.stderr.count("train …\n") == 2
+    trials = _trials(f"sqlite:///{output / 'study.db'}")
+    assert len([t for t in trials if t.state == optuna.trial.TrialState.COMPLETE]) == 4
+    assert len({t.user_attrs[queue.WORKER] for t in trials}) <= 2

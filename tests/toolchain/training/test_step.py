@@ -1,0 +1,104 @@
+"""The step in every precision: the penalty means the same, loss scaling or not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import PREPROCESSING, random_images, random_network
+from tiny_runs import OPTIONS, SPEC, STEPS, Stopped, at_step, run, same, stop, untimed
+
+from slimdeploy.toolchain.networks.resnet import ResNet, build_network
+from slimdeploy.toolchain.training import loop
+from slimdeploy.toolchain.training.loop import build_optimizer, build_penalty
+from slimdeploy.toolchain.training.options import TrainOptions
+from slimdeploy.toolchain.training.sparsity import penalised_scales
+from slimdeploy.toolchain.training.step import Objective, TrainingStep
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@pytest.fixture
+def fp16_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp16 on the CPU, which torch emulates and slimdeploy refuses for its slowness."""
+    monkeypatch.setattr(loop, "resolve_precision", lambda precision, device: precision)
+
+
+def _step(network: ResNet, options: TrainOptions) -> TrainingStep:
+    penalty = build_penalty(network, options, steps_per_epoch=STEPS)
+    objective = Objective(options, None, PREPROCESSING)
+    optimizer = build_optimizer(network, options)
+    return TrainingStep(
+        network, optimizer, objective, penalty, precision=options.precision, device="cpu"
+    )  # fmt: skip
+
+
+def _gammas(network: ResNet) -> torch.Tensor:
+    return torch.cat([scale.detach() for scale in penalised_scales(network, "prunable")])
+
+
+@pytest.mark.usefixtures("fp16_here")
+@pytest.mark.parametrize("sparsity", [0.1, "auto:0.4"])
+def test_every_precision_reaches_the_same_sparsity(tmp_path: Path, sparsity: float | str) -> None:
+    options = replace(OPTIONS, epochs=6, sparsity=sparsity, sparse_align=1)
+    shares = {}
+    for precision in PRECISIONS:
+        network = random_network(SPEC)  # its γ are spread out, else all arrive at zero together
+        _, history = run(tmp_path / precision, replace(options, precision=precision), network=network)
+        assert history[-1].train_loss < history[0].train_loss
+        shares[precision] = float((_gammas(network) == 0).float().mean())
+    assert 0.2 < shares["fp32"] < 0.8
+    assert shares["bf16"] == pytest.approx(shares["fp32"], abs=0.05)
+    assert shares["fp16"] == pytest.approx(shares["fp32"], abs=0.05)
+
+
+@pytest.mark.parametrize("form", ["proximal", "subgradient"])
+def test_the_penalty_does_not_depend_on_the_loss_scale(form: str) -> None:
+    images, labels = random_images(8), torch.arange(8) % 3
+    moved = []
+    for scale in (1.0, 2.0**16):
+        network = build_network(SPEC, seed=0).train()
+        step = _step(network, replace(OPTIONS, sparsity=0.02, sparsity_step=form, precision="fp32"))
+        step.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        step(images, labels, 0)
+        moved.append(_gammas(network))
+    torch.testing.assert_close(moved[0], moved[1], atol=1e-6, rtol=1e-5)
+    assert (moved[0] < 1).any()
+
+
+def test_an_overflow_leaves_the_optimisers_step_out_but_not_the_penalty() -> None:
+    network = build_network(SPEC, seed=0).train()
+    step = _step(network, replace(OPTIONS, sparsity=0.02, precision="fp32"))
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    step(random_images(8) * 1e4, torch.arange(8) % 3, 0)
+    assert step.scaler.get_scale() == 2.0**126, "it takes the scale down"
+    penalised = {id(scale) for scale in penalised_scales(network, "prunable")}
+    threshold = 0.02 * OPTIONS.lr / (1 - 0.9)
+    for name, parameter in network.named_parameters():
+        expected = before[name]
+        if id(parameter) in penalised:
+            expected = torch.sign(expected) * torch.clamp(expected.abs() - threshold, min=0)
+        torch.testing.assert_close(parameter.detach(), expected, msg=name)
+
+
+@pytest.mark.usefixtures("fp16_here")
+def test_a_resumed_run_keeps_its_loss_scale(tmp_path: Path) -> None:
+    options: Any = replace(OPTIONS, epochs=3, precision="fp16")
+    expected, history = run(tmp_path / "whole", options)
+    with at_step(2 * STEPS - 1, stop), pytest.raises(Stopped):
+        run(tmp_path / "broken", options)
+    resumed, whole = run(tmp_path / "broken", options, resume=True)
+    assert same(expected, resumed)
+    assert untimed(whole) == untimed(history)
+
+
+def test_the_state_of_the_scaler_comes_back() -> None:
+    first, second = (_step(build_network(SPEC, seed=0), replace(OPTIONS, precision="fp16")) for _ in "ab")
+    first.scaler.load_state_dict({**first.scaler.state_dict(), "scale": 512.0, "_growth_tracker": 7})
+    second.restore(first.state())
+    assert second.scaler.state_dict() == first.scaler.state_dict()
+    assert second.scaler.get_scale() == 512.0

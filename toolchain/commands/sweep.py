@@ -1,0 +1,118 @@
+"""`slimdeploy sweep`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.options import machine_options, torch_device
+
+
+@command("sweep")
+@click.argument("recipe", metavar="RECIPE")
+@click.option("--sparsity", metavar="LIST", help="λ of the sparse training, such as 0,1e-5,1e-4.")
+@click.option(
+    "--ratio", metavar="LIST", help="Shares of the prunable channels to remove, such as 0.5,0.7,0.9."
+)
+@click.option("--align", metavar="LIST", help="Multiples that kept widths are rounded to, such as 1,8.")
+@click.option(
+    "--trials", type=click.IntRange(min=1), metavar="N",
+    help="Not the whole grid: N trials, chosen by a sampler over accuracy and latency. The ratio may then be "
+    "any between the least and the greatest given.",
+)  # fmt: skip
+@click.option("--sampler", help="Which, with --trials: tpe (the default) or nsga2.")
+@click.option(
+    "--pick", "conditions", multiple=True, metavar="CONDITION",
+    help="Hand on the best network with latency<=0.8ms, accuracy>=90%, params<4M, macs<50M or speedup>3; "
+    "latency@64 is at batch 64. Several, separated by commas, must all be met.",
+)  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes on this machine."
+)
+@click.option(
+    "--storage", metavar="URL",
+    help="Database that all workers share, such as postgresql+psycopg://USER:PASSWORD@HOST/DATABASE "
+    "[default: a SQLite file in the folder].",
+)  # fmt: skip
+@click.option(
+    "--study",
+    metavar="NAME",
+    help="Name of the study in the storage [default: the recipe's, and the sampler's].",
+)
+@click.option(
+    "--heartbeat", type=click.IntRange(min=1), default=30, show_default=True, metavar="SECONDS",
+    help="How often workers give a sign of life; after three missed ones their trials are taken up again.",
+)  # fmt: skip
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, file_okay=False),
+    help="Folder [default: runs/<recipe>-sweep].",
+)  # fmt: skip
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE",
+    help="Change the recipe, such as --set train.epochs=2; may be repeated.",
+)  # fmt: skip
+@machine_options
+def sweep(
+    recipe: str,
+    sparsity: str | None,
+    ratio: str | None,
+    align: str | None,
+    trials: int | None,
+    sampler: str | None,
+    conditions: tuple[str, ...],
+    workers: int,
+    storage: str | None,
+    study: str | None,
+    heartbeat: int,
+    output: Path | None,
+    settings: tuple[str, ...],
+    device: str,
+    threads: int | None,
+) -> Output:
+    """Run RECIPE at every combination of the values given, and find those that no other one beats.
+
+    Each λ is trained once. The same command goes on after an interruption; given on another machine with the
+    same --storage, that machine joins in.
+    """
+    from slimdeploy.toolchain.errors import SlimdeployError
+    from slimdeploy.toolchain.recipe import find_recipe, load_recipe
+    from slimdeploy.toolchain.sweep.choice import parse_conditions
+    from slimdeploy.toolchain.sweep.options import SweepOptions
+    from slimdeploy.toolchain.sweep.space import read_space
+
+    if sampler and trials is None:
+        raise SlimdeployError("--sampler chooses among trials: say how many with --trials N")
+    chosen = load_recipe(find_recipe(recipe), settings)
+    space = read_space(chosen, sparsity=sparsity, ratio=ratio, align=align)
+    wanted = parse_conditions(conditions, chosen.bench.batches)
+
+    from slimdeploy.benchmarks.process import cpu_count
+    from slimdeploy.toolchain.sweep.result import table_text
+    from slimdeploy.toolchain.sweep.stage import sweep_stage
+    from slimdeploy.toolchain.sweep.storage import default_storage
+    from slimdeploy.toolchain.sweep.worker import Job
+
+    folder = output or Path("runs") / f"{chosen.name}-sweep"
+    if workers > 1 and threads is None:
+        threads = max(1, cpu_count() // workers)
+    options = SweepOptions(
+        storage=storage or default_storage(folder),
+        study=study
+        or (chosen.name if trials is None else f"{chosen.name}-{sampler or SweepOptions.sampler}"),
+        trials=trials,
+        sampler=sampler or SweepOptions.sampler,
+        heartbeat=heartbeat,
+        device=torch_device(device, threads),
+        threads=threads,
+    )
+    done = sweep_stage(Job(chosen, space, folder, options), workers=workers, conditions=wanted)
+    return Output(
+        {
+            "sweep": str(folder),
+            **{k: done.document[k] for k in ("trials", "failed", "front", "picked", "remarks")},
+        },
+        table_text(done.document, folder),
+        failed=done.problem,
+    )

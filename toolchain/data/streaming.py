@@ -1,0 +1,106 @@
+"""Batches of images that are read while training goes on: by the workers of a DataLoader, cropped and flipped
+there by torchvision's v2 transforms.
+
+The random choices are made by the caller and are the same as for images in memory, and so are the batches,
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from slimdeploy.toolchain.data.files import FileImages
+from slimdeploy.toolchain.data.torchvision import import_torchvision
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.launch import launch
+
+AHEAD = 4
+"""Batches that each worker keeps ready."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Image `index`, cut out of it with black pixels around at row `top` and column `left`."""
+
+    index: int
+    top: int
+    left: int
+    flip: bool
+
+
+class Reader:
+    """Reads batches of `images`, with `pad` black pixels around. Its workers live as long as it does."""
+
+    def __init__(self, images: FileImages, *, pad: int, device: str) -> None:
+        self._batches = _Batches()
+        self._device = device
+        self._loader = DataLoader(
+            _Cropped(images, pad),
+            batch_sampler=self._batches,
+            num_workers=_workers(),
+            collate_fn=_collate,
+            persistent_workers=True,
+            prefetch_factor=AHEAD,
+            pin_memory=device == "cuda",
+            generator=torch.Generator(),  # leaves torch's own as it is
+        )
+
+    def read(self, batches: Iterable[list[Crop]]) -> Iterator[Tensor]:
+        """Each batch as (B, H, W, 3) uint8 on the device. Raises SlimdeployError for an unreadable file."""
+        self._batches.now = batches
+        for images in self._loader:
+            if isinstance(images, SlimdeployError):
+                raise images
+            yield images.to(self._device, non_blocking=True)
+
+
+class _Batches:
+    """What the loader is to read next; it asks anew in every epoch."""
+
+    now: Iterable[list[Crop]] = ()
+
+    def __iter__(self) -> Iterator[list[Crop]]:
+        return iter(self.now)
+
+
+class _Cropped(Dataset[Tensor | SlimdeployError]):
+    def __init__(self, images: FileImages, pad: int) -> None:
+        import_torchvision()
+        from torchvision.transforms import v2
+
+        self._transforms = v2.functional
+        self._images, self._pad = images, pad
+
+    def __getitem__(self, crop: Crop) -> Tensor | SlimdeployError:  # type: ignore[override]
+        """(H, W, 3) uint8. An error is returned: one that is raised arrives as a page of traceback."""
+        try:
+            image = torch.tensor(self._images[crop.index]).permute(2, 0, 1)
+        except SlimdeployError as error:
+            return error
+        f, side = self._transforms, self._images.size
+        if self._pad:
+            image = f.crop(f.pad(image, [self._pad] * 4), crop.top, crop.left, side, side)
+        if crop.flip:
+            image = f.horizontal_flip(image)
+        return image.permute(1, 2, 0)
+
+
+def _collate(images: list[Tensor | SlimdeployError]) -> Tensor | SlimdeployError:
+    tensors = []
+    for image in images:
+        if isinstance(image, SlimdeployError):
+            return image
+        tensors.append(image)
+    return torch.stack(tensors)
+
+
+def _workers() -> int:
+    """One for each processor that this process may use, shared with the other processes of a run."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, processors // launch().local_size)

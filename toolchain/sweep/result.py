@@ -1,0 +1,121 @@
+"""The result of a sweep: its document, `sweep.json`, and the table that a person sees."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from slimdeploy.benchmarks import results
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.formatting import grid, percent, short
+from slimdeploy.toolchain.sweep import choice
+from slimdeploy.toolchain.sweep.choice import Condition, Row
+from slimdeploy.toolchain.sweep.space import Point
+from slimdeploy.toolchain.sweep.storage import masked
+from slimdeploy.toolchain.sweep.worker import Job
+
+FILE = "sweep.json"
+
+
+def sweep_document(
+    job: Job, rows: Sequence[Row], failed: dict[Point, str], picked: dict[str, Any] | None
+) -> dict[str, Any]:
+    """A `sweep` document (benchmarks/schemas/sweep-1.json)."""
+    recipe, options = job.recipe, job.options
+    return results.document(
+        "sweep",
+        command=command_line(options.storage),
+        title=f"{recipe.name}: {recipe.network.arch}, stem {recipe.network.stem}, on {recipe.data.name}",
+        recipe=recipe.name,
+        study={"name": options.study, "storage": masked(options.storage), "method": options.method},
+        space=job.space.to_json(),
+        trials=list(rows),
+        failed=[{"name": point.name, **point.to_json(), "error": why} for point, why in failed.items()],
+        front=[row["name"] for row in choice.pareto_front(rows)],
+        picked=picked,
+        remarks=remarks(rows),
+    )
+
+
+def command_line(storage: str) -> str:
+    """The command that was given, without the password in its storage."""
+    shown = [argument.replace(storage, masked(storage)) for argument in sys.argv[1:]]
+    return shlex.join(["slimdeploy", *shown])
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """What speaks against comparing the trials."""
+    said = []
+    if len(cpus := sorted({row["cpu"] for row in rows})) > 1:
+        said.append(
+            f"the trials were timed on different machines ({'; '.join(cpus)}): compare their speed-ups, not "
+            "their milliseconds"
+        )
+    noisy = sum(bool(row["remarks"]) for row in rows)
+    if noisy:
+        said.append(
+            f"{noisy} of {len(rows)} trials were measured on a busy or noisy machine: their bench.json says "
+            "how far they can be trusted"
+        )
+    return said
+
+
+def hand_on(row: Row, conditions: Sequence[Condition], folder: Path) -> dict[str, Any]:
+    """Put the picked network where the next command finds it: `SWEEP/picked.safetensors` and `.onnx`.
+
+    Where it was made on a machine that doesn't share the folder, say where it lies instead (`files` empty).
+    """
+    sources = {
+        "picked.safetensors": folder / row["checkpoint"],
+        "picked.onnx": folder / row["onnx"],
+        "picked.onnx.json": artifacts.sidecar(folder / row["onnx"]),
+    }
+    here = all(path.is_file() for path in sources.values())
+    if here:
+        for name, source in sources.items():
+            artifacts.link(source, folder / name)
+    return {
+        "name": row["name"],
+        "conditions": [condition.text for condition in conditions],
+        "host": row["host"],
+        "files": list(sources) if here else [],
+    }
+
+
+def table_text(document: dict[str, Any], folder: Path) -> RenderableType:
+    """All trials, the Pareto front marked and on top, and what was picked."""
+    front = document["front"]
+    order = sorted(document["trials"], key=lambda r: (r["name"] not in front, choice.latency(r)))
+    batches = "/".join(str(found["batch"]) for found in order[0]["latency"])
+    header = ["  λ · ratio · align", "validation", "test", "params", f"ms, batch {batches}", "speed-up"]
+    rows = [[("● " if row["name"] in front else "  ") + _place(row), *_cells(row)] for row in order]
+    parts: list[RenderableType] = [grid(header, rows, title=document["title"])]
+    parts.append(Text("● no other trial is as fast and as accurate (validation accuracy, least batch)"))
+    parts += [Text(f"failed: {_place(one)}: {one['error']}") for one in document["failed"]]
+    parts += [Text(remark) for remark in document["remarks"]]
+    if picked := document["picked"]:
+        where = [str(folder / name) for name in picked["files"]]
+        files = " and ".join(where[:2]) if where else f"on {picked['host']}, in its trials/{picked['name']}"
+        parts.append(Text(f"picked {picked['name']}: {files}"))
+    return Group(*parts)
+
+
+def _place(row: dict[str, Any]) -> str:
+    return f"{row['sparsity']:g} · {row['ratio']:g} · {row['align']}"
+
+
+def _cells(row: Row) -> list[str]:
+    times = [f"{'' if one['interval_reached'] else '~'}{one['p50_ms']:.3g}" for one in row["latency"]]
+    return [
+        percent(row["accuracy"]["validation"]),
+        percent(row["accuracy"]["test"]),
+        short(row["params"]),
+        "/".join(times),
+        f"{row['latency'][0]['speedup']:.2f}×",
+    ]

@@ -1,0 +1,189 @@
+"""The study that all workers share: an Optuna study in SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy.engine
+import sqlalchemy.exc
+
+from slimdeploy import __version__
+from slimdeploy.toolchain.data.dataset import load_dataset
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.recipe import Recipe
+from slimdeploy.toolchain.sweep.options import SweepOptions
+from slimdeploy.toolchain.sweep.space import Space
+
+IDENTITY = "slimdeploy_sweep"
+"""User attribute of the study: what has to be the same for all that join."""
+DEATHS = 3
+"""A worker not heard of for so many heartbeats is taken for dead."""
+ATTEMPTS = 5
+"""To make the tables: two workers that begin together may get in each other's way."""
+
+
+def default_storage(folder: Path) -> str:
+    """A SQLite file in the sweep's folder."""
+    return f"sqlite:///{folder.resolve() / 'study.db'}"
+
+
+def masked(url: str) -> str:
+    """A storage's URL without its password."""
+    try:
+        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return "the storage given"  # unreadable, so nobody knows which part is a password
+
+
+def identity(recipe: Recipe, space: Space, options: SweepOptions) -> dict[str, Any]:
+    """What has to be the same for all that join: recipe and images, but for what is varied. A grid may be
+    extended; a sampler needs the same choices throughout.
+
+    Where the images lie may differ from machine to machine: their content counts.
+    """
+    document = {name: _plain(value) for name, value in asdict(recipe).items()}
+    for name in ("name", "data", "compare_ratios"):
+        del document[name]
+    for name in ("ratio", "params", "macs", "latency_ms", "align"):
+        del document["prune"][name]
+    del document["train"]["sparsity"]
+    sampler = {"method": options.method}
+    if options.trials is not None:
+        sampler |= space.to_json()
+    return {
+        "version": __version__,
+        "images": load_dataset(recipe.data).digest(),
+        "sampler": sampler,
+        **document,
+    }
+
+
+def open_study(wanted: dict[str, Any], options: SweepOptions) -> optuna.Study:
+    """Create the study, or join the one that is there.
+
+    Raises SlimdeployError for a storage that can't be reached or is something else, and for a study of
+    another sweep.
+    """
+    quiet()
+    with storage_errors(options.storage):
+        study = optuna.create_study(
+            study_name=options.study,
+            storage=_open_storage(options),
+            directions=["maximize", "minimize"],
+            sampler=_sampler(options),
+            load_if_exists=True,
+        )
+        found = study.user_attrs.get(IDENTITY)
+        if found is None and not study.get_trials(deepcopy=False):
+            study.set_user_attr(IDENTITY, wanted)
+            return study
+    if found != wanted:
+        where = f"the study {options.study!r} in {masked(options.storage)}"
+        if found is None:
+            raise SlimdeployError(f"{where} is not a sweep's: give this one another name with --study")
+        key, theirs, ours = _difference(found, wanted)
+        raise SlimdeployError(
+            f"{where} has {key} = {theirs!r}, this sweep {ours!r}: give this one another name with --study"
+        )
+    return study
+
+
+@contextlib.contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turn what goes wrong with the storage into one line that names it, without its password."""
+    try:
+        yield
+    except sqlalchemy.exc.ArgumentError:
+        raise SlimdeployError(
+            "--storage is not a database's URL: write it as postgresql+psycopg://USER:PASSWORD@HOST/DATABASE "
+            "or sqlite:///FILE"
+        ) from None
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise SlimdeployError(f"cannot use the storage {masked(url)}: {reason}") from error
+    except optuna.exceptions.StorageInternalError as error:
+        cause = error.__cause__
+        reason = str(getattr(cause, "orig", None) or cause or error).strip().splitlines()[0]
+        raise SlimdeployError(f"cannot use the storage {masked(url)}: {reason}") from error
+    except ImportError as error:
+        missing = error.__cause__ if isinstance(error.__cause__, ModuleNotFoundError) else error
+        if isinstance(missing, ModuleNotFoundError):
+            raise missing from error
+        raise
+    except RuntimeError as error:  # Optuna's, for tables of another version of itself
+        raise SlimdeployError(
+            f"cannot use the storage {masked(url)}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def quiet() -> None:
+    """Leave the talking to the sweep's own lines."""
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+
+def _open_storage(options: SweepOptions) -> optuna.storages.RDBStorage:
+    url = sqlalchemy.engine.make_url(options.storage)
+    connect: dict[str, Any] = {}
+    if url.get_backend_name() == "sqlite":
+        connect = {"timeout": 120}  # s, until the other workers have written
+        if url.database:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    elif url.get_backend_name() == "postgresql":
+        connect = {"connect_timeout": 10}
+    for attempt in range(ATTEMPTS):
+        try:
+            return optuna.storages.RDBStorage(
+                options.storage,
+                engine_kwargs={"connect_args": connect, "pool_pre_ping": True},
+                heartbeat_interval=options.heartbeat,
+                grace_period=DEATHS * options.heartbeat,
+            )
+        except sqlalchemy.exc.DBAPIError as error:
+            if attempt == ATTEMPTS - 1 or not _made_meanwhile(error):
+                raise
+            time.sleep(0.2 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _made_meanwhile(error: sqlalchemy.exc.DBAPIError) -> bool:
+    """Whether another worker made the same table or row at the same moment."""
+    text = str(error.orig).lower()
+    return "already exists" in text or "unique constraint" in text or "locked" in text
+
+
+def _sampler(options: SweepOptions) -> optuna.samplers.BaseSampler:
+    if options.method == "nsga2":
+        return optuna.samplers.NSGAIISampler(population_size=max(4, min(24, (options.trials or 8) // 3)))
+    if options.method == "tpe":
+        return optuna.samplers.TPESampler(
+            n_startup_trials=min(10, (options.trials or 8) // 2), constant_liar=True
+        )
+    return optuna.samplers.RandomSampler()  # never asked: the grid's points are queued
+
+
+def _difference(found: Any, wanted: Any, prefix: str = "") -> tuple[str, Any, Any]:
+    """The first key in which two documents differ, and both values."""
+    for key in {**wanted, **found} if isinstance(found, dict) and isinstance(wanted, dict) else ():
+        ours, theirs = wanted.get(key), found.get(key)
+        if ours != theirs:
+            if isinstance(ours, dict) and isinstance(theirs, dict):
+                return _difference(theirs, ours, f"{prefix}{key}.")
+            return prefix + key, theirs, ours
+    return prefix or "contents", found, wanted
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,70 @@
+"""Knowledge distillation (Hinton et al., arXiv 1503.02531): a teacher's softened logits as second target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slimdeploy.toolchain.checkpoint import load_checkpoint
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.networks.resnet import ResNet
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network in eval mode, how its images are normalised, and the hash of the file it came from."""
+
+    network: ResNet
+    preprocessing: Preprocessing
+    sha256: str
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, normalised_by: Preprocessing) -> Tensor:
+        """(N, classes) for images (N, 3, H, W) that were normalised for the student."""
+        return self.network(_renormalised(images, normalised_by, self.preprocessing))
+
+
+def load_teacher(path: Path, student: ModelInfo, *, device: str) -> Teacher:
+    """The network in `path`, on `device`. Raises SlimdeployError where the student can't learn from it: it
+    knows other classes, or takes images of another size.
+    """
+    found = load_checkpoint(path)
+    size, wanted = found.info.preprocessing.size, student.preprocessing.size
+    if found.info.class_names != student.class_names:
+        raise SlimdeployError(
+            f"the teacher {path} has other classes ({_some(found.info)}) than the data ({_some(student)})"
+        )
+    if size != wanted:
+        raise SlimdeployError(f"the teacher {path} takes {size}×{size}, the data is {wanted}×{wanted}")
+    network = found.network.place(device).eval().requires_grad_(requires_grad=False)
+    return Teacher(network, found.info.preprocessing, found.sha256)
+
+
+def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """T²·KL(softmax(taught/T) ‖ softmax(logits/T)), the mean over the images; T² keeps the gradients' size
+    (section 2).
+    """
+    own = F.log_softmax(logits / temperature, dim=1)
+    wanted = F.log_softmax(taught / temperature, dim=1)
+    return F.kl_div(own, wanted, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _renormalised(images: Tensor, own: Preprocessing, wanted: Preprocessing) -> Tensor:
+    """Images that were normalised with mean and std of `own`, as `wanted` has them."""
+    if (own.mean, own.std) == (wanted.mean, wanted.std):
+        return images
+
+    def of_colours(values: tuple[float, float, float]) -> Tensor:
+        return torch.tensor(values, device=images.device)[:, None, None]
+
+    pixels = images * of_colours(own.std) + of_colours(own.mean)
+    return (pixels - of_colours(wanted.mean)) / of_colours(wanted.std)
+
+
+def _some(info: ModelInfo) -> str:
+    return ", ".join([*info.class_names[:3], *["…"][: len(info.class_names) > 3]])

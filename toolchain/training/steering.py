@@ -1,0 +1,136 @@
+"""`--sparsity auto:SHARE`: λ steered so that this share of the prunable γ is exactly zero at the end.
+
+The share itself is a poor thing to steer by: it stays at 0 for most of the way, while all γ fall side by
+side. What tells how far there is to go is the largest |γ| of the channels that have to go, chosen as pruning
+would choose them now, with its alignment and its fewest channels. At rate lr a step takes a γ towards zero
+by lr·λ/(1 − momentum), so with `reach`, the sum of lr/(1 − momentum) over the steps left, λ = |γ|/reach would
+just take that one there. Where the loss pushes back it lags, the reach shrinks, and λ rises until it gives
+way.
+
+1. While λ is ramped up, every γ is penalised: those that matter least fall most.
+2. Then only those of the channels that have to go, chosen anew whenever λ is (the trimmed lasso, Bertsimas et
+   al., arXiv 1708.04527): the others aren't held down, and no more than the share arrives at zero.
+3. At last γ and β of the channels that went are held at zero, so that these pass on nothing and removing them
+   changes nothing, while the others train on without penalty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.pruning.costs import ChannelCount
+from slimdeploy.toolchain.pruning.groups import channel_groups
+from slimdeploy.toolchain.pruning.options import PruneOptions
+from slimdeploy.toolchain.pruning.selection import Kept, Rules, select
+from slimdeploy.toolchain.training.sparsity import proximal_step, threshold_of
+
+STEERED = 0.7
+"""Share of a run in which λ is steered; in the rest the zeros stay where they are."""
+RAMP = 0.5
+"""Share of the steered part in which λ is ramped up."""
+DECISIONS = 100
+"""How often λ is set anew. Each time waits for the device once."""
+
+
+class SteeredPenalty:
+    """A sparsity.Penalty that aims at `share` of the prunable channels of `network`.
+
+    `rates` holds the learning rate of every step of the run. Raises SlimdeployError where `align` and the
+    fewest channels of a layer don't allow the share.
+    """
+
+    def __init__(
+        self, network: ResNet, share: float, rates: Sequence[float], *, align: int, momentum: float
+    ) -> None:
+        self._groups = channel_groups(network.spec)
+        batchnorms = [network.batchnorm(name) for group in self._groups for name in group.batchnorms]
+        self.scales: list[Tensor] = [bn.weight for bn in batchnorms]
+        self._biases: list[Tensor] = [bn.bias for bn in batchnorms]
+        channels = sum(group.width for group in self._groups)
+        self._limit = channels - int(channels * share)  # as for `prune --ratio SHARE`
+        self._rules = Rules(align, PruneOptions.min_channels)
+        self._check_reachable(share)
+        self._momentum = momentum
+        self._settled_at = max(1, int(len(rates) * STEERED))
+        self._reach = _reach(rates[: self._settled_at], momentum)
+        self._every = max(1, self._settled_at // DECISIONS)
+        self.strength = 0.0
+        self._going = [torch.zeros_like(scale.detach()) for scale in self.scales]
+        """1 for the channels that have to go, 0 for the others."""
+
+    def before_step(self) -> None:
+        pass  # all of it comes after the step
+
+    @torch.no_grad()
+    def after_step(self, lr: float, number: int) -> None:
+        if number >= self._settled_at:
+            self.strength = 0.0
+            self._hold()
+            return
+        progress = number / self._settled_at
+        if number % self._every == 0:
+            self._choose()
+            self.strength = steered_strength(self._farthest(), self._reach[number], progress)
+        threshold = threshold_of(self.strength, lr, self._momentum)
+        proximal_step(self.scales, threshold, weights=None if progress < RAMP else self._going)
+
+    def state(self) -> dict[str, Tensor]:
+        found = {f"going.{group.name}": mask for group, mask in zip(self._groups, self._going, strict=True)}
+        return {**found, "strength": torch.tensor(self.strength, dtype=torch.float64)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.strength = float(state["strength"])
+        for group, mask in zip(self._groups, self._going, strict=True):
+            mask.copy_(state[f"going.{group.name}"])
+
+    def _choose(self) -> None:
+        """Find the channels that `prune --ratio SHARE --criterion gamma` would remove now."""
+        scores = {
+            group.name: scale.double().abs().cpu().numpy()
+            for group, scale in zip(self._groups, self.scales, strict=True)
+        }
+        kept = self._select(scores)
+        for group, mask in zip(self._groups, self._going, strict=True):
+            mask.fill_(1)
+            mask[torch.from_numpy(kept[group.name]).to(mask.device)] = 0
+
+    def _farthest(self) -> float:
+        """The largest |γ| of the channels that have to go."""
+        pairs = zip(self.scales, self._going, strict=True)
+        return float(torch.stack([(scale.abs() * mask).max() for scale, mask in pairs]).max())
+
+    def _hold(self) -> None:
+        for scale, bias, going in zip(self.scales, self._biases, self._going, strict=True):
+            scale.masked_fill_(going.bool(), 0.0)
+            bias.masked_fill_(going.bool(), 0.0)
+
+    def _select(self, scores: dict[str, np.ndarray]) -> Kept:
+        return select(scores, ChannelCount(), self._limit, self._rules, unit="prunable channels")
+
+    def _check_reachable(self, share: float) -> None:
+        """Better to hear before training than after that some of these channels can't go."""
+        try:
+            self._select({group.name: np.ones(group.width) for group in self._groups})
+        except SlimdeployError as error:
+            raise SlimdeployError(
+                f"sparsity auto:{share:g}: {error}; a smaller share, or a smaller --sparse-align"
+            ) from error
+
+
+def steered_strength(farthest: float, reach: float, progress: float) -> float:
+    """λ that takes a γ of `farthest` to zero within `reach`, ramped up over the first RAMP of the way.
+
+    `reach` is the sum of lr/(1 − momentum) over the steps left, `progress` (0…1) how much of them is done.
+    """
+    return min(1.0, progress / RAMP) * farthest / reach
+
+
+def _reach(rates: Sequence[float], momentum: float) -> list[float]:
+    """For each step the sum of lr/(1 − momentum) over it and all that follow."""
+    return (np.cumsum(np.asarray(rates)[::-1])[::-1] / (1 - momentum)).tolist()
