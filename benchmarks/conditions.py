@@ -62,7 +62,8 @@ def remarks(before: dict[str, Any], after: dict[str, Any], *, cores: int) -> lis
     said = []
     if before.get("load_average", [0])[0] > BUSY * cores:
         said.append(
-            f"the machine was busy before: load average {before['load_average'][0]:.2f} on {cores} processors"
+            f"the machine was busy before: load average {before['load_average'][0]:.2f} on {cores} "
+            f"processor{'s' if cores > 1 else ''}"
         )
     if after.get("throttled", 0) > before.get("throttled", 0):
         said.append(f"the CPU throttled {after['throttled'] - before.get('throttled', 0)} times")

@@ -46,6 +46,10 @@ class Forked:
     def running(self) -> bool:
         return self._process.is_alive()
 
+    def join(self, seconds: float) -> None:
+        """Wait for its end, but no longer than that."""
+        self._process.join(seconds)
+
     def kill(self) -> None:
         """SIGKILL."""
         self._process.kill()

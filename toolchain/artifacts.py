@@ -42,6 +42,16 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
             os.unlink(temporary)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed process left beside `path` while it wrote it."""
+    if not path.parent.is_dir():
+        return
+    for entry in os.scandir(path.parent):
+        if entry.name.startswith(f".{path.name}.") and entry.name.endswith(".tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(entry)
+
+
 def write_bytes(path: Path | str, content: bytes) -> None:
     """Write `content` to `path` atomically."""
     with atomic_file(path) as file:

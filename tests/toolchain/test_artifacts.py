@@ -29,6 +29,25 @@ def test_written_files_have_the_content_and_the_usual_mode(tmp_path: Path) -> No
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_a_linked_file_is_the_same_until_one_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool
+) -> None:
+    if not hard_links:
+        monkeypatch.setattr(
+            os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no hard links here"))
+        )
+    source, linked = tmp_path / "source", tmp_path / "folder" / "linked"
+    source.write_text("one")
+    for _ in range(2):  # the second time over the first
+        artifacts.link(source, linked)
+    assert linked.read_text() == "one"
+    assert (linked.stat().st_ino == source.stat().st_ino) == hard_links
+    artifacts.write_bytes(source, b"two")
+    assert linked.read_text() == "one"
+    assert list(linked.parent.iterdir()) == [linked]
+
+
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "x"

@@ -36,7 +36,11 @@ from slimdeploy.toolchain.options import machine_options, torch_device
     help="Database that all workers share, such as postgresql+psycopg://USER:PASSWORD@HOST/DATABASE "
     "[default: a SQLite file in the folder].",
 )  # fmt: skip
-@click.option("--study", metavar="NAME", help="Name of the study in the storage [default: the recipe's].")
+@click.option(
+    "--study",
+    metavar="NAME",
+    help="Name of the study in the storage [default: the recipe's, and the sampler's].",
+)
 @click.option(
     "--heartbeat", type=click.IntRange(min=1), default=30, show_default=True, metavar="SECONDS",
     help="How often workers give a sign of life; after three missed ones their trials are taken up again.",
@@ -82,7 +86,7 @@ def sweep(
         raise SlimdeployError("--sampler chooses among trials: say how many with --trials N")
     chosen = load_recipe(find_recipe(recipe), settings)
     space = read_space(chosen, sparsity=sparsity, ratio=ratio, align=align)
-    wanted = parse_conditions(conditions)
+    wanted = parse_conditions(conditions, chosen.bench.batches)
 
     from slimdeploy.benchmarks.process import cpu_count
     from slimdeploy.toolchain.sweep.result import table_text
@@ -95,7 +99,8 @@ def sweep(
         threads = max(1, cpu_count() // workers)
     options = SweepOptions(
         storage=storage or default_storage(folder),
-        study=study or chosen.name,
+        study=study
+        or (chosen.name if trials is None else f"{chosen.name}-{sampler or SweepOptions.sampler}"),
         trials=trials,
         sampler=sampler or SweepOptions.sampler,
         heartbeat=heartbeat,

@@ -44,6 +44,7 @@ _HELP: dict[str, str | tuple[tuple[str, ...], str]] = {
     "cutout": "Blank a square of so many pixels in every image.",
     "limit": "Use a class-balanced subset of N training images.",
     "precision": (PRECISIONS, "bf16 and fp16 are mixed; auto takes bf16 where the hardware has it."),
+    "compile": "Compile the network's passes (torch.compile, CUDA graphs); on CUDA only.",
     "seed": "Seed of every random choice.",
 }
 _SPARSITY = {"sparsity", "sparsity_step", "sparse_layers", "sparse_align"}

@@ -84,7 +84,13 @@ class TrainingBatches:
         if isinstance(split.stored, FileImages):
             self._reader = Reader(split.stored, pad=pad, device=device)
         else:
-            images = torch.from_numpy(np.ascontiguousarray(split.stored)).to(device)
+            try:
+                images = torch.from_numpy(np.ascontiguousarray(split.stored)).to(device)
+            except torch.OutOfMemoryError as error:
+                mib = split.stored.nbytes / 2**20
+                raise SlimdeployError(
+                    f"{mib:,.0f} MiB of images don't fit on the GPU: --stream leaves them in their files"
+                ) from error
             self._images = F.pad(images, (0, 0, pad, pad, pad, pad)) if pad else images
         self._labels = torch.from_numpy(split.labels).to(device)
         self.batch_size = min(batch_size, len(split))

@@ -17,7 +17,7 @@ from slimdeploy.toolchain.pruning.groups import ChannelGroup
 
 TOLERANCE = 0.05
 """How far below the time asked for a network may end up."""
-ATTEMPTS = 5
+ATTEMPTS = 7
 
 Plan = Callable[[float], NetworkSpec]
 """The network that a budget of so many predicted milliseconds leads to."""
@@ -46,23 +46,29 @@ def budget_that_measures(plan: Plan, target_ms: float, table: LatencyTable, size
     Networks are measured with weights of noise, which cost the same. Raises SlimdeployError where no budget
     tried ends within the tolerance.
     """
-    budget, best = target_ms, None
+    wanted_ms = target_ms * (1 - TOLERANCE / 2)
+    budget, fast, slow = target_ms, None, None
     for _ in range(ATTEMPTS):
         measured = _measure(plan(budget), table, size)
         log(f"predicted {budget:.3f} ms, measured {measured:.3f} ms, wanted {target_ms:g} ms")
-        if measured <= target_ms:
-            best = max(budget, best or 0.0)
-            if measured >= target_ms * (1 - TOLERANCE):
-                return budget
-        wanted = target_ms * (1 - TOLERANCE / 2) / measured
-        budget *= min(2.0, max(0.5, wanted))  # one disturbed measurement must not lead astray
-    if best is None:
+        if target_ms * (1 - TOLERANCE) <= measured <= target_ms:
+            return budget
+        if measured > target_ms:
+            slow = budget, measured
+        elif fast is None or budget > fast[0]:
+            fast = budget, measured
+        if fast and slow and fast[0] < slow[0]:
+            share = (wanted_ms - fast[1]) / (slow[1] - fast[1])
+            budget = fast[0] + share * (slow[0] - fast[0])
+        else:  # one disturbed measurement must not lead astray
+            budget *= min(2.0, max(0.5, wanted_ms / measured))
+    if fast is None:
         raise SlimdeployError(
             f"no network measured within {target_ms:g} ms in {ATTEMPTS} attempts: is the machine busy, "
             "or the latency table from another one?"
         )
     log(f"! the nearest network below {target_ms:g} ms is more than {TOLERANCE:.0%} faster")
-    return best
+    return fast[0]
 
 
 def _measure(spec: NetworkSpec, table: LatencyTable, size: int) -> float:

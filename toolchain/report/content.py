@@ -63,7 +63,8 @@ def run_report(
     lead = [
         f"{spec.arch} with the {spec.stem} stem, {spec.classes} classes, images of "
         f"{run.final.info.preprocessing.size}×{run.final.info.preprocessing.size}.",
-        f"Measured {run.bench['created'][:10]} on {machine['cpu']}, {machine['cores']} processors.",
+        f"Measured {run.bench['created'][:10]} on {machine['cpu']}, "
+        f"{machine['cores']} processor{'s' if machine['cores'] > 1 else ''}.",
     ]
     ratio = charts.ratio_curve(run)
     pruning = [

@@ -39,7 +39,8 @@ def _section(section: Section) -> str:
         parts.append(f'<ul class="images">{"".join(_image(one) for one in section.thumbnails)}</ul>')
     if section.code:
         parts.append(f'<pre tabindex="0">{escape(section.code)}</pre>')
-    return f"<section>{''.join(parts)}</section>"
+    anchor = section.title.lower().replace(" ", "-")
+    return f'<section id="{escape(anchor)}">{"".join(parts)}</section>'
 
 
 def _figure(chart: Chart) -> str:

@@ -42,17 +42,11 @@ class Condition:
         return OPERATORS[self.compare](self.value(row), self.limit)
 
     def value(self, row: Row) -> float:
-        """Raises SlimdeployError where the trial wasn't measured at that batch size."""
         if self.metric == "accuracy":
             return row["accuracy"]["validation"]
         if self.metric in ("params", "macs"):
             return row[self.metric]
-        batches = [found["batch"] for found in row["latency"]]
-        if self.batch is not None and self.batch not in batches:
-            raise SlimdeployError(
-                f"--pick {self.text!r}: measured at batch {', '.join(map(str, batches))}, not {self.batch}"
-            )
-        found = row["latency"][batches.index(self.batch) if self.batch else 0]
+        found = next(one for one in row["latency"] if self.batch in (None, one["batch"]))
         return found["p50_ms"] if self.metric == "latency" else found["speedup"]
 
     def write(self, row: Row) -> str:
@@ -64,12 +58,19 @@ class Condition:
         return abs(self.value(row) - self.limit) / abs(self.limit or 1)
 
 
-def parse_conditions(texts: Sequence[str]) -> list[Condition]:
-    """Read conditions such as `latency<=0.8ms`, several separated by commas.
+def parse_conditions(texts: Sequence[str], batches: Sequence[int]) -> list[Condition]:
+    """Read conditions such as `latency<=0.8ms`, several separated by commas. `batches` will be measured.
 
-    Raises SlimdeployError where one can't be read.
+    Raises SlimdeployError where one can't be read, or is about another batch size.
     """
-    return [_parse(part.strip()) for text in texts for part in text.split(",")]
+    found = [_parse(part.strip()) for text in texts for part in text.split(",")]
+    for one in found:
+        if one.batch is not None and one.batch not in batches:
+            measured = ", ".join(map(str, batches))
+            raise SlimdeployError(
+                f"--pick {one.text!r}: the recipe measures batch {measured}, not {one.batch}"
+            )
+    return found
 
 
 def _parse(text: str) -> Condition:

@@ -45,8 +45,8 @@ def _counts(trial: FrozenTrial, since: float) -> bool:
 
 
 def given_up(trials: Sequence[FrozenTrial], *, since: float) -> dict[Point, str]:
-    """Point -> why, for those that failed by an error of their own after `since`, or killed their workers
-    again and again, and that nobody works on now.
+    """Point -> why, for those that after `since` failed by an error of their own, or killed their workers
+    again and again, and that nobody works on now. What happened before was perhaps mended meanwhile.
     """
     errors: dict[Point, str] = {}
     deaths: Counter[Point] = Counter()
@@ -55,7 +55,9 @@ def given_up(trials: Sequence[FrozenTrial], *, since: float) -> dict[Point, str]
         if point is None or trial.state != TrialState.FAIL or SURPLUS in trial.user_attrs:
             continue
         if ERROR not in trial.user_attrs:
-            deaths[point] += 1
+            deaths[point] += (
+                trial.datetime_complete is not None and trial.datetime_complete.timestamp() >= since
+            )
         elif trial.user_attrs[ERROR]["at"] >= since:
             errors[point] = trial.user_attrs[ERROR]["message"]
     killers = {p: f"{n} workers died on it" for p, n in deaths.items() if n >= MOST_DEATHS}

@@ -79,20 +79,23 @@ def _work_in_processes(wanted: dict[str, Any], job: Job, workers: int) -> None:
     """Start the workers and wait for them. One that dies is said; the others take up what it left."""
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
     processes = [context.Process(target=_worker_process, args=(wanted, job)) for _ in range(workers)]
-    for process in processes:
-        process.start()
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers end, too
     try:
+        for process in processes:
+            process.start()
         for process in processes:
             process.join()
             if process.exitcode:
                 log(f"a worker ended with exit code {process.exitcode}")
-    except KeyboardInterrupt:
+    finally:
         for process in processes:
-            process.terminate()
-        raise
+            if process.is_alive():
+                process.terminate()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _worker_process(wanted: dict[str, Any], job: Job) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it ends this process
     if job.options.threads:
         import torch

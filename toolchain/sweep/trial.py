@@ -82,7 +82,10 @@ def _row(point: Point, done: RunResult, folder: Path) -> dict[str, Any]:
         "params": pruned["params"]["after"],
         "macs": pruned["macs"]["after"],
         "original": {"params": pruned["params"]["before"], "macs": pruned["macs"]["before"]},
-        "latency": [_latency(bench, row) for row in bench["rows"] if row["model"].endswith("final.onnx")],
+        "latency": sorted(
+            (_latency(bench, row) for row in bench["rows"] if row["model"].endswith("final.onnx")),
+            key=lambda one: one["batch"],
+        ),
         "gamma": _gamma(done.folder / "sparse.safetensors"),
         "curves": {
             "train": _curve(done.folder / "sparse.history.jsonl"),

@@ -104,9 +104,10 @@ class _Worker:
         known, space = trial.user_attrs.get(queue.POINT), self.job.space
         if self.limit is None:
             point = Point(**known) if known else space.points()[0]  # without a place it gives way at once
-            trial.suggest_float("sparsity", min(space.sparsity), max(space.sparsity))
-            trial.suggest_float("ratio", min(space.ratio), max(space.ratio))
-            trial.suggest_int("align", min(space.align), max(space.align))
+            # Only so that Optuna knows the parameters too. Those who extend the grid have the same ranges.
+            trial.suggest_float("sparsity", 0, 1e6)
+            trial.suggest_float("ratio", 0, 1)
+            trial.suggest_int("align", 1, 1 << 20)
             return point
         low, high = (round(100 * value) for value in (min(space.ratio), max(space.ratio)))
         point = Point(

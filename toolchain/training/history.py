@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.training.options import EpochRecord
 
 
@@ -50,6 +53,8 @@ class TensorBoardLog:
         if not epochs_done:
             shutil.rmtree(tensorboard_path(output), ignore_errors=True)
         # What a killed run wrote of the epoch that is now repeated doesn't count.
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._without_writer_errors
         self._writer = SummaryWriter(str(tensorboard_path(output)), purge_step=epochs_done + 1)
 
     def add(self, record: EpochRecord, scales: Sequence[Tensor]) -> None:
@@ -63,12 +68,34 @@ class TensorBoardLog:
             "gamma/lambda": record.strength,
             "images_per_second": record.images_per_second,
         }
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, record.epoch)
-        if scales:
-            gammas = torch.cat([s.detach().float().cpu() for s in scales])
-            self._writer.add_histogram("gamma", gammas, record.epoch)
-        self._writer.flush()
+        with self._errors_explained():
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, record.epoch)
+            if scales:
+                gammas = torch.cat([s.detach().float().cpu() for s in scales])
+                self._writer.add_histogram("gamma", gammas, record.epoch)
+            self._writer.flush()
 
-    def close(self) -> None:
-        self._writer.close()
+    def __enter__(self) -> TensorBoardLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        # Where an error is on its way, such as a full disk, closing must not replace it by one of its own.
+        quiet = contextlib.suppress(SlimdeployError) if kind else contextlib.nullcontext()
+        with quiet, self._errors_explained():
+            self._writer.close()
+        threading.excepthook = self._excepthook
+
+    def _without_writer_errors(self, error: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread of its own, whose error `add` meets too: no traceback of it."""
+        if not (
+            isinstance(error.exc_value, OSError) and type(error.thread).__module__.startswith("tensorboard")
+        ):
+            self._excepthook(error)
+
+    @contextlib.contextmanager
+    def _errors_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SlimdeployError(f"cannot write {self._writer.log_dir}: {error.strerror}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from slimdeploy.toolchain.networks.resnet import ResNet
 from slimdeploy.toolchain.progress import log, progress_bar
 from slimdeploy.toolchain.training.averaging import WeightAverage
 from slimdeploy.toolchain.training.batchnorm import synchronise
+from slimdeploy.toolchain.training.compiling import compile_errors_explained, compiled
 from slimdeploy.toolchain.training.distillation import Teacher
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks, peers_explained
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import TensorBoardLog, write_history
+from slimdeploy.toolchain.training.memory import LEAST, batch_that_fits, is_out_of_memory
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
 from slimdeploy.toolchain.training.precision import resolve_precision
 from slimdeploy.toolchain.training.schedules import lr_factor
@@ -75,25 +78,37 @@ def fit(
         state.epochs_done,
         f"not all processes see {state_path(output)}: put it in a folder that all machines share",
     )
-    board = TensorBoardLog(output, epochs_done=state.epochs_done) if ranks.main else None
-    try:
+    writes = TensorBoardLog(output, epochs_done=state.epochs_done) if ranks.main else nullcontext()
+    with writes as board:
         while state.epochs_done < options.epochs and not _out_of_patience(state.history, options.patience):
-            with peers_explained():
+            with peers_explained(), compile_errors_explained():
                 record = run.epoch(state.epochs_done)
             state.history.append(record)
             if options.patience and record.val_accuracy >= max(r.val_accuracy for r in state.history):
                 state.best = {name: t.detach().clone() for name, t in run.judged.state_dict().items()}
             if board:
-                state.extra = run.extra()
-                board.add(record, run.penalty.scales)
-                save_state(state_path(output), state, network, run.optimizer)
-                write_history(output, state.history)
+                _keep(output, state, run, board)
                 log(_line(record, options.epochs))
-    finally:
-        if board:
-            board.close()
     network.load_state_dict(state.best if state.best is not None else run.judged.state_dict())
     return state.history
+
+
+def _keep(output: Path, state: TrainingState, run: _Run, board: TensorBoardLog) -> None:
+    """Write what the last epoch brought. Raises SlimdeployError where it can't be; what was written before
+    stays.
+    """
+    state.extra = run.extra()
+    try:
+        # In this order: of what a killed run has written too much, TensorBoard drops it, and the history is
+        # written again.
+        board.add(state.history[-1], run.penalty.scales)
+        save_state(state_path(output), state, run.network, run.optimizer)
+        write_history(output, state.history)
+    except SlimdeployError as error:
+        before = state.epochs_done - 1
+        raise SlimdeployError(
+            f"{error}: --resume goes on after epoch {before}" if before else f"{error}"
+        ) from error
 
 
 class _Run:
@@ -123,9 +138,10 @@ class _Run:
         )
         self.optimizer = build_optimizer(network, options)
         self.penalty = build_penalty(network, options, steps_per_epoch=len(self.batches))
+        model = compiled(network, device=device, processes=ranks.size) if options.compile else network
         objective = Objective(options, teacher, data.preprocessing)
         self.step = TrainingStep(
-            ranks.wrap(network),
+            ranks.wrap(model),
             self.optimizer,
             objective,
             self.penalty,
@@ -153,22 +169,16 @@ class _Run:
 
     def epoch(self, index: int) -> EpochRecord:
         """Train one epoch and validate."""
-        steps = len(self.batches)
-        losses = torch.zeros(steps, device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.network.train()
         started = time.perf_counter()
-        with progress_bar(f"epoch {index + 1}/{self.options.epochs}", total=steps) as advance:
-            for step, (images, labels) in enumerate(self.batches.epoch(index)):
-                number = index * steps + step
-                self._set_lr(number)
-                losses[step], logits = self.step(images, labels, number)
-                if self.average:
-                    self.average.update(number)
-                correct += (logits.argmax(1) == labels).sum()
-                advance(1)
-        self.ranks.sum(losses).div_(self.ranks.size)
-        self.ranks.sum(correct)
+        trained_on = None
+        try:
+            trained_on = self._train(index)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if trained_on is None:
+            raise self._out_of_memory(index)
+        losses, correct = trained_on
         self._check_finite(losses, index)
         mean_loss = losses.mean().item()  # waits for the device, so the time below is the real one
         seconds = time.perf_counter() - started
@@ -180,7 +190,7 @@ class _Run:
             precision=self.precision,
             ranks=self.ranks,
         )
-        trained = steps * self.batches.batch_size
+        trained = len(losses) * self.batches.batch_size
         return EpochRecord(
             epoch=index + 1,
             lr=self.optimizer.param_groups[0]["lr"],
@@ -193,10 +203,54 @@ class _Run:
             strength=self.penalty.strength,
         )
 
+    def _train(self, index: int) -> tuple[Tensor, Tensor]:
+        """Take the steps of an epoch; returns the loss of each, and how many images were told right, both
+        over all processes and on the device.
+        """
+        steps = len(self.batches)
+        losses = torch.zeros(steps, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.network.train()
+        with progress_bar(f"epoch {index + 1}/{self.options.epochs}", total=steps) as advance:
+            for step, (images, labels) in enumerate(self.batches.epoch(index)):
+                number = index * steps + step
+                self._set_lr(number)
+                losses[step], logits = self.step(images, labels, number)
+                if self.average:
+                    self.average.update(number)
+                correct += (logits.argmax(1) == labels).sum()
+                advance(1)
+        return self.ranks.sum(losses).div_(self.ranks.size), self.ranks.sum(correct)
+
     def _set_lr(self, number: int) -> None:
         rate = learning_rate(self.options, number, steps_per_epoch=len(self.batches))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+
+    def _out_of_memory(self, index: int) -> SlimdeployError:
+        """The error that says what would fit; the network is of no use afterwards."""
+        size = self.batches.batch_size
+        fitting = batch_that_fits(size, self._attempt)
+        if fitting is None:
+            return SlimdeployError(
+                f"out of memory: not even a batch of {LEAST} fits; take a smaller --size or --arch"
+            )
+        again = " and --force" if index else ""
+        return SlimdeployError(
+            f"out of memory with a batch of {size}; {fitting} would fit: start again with "
+            f"--batch-size {fitting}{again}"
+        )
+
+    def _attempt(self, batch_size: int) -> None:
+        """The memory of a step on so many images, without its effects."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.network.eval()  # BN then waits for no other process
+        count, side = -(-batch_size // self.ranks.size), self.data.preprocessing.size
+        images = torch.zeros(count, 3, side, side, device=self.device).to(memory_format=torch.channels_last)
+        labels = torch.zeros(count, dtype=torch.int64, device=self.device)
+        loss, _ = self.step.forward(self.network, images, labels)
+        loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _check_finite(self, losses: Tensor, index: int) -> None:
         bad = (~torch.isfinite(losses)).nonzero()
@@ -248,7 +302,8 @@ def build_optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.SG
         {"params": decayed, "weight_decay": options.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.momentum > 0)
+    momentum = options.momentum
+    return torch.optim.SGD(groups, lr=options.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
 
 
 def _out_of_patience(history: list[EpochRecord], patience: int | None) -> bool:
@@ -260,8 +315,8 @@ def _out_of_patience(history: list[EpochRecord], patience: int | None) -> bool:
 
 def _line(record: EpochRecord, epochs: int) -> str:
     width = int(math.log10(max(epochs, 1))) + 1
-    sparse = record.strength or record.zero_share
-    zeros = f" · λ {record.strength:.1e} · γ at zero {record.zero_share:.1%}" if sparse else ""
+    zeros = f" · λ {record.strength:.1e}" if record.strength else ""
+    zeros += f" · γ at zero {record.zero_share:.1%}" if record.zero_share else ""
     return (
         f"epoch {record.epoch:>{width}}/{epochs} · loss {record.train_loss:.3f} · "
         f"train {record.train_accuracy:.1%} · val {record.val_accuracy:.1%}{zeros} · "

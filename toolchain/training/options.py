@@ -59,6 +59,8 @@ class TrainOptions:
     """Side in pixels of a square that is blanked in every image."""
     limit: int | None = None
     precision: str = "auto"
+    compile: bool = False
+    """One compiled program for forward and backward; on CUDA only."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -214,6 +214,8 @@ def _check_run(output: Path, ranks: Ranks, *, resume: bool, force: bool) -> None
 
 
 def _clear(output: Path, *, resume: bool, force: bool) -> None:
+    for path in (output, state_path(output), history_path(output)):
+        artifacts.remove_leftovers(path)
     artifacts.check_output(output, force=force or (resume and state_path(output).exists()))
     if resume:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,11 @@ def save_state(path: Path, state: TrainingState, network: ResNet, optimizer: tor
     tensors |= {f"extra.{name}": t for name, t in state.extra.items()}
     tensors |= {f"momentum.{i}": t for i, t in enumerate(_momenta(optimizer)) if t is not None}
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    header = {"setup": state.setup, "history": [record.to_json() for record in state.history]}
+    header = {
+        "setup": state.setup,
+        "history": [record.to_json() for record in state.history],
+        "digest": _digest(tensors),
+    }
     artifacts.write_bytes(path, safetensors.torch.save(tensors, {HEADER_KEY: json.dumps(header)}))
 
 
@@ -71,6 +76,8 @@ def load_state(
     try:
         document = json.loads(header[HEADER_KEY])
         history = [EpochRecord(**record) for record in document["history"]]
+        if document["digest"] != _digest(tensors):
+            raise damaged
         _check_setup(path, document["setup"], setup)
     except (KeyError, ValueError, TypeError) as error:
         raise damaged from error
@@ -84,6 +91,15 @@ def load_state(
             momentum = tensors[f"momentum.{i}"].to(parameter.device)
             optimizer.state[parameter]["momentum_buffer"] = momentum.to(memory_format=_format_of(parameter))
     return TrainingState(document["setup"], history, part(tensors, "best.") or None, kept)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Hash of all names and bytes: safetensors itself doesn't notice a bit that has changed."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check_setup(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -54,9 +54,7 @@ class TrainingStep:
 
     def __call__(self, images: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Returns the loss and the logits, both detached and still on the device."""
-        with autocast(self.precision, self.device):
-            logits = self.network(images)
-            loss = self.objective(logits, images, labels) * self.weight
+        loss, logits = self.forward(self.network, images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -67,6 +65,13 @@ class TrainingStep:
         self.scaler.update()
         self.penalty.after_step(self.optimizer.param_groups[0]["lr"], number)
         return loss.detach(), logits.detach()
+
+    def forward(self, network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and logits of `network`."""
+        with autocast(self.precision, self.device):
+            logits = network(images)
+            loss = self.objective(logits, images, labels) * self.weight
+        return loss, logits
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs beside network and optimiser."""

@@ -43,7 +43,25 @@ def test_a_table_that_is_off_is_corrected_by_measuring(
     assert 9.5 <= found * factor <= 10.0
 
 
+def test_what_is_missed_on_both_sides_is_narrowed_down(
+    table: LatencyTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times that rise in steps and twice as fast as predicted: scaling alone swings to and fro."""
+    budgets: list[float] = []
+
+    def plan(budget: float) -> NetworkSpec:
+        budgets.append(budget)
+        return SPEC
+
+    def measured(*_: object) -> float:
+        return 10.0 + 2.0 * round(8 * (budgets[-1] - 9.0)) / 8
+
+    monkeypatch.setattr(latency, "_measure", measured)
+    found = latency.budget_that_measures(plan, 10.0, table, 32)
+    assert 9.5 <= 10.0 + 2.0 * round(8 * (found - 9.0)) / 8 <= 10.0
+
+
 def test_a_time_that_is_never_reached_says_so(table: LatencyTable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "_measure", lambda *_: 99.0)
-    with pytest.raises(SlimdeployError, match="no network measured within 1 ms in 5 attempts"):
+    with pytest.raises(SlimdeployError, match="no network measured within 1 ms in 7 attempts"):
         latency.budget_that_measures(lambda _: SPEC, 1.0, table, 32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slimdeploy[sweep]'")
@@ -57,6 +59,7 @@ def test_a_point_that_kills_its_workers_is_given_up():
     assert points_to_queue([A, B], found) == [B]
     assert queue.given_up(found, since=0) == {A: "3 workers died on it"}
     assert queue.given_up(trials((FAIL, A), (FAIL, A), (FAIL, A), (COMPLETE, A)), since=0) == {}
+    assert queue.given_up(found, since=time.time() + 60) == {}, "the next command gives it another chance"
 
 
 def test_a_sampler_takes_up_only_what_the_dead_left():

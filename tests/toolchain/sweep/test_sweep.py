@@ -225,3 +225,22 @@ def test_wrong_calls_are_one_line(slimdeploy_command: Callable, arguments: list[
     assert ran.exit_code == 2
     assert ran.error.startswith(message)
     assert len(ran.err.splitlines()) == 1
+
+
+WITHOUT = """
+import sys
+import blocking
+blocking.block(sys.argv[1])
+from slimdeploy.toolchain.cli import main
+sys.argv = ["slimdeploy", *sys.argv[2:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("library", ["optuna", "psycopg"])
+def test_a_missing_library_is_one_line(fresh_python: Callable, tmp_path: Path, library: str) -> None:
+    arguments = ("sweep", "digits", "--ratio", "0.5", "-o", str(tmp_path / "out"), "--storage", UNREACHABLE)
+    ran = fresh_python(WITHOUT, library, *arguments)
+    assert ran.exit_code == 2
+    line = f"slimdeploy: this needs {library}, which is not installed: pip install 'slimdeploy[sweep]'"
+    assert ran.err.splitlines() == [line]

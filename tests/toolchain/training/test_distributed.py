@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -66,6 +65,21 @@ def test_the_number_of_processes_changes_nothing(
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_nor_does_it_with_other_options(image_folder: Path, tmp_path: Path) -> None:
+    options = ["--ema", 0.9, "--cutout", 5, "--flip-mode", "alternating", "--recalibration-images", 40,
+               "--sparsity", "auto:0.3", "--sparse-align", 1]  # fmt: skip
+    alone = Forked(_train(image_folder, tmp_path / "one", *options, "--json"), tmp_path / "printed-one", {})
+    assert alone.wait() == 0, alone.err
+    with ranks(
+        2, _train(image_folder, tmp_path / "two", *options, "--json"), tmp_path / "two-p"
+    ) as processes:
+        _finish(processes)
+    _assert_close(read_history(tmp_path / "two"), read_history(tmp_path / "one"))
+    mine, theirs = json.loads(processes[0].out), json.loads(alone.out)
+    assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-4), "recalibrated"
+    assert mine["zero_share"] == theirs["zero_share"]
 
 
 def test_only_the_first_process_writes_and_prints(image_folder: Path, tmp_path: Path) -> None:
@@ -156,8 +170,7 @@ def test_torchrun(image_folder: Path, whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "net.safetensors"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m",
                "slimdeploy.toolchain", *map(str, _train(image_folder, output, "--json"))]  # fmt: skip
-    environment = {k: v for k, v in process_environment().items() if k not in os.environ or k != "RANK"}
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    ran = subprocess.run(command, capture_output=True, text=True, env=process_environment(), timeout=300)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["epochs"] == 3
     _assert_close(read_history(output), read_history(whole))

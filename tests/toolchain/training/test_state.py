@@ -113,6 +113,13 @@ def _without_tensors(path: Path) -> str:
     return f"{path} is not a readable training state: delete it to start again"
 
 
+def _one_bit(path: Path) -> str:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    return f"{path} is not a readable training state: delete it to start again"
+
+
 def _other_history(path: Path) -> str:
     header, tensors = read_safetensors(path)
     document = json.loads(header[HEADER_KEY])
@@ -128,7 +135,7 @@ def _without_extra(path: Path) -> str:
     return f"{path} is not a readable training state: delete it to start again"
 
 
-SPOILT = [_cut, _garbage, _of_another_kind, _without_tensors, _without_extra, _other_history]
+SPOILT = [_cut, _garbage, _of_another_kind, _without_tensors, _without_extra, _one_bit, _other_history]
 
 
 @pytest.mark.parametrize("spoil", SPOILT)
