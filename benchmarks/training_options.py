@@ -21,19 +21,14 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 
 from slimdeploy.benchmarks import results
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.data.of_model import dataset_for
 from slimdeploy.toolchain.networks.spec import Architecture, register_architecture
 from slimdeploy.toolchain.pruning.options import PruneOptions
-from slimdeploy.toolchain.pruning.stage import prune_stage
-from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.options import TrainOptions
-from slimdeploy.toolchain.training.stage import finetune_stage, train_stage
 
 ARCH = register_architecture(
     Architecture("resnet18-quarter", False, (2, 2, 2, 2), stem_width=16, widths=(16, 32, 64, 128))
@@ -92,6 +87,8 @@ class Bench:
 
     def train(self, name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
         """Train from scratch, or read what an earlier call recorded."""
+        from slimdeploy.toolchain.training.stage import train_stage
+
         options = self._options(BASE, seed, changes)
         return self._once(
             self.path(name, seed),
@@ -115,6 +112,8 @@ class Bench:
         return self._finetune(self._pruned(FINETUNED, seed), self.path(name, seed), options)
 
     def _finetune(self, source: Path, output: Path, options: TrainOptions) -> dict[str, Any]:
+        from slimdeploy.toolchain.training.stage import finetune_stage
+
         return self._once(
             output,
             options,
@@ -128,6 +127,8 @@ class Bench:
         """Remove RATIO of the channels of a trained network, `plain` and `folded`, and evaluate both; or read
         what an earlier call recorded.
         """
+        from slimdeploy.toolchain.pruning.stage import prune_stage
+
         source = self.path(name, seed)
 
         def work(output: Path, _: bool) -> dict[str, Any]:
@@ -170,6 +171,9 @@ class Bench:
 
 
 def _accuracy(checkpoint: Path, data: DataOptions) -> float:
+    from slimdeploy.toolchain.checkpoint import load_checkpoint
+    from slimdeploy.toolchain.training.evaluation import evaluate_network
+
     found = load_checkpoint(checkpoint)
     dataset = dataset_for(found.info, data, checkpoint)
     return evaluate_network(found.network, dataset.test, dataset.preprocessing, device="cpu").accuracy
@@ -263,6 +267,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(data: str, limit: int, epochs: int, seeds: int, work: Path, output: Path) -> None:
     """Carry out all experiments and write a `table` result."""
+    import torch
+
     torch.set_num_threads(1)
     work.mkdir(parents=True, exist_ok=True)
     bench = Bench(work, DataOptions(data, size=SIZE), limit, epochs)
