@@ -25,10 +25,13 @@ import torch
 
 from slimdeploy.benchmarks import results
 from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions
+from slimdeploy.toolchain.data.of_model import dataset_for
 from slimdeploy.toolchain.networks.spec import Architecture, register_architecture
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.stage import prune_stage
+from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.stage import finetune_stage, train_stage
 
@@ -37,8 +40,8 @@ ARCH = register_architecture(
 )
 SIZE = 16
 RATIO = 0.9
-STRENGTHS = (8e-3, 1.2e-2)
-"""λ of the runs with a fixed one: 1.4 and 2.1 times what alone would take γ from 1 to 0."""
+STRENGTH = 8e-3
+"""λ of the runs with a fixed one: 1.4 times what alone would take γ from 1 to 0."""
 
 BASE = TrainOptions(epochs=10, lr=0.1, crop_pad=2, precision="fp32", sparse_align=1)
 FINETUNE = replace(BASE, epochs=4, lr=0.02)
@@ -52,12 +55,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 RECALIBRATED = "BN recalibration on 2,048 images"
 SPARSITIES: dict[str, dict[str, Any]] = {
-    f"{step}, λ = {strength:g}": {"sparsity": strength, "sparsity_step": step}
-    for strength in STRENGTHS
-    for step in ("proximal", "subgradient")
+    f"proximal, λ = {STRENGTH:g}": {"sparsity": STRENGTH},
+    f"subgradient, λ = {STRENGTH:g}": {"sparsity": STRENGTH, "sparsity_step": "subgradient"},
+    f"auto:{RATIO:g}": {"sparsity": f"auto:{RATIO:g}"},
 }
-SPARSITIES[f"auto:{RATIO:g}"] = {"sparsity": f"auto:{RATIO:g}"}
-FINETUNED = f"proximal, λ = {STRENGTHS[0]:g}"
+FINETUNED = f"proximal, λ = {STRENGTH:g}"
 TEACHINGS: dict[str, dict[str, Any]] = {
     "fine-tuned": {},
     "fine-tuned with the unpruned network as teacher": {"teacher": "", "distill": 0.5, "temperature": 4.0},
@@ -123,16 +125,20 @@ class Bench:
         )  # fmt: skip
 
     def prune(self, name: str, seed: int) -> dict[str, Any]:
-        """Remove RATIO of the channels of a trained network, or read what an earlier call recorded."""
-        options = PruneOptions(ratio=RATIO, align=1, compensate=False)
+        """Remove RATIO of the channels of a trained network, `plain` and `folded`, and evaluate both; or read
+        what an earlier call recorded.
+        """
         source = self.path(name, seed)
-        return self._once(
-            self._pruned(name, seed),
-            options,
-            lambda output, _: prune_stage(
-                source, options=options, output=output, data=self.data, force=True
-            ).to_json(),
-        )
+
+        def work(output: Path, _: bool) -> dict[str, Any]:
+            accuracies = {}
+            for how, fold in (("plain", False), ("folded", True)):
+                options = PruneOptions(ratio=RATIO, align=1, fold=fold)
+                prune_stage(source, options=options, output=output, force=True)
+                accuracies[how] = _accuracy(output, self.data)
+            return accuracies
+
+        return self._once(self._pruned(name, seed), PruneOptions(ratio=RATIO, align=1), work)
 
     def path(self, name: str, seed: int) -> Path:
         """The checkpoint of a run."""
@@ -163,6 +169,12 @@ class Bench:
         return result
 
 
+def _accuracy(checkpoint: Path, data: DataOptions) -> float:
+    found = load_checkpoint(checkpoint)
+    dataset = dataset_for(found.info, data, checkpoint)
+    return evaluate_network(found.network, dataset.test, dataset.preprocessing, device="cpu").accuracy
+
+
 def objective_rows(bench: Bench, seeds: int) -> list[dict[str, Any]]:
     """Each option of the objective against plain training."""
     accuracies = {
@@ -178,14 +190,14 @@ def sparsity_rows(bench: Bench, seeds: int) -> list[dict[str, Any]]:
     rows, first = [], None
     for name, changes in SPARSITIES.items():
         trained = [bench.train(name, seed, changes) for seed in range(seeds)]
-        pruned = [bench.prune(name, seed)["accuracy"] for seed in range(seeds)]
+        pruned = [bench.prune(name, seed) for seed in range(seeds)]
         found = [run["accuracy"]["test"] for run in trained]
         first = first or found
         row = _row("sparsity", name, found, first)
-        after = [accuracy["after"] for accuracy in pruned]
+        after = [accuracy["plain"] for accuracy in pruned]
         row["zero_share"] = float(np.mean([run["zero_share"] for run in trained]))
         row["pruned"], row["pruned_sd"] = float(np.mean(after)), _spread(after)
-        row["folded"] = float(np.mean([accuracy["after_folding"] for accuracy in pruned]))
+        row["folded"] = float(np.mean([accuracy["folded"] for accuracy in pruned]))
         rows.append(row)
     return rows
 

@@ -297,8 +297,8 @@ def _out_of_patience(history: list[EpochRecord], patience: int | None) -> bool:
 
 def _line(record: EpochRecord, epochs: int) -> str:
     width = int(math.log10(max(epochs, 1))) + 1
-    sparse = record.strength or record.zero_share
-    zeros = f" · λ {record.strength:.1e} · γ at zero {record.zero_share:.1%}" if sparse else ""
+    zeros = f" · λ {record.strength:.1e}" if record.strength else ""
+    zeros += f" · γ at zero {record.zero_share:.1%}" if record.zero_share else ""
     return (
         f"epoch {record.epoch:>{width}}/{epochs} · loss {record.train_loss:.3f} · "
         f"train {record.train_accuracy:.1%} · val {record.val_accuracy:.1%}{zeros} · "

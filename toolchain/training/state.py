@@ -103,7 +103,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 
 def _check_setup(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for key in sorted(stored.keys() | wanted.keys()):
+    for key in dict.fromkeys([*wanted, *stored]):  # in this order: another size has another mean, too
         if stored.get(key) != wanted.get(key):
             raise SlimdeployError(
                 f"{path} belongs to a run with {key} = {stored.get(key)!r}, "

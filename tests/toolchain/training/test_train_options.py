@@ -14,7 +14,7 @@ from slimdeploy.toolchain.training.precision import resolve_precision
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"schedule": "one-cycel"}, "unknown schedule 'one-cycel'; known: one-cycle, cosine, step, constant. "
                                 "Did you mean 'one-cycle'?"),
-    ({"precision": "fp8"}, "unknown precision 'fp8'; known: auto, fp32, bf16, fp16. Did you mean 'fp16'?"),
+    ({"precision": "fp8"}, "unknown precision 'fp8'; known: auto, fp32, bf16, fp16."),
     ({"sparsity_step": "proximate"}, "unknown sparsity step 'proximate'; known: proximal, subgradient. "
                                      "Did you mean 'proximal'?"),
     ({"sparse_layers": "al"}, "unknown sparse layers 'al'; known: prunable, all. Did you mean 'all'?"),
