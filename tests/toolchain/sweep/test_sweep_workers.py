@@ -46,7 +46,7 @@ def start(recipe: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pop
 
     def run(name: str, output: Path, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "slimdeploy.toolchain", "sweep", str(recipe), "-o", str(output),
-                   "--device", "cpu", "--threads", "1", "--heartbeat", "1", *arguments]  # fmt: skip
+                   "--device", "cpu", "--threads", "1", "--heartbeat", "3", *arguments]  # fmt: skip
         with (tmp_path / f"{name}.log").open("w") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, text=True, env=quick_environment())
         started.append(process)
@@ -59,10 +59,7 @@ def start(recipe: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pop
 
 
 def _trials(storage: str) -> list[Any]:
-    try:
-        return optuna.load_study(study_name="small", storage=storage).get_trials(deepcopy=False)
-    except (KeyError, optuna.exceptions.StorageInternalError):  # not created yet
-        return []
+    return optuna.load_study(study_name="small", storage=storage).get_trials(deepcopy=False)
 
 
 def test_workers_share_a_postgresql_and_take_up_what_a_killed_one_left(
