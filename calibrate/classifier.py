@@ -86,6 +86,8 @@ def read_classifier(path: Path) -> Classifier:
     """Read the ONNX file at `path`; raises SlimdeployError where it is missing, damaged or no Classifier."""
     if not path.is_file():
         raise SlimdeployError(f"no model at {path}")
+    if path.suffix == ".safetensors":
+        raise SlimdeployError(f"{path} is a checkpoint: slimdeploy export makes the ONNX file to calibrate")
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)

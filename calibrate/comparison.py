@@ -57,7 +57,7 @@ def compare_logits(baseline: np.ndarray, logits: np.ndarray, labels: np.ndarray)
     return Comparison(
         baseline_accuracy=float((expected == labels).mean()),
         accuracy=float((found == labels).mean()),
-        drop=-100 * gain,
+        drop=-100 * gain + 0.0,  # no "-0.00"
         drop_ci95=(-100 * high, -100 * low),
         max_abs_error=float(np.abs(difference).max()),
         relative_error=float(np.sqrt(np.mean(difference**2))) / (size or 1.0),

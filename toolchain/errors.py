@@ -48,10 +48,14 @@ def missing_library(error: ModuleNotFoundError) -> SlimdeployError | None:
     return SlimdeployError(f"this needs {name}, which is not installed: {INSTALL_COMMANDS[name]}")
 
 
+_LISTED = 16
+
+
 def unknown(what: str, value: str, known: Iterable[str]) -> SlimdeployError:
-    """The error for a name that isn't in a table: what there is, and the nearest."""
+    """The error for a name that isn't in a table: what there is (the first few, of many), and the nearest."""
     names = list(known)
-    return SlimdeployError(f"unknown {what} {value!r}; known: {', '.join(names)}.{nearest(value, names)}")
+    listed = names if len(names) <= _LISTED else [*names[: _LISTED - 4], f"… ({len(names)} in all)"]
+    return SlimdeployError(f"unknown {what} {value!r}; known: {', '.join(listed)}.{nearest(value, names)}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

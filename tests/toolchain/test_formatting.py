@@ -32,6 +32,11 @@ def test_counts_and_shares() -> None:
     assert percent(0.91424) == "91.42 %"
 
 
+def test_of_many_known_names_the_first_are_listed() -> None:
+    said = str(unknown("layer", "n19x", [f"n{i}" for i in range(40)]))
+    assert said.endswith("n10, n11, … (40 in all). Did you mean 'n19'?")
+
+
 def test_nearest_word() -> None:
     assert nearest("trian", ["train", "prune"]) == " Did you mean 'train'?"
     assert nearest("xyzzy", ["train", "prune"]) == ""

@@ -101,7 +101,7 @@ def calibrate(
     if result.onnx is None:
         failed = (
             f"{model}: INT8 loses {result.parity.drop:.2f} points on {result.parity.images} test images "
-            f"({options.max_drop:g} allowed); no file written"
+            f"({options.max_drop:g} allowed); no file written. More --selection-images choose better"
         )
     return Output(result.to_json(), _text(result), failed)
 

@@ -42,6 +42,6 @@ class LoopLag:
 
     async def _watch(self) -> None:
         while True:
-            self._due = time.monotonic() + INTERVAL_S
-            await asyncio.sleep(INTERVAL_S)
-            self._recent = max(time.monotonic() - self._due, DECAY * self._recent)
+            await asyncio.sleep(max(0.0, self._due - time.monotonic()))
+            now = time.monotonic()
+            self._recent, self._due = max(now - self._due, DECAY * self._recent), now + INTERVAL_S

@@ -45,8 +45,8 @@ class SessionOptions:
     threads: int | None = None
     """CPU threads; None leaves the library's default (all cores)."""
     spin: bool = True
-    """onnxruntime: idle threads look for work in a loop. Fastest where nothing else runs; where the process
-    has other work, they take its time.
+    """onnxruntime: idle threads look for work in a loop. Fastest where nothing else runs; in a process with
+    other work they take its time.
     """
     precision: str | None = None
     """What torch computes in, `fp32` or `fp16`; ONNX files and engines carry their own."""

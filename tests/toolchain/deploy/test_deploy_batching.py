@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from slimdeploy.toolchain.deploy.batching import Answer, Batcher, BatchOptions, ClosedError, OverloadedError
+from slimdeploy.toolchain.deploy.lag import LoopLag
 
 
 class Slow:
@@ -166,6 +167,72 @@ def test_slower_than_the_limit_still_answers_one_after_the_other():
         assert any(isinstance(r, OverloadedError) for r in results)
 
     run(compute, BatchOptions(latency_ms=1), scenario)
+
+
+def test_answer_that_came_late_is_none_where_others_wait():
+    """Three batches in 10 ms each teach it; the next takes ten times the limit."""
+    compute = Slow(0.01)
+
+    async def scenario(batcher, ask):
+        for i in range(3):
+            await ask(i)
+        compute.gate.clear()
+        pair = [asyncio.create_task(ask(i)) for i in (1, 2)]
+        await until(lambda: batcher.pending == 2)
+        await asyncio.sleep(0.5)
+        compute.gate.set()
+        results = await asyncio.gather(*pair, return_exceptions=True)
+        assert OverloadedError in [type(r) for r in results]
+
+    run(compute, BatchOptions(batch=2, wait_ms=50, latency_ms=300), scenario)
+
+
+def test_batches_ahead_and_their_spread_count():
+    """25 s a batch, 60 s allowed: who would be in the third batch is refused before anything is done."""
+    with ThreadPoolExecutor(1) as executor:
+        batcher = Batcher(Slow(), executor, BatchOptions(batch=2, latency_ms=60_000))
+        batcher._learn(25.0)
+        now = time.monotonic()
+        for pending in (2, 3):
+            batcher.pending = pending
+            with batcher.admit(now):
+                assert batcher.pending == pending + 1
+        batcher.pending = 4
+        with pytest.raises(OverloadedError), batcher.admit(now):
+            pass
+        batcher._learn(35.0)  # the mean is 26.25 s then, and the deviation 2.5 s
+        assert not batcher.too_late(now)
+        assert batcher.too_late(now, 1)
+
+
+def test_lag_of_the_loop_counts():
+    compute = Slow(0.01)
+
+    lag = 0.0
+    with ThreadPoolExecutor(1) as executor:
+        batcher = Batcher(compute, executor, BatchOptions(latency_ms=60_000), lag_s=lambda: lag)
+        now = time.monotonic()
+        assert not batcher.too_late(now)
+        lag = 61.0
+        assert batcher.too_late(now)
+
+
+def test_loop_lag_is_seen_and_forgotten():
+    async def main():
+        lag = LoopLag()
+        assert lag.seconds() == 0
+        await lag.start()
+        time.sleep(0.3)  # the loop does nothing meanwhile
+        seen = lag.seconds()
+        await asyncio.sleep(0.02)
+        kept = lag.seconds()
+        await until(lambda: lag.seconds() < 0.1)
+        await lag.stop()
+        return seen, kept
+
+    seen, kept = asyncio.run(main())
+    assert seen >= 0.28
+    assert kept > 0.1
 
 
 def test_computation_that_fails_fails_its_own_images_only():
