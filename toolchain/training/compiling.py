@@ -36,7 +36,8 @@ def compile_errors_explained() -> Iterator[None]:
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        cause = getattr(error, "inner_exception", error)
+        reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise SlimdeployError(
             f"--compile: torch.compile can't do it here ({reason}): leave it out"
         ) from error

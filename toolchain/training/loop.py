@@ -302,7 +302,8 @@ def build_optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.SG
         {"params": decayed, "weight_decay": options.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.momentum > 0)
+    momentum = options.momentum
+    return torch.optim.SGD(groups, lr=options.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
 
 
 def _out_of_patience(history: list[EpochRecord], patience: int | None) -> bool:
@@ -314,8 +315,8 @@ def _out_of_patience(history: list[EpochRecord], patience: int | None) -> bool:
 
 def _line(record: EpochRecord, epochs: int) -> str:
     width = int(math.log10(max(epochs, 1))) + 1
-    sparse = record.strength or record.zero_share
-    zeros = f" · λ {record.strength:.1e} · γ at zero {record.zero_share:.1%}" if sparse else ""
+    zeros = f" · λ {record.strength:.1e}" if record.strength else ""
+    zeros += f" · γ at zero {record.zero_share:.1%}" if record.zero_share else ""
     return (
         f"epoch {record.epoch:>{width}}/{epochs} · loss {record.train_loss:.3f} · "
         f"train {record.train_accuracy:.1%} · val {record.val_accuracy:.1%}{zeros} · "

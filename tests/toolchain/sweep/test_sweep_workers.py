@@ -78,7 +78,7 @@ def test_workers_share_a_postgresql_and_take_up_what_a_killed_one_left(
     shared, apart = tmp_path / "shared", tmp_path / "apart"
     victim = start("victim", shared, *arguments)
     others = {"beside": start("beside", shared, *arguments), "apart": start("apart", apart, *arguments)}
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not _busy(postgresql, victim.pid):
         assert victim.poll() is None, (tmp_path / "victim.log").read_text()
         assert time.monotonic() < end
@@ -87,7 +87,7 @@ def test_workers_share_a_postgresql_and_take_up_what_a_killed_one_left(
     assert victim.wait() == -signal.SIGKILL
     logs = {}
     for name, process in others.items():
-        process.wait(180)
+        process.wait(300)
         logs[name] = (tmp_path / f"{name}.log").read_text()
         assert process.returncode == 0, logs[name]
 
@@ -122,7 +122,7 @@ def test_two_processes_share_a_sqlite_file(recipe: Path, tmp_path: Path) -> None
     done = subprocess.run(
         [sys.executable, "-m", "slimdeploy.toolchain", "sweep", recipe, *GRID, "--device", "cpu",
          "--workers", "2", "-o", output, "--json"],
-        capture_output=True, text=True, env=quick_environment(), timeout=300,
+        capture_output=True, text=True, env=quick_environment(), timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["trials"] == document(output)["trials"]
