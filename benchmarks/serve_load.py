@@ -47,6 +47,8 @@ class Tally:
 
     codes: Counter[int] = field(default_factory=Counter)
     accepted_ms: list[float] = field(default_factory=list)
+    server_ms: list[float] = field(default_factory=list)
+    """Of the same requests, what the server itself says: the rest is the way and the client."""
     wrong: list[str] = field(default_factory=list)
     broken: int = 0
     """Connections that ended without an answer."""
@@ -122,8 +124,10 @@ def one_request(client: Client, images: list[bytes], right: list[int], tally: Ta
         if code not in (expected, 503):
             tally.wrong.append(f"{method} {path}: {code} instead of {expected}")
         elif code == 200:
+            document = json.loads(content)
             tally.accepted_ms.append(spent)
-            found = json.loads(content)["top"][0]["index"]
+            tally.server_ms.append(document["ms"]["total"])
+            found = document["top"][0]["index"]
             if not bad and found != right[which]:
                 tally.wrong.append(f"image {which}: class {found} instead of {right[which]}")
 
@@ -205,6 +209,13 @@ def judge(tally: Tally, memory: list[float], *, limit_ms: float) -> list[str]:
     return said
 
 
+def percentiles(samples: list[float]) -> dict[str, float]:
+    if not samples:
+        return {}
+    cuts = statistics.quantiles([0.0, *samples], n=100)
+    return {name: round(cuts[i], 2) for name, i in (("p50", 49), ("p90", 89), ("p99", 98))}
+
+
 def growth_mb(memory: list[float]) -> float:
     settled = memory[len(memory) // 10 :]
     return settled[-1] - settled[0] if len(settled) > 1 else 0.0
@@ -230,12 +241,11 @@ def main(arguments: list[str] | None = None) -> int:
         bad_share=asked.bad,
     )  # fmt: skip
     wrong = judge(tally, memory, limit_ms=asked.limit_ms + asked.slack_ms)
-    cuts = statistics.quantiles([0.0, *tally.accepted_ms], n=100)
     document = {
         "seconds": asked.seconds, "capacity_per_s": round(capacity, 1), "factor": asked.factor,
         "requests": sum(tally.codes.values()), "codes": {str(c): n for c, n in sorted(tally.codes.items())},
         "connections_broken": tally.broken, "wrong_answers": len(tally.wrong),
-        "accepted_ms": {"p50": round(cuts[49], 2), "p90": round(cuts[89], 2), "p99": round(cuts[98], 2)},
+        "accepted_ms": percentiles(tally.accepted_ms), "server_ms": percentiles(tally.server_ms),
         "limit_ms": asked.limit_ms,
         "memory_mb": [round(mb, 1) for mb in memory[:: max(1, len(memory) // 10)]],
         "failed": wrong,

@@ -126,7 +126,7 @@ def plain_threshold(task: Task, output: Path) -> dict[str, float]:
     return _finish(parent, cut(index), task, output, time.perf_counter() - started)
 
 
-def _torch_pruning(importance_name: str, round_to: int | None) -> Contender:
+def _torch_pruning(importance_name: str, round_to: int | None, macs: float | None = None) -> Contender:
     def run(task: Task, output: Path) -> dict[str, float]:
         import torch_pruning
 
@@ -137,20 +137,34 @@ def _torch_pruning(importance_name: str, round_to: int | None) -> Contender:
             "group-norm": lambda: torch_pruning.importance.MagnitudeImportance(p=2),
         }[importance_name]()
 
+        def guarded(group: Any, **options: Any) -> torch.Tensor | None:
+            """Without it no ratio meets the budget: a layer of zeros alone has NaN as importance by BN scale,
+            and one that would lose all its channels stays as wide as it was.
+            """
+            found = importance(group, **options)
+            if found is None:
+                return None
+            found = torch.nan_to_num(found)
+            found[found.topk(min(round_to or 3, len(found))).indices] = torch.inf
+            return found
+
         def cut(step: int) -> ResNet:
             network = copy.deepcopy(parent.network)
             pruner = torch_pruning.pruner.BasePruner(
-                network, example, importance=importance, global_pruning=True, pruning_ratio=step / 200,
+                network, example, importance=guarded, global_pruning=True, pruning_ratio=step / 200,
                 max_pruning_ratio=1.0, round_to=round_to, ignored_layers=[network.fc],
             )  # fmt: skip
             pruner.step()
             return _as_pruned(network)
 
+        def fits(step: int) -> bool:
+            cost = network_cost(cut(step).spec, 32)
+            return cost.macs <= macs if macs else cost.params <= task.params
+
         started = time.perf_counter()
         cut(100)
         seconds = time.perf_counter() - started  # one cut; the search for the ratio isn't counted
-        step = _first(199, lambda i: network_cost(cut(i).spec, 32).params <= task.params)
-        return _finish(parent, cut(step), task, output, seconds)
+        return _finish(parent, cut(_first(199, fits)), task, output, seconds)
 
     return run
 
@@ -159,6 +173,7 @@ for _importance in ("BN-scale", "group-norm"):
     for _round_to in (None, 8):
         _name = f"Torch-Pruning {_importance}" + (f", round_to={_round_to}" if _round_to else "")
         CONTENDERS[_name] = _torch_pruning(_importance, _round_to)
+CONTENDERS["Torch-Pruning BN-scale, round_to=8, 60 M MACs"] = _torch_pruning("BN-scale", 8, macs=60e6)
 
 
 def _as_pruned(network: ResNet) -> ResNet:
@@ -189,10 +204,8 @@ def _accuracy(network: ResNet, dataset: Dataset) -> float:
 
 
 def _first(highest: int, fits: Callable[[int], bool]) -> int:
-    """The lowest number up to `highest` for which `fits`.
-
-    Looked for from below: rounding to multiples leaves layers at full width where nothing would stay, so that
-    Torch-Pruning's networks grow again at the highest ratios.
+    """The lowest number up to `highest` for which `fits`; looked for from below, since a layer that rounding
+    leaves without channels stays as it was, and networks grow again at the highest ratios.
     """
     strides = range(0, highest + 1, max(1, highest // 20))
     high = next((number for number in (*strides, highest) if fits(number)), None)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -63,9 +64,11 @@ COLUMNS = {
 
 
 def quantise(name: str, python: str, model: Path, images: Path, output: Path) -> dict[str, Any]:
-    """Run one tool in a process of its own."""
+    """Run one tool in a process of its own, on a copy of the model: modelopt changes what it reads."""
     script = Path(__file__).with_name("quantizer_tools.py")
-    command = [python, str(script), name, str(model), str(images), str(output)]
+    copy = output.with_suffix(".source.onnx")
+    shutil.copyfile(model, copy)
+    command = [python, str(script), name, str(copy), str(images), str(output)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SlimdeployError(f"{name} failed: {shlex.join(command)}")

@@ -25,7 +25,7 @@ from slimdeploy.toolchain.training.distillation import Teacher
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks, peers_explained
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import TensorBoardLog, write_history
-from slimdeploy.toolchain.training.memory import LEAST, batch_that_fits, is_out_of_memory
+from slimdeploy.toolchain.training.memory import attempt_step, is_out_of_memory, out_of_memory
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
 from slimdeploy.toolchain.training.precision import resolve_precision
 from slimdeploy.toolchain.training.schedules import lr_factor
@@ -228,29 +228,11 @@ class _Run:
             group["lr"] = rate
 
     def _out_of_memory(self, index: int) -> SlimdeployError:
-        """The error that says what would fit; the network is of no use afterwards."""
-        size = self.batches.batch_size
-        fitting = batch_that_fits(size, self._attempt)
-        if fitting is None:
-            return SlimdeployError(
-                f"out of memory: not even a batch of {LEAST} fits; take a smaller --size or --arch"
-            )
-        again = " and --force" if index else ""
-        return SlimdeployError(
-            f"out of memory with a batch of {size}; {fitting} would fit: start again with "
-            f"--batch-size {fitting}{again}"
-        )
+        def attempt(batch_size: int) -> None:
+            images = -(-batch_size // self.ranks.size)
+            attempt_step(self.step, self.network, images, size=self.data.preprocessing.size)
 
-    def _attempt(self, batch_size: int) -> None:
-        """The memory of a step on so many images, without its effects."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.network.eval()  # BN then waits for no other process
-        count, side = -(-batch_size // self.ranks.size), self.data.preprocessing.size
-        images = torch.zeros(count, 3, side, side, device=self.device).to(memory_format=torch.channels_last)
-        labels = torch.zeros(count, dtype=torch.int64, device=self.device)
-        loss, _ = self.step.forward(self.network, images, labels)
-        loss.backward()
-        self.optimizer.zero_grad(set_to_none=True)
+        return out_of_memory(self.batches.batch_size, attempt, force=index > 0)
 
     def _check_finite(self, losses: Tensor, index: int) -> None:
         bad = (~torch.isfinite(losses)).nonzero()

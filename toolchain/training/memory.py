@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.training.step import TrainingStep
+
 LEAST = 2
 """Images that BN needs."""
 
@@ -14,6 +18,32 @@ LEAST = 2
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch found too little memory, on a GPU or on the CPU (which has no error type of its own)."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def out_of_memory(batch_size: int, attempt: Callable[[int], None], *, force: bool) -> SlimdeployError:
+    """The error that says what would fit, as `batch_that_fits` finds it; with `force` there is a state."""
+    fitting = batch_that_fits(batch_size, attempt)
+    if fitting is None:
+        return SlimdeployError(
+            f"out of memory: not even a batch of {LEAST} fits; take a smaller --size or --arch"
+        )
+    return SlimdeployError(
+        f"out of memory with a batch of {batch_size}; {fitting} would fit: start again with "
+        f"--batch-size {fitting}{' and --force' if force else ''}"
+    )
+
+
+def attempt_step(step: TrainingStep, network: ResNet, images: int, *, size: int) -> None:
+    """Take the memory of `step` on so many images of `size`×`size` pixels, without its effects but one: the
+    network is in eval mode afterwards, in which BN waits for no other process.
+    """
+    step.optimizer.zero_grad(set_to_none=True)
+    network.eval()
+    batch = torch.zeros(images, 3, size, size, device=step.device).to(memory_format=torch.channels_last)
+    labels = torch.zeros(images, dtype=torch.int64, device=step.device)
+    loss, _ = step.forward(network, batch, labels)
+    loss.backward()
+    step.optimizer.zero_grad(set_to_none=True)
 
 
 def batch_that_fits(batch_size: int, attempt: Callable[[int], None]) -> int | None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from tiny import write_checkpoint, write_image_folder
 
-from slimdeploy.toolchain import pipeline
 from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.data import decoding, files
 from slimdeploy.toolchain.data.batches import Augmentation, TrainingBatches, plain_batches
@@ -171,10 +170,10 @@ def test_the_commands_give_the_same_either_way(
 
 def test_a_changed_file_repeats_the_stages_of_a_run(tmp_path: Path) -> None:
     folder = write_image_folder(tmp_path / "images", train=3, test=2)
-    first = pipeline._digest(_load(folder, stream=True))
-    assert pipeline._digest(_load(folder, stream=True)) == first
+    first = _load(folder, stream=True).digest()
+    assert _load(folder, stream=True).digest() == first
     shutil.copy(*sorted((folder / "test/red").iterdir()))
-    assert pipeline._digest(_load(folder, stream=True)) != first
+    assert _load(folder, stream=True).digest() != first
 
 
 def test_pruning_with_data_takes_streamed_images(
