@@ -55,7 +55,7 @@ class _Strength(click.ParamType):
 
     name = "strength"
 
-    def get_metavar(self, *arguments: Any) -> str:
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         return "FLOAT|auto:SHARE"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:

@@ -73,6 +73,9 @@ def open_study(wanted: dict[str, Any], options: SweepOptions) -> optuna.Study:
     """
     quiet()
     with storage_errors(options.storage):
+        sqlalchemy.engine.make_url(
+            options.storage
+        ).get_dialect().import_dbapi()  # says which driver is missing
         study = optuna.create_study(
             study_name=options.study,
             storage=_open_storage(options),
@@ -112,11 +115,6 @@ def storage_errors(url: str) -> Iterator[None]:
         cause = error.__cause__
         reason = str(getattr(cause, "orig", None) or cause or error).strip().splitlines()[0]
         raise SlimdeployError(f"cannot use the storage {masked(url)}: {reason}") from error
-    except ImportError as error:
-        missing = error.__cause__ if isinstance(error.__cause__, ModuleNotFoundError) else error
-        if isinstance(missing, ModuleNotFoundError):
-            raise missing from error
-        raise
     except RuntimeError as error:  # Optuna's, for tables of another version of itself
         raise SlimdeployError(
             f"cannot use the storage {masked(url)}: {str(error).splitlines()[0]}"
