@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from slimdeploy.benchmarks.process import cpu_count
+from slimdeploy.toolchain.launch import cpu_count
 from slimdeploy.toolchain.model_info import versions
 
 ROOT = Path("/")

@@ -50,13 +50,17 @@ def fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> Latency
 
     granularity = min(GRANULARITIES, key=error)
     # By the whole runs: a profiled one writes its notes between the layers, and more weights leave the cache.
-    tables = [_fit_table(samples, measured, size, device, granularity, megabytes) for megabytes in CACHES_MB]
+    rest = _fit_rest(samples)
+    tables = [
+        _fit_table(samples, measured, rest, size, device, granularity, megabytes) for megabytes in CACHES_MB
+    ]
     return min(tables, key=lambda table: float(np.abs(prediction_errors(table, samples, size)).mean()))
 
 
 def _fit_table(
     samples: Sequence[Sample],
     measured: dict[str, _Shape],
+    rest: np.ndarray,
     size: int,
     device: dict[str, Any],
     granularity: int,
@@ -66,7 +70,6 @@ def _fit_table(
     shapes = {
         shape: _fit_shape(own, granularity, cache_mb, rounds=ROUNDS)[0] for shape, own in measured.items()
     }
-    rest = _fit_rest(samples)
     raw = _table(device, granularity, cache_mb, shapes, rest)
     scale, each = _fit_totals(samples, raw, size)
     shapes = {shape: scale * found for shape, found in shapes.items()}

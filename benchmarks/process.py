@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -94,10 +93,3 @@ def _ending(exitcode: int | None) -> str:
     if exitcode == -9:
         return "killed: is there enough memory?"
     return f"exit code {exitcode}"
-
-
-def cpu_count() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Which of the processes that torchrun started this is. No torch here.
+"""Which of the processes that torchrun started this is, and how many processors it may use. No torch here.
 
 All of them run the same command. What it prints is printed once: results and logs by the first process, an
 error by whichever meets it first.
@@ -36,6 +36,13 @@ def launch() -> Launch:
     if "MASTER_ADDR" not in os.environ or not all(name in os.environ for name in variables):
         return Launch()
     return Launch(*(int(os.environ[name]) for name in variables))
+
+
+def cpu_count() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def check_command(name: str) -> None:

@@ -11,7 +11,6 @@ normalised and laid out, nothing but forward, backward and the optimiser.
 from __future__ import annotations
 
 import itertools
-import os
 import shlex
 import sys
 import time
@@ -30,6 +29,7 @@ from slimdeploy.benchmarks import results
 from slimdeploy.toolchain.data.batches import Augmentation, TrainingBatches
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.data.torchvision import import_torchvision
+from slimdeploy.toolchain.launch import cpu_count
 from slimdeploy.toolchain.model_info import Preprocessing
 from slimdeploy.toolchain.networks.resnet import ResNet, build_network
 from slimdeploy.toolchain.networks.spec import network_spec
@@ -178,7 +178,7 @@ def _image_by_image(task: Task) -> Iterator[tuple[Tensor, Tensor]]:
     def collate(batch: list[tuple[Any, int]]) -> tuple[Tensor, Tensor]:
         return torch.stack([prepare(image) for image, _ in batch]), torch.tensor([n for _, n in batch])
 
-    workers = len(os.sched_getaffinity(0)) - 1
+    workers = cpu_count() - 1
     loader: Any = DataLoader(
         pairs,  # type: ignore[arg-type]
         task.batch_size,

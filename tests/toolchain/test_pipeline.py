@@ -14,6 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 from processes import process_environment
+from tiny_recipe import recipe_text
 
 import slimdeploy
 from slimdeploy.toolchain import pipeline
@@ -23,39 +24,12 @@ from slimdeploy.toolchain.recipe import load_recipe
 # One worker runs them all: they share what the fixture `first` takes seconds to make.
 pytestmark = pytest.mark.xdist_group("pipeline")
 
-RECIPE = """
-compare_ratios = [0.25]
-[data]
-name = "folder:{folder}"
-[network]
-arch = "tiny"
-stem = "cifar"
-[train]
-epochs = {epochs}
-batch_size = 16
-lr = 0.05
-sparsity = 0.1
-crop_pad = 1
-precision = "fp32"
-[prune]
-ratio = 0.5
-align = 1
-statistics_images = 32
-[finetune]
-epochs = 1
-batch_size = 16
-precision = "fp32"
-[bench]
-batches = [2]
-seconds = 0.1
-ci = 1.0
-"""
 STAGES = ["train", "compare-0.25", "pruned", "finetune", "export-original", "export-final", "bench"]
 
 
 def _write_recipe(folder: Path, images: Path, epochs: int = 2) -> Path:
     path = folder / "small.toml"
-    path.write_text(RECIPE.format(folder=images, epochs=epochs))
+    path.write_text("compare_ratios = [0.25]\n" + recipe_text(images, epochs=epochs, sparsity=0.1, ratio=0.5))
     return path
 
 

@@ -88,7 +88,7 @@ def sweep(
     space = read_space(chosen, sparsity=sparsity, ratio=ratio, align=align)
     wanted = parse_conditions(conditions, chosen.bench.batches)
 
-    from slimdeploy.benchmarks.process import cpu_count
+    from slimdeploy.toolchain.launch import cpu_count
     from slimdeploy.toolchain.sweep.result import table_text
     from slimdeploy.toolchain.sweep.stage import sweep_stage
     from slimdeploy.toolchain.sweep.storage import default_storage

@@ -1,4 +1,4 @@
-"""A labelled image set in memory, its splits, and the table of sources that `--data` names."""
+"""A labelled image set, in memory or in files, its splits, and the table of sources that `--data` names."""
 
 from __future__ import annotations
 

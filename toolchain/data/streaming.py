@@ -7,7 +7,6 @@ bit for bit.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.launch import launch
+from slimdeploy.toolchain.launch import cpu_count, launch
 
 AHEAD = 4
 """Batches that each worker keeps ready."""
@@ -102,5 +101,4 @@ def _collate(images: list[Tensor | SlimdeployError]) -> Tensor | SlimdeployError
 
 def _workers() -> int:
     """One for each processor that this process may use, shared with the other processes of a run."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, processors // launch().local_size)
+    return max(1, cpu_count() // launch().local_size)

@@ -43,7 +43,7 @@ class Condition:
 
     def value(self, row: Row) -> float:
         if self.metric == "accuracy":
-            return row["accuracy"]["validation"]
+            return accuracy(row)
         if self.metric in ("params", "macs"):
             return row[self.metric]
         found = next(one for one in row["latency"] if self.batch in (None, one["batch"]))

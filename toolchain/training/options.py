@@ -116,12 +116,11 @@ class TrainOptions:
         if not isinstance(self.sparsity, str):
             _at_least("sparsity", self.sparsity, 0)
             return
-        kind, _, share = self.sparsity.partition(":")
         try:
-            target = float(share)
+            target = self.sparsity_target or 0.0
         except ValueError:
             target = 0.0
-        if kind != "auto" or not 0 < target < 1:
+        if not self.sparsity.startswith(AUTO) or not 0 < target < 1:
             raise SlimdeployError(
                 f"sparsity must be λ, or auto: and a share between 0 and 1 such as auto:0.9, "
                 f"not {self.sparsity!r}"

@@ -65,7 +65,7 @@ class SteeredPenalty:
         """1 for the channels that have to go, 0 for the others."""
 
     def before_step(self) -> None:
-        pass  # all of it comes after the step
+        """Nothing: all of it comes after the step."""
 
     @torch.no_grad()
     def after_step(self, lr: float, number: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 import quick_bench
+from tiny_recipe import recipe_text
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slimdeploy[sweep]'")
 
@@ -21,31 +22,6 @@ from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.report.run import read_run
 
 SCHEMA = json.loads((Path(slimdeploy.__file__).parent / "benchmarks/schemas/sweep-1.json").read_text())
-RECIPE = """
-[data]
-name = "folder:{folder}"
-[network]
-arch = "tiny"
-stem = "cifar"
-[train]
-epochs = 1
-batch_size = 16
-lr = 0.05
-crop_pad = 1
-precision = "fp32"
-[prune]
-ratio = 0.3
-align = 1
-statistics_images = 32
-[finetune]
-epochs = 1
-batch_size = 16
-precision = "fp32"
-[bench]
-batches = [2]
-seconds = 0.1
-ci = 1.0
-"""
 
 
 @pytest.fixture
@@ -54,7 +30,7 @@ def sweep(
 ) -> Callable[..., Any]:
     """Runs `slimdeploy sweep` of the recipe into `tmp_path/out`, nothing measured for real."""
     recipe = tmp_path / "small.toml"
-    recipe.write_text(RECIPE.format(folder=image_folder))
+    recipe.write_text(recipe_text(image_folder))
     monkeypatch.setattr(pipeline, "_bench", quick_bench.bench)
 
     def run(*arguments: object, output: str = "out") -> Any:

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 from processes import TESTS, process_environment
+from tiny_recipe import recipe_text
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slimdeploy[sweep]'")
 
 from slimdeploy.tests.toolchain.sweep.conftest import PASSWORD  # noqa: E402
-from slimdeploy.tests.toolchain.sweep.test_sweep import RECIPE, document  # noqa: E402
+from slimdeploy.tests.toolchain.sweep.test_sweep import document  # noqa: E402
 from slimdeploy.toolchain.sweep import queue  # noqa: E402
 
 GRID = ("--sparsity", "0,0.1", "--ratio", "0.1,0.3")
@@ -35,7 +36,7 @@ def quick_environment() -> dict[str, str]:
 @pytest.fixture
 def recipe(tmp_path: Path, image_folder: Path) -> Path:
     path = tmp_path / "small.toml"
-    path.write_text(RECIPE.format(folder=image_folder))
+    path.write_text(recipe_text(image_folder))
     return path
 
 
