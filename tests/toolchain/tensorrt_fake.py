@@ -256,6 +256,9 @@ class TimingCache(Restricted):
         return _new(self._trt, "IHostMemory", self._content)
 
 
+DAMAGED, MISMATCHED = b"not a timing cache", b"of another GPU"
+
+
 class BuilderConfig(Restricted):
     def __init__(self) -> None:
         self._flags = {"TF32"}  # on by default in every version
@@ -277,9 +280,13 @@ class BuilderConfig(Restricted):
         return len(self._profiles) - 1
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
+        if serialized_timing_cache == DAMAGED:
+            return None
         return _new(self._trt, "ITimingCache", serialized_timing_cache)
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        if cache._content == MISMATCHED and not ignore_mismatch:
+            return False
         self._cache = cache
         return True
 
