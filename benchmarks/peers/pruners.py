@@ -101,8 +101,8 @@ def _fit_budget(options: PruneOptions, task: Task) -> PruneOptions:
 
 
 CONTENDERS["slimdeploy: γ"] = _slimdeploy(PruneOptions(params=1.0))
-CONTENDERS["slimdeploy: surgeon, coupled, 60 M MACs"] = _slimdeploy(
-    PruneOptions(macs=60e6, criterion="surgeon", residual="couple", align=32)
+CONTENDERS["slimdeploy: surgeon, coupled, 64 M MACs"] = _slimdeploy(
+    PruneOptions(macs=64e6, criterion="surgeon", residual="couple", align=32)
 )
 
 
@@ -173,7 +173,7 @@ for _importance in ("BN-scale", "group-norm"):
     for _round_to in (None, 8):
         _name = f"Torch-Pruning {_importance}" + (f", round_to={_round_to}" if _round_to else "")
         CONTENDERS[_name] = _torch_pruning(_importance, _round_to)
-CONTENDERS["Torch-Pruning BN-scale, round_to=8, 60 M MACs"] = _torch_pruning("BN-scale", 8, macs=60e6)
+CONTENDERS["Torch-Pruning BN-scale, round_to=8, 64 M MACs"] = _torch_pruning("BN-scale", 8, macs=64e6)
 
 
 def _as_pruned(network: ResNet) -> ResNet:
@@ -287,7 +287,9 @@ def main(
 ) -> None:  # fmt: skip
     """Run all contenders on CHECKPOINT and write a `table` result."""
     task = Task(checkpoint, DataOptions(data, data_dir), params, 0)
-    options = TrainOptions(epochs=epochs, lr=0.02, batch_size=128, validation=0.02, limit=limit)
+    options = TrainOptions(
+        epochs=epochs, lr=0.02, batch_size=128, validation=0.002, flip_mode="alternating", limit=limit
+    )
     names = [name for name in CONTENDERS if not only or _named(name, only)]
     work.mkdir(parents=True, exist_ok=True)
     original = work / "original.onnx"
