@@ -144,7 +144,7 @@ def test_batches_are_parsed_and_checked() -> None:
     for text in ("1,8", "a", "", "1,2,3,4"):
         with pytest.raises(SlimdeployError, match="one number, or three as in 1,8,64"):
             parse_batch(text)
-    with pytest.raises(SlimdeployError, match="least ≤ best ≤ greatest"):
+    with pytest.raises(SlimdeployError, match="1 ≤ least ≤ best ≤ greatest"):
         EngineOptions(batch=(8, 1, 64))
     with pytest.raises(SlimdeployError, match=r"hardware compatibility 'all'; known: ampere\+"):
         EngineOptions(hardware_compatible="all")
