@@ -43,6 +43,13 @@ class LutBackend(Protocol):
         """What the times hold for, as a table's `device`: times measured under another say nothing here."""
         ...
 
+    @property
+    def revisits(self) -> bool:
+        """Whether every network of a pass is measured twice, seconds apart: where other programs slow it
+        down, and a visit is cheap.
+        """
+        ...
+
     def profile(self, spec: NetworkSpec, size: int) -> Sample:
         """Run the network with weights of noise: profiled layer by layer, then timed whole.
 

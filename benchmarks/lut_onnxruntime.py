@@ -30,6 +30,7 @@ class OnnxruntimeBackend:
 
     options: LutOptions
     device: dict[str, Any]
+    revisits: bool = True
 
     def profile(self, spec: NetworkSpec, size: int) -> Sample:
         settings = onnxruntime.SessionOptions()

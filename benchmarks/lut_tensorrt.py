@@ -39,6 +39,8 @@ INT8_OPSET = 19
 class TensorrtBackend:
     """TensorRT on this machine's GPU, TF32 off."""
 
+    revisits = False  # each visit builds an engine
+
     def __init__(self, trt: ModuleType, gpu: Device, options: LutOptions) -> None:
         self._trt, self._gpu, self._options = trt, gpu, options
         machine = this_machine(trt, gpu)

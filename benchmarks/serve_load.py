@@ -12,23 +12,25 @@ code 1 where an answer was wrong, the p99 of accepted requests is above the limi
 from __future__ import annotations
 
 import argparse
-import http.client
+import asyncio
 import json
 import random
 import re
 import statistics
 import sys
-import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
+
+import anyio
 
 MAX_GROWTH_MB = 20.0
 """Resident memory after the load, less that after its first tenth, by which the server's pools are filled."""
 
+TIMEOUT_S = 30.0
+_LENGTH = re.compile(rb"content-length: (\d+)")
 JPEG = {"Content-Type": "image/jpeg"}
 BAD_REQUESTS: tuple[tuple[str, str, bytes, dict[str, str], int], ...] = (
     ("POST", "/classify", b"no image at all", JPEG, 400),
@@ -41,6 +43,22 @@ BAD_REQUESTS: tuple[tuple[str, str, bytes, dict[str, str], int], ...] = (
 """Method, path, body, headers and the status each must get (or 503)."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is sent, as bytes, and the right answer: the status and, for an image, the class."""
+
+    what: str
+    content: bytes
+    code: int
+    label: int | None = None
+
+    @classmethod
+    def of(cls, method: str, path: str, body: bytes, headers: dict[str, str], code: int) -> Request:
+        lines = [f"{method} {path} HTTP/1.1", "Host: server", f"Content-Length: {len(body)}"]
+        head = "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""])
+        return cls(f"{method} {path}", head.encode() + body, code)
+
+
 @dataclass
 class Tally:
     """What happened, by all clients together."""
@@ -49,10 +67,11 @@ class Tally:
     accepted_ms: list[float] = field(default_factory=list)
     server_ms: list[float] = field(default_factory=list)
     """Of the same requests, what the server itself says: the rest is the way and the client."""
+    late_ms: list[float] = field(default_factory=list)
+    """How long after its turn each request was sent: what the clients can't do in time."""
     wrong: list[str] = field(default_factory=list)
     broken: int = 0
     """Connections that ended without an answer."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Client:
@@ -61,99 +80,97 @@ class Client:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._address = parts.hostname or "127.0.0.1", parts.port or 80
-        self._connection: http.client.HTTPConnection | None = None
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    def send(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-        if self._connection is None:
-            self._connection = http.client.HTTPConnection(*self._address, timeout=30)
+    async def send(self, content: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer; raises OSError or EOFError where none comes."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(*self._address)
+        reader, writer = self._streams
         try:
-            self._connection.request(method, path, body, headers)
-            response = self._connection.getresponse()
-            content = response.read()
-        except (OSError, http.client.HTTPException):
-            self._connection.close()
-            self._connection = None
+            writer.write(content)
+            with anyio.fail_after(TIMEOUT_S):
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                body = await reader.readexactly(int(_LENGTH.search(head)[1]))  # type: ignore[index]
+        except BaseException:
+            self.close()
             raise
-        if response.will_close:
-            self._connection.close()
-            self._connection = None
-        return response.status, content
+        if b"connection: close" in head:
+            self.close()
+        return int(head[9:12]), body
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
 
 
-def classify_alone(url: str, images: list[bytes]) -> list[int]:
-    """The class of each image, from a server that does nothing else; repeated while it answers 503."""
+async def classify_alone(url: str, images: list[bytes]) -> list[Request]:
+    """A request for each image, with its class from a server that does nothing else; repeated while it
+    answers 503.
+    """
     client, found = Client(url), []
     for image in images:
+        request = Request.of("POST", "/classify", image, JPEG, 200)
         for _ in range(100):
-            code, content = client.send("POST", "/classify", image, JPEG)
+            code, content = await client.send(request.content)
             if code == 200:
                 break
-            time.sleep(0.05)
+            await asyncio.sleep(0.05)
         else:
             raise SystemExit(f"serve_load: an image alone is answered {code}: {content[:200]!r}")
-        found.append(json.loads(content)["top"][0]["index"])
+        found.append(replace(request, label=json.loads(content)["top"][0]["index"]))
+    client.close()
     return found
 
 
-def resident_mb(url: str) -> float:
-    """The server's resident memory, MiB; raises HTTPException where it doesn't answer, as under load."""
-    text = Client(url).send("GET", "/metrics", b"", {})[1].decode()
-    found = re.search(r"^process_resident_memory_bytes (\S+)$", text, re.MULTILINE)
-    if not found:
-        raise http.client.HTTPException("the server doesn't tell its memory")
-    return float(found[1]) / 2**20
+async def resident_mb(client: Client) -> float | None:
+    """The server's resident memory, MiB; None where it doesn't answer, as under load."""
+    try:
+        _, content = await client.send(Request.of("GET", "/metrics", b"", {}, 200).content)
+    except (OSError, EOFError):
+        return None
+    found = re.search(r"^process_resident_memory_bytes (\S+)$", content.decode(), re.MULTILINE)
+    return float(found[1]) / 2**20 if found else None
 
 
-def one_request(client: Client, images: list[bytes], right: list[int], tally: Tally, *, bad: bool) -> None:
-    """Send a good request, or a bad one, and judge the answer."""
-    if bad:
-        method, path, body, headers, expected = random.choice(BAD_REQUESTS)
-    else:
-        which = random.randrange(len(images))
-        method, path, body, headers, expected = "POST", "/classify", images[which], JPEG, 200
+async def one_request(client: Client, request: Request, tally: Tally) -> None:
+    """Send a request and judge the answer."""
     started = time.perf_counter()
     try:
-        code, content = client.send(method, path, body, headers)
-    except (OSError, http.client.HTTPException):
-        with tally.lock:
-            tally.broken += 1
+        code, content = await client.send(request.content)
+    except (OSError, EOFError):
+        tally.broken += 1
         return
     spent = 1e3 * (time.perf_counter() - started)
-    with tally.lock:
-        tally.codes[code] += 1
-        if code not in (expected, 503):
-            tally.wrong.append(f"{method} {path}: {code} instead of {expected}")
-        elif code == 200:
-            document = json.loads(content)
-            tally.accepted_ms.append(spent)
-            tally.server_ms.append(document["ms"]["total"])
-            found = document["top"][0]["index"]
-            if not bad and found != right[which]:
-                tally.wrong.append(f"image {which}: class {found} instead of {right[which]}")
+    tally.codes[code] += 1
+    if code not in (request.code, 503):
+        tally.wrong.append(f"{request.what}: {code} instead of {request.code}")
+    elif code == 200:
+        document = json.loads(content)
+        tally.accepted_ms.append(spent)
+        tally.server_ms.append(document["ms"]["total"])
+        found = document["top"][0]["index"]
+        if found != request.label:
+            tally.wrong.append(f"an image: class {found} instead of {request.label}")
 
 
-def closed_loop(url: str, images: list[bytes], right: list[int], *, clients: int, seconds: float) -> float:
+async def closed_loop(url: str, good: list[Request], *, clients: int, seconds: float) -> float:
     """Answers a second, when each client waits for its answer."""
     tally, end = Tally(), time.monotonic() + seconds
 
-    def work() -> None:
+    async def work() -> None:
         client = Client(url)
         while time.monotonic() < end:
-            one_request(client, images, right, tally, bad=False)
+            await one_request(client, random.choice(good), tally)
+        client.close()
 
-    run_threads([work] * clients)
+    await asyncio.gather(*(work() for _ in range(clients)))
     return tally.codes[200] / seconds
 
 
-def open_loop(
-    url: str,
-    images: list[bytes],
-    right: list[int],
-    *,
-    rate: float,
-    clients: int,
-    seconds: float,
-    bad_share: float,
+async def open_loop(
+    url: str, good: list[Request], *, rate: float, clients: int, seconds: float, bad_share: float
 ) -> tuple[Tally, list[float]]:
     """Send `rate` requests a second from `clients` connections; also the server's memory in MiB, over the
     time.
@@ -163,36 +180,27 @@ def open_loop(
     """
     tally, memory, start = Tally(), [], time.monotonic()
     turns = iter(range(int(rate * seconds)))
-    lock = threading.Lock()
+    bad = [Request.of(*each) for each in BAD_REQUESTS]
 
-    def work() -> None:
+    async def work() -> None:
         client = Client(url)
-        while True:
-            with lock:
-                turn = next(turns, None)
-            if turn is None:
-                return
-            time.sleep(max(0.0, start + turn / rate - time.monotonic()))
-            one_request(client, images, right, tally, bad=random.random() < bad_share)
+        for turn in turns:
+            due = start + turn / rate
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            tally.late_ms.append(1e3 * (time.monotonic() - due))
+            await one_request(client, random.choice(bad if random.random() < bad_share else good), tally)
+        client.close()
 
-    def watch() -> None:
+    async def watch() -> None:
+        client = Client(url)
         while time.monotonic() < start + seconds:
-            time.sleep(min(5.0, seconds / 20))
-            try:
-                memory.append(resident_mb(url))
-            except (OSError, http.client.HTTPException):
-                continue  # refused under load: the next look tells
+            await asyncio.sleep(min(5.0, seconds / 20))
+            if (found := await resident_mb(client)) is not None:
+                memory.append(found)
+        client.close()
 
-    run_threads([work] * clients + [watch])
+    await asyncio.gather(watch(), *(work() for _ in range(clients)))
     return tally, memory
-
-
-def run_threads(functions: list[Any]) -> None:
-    threads = [threading.Thread(target=function) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 def judge(tally: Tally, memory: list[float], *, limit_ms: float) -> list[str]:
@@ -231,13 +239,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bad", type=float, default=0.2, help="share of bad requests")
     parser.add_argument("--limit-ms", type=float, default=100.0, help="the server's --latency-ms")
     parser.add_argument("--slack-ms", type=float, default=50.0, help="for the client's own share of the time")
-    asked = parser.parse_args(arguments)
+    return asyncio.run(load(parser.parse_args(arguments)))
+
+
+async def load(asked: argparse.Namespace) -> int:
+    """Do what the command line asks, print the result, and return the exit code."""
     random.seed(0)
     images = [path.read_bytes() for path in asked.images]
-    right = classify_alone(asked.url, images)
-    capacity = closed_loop(asked.url, images, right, clients=8, seconds=min(10.0, asked.seconds / 5))
-    tally, memory = open_loop(
-        asked.url, images, right, rate=asked.factor * capacity, clients=asked.clients, seconds=asked.seconds,
+    good = await classify_alone(asked.url, images)
+    capacity = await closed_loop(asked.url, good, clients=8, seconds=min(10.0, asked.seconds / 5))
+    tally, memory = await open_loop(
+        asked.url, good, rate=asked.factor * capacity, clients=asked.clients, seconds=asked.seconds,
         bad_share=asked.bad,
     )  # fmt: skip
     wrong = judge(tally, memory, limit_ms=asked.limit_ms + asked.slack_ms)
@@ -246,6 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
         "requests": sum(tally.codes.values()), "codes": {str(c): n for c, n in sorted(tally.codes.items())},
         "connections_broken": tally.broken, "wrong_answers": len(tally.wrong),
         "accepted_ms": percentiles(tally.accepted_ms), "server_ms": percentiles(tally.server_ms),
+        "sent_late_ms": percentiles(tally.late_ms),
         "limit_ms": asked.limit_ms,
         "memory_mb": [round(mb, 1) for mb in memory[:: max(1, len(memory) // 10)]],
         "failed": wrong,

@@ -56,6 +56,7 @@ class MadeUp:
 
     profile: Profile
     device: dict[str, Any] = field(default_factory=lambda: DEVICE)
+    revisits: bool = True
 
 
 def measure_table(
@@ -121,6 +122,36 @@ def test_noise_and_other_work_are_survived(tmp_path):
     assert np.median(errors(result.table)) < 0.05
 
 
+def test_work_that_slows_a_machine_for_a_while_does_not_count(tmp_path):
+    truth, calls = device(), []
+
+    def slow_at_first(spec: NetworkSpec, size: int) -> Sample:
+        calls.append(spec)
+        found = truth(spec, size)
+        slow = 1.5 if len(calls) % 5 < 2 else 1.0
+        convs = {name: ms * slow for name, ms in found.convs_ms.items()}
+        return Sample(spec, convs, found.rest_ms * slow, found.total_ms * slow)
+
+    measure_table(slow_at_first, tmp_path / "t.json", seconds=0)
+    rows = results.read(tmp_path / "t.json", "lut")["samples"]
+    first = [truth(spec, 32) for spec in dict.fromkeys(calls)]
+    slower = [row["total_ms"] / own.total_ms for row, own in zip(rows, first, strict=True)]
+    assert np.mean(np.array(slower) > 1.01) < 0.2  # twice slowed down and once more: seldom
+    assert 2 * lut_measure.PASS < len(calls) <= 3 * lut_measure.PASS
+
+
+def test_a_backend_without_revisits_is_measured_once(tmp_path):
+    calls, truth = [], device()
+
+    def profile(spec: NetworkSpec, size: int) -> Sample:
+        calls.append(spec)
+        return truth(spec, size)
+
+    backend = MadeUp(profile, revisits=False)
+    lut_measure.measure_table(RESNET18, 32, backend, tmp_path / "t.json", seconds=0)  # type: ignore[arg-type]
+    assert len(calls) == lut_measure.PASS
+
+
 def test_the_file_conforms_to_its_schema(exact):
     schema = json.loads((Path(lut.__file__).parent / "schemas" / "lut-1.json").read_text())
     jsonschema.validate(results.read(exact, "lut"), schema)
@@ -157,7 +188,7 @@ def test_a_network_that_cannot_be_timed_leaves_the_last_pass(tmp_path):
 
     def breaks(spec: NetworkSpec, size: int) -> Sample:
         calls.append(spec)
-        if len(calls) > lut_measure.PASS + 3:
+        if len(calls) > 2 * lut_measure.PASS + 3:
             raise KeyboardInterrupt
         return profile(spec, size)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--precision", default="fp32", show_default=True, help="tensorrt: fp32, fp16 or int8.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images in a run.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
-@click.option("--seconds", type=click.FloatRange(min=0), default=150.0, show_default=True,
+@click.option("--seconds", type=click.FloatRange(min=0), default=300.0, show_default=True,
               help="Measure at most so long (but 12 networks); ends sooner where stable.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
               help="Table to write, or to go on with where it exists.")  # fmt: skip

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -91,6 +92,8 @@ class Batcher:
         self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._refused = -math.inf
+        """When a request was refused last, by time.monotonic()."""
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run())
@@ -113,16 +116,20 @@ class Batcher:
 
         Raises OverloadedError where there is none, or where the image would wait in vain, and ClosedError.
         """
-        if self._closed:
-            raise ClosedError
-        ahead = self.pending // self.options.batch  # full batches that are computed before its own
-        if self.pending >= self.options.queue or (self.pending and self.too_late(arrived, ahead)):
-            raise OverloadedError
+        self.check(arrived)
         self.pending += 1
         try:
             yield
         finally:
             self.pending -= 1
+
+    def check(self, arrived: float) -> None:
+        """Raise what `admit` would raise now: a request need not be read to be refused."""
+        if self._closed:
+            raise ClosedError
+        ahead = self.pending // self.options.batch  # full batches that are computed before its own
+        if self.pending >= self.options.queue or (self.pending and self.too_late(arrived, ahead)):
+            raise self._overloaded()
 
     async def answer(self, image: np.ndarray, arrived: float) -> Answer:
         """The logits of a (size, size, 3) uint8 image; raises OverloadedError where it would be too late."""
@@ -138,6 +145,17 @@ class Batcher:
         answered = time.monotonic() + ahead * self._mean_s + own + self._lag_s()
         return answered > self._due(arrived)
 
+    def _late_is_better_than_none(self, seconds: float) -> bool:
+        """Whether to give a late answer all the same, after a batch that took `seconds`: where nobody else
+        waits, and either nobody was refused of late, or the model alone is slower than the limit.
+        """
+        limit = self.options.latency_ms / 1e3
+        return self.pending <= 1 and (seconds > limit or time.monotonic() - self._refused > limit)
+
+    def _overloaded(self) -> OverloadedError:
+        self._refused = time.monotonic()
+        return OverloadedError()
+
     def _due(self, arrived: float) -> float:
         return arrived + self.options.latency_ms / 1e3
 
@@ -150,7 +168,7 @@ class Batcher:
             ready = [waiting for waiting in wanted if not self.too_late(waiting.arrived)] or wanted[-1:]
             for waiting in wanted:
                 if waiting not in ready:
-                    waiting.answer.set_exception(OverloadedError())
+                    waiting.answer.set_exception(self._overloaded())
             if ready:
                 await self._answer(ready)
 
@@ -197,8 +215,8 @@ class Batcher:
         for waiting, row in zip(ready, logits, strict=True):
             if waiting.answer.done():
                 continue
-            if self.pending > 1 and time.monotonic() > self._due(waiting.arrived):
-                waiting.answer.set_exception(OverloadedError())  # it took longer than foretold
+            if time.monotonic() > self._due(waiting.arrived) and not self._late_is_better_than_none(seconds):
+                waiting.answer.set_exception(self._overloaded())  # it took longer than foretold
             else:
                 waiting.answer.set_result(Answer(row, len(ready), 1e3 * seconds))
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
+import anyio
 import numpy as np
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -127,11 +128,12 @@ class Service:
 
     async def classify(self, request: Request) -> Response:
         """One encoded image in the body → its likeliest classes."""
-        arrived = time.monotonic() - self.lag.seconds()  # it lay on the socket while the loop was busy
-        top = self._top(request)
-        content = await self._body(request)
-        served, batcher = self.served, self.batcher  # to the end, even if the model is switched meanwhile
         try:
+            self.batcher.check(self._now())  # refused before it is read, where that is sure
+            top = self._top(request)
+            content = await self._body(request)
+            arrived = self._now()
+            served, batcher = self.served, self.batcher  # to the end, even if the model is switched meanwhile
             with batcher.admit(arrived):
                 image = await self._decode(content, arrived, served, batcher)
                 answer = await batcher.answer(image, arrived)
@@ -169,6 +171,10 @@ class Service:
     async def internal_error(self, request: Request, error: Exception) -> Response:
         return self._reply(500, {"error": f"internal error, {type(error).__name__}"})
 
+    def _now(self) -> float:
+        """When what is handled now came (time.monotonic): it lay on its socket while the loop was busy."""
+        return time.monotonic() - self.lag.seconds()
+
     def _reply(self, code: int, document: dict, headers: object = None) -> Response:
         self.metrics.requests.labels(str(code)).inc()
         return JSONResponse(document, code, headers=headers)  # type: ignore[arg-type]
@@ -190,18 +196,14 @@ class Service:
         if announced.isdecimal() and int(announced) > limit:
             raise too_large
         parts, size = [], 0
-
-        async def read() -> None:
-            nonlocal size
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise too_large
-                parts.append(part)
-
         try:
-            await asyncio.wait_for(read(), self.options.body_s)
-        except asyncio.TimeoutError:
+            with anyio.fail_after(self.options.body_s):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise too_large
+                    parts.append(part)
+        except TimeoutError:
             raise HTTPException(408, f"the image didn't arrive within {self.options.body_s:g} s") from None
         except ClientDisconnect:
             raise HTTPException(400, "the connection was closed before the image was there") from None

@@ -16,6 +16,7 @@ import uvicorn
 
 from slimdeploy.toolchain.deploy.http import ServeOptions, Service, build_app
 from slimdeploy.toolchain.deploy.images import decode_image
+from slimdeploy.toolchain.deploy.memory import return_large_blocks
 from slimdeploy.toolchain.deploy.metrics import Metrics
 from slimdeploy.toolchain.deploy.reload import Source, close, reloading
 from slimdeploy.toolchain.deploy.running import Registration
@@ -50,6 +51,7 @@ def serve(
     `say` is called with one line once requests are answered, and at each change of the model. Raises
     SlimdeployError where the model can't be opened or the address can't be listened on.
     """
+    return_large_blocks()
     listener = _listen(address)
     source = Source(model, root, SessionOptions(threads=threads, spin=False), options.batching.batch)
     with listener, ThreadPoolExecutor(os.cpu_count()) as decode:
@@ -100,7 +102,11 @@ def _run_until_signal(server: uvicorn.Server, listener: socket.socket) -> None:
 def _listen(address: Address) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        return socket.create_server((address.host, address.port), family=family, backlog=256)
+        listener = socket.create_server((address.host, address.port), family=family, backlog=256)
+        # Connections inherit it. asyncio sets it only where getaddrinfo said TCP, and without it the body of
+        # an answer waits 40 ms, until the client has acknowledged the head (Nagle and delayed ACK).
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except (OSError, OverflowError) as error:
         number = getattr(error, "errno", None)
         reason = (

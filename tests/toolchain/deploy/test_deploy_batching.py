@@ -187,6 +187,34 @@ def test_answer_that_came_late_is_none_where_others_wait():
     run(compute, BatchOptions(batch=2, wait_ms=50, latency_ms=300), scenario)
 
 
+def late_answer_beside_refused_ones(*, limit_ms: float):
+    """What one image gets whose batch takes half a second, while others are refused all the time."""
+    compute = Slow(0.001)
+
+    async def scenario(batcher, ask):
+        await ask(0)
+        compute.gate.clear()
+        late = asyncio.create_task(ask(1, ago=limit_ms / 1e3 if limit_ms > 500 else 0.0))
+        await until(lambda: batcher.pending == 1)
+        for _ in range(50):
+            with pytest.raises(OverloadedError), batcher.admit(time.monotonic() - 3600):
+                pass
+            await asyncio.sleep(0.01)
+        compute.gate.set()
+        return (await asyncio.gather(late, return_exceptions=True))[0]
+
+    return run(compute, BatchOptions(latency_ms=limit_ms), scenario)
+
+
+def test_late_answer_is_none_where_others_are_refused():
+    """The batch was in time by itself: it is the machine that has too much to do."""
+    assert isinstance(late_answer_beside_refused_ones(limit_ms=60_000), OverloadedError)
+
+
+def test_model_slower_than_the_limit_answers_beside_refused_ones():
+    assert isinstance(late_answer_beside_refused_ones(limit_ms=100), Answer)
+
+
 def test_batches_ahead_and_their_spread_count():
     """25 s a batch, 60 s allowed: who would be in the third batch is refused before anything is done."""
     with ThreadPoolExecutor(1) as executor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -13,14 +14,18 @@ import sys
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from slimdeploy.benchmarks import serve_load
 from slimdeploy.tests.toolchain.deploy.server_process import JPEG, ask, encoded, running
 from slimdeploy.toolchain.deploy import device
+from slimdeploy.toolchain.deploy.http import Served, ServeOptions, Service
 from slimdeploy.toolchain.deploy.predict import top_classes
 from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.runtime.preprocess import normalise
@@ -122,6 +127,49 @@ def test_bad_requests(server, method, path, body, headers, code, message):
     response, content = ask(server, method, path, body, headers)
     assert response.status == code
     assert message in json.loads(content)["error"]
+
+
+def test_answers_are_sent_at_once(server):
+    """Head and body are two small packets: the second must not wait until the first is acknowledged."""
+    connection = http.client.HTTPConnection("127.0.0.1", server, timeout=30)
+    spent = []
+    for _ in range(20):  # the first few are acknowledged at once by every kernel
+        started = time.monotonic()
+        connection.request("GET", "/nowhere")
+        connection.getresponse().read()
+        spent.append(time.monotonic() - started)
+    assert min(spent[10:]) < 0.03
+
+
+def test_image_that_does_not_arrive():
+    """408 after `body_s`, while the rest of the interface answers on."""
+    options = ServeOptions(body_s=0.1)
+    with ThreadPoolExecutor(1) as threads:
+        service = Service(Served(Model(), None, "net", threads), threads, options)
+        parts = iter([{"type": "http.request", "body": b"\xff\xd8", "more_body": True}])
+
+        async def receive():
+            for part in parts:
+                return part
+            return await asyncio.sleep(60)
+
+        headers = [(b"content-type", b"image/jpeg")]
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/classify",
+            "query_string": b"",
+            "headers": headers,
+        }
+        with pytest.raises(HTTPException) as refused:
+            asyncio.run(service.classify(Request(scope, receive)))
+    assert (refused.value.status_code, refused.value.detail) == (408, "the image didn't arrive within 0.1 s")
+
+
+class Model:
+    """A session that is never run."""
+
+    backend = precision = "none"
 
 
 def test_upload_without_an_announced_length(server):
