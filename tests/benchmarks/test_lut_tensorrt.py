@@ -185,7 +185,7 @@ def test_pruning_measures_on_tensorrt(table: Path, monkeypatch: pytest.MonkeyPat
     assert found.not_measured is None
     assert found.measured_ms is not None
     assert 1.425 <= found.measured_ms <= 1.5
-    assert found.predicted_ms == budgets[-1]
+    assert found.budget_ms == budgets[-1]
 
 
 def test_predictions_are_compared_with_measurements(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
