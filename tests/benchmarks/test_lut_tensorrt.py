@@ -18,7 +18,8 @@ from slimdeploy.benchmarks.lut import load_table
 from slimdeploy.benchmarks.lut_accuracy import compare, scaled
 from slimdeploy.benchmarks.lut_backend import LutOptions, open_backend
 from slimdeploy.benchmarks.lut_measure import PASS, measure_table
-from slimdeploy.tests.toolchain.tensorrt_fake import REFORMAT_MS, VERSIONS, FakeTensorrt, layer_ms
+from slimdeploy.tests.toolchain.tensorrt_fake import VERSIONS, FakeTensorrt
+from slimdeploy.tests.toolchain.tensorrt_fake_run import REFORMAT_MS, layer_ms
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.audit import EngineLayer, read_layers
 from slimdeploy.toolchain.networks.layers import enumerate_layers
