@@ -55,7 +55,7 @@ def count_correct(
     labels: np.ndarray,
     preprocessing: Preprocessing,
 ) -> Count:
-    """Run `session` over `images` (N, H, W, 3) uint8 of the network's size and count those whose label's logit
+    """Run `session` over `images` (N, H, W, 3) uint8 of the network's size; count those whose label's logit
     is the largest.
 
     Preprocessing rounds a little differently from numpy's (docs/kernels.md), so an image on the edge may fall
