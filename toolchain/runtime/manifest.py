@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -57,6 +58,17 @@ class Manifest:
     model: str | None
     """ModelInfo as JSON, from the ONNX file."""
 
+    def rebuild_here(self, plan: Path) -> str:
+        """The same for the plan where it lies now: from the ONNX file beside it, where the one that it was
+        built from isn't there any more.
+        """
+        words = shlex.split(self.rebuild)  # slimdeploy export ONNX … -o PLAN --force
+        beside = plan.parent / self.parent["file"]
+        if not Path(words[2]).is_file() and beside.is_file():
+            words[2] = str(beside)
+        words[words.index("-o") + 1] = str(plan)
+        return shlex.join(words)
+
     def info(self, source: str) -> ModelInfo | None:
         return ModelInfo.from_json(self.model, source) if self.model else None
 
@@ -95,7 +107,9 @@ def read_manifest(plan: Path) -> Manifest | None:
     except (KeyError, TypeError) as error:
         raise SlimdeployError(f"{path} is not the description of an engine ({error!r})") from error
     if artifacts.sha256_file(plan) != wanted:
-        raise SlimdeployError(f"{plan} is damaged, or not the file that {path} describes: {manifest.rebuild}")
+        raise SlimdeployError(
+            f"{plan} is damaged, or not the file that {path} describes: {manifest.rebuild_here(plan)}"
+        )
     return manifest
 
 
@@ -106,7 +120,7 @@ def check_loadable(plan: Path, manifest: Manifest, here: Machine) -> None:
     differing = differences(manifest, here)
     if differing:
         raise SlimdeployError(
-            f"{plan} was built for {' and '.join(differing)}; build it here: {manifest.rebuild}"
+            f"{plan} was built for {' and '.join(differing)}; build it here: {manifest.rebuild_here(plan)}"
         )
 
 

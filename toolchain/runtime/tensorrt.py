@@ -259,7 +259,9 @@ def load(trt: ModuleType, path: Path, device: Device, *, graphs: bool) -> Tensor
     manifest = read_manifest(path)
     if manifest:
         check_loadable(path, manifest, this_machine(trt, device))
-    rebuild = manifest.rebuild if manifest else f"slimdeploy export {path.with_suffix('.onnx')} --trt"
+    rebuild = (
+        manifest.rebuild_here(path) if manifest else f"slimdeploy export {path.with_suffix('.onnx')} --trt"
+    )
     host_code = manifest is not None and manifest.version_compatible
     try:
         engine = deserialize(trt, path.read_bytes(), host_code=host_code)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -214,6 +216,21 @@ def test_engine_of_another_version_names_the_difference_and_the_command(
         f"{path} was built for TensorRT 10.3.0 (here: 10.7.0); build it here: "
         f"slimdeploy export {models['fp32']} --trt --batch 2,3,4 -o {path} --force"
     )
+
+
+def test_the_command_is_for_where_the_files_lie_now(models: dict[str, Path], tmp_path: Path) -> None:
+    built, moved = tmp_path / "built", tmp_path / "moved to"
+    built.mkdir()
+    onnx = shutil.copy(models["fp32"], built / "n.onnx")
+    build(FakeTensorrt("10.3.0"), onnx, built)
+    other = FakeTensorrt("10.7.0")
+    built.rename(moved)
+    command = f"slimdeploy export '{moved}/n.onnx' --trt --batch 2,3,4 -o '{moved}/m.engine' --force"
+    with pytest.raises(SlimdeployError, match=re.escape(f"build it here: {command}")):
+        runtime.load(other, moved / "m.engine", other._device, graphs=True)
+    (moved / "m.engine").write_bytes(b"cut off")
+    with pytest.raises(SlimdeployError, match=re.escape(f"describes: {command}")):
+        runtime.load(other, moved / "m.engine", FakeDevice(), graphs=True)
 
 
 def test_version_compatible_engine_runs_on_a_later_version(
