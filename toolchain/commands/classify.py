@@ -80,9 +80,8 @@ def _sources(images: tuple[str, ...], size: int, frames: str | None, pixels: str
     )
 
     if frames:
-        frame = FrameFormat.parse(frames, pixels)
-        for i, image in enumerate(read_frames(sys.stdin.buffer, frame, size=size)):
-            yield f"frame {i}", functools.partial(_given, image)
+        read = read_frames(sys.stdin.buffer, FrameFormat.parse(frames, pixels), size=size)
+        yield from _frames(read)
         return
     limits = ImageLimits()
     for path in list_images(images):
@@ -97,20 +96,38 @@ def _sources(images: tuple[str, ...], size: int, frames: str | None, pixels: str
         yield str(path), read
 
 
+def _frames(images: Iterator[np.ndarray]) -> Iterator[Source]:
+    """The frames of a stream. One that breaks off in the middle of a frame loses that frame alone."""
+    number = 0
+    try:
+        for image in images:
+            yield f"frame {number}", functools.partial(_given, image)
+            number += 1
+    except SlimdeployError as error:
+        yield f"frame {number}", functools.partial(_refuse, error)
+    else:
+        if not number:
+            raise SlimdeployError("no frame came on standard input")
+
+
 def _table(results: list[Result], document: dict) -> Table:
     from rich.table import Table
 
     spent = document["timings"]["ms_per_image"].items()
     stages = ", ".join(f"{stage} {ms:.3g} ms" for stage, ms in spent if ms is not None)
     title = f"{document['model']}: {document['precision']} on {document['backend']}"
-    table = Table("image", "classes", title=title, caption=f"each image: {stages}" if stages else None)
+    caption = f"each image: {stages}" if stages else None
+    table = Table("image", "classes", title=title, caption=caption, min_width=64)
     for result in results:
-        table.add_row(
-            result.image, result.error or ", ".join(f"{p.label} {p.probability:.1%}" for p in result.top)
-        )
+        classes = ", ".join(f"{p.label} {p.probability:.1%}" for p in result.top)
+        table.add_row(result.image, (result.error or classes).removeprefix(f"{result.image}: "))
     return table
 
 
 def _given(image: np.ndarray) -> np.ndarray:
     """A frame is an image already."""
     return image
+
+
+def _refuse(error: SlimdeployError) -> np.ndarray:
+    raise error

@@ -124,29 +124,24 @@ def _say(result: HostResult) -> None:
 
 
 def _remote_output(results: list[HostResult]) -> Output:
+    from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("host", "version", "runs", "p50 of one image", "golden", "seconds")
+    table = Table("host", "version", "runs", "one image", "golden", "seconds")
     for result in results:
         made = result.deployment
         if made is None:
-            table.add_row(
-                escape(result.host),
-                f"[red]{escape(result.error or '')}[/]",
-                "",
-                "",
-                "",
-                f"{result.seconds:.1f}",
-            )
+            table.add_row(escape(result.host), "[red]failed[/]", "", "", "", f"{result.seconds:.1f}")
             continue
         latency = f"{made['latency_ms']['p50']:.3g} ms" if "latency_ms" in made else ""
         runs = f"{made['variant']} on {made['backend']}" if "variant" in made else ""
         golden = f"{made['golden']['max_error']:.2g}"
         table.add_row(escape(result.host), made["version"], runs, latency, golden, f"{result.seconds:.1f}")
-    bad = sum(result.error is not None for result in results)
-    failed = f"{bad} of {len(results)} hosts failed" if bad else None
-    return Output({"hosts": [result.to_json() for result in results]}, table, failed)
+    errors = [Text(f"{result.host}: {result.error}") for result in results if result.error]
+    failed = f"{len(errors)} of {len(results)} hosts failed" if errors else None
+    return Output({"hosts": [result.to_json() for result in results]}, Group(table, *errors), failed)
 
 
 def _table(made: dict[str, Any], root: Path, servers: list[ServerState]) -> Table:

@@ -52,13 +52,13 @@ def serve(
     SIGHUP. Ends on SIGTERM or Ctrl-C, after answering what it has accepted.
     """
     from slimdeploy.toolchain.deploy.batching import BatchOptions
-    from slimdeploy.toolchain.deploy.http import ServeOptions
+    from slimdeploy.toolchain.deploy.http import UPLOADS, ServeOptions
     from slimdeploy.toolchain.deploy.images import ImageLimits
     from slimdeploy.toolchain.deploy.serve import Address
     from slimdeploy.toolchain.deploy.serve import serve as run_server
     from slimdeploy.toolchain.deploy.store import default_root
 
-    limits = ImageLimits(bytes=int(max_upload_mb * 2**20), pixels=16_000_000)
+    limits = ImageLimits(bytes=int(max_upload_mb * 2**20), pixels=16_000_000, formats=UPLOADS)
     options = ServeOptions(BatchOptions(batch, wait_ms, latency_ms, queue), limits, top)
     where = Address(host, port)
     document = run_server(model, root or default_root(), where, options, threads=threads, say=_say)

@@ -137,7 +137,11 @@ class Batcher:
             raise ClosedError
         waiting = _Waiting(image, arrived, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(waiting)
-        return await waiting.answer
+        answer = await waiting.answer
+        late = time.monotonic() > self._due(arrived)  # it took longer than foretold
+        if late and not self._late_is_better_than_none(answer.compute_ms / 1e3):
+            raise self._overloaded()
+        return answer
 
     def too_late(self, arrived: float, ahead: int = 0) -> bool:
         """Whether an image that is computed now, after `ahead` other batches, misses its time."""
@@ -213,11 +217,7 @@ class Batcher:
         self._learn(seconds)
         self._observe(len(ready), seconds)
         for waiting, row in zip(ready, logits, strict=True):
-            if waiting.answer.done():
-                continue
-            if time.monotonic() > self._due(waiting.arrived) and not self._late_is_better_than_none(seconds):
-                waiting.answer.set_exception(self._overloaded())  # it took longer than foretold
-            else:
+            if not waiting.answer.done():
                 waiting.answer.set_result(Answer(row, len(ready), 1e3 * seconds))
 
     def _learn(self, seconds: float) -> None:
