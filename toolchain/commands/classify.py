@@ -25,14 +25,17 @@ PATH = click.Path(path_type=Path)
 @command("classify")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--model", type=PATH, help="An ONNX file or an engine. [default: the deployed version]")
-@click.option("--root", type=PATH, help="Where deployed versions are kept.")
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes an image.")
+@click.option("--root", type=PATH, help="Where versions are kept. [default: $SLIMDEPLOY_HOME or "
+              "~/.local/share/slimdeploy]")  # fmt: skip
+@click.option(
+    "--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes for each image."
+)
 @click.option(
     "--batch", type=click.IntRange(1, 1024), default=8, show_default=True, help="Images computed together."
 )
 @click.option("--frames", metavar="WIDTHxHEIGHT", help="With '-': raw frames of this size on standard input.")
 @click.option("--pixels", default="rgb", show_default=True, help="Their bytes: rgb, bgr or gray.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 def classify(
     images: tuple[str, ...],
     model: Path | None,
@@ -80,8 +83,8 @@ def _sources(images: tuple[str, ...], size: int, frames: str | None, pixels: str
     )
 
     if frames:
-        read = read_frames(sys.stdin.buffer, FrameFormat.parse(frames, pixels), size=size)
-        yield from _frames(read)
+        frame = FrameFormat.parse(frames, pixels)
+        yield from _frames(read_frames(sys.stdin.buffer, frame, size=size))
         return
     limits = ImageLimits()
     for path in list_images(images):

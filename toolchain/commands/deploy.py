@@ -26,7 +26,8 @@ PATH = click.Path(path_type=Path)
               "~/.local/share/slimdeploy]")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8", "mixed"]),
               help="Take this model of the bundle. [default: the fastest for the backend]")  # fmt: skip
-@click.option("--backend", help="tensorrt or onnxruntime. [default: tensorrt where it is]")
+@click.option("--backend", type=click.Choice(["tensorrt", "onnxruntime"]),
+              help="What runs it. [default: tensorrt where it is]")  # fmt: skip
 @click.option(
     "--batch",
     type=click.IntRange(1, 1024),
@@ -36,7 +37,11 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0), default=1.0, show_default=True, help="How long to time it."
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="How long one image is timed.",
 )
 @click.option("--allowed-signers", type=PATH, metavar="FILE",
               help="Refuse what none of these signed (OpenSSH format), from now on.")  # fmt: skip
@@ -46,9 +51,13 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--hosts", "hosts_file", type=PATH, metavar="FILE", help="Deploy to all hosts of this file, one a line."
 )
-@click.option("--ssh-config", type=PATH, help="SSH configuration to use. [default: your own]")
+@click.option("--ssh-config", type=PATH, metavar="FILE", help="SSH configuration to use. [default: your own]")
 @click.option(
-    "--remote-command", default="slimdeploy", show_default=True, help="What slimdeploy is called there."
+    "--remote-command",
+    default="slimdeploy",
+    show_default=True,
+    metavar="COMMAND",
+    help="What runs slimdeploy there, such as a path into a virtual environment.",
 )
 def deploy(
     bundle: Path | None,

@@ -9,7 +9,7 @@ from slimdeploy.toolchain.cli import Output, command
 
 @command("doctor")
 @click.option("--role", type=click.Choice(["host", "device"]),
-              help="Default: device on a Jetson or without torch, else host.")  # fmt: skip
+              help="What it is for. [default: device on a Jetson or without torch, else host]")  # fmt: skip
 def doctor(role: str | None) -> Output:
     """Say what this machine can do, and for each thing missing the command that mends it.
 

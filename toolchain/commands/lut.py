@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 @command("lut")
 @click.option("--arch", default="resnet50", show_default=True, help="Network whose convolutions to time.")
 @click.option("--stem", default="cifar-pool", show_default=True, help="cifar-pool, cifar or imagenet.")
-@click.option("--classes", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option(
+    "--classes", type=click.IntRange(min=1), default=10, show_default=True, help="What it tells apart."
+)
 @click.option(
     "--size", type=click.IntRange(min=8), default=32, show_default=True, help="Image side in pixels."
 )
 @click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), default="onnxruntime",
-              show_default=True)  # fmt: skip
+              show_default=True, help="What runs it.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images in a run.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 @click.option("--seconds", type=click.FloatRange(min=0), default=150.0, show_default=True,
               help="Measure at most so long; a table that is stable ends it sooner.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,

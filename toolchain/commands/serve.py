@@ -14,12 +14,17 @@ COUNT = click.IntRange(min=1)
 
 @command("serve")
 @click.option("--model", type=PATH, help="An ONNX file or an engine. [default: the deployed version]")
-@click.option("--root", type=PATH, help="Where deployed versions are kept.")
+@click.option("--root", type=PATH, help="Where versions are kept. [default: $SLIMDEPLOY_HOME or "
+              "~/.local/share/slimdeploy]")  # fmt: skip
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them."
+    "--host",
+    metavar="ADDRESS",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 is all of them.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one."
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port; 0 takes a free one."
 )
 @click.option("--batch", type=COUNT, default=8, show_default=True, help="Images computed together at most.")
 @click.option("--wait-ms", type=click.FloatRange(min=0), default=2.0, show_default=True,
@@ -31,8 +36,8 @@ COUNT = click.IntRange(min=1)
 )
 @click.option("--max-upload-mb", type=click.FloatRange(min=0.001), default=4.0, show_default=True,
               help="Answer 413 beyond this size (MiB).")  # fmt: skip
-@click.option("--top", type=COUNT, default=5, show_default=True, help="Classes an answer has.")
-@click.option("--threads", type=COUNT, help="CPU threads [default: all cores].")
+@click.option("--top", type=COUNT, default=5, show_default=True, help="Classes in an answer.")
+@click.option("--threads", type=COUNT, help="CPU threads. [default: all cores]")
 def serve(
     model: Path | None,
     root: Path | None,
