@@ -19,8 +19,10 @@ test: install .venv/tensorrt-on-cpu lint types
 	touch $@
 
 # On a machine with an NVIDIA GPU. GPU_PYTHON: a Python that has what is to be measured (torch, tensorrt, …).
-GPU_PYTHON ?= $(BIN)/python
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu-check:
+	@$(GPU_PYTHON) -c "import slimdeploy.benchmarks" 2>/dev/null || \
+	{ echo "gpu-check: $(GPU_PYTHON) has no slimdeploy: make install, or make gpu-check GPU_PYTHON=… (a Python that has it)" >&2; exit 2; }
 	$(GPU_PYTHON) -m slimdeploy.benchmarks.gpu_check
 
 # The device side on an emulated ARM64 CPU (Debian's qemu-user-static).

@@ -27,8 +27,7 @@ TERMS = ("launch", "input", "output", "product", "blocks", "streaming")
 """What the coefficients of a shape multiply: see `terms`."""
 BLOCK = 4
 """Kernels compute several vectors of output channels at a time (onnxruntime's up to 4) and waste the rest."""
-BYTES = 4
-"""Of a float32 weight."""
+WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
 def shape_of(conv: Conv) -> str:
@@ -56,9 +55,9 @@ def streamed_share(weights_mb: Any, cache_mb: float | None) -> Any:
     return np.maximum(0.0, 1 - cache_mb / weights_mb) if cache_mb else 0.0 * weights_mb
 
 
-def weights_mb(convs: Iterable[Conv]) -> float:
-    """Weights of the convolutions in MB (2^20 bytes) of float32."""
-    return sum(conv.weights for conv in convs) * BYTES / 2**20
+def weights_mb(convs: Iterable[Conv], device: dict[str, Any]) -> float:
+    """Weights of the convolutions in MB (2^20 bytes), in the precision of a table's `device`."""
+    return sum(conv.weights for conv in convs) * WEIGHT_BYTES[device.get("precision", "fp32")] / 2**20
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,10 @@ class LatencyTable:
     """
     layer_ms: float = 0.0
     """Added to each convolution; below 0 by what profiling cost where the shapes were measured."""
+
+    @property
+    def precision(self) -> str:
+        return str(self.device.get("precision", "fp32"))
 
     def conv_ms(self, conv: Conv, *, streamed: float = 0.0) -> float:
         """Time of one convolution, with its ReLU and residual sum, within a network.
@@ -101,7 +104,7 @@ class LatencyTable:
 
     def streamed(self, convs: Iterable[Conv]) -> float:
         """The share of the weights of a network of `convs` that comes from memory in every run."""
-        return float(streamed_share(weights_mb(convs), self.cache_mb))
+        return float(streamed_share(weights_mb(convs, self.device), self.cache_mb))
 
     def network_ms(self, spec: NetworkSpec, size: int) -> float:
         """Time of a run of the network on a batch of square images with a side of `size` pixels.
@@ -147,34 +150,3 @@ def table_of(document: dict[str, Any], path: Path) -> LatencyTable:
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SlimdeployError(f"{path}: damaged latency table ({error!r}): measure it again") from error
-
-
-def measure_ms(model: Path, *, batch: int, threads: int | None = None, seconds: float = 5.0) -> float:
-    """Median ms of a run of the ONNX network at `model` on a batch, in a fresh process of its own.
-
-    Raises SlimdeployError where it can't be opened or run.
-    """
-    return measure_all_ms([model], batch=batch, threads=threads, seconds=seconds)[0]
-
-
-def measure_all_ms(
-    models: Iterable[Path], *, batch: int, threads: int | None = None, seconds: float = 5.0
-) -> list[float]:
-    """`measure_ms` of several networks, each in its own process, in turn and in random order; `seconds` of
-    running for each.
-    """
-    import contextlib
-
-    from slimdeploy.benchmarks.latency import TimingOptions, time_models
-    from slimdeploy.benchmarks.process import Worker
-    from slimdeploy.benchmarks.subjects import subjects_for
-    from slimdeploy.toolchain.runtime.session import SessionOptions
-
-    options = SessionOptions(device="cpu", threads=threads)
-    with contextlib.ExitStack() as stack:
-        workers = []
-        for subject in subjects_for(list(models), ["onnxruntime"], options):
-            workers.append(stack.enter_context(Worker(subject.label, subject.opener, subject.modules)))
-            workers[-1].call("open", batch)
-        timings = time_models(workers, TimingOptions(seconds=seconds))
-        return [float(np.median(timing.samples())) for timing in timings]

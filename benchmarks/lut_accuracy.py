@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ import click
 import numpy as np
 
 from slimdeploy.benchmarks import results
-from slimdeploy.benchmarks.lut import KIND, measure_all_ms, table_of
-from slimdeploy.benchmarks.lut_measure import build_noise
+from slimdeploy.benchmarks.lut import KIND, table_of
+from slimdeploy.benchmarks.lut_backend import open_for_table
 from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
@@ -69,12 +68,8 @@ def compare(path: Path, *, seconds: float) -> list[dict[str, Any]]:
     full = network_spec(network["arch"], stem=network["stem"], classes=network["classes"])
     size = network["size"]
     specs = [scaled(full, *shares) for shares in NETWORKS.values()]
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{i}.onnx" for i in range(len(specs))]
-        for file, spec in zip(files, specs, strict=True):
-            file.write_bytes(build_noise(spec, size))
-        threads = document["device"]["threads"]
-        measured = measure_all_ms(files, batch=table.batch, threads=threads, seconds=seconds)
+    with open_for_table(table.device) as backend:
+        measured = backend.whole_ms(specs, size, seconds=seconds)
     rows = []
     for name, spec, ms in zip(NETWORKS, specs, measured, strict=True):
         cost, predicted = network_cost(spec, size), table.network_ms(spec, size)

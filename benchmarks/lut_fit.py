@@ -42,7 +42,7 @@ class Sample:
 
 def fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> LatencyTable:
     """The table that explains `samples` best; at least a few networks of different widths are needed."""
-    measured = _by_shape(samples, size)
+    measured = _by_shape(samples, size, device)
 
     def error(granularity: int) -> float:
         fits = (_fit_shape(own, granularity, None, rounds=SEARCH_ROUNDS) for own in measured.values())
@@ -147,11 +147,11 @@ class _Shape:
     """Its share of that network's time."""
 
 
-def _by_shape(samples: Sequence[Sample], size: int) -> dict[str, _Shape]:
+def _by_shape(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> dict[str, _Shape]:
     rows: dict[str, list[tuple[float, ...]]] = {}
     for sample in samples:
         convs = enumerate_layers(sample.spec, size).convs()
-        total, whole = weights_mb(convs), sum(sample.convs_ms.values())
+        total, whole = weights_mb(convs, device), sum(sample.convs_ms.values())
         for conv in convs:
             ms = sample.convs_ms[conv.name]
             row = (conv.in_channels, conv.out_channels, ms, total, ms / whole)

@@ -15,8 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo
-from slimdeploy.toolchain.runtime.onnxruntime import METADATA_KEY
+from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
 
 LAYERS = ("Conv", "Gemm", "GlobalAveragePool", "Add")
 """Operators that compute in INT8, and can each be kept in float."""

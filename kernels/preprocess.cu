@@ -98,30 +98,32 @@ __device__ __forceinline__ unsigned whole_pair(float first, float second, bool b
     return __byte_perm(low, both ? high : 0u, 0x5410u);
 }
 
-// Add source rows from … now.end − 1, weighed for the output row `now` into sum and for the next one into carry.
-// A row's distance from the next centre is its distance from this one less 1 when shrinking; else carry isn't
-// used.
+// Add source rows from … now.end − 1, weighed for the output row `now` into sum and for the next one into carry,
+// up to carry_peak. A row's distance from the next centre is its distance from this one less 1 when shrinking;
+// else carry_peak is 0.
 template <bool WHOLE>
-__device__ __forceinline__ void add_rows(const u8* column, const Plane& plane, int available, int from, const Tap& now,
-                                         unsigned* sum, unsigned* carry) {
+__device__ __forceinline__ void add_rows(const u8* column, const Plane& plane, float carry_peak, int available,
+                                         int from, const Tap& now, unsigned* sum, unsigned* carry) {
     const int batch = WHOLE ? BATCH : 2;
 #pragma unroll 1
     for (int y = from; y < now.end; y += batch) {
         const u8* row = column + static_cast<long long>(y) * plane.pitch;
+        const int last = now.end - 1 - y;
         uint4 bytes[batch];
 #pragma unroll
-        for (int i = 0; i < batch; ++i) {
-            bytes[i] = {0, 0, 0, 0};
-            if (y + i < now.end) bytes[i] = load_bytes<WHOLE>(row + i * plane.pitch, available);
+        for (int i = 0; i < batch; i += 2) {
+            if (i > last) break;
+            bytes[i] = load_bytes<WHOLE>(row + i * plane.pitch, available);
+            bytes[i + 1] = load_bytes<WHOLE>(row + min(i + 1, last) * plane.pitch, available);  // weighs 0 past it
         }
         const float distance = now.first + static_cast<float>(y - now.start) * plane.row_step;
 #pragma unroll
         for (int i = 0; i < batch; i += 2) {
-            if (y + i >= now.end) break;
-            const bool both = y + i + 1 < now.end;
+            if (i > last) break;
+            const bool both = i < last;
             const float a = distance + static_cast<float>(i) * plane.row_step, b = a + plane.row_step;
             const unsigned to_sum = whole_pair(plane.peak - plane.peak * fabsf(a), plane.peak - plane.peak * fabsf(b), both);
-            const unsigned to_carry = whole_pair(plane.peak * fmaxf(a, 0.0f), plane.peak * fmaxf(b, 0.0f), both);
+            const unsigned to_carry = whole_pair(carry_peak * fmaxf(a, 0.0f), carry_peak * fmaxf(b, 0.0f), both);
 #pragma unroll
             for (int j = 0; j < BYTES; j += 4) {
                 const unsigned upper = word_of(bytes[i], j / 4), lower = word_of(bytes[i + 1], j / 4);
@@ -145,6 +147,7 @@ __device__ __forceinline__ void add_rows(const u8* column, const Plane& plane, i
 __device__ __forceinline__ void filter_rows(const Plane& plane, const Output& out, const Range& range, int base,
                                             int thread, int row, int band_start, unsigned* carry, Pair* filtered) {
     const bool reuse = plane.reuse && range.goes == 1;
+    const float carry_peak = reuse ? plane.peak : 0.0f;
     const int offset = base + thread * BYTES, available = plane.row_bytes - offset;
     const u8* bytes = plane.data + blockIdx.z * plane.image_stride + offset;
 #pragma unroll 1
@@ -154,7 +157,7 @@ __device__ __forceinline__ void filter_rows(const Plane& plane, const Output& ou
         unsigned sum[BYTES];
 #pragma unroll
         for (int j = 0; j < BYTES; ++j) {
-            sum[j] = reuse ? carry[j] : 0;
+            sum[j] = carry[j];
             carry[j] = 0;
         }
         if (y < out.height && offset < range.end) {
@@ -162,31 +165,36 @@ __device__ __forceinline__ void filter_rows(const Plane& plane, const Output& ou
             const int from = reuse && y > band_start ? plane.rows[y - 1].end : now.start;
             norm = now.norm;
             if (plane.aligned && available >= BYTES)
-                add_rows<true>(bytes, plane, available, from, now, sum, carry);
+                add_rows<true>(bytes, plane, carry_peak, available, from, now, sum, carry);
             else
-                add_rows<false>(bytes, plane, available, from, now, sum, carry);
+                add_rows<false>(bytes, plane, carry_peak, available, from, now, sum, carry);
         }
+        float* to = &filtered[slot(thread * BYTES)].upper + i;
 #pragma unroll
-        for (int j = 0; j < BYTES; ++j) {
-            Pair& to = filtered[slot(thread * BYTES + j)];
-            (i == 0 ? to.upper : to.lower) = static_cast<float>(sum[j]) * norm;
-        }
+        for (int j = 0; j < BYTES; ++j) to[2 * j] = static_cast<float>(sum[j]) * norm;
     }
 }
 
-// The window of one output column and channel, over the `span` bytes of the filtered rows that start at `base`.
-template <int CHANNELS>
-__device__ __forceinline__ Pair filter_columns(const Pair* filtered, const Tap& tap, float step, int channel, int base,
-                                               int span) {
+// The window of one output column over the `span` bytes of the filtered rows that start at `base`: SUMS of the
+// CHANNELS that a sample has, from `channel` on, added to `sums`.
+template <int CHANNELS, int SUMS>
+__device__ __forceinline__ void filter_columns(const Pair* filtered, const Tap& tap, float step, int channel, int base,
+                                               int span, Pair* sums) {
+    static_assert(SUMS == 1 || BYTES % CHANNELS == 0, "the channels of a sample must be neighbours, see slot()");
     const int first = max(tap.start, (base - channel + CHANNELS - 1) / CHANNELS);
     const int last = min(tap.end, (base + span - channel + CHANNELS - 1) / CHANNELS);
     int sample = first * CHANNELS + channel - base;
     float position = static_cast<float>(first - tap.start);
-    Pair sum = {0, 0};
+    Pair own[SUMS] = {};
 #pragma unroll 4
-    for (int x = first; x < last; ++x, sample += CHANNELS, position += 1.0f)
-        sum = add(sum, filtered[slot(sample)], 1.0f - fabsf(tap.first + position * step));
-    return sum;
+    for (int x = first; x < last; ++x, sample += CHANNELS, position += 1.0f) {
+        const Pair* from = filtered + slot(sample);
+        const float weight = 1.0f - fabsf(tap.first + position * step);
+#pragma unroll
+        for (int i = 0; i < SUMS; ++i) own[i] = add(own[i], from[i], weight);
+    }
+#pragma unroll
+    for (int i = 0; i < SUMS; ++i) sums[i] = add(sums[i], own[i], tap.norm);
 }
 
 // Not values[channel]: a parameter that is indexed at run time is copied to local memory first.
@@ -227,7 +235,7 @@ __device__ __forceinline__ void preprocess_hwc(const HwcParameters& p) {
             for (int i = threadIdx.x; i < 3 * columns; i += THREADS) {
                 const int x = tile_start + i / 3, channel = i % 3;
                 const Tap column = p.image.columns[x];
-                sum = add(sum, filter_columns<3>(filtered, column, p.image.column_step, channel, base, SPAN), column.norm);
+                filter_columns<3, 1>(filtered, column, p.image.column_step, channel, base, SPAN, &sum);
                 if (go + 1 < range.goes) continue;
                 write_pair<T>(p.out, row, x, p.bgr ? 2 - channel : channel, sum);
                 sum.upper = sum.lower = 0;
@@ -256,7 +264,7 @@ __device__ __forceinline__ void preprocess_nv12(const Nv12Parameters& p) {
     const int band_end = min(band_start + p.out.band, p.out.height);
     unsigned carry[BYTES] = {};
     for (int row = band_start; row < band_end; row += 2) {
-        Pair y = {0, 0}, u = {0, 0}, v = {0, 0};  // of all goes, see preprocess_hwc
+        Pair y = {0, 0}, uv[2] = {};  // of all goes, see preprocess_hwc
         for (int go = 0; go < goes; ++go) {
             const int luma_base = luma.start + go * span, chroma_base = chroma.start + go * span;
             if (thread < half)
@@ -267,20 +275,18 @@ __device__ __forceinline__ void preprocess_nv12(const Nv12Parameters& p) {
             for (int i = thread; i < columns; i += THREADS) {
                 const int x = tile_start + i;
                 const Tap of_luma = p.luma.columns[x], of_chroma = p.chroma.columns[x];
-                const float step = p.chroma.column_step;
-                y = add(y, filter_columns<1>(filtered, of_luma, p.luma.column_step, 0, luma_base, span), of_luma.norm);
-                u = add(u, filter_columns<2>(filtered_chroma, of_chroma, step, 0, chroma_base, span), of_chroma.norm);
-                v = add(v, filter_columns<2>(filtered_chroma, of_chroma, step, 1, chroma_base, span), of_chroma.norm);
+                filter_columns<1, 1>(filtered, of_luma, p.luma.column_step, 0, luma_base, span, &y);
+                filter_columns<2, 2>(filtered_chroma, of_chroma, p.chroma.column_step, 0, chroma_base, span, uv);
                 if (go + 1 < goes) continue;
 #pragma unroll
                 for (int c = 0; c < 3; ++c) {
                     Pair rgb = {p.to_rgb[c][3], p.to_rgb[c][3]};
-                    rgb = add(add(add(rgb, y, p.to_rgb[c][0]), u, p.to_rgb[c][1]), v, p.to_rgb[c][2]);
+                    rgb = add(add(add(rgb, y, p.to_rgb[c][0]), uv[0], p.to_rgb[c][1]), uv[1], p.to_rgb[c][2]);
                     rgb.upper = fminf(fmaxf(rgb.upper, 0.0f), 255.0f);
                     rgb.lower = fminf(fmaxf(rgb.lower, 0.0f), 255.0f);
                     write_pair<T>(p.out, row, x, c, rgb);
                 }
-                y.upper = y.lower = u.upper = u.lower = v.upper = v.lower = 0;
+                y.upper = y.lower = uv[0].upper = uv[0].lower = uv[1].upper = uv[1].lower = 0;
             }
             SYNC();  // filtered is written again
         }

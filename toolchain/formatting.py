@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -31,7 +32,7 @@ def facts_table(rows: Iterable[tuple[str, str]], *, title: str | None = None) ->
     table.add_column(style="bold")
     table.add_column(justify="right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # a path may hold [brackets]
     return table
 
 
@@ -41,5 +42,5 @@ def grid(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str | 
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # a path may hold [brackets]
     return table

@@ -14,11 +14,10 @@ where it was, and a changed recipe repeats only what depends on the change.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +40,7 @@ from slimdeploy.toolchain.training.state import state_path
 StageResult = dict[str, Any]
 Around = Callable[[str], AbstractContextManager[Any]]
 """Stage -> what is entered around it."""
-_nothing: Around = contextlib.nullcontext
+_nothing: Around = nullcontext
 # Stage -> its files, the ones that it need not have written included.
 ORIGINAL_FILES = {
     "train": ("sparse.safetensors", "sparse.history.jsonl"),

@@ -23,13 +23,13 @@ console = Console(stderr=True)
 def progress_bar(title: str, *, total: int) -> Iterator[Callable[..., None]]:
     """Yields `advance(count, note="")`. Without a terminal nothing is drawn."""
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     ]
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total, note="")
@@ -42,4 +42,4 @@ def progress_bar(title: str, *, total: int) -> Iterator[Callable[..., None]]:
 
 def log(message: str) -> None:
     """One line for the person who waits, on standard error."""
-    console.print(message, highlight=False, soft_wrap=True)
+    console.print(message, highlight=False, soft_wrap=True, markup=False)

@@ -34,9 +34,9 @@ from slimdeploy.toolchain.model_info import Preprocessing
 from slimdeploy.toolchain.networks.resnet import ResNet, build_network
 from slimdeploy.toolchain.networks.spec import network_spec
 from slimdeploy.toolchain.training.compiling import compiled
-from slimdeploy.toolchain.training.loop import build_optimizer, build_penalty
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.precision import autocast, resolve_precision
+from slimdeploy.toolchain.training.setup import build_optimizer, build_penalty
 from slimdeploy.toolchain.training.step import Objective, TrainingStep
 
 PREPROCESSING = Preprocessing(32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))

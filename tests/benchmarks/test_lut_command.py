@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("onnxruntime", reason="latency tables are measured on onnxruntime")
 
 from slimdeploy.benchmarks import lut_accuracy, lut_measure
-from slimdeploy.benchmarks.lut import load_table, measure_ms
-from slimdeploy.benchmarks.lut_measure import LutOptions, build_noise, profile_onnxruntime
+from slimdeploy.benchmarks.lut import load_table
+from slimdeploy.benchmarks.lut_backend import LutOptions
+from slimdeploy.benchmarks.lut_onnxruntime import open_backend
 from slimdeploy.toolchain.networks.layers import enumerate_layers
 from slimdeploy.toolchain.networks.spec import network_spec
 
@@ -38,7 +39,8 @@ def table(tmp_path_factory) -> tuple[Path, dict]:
 @pytest.mark.parametrize("widths", [8, 16, 20])
 def test_every_convolution_has_a_time(widths):
     spec = lut_accuracy.scaled(network_spec("resnet50"), widths / 512, widths / 512, widths)
-    sample = profile_onnxruntime(spec, 8, LutOptions(threads=1))
+    with open_backend(LutOptions(threads=1)) as backend:
+        sample = backend.profile(spec, 8)
     assert list(sample.convs_ms) == [conv.name for conv in enumerate_layers(spec, 8).convs()]
     assert min(sample.convs_ms.values()) > 0
     assert sample.rest_ms > 0
@@ -64,11 +66,22 @@ def test_the_command_shows_a_table_and_goes_on_from_it(table):
     assert path.read_text() == before  # no time, no change
 
 
-def test_tensorrt_says_what_is_missing(tmp_path):
-    done = slimdeploy("lut", "--backend", "tensorrt", "-o", tmp_path / "t.json")
-    assert done.returncode == 2
-    assert "--backend tensorrt" in done.stderr
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--backend", "tensorrt"], "this needs tensorrt, which is not installed: pip install"),
+        (["--backend", "openvino"], "unknown backend 'openvino'; known: onnxruntime, tensorrt"),
+        (["--precision", "fp16"], "--precision fp16: latency tables of onnxruntime are in fp32; --backend"),
+        (["--precision", "bf16"], "unknown precision 'bf16'; known: fp32, fp16, int8"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line(
+    tmp_path, monkeypatch, slimdeploy_command, options, said
+):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    done = slimdeploy_command("lut", *options, "-o", tmp_path / "t.json")
+    assert done.exit_code == 2
+    assert said in done.error
     assert not list(tmp_path.iterdir())
 
 
@@ -80,10 +93,10 @@ def test_another_batch_size_is_refused_in_one_line(table):
     assert "batch 1 (here 2)" in done.stderr
 
 
-def test_a_whole_network_is_measured_in_its_own_process(tmp_path):
-    path = tmp_path / "small.onnx"
-    path.write_bytes(build_noise(SMALL, 8))
-    assert 0 < measure_ms(path, batch=2, threads=1, seconds=0.1) < 60_000
+def test_a_whole_network_is_measured_in_its_own_process():
+    with open_backend(LutOptions(batch=2, threads=1)) as backend:
+        (ms,) = backend.whole_ms([SMALL], 8, seconds=0.1)
+    assert 0 < ms < 60_000
 
 
 def test_predictions_are_compared_with_measurements(table, monkeypatch):

@@ -13,9 +13,10 @@ import torch
 from tiny import model_info
 
 from slimdeploy.toolchain.errors import SlimdeployError, nearest, unknown
-from slimdeploy.toolchain.formatting import count, percent, short
+from slimdeploy.toolchain.formatting import count, facts_table, grid, percent, short
 from slimdeploy.toolchain.model_info import ModelInfo, versions
 from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.progress import console, log
 
 
 @pytest.mark.parametrize(
@@ -84,3 +85,11 @@ def test_damaged_descriptions(key: str, value: object, message: str) -> None:
     document[key] = value
     with pytest.raises(SlimdeployError, match=f"^x.onnx: {re.escape(message)}"):
         ModelInfo.from_json(json.dumps(document), "x.onnx")
+
+
+def test_brackets_are_shown_as_they_are(capfd: pytest.CaptureFixture[str]) -> None:
+    log("pip install 'slimdeploy[gpu]'")
+    console.print(facts_table([("a[b]", "runs/[x]/m.onnx")]), grid(["c[d]"], [["e[f]"]]))
+    shown = capfd.readouterr().err
+    for text in ("'slimdeploy[gpu]'", "a[b]", "runs/[x]/m.onnx", "e[f]"):
+        assert text in shown

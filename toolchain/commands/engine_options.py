@@ -31,9 +31,12 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+ENGINE_OPTION_NAMES = [field.name for field in fields(EngineOptions)]
+
+
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: add the options; the function gets them as one argument, `engine: EngineOptions`."""
-    names = [field.name for field in fields(EngineOptions)]
+    names = ENGINE_OPTION_NAMES
 
     def wrapped(**arguments: Any) -> Any:
         chosen = {name: arguments.pop(name) for name in names}

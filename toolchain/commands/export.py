@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.commands.engine_options import engine_options
+from slimdeploy.toolchain.commands.engine_options import ENGINE_OPTION_NAMES, engine_options
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.formatting import facts_table, percent
 from slimdeploy.toolchain.options import data_options
@@ -18,6 +20,19 @@ if TYPE_CHECKING:
     from slimdeploy.toolchain.export.engine_options import EngineOptions
     from slimdeploy.toolchain.export.engine_stage import EngineResult
     from slimdeploy.toolchain.export.stage import ExportResult
+
+
+OF_CHECKPOINTS = (
+    "opset",
+    "precision",
+    "max_abs_error",
+    "parity_images",
+    "data",
+    "data_dir",
+    "size",
+    "stream",
+)
+"""Options that say how a checkpoint becomes ONNX."""
 
 
 @command("export")
@@ -68,25 +83,41 @@ def export(
     With --trt the ONNX is built into an engine too, and audited: a layer that isn't in the precision that
     the ONNX asks for means exit code 1. MODEL may then be an ONNX file, and no torch is needed.
     """
-    from slimdeploy.toolchain.export.engine_stage import ENGINE_SUFFIX, EngineJob, engine_stage
+    from slimdeploy.toolchain.export.engine_stage import (
+        ENGINE_SUFFIX,
+        EngineJob,
+        check_engine_output,
+        check_machine,
+        engine_stage,
+    )
 
     job = EngineJob(engine, build=trt, check=trt_check)
+    if not (trt or trt_check):
+        _refuse(ENGINE_OPTION_NAMES, "is about an engine: pass --trt or --trt-check")
+    if not model.is_file():
+        raise SlimdeployError(f"no model at {model}")
     if model.suffix == ".onnx":
         if not (trt or trt_check):
             raise SlimdeployError(f"{model} is ONNX already: pass --trt or --trt-check to build it")
+        _refuse(OF_CHECKPOINTS, f"is decided when the ONNX file is written, and {model} is one already")
+        if not trt:
+            _refuse(("output", "force"), "names a file, and --trt-check alone writes none")
+        check_machine(job)
         result = engine_stage(model, output or model.with_suffix(ENGINE_SUFFIX), job, force=force)
         return Output(
             {**_onnx_facts(model), **result.to_json()}, facts_table(_engine_rows(result)), result.failed
         )
 
-    from slimdeploy.toolchain.artifacts import check_output
     from slimdeploy.toolchain.export.options import ExportOptions
     from slimdeploy.toolchain.export.stage import export_stage
 
     if output is None:
         raise SlimdeployError("-o/--output is needed: the ONNX file to write")
+    if output.resolve() == model.resolve():
+        raise SlimdeployError(f"{output} is the checkpoint itself: name another --output")
+    check_machine(job)  # before the work, not after it
     if trt:
-        check_output(output.with_suffix(ENGINE_SUFFIX), force=force)  # before the work, not after it
+        check_engine_output(output, output.with_suffix(ENGINE_SUFFIX), force=force)
     options = ExportOptions(
         opset=opset, precision=precision, max_abs_error=max_abs_error, parity_images=parity_images
     )
@@ -94,6 +125,14 @@ def export(
     result = engine_stage(exported.onnx, output.with_suffix(ENGINE_SUFFIX), job, force=force)
     rows = [*_onnx_rows(exported), *_engine_rows(result)]
     return Output({**exported.to_json(), **result.to_json()}, facts_table(rows), result.failed)
+
+
+def _refuse(options: Iterable[str], why: str) -> None:
+    """Raises SlimdeployError for the first of `options` on the command line: it would be ignored."""
+    context = click.get_current_context()
+    for option in options:
+        if context.get_parameter_source(option) == ParameterSource.COMMANDLINE:
+            raise SlimdeployError(f"--{option.replace('_', '-')} {why}")
 
 
 def _onnx_rows(result: ExportResult) -> list[tuple[str, str]]:

@@ -10,7 +10,6 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.formatting import facts_table, percent
 
 if TYPE_CHECKING:
@@ -26,34 +25,33 @@ if TYPE_CHECKING:
 @click.option(
     "--size", type=click.IntRange(min=8), default=32, show_default=True, help="Image side in pixels."
 )
-@click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), default="onnxruntime",
-              show_default=True, help="What runs it.")  # fmt: skip
+@click.option("--backend", default="onnxruntime", show_default=True,
+              help="What runs the network: onnxruntime (on the CPU) or tensorrt.")  # fmt: skip
+@click.option("--precision", default="fp32", show_default=True, help="tensorrt: fp32, fp16 or int8.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images in a run.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
-@click.option("--seconds", type=click.FloatRange(min=0), default=150.0, show_default=True,
-              help="Measure at most so long; a table that is stable ends it sooner.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(min=0), default=300.0, show_default=True,
+              help="Measure at most so long (but 12 networks); ends sooner where stable.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
               help="Table to write, or to go on with where it exists.")  # fmt: skip
 def lut(
-    arch: str, stem: str, classes: int, size: int, backend: str, batch: int, threads: int | None,
-    seconds: float, output: Path,
+    arch: str, stem: str, classes: int, size: int, backend: str, precision: str, batch: int,
+    threads: int | None, seconds: float, output: Path,
 ) -> Output:  # fmt: skip
     """Time the convolutions of a network at many widths on this device, for `prune --latency-ms`.
 
     Networks of random widths are run and profiled, and what each convolution costs is fitted to them. The
     same command goes on from the table that it wrote.
     """
-    from slimdeploy.benchmarks.lut_measure import LutOptions, measure_table
+    from slimdeploy.benchmarks.lut_backend import LutOptions, open_backend
+    from slimdeploy.benchmarks.lut_measure import measure_table
     from slimdeploy.toolchain.networks.spec import network_spec
     from slimdeploy.toolchain.progress import log
 
-    if backend != "onnxruntime":
-        raise SlimdeployError(
-            f"--backend {backend}: latency tables need the time of each layer of an engine, which isn't read "
-            "yet: use --backend onnxruntime, or prune to --macs with --align 32"
-        )
     spec = network_spec(arch, stem=stem, classes=classes)
-    result = measure_table(spec, size, LutOptions(batch, threads, seconds), output, progress=log)
+    options = LutOptions(batch=batch, threads=threads, backend=backend, precision=precision)
+    with open_backend(options) as opened:
+        result = measure_table(spec, size, opened, output, seconds=seconds, progress=log)
     return Output(_json(result, output), _text(result, output))
 
 
@@ -76,8 +74,9 @@ def _text(result: LutResult, output: Path) -> RenderableType:
     table, device = result.table, result.table.device
     rows = [
         ("table", str(output)),
-        ("device", f"{device['cpu']}, {device['threads']} threads"),
-        ("backend", f"{device['backend']} {device['versions']['onnxruntime']}, batch {table.batch}"),
+        ("device", f"{device['cpu']}, {device['threads']} threads" if "cpu" in device else device["gpu"]),
+        ("backend", f"{device['backend']}, {table.precision}, batch {table.batch}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in device["versions"].items())),
         ("measured", f"{result.networks} networks, {len(table.shapes)} shapes of convolution"),
         ("stable", "yes" if result.stable else "not yet: run it again to go on"),
         ("widths cost as multiples of", str(table.granularity)),

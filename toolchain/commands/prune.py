@@ -141,6 +141,12 @@ def _text(result: PruneResult) -> RenderableType:
         ("blocks removed", ", ".join(result.removed_blocks) or "none"),
         ("constants folded", _folding_line(result)),
     ]
+    if latency := result.latency:
+        ms = f"{latency.predicted_ms:.3f} ms predicted"
+        truth = f"not measured ({latency.not_measured})"
+        if latency.measured_ms is not None:
+            truth = f"{latency.measured_ms:.3f} ms measured"
+        rows.append(("latency", f"{ms}, {truth}"))
     for name, accuracy in (result.accuracy or {}).items():
         rows.append((f"test accuracy {name.replace('_', ' ')}", percent(accuracy)))
     return facts_table([*rows, ("time to prune", f"{result.seconds:.2f} s")])

@@ -146,4 +146,4 @@ def _precision(tensor: dict[str, Any]) -> str | None:
 
 def _nodes(name: str, metadata: str) -> tuple[str, ...]:
     """ONNX nodes of a layer: from its metadata or, where an old version has none, from its name."""
-    return tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", metadata)) or tuple(name.split(" + "))
+    return tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", metadata)) or tuple(re.split(r" \+ | \|\| ", name))

@@ -31,7 +31,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         least, best, greatest = self.batch
         if not 1 <= least <= best <= greatest:
-            raise SlimdeployError(f"--batch {least},{best},{greatest}: least ≤ best ≤ greatest is needed")
+            raise SlimdeployError(f"--batch {least},{best},{greatest}: 1 ≤ least ≤ best ≤ greatest is needed")
         if self.hardware_compatible not in (None, *HARDWARE_LEVELS):
             raise SlimdeployError(
                 f"hardware compatibility {self.hardware_compatible!r}; known: {', '.join(HARDWARE_LEVELS)}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.engine import Engine, export_engine
 from slimdeploy.toolchain.export.engine_options import EngineOptions
 from slimdeploy.toolchain.export.tensorrt import Plan, build_plan
@@ -66,9 +67,38 @@ def engine_stage(onnx: Path, output: Path, job: EngineJob, *, force: bool = Fals
     file doesn't build, with TensorRT's own words. An engine that fails its audit is kept.
     """
     if job.build:
-        artifacts.check_output(output, force=force)
+        check_engine_output(onnx, output, force=force)
     check = check_builds(onnx, job.options) if job.check else None
     return EngineResult(check, build_here(onnx, output, job.options) if job.build else None)
+
+
+def check_engine_output(onnx: Path, output: Path, *, force: bool) -> None:
+    """Raises SlimdeployError where the engine would replace its own source, or exists and not `force`."""
+    if output.resolve() == onnx.resolve():
+        raise SlimdeployError(f"{output} would be the ONNX file and the engine: name another --output")
+    artifacts.check_output(output, force=force)
+
+
+def check_machine(job: EngineJob) -> None:
+    """Before any work: raises ModuleNotFoundError or SlimdeployError where `job` can't be done on this
+    machine.
+    """
+    if job.build:
+        import tensorrt  # noqa: F401  # named in the error where it is missing
+
+        open_device().close()
+    for option, asked, lacking in (
+        (
+            "--version-compatible",
+            job.options.version_compatible,
+            "TensorRT's lean runtime isn't in its wheels",
+        ),
+        ("--dla", job.options.dla is not None, "there is no accelerator"),
+    ):
+        if job.check and asked:
+            raise SlimdeployError(
+                f"{option} can't be checked without a GPU ({lacking}): leave it out of --trt-check"
+            )
 
 
 def check_builds(onnx: Path, options: EngineOptions) -> Plan:

@@ -137,7 +137,10 @@ class _Build:
         self._set_levels(config)
         self._set_dla(builder, config)
         self._set_profile(builder, network, config)
-        config.set_timing_cache(config.create_timing_cache(self.timing_cache), ignore_mismatch=False)
+        # TensorRT refuses one that is damaged, or of a machine that only looks alike: then it starts anew.
+        known = config.create_timing_cache(self.timing_cache)
+        if known is None or not config.set_timing_cache(known, ignore_mismatch=False):
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         return config
 
     def _set_levels(self, config: Any) -> None:

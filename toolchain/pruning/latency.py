@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 
-from slimdeploy.benchmarks.lut import LatencyTable, measure_ms
-from slimdeploy.benchmarks.lut_measure import build_noise
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.benchmarks.lut import LatencyTable
+from slimdeploy.benchmarks.lut_backend import open_for_table
+from slimdeploy.toolchain.errors import SlimdeployError, missing_library
 from slimdeploy.toolchain.networks.layers import Conv
 from slimdeploy.toolchain.networks.spec import NetworkSpec
 from slimdeploy.toolchain.progress import log
@@ -18,9 +17,20 @@ from slimdeploy.toolchain.pruning.groups import ChannelGroup
 TOLERANCE = 0.05
 """How far below the time asked for a network may end up."""
 ATTEMPTS = 7
+MEASURE_S = 3.0
 
 Plan = Callable[[float], NetworkSpec]
 """The network that a budget of so many predicted milliseconds leads to."""
+
+
+@dataclass(frozen=True)
+class LatencyBudget:
+    """A budget of predicted milliseconds, and what its network took when it was measured."""
+
+    predicted_ms: float
+    measured_ms: float | None
+    not_measured: str | None
+    """Why the time is predicted only; None where it was measured."""
 
 
 def latency_model(table: LatencyTable, spec: NetworkSpec, groups: list[ChannelGroup], size: int) -> CostModel:
@@ -40,8 +50,31 @@ def latency_model(table: LatencyTable, spec: NetworkSpec, groups: list[ChannelGr
     )
 
 
-def budget_that_measures(plan: Plan, target_ms: float, table: LatencyTable, size: int) -> float:
-    """The predicted budget whose network takes at most `target_ms` here, and at least that less TOLERANCE.
+def budget_for_latency(plan: Plan, target_ms: float, table: LatencyTable, size: int) -> LatencyBudget:
+    """The budget whose network takes at most `target_ms`: corrected by measuring where this machine is the
+    table's, else `target_ms` as predicted, and that is said.
+
+    Raises SlimdeployError where no budget tried measures within the tolerance.
+    """
+    try:
+        backend = open_for_table(table.device)
+    except (ModuleNotFoundError, SlimdeployError) as error:
+        why = missing_library(error) if isinstance(error, ModuleNotFoundError) else error
+        if why is None:
+            raise
+        log(f"! the latency is predicted only, not measured: {why}")
+        return LatencyBudget(target_ms, None, str(why))
+    with backend:
+        return budget_that_measures(
+            plan, target_ms, lambda spec: backend.whole_ms([spec], size, seconds=MEASURE_S)[0]
+        )
+
+
+def budget_that_measures(
+    plan: Plan, target_ms: float, measure: Callable[[NetworkSpec], float]
+) -> LatencyBudget:
+    """The predicted budget whose network takes at most `target_ms` by `measure`, and at least that less
+    TOLERANCE.
 
     Networks are measured with weights of noise, which cost the same. Raises SlimdeployError where no budget
     tried ends within the tolerance.
@@ -49,10 +82,10 @@ def budget_that_measures(plan: Plan, target_ms: float, table: LatencyTable, size
     wanted_ms = target_ms * (1 - TOLERANCE / 2)
     budget, fast, slow = target_ms, None, None
     for _ in range(ATTEMPTS):
-        measured = _measure(plan(budget), table, size)
+        measured = measure(plan(budget))
         log(f"predicted {budget:.3f} ms, measured {measured:.3f} ms, wanted {target_ms:g} ms")
         if target_ms * (1 - TOLERANCE) <= measured <= target_ms:
-            return budget
+            return LatencyBudget(budget, measured, None)
         if measured > target_ms:
             slow = budget, measured
         elif fast is None or budget > fast[0]:
@@ -68,11 +101,4 @@ def budget_that_measures(plan: Plan, target_ms: float, table: LatencyTable, size
             "or the latency table from another one?"
         )
     log(f"! the nearest network below {target_ms:g} ms is more than {TOLERANCE:.0%} faster")
-    return fast[0]
-
-
-def _measure(spec: NetworkSpec, table: LatencyTable, size: int) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "candidate.onnx"
-        model.write_bytes(build_noise(spec, size))
-        return measure_ms(model, batch=table.batch, threads=table.device["threads"], seconds=3.0)
+    return LatencyBudget(*fast, None)

@@ -7,7 +7,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
@@ -28,6 +28,9 @@ from slimdeploy.toolchain.training.loop import fit
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.stage import training_data
 
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.pruning.latency import LatencyBudget
+
 JUDGED_IMAGES = 1024
 """Training images on which recalibration has to lower the loss."""
 
@@ -46,6 +49,8 @@ class PruneResult:
     accuracy: dict[str, float] | None
     seconds: float
     """Scoring, selection and surgery; neither reading, evaluation nor writing."""
+    latency: LatencyBudget | None = None
+    """Where milliseconds were asked for."""
 
     def to_json(self) -> dict[str, Any]:
         document = {
@@ -59,6 +64,8 @@ class PruneResult:
             "folding": asdict(self.folding),
             "seconds": self.seconds,
         }
+        if self.latency is not None:
+            document["latency"] = asdict(self.latency)
         return document if self.accuracy is None else {**document, "accuracy": self.accuracy}
 
 
@@ -109,6 +116,7 @@ def prune_stage(
         folding=cut.folding,
         accuracy=accuracy,
         seconds=seconds,
+        latency=cut.latency,
     )
 
 
@@ -122,6 +130,7 @@ class _Cut:
     folded: ResNet
     folding: Folding
     network: ResNet
+    latency: LatencyBudget | None
 
 
 def _cut(
@@ -141,22 +150,25 @@ def _cut(
     full = final.costs.total({g.name: g.width for g in plan_groups(original.spec, options)})
     # Steps of equal ratio: each removes the same share of what is left.
     limit = final.limit if progress == 1 else full * (final.limit / full) ** progress
+    latency = None
     if options.latency_table and progress == 1:
-        limit = _latency_budget(network, moments, options, own, size)
+        latency = _latency_budget(network, moments, options, own, size)
+        limit = latency.predicted_ms
     kept = choose_channels(network, moments, options, Budget(own.costs, limit, own.unit))
     plain = prune_network(network, groups, kept, fold=False)[0]
     folded, folding = prune_network(network, groups, kept, fold=options.fold)
     if moments and options.compensate:
-        return _Cut(plain, folded, folding, prune_compensated(network, groups, kept, moments))
-    return _Cut(plain, folded, folding, folded)
+        compensated = prune_compensated(network, groups, kept, moments)
+        return _Cut(plain, folded, folding, compensated, latency)
+    return _Cut(plain, folded, folding, folded, latency)
 
 
 def _latency_budget(
     network: ResNet, moments: Moments | None, options: PruneOptions, budget: Budget, size: int
-) -> float:
+) -> LatencyBudget:
     """The predicted milliseconds that come out as the wanted ones when they are measured."""
     from slimdeploy.benchmarks.lut import load_table
-    from slimdeploy.toolchain.pruning.latency import budget_that_measures
+    from slimdeploy.toolchain.pruning.latency import budget_for_latency
 
     assert options.latency_table is not None
     groups = plan_groups(network.spec, options)
@@ -165,7 +177,7 @@ def _latency_budget(
         kept = choose_channels(network, moments, options, Budget(budget.costs, limit, budget.unit))
         return pruned_spec(network.spec, groups, kept)
 
-    return budget_that_measures(plan, budget.limit, load_table(options.latency_table), size)
+    return budget_for_latency(plan, budget.limit, load_table(options.latency_table), size)
 
 
 def _moments(network: ResNet, dataset: Dataset, options: PruneOptions, device: str) -> Moments:

@@ -105,10 +105,13 @@ class TensorrtSession:
         context = self._new_context()
         self._set_batch(context, batch)
         context.profiler = profiler
+        times: dict[str, list[float]] = {}
         for _ in range(runs):
             self._execute(context)
             self._stream.synchronize()
-        return {name: statistics.median(times) for name, times in profiler.times.items()}
+            for name, ms in profiler.take().items():
+                times.setdefault(name, []).append(ms)
+        return {name: statistics.median(ms) for name, ms in times.items()}
 
     def _elapsed(self, step: int) -> float | None:
         if not self._has_run or self._closed:

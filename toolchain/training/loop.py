@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slimdeploy.toolchain.data.batches import Augmentation, TrainingBatches
 from slimdeploy.toolchain.data.dataset import Split
@@ -28,10 +28,9 @@ from slimdeploy.toolchain.training.history import TensorBoardLog, write_history
 from slimdeploy.toolchain.training.memory import attempt_step, is_out_of_memory, out_of_memory
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
 from slimdeploy.toolchain.training.precision import resolve_precision
-from slimdeploy.toolchain.training.schedules import lr_factor
-from slimdeploy.toolchain.training.sparsity import FixedPenalty, Penalty, penalised_scales, zero_share
+from slimdeploy.toolchain.training.setup import build_optimizer, build_penalty, learning_rate
+from slimdeploy.toolchain.training.sparsity import zero_share
 from slimdeploy.toolchain.training.state import TrainingState, load_state, part, save_state, state_path
-from slimdeploy.toolchain.training.steering import SteeredPenalty
 from slimdeploy.toolchain.training.step import Objective, TrainingStep
 
 
@@ -246,46 +245,6 @@ class _Run:
                 f"the loss is {losses[step].item()} at epoch {index + 1}, step {step + 1} (lr {lr:.3g}): "
                 f"lower --lr{again}"
             )
-
-
-def learning_rate(options: TrainOptions, number: int, *, steps_per_epoch: int) -> float:
-    """The rate of step `number`, counted from 0 over all epochs."""
-    factor = lr_factor(
-        options.schedule,
-        number,
-        steps_per_epoch=steps_per_epoch,
-        epochs=options.epochs,
-        step_epochs=options.step_epochs,
-    )
-    return options.lr * factor
-
-
-def build_penalty(network: ResNet, options: TrainOptions, *, steps_per_epoch: int) -> Penalty:
-    """The penalty on γ that `options` ask for; raises SlimdeployError as SteeredPenalty does."""
-    if isinstance(options.sparsity, str):
-        assert options.sparsity_target is not None
-        steps = range(options.epochs * steps_per_epoch)
-        return SteeredPenalty(
-            network,
-            options.sparsity_target,
-            [learning_rate(options, number, steps_per_epoch=steps_per_epoch) for number in steps],
-            align=options.sparse_align,
-            momentum=options.momentum,
-        )
-    scales = penalised_scales(network, options.sparse_layers)
-    return FixedPenalty(scales, options.sparsity, form=options.sparsity_step, momentum=options.momentum)
-
-
-def build_optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; weight decay on convolution and classifier weights only."""
-    decayed = [p for p in network.parameters() if p.dim() > 1]
-    others = [p for p in network.parameters() if p.dim() <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    momentum = options.momentum
-    return torch.optim.SGD(groups, lr=options.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
 
 
 def _out_of_patience(history: list[EpochRecord], patience: int | None) -> bool:

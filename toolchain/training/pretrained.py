@@ -19,7 +19,7 @@ from slimdeploy.toolchain.model_info import ModelInfo
 from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.layers import enumerate_layers
 from slimdeploy.toolchain.networks.resnet import build_network
-from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+from slimdeploy.toolchain.networks.spec import STEMS, NetworkSpec, network_spec
 from slimdeploy.toolchain.progress import log
 
 PICKLE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
@@ -33,9 +33,10 @@ def load_weights(
     """The network in `path`, with a fresh classifier where its classes aren't those of `dataset`.
 
     Widths and whether the shortcut BN has γ and β are read off the tensors, so a pruned network loads too.
-    `arch` and `stem` default to the reference's, or to the checkpoint's own. Preprocessing comes from a
-    slimdeploy checkpoint, else from `dataset`. Raises SlimdeployError where the file can't be read safely
-    (pickles are read with weights_only) or doesn't hold such a network.
+    `arch` and `stem` default to the reference's, or to the checkpoint's own; its stem may be changed for one
+    with the same weights. Preprocessing comes from a slimdeploy checkpoint, else from `dataset`. Raises
+    SlimdeployError where the file can't be read safely (pickles are read with weights_only) or doesn't hold
+    such a network.
     """
     if not path.is_file():
         raise SlimdeployError(f"no weights at {path}")
@@ -60,13 +61,25 @@ def _from_checkpoint(
     found: Checkpoint, path: Path, dataset: Dataset, arch: str | None, stem: str | None, seed: int
 ) -> Checkpoint:
     spec = found.info.spec
-    for what, wanted, own in (("arch", arch, spec.arch), ("stem", stem, spec.stem)):
-        if wanted not in (None, own):
-            raise SlimdeployError(f"{path} is a {own} network, not {wanted}: leave --{what} out")
+    if arch not in (None, spec.arch):
+        raise SlimdeployError(f"{path} is a {spec.arch} network, not {arch}: leave --arch out")
+    if stem not in (None, spec.stem):
+        found = _with_stem(found, stem, path)
     preprocessing = replace(found.info.preprocessing, size=dataset.preprocessing.size)
     found = replace(found, info=replace(found.info, preprocessing=preprocessing))
     same = found.info.class_names == dataset.class_names
     return _for_classes(found, dataset.class_names, path, seed, same=same)
+
+
+def _with_stem(found: Checkpoint, stem: str, path: Path) -> Checkpoint:
+    """`found` behind another stem with the same weights: `cifar` and `cifar-pool` differ in the pooling
+    alone, so a network can be trained and pruned at half the resolution, and go on at the full one.
+    """
+    spec = replace(found.info.spec, stem=stem)
+    _check_kernel(STEMS[found.info.spec.stem].kernel, stem, path)
+    network = build_network(spec)
+    network.load_state_dict(found.network.state_dict())
+    return replace(found, network=network, info=replace(found.info, spec=spec))
 
 
 def _for_classes(
@@ -110,11 +123,7 @@ def _spec_of(tensors: dict[str, Tensor], full: NetworkSpec, path: Path) -> Netwo
         if name not in tensors:
             raise SlimdeployError(f"{path}: {name} is missing; is it a {full.arch}? (--arch, --stem)")
     kernel = tensors["conv1.weight"].shape[-1]
-    if kernel != layers.stem.kernel:
-        raise SlimdeployError(
-            f"{path} has a {kernel}×{kernel} stem, --stem {full.stem} is "
-            f"{layers.stem.kernel}×{layers.stem.kernel}"
-        )
+    _check_kernel(kernel, full.stem, path)
     widths = [len(tensors[conv.name + ".weight"]) for conv in wanted]
     try:
         return NetworkSpec(
@@ -126,3 +135,9 @@ def _spec_of(tensors: dict[str, Tensor], full: NetworkSpec, path: Path) -> Netwo
         )
     except SlimdeployError as error:
         raise SlimdeployError(f"{path}: {error}") from error
+
+
+def _check_kernel(own: int, stem: str, path: Path) -> None:
+    wanted = STEMS[stem].kernel
+    if own != wanted:
+        raise SlimdeployError(f"{path} has a {own}×{own} stem, --stem {stem} is {wanted}×{wanted}")

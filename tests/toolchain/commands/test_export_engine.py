@@ -96,6 +96,50 @@ def test_nothing_is_overwritten_unasked(gpu: FakeTensorrt, models: dict[str, Pat
     assert (tmp_path / "m.engine").read_text() == "kept"
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--trt", "--precision", "fp16"], "--precision is decided when the ONNX file is written, and "),
+        (["--trt-check", "--opset", "17"], "--opset is decided when the ONNX file is written"),
+        (["--trt", "--data", "digits"], "--data is decided when the ONNX file is written"),
+        (["--trt-check", "-o", "x.engine"], "--output names a file, and --trt-check alone writes none"),
+        (["--batch", "8"], "--batch is about an engine: pass --trt or --trt-check"),
+        (["--tf32"], "--tf32 is about an engine"),
+        (["--trt-check", "--dla", "0"], "--dla can't be checked without a GPU (there is no accelerator)"),
+        (["--trt-check", "--version-compatible"], "--version-compatible can't be checked without a GPU"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    gpu: FakeTensorrt, models: dict[str, Path], options: list[str], said: str
+) -> None:
+    assert said in str(run(models["fp32"], *options)[2])
+
+
+def test_an_engine_never_replaces_what_it_is_built_from(
+    gpu: FakeTensorrt, models: dict[str, Path], small_checkpoint: Path, tmp_path: Path
+) -> None:
+    onnx = tmp_path / "m.onnx"
+    onnx.write_bytes(models["fp32"].read_bytes())
+    error = run(onnx, "--trt", "-o", onnx, "--force")[2]
+    assert "m.onnx would be the ONNX file and the engine: name another --output" in str(error)
+    error = run(small_checkpoint, "--trt", "-o", tmp_path / "m.engine", "--force")[2]
+    assert "m.engine would be the ONNX file and the engine" in str(error)
+    before = small_checkpoint.read_bytes()
+    error = run(small_checkpoint, "-o", small_checkpoint, "--force")[2]
+    assert "is the checkpoint itself: name another --output" in str(error)
+    assert (onnx.read_bytes(), small_checkpoint.read_bytes()) == (models["fp32"].read_bytes(), before)
+    assert list(tmp_path.glob("m.*")) == [onnx]
+
+
+def test_a_missing_tensorrt_is_found_out_before_the_work(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert isinstance(run(small_checkpoint, "--trt", "-o", tmp_path / "m.onnx")[2], ModuleNotFoundError)
+    assert list(tmp_path.iterdir()) == []
+    assert "no model at" in str(run(tmp_path / "missing.onnx", "--trt")[2])
+
+
 def test_onnx_file_alone_leaves_nothing_to_do(models: dict[str, Path]) -> None:
     assert "is ONNX already: pass --trt or --trt-check" in str(run(models["fp32"])[2])
 

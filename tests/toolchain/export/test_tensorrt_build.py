@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import onnx
 import pytest
+from rich.console import Console
 
-from slimdeploy.tests.toolchain.tensorrt_fake import VERSIONS, FakeTensorrt
+from slimdeploy.tests.toolchain.tensorrt_fake import DAMAGED, MISMATCHED, VERSIONS, FakeTensorrt
+from slimdeploy.toolchain import progress
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.export import engine_stage
 from slimdeploy.toolchain.export.engine_options import EngineOptions, parse_batch
 from slimdeploy.toolchain.export.tensorrt import build_plan
 from slimdeploy.toolchain.runtime.capabilities import TABLE, capabilities
@@ -83,6 +87,26 @@ def test_version_8_is_told_which_opset_to_export(models: dict[str, Path]) -> Non
     assert build_plan(FakeTensorrt("10.3.0"), models["opset19"], OPTIONS).layers > 0
 
 
+@pytest.mark.parametrize("cache", [DAMAGED, MISMATCHED])
+def test_a_timing_cache_that_does_not_fit_is_left_aside(cache: bytes, models: dict[str, Path]) -> None:
+    plan = build_plan(FakeTensorrt("10.13.3"), models["fp32"], OPTIONS, timing_cache=cache)
+    assert plan.timing_cache == b"timed;"
+
+
+def test_progress_becomes_a_bar_on_a_terminal(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=shown, force_terminal=True, width=120))
+    with engine_stage._progress() as report:
+        build_plan(FakeTensorrt("10.13.3"), models["fp32"], OPTIONS, progress=report)
+        report("Building engine", 1, 2)
+        report("Timing [a] kernel", 3, 7)  # a phase within it, with what rich would take for markup
+    assert "Building engine" in shown.getvalue()
+    assert "Timing [a] kernel 3/7" in shown.getvalue()
+    assert "1/2" in shown.getvalue()
+
+
 def test_ctrl_c_cancels_the_build(models: dict[str, Path]) -> None:
     def interrupt(phase: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -144,7 +168,7 @@ def test_batches_are_parsed_and_checked() -> None:
     for text in ("1,8", "a", "", "1,2,3,4"):
         with pytest.raises(SlimdeployError, match="one number, or three as in 1,8,64"):
             parse_batch(text)
-    with pytest.raises(SlimdeployError, match="least ≤ best ≤ greatest"):
+    with pytest.raises(SlimdeployError, match="1 ≤ least ≤ best ≤ greatest"):
         EngineOptions(batch=(8, 1, 64))
     with pytest.raises(SlimdeployError, match=r"hardware compatibility 'all'; known: ampere\+"):
         EngineOptions(hardware_compatible="all")

@@ -1,7 +1,12 @@
 """The budget in milliseconds: priced by a table, corrected by measurement."""
 
+import sys
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
+from slimdeploy.benchmarks import lut_backend, lut_onnxruntime
 from slimdeploy.benchmarks.lut import TERMS, LatencyTable, shape_of
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.layers import enumerate_layers
@@ -30,7 +35,7 @@ def test_the_model_prices_a_network_as_the_table_does(table: LatencyTable) -> No
 
 @pytest.mark.parametrize("factor", [0.4, 0.9, 1.0, 1.3, 2.5])
 def test_a_table_that_is_off_is_corrected_by_measuring(
-    table: LatencyTable, monkeypatch: pytest.MonkeyPatch, factor: float
+    factor: float,
 ) -> None:
     budgets: list[float] = []
 
@@ -38,14 +43,13 @@ def test_a_table_that_is_off_is_corrected_by_measuring(
         budgets.append(budget)
         return SPEC
 
-    monkeypatch.setattr(latency, "_measure", lambda *_: budgets[-1] * factor)
-    found = latency.budget_that_measures(plan, 10.0, table, 32)
-    assert 9.5 <= found * factor <= 10.0
+    found = latency.budget_that_measures(plan, 10.0, lambda _: budgets[-1] * factor)
+    assert found.measured_ms == found.predicted_ms * factor
+    assert 9.5 <= found.measured_ms <= 10.0
+    assert found.not_measured is None
 
 
-def test_what_is_missed_on_both_sides_is_narrowed_down(
-    table: LatencyTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_missed_on_both_sides_is_narrowed_down() -> None:
     """Times that rise in steps and twice as fast as predicted: scaling alone swings to and fro."""
     budgets: list[float] = []
 
@@ -53,15 +57,44 @@ def test_what_is_missed_on_both_sides_is_narrowed_down(
         budgets.append(budget)
         return SPEC
 
-    def measured(*_: object) -> float:
+    def measured(_: NetworkSpec) -> float:
         return 10.0 + 2.0 * round(8 * (budgets[-1] - 9.0)) / 8
 
-    monkeypatch.setattr(latency, "_measure", measured)
-    found = latency.budget_that_measures(plan, 10.0, table, 32)
-    assert 9.5 <= 10.0 + 2.0 * round(8 * (found - 9.0)) / 8 <= 10.0
+    found = latency.budget_that_measures(plan, 10.0, measured)
+    assert 9.5 <= 10.0 + 2.0 * round(8 * (found.predicted_ms - 9.0)) / 8 <= 10.0
 
 
-def test_a_time_that_is_never_reached_says_so(table: LatencyTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "_measure", lambda *_: 99.0)
+def test_a_time_that_is_never_reached_says_so() -> None:
     with pytest.raises(SlimdeployError, match="no network measured within 1 ms in 7 attempts"):
-        latency.budget_that_measures(lambda _: SPEC, 1.0, table, 32)
+        latency.budget_that_measures(lambda _: SPEC, 1.0, lambda _: 99.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [
+        (
+            {"backend": "onnxruntime-cpu", "batch": 1, "threads": 1, "cpu": "a Jetson's"},
+            "the latency table is of a Jetson's (here ",
+        ),
+        ({"backend": "tensorrt", "batch": 1, "precision": "fp16", "gpu": "Orin"}, "this needs tensorrt"),
+    ],
+)
+def test_another_machine_s_table_predicts_only_and_says_why(
+    table: LatencyTable, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    device: dict[str, Any], why: str,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    found = latency.budget_for_latency(lambda _: SPEC, 1.0, replace(table, device=device), 32)
+    assert (found.predicted_ms, found.measured_ms) == (1.0, None)
+    assert found.not_measured is not None
+    assert why in found.not_measured
+    assert f"! the latency is predicted only, not measured: {found.not_measured}" in capfd.readouterr().err
+
+
+def test_the_machine_of_the_table_measures(table: LatencyTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = lut_backend.LutOptions(batch=1, threads=1)
+    with lut_backend.open_backend(options) as backend:
+        here = backend.device
+    monkeypatch.setattr(lut_onnxruntime.OnnxruntimeBackend, "whole_ms", lambda *_, seconds: [0.97])
+    found = latency.budget_for_latency(lambda _: SPEC, 1.0, replace(table, device=here), 32)
+    assert found == latency.LatencyBudget(1.0, 0.97, None)

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from slimdeploy.benchmarks import gpu as benchmarks_gpu
-from slimdeploy.tests.toolchain.tensorrt_fake import VERSIONS, FakeTensorrt
+from slimdeploy.tests.toolchain.tensorrt_fake import (
+    REFORMAT,
+    REFORMAT_MS,
+    VERSIONS,
+    FakeTensorrt,
+    layer_ms,
+)
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.engine import export_engine
@@ -106,7 +112,9 @@ def test_each_time_is_that_of_its_own_step(
 def test_layer_times_are_medians_over_the_runs(models: dict[str, Path], tmp_path: Path) -> None:
     trt = FakeTensorrt("10.13.3")
     with runtime.load(trt, build(trt, models["fp32"], tmp_path), trt._device, graphs=True) as session:
-        assert session.layer_ms(3, runs=4) == {"first half": 0.25, "second half": 0.5}
+        found = session.layer_ms(3, runs=4)
+    assert found["conv1"] == pytest.approx(layer_ms([8 * 3 * 9]))
+    assert found[REFORMAT] == 2 * REFORMAT_MS, "a layer that runs twice"
 
 
 def test_graph_is_captured_once_a_batch_size(

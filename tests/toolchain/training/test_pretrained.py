@@ -104,6 +104,20 @@ def test_a_checkpoint_brings_network_preprocessing_and_provenance(convert: Comma
     assert found.info.provenance[-1]["parent"] == expected.sha256
 
 
+def test_a_checkpoint_goes_on_behind_another_stem_with_the_same_weights(
+    convert: Command, tmp_path: Path
+) -> None:
+    parent = tiny.write_checkpoint(tmp_path / "in.safetensors", "tiny-deep")
+    own = load_checkpoint(parent)
+    other = {"cifar": "cifar-pool", "cifar-pool": "cifar"}[own.info.spec.stem]
+    assert convert(parent, "--stem", other).exit_code == 0
+    found = load_checkpoint(tmp_path / "out.safetensors")
+    assert found.info.spec.stem == other
+    assert_same(found.network, own.network)
+    images = torch.randn(2, 3, 16, 16)
+    assert not torch.allclose(found.network(images), own.network(images))
+
+
 def test_errors_are_one_line_each(convert: Command, tmp_path: Path) -> None:
     def error(weights: Path, *arguments: object) -> str:
         done = convert(weights, *arguments)
@@ -131,6 +145,8 @@ def test_errors_are_one_line_each(convert: Command, tmp_path: Path) -> None:
     )
     checkpoint = tiny.write_checkpoint(tmp_path / "ours.safetensors")
     assert "is a tiny network, not resnet18: leave --arch out" in error(checkpoint, "--arch", "resnet18")
+    assert "has a 3×3 stem, --stem imagenet is 7×7" in error(checkpoint, "--stem", "imagenet")
+    assert "unknown stem 'pool'" in error(checkpoint, "--stem", "pool")
     assert "std must be above 0" in error(checkpoint, "--std", 0, 1, 1)
 
 

@@ -15,8 +15,8 @@ from slimdeploy.toolchain.checkpoint import read_safetensors, save_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.resnet import ResNet
 from slimdeploy.toolchain.networks.spec import network_spec
-from slimdeploy.toolchain.training.loop import build_optimizer
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
+from slimdeploy.toolchain.training.setup import build_optimizer
 from slimdeploy.toolchain.training.state import HEADER_KEY, TrainingState, load_state, save_state, state_path
 
 SPEC = network_spec("tiny", stem="cifar", classes=3)

@@ -13,8 +13,8 @@ from tiny_runs import OPTIONS, SPEC, STEPS, Stopped, at_step, run, same, stop, u
 
 from slimdeploy.toolchain.networks.resnet import ResNet, build_network
 from slimdeploy.toolchain.training import loop
-from slimdeploy.toolchain.training.loop import build_optimizer, build_penalty
 from slimdeploy.toolchain.training.options import TrainOptions
+from slimdeploy.toolchain.training.setup import build_optimizer, build_penalty
 from slimdeploy.toolchain.training.sparsity import penalised_scales
 from slimdeploy.toolchain.training.step import Objective, TrainingStep
 

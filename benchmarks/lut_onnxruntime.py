@@ -1,0 +1,90 @@
+"""Latency tables on onnxruntime's CPU provider: layers by its own profiler."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from slimdeploy.benchmarks import conditions
+from slimdeploy.benchmarks.layers import sum_by_layer
+from slimdeploy.benchmarks.lut_backend import WARM_UP_RUNS, LutOptions, run_times, sample, time_whole
+from slimdeploy.benchmarks.lut_fit import Sample
+from slimdeploy.benchmarks.lut_networks import build_noise
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.export.graph import INPUT
+from slimdeploy.toolchain.networks.layers import enumerate_layers
+from slimdeploy.toolchain.networks.spec import NetworkSpec
+
+
+@dataclass(frozen=True)
+class OnnxruntimeBackend:
+    """onnxruntime on this machine's CPU."""
+
+    options: LutOptions
+    device: dict[str, Any]
+    revisits: bool = True
+
+    def profile(self, spec: NetworkSpec, size: int) -> Sample:
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level, settings.enable_profiling = 3, True
+        if self.options.threads:
+            settings.intra_op_num_threads = self.options.threads
+        images = np.random.default_rng(0).random((self.options.batch, 3, size, size), dtype=np.float32)
+        with tempfile.TemporaryDirectory() as folder:
+            settings.profile_file_prefix = str(Path(folder) / "profile")
+            session = onnxruntime.InferenceSession(
+                build_noise(spec, size), settings, providers=["CPUExecutionProvider"]
+            )
+            run = functools.partial(session.run, None, {INPUT: images})
+            run_times(run)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        total_ms = float(np.median(run_times(run)))  # from here on nothing is recorded
+        convs = enumerate_layers(spec, size).convs()
+        layers = sum_by_layer(events, skip=WARM_UP_RUNS)
+        return sample(spec, convs, layers, total_ms, f"onnxruntime {onnxruntime.__version__}")
+
+    def whole_ms(self, specs: Sequence[NetworkSpec], size: int, *, seconds: float) -> list[float]:
+        with tempfile.TemporaryDirectory() as folder:
+            models = [Path(folder) / f"{i}.onnx" for i in range(len(specs))]
+            for model, spec in zip(models, specs, strict=True):
+                model.write_bytes(build_noise(spec, size))
+            return time_whole(
+                models, "onnxruntime", batch=self.options.batch, threads=self.options.threads, device="cpu",
+                seconds=seconds,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Nothing is kept from one network to the next."""
+
+    def __enter__(self) -> OnnxruntimeBackend:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def open_backend(options: LutOptions) -> OnnxruntimeBackend:
+    """Raises SlimdeployError for another precision than FP32."""
+    if options.precision != "fp32":
+        raise SlimdeployError(
+            f"--precision {options.precision}: latency tables of onnxruntime are in fp32; "
+            "--backend tensorrt has fp16 and int8"
+        )
+    machine = conditions.machine()
+    device = {
+        "cpu": machine["cpu"],
+        "cores": machine["cores"],
+        "backend": "onnxruntime-cpu",
+        "threads": options.threads or machine["cores"],
+        "batch": options.batch,
+        "versions": {"onnxruntime": onnxruntime.__version__},
+    }
+    return OnnxruntimeBackend(options, device)

@@ -1,0 +1,198 @@
+"""The contenders of pruners.py: slimdeploy, Torch-Pruning and a plain global threshold, each one function.
+
+Another one is one more function under `@contender`.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from slimdeploy.toolchain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, balanced_subset
+from slimdeploy.toolchain.data.of_model import dataset_for
+from slimdeploy.toolchain.networks.channels import ChannelConfig
+from slimdeploy.toolchain.networks.cost import network_cost
+from slimdeploy.toolchain.networks.layers import enumerate_layers
+from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.pruning.criteria.registry import Evidence, channel_scores
+from slimdeploy.toolchain.pruning.groups import channel_groups
+from slimdeploy.toolchain.pruning.options import PruneOptions
+from slimdeploy.toolchain.pruning.recalibration import recalibrate
+from slimdeploy.toolchain.pruning.selection import best_channels
+from slimdeploy.toolchain.pruning.stage import prune_stage
+from slimdeploy.toolchain.pruning.surgery import prune_network
+from slimdeploy.toolchain.training.evaluation import evaluate_network
+
+RECALIBRATION_IMAGES = 5120
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every contender is given."""
+
+    source: Path
+    data: DataOptions
+    params: float
+    seed: int
+
+
+Contender = Callable[[Task, Path], dict[str, float]]
+"""Writes the pruned checkpoint to the path, statistics recalibrated; returns accuracies and seconds."""
+
+CONTENDERS: dict[str, Contender] = {}
+
+
+def contender(name: str) -> Callable[[Contender], Contender]:
+    def register(function: Contender) -> Contender:
+        CONTENDERS[name] = function
+        return function
+
+    return register
+
+
+def _slimdeploy(options: PruneOptions) -> Contender:
+    def run(task: Task, output: Path) -> dict[str, float]:
+        result = prune_stage(
+            task.source, options=_fit_budget(options, task), output=output, data=task.data, force=True
+        )
+        assert result.accuracy is not None
+        found = result.accuracy
+        return {
+            "cut": found["after"],
+            "mended": found.get("after_compensation", found["after_folding"]),
+            "recalibrated": found["after_recalibration"],
+            "seconds": result.seconds,
+        }
+
+    return run
+
+
+def _fit_budget(options: PruneOptions, task: Task) -> PruneOptions:
+    return options if options.macs else replace(options, params=task.params)
+
+
+CONTENDERS["slimdeploy: γ"] = _slimdeploy(PruneOptions(params=1.0))
+CONTENDERS["slimdeploy: surgeon, coupled, 64 M MACs"] = _slimdeploy(
+    PruneOptions(macs=64e6, criterion="surgeon", residual="couple", align=32)
+)
+
+
+@contender("plain threshold, unaligned")
+def plain_threshold(task: Task, output: Path) -> dict[str, float]:
+    """One threshold on |γ| over stem, c1 and c2, at least 3 channels a layer: the lowest that meets the
+    budget.
+    """
+    parent = load_checkpoint(task.source)
+    started = time.perf_counter()
+    groups = channel_groups(parent.info.spec)
+    scores = channel_scores(Evidence(parent.network, None, 0), groups, "gamma")
+    values = np.sort(np.concatenate(list(scores.values())))
+
+    def cut(index: int) -> ResNet:
+        counts = {n: max(min(3, len(s)), int((s >= values[index]).sum())) for n, s in scores.items()}
+        kept = {name: best_channels(scores[name], count) for name, count in counts.items()}
+        return prune_network(parent.network, groups, kept, fold=False)[0]
+
+    index = _first(len(values) - 1, lambda i: network_cost(cut(i).spec, 32).params <= task.params)
+    return _finish(parent, cut(index), task, output, time.perf_counter() - started)
+
+
+def _torch_pruning(importance_name: str, round_to: int | None, macs: float | None = None) -> Contender:
+    def run(task: Task, output: Path) -> dict[str, float]:
+        import torch_pruning
+
+        parent = load_checkpoint(task.source)
+        example = torch.randn(1, 3, parent.info.preprocessing.size, parent.info.preprocessing.size)
+        importance = {
+            "BN-scale": torch_pruning.importance.BNScaleImportance,
+            "group-norm": lambda: torch_pruning.importance.MagnitudeImportance(p=2),
+        }[importance_name]()
+
+        def guarded(group: Any, **options: Any) -> torch.Tensor | None:
+            """Without it no ratio meets the budget: a layer of zeros alone has NaN as importance by BN scale,
+            and one that would lose all its channels stays as wide as it was.
+            """
+            found = importance(group, **options)
+            if found is None:
+                return None
+            found = torch.nan_to_num(found)
+            found[found.topk(min(round_to or 3, len(found))).indices] = torch.inf
+            return found
+
+        def cut(step: int) -> ResNet:
+            network = copy.deepcopy(parent.network)
+            pruner = torch_pruning.pruner.BasePruner(
+                network, example, importance=guarded, global_pruning=True, pruning_ratio=step / 200,
+                max_pruning_ratio=1.0, round_to=round_to, ignored_layers=[network.fc],
+            )  # fmt: skip
+            pruner.step()
+            return _as_pruned(network)
+
+        def fits(step: int) -> bool:
+            cost = network_cost(cut(step).spec, 32)
+            return cost.macs <= macs if macs else cost.params <= task.params
+
+        started = time.perf_counter()
+        cut(100)
+        seconds = time.perf_counter() - started  # one cut; the search for the ratio isn't counted
+        return _finish(parent, cut(_first(199, fits)), task, output, seconds)
+
+    return run
+
+
+for _importance in ("BN-scale", "group-norm"):
+    for _round_to in (None, 8):
+        _name = f"Torch-Pruning {_importance}" + (f", round_to={_round_to}" if _round_to else "")
+        CONTENDERS[_name] = _torch_pruning(_importance, _round_to)
+CONTENDERS["Torch-Pruning BN-scale, round_to=8, 64 M MACs"] = _torch_pruning("BN-scale", 8, macs=64e6)
+
+
+def _as_pruned(network: ResNet) -> ResNet:
+    """A network of the widths that Torch-Pruning has left in `network`, with its weights."""
+    widths = [network.conv1.out_channels]
+    for block in enumerate_layers(network.spec, 32).blocks:
+        widths += [network.conv(conv.name).out_channels for conv in block.convs]
+    config = ChannelConfig.from_flat(network.spec.architecture, widths)
+    found = ResNet(network.spec.with_channels(config))
+    found.load_state_dict(network.state_dict())
+    return found.eval()
+
+
+def _finish(parent: Checkpoint, pruned: ResNet, task: Task, output: Path, seconds: float) -> dict[str, float]:
+    """Accuracies of `pruned`, which is recalibrated and written."""
+    dataset = dataset_for(parent.info, task.data, task.source)
+    found = {"cut": _accuracy(pruned, dataset), "seconds": seconds}
+    images = balanced_subset(dataset.train, RECALIBRATION_IMAGES)
+    recalibrate(pruned, images, dataset.preprocessing, device="cpu")
+    found["recalibrated"] = _accuracy(pruned, dataset)
+    info = parent.info.after("prune", spec=pruned.spec, metrics={}, data=task.data.to_json())
+    save_checkpoint(output, pruned, info)
+    return found
+
+
+def _accuracy(network: ResNet, dataset: Dataset) -> float:
+    return evaluate_network(network, dataset.test, dataset.preprocessing, device="cpu").accuracy
+
+
+def _first(highest: int, fits: Callable[[int], bool]) -> int:
+    """The lowest number up to `highest` for which `fits`; looked for from below, since a layer that rounding
+    leaves without channels stays as it was, and networks grow again at the highest ratios.
+    """
+    strides = range(0, highest + 1, max(1, highest // 20))
+    high = next((number for number in (*strides, highest) if fits(number)), None)
+    if high is None:
+        raise click.ClickException("no ratio meets the budget")
+    low = max(0, high - strides.step)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return low

@@ -1,0 +1,52 @@
+"""What a training run starts from, as its options ask: each step's rate, the penalty on γ, the optimiser."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.training.options import TrainOptions
+from slimdeploy.toolchain.training.schedules import lr_factor
+from slimdeploy.toolchain.training.sparsity import FixedPenalty, Penalty, penalised_scales
+from slimdeploy.toolchain.training.steering import SteeredPenalty
+
+
+def learning_rate(options: TrainOptions, number: int, *, steps_per_epoch: int) -> float:
+    """The rate of step `number`, counted from 0 over all epochs."""
+    factor = lr_factor(
+        options.schedule,
+        number,
+        steps_per_epoch=steps_per_epoch,
+        epochs=options.epochs,
+        step_epochs=options.step_epochs,
+    )
+    return options.lr * factor
+
+
+def build_penalty(network: ResNet, options: TrainOptions, *, steps_per_epoch: int) -> Penalty:
+    """The penalty on γ that `options` ask for; raises SlimdeployError as SteeredPenalty does."""
+    if isinstance(options.sparsity, str):
+        assert options.sparsity_target is not None
+        steps = range(options.epochs * steps_per_epoch)
+        return SteeredPenalty(
+            network,
+            options.sparsity_target,
+            [learning_rate(options, number, steps_per_epoch=steps_per_epoch) for number in steps],
+            align=options.sparse_align,
+            momentum=options.momentum,
+        )
+    scales = penalised_scales(network, options.sparse_layers)
+    return FixedPenalty(scales, options.sparsity, form=options.sparsity_step, momentum=options.momentum)
+
+
+def build_optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; weight decay on convolution and classifier weights only."""
+    decayed = [p for p in network.parameters() if p.dim() > 1]
+    others = [p for p in network.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    momentum = options.momentum
+    return torch.optim.SGD(groups, lr=options.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
