@@ -1,8 +1,8 @@
-"""Runs images through a model and keeps a histogram of every activation."""
+"""Runs images through a model and keeps a histogram of every activation, or how wide its channels are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import onnx
@@ -34,15 +34,39 @@ def collect(
             try:
                 seen = histogram(values)
             except ValueError:
-                where = "the images" if name == classifier.input else classifier.producers[name].name
-                raise SlimdeployError(
-                    f"activations of {where} hold NaN or infinity: nothing to calibrate"
-                ) from None
+                raise _not_finite(classifier, name) from None
             found[name] = merge(found[name], seen) if name in found else seen
         advance(len(batch))
     if not found:
         raise SlimdeployError("no images to calibrate with")
     return found
+
+
+def collect_widths(
+    classifier: Classifier,
+    tensors: Sequence[str],
+    batches: Iterable[np.ndarray],
+    *,
+    threads: int | None = None,
+    advance: Callable[[int], object] = lambda images: None,
+) -> dict[str, np.ndarray]:
+    """The largest |x| of each channel, (C,), of the activations named; raises like `collect`."""
+    network = Network(_with_outputs(classifier, list(tensors)), threads=threads)
+    found: dict[str, np.ndarray] = {}
+    for batch in batches:
+        for name, values in zip(tensors, network.run(batch), strict=True):
+            others = tuple(axis for axis in range(values.ndim) if axis != 1)
+            seen = np.maximum(values.max(axis=others), -values.min(axis=others))
+            if not np.isfinite(seen).all():
+                raise _not_finite(classifier, name)
+            found[name] = np.maximum(found[name], seen) if name in found else seen
+        advance(len(batch))
+    return found
+
+
+def _not_finite(classifier: Classifier, tensor: str) -> SlimdeployError:
+    where = "the images" if tensor == classifier.input else classifier.producers[tensor].name
+    return SlimdeployError(f"activations of {where} hold NaN or infinity: nothing to calibrate")
 
 
 def _with_outputs(classifier: Classifier, names: list[str]) -> onnx.ModelProto:

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from calibrate_examples import PREPROCESSING, make_example
 
-from slimdeploy.calibrate import stage
+from slimdeploy.calibrate import measure, stage
 from slimdeploy.calibrate.options import CalibrateOptions, calibration_data
 from slimdeploy.calibrate.stage import calibrate_stage
 from slimdeploy.toolchain import artifacts
@@ -62,7 +62,7 @@ def test_ranges_are_reused_and_stale_ones_refused(bottleneck, tmp_path, monkeypa
     run(bottleneck, tmp_path, ranges=ranges)
     before = ranges.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "collect", lambda *a, **k: pytest.fail("measured again"))
+        patch.setattr(measure, "measure", lambda *a, **k: pytest.fail("measured again"))
         run(bottleneck, tmp_path, ranges=ranges, name="again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "int8.onnx").read_bytes()
     fewer = change(bottleneck, ranges=Split(bottleneck.images[:10], bottleneck.labels[:10]))
@@ -145,7 +145,7 @@ def test_fp16_compute(bottleneck, tmp_path):
     run(bottleneck, tmp_path, options=dataclasses.replace(FAST, compute="fp16"))
     model = onnx.load(tmp_path / "int8.onnx")
     kinds = {c.name: c.data_type for c in model.graph.initializer}
-    assert kinds["conv1.bias.fp16"] == onnx.TensorProto.FLOAT16
+    assert kinds["conv1.bias.equalised.fp16"] == onnx.TensorProto.FLOAT16
     assert onnx.TensorProto.FLOAT not in kinds.values()
 
 
