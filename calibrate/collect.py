@@ -34,7 +34,10 @@ def collect(
             try:
                 seen = histogram(values)
             except ValueError:
-                raise _not_finite(classifier, name) from None
+                where = "the images" if name == classifier.input else classifier.producers[name].name
+                raise SlimdeployError(
+                    f"activations of {where} hold NaN or infinity: nothing to calibrate"
+                ) from None
             found[name] = merge(found[name], seen) if name in found else seen
         advance(len(batch))
     if not found:
@@ -50,23 +53,16 @@ def collect_widths(
     threads: int | None = None,
     advance: Callable[[int], object] = lambda images: None,
 ) -> dict[str, np.ndarray]:
-    """The largest |x| of each channel, (C,), of the activations named; raises like `collect`."""
+    """The largest |x| of each channel, (C,), of the activations named; NaN where one is NaN."""
     network = Network(_with_outputs(classifier, list(tensors)), threads=threads)
     found: dict[str, np.ndarray] = {}
     for batch in batches:
         for name, values in zip(tensors, network.run(batch), strict=True):
             others = tuple(axis for axis in range(values.ndim) if axis != 1)
             seen = np.maximum(values.max(axis=others), -values.min(axis=others))
-            if not np.isfinite(seen).all():
-                raise _not_finite(classifier, name)
             found[name] = np.maximum(found[name], seen) if name in found else seen
         advance(len(batch))
     return found
-
-
-def _not_finite(classifier: Classifier, tensor: str) -> SlimdeployError:
-    where = "the images" if tensor == classifier.input else classifier.producers[tensor].name
-    return SlimdeployError(f"activations of {where} hold NaN or infinity: nothing to calibrate")
 
 
 def _with_outputs(classifier: Classifier, names: list[str]) -> onnx.ModelProto:

@@ -68,7 +68,7 @@ def channel_scales(source: Classifier, widths: Mapping[str, np.ndarray]) -> dict
     found = {}
     for stream in streams(source):
         measured = [widths[tensor] for tensor in stream if tensor in widths and widths[tensor].any()]
-        if not measured:
+        if not measured or not np.isfinite(measured).all():  # collect() names the layer
             continue
         # The share of its tensor's width that a channel takes, on (geometric) average over the tensors.
         shares = np.stack([np.maximum(width / width.max(), LEAST) for width in measured])

@@ -63,6 +63,7 @@ def test_dead_and_nearly_dead_channels_are_not_blown_up():
     scales = channel_scales(source, {"relu": np.float32([8, 1e-9])})["relu"]
     np.testing.assert_allclose(scales, [1, equalisation.LEAST**equalisation.EXPONENT])
     assert channel_scales(source, {"relu": np.float32([0, 0])}) == {}
+    assert channel_scales(source, {"relu": np.float32([np.nan, 1])}) == {}
 
 
 def test_the_logits_stay_and_no_tensor_widens(example):

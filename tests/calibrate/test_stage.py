@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from calibrate_examples import PREPROCESSING, make_example
+from onnx import numpy_helper
 
 from slimdeploy.calibrate import measure, stage
 from slimdeploy.calibrate.options import CalibrateOptions, calibration_data
@@ -178,6 +179,18 @@ def test_unusable_images(bottleneck, tmp_path, part):
     small = Split(bottleneck.images[:4, :12], bottleneck.labels[:4])
     with pytest.raises(SlimdeployError, match=r"the images are 16×12, but .*model\.onnx takes 16×16"):
         run(bottleneck, tmp_path, data=change(bottleneck, **{part: small}))
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_nan_is_traced_to_its_layer(bottleneck, tmp_path):
+    model = onnx.load(bottleneck.save(tmp_path / "model.onnx"))
+    weight = next(c for c in model.graph.initializer if c.name == "layer2.0.conv2.weight")
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[0] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(SlimdeployError, match=r"activations of layer2\.0\.conv2 hold NaN or infinity"):
+        run(bottleneck, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
