@@ -26,9 +26,6 @@ from urllib.parse import urlsplit
 
 import anyio
 
-MAX_GROWTH_MB = 20.0
-"""Resident memory after the load, less that after its first tenth, by which the server's pools are filled."""
-
 TIMEOUT_S = 30.0
 _LENGTH = re.compile(rb"content-length: (\d+)")
 JPEG = {"Content-Type": "image/jpeg"}
@@ -203,7 +200,7 @@ async def open_loop(
     return tally, memory
 
 
-def judge(tally: Tally, memory: list[float], *, limit_ms: float) -> list[str]:
+def judge(tally: Tally, memory: list[float], *, limit_ms: float, max_growth_mb: float) -> list[str]:
     """What is wrong, a line each; nothing where all is well."""
     said = list(dict.fromkeys(tally.wrong))[:10]
     if not tally.accepted_ms:
@@ -212,7 +209,7 @@ def judge(tally: Tally, memory: list[float], *, limit_ms: float) -> list[str]:
     if p99 > limit_ms:
         said.append(f"p99 of accepted requests is {p99:.1f} ms, above {limit_ms:g} ms")
     growth = growth_mb(memory)
-    if growth > MAX_GROWTH_MB:
+    if growth > max_growth_mb:
         said.append(f"the server's memory grew by {growth:.1f} MiB")
     return said
 
@@ -225,6 +222,7 @@ def percentiles(samples: list[float]) -> dict[str, float]:
 
 
 def growth_mb(memory: list[float]) -> float:
+    """MiB at the end, less those after the first tenth, by when the server's pools are filled."""
     settled = memory[len(memory) // 10 :]
     return settled[-1] - settled[0] if len(settled) > 1 else 0.0
 
@@ -238,7 +236,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--factor", type=float, default=2.0, help="times the capacity")
     parser.add_argument("--bad", type=float, default=0.2, help="share of bad requests")
     parser.add_argument("--limit-ms", type=float, default=100.0, help="the server's --latency-ms")
-    parser.add_argument("--slack-ms", type=float, default=50.0, help="for the client's own share of the time")
+    parser.add_argument("--slack-ms", type=float, default=0.0, help="for the client's own share of the time")
+    parser.add_argument("--max-growth-mb", type=float, default=5.0, help="of the server's memory")
     return asyncio.run(load(parser.parse_args(arguments)))
 
 
@@ -252,7 +251,7 @@ async def load(asked: argparse.Namespace) -> int:
         asked.url, good, rate=asked.factor * capacity, clients=asked.clients, seconds=asked.seconds,
         bad_share=asked.bad,
     )  # fmt: skip
-    wrong = judge(tally, memory, limit_ms=asked.limit_ms + asked.slack_ms)
+    wrong = judge(tally, memory, limit_ms=asked.limit_ms + asked.slack_ms, max_growth_mb=asked.max_growth_mb)
     document = {
         "seconds": asked.seconds, "capacity_per_s": round(capacity, 1), "factor": asked.factor,
         "requests": sum(tally.codes.values()), "codes": {str(c): n for c, n in sorted(tally.codes.items())},

@@ -30,7 +30,7 @@ COMMANDS = {
     "train": "Train a network, sparse with --sparsity (L1 on the BN scales γ).",
     "prune": "Remove the least important channels of a checkpoint.",
     "finetune": "Train a pruned checkpoint on, without sparsity.",
-    "evaluate": "Accuracy and loss of a checkpoint or an ONNX file.",
+    "evaluate": "Accuracy and loss of a checkpoint, an ONNX file or an engine.",
     "export": "Write a checkpoint as ONNX and compare it with torch on real images.",
     "calibrate": "Write an ONNX file in INT8, its ranges measured on real images.",
     "bench": "Accuracy, latency and memory of models, side by side.",

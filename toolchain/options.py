@@ -50,8 +50,8 @@ def data_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[.
         stream_option = click.option(
             "--stream/--no-stream",
             default=None,
-            help="Leave images in their files until needed [default: where they don't fit in half of the "
-            "free memory].",
+            help="Leave images in their files until needed. [default: where they don't fit in half of the "
+            "free memory]",
         )
         size_option = click.option(
             "--size",
@@ -86,9 +86,11 @@ def seed_option(function: F) -> F:
 def machine_options(function: F) -> F:
     """`--device` and `--threads`."""
     threads = click.IntRange(min=1)
-    function = click.option("--threads", type=threads, help="CPU threads [default: all cores].")(function)
+    function = click.option("--threads", type=threads, help="CPU threads. [default: all cores]")(function)
     devices = click.Choice(["auto", "cpu", "cuda"])
-    return click.option("--device", type=devices, default="auto", show_default=True)(function)
+    return click.option(
+        "--device", type=devices, default="auto", show_default=True, help="Where to compute."
+    )(function)
 
 
 def torch_device(name: str, threads: int | None) -> str:

@@ -26,6 +26,18 @@ def test_every_command_has_help_and_the_common_options(slimdeploy_command: Calla
     assert "--debug" in ran.out
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_does(name: str) -> None:
+    """And defaults are told in one form: after a full stop, in brackets."""
+    command = cli.cli.get_command(click.Context(cli.cli), name)
+    assert command is not None
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, f"{name} {option.opts[-1]}"
+            assert option.help.endswith((".", "]")), option.help
+            assert not isinstance(option.show_default, str), option.help
+
+
 def test_help_lists_every_command(slimdeploy_command: Callable) -> None:
     ran = slimdeploy_command("--help")
     assert ran.exit_code == 0

@@ -50,11 +50,11 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--parity-images",
     type=click.IntRange(min=1),
-    help="Test images for the reported accuracy [default: all].",
+    help="Test images for the reported accuracy. [default: all]",
 )
 @click.option("--ranges", type=_PATH, help="File of activation ranges: reused where it exists, else written.")
 @click.option("--trt8-cache", "trt8", type=_PATH, help="Write a calibration cache for TensorRT 8 as well.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 @data_options(required=False)
 @output_option
 def calibrate(

@@ -25,14 +25,17 @@ PATH = click.Path(path_type=Path)
 @command("classify")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--model", type=PATH, help="An ONNX file or an engine. [default: the deployed version]")
-@click.option("--root", type=PATH, help="Where deployed versions are kept.")
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes an image.")
+@click.option("--root", type=PATH, help="Where versions are kept. [default: $SLIMDEPLOY_HOME or "
+              "~/.local/share/slimdeploy]")  # fmt: skip
+@click.option(
+    "--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes for each image."
+)
 @click.option(
     "--batch", type=click.IntRange(1, 1024), default=8, show_default=True, help="Images computed together."
 )
 @click.option("--frames", metavar="WIDTHxHEIGHT", help="With '-': raw frames of this size on standard input.")
 @click.option("--pixels", default="rgb", show_default=True, help="Their bytes: rgb, bgr or gray.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 def classify(
     images: tuple[str, ...],
     model: Path | None,
@@ -81,8 +84,7 @@ def _sources(images: tuple[str, ...], size: int, frames: str | None, pixels: str
 
     if frames:
         frame = FrameFormat.parse(frames, pixels)
-        for i, image in enumerate(read_frames(sys.stdin.buffer, frame, size=size)):
-            yield f"frame {i}", functools.partial(_given, image)
+        yield from _frames(read_frames(sys.stdin.buffer, frame, size=size))
         return
     limits = ImageLimits()
     for path in list_images(images):
@@ -97,20 +99,38 @@ def _sources(images: tuple[str, ...], size: int, frames: str | None, pixels: str
         yield str(path), read
 
 
+def _frames(images: Iterator[np.ndarray]) -> Iterator[Source]:
+    """The frames of a stream. One that breaks off in the middle of a frame loses that frame alone."""
+    number = 0
+    try:
+        for image in images:
+            yield f"frame {number}", functools.partial(_given, image)
+            number += 1
+    except SlimdeployError as error:
+        yield f"frame {number}", functools.partial(_refuse, error)
+    else:
+        if not number:
+            raise SlimdeployError("no frame came on standard input")
+
+
 def _table(results: list[Result], document: dict) -> Table:
     from rich.table import Table
 
     spent = document["timings"]["ms_per_image"].items()
     stages = ", ".join(f"{stage} {ms:.3g} ms" for stage, ms in spent if ms is not None)
     title = f"{document['model']}: {document['precision']} on {document['backend']}"
-    table = Table("image", "classes", title=title, caption=f"each image: {stages}" if stages else None)
+    caption = f"each image: {stages}" if stages else None
+    table = Table("image", "classes", title=title, caption=caption, min_width=64)
     for result in results:
-        table.add_row(
-            result.image, result.error or ", ".join(f"{p.label} {p.probability:.1%}" for p in result.top)
-        )
+        classes = ", ".join(f"{p.label} {p.probability:.1%}" for p in result.top)
+        table.add_row(result.image, (result.error or classes).removeprefix(f"{result.image}: "))
     return table
 
 
 def _given(image: np.ndarray) -> np.ndarray:
     """A frame is an image already."""
     return image
+
+
+def _refuse(error: SlimdeployError) -> np.ndarray:
+    raise error

@@ -26,7 +26,8 @@ PATH = click.Path(path_type=Path)
               "~/.local/share/slimdeploy]")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8", "mixed"]),
               help="Take this model of the bundle. [default: the fastest for the backend]")  # fmt: skip
-@click.option("--backend", help="tensorrt or onnxruntime. [default: tensorrt where it is]")
+@click.option("--backend", type=click.Choice(["tensorrt", "onnxruntime"]),
+              help="What runs it. [default: tensorrt where it is]")  # fmt: skip
 @click.option(
     "--batch",
     type=click.IntRange(1, 1024),
@@ -36,7 +37,11 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0), default=1.0, show_default=True, help="How long to time it."
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="How long one image is timed.",
 )
 @click.option("--allowed-signers", type=PATH, metavar="FILE",
               help="Refuse what none of these signed (OpenSSH format), from now on.")  # fmt: skip
@@ -46,9 +51,13 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--hosts", "hosts_file", type=PATH, metavar="FILE", help="Deploy to all hosts of this file, one a line."
 )
-@click.option("--ssh-config", type=PATH, help="SSH configuration to use. [default: your own]")
+@click.option("--ssh-config", type=PATH, metavar="FILE", help="SSH configuration to use. [default: your own]")
 @click.option(
-    "--remote-command", default="slimdeploy", show_default=True, help="What slimdeploy is called there."
+    "--remote-command",
+    default="slimdeploy",
+    show_default=True,
+    metavar="COMMAND",
+    help="What runs slimdeploy there, such as a path into a virtual environment.",
 )
 def deploy(
     bundle: Path | None,
@@ -124,29 +133,24 @@ def _say(result: HostResult) -> None:
 
 
 def _remote_output(results: list[HostResult]) -> Output:
+    from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("host", "version", "runs", "p50 of one image", "golden", "seconds")
+    table = Table("host", "version", "runs", "one image", "golden", "seconds")
     for result in results:
         made = result.deployment
         if made is None:
-            table.add_row(
-                escape(result.host),
-                f"[red]{escape(result.error or '')}[/]",
-                "",
-                "",
-                "",
-                f"{result.seconds:.1f}",
-            )
+            table.add_row(escape(result.host), "[red]failed[/]", "", "", "", f"{result.seconds:.1f}")
             continue
         latency = f"{made['latency_ms']['p50']:.3g} ms" if "latency_ms" in made else ""
         runs = f"{made['variant']} on {made['backend']}" if "variant" in made else ""
         golden = f"{made['golden']['max_error']:.2g}"
         table.add_row(escape(result.host), made["version"], runs, latency, golden, f"{result.seconds:.1f}")
-    bad = sum(result.error is not None for result in results)
-    failed = f"{bad} of {len(results)} hosts failed" if bad else None
-    return Output({"hosts": [result.to_json() for result in results]}, table, failed)
+    errors = [Text(f"{result.host}: {result.error}") for result in results if result.error]
+    failed = f"{len(errors)} of {len(results)} hosts failed" if errors else None
+    return Output({"hosts": [result.to_json() for result in results]}, Group(table, *errors), failed)
 
 
 def _table(made: dict[str, Any], root: Path, servers: list[ServerState]) -> Table:

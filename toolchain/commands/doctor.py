@@ -9,7 +9,7 @@ from slimdeploy.toolchain.cli import Output, command
 
 @command("doctor")
 @click.option("--role", type=click.Choice(["host", "device"]),
-              help="Default: device on a Jetson or without torch, else host.")  # fmt: skip
+              help="What it is for. [default: device on a Jetson or without torch, else host]")  # fmt: skip
 def doctor(role: str | None) -> Output:
     """Say what this machine can do, and for each thing missing the command that mends it.
 
@@ -19,7 +19,8 @@ def doctor(role: str | None) -> Output:
     from rich.markup import escape
     from rich.table import Table
 
-    from slimdeploy.toolchain.deploy.doctor import MISSING, examine, report, this_machine, works
+    from slimdeploy.toolchain.deploy.doctor import MISSING, examine, report, works
+    from slimdeploy.toolchain.deploy.machine import this_machine
 
     machine = this_machine(role)
     findings = examine(machine)

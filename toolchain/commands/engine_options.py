@@ -17,11 +17,11 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         {"metavar": "MIN,OPT,MAX", "default": "1", "show_default": True},
     ),
     "workspace_mb": (
-        "Engine: scratch memory of a layer, MiB [default: all].",
+        "Engine: scratch memory of a layer, MiB. [default: all]",
         {"type": click.IntRange(min=1)},
     ),
     "optimization_level": (
-        "Engine: 0 builds fast, 5 searches long [default: 3].",
+        "Engine: 0 builds fast, 5 searches long. [default: 3]",
         {"type": click.IntRange(0, 5)},
     ),
     "tf32": ("Engine: let FP32 layers round to TF32.", {"is_flag": True}),

@@ -45,7 +45,7 @@ OF_CHECKPOINTS = (
     help="fp32, fp16, or int8 for TensorRT (slimdeploy calibrate has all its choices).",
 )  # fmt: skip
 @click.option(
-    "--max-abs-error", type=float, help="Allowed difference of a logit [default: by the precision]."
+    "--max-abs-error", type=float, help="Allowed difference of a logit. [default: by the precision]"
 )
 @click.option("--parity-images", type=click.IntRange(min=1), default=512, show_default=True,
               help="Test images to compare on.")  # fmt: skip

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 @command("lut")
 @click.option("--arch", default="resnet50", show_default=True, help="Network whose convolutions to time.")
 @click.option("--stem", default="cifar-pool", show_default=True, help="cifar-pool, cifar or imagenet.")
-@click.option("--classes", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option(
+    "--classes", type=click.IntRange(min=1), default=10, show_default=True, help="What it tells apart."
+)
 @click.option(
     "--size", type=click.IntRange(min=8), default=32, show_default=True, help="Image side in pixels."
 )
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
               help="What runs the network: onnxruntime (on the CPU) or tensorrt.")  # fmt: skip
 @click.option("--precision", default="fp32", show_default=True, help="tensorrt: fp32, fp16 or int8.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images in a run.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 @click.option("--seconds", type=click.FloatRange(min=0), default=300.0, show_default=True,
               help="Measure at most so long (but 12 networks); ends sooner where stable.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,

@@ -68,9 +68,10 @@ def package(
         "evaluation_images": made.evaluation_images,
         "signed": signing_key is not None,
     }
+    size, signed = output.stat().st_size / 2**20, "signed" if signing_key else "not signed"
     lines = [
-        f"{output}: {', '.join(v.id for v in made.variants)}; {output.stat().st_size / 2**20:.1f} MiB",
-        f"golden images: {made.golden_images} ({images.source}); evaluation images: {made.evaluation_images}",
-        f"sha256 {document['sha256']}{', signed' if signing_key else ', not signed'}",
+        f"{output}: {', '.join(v.id for v in made.variants)}; {size:.1f} MiB, {signed}",
+        f"{made.golden_images} golden and {made.evaluation_images} evaluation images: {images.source}",
+        f"sha256 {document['sha256']}",
     ]
     return Output(document, "\n".join(lines))

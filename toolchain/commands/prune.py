@@ -63,7 +63,9 @@ class Alignment(click.ParamType):
     "--macs", type=Amount(), help="Target: at most so many multiply-accumulates an image, such as 40M."
 )
 @click.option("--latency-ms", type=float, help="Target: at most so many milliseconds, by --latency-table.")
-@click.option("--latency-table", help="What `slimdeploy lut` measured on the machine in question.")
+@click.option(
+    "--latency-table", metavar="PATH", help="What `slimdeploy lut` measured on the machine in question."
+)
 @click.option("--criterion", default="gamma", show_default=True,
               help="gamma, l1, l2, fpgm, random; with --data also taylor and surgeon.")  # fmt: skip
 @click.option("--residual", type=click.Choice(["keep", "couple"]), default="keep", show_default=True,

@@ -17,7 +17,7 @@ from slimdeploy.toolchain.formatting import facts_table
     help="One HTML page, or Markdown with its charts as SVG and PNG.",
 )  # fmt: skip
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File [default: RUN/report.html or .md]."
+    "-o", "--output", type=click.Path(path_type=Path), help="File. [default: RUN/report.html or .md]"
 )
 @click.option("--force", is_flag=True, help="Replace the output where it exists.")
 def report(run: Path, kind: str, output: Path | None, force: bool) -> Output:

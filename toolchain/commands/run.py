@@ -16,7 +16,7 @@ from slimdeploy.toolchain.options import machine_options, torch_device
     "-o",
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder [default: runs/<recipe>].",
+    help="Folder. [default: runs/<recipe>]",
 )
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Change the recipe, such as --set train.epochs=2; may be repeated.")  # fmt: skip

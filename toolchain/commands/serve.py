@@ -14,12 +14,17 @@ COUNT = click.IntRange(min=1)
 
 @command("serve")
 @click.option("--model", type=PATH, help="An ONNX file or an engine. [default: the deployed version]")
-@click.option("--root", type=PATH, help="Where deployed versions are kept.")
+@click.option("--root", type=PATH, help="Where versions are kept. [default: $SLIMDEPLOY_HOME or "
+              "~/.local/share/slimdeploy]")  # fmt: skip
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them."
+    "--host",
+    metavar="ADDRESS",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 is all of them.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one."
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port; 0 takes a free one."
 )
 @click.option("--batch", type=COUNT, default=8, show_default=True, help="Images computed together at most.")
 @click.option("--wait-ms", type=click.FloatRange(min=0), default=2.0, show_default=True,
@@ -31,8 +36,8 @@ COUNT = click.IntRange(min=1)
 )
 @click.option("--max-upload-mb", type=click.FloatRange(min=0.001), default=4.0, show_default=True,
               help="Answer 413 beyond this size (MiB).")  # fmt: skip
-@click.option("--top", type=COUNT, default=5, show_default=True, help="Classes an answer has.")
-@click.option("--threads", type=COUNT, help="CPU threads [default: all cores].")
+@click.option("--top", type=COUNT, default=5, show_default=True, help="Classes in an answer.")
+@click.option("--threads", type=COUNT, help="CPU threads. [default: all cores]")
 def serve(
     model: Path | None,
     root: Path | None,
@@ -52,13 +57,13 @@ def serve(
     SIGHUP. Ends on SIGTERM or Ctrl-C, after answering what it has accepted.
     """
     from slimdeploy.toolchain.deploy.batching import BatchOptions
-    from slimdeploy.toolchain.deploy.http import ServeOptions
+    from slimdeploy.toolchain.deploy.http import UPLOADS, ServeOptions
     from slimdeploy.toolchain.deploy.images import ImageLimits
     from slimdeploy.toolchain.deploy.serve import Address
     from slimdeploy.toolchain.deploy.serve import serve as run_server
     from slimdeploy.toolchain.deploy.store import default_root
 
-    limits = ImageLimits(bytes=int(max_upload_mb * 2**20), pixels=16_000_000)
+    limits = ImageLimits(bytes=int(max_upload_mb * 2**20), pixels=16_000_000, formats=UPLOADS)
     options = ServeOptions(BatchOptions(batch, wait_ms, latency_ms, queue), limits, top)
     where = Address(host, port)
     document = run_server(model, root or default_root(), where, options, threads=threads, say=_say)

@@ -20,9 +20,9 @@ from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
     "--arch", default="resnet50", show_default=True, help="Network to describe where no CHECKPOINT is given."
 )
 @click.option("--stem", default="cifar-pool", show_default=True, help="cifar-pool, cifar or imagenet.")
-@click.option("--classes", type=int, default=10, show_default=True)
+@click.option("--classes", type=int, default=10, show_default=True, help="What it tells apart.")
 @click.option(
-    "--size", type=click.IntRange(min=8), help="Image side in pixels [default: the checkpoint's, or 32]."
+    "--size", type=click.IntRange(min=8), help="Image side in pixels. [default: the checkpoint's, or 32]"
 )
 @click.option("--align", "alignment", type=click.IntRange(min=1), default=8, show_default=True,
               help="Widths are padded to a multiple of this in `padded MACs`.")  # fmt: skip

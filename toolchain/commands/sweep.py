@@ -34,12 +34,12 @@ from slimdeploy.toolchain.options import machine_options, torch_device
 @click.option(
     "--storage", metavar="URL",
     help="Database that all workers share, such as postgresql+psycopg://USER:PASSWORD@HOST/DATABASE "
-    "[default: a SQLite file in the folder].",
+    "[default: a SQLite file in the folder]",
 )  # fmt: skip
 @click.option(
     "--study",
     metavar="NAME",
-    help="Name of the study in the storage [default: the recipe's, and the sampler's].",
+    help="Name of the study in the storage. [default: the recipe's, and the sampler's]",
 )
 @click.option(
     "--heartbeat", type=click.IntRange(min=1), default=30, show_default=True, metavar="SECONDS",
@@ -47,7 +47,7 @@ from slimdeploy.toolchain.options import machine_options, torch_device
 )  # fmt: skip
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, file_okay=False),
-    help="Folder [default: runs/<recipe>-sweep].",
+    help="Folder. [default: runs/<recipe>-sweep]",
 )  # fmt: skip
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE",

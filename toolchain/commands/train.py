@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 
 @command("train")
-@click.option("--arch", show_default="resnet50", help="resnet18, 34, 50, 101 or 152.")
-@click.option("--stem", show_default="cifar-pool", help="cifar-pool, cifar or imagenet.")
+@click.option("--arch", help="resnet18, 34, 50, 101 or 152. [default: resnet50]")
+@click.option("--stem", help="cifar-pool, cifar or imagenet. [default: cifar-pool]")
 @click.option("--weights", type=click.Path(path_type=Path), metavar="FILE",
               help="Start from a torchvision .pth, safetensors with its names, or a checkpoint.")  # fmt: skip
-@click.option("--mean", type=float, nargs=3, metavar="R G B", help="Of pixels in 0…1 [default: measured].")
-@click.option("--std", type=float, nargs=3, metavar="R G B", help="Of pixels in 0…1 [default: measured].")
+@click.option(
+    "--mean", type=float, nargs=3, metavar="R G B", help="Mean of the pixels, 0…1. [default: measured]"
+)
+@click.option("--std", type=float, nargs=3, metavar="R G B", help="Their deviation. [default: measured]")
 @data_options(required=True)
 @training_options(TrainOptions(), sparsity=True)
 @output_option

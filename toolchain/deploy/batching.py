@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ DEVIATIONS = 4
 
 
 _IDLE_STEP_S = 0.01
+_REMEMBERED = 16
 
 
 class OverloadedError(Exception):
@@ -92,6 +94,8 @@ class Batcher:
         self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._computed_s: deque[float] = deque(maxlen=_REMEMBERED)
+        """What the last batches took in the thread that computes them, however late the loop was."""
         self._refused = -math.inf
         """When a request was refused last, by time.monotonic()."""
 
@@ -137,7 +141,11 @@ class Batcher:
             raise ClosedError
         waiting = _Waiting(image, arrived, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(waiting)
-        return await waiting.answer
+        answer = await waiting.answer
+        late = time.monotonic() > self._due(arrived)  # it took longer than foretold
+        if late and not self._late_is_better_than_none():
+            raise self._overloaded()
+        return answer
 
     def too_late(self, arrived: float, ahead: int = 0) -> bool:
         """Whether an image that is computed now, after `ahead` other batches, misses its time."""
@@ -145,12 +153,13 @@ class Batcher:
         answered = time.monotonic() + ahead * self._mean_s + own + self._lag_s()
         return answered > self._due(arrived)
 
-    def _late_is_better_than_none(self, seconds: float) -> bool:
-        """Whether to give a late answer all the same, after a batch that took `seconds`: where nobody else
-        waits, and either nobody was refused of late, or the model alone is slower than the limit.
+    def _late_is_better_than_none(self) -> bool:
+        """Whether to give a late answer all the same: where nobody else waits, and either nobody was refused
+        of late, or the model alone is slower than the limit.
         """
         limit = self.options.latency_ms / 1e3
-        return self.pending <= 1 and (seconds > limit or time.monotonic() - self._refused > limit)
+        model_is_slow = min(self._computed_s, default=0.0) > limit
+        return self.pending <= 1 and (model_is_slow or time.monotonic() - self._refused > limit)
 
     def _overloaded(self) -> OverloadedError:
         self._refused = time.monotonic()
@@ -201,7 +210,8 @@ class Batcher:
         images = np.stack([waiting.image for waiting in ready])
         started = time.monotonic()
         try:
-            logits = await asyncio.get_running_loop().run_in_executor(self._executor, self._compute, images)
+            loop = asyncio.get_running_loop()
+            logits, computed = await loop.run_in_executor(self._executor, self._timed, images)
         except (
             Exception
         ) as error:  # whatever the runtime raises: these requests fail, the next ones are tried
@@ -209,16 +219,18 @@ class Batcher:
                 if not waiting.answer.done():
                     waiting.answer.set_exception(error)
             return
-        seconds = time.monotonic() - started
-        self._learn(seconds)
-        self._observe(len(ready), seconds)
+        self._learn(time.monotonic() - started)
+        self._computed_s.append(computed)
+        self._observe(len(ready), computed)
         for waiting, row in zip(ready, logits, strict=True):
-            if waiting.answer.done():
-                continue
-            if time.monotonic() > self._due(waiting.arrived) and not self._late_is_better_than_none(seconds):
-                waiting.answer.set_exception(self._overloaded())  # it took longer than foretold
-            else:
-                waiting.answer.set_result(Answer(row, len(ready), 1e3 * seconds))
+            if not waiting.answer.done():
+                waiting.answer.set_result(Answer(row, len(ready), 1e3 * computed))
+
+    def _timed(self, images: np.ndarray) -> tuple[np.ndarray, float]:
+        """Logits, and the seconds that they took; in the compute thread."""
+        started = time.monotonic()
+        logits = self._compute(images)
+        return logits, time.monotonic() - started
 
     def _learn(self, seconds: float) -> None:
         """Take what a batch took into what the next one is expected to."""

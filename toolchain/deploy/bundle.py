@@ -51,10 +51,6 @@ def write_bundle(
     contents: dict[str, bytes] = {}
     variants, infos = [], []
     for model in models:
-        if model.suffix == ".safetensors":
-            raise SlimdeployError(
-                f"{model} is a checkpoint: a bundle takes what slimdeploy export wrote from it"
-            )
         facts = read_onnx(model)
         info = carried_info(model, facts)
         _check_images(model, info, images)

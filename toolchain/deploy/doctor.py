@@ -6,22 +6,13 @@ hand in any machine.
 
 from __future__ import annotations
 
-import ctypes
-import importlib
-import importlib.metadata
-import importlib.util
 import platform
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slimdeploy.toolchain.data.torchvision import import_torchvision
-from slimdeploy.toolchain.deploy import sysfs
-from slimdeploy.toolchain.deploy.store import default_root
-from slimdeploy.toolchain.deploy.sysfs import DeviceFacts
+from slimdeploy.toolchain.deploy.machine import Machine
 from slimdeploy.toolchain.errors import INSTALL_COMMANDS
 
 OK, NOTE, WARNING, MISSING = "ok", "note", "warning", "missing"
@@ -46,38 +37,6 @@ class Finding:
     status: str
     detail: str
     mend: str | None = None
-
-
-@dataclass(frozen=True)
-class Library:
-    """An importable library: its version, or why it can't be imported. Neither: it isn't installed."""
-
-    version: str | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Machine:
-    """All that the checks look at."""
-
-    role: str
-    """`host` trains and exports, `device` runs what was deployed."""
-    facts: DeviceFacts
-    library: Callable[[str], Library]
-    packages: frozenset[str]
-    """Names of the distributions that pip installed."""
-    providers: tuple[str, ...]
-    """onnxruntime's."""
-    program: Callable[[str], str | None]
-    """Path of a program, as a shell finds it."""
-    gpu: str | None
-    """Name and driver, as nvidia-smi says."""
-    cuda: tuple[int, int] | None
-    """The newest CUDA that the driver runs."""
-    nvcc: str | None
-    """Path of nvcc, also where it is not on the PATH."""
-    disk_free_mb: float
-    disk: Path
 
 
 Check = Callable[[Machine], Iterator[Finding]]
@@ -299,84 +258,5 @@ def remote(machine: Machine) -> Iterator[Finding]:
             yield Finding(name, WARNING, f"not installed: {what}", "sudo apt install openssh-client")
 
 
-def this_machine(role: str | None = None) -> Machine:
-    """The machine as it is. `role` None: a device is what is a Jetson or has no torch."""
-    facts = sysfs.read_facts()
-    if role is None:
-        role = "device" if facts.is_jetson or not importlib.util.find_spec("torch") else "host"
-    known: dict[str, Library] = {}
-
-    def library(name: str) -> Library:
-        if name not in known:
-            known[name] = _import(name)
-        return known[name]
-
-    disk = next(folder for folder in (default_root(), *default_root().parents) if folder.is_dir())
-    return Machine(
-        role=role,
-        facts=facts,
-        library=library,
-        packages=frozenset(str(d.metadata["Name"]) for d in importlib.metadata.distributions()),
-        providers=_providers(library),
-        program=shutil.which,
-        gpu=_nvidia_smi(),
-        cuda=_cuda_driver(),
-        nvcc=shutil.which("nvcc") or _existing("/usr/local/cuda/bin/nvcc"),
-        disk_free_mb=shutil.disk_usage(disk).free / 2**20,
-        disk=disk,
-    )
-
-
 def _tensorrt_mend(machine: Machine) -> str:
     return "sudo apt install nvidia-jetpack" if machine.facts.is_jetson else "pip install 'slimdeploy[gpu]'"
-
-
-def _import(name: str) -> Library:
-    try:
-        module = import_torchvision() if name == "torchvision" else importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        return Library() if (error.name or "").split(".")[0] == name else Library(error=str(error))
-    except Exception as error:  # a library whose own libraries don't fit fails in its own way
-        return Library(error=" ".join(f"{type(error).__name__}: {error}".split())[:200])
-    return Library(getattr(module, "__version__", None) or _installed_version(name))
-
-
-def _installed_version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "of an unknown version"
-
-
-def _providers(library: Callable[[str], Library]) -> tuple[str, ...]:
-    if not library("onnxruntime").version:
-        return ()
-    return tuple(importlib.import_module("onnxruntime").get_available_providers())
-
-
-def _nvidia_smi() -> str | None:
-    program = shutil.which("nvidia-smi")
-    if not program:
-        return None
-    query = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return "; ".join(done.stdout.strip().splitlines()) or None if done.returncode == 0 else None
-
-
-def _cuda_driver() -> tuple[int, int] | None:
-    """What cuDriverGetVersion says (CUDA driver API): 1000 × major + 10 × minor."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    version = ctypes.c_int()
-    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0 or version.value == 0:
-        return None
-    return version.value // 1000, version.value % 1000 // 10
-
-
-def _existing(path: str) -> str | None:
-    return path if Path(path).is_file() else None

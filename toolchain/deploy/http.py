@@ -32,6 +32,7 @@ from slimdeploy.toolchain.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import Session
 
+UPLOADS = ("JPEG", "PNG", "WEBP", "BMP")
 CONTENT_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "application/octet-stream")
 
 
@@ -40,7 +41,7 @@ class ServeOptions:
     """How to serve. `limits` are an upload's; `body_s`: within which it must have arrived."""
 
     batching: BatchOptions = field(default_factory=BatchOptions)
-    limits: ImageLimits = field(default_factory=lambda: ImageLimits(bytes=4 << 20, pixels=16_000_000))
+    limits: ImageLimits = field(default_factory=lambda: ImageLimits(4 << 20, 16_000_000, formats=UPLOADS))
     top: int = 5
     body_s: float = 10.0
 

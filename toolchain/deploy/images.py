@@ -24,6 +24,8 @@ class ImageLimits:
     pixels: int = 50_000_000
     aspect: float = 64.0
     """Longer side over shorter side: the shorter one is scaled to the network's size."""
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
+    """PIL's names; of the others, some start programs to read a file (EPS), and many are seldom tested."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def decode_image(content: bytes, name: str, *, size: int, limits: ImageLimits) -
     if len(content) > limits.bytes:
         raise SlimdeployError(f"{name}: {len(content)} bytes; at most {limits.bytes} are read")
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=limits.formats) as image:
             _check_size(*image.size, name, limits)  # the header alone was read until here
             pixels = np.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
@@ -83,14 +85,16 @@ def decode_image(content: bytes, name: str, *, size: int, limits: ImageLimits) -
 
 
 def read_frames(stream: BinaryIO, frame: FrameFormat, *, size: int) -> Iterator[np.ndarray]:
-    """Raw frames from a stream until it ends, each as (size, size, 3) uint8."""
-    count = 0
+    """Raw frames from a stream until it ends, each as (size, size, 3) uint8; raises SlimdeployError where it
+    ends within one.
+    """
+    number = 0
     while content := _read_exactly(stream, frame.bytes):
-        count += 1
         if len(content) != frame.bytes:
             raise SlimdeployError(
-                f"frame {count} has {len(content)} bytes, not {frame.bytes}: check --frames"
+                f"frame {number} has {len(content)} bytes, not {frame.bytes}: check --frames"
             )
+        number += 1
         pixels = np.frombuffer(content, np.uint8).reshape(frame.height, frame.width, -1)
         if frame.pixels == "bgr":
             pixels = pixels[..., ::-1]

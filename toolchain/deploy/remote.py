@@ -176,7 +176,10 @@ class _Remote:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         said = lines[-1].strip() if lines else f"exit code {done.returncode}"
         if done.returncode == CONNECTION_LOST:
-            raise _LostError(f"ssh: {said}")
+            raise _LostError(f"ssh: {said.removeprefix('ssh: ')}")
         if done.returncode == NOT_FOUND:
-            raise SlimdeployError(f"{said}; install it there with: pip install 'slimdeploy[device,cpu]'")
+            raise SlimdeployError(
+                f"{said}; say where it is with --remote-command, or install it there: "
+                "pip install 'slimdeploy[device,cpu]'"
+            )
         raise SlimdeployError(said.removeprefix("slimdeploy: "))

@@ -108,10 +108,8 @@ def _listen(address: Address) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except (OSError, OverflowError) as error:
-        number = getattr(error, "errno", None)
-        reason = (
-            os.strerror(number) if number and number > 0 else str(error)
-        )  # strerror tells the address again
+        said = getattr(error, "strerror", None) or str(error)
+        reason = said.partition(" (while")[0]  # Python tells the address again
         raise SlimdeployError(
             f"cannot listen on {address.host}:{address.port}: {reason}; pass another --port or --host"
         ) from error

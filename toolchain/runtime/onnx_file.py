@@ -65,6 +65,10 @@ def read_onnx(path: Path) -> OnnxFacts:
 
     Raises SlimdeployError where the file is missing, isn't ONNX, or points outside itself.
     """
+    if path.suffix == ".safetensors" and path.exists():
+        raise SlimdeployError(
+            f"{path} is a checkpoint, not an ONNX file: slimdeploy export writes one from it"
+        )
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return parse_onnx(content, source=str(path))

@@ -88,7 +88,8 @@ def backend_for(path: Path, backend: str = "auto") -> str:
         if not fitting:
             known = ", ".join(sorted(ending for _, endings in BACKENDS.values() for ending in endings))
             raise SlimdeployError(
-                f"{path}: no backend opens {path.suffix or 'a file with no ending'!r}; known: {known}"
+                f"{path}: no backend opens {repr(path.suffix) if path.suffix else 'files with no ending'}; "
+                f"known: {known}"
             )
         return fitting[0]
     backend = VARIANTS[backend][0] if backend in VARIANTS else backend

@@ -12,6 +12,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from slimdeploy.toolchain.deploy.bundle import write_bundle
 from slimdeploy.toolchain.deploy.samples import Images
+from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.export.onnx import build_onnx
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.channels import ChannelConfig
@@ -113,3 +114,8 @@ def other_bundle(models: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.mktemp("bundles") / "other.slim.tar"
     write_bundle(path, [models["other"]], make_images(models["other"]))
     return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")

@@ -14,6 +14,7 @@ from PIL import Image
 from slimdeploy.toolchain.data.decoding import decode
 from slimdeploy.toolchain.deploy import device
 from slimdeploy.toolchain.deploy.classify import classify_images, open_model
+from slimdeploy.toolchain.deploy.http import UPLOADS
 from slimdeploy.toolchain.deploy.images import (
     FrameFormat,
     ImageLimits,
@@ -102,6 +103,8 @@ def test_grey_and_transparent_images():
     [
         (b"", "not an image"),
         (b"GIF89a", "not an image"),
+        (encoded(np.zeros((8, 8, 3), np.uint8), "GIF"), "in no format that is read here"),
+        (encoded(np.zeros((8, 8, 3), np.uint8), "EPS"), "in no format that is read here"),
         (encoded(np.zeros((64, 64, 3), np.uint8), "JPEG")[:300], "not a readable image"),
         (encoded(np.zeros((8, 640, 3), np.uint8)), "too narrow"),
         (encoded(np.zeros((400, 400, 3), np.uint8)), "at most 100000 are decoded"),
@@ -114,6 +117,18 @@ def test_bad_images(content, message):
         decode_image(content, "upload", size=SIZE, limits=limits)
     assert str(caught.value).startswith("upload: ")
     assert "0x" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF"])
+def test_formats(kind):
+    content = encoded(np.full((SIZE, SIZE, 3), 128, np.uint8), kind)
+    assert decode_image(content, "x", size=SIZE, limits=ImageLimits()).shape == (SIZE, SIZE, 3)
+    limits = ImageLimits(formats=UPLOADS)
+    if kind in UPLOADS:
+        decode_image(content, "x", size=SIZE, limits=limits)
+    else:
+        with pytest.raises(SlimdeployError, match="in no format"):
+            decode_image(content, "x", size=SIZE, limits=limits)
 
 
 def test_raw_frames():
@@ -144,7 +159,7 @@ def test_frames_through_a_slow_pipe():
 
 
 def test_bad_frames():
-    with pytest.raises(SlimdeployError, match="frame 2 has 5 bytes, not 48"):
+    with pytest.raises(SlimdeployError, match="frame 1 has 5 bytes, not 48"):
         list(read_frames(io.BytesIO(bytes(53)), FrameFormat(4, 4), size=4))
     for text in ("4", "4x", "x4", "-4x4", "4x4x4", "axb"):
         with pytest.raises(SlimdeployError, match="width and height are needed"):
@@ -197,6 +212,14 @@ def test_command_line(bundle, models, random_images, tmp_path):
     )
     assert (done.returncode, done.stderr) == (1, b"slimdeploy: 2 of 5 images couldn't be read\n")
     assert "No such file" in json.loads(done.stdout)["results"][4]["error"]
+    done = call("-", "--frames", "16x16", "--root", store.root, "--json", input=frames[:-5])
+    cut = json.loads(done.stdout)["results"]
+    assert (cut[:2], done.returncode) == (raw["results"][:2], 1)
+    assert cut[2] == {"image": "frame 2", "error": "frame 2 has 763 bytes, not 768: check --frames"}
+    done = call("-", "--frames", "16x16", "--root", store.root, input=b"")
+    assert (done.returncode, done.stderr) == (2, b"slimdeploy: no frame came on standard input\n")
+    done = call("broken.png", "--model", models["fp32"], text=True, cwd=tmp_path)
+    assert done.stdout.count("broken.png") == 1  # its name, and then why
     for arguments in (("-",), ("x", "--frames", "4x4"), ("x", "--root", tmp_path / "none")):
         done = call(*arguments)
         assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), done.stderr

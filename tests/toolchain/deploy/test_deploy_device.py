@@ -6,7 +6,6 @@ import dataclasses
 import fcntl
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -16,39 +15,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from slimdeploy.toolchain.deploy import bundle as bundles
+from slimdeploy.tests.toolchain.deploy.stores import OPTIONS, leftovers, whole
 from slimdeploy.toolchain.deploy import device, engine
 from slimdeploy.toolchain.deploy.engine import EngineOptions
-from slimdeploy.toolchain.deploy.store import KEPT, Store, default_root
+from slimdeploy.toolchain.deploy.store import KEPT, default_root
 from slimdeploy.toolchain.deploy.sysfs import read_facts
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
 from slimdeploy.toolchain.export import engine_stage
 from slimdeploy.toolchain.runtime import session
 from slimdeploy.toolchain.runtime.session import SessionOptions
 
-OPTIONS = device.DeployOptions(threads=1, measure_seconds=0.01)
-KILLER = Path(__file__).with_name("kill_at_every_step.py")
 CLI = [sys.executable, "-m", "slimdeploy.toolchain"]
 
 
 def asking(**values: str) -> device.DeployOptions:
     return dataclasses.replace(OPTIONS, engine=EngineOptions(**values))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
-def whole(store: Store) -> bool:
-    """Whether the current version is there with every byte it should have."""
-    folder = store.current()
-    manifest = bundles.read_folder(folder)
-    return device._installed_engine(folder, manifest).path.is_file()
-
-
-def leftovers(store: Store) -> set[str]:
-    return {entry.name for entry in store.versions.iterdir()} - set(store.active())
 
 
 def test_deploy_takes_the_best_model(bundle, store):
@@ -253,123 +234,6 @@ def test_model_changed_on_the_device(bundle, store):
 def test_default_root(monkeypatch, tmp_path):
     monkeypatch.setenv("SLIMDEPLOY_HOME", str(tmp_path))
     assert default_root() == tmp_path
-
-
-@pytest.fixture
-def signed(models, images, tmp_path):
-    if not shutil.which("ssh-keygen"):
-        pytest.skip("ssh-keygen is not installed (apt install openssh-client)")
-    key = tmp_path / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    public = key.with_suffix(".pub").read_text().split()
-    (tmp_path / "allowed").write_text(f"release@example.org {public[0]} {public[1]}\n")
-    path = tmp_path / "signed.slim.tar"
-    bundles.write_bundle(path, [models["fp32"]], images, signing_key=key)
-    return path
-
-
-def test_signature_once_asked_for_holds(signed, bundle, store, tmp_path):
-    assert device.deploy(signed, store, OPTIONS).notes[0].startswith("signed, but this device has no allowed")
-    strict = dataclasses.replace(OPTIONS, allowed_signers=tmp_path / "allowed")
-    with pytest.raises(SlimdeployError, match="is not signed"):
-        device.deploy(bundle, store, strict)
-    assert device.deploy(signed, store, strict).signer == "release@example.org"
-    with pytest.raises(SlimdeployError, match="is not signed"):
-        device.deploy(bundle, store, OPTIONS)
-    assert store.current().name == "0002-signed"
-
-
-def run_killer(action: str, root: Path, *arguments: object) -> list[dict]:
-    done = subprocess.run(
-        [sys.executable, KILLER, action, root, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def test_deploy_killed_at_every_step(bundle, other_bundle, store):
-    """Wherever it dies: the version before or the new one is whole, and the next deploy finds a clean
-    place.
-    """
-    device.deploy(other_bundle, store, OPTIONS)
-    runs = run_killer("deploy", store.root, bundle)
-    assert len(runs) > 12
-    assert runs[-1]["status"] == 0
-    seen = set()
-    for run in runs:
-        copy = Store(Path(run["root"]))
-        assert whole(copy), run
-        seen.add(copy.current().name)
-        with copy.lock():
-            copy.clean()
-        assert not leftovers(copy), run
-        assert not list(copy.root.glob(".*")), run
-    assert seen == {"0001-other", "0002-net"}
-    killed = Store(Path(runs[len(runs) // 2]["root"]))
-    assert device.deploy(bundle, killed, OPTIONS).version == "0002-net"
-
-
-def test_rollback_killed_at_every_step(bundle, other_bundle, store):
-    device.deploy(other_bundle, store, OPTIONS)
-    device.deploy(bundle, store, OPTIONS)
-    runs = run_killer("rollback", store.root)
-    assert runs[-1]["status"] == 0
-    for run in runs:
-        assert whole(Store(Path(run["root"]))), run
-    assert Store(Path(runs[-1]["root"])).current().name == "0001-other"
-
-
-def test_package_killed_at_every_step(models, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/net.slim.tar").write_bytes(b"the old bundle")
-    runs = run_killer("package", tmp_path / "out", models["fp32"], models["int8"])
-    assert len(runs) > 2
-    found = [Path(run["root"], "net.slim.tar").read_bytes() for run in runs]
-    assert found[0] == b"the old bundle"
-    assert set(found) == {b"the old bundle", found[-1]}
-    assert bundles.read_bundle(Path(runs[-1]["root"], "net.slim.tar")).manifest.name == "net"
-
-
-@pytest.mark.parametrize("limit", [1_000, 20_000, 60_000])
-def test_write_that_fails_midway(bundle, other_bundle, store, limit):
-    """A limit on the size of files: the write of a model, or of a smaller file, fails in its middle."""
-    device.deploy(other_bundle, store, OPTIONS)
-    done = subprocess.run(
-        [*CLI, "deploy", bundle, "--root", store.root, "--json"], capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), check=False,
-    )  # fmt: skip
-    if limit == 60_000:
-        assert done.returncode == 0, done.stderr
-        return
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("slimdeploy: cannot write ")
-    assert done.stderr.count("\n") == 1
-    assert store.active() == ["0001-other"]
-    assert whole(store)
-    assert not leftovers(store)
-
-
-def test_disk_full(bundle, tmp_path):
-    """A real file system of 100 KiB: the bundle's second model doesn't fit."""
-    script = (
-        "import sys; from pathlib import Path; from slimdeploy.toolchain.deploy import device; "
-        "from slimdeploy.toolchain.deploy.store import Store; device.DISK_MARGIN = -1 << 40; "
-        "device.deploy(Path(sys.argv[1]), Store(Path(sys.argv[2])), device.DeployOptions())"
-    )
-    place = tmp_path / "small"
-    place.mkdir()
-    command = 'mount -t tmpfs -o size=100k none "$1" || exit 99; "$2" -c "$3" "$4" "$1"; ls -A "$1/versions"'
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", command, "sh", place, sys.executable,
-         script, bundle], capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode == 99 or "unshare" in done.stderr:
-        pytest.skip(f"no mount in a user namespace here: {done.stderr.strip()}")
-    assert "No space left on device" in done.stderr.splitlines()[-1]
-    assert done.stdout == ""
 
 
 def test_command_line(bundle, store):

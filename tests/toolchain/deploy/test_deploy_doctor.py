@@ -16,13 +16,11 @@ from slimdeploy.toolchain.deploy.doctor import (
     OK,
     WARNING,
     Finding,
-    Library,
-    Machine,
     examine,
     report,
-    this_machine,
     works,
 )
+from slimdeploy.toolchain.deploy.machine import Library, Machine, this_machine
 from slimdeploy.toolchain.deploy.sysfs import read_facts
 
 ALL = {

@@ -244,7 +244,8 @@ def test_slimdeploy_that_is_not_there(bundle, device):
     (result,) = deploy_to_hosts(
         bundle, ["device"], dataclasses.replace(options, command="slimdeploy-not-here")
     )
-    assert result.error.endswith("install it there with: pip install 'slimdeploy[device,cpu]'")
+    assert "say where it is with --remote-command" in result.error
+    assert result.error.endswith("install it there: pip install 'slimdeploy[device,cpu]'")
     (result,) = deploy_to_hosts(bundle, ["device"], dataclasses.replace(options, command="echo"))
     assert "instead of JSON" in result.error
 
@@ -298,12 +299,14 @@ def test_command_line_many_hosts(bundle, device, sshd, tmp_path):
     assert done.returncode == 1
     assert done.stderr.endswith("slimdeploy: 1 of 2 hosts failed\n")
     environment = {**os.environ, "COLUMNS": "160"}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, check=False)
+    assert "stranger: ssh: " in done.stdout
     command = [*CLI, bundle, "--host", "device", *common]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, check=False)
     assert "int8-cpu on onnxruntime-cpu" in done.stdout, done.stderr
     command = [*CLI, "--rollback", "--host", "device", *common]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, check=False)
-    assert "0001-net" in done.stdout, done.stderr
+    assert "0002-net" in done.stdout, done.stderr
     command = [*CLI, bundle, "--host", "device", "--allowed-signers", "x"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

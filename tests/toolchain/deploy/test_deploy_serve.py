@@ -274,7 +274,8 @@ def test_short_load(models, random_images, tmp_path, capsys):
         (tmp_path / f"{i}.jpg").write_bytes(encoded(pixels, "JPEG"))
     with running("--model", models["fp32"], "--latency-ms", 500, "--queue", 16, "--threads", 1) as (_, port):
         images = [str(path) for path in sorted(tmp_path.glob("*.jpg"))]
-        code = serve_load.main([f"http://127.0.0.1:{port}", *images, "--seconds", "4", "--limit-ms", "20000"])
+        limits = ("--limit-ms", "20000", "--max-growth-mb", "50")  # its pools still fill
+        code = serve_load.main([f"http://127.0.0.1:{port}", *images, "--seconds", "4", *limits])
     document = json.loads(capsys.readouterr().out)
     assert code == 0, document
     assert document["wrong_answers"] == 0
@@ -284,12 +285,14 @@ def test_short_load(models, random_images, tmp_path, capsys):
 
 def test_load_judges_what_it_sees():
     tally = serve_load.Tally(accepted_ms=[10.0] * 95 + [500.0] * 5)
-    assert serve_load.judge(tally, [100.0] * 20, limit_ms=100) == [
+    assert serve_load.judge(tally, [100.0] * 20, limit_ms=100, max_growth_mb=5) == [
         "p99 of accepted requests is 500.0 ms, above 100 ms"
     ]
-    assert serve_load.judge(tally, [100.0 + 5 * i for i in range(20)], limit_ms=1000) == [
+    assert serve_load.judge(tally, [100.0 + 5 * i for i in range(20)], limit_ms=1000, max_growth_mb=5) == [
         "the server's memory grew by 85.0 MiB"
     ]
     tally.wrong.append("image 3: class 1 instead of 2")
-    assert "image 3" in serve_load.judge(tally, [], limit_ms=1000)[0]
-    assert serve_load.judge(serve_load.Tally(), [], limit_ms=1) == ["no request was accepted"]
+    assert "image 3" in serve_load.judge(tally, [], limit_ms=1000, max_growth_mb=5)[0]
+    assert serve_load.judge(serve_load.Tally(), [], limit_ms=1, max_growth_mb=5) == [
+        "no request was accepted"
+    ]

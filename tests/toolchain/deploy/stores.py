@@ -1,0 +1,20 @@
+"""What is left on a device after something went wrong."""
+
+from __future__ import annotations
+
+from slimdeploy.toolchain.deploy import bundle as bundles
+from slimdeploy.toolchain.deploy import device
+from slimdeploy.toolchain.deploy.store import Store
+
+OPTIONS = device.DeployOptions(threads=1, measure_seconds=0.01)
+
+
+def whole(store: Store) -> bool:
+    """Whether the current version is there with every byte it should have."""
+    folder = store.current()
+    manifest = bundles.read_folder(folder)
+    return device._installed_engine(folder, manifest).path.is_file()
+
+
+def leftovers(store: Store) -> set[str]:
+    return {entry.name for entry in store.versions.iterdir()} - set(store.active())
