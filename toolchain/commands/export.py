@@ -94,9 +94,9 @@ def export(
     job = EngineJob(engine, build=trt, check=trt_check)
     if not (trt or trt_check):
         _refuse(ENGINE_OPTION_NAMES, "is about an engine: pass --trt or --trt-check")
-    if not model.is_file():
-        raise SlimdeployError(f"no model at {model}")
     if model.suffix == ".onnx":
+        if not model.is_file():
+            raise SlimdeployError(f"no model at {model}")
         if not (trt or trt_check):
             raise SlimdeployError(f"{model} is ONNX already: pass --trt or --trt-check to build it")
         _refuse(OF_CHECKPOINTS, f"is decided when the ONNX file is written, and {model} is one already")
