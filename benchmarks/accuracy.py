@@ -42,11 +42,14 @@ def evaluate(
         raise SlimdeployError("no images to evaluate on")
     parts = [predict(images[i : i + batch]) for i in range(0, len(images), batch)]
     logits = np.concatenate(parts).astype(np.float64)
-    if labels.max() >= logits.shape[1]:
-        raise SlimdeployError(
-            f"the data has a class number {labels.max()}, the model only {logits.shape[1]} classes"
-        )
+    check_labels(labels, logits.shape[1])
     # log-sum-exp around the largest logit, which can't overflow
     shifted = logits - logits.max(axis=1, keepdims=True)
     losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
     return Evaluation(logits.argmax(axis=1) == labels, float(losses.mean()))
+
+
+def check_labels(labels: np.ndarray, classes: int) -> None:
+    """Raises SlimdeployError where a label isn't one of the model's `classes`."""
+    if labels.max() >= classes:
+        raise SlimdeployError(f"the data has a class number {labels.max()}, the model only {classes} classes")

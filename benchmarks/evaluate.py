@@ -5,31 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 
 from slimdeploy.benchmarks.accuracy import Evaluation, evaluate
+from slimdeploy.benchmarks.gpu_accuracy import Count, count_correct
 from slimdeploy.benchmarks.images import dataset_images, images_for
 from slimdeploy.benchmarks.subjects import Subject
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.data.of_model import data_of
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.runtime.preprocess import normalise
+from slimdeploy.toolchain.runtime.session import Session
+from slimdeploy.toolchain.runtime.tensorrt import TensorrtSession
 
 BATCH = 64
 
 
 def evaluate_model(
-    subject: Subject, data: DataOptions | None, *, limit: int | None = None
-) -> tuple[Evaluation, str, str]:
+    subject: Subject, data: DataOptions | None, *, limit: int | None = None, accuracy_only: bool = False
+) -> tuple[Evaluation | Count, str, str]:
     """Run the model over the test split of `data`, or of the data that it was trained on, a class-balanced
-    `limit` of it.
+    `limit` of it; `accuracy_only` counts on the GPU, which takes an engine.
 
     Returns what came of it, the backend and its precision. Raises SlimdeployError where the model can't be
     opened or doesn't say how to feed it, and where the data isn't its own.
     """
     with subject.opener() as session:
+        if accuracy_only:
+            _engine(session, subject)
         info = session.info
         if info is None:
             raise SlimdeployError(f"{subject.model} doesn't say how to feed it: export it with slimdeploy")
         load = dataset_images(data or data_of(info, Path(subject.model)), limit)
         images = images_for(info.preprocessing, info.class_names, subject.model, load)
+        if accuracy_only:
+            counted = count_correct(
+                _engine(session, subject), images.images, images.labels, info.preprocessing
+            )
+            return counted, session.backend, session.precision
         found = evaluate(
             lambda batch: session.run(normalise(batch, info.preprocessing)),
             images.images,
@@ -37,3 +47,11 @@ def evaluate_model(
             batch=BATCH,
         )
         return found, session.backend, session.precision
+
+
+def _engine(session: Session, subject: Subject) -> TensorrtSession:
+    if not isinstance(session, TensorrtSession):
+        raise SlimdeployError(
+            f"{subject.model}: --accuracy-only counts on the GPU, behind an engine; this is {session.backend}"
+        )
+    return session

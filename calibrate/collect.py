@@ -1,8 +1,8 @@
-"""Runs images through a model and keeps a histogram of every activation."""
+"""Runs images through a model and keeps a histogram of every activation, or how wide its channels are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import onnx
@@ -42,6 +42,26 @@ def collect(
         advance(len(batch))
     if not found:
         raise SlimdeployError("no images to calibrate with")
+    return found
+
+
+def collect_widths(
+    classifier: Classifier,
+    tensors: Sequence[str],
+    batches: Iterable[np.ndarray],
+    *,
+    threads: int | None = None,
+    advance: Callable[[int], object] = lambda images: None,
+) -> dict[str, np.ndarray]:
+    """The largest |x| of each channel, (C,), of the activations named; NaN where one is NaN."""
+    network = Network(_with_outputs(classifier, list(tensors)), threads=threads)
+    found: dict[str, np.ndarray] = {}
+    for batch in batches:
+        for name, values in zip(tensors, network.run(batch), strict=True):
+            others = tuple(axis for axis in range(values.ndim) if axis != 1)
+            seen = np.maximum(values.max(axis=others), -values.min(axis=others))
+            found[name] = np.maximum(found[name], seen) if name in found else seen
+        advance(len(batch))
     return found
 
 

@@ -50,10 +50,6 @@ class Quantiser:
             for name, histogram in self.histograms.items()
         }
 
-    def signed_thresholds(self, method: str) -> dict[str, float]:
-        """Thresholds for signed INT8, whatever the target."""
-        return {name: find_method(method)(h, 127) for name, h in self.histograms.items()}
-
     def model(self, method: str, float_layers: frozenset[str]) -> onnx.ModelProto:
         """With Q/DQ pairs, still in float32 otherwise."""
         return insert_qdq(self.prepared, self.thresholds(method), options=self.qdq, float_layers=float_layers)

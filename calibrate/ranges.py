@@ -1,4 +1,5 @@
-"""The file of activation ranges: histograms as JSON, tied to the model and the images that they came from.
+"""The file of activation ranges: channel widths and histograms as JSON, tied to the model and the images that
+they came from.
 
 It holds the distributions, not thresholds, so another method or another target needs no second look at the
 images. Whoever changes the model or the images gets an error instead of yesterday's ranges.
@@ -18,7 +19,7 @@ from slimdeploy.calibrate.histogram import BINS, Histogram
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 
-FORMAT = 1
+FORMAT = 2
 
 
 class StaleRanges(SlimdeployError):
@@ -27,12 +28,15 @@ class StaleRanges(SlimdeployError):
 
 @dataclass(frozen=True)
 class Ranges:
-    """A histogram of every activation, and what was measured."""
+    """What was measured, and on what."""
 
     model_sha256: str
     images_sha256: str
     images: int
+    widths: dict[str, np.ndarray]
+    """The largest |x| of each channel, (C,) float32, of the tensors that equalisation looks at."""
     histograms: dict[str, Histogram]
+    """Of every activation, after equalisation."""
 
 
 def images_sha256(images: np.ndarray) -> str:
@@ -43,13 +47,14 @@ def images_sha256(images: np.ndarray) -> str:
 
 
 def save_ranges(path: Path, ranges: Ranges) -> None:
-    """Write `ranges` as JSON, atomically: the minimum and the maximum of each tensor, then its counts."""
+    """Write `ranges` as JSON, atomically."""
     document = {
         "format": FORMAT,
         "model_sha256": ranges.model_sha256,
         "images_sha256": ranges.images_sha256,
         "images": ranges.images,
         "bins": BINS,
+        "widths": {name: width.tolist() for name, width in ranges.widths.items()},
         "tensors": {name: _to_json(histogram) for name, histogram in ranges.histograms.items()},
     }
     artifacts.write_bytes(path, (json.dumps(document) + "\n").encode())
@@ -66,7 +71,10 @@ def load_ranges(path: Path, *, model_sha256: str, images: np.ndarray) -> Ranges:
         if document["format"] != FORMAT or document["bins"] != BINS:
             raise SlimdeployError(f"{path}: written by another version of slimdeploy: delete it")
         tensors = {name: _from_json(entry) for name, entry in document["tensors"].items()}
-        ranges = Ranges(document["model_sha256"], document["images_sha256"], int(document["images"]), tensors)
+        widths = {name: np.asarray(width, np.float32) for name, width in document["widths"].items()}
+        ranges = Ranges(
+            document["model_sha256"], document["images_sha256"], int(document["images"]), widths, tensors
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SlimdeployError(f"{path} is not a file of activation ranges ({error!r}): delete it") from error
     if ranges.model_sha256 != model_sha256:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +11,15 @@ import onnx
 from slimdeploy.calibrate.classifier import Classifier, read_classifier
 from slimdeploy.calibrate.collect import collect
 from slimdeploy.calibrate.comparison import Comparison, compare_logits
-from slimdeploy.calibrate.histogram import Histogram
+from slimdeploy.calibrate.equalisation import equalise
 from slimdeploy.calibrate.inference import Network, batches
+from slimdeploy.calibrate.measure import Progress, measured, no_progress
 from slimdeploy.calibrate.options import CalibrateOptions, CalibrationData
 from slimdeploy.calibrate.passes import fold_batchnorm
 from slimdeploy.calibrate.qdq import FORMS, quantised_layers
 from slimdeploy.calibrate.quantiser import Quantiser, Trial, best_method
-from slimdeploy.calibrate.ranges import Ranges, StaleRanges, images_sha256, load_ranges, save_ranges
 from slimdeploy.calibrate.sensitivity import Sensitivity, layers_to_keep, sensitivities
-from slimdeploy.calibrate.thresholds import METHODS
+from slimdeploy.calibrate.thresholds import METHODS, find_method
 from slimdeploy.calibrate.trt8_cache import trt8_cache
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
@@ -63,15 +61,6 @@ class Calibration:
         }
 
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
-"""Called with a title and a total; yields what is called with each step made."""
-
-
-def no_progress(title: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
-    """Shows nothing."""
-    return nullcontext(lambda count: None)
-
-
 def calibrate_stage(
     model: Path,
     *,
@@ -85,17 +74,19 @@ def calibrate_stage(
 ) -> Calibration:
     """Quantise the float32 ONNX file `model` and write it to `output` with its sidecar.
 
-    `ranges` is where the activation histograms are kept: read where the file exists, written where it
-    doesn't; a stale one is refused, or replaced with `force`. `trt8` is a calibration cache for TensorRT 8
-    to write. Raises SlimdeployError for anything that can't be quantised; nothing is written then, and
+    `ranges` is where the measurements are kept: read where the file exists, written where it doesn't; a
+    stale one is refused, or replaced with `force`. `trt8` is a calibration cache for TensorRT 8 to write.
+    Raises SlimdeployError for anything that can't be quantised; nothing is written then, and
     neither is where the accuracy falls by more than `options.max_drop`.
     """
     for path in filter(None, (output, trt8)):
         artifacts.check_output(path, force=force)
     source = fold_batchnorm(read_classifier(model))
     _check_data(source, data, options, model)
-    histograms = _histograms(source, model, data, options, ranges, force, progress)
-    quantiser = Quantiser(source, histograms, options)
+    found = measured(
+        source, model, data, path=ranges, force=force, threads=options.threads, progress=progress
+    )
+    quantiser = Quantiser(equalise(source, found.widths), found.histograms, options)
     trial = Trial(quantiser, data, options)
     names = list(METHODS) if options.method == "auto" else [options.method]
     with progress("comparing methods", len(names)) as advance:
@@ -124,10 +115,11 @@ def calibrate_stage(
         options=options,
     )
     if fits:
+        cache = _trt8_cache(source, method, data, options.threads) if trt8 else b""
         artifacts.write_bytes(output, made.SerializeToString())
         artifacts.write_sidecar(output, _description(result, quantiser, model, made))
         if trt8:
-            artifacts.write_bytes(trt8, trt8_cache(quantiser.signed_thresholds(method)))
+            artifacts.write_bytes(trt8, cache)
     return result
 
 
@@ -151,29 +143,10 @@ def _fallback(
     return asked | kept, tuple(table)
 
 
-def _histograms(
-    source: Classifier,
-    model: Path,
-    data: CalibrationData,
-    options: CalibrateOptions,
-    path: Path | None,
-    force: bool,
-    progress: Progress,
-) -> dict[str, Histogram]:
-    """From the file where there is one that fits, else measured, and kept in the file."""
-    sha256, images = artifacts.sha256_file(model), data.ranges.images
-    if path and path.exists():
-        try:
-            return load_ranges(path, model_sha256=sha256, images=images).histograms
-        except StaleRanges:
-            if not force:
-                raise
-    with progress("measuring activations", len(images)) as advance:
-        stream = batches(images, data.preprocessing)
-        found = collect(source, stream, threads=options.threads, advance=advance)
-    if path:
-        save_ranges(path, Ranges(sha256, images_sha256(images), len(images), found))
-    return found
+def _trt8_cache(source: Classifier, method: str, data: CalibrationData, threads: int | None) -> bytes:
+    """TensorRT 8 reads the cache beside the float32 file, whose channels are as they were."""
+    histograms = collect(source, batches(data.ranges.images, data.preprocessing), threads=threads)
+    return trt8_cache({name: find_method(method)(h, 127) for name, h in histograms.items()})
 
 
 def _check_data(source: Classifier, data: CalibrationData, options: CalibrateOptions, model: Path) -> None:

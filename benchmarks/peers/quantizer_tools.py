@@ -36,12 +36,14 @@ def _slimdeploy(target: str, method: str) -> Tool:
         import onnx
 
         from slimdeploy.calibrate.classifier import read_classifier
-        from slimdeploy.calibrate.collect import collect
+        from slimdeploy.calibrate.equalisation import equalise
+        from slimdeploy.calibrate.measure import measure
         from slimdeploy.calibrate.options import CalibrateOptions
         from slimdeploy.calibrate.quantiser import Quantiser
 
         source = read_classifier(model)
-        quantiser = Quantiser(source, collect(source, _batches(images)), CalibrateOptions(target=target))
+        widths, histograms = measure(source, lambda: _batches(images))
+        quantiser = Quantiser(equalise(source, widths), histograms, CalibrateOptions(target=target))
         onnx.save(quantiser.finished(method, frozenset()), output)
 
     return run

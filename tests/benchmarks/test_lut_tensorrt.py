@@ -18,7 +18,8 @@ from slimdeploy.benchmarks.lut import load_table
 from slimdeploy.benchmarks.lut_accuracy import compare, scaled
 from slimdeploy.benchmarks.lut_backend import LutOptions, open_backend
 from slimdeploy.benchmarks.lut_measure import PASS, measure_table
-from slimdeploy.tests.toolchain.tensorrt_fake import REFORMAT_MS, VERSIONS, FakeTensorrt, layer_ms
+from slimdeploy.tests.toolchain.tensorrt_fake import VERSIONS, FakeTensorrt
+from slimdeploy.tests.toolchain.tensorrt_fake_run import REFORMAT_MS, layer_ms
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.audit import EngineLayer, read_layers
 from slimdeploy.toolchain.networks.layers import enumerate_layers
@@ -185,7 +186,7 @@ def test_pruning_measures_on_tensorrt(table: Path, monkeypatch: pytest.MonkeyPat
     assert found.not_measured is None
     assert found.measured_ms is not None
     assert 1.425 <= found.measured_ms <= 1.5
-    assert found.predicted_ms == budgets[-1]
+    assert found.budget_ms == budgets[-1]
 
 
 def test_predictions_are_compared_with_measurements(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,11 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
 def saved(tmp_path):
     values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     ranges = Ranges(
-        "abc", images_sha256(IMAGES), 3, {"x": histogram(values), "zero": histogram(np.zeros(5, np.float32))}
+        "abc",
+        images_sha256(IMAGES),
+        3,
+        {"x": np.abs(values[:5])},
+        {"x": histogram(values), "zero": histogram(np.zeros(5, np.float32))},
     )
     save_ranges(tmp_path / "ranges.json", ranges)
     return tmp_path / "ranges.json", ranges
@@ -28,6 +32,7 @@ def test_round_trip(saved):
     path, ranges = saved
     read = load_ranges(path, model_sha256="abc", images=IMAGES)
     assert list(read.histograms) == ["x", "zero"]
+    np.testing.assert_array_equal(read.widths["x"], ranges.widths["x"], strict=True)
     for name, expected in ranges.histograms.items():
         found = read.histograms[name]
         np.testing.assert_array_equal(found.counts, expected.counts)
@@ -44,7 +49,9 @@ def test_another_model_or_other_images_are_stale(saved):
         load_ranges(path, model_sha256="abc", images=IMAGES[::-1])
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"bins": 128}, {"tensors": [1]}, {"images": None}])
+@pytest.mark.parametrize(
+    "change", [{"format": 1}, {"bins": 128}, {"tensors": [1]}, {"widths": 1}, {"images": None}]
+)
 def test_damaged_files(saved, change):
     path, _ = saved
     path.write_text(json.dumps(json.loads(path.read_text()) | change))

@@ -7,8 +7,9 @@ import numpy as np
 import onnx
 import pytest
 from calibrate_examples import PREPROCESSING, make_example
+from onnx import numpy_helper
 
-from slimdeploy.calibrate import stage
+from slimdeploy.calibrate import measure, stage
 from slimdeploy.calibrate.options import CalibrateOptions, calibration_data
 from slimdeploy.calibrate.stage import calibrate_stage
 from slimdeploy.toolchain import artifacts
@@ -62,7 +63,7 @@ def test_ranges_are_reused_and_stale_ones_refused(bottleneck, tmp_path, monkeypa
     run(bottleneck, tmp_path, ranges=ranges)
     before = ranges.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "collect", lambda *a, **k: pytest.fail("measured again"))
+        patch.setattr(measure, "measure", lambda *a, **k: pytest.fail("measured again"))
         run(bottleneck, tmp_path, ranges=ranges, name="again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "int8.onnx").read_bytes()
     fewer = change(bottleneck, ranges=Split(bottleneck.images[:10], bottleneck.labels[:10]))
@@ -145,7 +146,7 @@ def test_fp16_compute(bottleneck, tmp_path):
     run(bottleneck, tmp_path, options=dataclasses.replace(FAST, compute="fp16"))
     model = onnx.load(tmp_path / "int8.onnx")
     kinds = {c.name: c.data_type for c in model.graph.initializer}
-    assert kinds["conv1.bias.fp16"] == onnx.TensorProto.FLOAT16
+    assert kinds["conv1.bias.equalised.fp16"] == onnx.TensorProto.FLOAT16
     assert onnx.TensorProto.FLOAT not in kinds.values()
 
 
@@ -178,6 +179,18 @@ def test_unusable_images(bottleneck, tmp_path, part):
     small = Split(bottleneck.images[:4, :12], bottleneck.labels[:4])
     with pytest.raises(SlimdeployError, match=r"the images are 16×12, but .*model\.onnx takes 16×16"):
         run(bottleneck, tmp_path, data=change(bottleneck, **{part: small}))
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_nan_is_traced_to_its_layer(bottleneck, tmp_path):
+    model = onnx.load(bottleneck.save(tmp_path / "model.onnx"))
+    weight = next(c for c in model.graph.initializer if c.name == "layer2.0.conv2.weight")
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[0] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(SlimdeployError, match=r"activations of layer2\.0\.conv2 hold NaN or infinity"):
+        run(bottleneck, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 

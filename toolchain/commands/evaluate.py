@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 @data_options(required=False)
 @click.option("--limit", type=click.IntRange(min=1), help="A class-balanced subset of N test images.")
 @click.option("--backend", default="auto", show_default=True, help="What runs it; auto goes by the file.")
+@click.option("--accuracy-only", is_flag=True,
+              help="An engine: preprocess and count on the GPU. Tells no loss.")  # fmt: skip
 @machine_options
 def evaluate(
     model: Path,
     data: DataOptions | None,
     limit: int | None,
     backend: str,
+    accuracy_only: bool,
     device: str,
     threads: int | None,
 ) -> Output:
@@ -33,27 +36,30 @@ def evaluate(
 
     --data defaults to the data that the model was trained on.
     """
+    from slimdeploy.benchmarks.accuracy import Evaluation
     from slimdeploy.benchmarks.evaluate import evaluate_model
     from slimdeploy.benchmarks.subjects import subjects_for
     from slimdeploy.toolchain.runtime.session import SessionOptions
 
     (subject,) = subjects_for([model], [backend], SessionOptions(device=device, threads=threads))
-    found, used, precision = evaluate_model(subject, data, limit=limit)
+    found, used, precision = evaluate_model(subject, data, limit=limit, accuracy_only=accuracy_only)
     low, high = found.interval
+    loss = found.loss if isinstance(found, Evaluation) else None
+    images = len(found.correct) if isinstance(found, Evaluation) else found.images
     document = {
         "model": str(model),
         "backend": used,
         "precision": precision,
         "accuracy": found.accuracy,
         "accuracy_ci95": [low, high],
-        "loss": found.loss,
-        "images": len(found.correct),
+        "loss": loss,
+        "images": images,
     }
     rows = [
         ("model", str(model)),
         ("ran on", f"{used}, {precision}"),
         ("test accuracy", f"{percent(found.accuracy)} (95 %: {percent(low)} to {percent(high)})"),
-        ("test loss", f"{found.loss:.4f}"),
-        ("images", count(len(found.correct))),
+        *([("test loss", f"{loss:.4f}")] if loss is not None else []),
+        ("images", count(images)),
     ]
     return Output(document, facts_table(rows))

@@ -27,7 +27,7 @@ Plan = Callable[[float], NetworkSpec]
 class LatencyBudget:
     """A budget of predicted milliseconds, and what its network took when it was measured."""
 
-    predicted_ms: float
+    budget_ms: float
     measured_ms: float | None
     not_measured: str | None
     """Why the time is predicted only; None where it was measured."""

@@ -36,6 +36,16 @@ JUDGED_IMAGES = 1024
 
 
 @dataclass(frozen=True)
+class Latency:
+    """What a run of the pruned network takes by the latency table, and what it took."""
+
+    predicted_ms: float
+    measured_ms: float | None
+    not_measured: str | None
+    """Why it is predicted only."""
+
+
+@dataclass(frozen=True)
 class PruneResult:
     """What pruning did. `accuracy` is on the test split, and None where no data was given."""
 
@@ -49,7 +59,7 @@ class PruneResult:
     accuracy: dict[str, float] | None
     seconds: float
     """Scoring, selection and surgery; neither reading, evaluation nor writing."""
-    latency: LatencyBudget | None = None
+    latency: Latency | None = None
     """Where milliseconds were asked for."""
 
     def to_json(self) -> dict[str, Any]:
@@ -130,7 +140,7 @@ class _Cut:
     folded: ResNet
     folding: Folding
     network: ResNet
-    latency: LatencyBudget | None
+    latency: Latency | None
 
 
 def _cut(
@@ -150,11 +160,13 @@ def _cut(
     full = final.costs.total({g.name: g.width for g in plan_groups(original.spec, options)})
     # Steps of equal ratio: each removes the same share of what is left.
     limit = final.limit if progress == 1 else full * (final.limit / full) ** progress
-    latency = None
+    met = None
     if options.latency_table and progress == 1:
-        latency = _latency_budget(network, moments, options, own, size)
-        limit = latency.predicted_ms
+        met = _latency_budget(network, moments, options, own, size)
+        limit = met.budget_ms
     kept = choose_channels(network, moments, options, Budget(own.costs, limit, own.unit))
+    predicted = own.costs.total({name: len(channels) for name, channels in kept.items()})
+    latency = Latency(predicted, met.measured_ms, met.not_measured) if met else None
     plain = prune_network(network, groups, kept, fold=False)[0]
     folded, folding = prune_network(network, groups, kept, fold=options.fold)
     if moments and options.compensate:

@@ -49,21 +49,21 @@ class TensorrtSession:
         graphs: bool,
     ) -> None:
         self._trt, self._able = trt, capabilities(trt.__version__)
-        self._engine, self._device = engine, device
+        self._engine, self.device = engine, device
         self._plan_bytes = path.stat().st_size
         image, logits = _single(trt, engine, "INPUT", 4, path), _single(trt, engine, "OUTPUT", 2, path)
         fixed, channels, height, width = tuple(engine.get_tensor_shape(image))
         profile = [shape[0] for shape in engine.get_tensor_profile_shape(image, 0)] if fixed < 0 else [fixed]
-        self._least, self.max_batch = profile[0], profile[-1]
+        self.min_batch, self.max_batch = profile[0], profile[-1]
         self.input_shape = (channels, height, width)
         self.backend = "tensorrt" if graphs else "tensorrt-no-graph"
         self.precision = manifest.precision if manifest else "unknown"
         self.info = manifest.info(str(path)) if manifest else None
 
-        self._stream = device.stream()
+        self.stream = device.stream()
         self._buffers: list[Buffer] = []
-        self._input = self._tensor(image)
-        self._output = self._tensor(logits)
+        self.input = self._tensor(image)
+        self.output = self._tensor(logits)
         self._activations = self._allocate(_memory_size(self._able, engine))
         self._use_graphs = graphs  # each graph is kept with the context that it was captured from
         self._graphs: dict[int, tuple[Any, Graph]] = {}
@@ -79,7 +79,7 @@ class TensorrtSession:
         input and output.
         """
         named = {"plan": self._plan_bytes, "workspace": self._activations.nbytes}
-        named["io"] = self._input.buffer.nbytes + self._output.buffer.nbytes
+        named["io"] = self.input.buffer.nbytes + self.output.buffer.nbytes
         return {name: nbytes / 2**20 for name, nbytes in named.items()}
 
     @property
@@ -108,7 +108,7 @@ class TensorrtSession:
         times: dict[str, list[float]] = {}
         for _ in range(runs):
             self._execute(context)
-            self._stream.synchronize()
+            self.stream.synchronize()
             for name, ms in profiler.take().items():
                 times.setdefault(name, []).append(ms)
         return {name: statistics.median(ms) for name, ms in times.items()}
@@ -116,41 +116,48 @@ class TensorrtSession:
     def _elapsed(self, step: int) -> float | None:
         if not self._has_run or self._closed:
             return None
-        return self._device.elapsed_ms(self._events[step], self._events[step + 1])
+        return self.device.elapsed_ms(self._events[step], self._events[step + 1])
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         if self._closed:
             raise SlimdeployError("the session is closed")
         if batch.shape[1:] != self.input_shape:
             raise SlimdeployError(f"the engine takes images of {self.input_shape}, not {batch.shape[1:]}")
-        self._device.activate()
-        logits = np.empty((len(batch), *self._output.host.shape[1:]), np.float32)
+        self.device.activate()
+        logits = np.empty((len(batch), *self.output.host.shape[1:]), np.float32)
         for start in range(0, len(batch), self.max_batch):
             part = batch[start : start + self.max_batch]
             logits[start : start + len(part)] = self._run_part(part)
         return logits
 
     def _run_part(self, images: np.ndarray) -> np.ndarray:
-        count = max(len(images), self._least)
-        self._input.host[: len(images)] = images
-        self._input.host[len(images) : count] = 0
+        count = max(len(images), self.min_batch)
+        self.input.host[: len(images)] = images
+        self.input.host[len(images) : count] = 0
         self._prepare(count)
         begin, start, end, done = self._events
-        begin.record(self._stream)
-        self._device.upload(self._input.buffer, self._input.host[:count], self._stream)
-        start.record(self._stream)
+        begin.record(self.stream)
+        self.device.upload(self.input.buffer, self.input.host[:count], self.stream)
+        start.record(self.stream)
         launched = time.perf_counter()
+        self.launch(count)
+        self.enqueue_ms = (time.perf_counter() - launched) * 1000
+        end.record(self.stream)
+        self.device.download(self.output.host[:count], self.output.buffer, self.stream)
+        done.record(self.stream)
+        self.stream.synchronize()
+        self._has_run = True
+        return self.output.host[: len(images)]
+
+    def launch(self, count: int) -> None:
+        """Queue the network on `stream` for the first `count` images in `input`'s buffer, `min_batch` to
+        `max_batch` of them; their logits will be in `output`'s.
+        """
+        self._prepare(count)
         if self._use_graphs:
-            self._graphs[count][1].launch(self._stream)
+            self._graphs[count][1].launch(self.stream)
         else:
             self._execute(self._context)
-        self.enqueue_ms = (time.perf_counter() - launched) * 1000
-        end.record(self._stream)
-        self._device.download(self._output.host[:count], self._output.buffer, self._stream)
-        done.record(self._stream)
-        self._stream.synchronize()
-        self._has_run = True
-        return self._output.host[: len(images)]
 
     def _prepare(self, count: int) -> None:
         """Make the context fit the batch size; capture its graph where there is none yet."""
@@ -163,10 +170,10 @@ class TensorrtSession:
             self._execute(
                 context
             )  # the first run after a change of shape prepares things that can't be captured
-            self._stream.synchronize()
+            self.stream.synchronize()
             self._graphs[count] = (
                 context,
-                self._device.capture(self._stream, lambda: self._execute(context)),
+                self.device.capture(self.stream, lambda: self._execute(context)),
             )
 
     def _new_context(self) -> Any:
@@ -182,19 +189,19 @@ class TensorrtSession:
             context.set_device_memory(address, size)
         else:
             context.device_memory = address
-        for tensor in (self._input, self._output):
+        for tensor in (self.input, self.output):
             context.set_tensor_address(tensor.name, tensor.buffer.address)
         return context
 
     def _set_batch(self, context: Any, count: int) -> None:
         shape = (count, *self.input_shape)
-        if tuple(context.get_tensor_shape(self._input.name)) != shape and not context.set_input_shape(
-            self._input.name, shape
+        if tuple(context.get_tensor_shape(self.input.name)) != shape and not context.set_input_shape(
+            self.input.name, shape
         ):
             raise SlimdeployError(f"the engine refuses a batch of {count}")
 
     def _execute(self, context: Any) -> None:
-        if not context.execute_async_v3(self._stream.handle):
+        if not context.execute_async_v3(self.stream.handle):
             raise SlimdeployError("TensorRT failed to run the engine")
 
     def _tensor(self, name: str) -> Tensor:
@@ -202,11 +209,11 @@ class TensorrtSession:
         if kind not in _DTYPES:
             raise SlimdeployError(f"{name} is {kind}; {' and '.join(_DTYPES)} can be fed and read")
         shape = (self.max_batch, *tuple(self._engine.get_tensor_shape(name))[1:])
-        host = self._device.pinned(shape, _DTYPES[kind])
+        host = self.device.pinned(shape, _DTYPES[kind])
         return Tensor(name, host, self._allocate(host.nbytes))
 
     def _allocate(self, nbytes: int) -> Buffer:
-        self._buffers.append(self._device.allocate(nbytes))
+        self._buffers.append(self.device.allocate(nbytes))
         return self._buffers[-1]
 
     def close(self) -> None:
@@ -220,7 +227,7 @@ class TensorrtSession:
         self._context = self._engine = None
         for buffer in self._buffers:
             buffer.free()
-        self._device.close()
+        self.device.close()
 
     def __enter__(self) -> TensorrtSession:
         return self

@@ -11,7 +11,8 @@ import onnx
 import pytest
 from rich.console import Console
 
-from slimdeploy.tests.toolchain.tensorrt_fake import DAMAGED, MISMATCHED, VERSIONS, FakeTensorrt
+from slimdeploy.tests.toolchain.tensorrt_fake import VERSIONS, FakeTensorrt
+from slimdeploy.tests.toolchain.tensorrt_fake_build import DAMAGED, MISMATCHED
 from slimdeploy.toolchain import progress
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export import engine_stage

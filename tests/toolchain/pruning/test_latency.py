@@ -44,7 +44,7 @@ def test_a_table_that_is_off_is_corrected_by_measuring(
         return SPEC
 
     found = latency.budget_that_measures(plan, 10.0, lambda _: budgets[-1] * factor)
-    assert found.measured_ms == found.predicted_ms * factor
+    assert found.measured_ms == found.budget_ms * factor
     assert 9.5 <= found.measured_ms <= 10.0
     assert found.not_measured is None
 
@@ -61,7 +61,7 @@ def test_what_is_missed_on_both_sides_is_narrowed_down() -> None:
         return 10.0 + 2.0 * round(8 * (budgets[-1] - 9.0)) / 8
 
     found = latency.budget_that_measures(plan, 10.0, measured)
-    assert 9.5 <= 10.0 + 2.0 * round(8 * (found.predicted_ms - 9.0)) / 8 <= 10.0
+    assert 9.5 <= 10.0 + 2.0 * round(8 * (found.budget_ms - 9.0)) / 8 <= 10.0
 
 
 def test_a_time_that_is_never_reached_says_so() -> None:
@@ -85,7 +85,7 @@ def test_another_machine_s_table_predicts_only_and_says_why(
 ) -> None:  # fmt: skip
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     found = latency.budget_for_latency(lambda _: SPEC, 1.0, replace(table, device=device), 32)
-    assert (found.predicted_ms, found.measured_ms) == (1.0, None)
+    assert (found.budget_ms, found.measured_ms) == (1.0, None)
     assert found.not_measured is not None
     assert why in found.not_measured
     assert f"! the latency is predicted only, not measured: {found.not_measured}" in capfd.readouterr().err

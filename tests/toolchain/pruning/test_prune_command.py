@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import write_checkpoint
 
+from slimdeploy.benchmarks import results
+from slimdeploy.benchmarks.lut import TERMS, LatencyTable, load_table, shape_of
+from slimdeploy.benchmarks.lut_backend import LutOptions, open_backend
+from slimdeploy.benchmarks.lut_onnxruntime import OnnxruntimeBackend
 from slimdeploy.toolchain.checkpoint import load_checkpoint
+from slimdeploy.toolchain.networks.layers import enumerate_layers
 
 
 @pytest.fixture
@@ -44,6 +50,50 @@ def test_with_data_it_reports_every_accuracy_and_the_checkpoint_has_the_last(
     assert load_checkpoint(output).info.metrics["accuracy"]["test"] == accuracy["final"]
     before = slimdeploy_command("evaluate", checkpoint, "--data", f"folder:{image_folder}", "--json").json
     assert before["accuracy"] == accuracy["before"]
+
+
+def write_table(path: Path, checkpoint: Path, device: dict[str, Any]) -> float:
+    """A latency table by which a convolution costs what its widths say; the checkpoint's ms."""
+    info = load_checkpoint(checkpoint).info
+    size = info.preprocessing.size
+    values = tuple({"launch": 1e-4, "product": 1e-4}.get(term, 0.0) for term in TERMS)
+    shapes = {shape_of(conv): values for conv in enumerate_layers(info.spec, size).convs()}
+    table = LatencyTable(device, 1, 1, None, shapes, (0.01, 0.0, 0.0))
+    document = results.document("lut", command="made up", device=device, model=table.to_json())
+    results.write(path, document)
+    return table.network_ms(info.spec, size)
+
+
+def test_another_machine_s_milliseconds_are_predicted_only(
+    slimdeploy_command: Callable, checkpoint: Path, tmp_path: Path
+) -> None:
+    table, output = tmp_path / "lut.json", tmp_path / "pruned.safetensors"
+    device = {"backend": "onnxruntime-cpu", "cpu": "another", "threads": 1, "batch": 1, "versions": {}}
+    target = 0.7 * write_table(table, checkpoint, device)
+    arguments = ["prune", checkpoint, "--latency-ms", target, "--latency-table", table, "--align", 1]
+    ran = slimdeploy_command(*arguments, "-o", output, "--json")
+    assert ran.exit_code == 0, ran.err
+    latency, spec = ran.json["latency"], load_checkpoint(output).info.spec
+    assert latency["measured_ms"] is None
+    assert latency["not_measured"].startswith("the latency table is of another (here ")
+    assert latency["predicted_ms"] == pytest.approx(load_table(table).network_ms(spec, 16))
+    assert 0.9 * target <= latency["predicted_ms"] <= target
+    assert "predicted only, not measured" in ran.err
+    assert "ms predicted, not" in slimdeploy_command(*arguments, "-o", tmp_path / "b").out
+
+
+def test_the_table_s_machine_measures(
+    slimdeploy_command: Callable, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_backend(LutOptions(threads=1)) as backend:
+        device = backend.device
+    target = 0.7 * write_table(tmp_path / "lut.json", checkpoint, device)
+    monkeypatch.setattr(OnnxruntimeBackend, "whole_ms", lambda *_, seconds: [0.97 * target])
+    ran = slimdeploy_command("prune", checkpoint, "--latency-ms", target, "--latency-table",
+                             tmp_path / "lut.json", "--align", 1, "-o", tmp_path / "a", "--json")  # fmt: skip
+    assert ran.exit_code == 0, ran.err
+    assert ran.json["latency"]["measured_ms"] == pytest.approx(0.97 * target)
+    assert ran.json["latency"]["not_measured"] is None
 
 
 def test_the_text_names_folded_constants(

@@ -12,13 +12,8 @@ import numpy as np
 import pytest
 
 from slimdeploy.benchmarks import gpu as benchmarks_gpu
-from slimdeploy.tests.toolchain.tensorrt_fake import (
-    REFORMAT,
-    REFORMAT_MS,
-    VERSIONS,
-    FakeTensorrt,
-    layer_ms,
-)
+from slimdeploy.tests.toolchain.tensorrt_fake import VERSIONS, FakeTensorrt
+from slimdeploy.tests.toolchain.tensorrt_fake_run import REFORMAT, REFORMAT_MS, layer_ms
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.engine import export_engine

@@ -1,0 +1,123 @@
+"""Rescales channels so that those of one tensor are equally wide: a pure rewrite, the logits stay the same.
+
+Activations have one scale a tensor. On a residual stream the widest channel can reach ten times as far as the
+median one, which is then left with a dozen of the 127 steps. But whatever a channel is divided by before a
+ReLU, a pooling or a sum, the weights behind can be multiplied with (Nagel et al. 2019, arXiv 1906.04721,
+section 4.1), and weights have a scale for every output channel. All tensors of a residual stream share their
+channels, hence one scale for the whole stream.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from slimdeploy.calibrate.classifier import Classifier, attributes, classifier
+from slimdeploy.calibrate.passes import GraphWriter
+from slimdeploy.calibrate.qdq import WEIGHTED, quantised_inputs
+
+EXPONENT = 0.5
+"""How far channels are evened out: 1 makes them equally wide, and the weights that read them as unequal
+as the channels were. The square root shares that out (SmoothQuant, arXiv 2211.10438, section 4).
+"""
+LEAST = 0.01
+"""A channel is taken to reach at least so far, as a share of its tensor's widest."""
+_CHANNELWISE = ("Relu", "MaxPool", "GlobalAveragePool", "Flatten", "Add")
+"""Operators with a channel of the output for each of the input, which a positive factor passes through."""
+
+
+def equalise(source: Classifier, widths: Mapping[str, np.ndarray]) -> Classifier:
+    """`source` with the channels of its quantised tensors evened out.
+
+    `widths` gives the largest |x| of each channel, (C,), of the tensors_to_equalise, from real images.
+    """
+    scales = channel_scales(source, widths)
+    writer = GraphWriter(constants=dict(source.constants))
+    for node in source.nodes:
+        before, after = scales.get(node.input[0]), scales.get(node.output[0])
+        if node.op_type not in WEIGHTED or (before is None and after is None):
+            writer.copy(node)
+            continue
+        weight, *bias = (source.constants[name].astype(np.float64) for name in node.input[1:])
+        outputs = _output_axis(node)
+        if before is not None:
+            weight = weight * _along(1 - outputs, before, weight.ndim)
+        if after is not None:
+            weight = weight / _along(outputs, after, weight.ndim)
+            bias = [values / after for values in bias]
+        names = ("weight", "bias")
+        made = [
+            writer.constant(f"{node.name}.{name}.equalised", values.astype(np.float32))
+            for name, values in zip(names, [weight, *bias], strict=False)
+        ]
+        writer.copy(node, [node.input[0], *made])
+    return classifier(writer.model(source.model), source="the equalised model")
+
+
+def tensors_to_equalise(source: Classifier) -> list[str]:
+    """Whose widths decide: what TensorRT reads in INT8, on streams that can be rescaled."""
+    read = {source.origin(t) for node in source.nodes for t in quantised_inputs(source, node, "tensorrt")}
+    return [tensor for stream in streams(source) for tensor in stream if tensor in read]
+
+
+def channel_scales(source: Classifier, widths: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What each channel of a tensor is divided by, (C,): the same for all tensors of a stream."""
+    found = {}
+    for stream in streams(source):
+        measured = [widths[tensor] for tensor in stream if tensor in widths and widths[tensor].any()]
+        if not measured or not np.isfinite(measured).all():  # collect() names the layer
+            continue
+        # The share of its tensor's width that a channel takes, on (geometric) average over the tensors.
+        shares = np.stack([np.maximum(width / width.max(), LEAST) for width in measured])
+        scale = np.exp(np.log(shares.astype(np.float64)).mean(axis=0)) ** EXPONENT
+        scale[~np.any(measured, axis=0)] = 1.0  # never seen active: how far it may reach isn't known
+        # No tensor may become wider than it was: what fits FP16 must go on fitting.
+        scale = scale * max((width / scale).max() / width.max() for width in measured)
+        found.update(dict.fromkeys(stream, scale))
+    return found
+
+
+def streams(source: Classifier) -> list[list[str]]:
+    """Tensors that must share their channels' scales, together.
+
+    Left out are the images, the logits, and what an operator touches that scales don't pass through.
+    """
+    parents: dict[str, str] = {}
+
+    def root(tensor: str) -> str:
+        while (parent := parents.get(tensor, tensor)) != tensor:
+            tensor = parent
+        return tensor
+
+    fixed = {source.input, source.output}
+    channels: dict[str, int] = {}
+    for node in source.nodes:
+        if node.op_type in _CHANNELWISE:
+            for tensor in node.input:
+                parents[root(tensor)] = root(node.output[0])
+        elif node.op_type in WEIGHTED and attributes(node).get("group", 1) == 1:
+            outputs, shape = _output_axis(node), source.constants[node.input[1]].shape
+            channels |= {node.input[0]: shape[1 - outputs], node.output[0]: shape[outputs]}
+        else:
+            fixed |= {node.input[0], node.output[0]}
+    found: dict[str, list[str]] = defaultdict(list)
+    for tensor in source.activations:
+        found[root(tensor)].append(tensor)
+    return [
+        stream
+        for stream in found.values()
+        # Of different counts where Flatten makes channels of positions.
+        if not fixed.intersection(stream) and len({channels[t] for t in stream if t in channels}) == 1
+    ]
+
+
+def _output_axis(node: onnx.NodeProto) -> int:
+    return 1 if node.op_type == "Gemm" and not attributes(node).get("transB", 0) else 0
+
+
+def _along(axis: int, values: np.ndarray, dimensions: int) -> np.ndarray:
+    """`values` (C,) shaped to be multiplied along `axis`."""
+    return np.expand_dims(values, tuple(i for i in range(dimensions) if i != axis))
