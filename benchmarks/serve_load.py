@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--factor", type=float, default=2.0, help="times the capacity")
     parser.add_argument("--bad", type=float, default=0.2, help="share of bad requests")
     parser.add_argument("--limit-ms", type=float, default=100.0, help="the server's --latency-ms")
-    parser.add_argument("--slack-ms", type=float, default=0.0, help="for the client's own share of the time")
+    parser.add_argument("--slack-ms", type=float, default=10.0, help="for the client's own share of the time")
     parser.add_argument("--max-growth-mb", type=float, default=5.0, help="of the server's memory")
     return asyncio.run(load(parser.parse_args(arguments)))
 

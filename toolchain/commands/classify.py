@@ -120,7 +120,7 @@ def _table(results: list[Result], document: dict) -> Table:
     stages = ", ".join(f"{stage} {ms:.3g} ms" for stage, ms in spent if ms is not None)
     title = f"{document['model']}: {document['precision']} on {document['backend']}"
     caption = f"each image: {stages}" if stages else None
-    table = Table("image", "classes", title=title, caption=caption, min_width=64)
+    table = Table("image", "classes", title=title, caption=caption, min_width=72)
     for result in results:
         classes = ", ".join(f"{p.label} {p.probability:.1%}" for p in result.top)
         table.add_row(result.image, (result.error or classes).removeprefix(f"{result.image}: "))

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 @click.option("--arch", default="resnet50", show_default=True, help="Network whose convolutions to time.")
 @click.option("--stem", default="cifar-pool", show_default=True, help="cifar-pool, cifar or imagenet.")
 @click.option(
-    "--classes", type=click.IntRange(min=1), default=10, show_default=True, help="What it tells apart."
+    "--classes",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Classes that it tells apart.",
 )
 @click.option(
     "--size", type=click.IntRange(min=8), default=32, show_default=True, help="Image side in pixels."

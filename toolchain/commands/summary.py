@@ -20,7 +20,7 @@ from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
     "--arch", default="resnet50", show_default=True, help="Network to describe where no CHECKPOINT is given."
 )
 @click.option("--stem", default="cifar-pool", show_default=True, help="cifar-pool, cifar or imagenet.")
-@click.option("--classes", type=int, default=10, show_default=True, help="What it tells apart.")
+@click.option("--classes", type=int, default=10, show_default=True, help="Classes that it tells apart.")
 @click.option(
     "--size", type=click.IntRange(min=8), help="Image side in pixels. [default: the checkpoint's, or 32]"
 )

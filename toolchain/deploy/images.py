@@ -91,9 +91,7 @@ def read_frames(stream: BinaryIO, frame: FrameFormat, *, size: int) -> Iterator[
     number = 0
     while content := _read_exactly(stream, frame.bytes):
         if len(content) != frame.bytes:
-            raise SlimdeployError(
-                f"frame {number} has {len(content)} bytes, not {frame.bytes}: check --frames"
-            )
+            raise SlimdeployError(f"frame {number}: {len(content)} bytes, not {frame.bytes}: check --frames")
         number += 1
         pixels = np.frombuffer(content, np.uint8).reshape(frame.height, frame.width, -1)
         if frame.pixels == "bgr":

@@ -159,7 +159,7 @@ def test_frames_through_a_slow_pipe():
 
 
 def test_bad_frames():
-    with pytest.raises(SlimdeployError, match="frame 1 has 5 bytes, not 48"):
+    with pytest.raises(SlimdeployError, match="frame 1: 5 bytes, not 48"):
         list(read_frames(io.BytesIO(bytes(53)), FrameFormat(4, 4), size=4))
     for text in ("4", "4x", "x4", "-4x4", "4x4x4", "axb"):
         with pytest.raises(SlimdeployError, match="width and height are needed"):
@@ -215,7 +215,7 @@ def test_command_line(bundle, models, random_images, tmp_path):
     done = call("-", "--frames", "16x16", "--root", store.root, "--json", input=frames[:-5])
     cut = json.loads(done.stdout)["results"]
     assert (cut[:2], done.returncode) == (raw["results"][:2], 1)
-    assert cut[2] == {"image": "frame 2", "error": "frame 2 has 763 bytes, not 768: check --frames"}
+    assert cut[2] == {"image": "frame 2", "error": "frame 2: 763 bytes, not 768: check --frames"}
     done = call("-", "--frames", "16x16", "--root", store.root, input=b"")
     assert (done.returncode, done.stderr) == (2, b"slimdeploy: no frame came on standard input\n")
     done = call("broken.png", "--model", models["fp32"], text=True, cwd=tmp_path)
