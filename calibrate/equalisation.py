@@ -21,7 +21,8 @@ from slimdeploy.calibrate.qdq import WEIGHTED, quantised_inputs
 
 EXPONENT = 0.5
 """How far channels are evened out: 1 makes them equally wide, and the weights that read them as unequal
-as the channels were. The square root shares that out (SmoothQuant, arXiv 2211.10438, section 4).
+as the channels were. The square root shares that out (SmoothQuant, arXiv 2211.10438, section 4),
+and did best of 0.5, 0.7 and 1 on held-out images.
 """
 LEAST = 0.01
 """A channel is taken to reach at least so far, as a share of its tensor's widest."""

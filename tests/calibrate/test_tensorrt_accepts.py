@@ -8,8 +8,11 @@ import collections
 
 import onnx
 import pytest
-from calibrate_examples import make_example
+from calibrate_examples import PREPROCESSING, make_example
 
+from slimdeploy.calibrate.equalisation import equalise
+from slimdeploy.calibrate.inference import batches
+from slimdeploy.calibrate.measure import measure
 from slimdeploy.calibrate.options import CalibrateOptions
 from slimdeploy.calibrate.quantiser import Quantiser
 from slimdeploy.toolchain.export.precision import to_fp16
@@ -33,7 +36,10 @@ def built(trt_builder, tmp_path):
 
 
 def quantise(example, *float_layers, **options):
-    quantiser = Quantiser(example.source, example.histograms, CalibrateOptions(**options))
+    widths, histograms = measure(
+        example.source, lambda: batches(example.images[:32], PREPROCESSING), threads=1
+    )
+    quantiser = Quantiser(equalise(example.source, widths), histograms, CalibrateOptions(**options))
     return quantiser.finished("minmax", frozenset(float_layers))
 
 
