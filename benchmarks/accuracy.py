@@ -23,12 +23,16 @@ class Evaluation:
     loss: float
 
     @property
+    def images(self) -> int:
+        return len(self.correct)
+
+    @property
     def accuracy(self) -> float:
         return float(self.correct.mean())
 
     @property
     def interval(self) -> statistics.Interval:
-        return statistics.proportion_interval(int(self.correct.sum()), len(self.correct))
+        return statistics.proportion_interval(int(self.correct.sum()), self.images)
 
 
 def evaluate(

@@ -28,24 +28,22 @@ def evaluate_model(
     opened or doesn't say how to feed it, and where the data isn't its own.
     """
     with subject.opener() as session:
-        if accuracy_only:
-            _engine(session, subject)
+        engine = _engine(session, subject) if accuracy_only else None
         info = session.info
         if info is None:
             raise SlimdeployError(f"{subject.model} doesn't say how to feed it: export it with slimdeploy")
         load = dataset_images(data or data_of(info, Path(subject.model)), limit)
         images = images_for(info.preprocessing, info.class_names, subject.model, load)
-        if accuracy_only:
-            counted = count_correct(
-                _engine(session, subject), images.images, images.labels, info.preprocessing
+        found: Evaluation | Count
+        if engine:
+            found = count_correct(engine, images.images, images.labels, info.preprocessing)
+        else:
+            found = evaluate(
+                lambda batch: session.run(normalise(batch, info.preprocessing)),
+                images.images,
+                images.labels,
+                batch=BATCH,
             )
-            return counted, session.backend, session.precision
-        found = evaluate(
-            lambda batch: session.run(normalise(batch, info.preprocessing)),
-            images.images,
-            images.labels,
-            batch=BATCH,
-        )
         return found, session.backend, session.precision
 
 

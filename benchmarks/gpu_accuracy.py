@@ -24,10 +24,11 @@ PRECISIONS = {np.dtype(np.float32): "fp32", np.dtype(np.float16): "fp16"}
 
 @dataclass(frozen=True)
 class Count:
-    """Images, and how many of them were right."""
+    """Images, and how many of them were right: an Evaluation without a loss, which takes the logits."""
 
     correct: int
     images: int
+    loss: None = None
 
     @property
     def accuracy(self) -> float:

@@ -7,9 +7,12 @@ import re
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 RUNS = 20
 OTHER = "other"
@@ -23,22 +26,35 @@ def layer_times(path: Path, *, batch: int, threads: int | None = None) -> dict[s
     (pooling, sums, reordering). A ReLU and a sum that onnxruntime fused into a convolution count as part of
     it.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.enable_profiling = 3, True
-    if threads:
-        options.intra_op_num_threads = threads
     with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = profiling_session(str(path), Path(folder), threads=threads)
         image = session.get_inputs()[0]
         random = np.random.default_rng(0)
         images = random.random((batch, *image.shape[1:]), dtype=np.float32)
         for _ in range(RUNS + 2):  # the first two warm up
             session.run(None, {image.name: images})
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = end_profile(session)
     return sum_by_layer(events, skip=2)
+
+
+def profiling_session(
+    model: str | bytes, folder: Path, *, threads: int | None = None
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU that keeps a profile in `folder` until `end_profile`; it runs on afterwards."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.enable_profiling = 3, True
+    options.profile_file_prefix = str(folder / "profile")
+    if threads:
+        options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def end_profile(session: onnxruntime.InferenceSession) -> list[dict[str, Any]]:
+    """The events since the session was opened."""
+    events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+    return events
 
 
 def sum_by_layer(events: list[dict[str, Any]], *, skip: int = 0) -> dict[str, float]:

@@ -57,7 +57,12 @@ def streamed_share(weights_mb: Any, cache_mb: float | None) -> Any:
 
 def weights_mb(convs: Iterable[Conv], device: dict[str, Any]) -> float:
     """Weights of the convolutions in MB (2^20 bytes), in the precision of a table's `device`."""
-    return sum(conv.weights for conv in convs) * WEIGHT_BYTES[device.get("precision", "fp32")] / 2**20
+    return sum(conv.weights for conv in convs) * WEIGHT_BYTES[precision_of(device)] / 2**20
+
+
+def precision_of(device: dict[str, Any]) -> str:
+    """What a table's `device` computes in; FP32 where it doesn't say so."""
+    return str(device.get("precision", "fp32"))
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class LatencyTable:
 
     @property
     def precision(self) -> str:
-        return str(self.device.get("precision", "fp32"))
+        return precision_of(self.device)
 
     def conv_ms(self, conv: Conv, *, streamed: float = 0.0) -> float:
         """Time of one convolution, with its ReLU and residual sum, within a network.

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from slimdeploy.benchmarks.lut import precision_of
 from slimdeploy.benchmarks.lut_fit import Sample
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.networks.layers import Conv
@@ -116,7 +117,7 @@ def options_of(device: dict[str, Any]) -> LutOptions:
         batch=int(device["batch"]),
         threads=device.get("threads"),
         backend=str(device["backend"]).partition("-")[0],  # a session's name, such as onnxruntime-cpu
-        precision=device.get("precision", "fp32"),
+        precision=precision_of(device),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 from slimdeploy.benchmarks import conditions
-from slimdeploy.benchmarks.layers import sum_by_layer
+from slimdeploy.benchmarks.layers import end_profile, profiling_session, sum_by_layer
 from slimdeploy.benchmarks.lut_backend import WARM_UP_RUNS, LutOptions, run_times, sample, time_whole
 from slimdeploy.benchmarks.lut_fit import Sample
 from slimdeploy.benchmarks.lut_networks import build_noise
@@ -33,19 +32,12 @@ class OnnxruntimeBackend:
     revisits: bool = True
 
     def profile(self, spec: NetworkSpec, size: int) -> Sample:
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level, settings.enable_profiling = 3, True
-        if self.options.threads:
-            settings.intra_op_num_threads = self.options.threads
         images = np.random.default_rng(0).random((self.options.batch, 3, size, size), dtype=np.float32)
         with tempfile.TemporaryDirectory() as folder:
-            settings.profile_file_prefix = str(Path(folder) / "profile")
-            session = onnxruntime.InferenceSession(
-                build_noise(spec, size), settings, providers=["CPUExecutionProvider"]
-            )
+            session = profiling_session(build_noise(spec, size), Path(folder), threads=self.options.threads)
             run = functools.partial(session.run, None, {INPUT: images})
             run_times(run)
-            events = json.loads(Path(session.end_profiling()).read_text())
+            events = end_profile(session)
         total_ms = float(np.median(run_times(run)))  # from here on nothing is recorded
         convs = enumerate_layers(spec, size).convs()
         layers = sum_by_layer(events, skip=WARM_UP_RUNS)

@@ -36,7 +36,6 @@ def evaluate(
 
     --data defaults to the data that the model was trained on.
     """
-    from slimdeploy.benchmarks.accuracy import Evaluation
     from slimdeploy.benchmarks.evaluate import evaluate_model
     from slimdeploy.benchmarks.subjects import subjects_for
     from slimdeploy.toolchain.runtime.session import SessionOptions
@@ -44,22 +43,20 @@ def evaluate(
     (subject,) = subjects_for([model], [backend], SessionOptions(device=device, threads=threads))
     found, used, precision = evaluate_model(subject, data, limit=limit, accuracy_only=accuracy_only)
     low, high = found.interval
-    loss = found.loss if isinstance(found, Evaluation) else None
-    images = len(found.correct) if isinstance(found, Evaluation) else found.images
     document = {
         "model": str(model),
         "backend": used,
         "precision": precision,
         "accuracy": found.accuracy,
         "accuracy_ci95": [low, high],
-        "loss": loss,
-        "images": images,
+        "loss": found.loss,
+        "images": found.images,
     }
     rows = [
         ("model", str(model)),
         ("ran on", f"{used}, {precision}"),
         ("test accuracy", f"{percent(found.accuracy)} (95 %: {percent(low)} to {percent(high)})"),
-        *([("test loss", f"{loss:.4f}")] if loss is not None else []),
-        ("images", count(images)),
+        *([("test loss", f"{found.loss:.4f}")] if found.loss is not None else []),
+        ("images", count(found.images)),
     ]
     return Output(document, facts_table(rows))

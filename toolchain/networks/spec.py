@@ -19,11 +19,6 @@ class Architecture:
     stem_width: int = 64
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
 
-    @property
-    def expansion(self) -> int:
-        """Width of a layer's output over the width inside its blocks."""
-        return 4 if self.bottleneck else 1
-
     def block_names(self) -> list[str]:
         """Blocks in order, by torchvision's names: `layer1.0`, `layer1.1`, …"""
         return [f"layer{i + 1}.{j}" for i, depth in enumerate(self.depths) for j in range(depth)]

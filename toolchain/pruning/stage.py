@@ -165,14 +165,14 @@ def _cut(
         met = _latency_budget(network, moments, options, own, size)
         limit = met.budget_ms
     kept = choose_channels(network, moments, options, Budget(own.costs, limit, own.unit))
-    predicted = own.costs.total({name: len(channels) for name, channels in kept.items()})
-    latency = Latency(predicted, met.measured_ms, met.not_measured) if met else None
+    latency = None
+    if met:
+        predicted = own.costs.total({name: len(channels) for name, channels in kept.items()})
+        latency = Latency(predicted, met.measured_ms, met.not_measured)
     plain = prune_network(network, groups, kept, fold=False)[0]
     folded, folding = prune_network(network, groups, kept, fold=options.fold)
-    if moments and options.compensate:
-        compensated = prune_compensated(network, groups, kept, moments)
-        return _Cut(plain, folded, folding, compensated, latency)
-    return _Cut(plain, folded, folding, folded, latency)
+    mended = prune_compensated(network, groups, kept, moments) if moments and options.compensate else folded
+    return _Cut(plain, folded, folding, mended, latency)
 
 
 def _latency_budget(

@@ -18,7 +18,7 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
 from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.resnet import build_network
+from slimdeploy.toolchain.networks.resnet import ResNet, build_network
 from slimdeploy.toolchain.networks.spec import STEMS, NetworkSpec, network_spec
 from slimdeploy.toolchain.progress import log
 
@@ -77,7 +77,7 @@ def _with_stem(found: Checkpoint, stem: str, path: Path) -> Checkpoint:
     """
     spec = replace(found.info.spec, stem=stem)
     _check_kernel(STEMS[found.info.spec.stem].kernel, stem, path)
-    network = build_network(spec)
+    network = ResNet(spec)
     network.load_state_dict(found.network.state_dict())
     return replace(found, network=network, info=replace(found.info, spec=spec))
 
