@@ -2,7 +2,10 @@
 
     python -m slimdeploy.benchmarks.lut_accuracy table.json --output lut-accuracy.json
 
-Each network is measured whole, in a process of its own, all of them in turn.
+Each network is measured whole, in a process of its own, all of them in turn, and between them ANCHORS of the
+networks that the table was fitted to. What those take now over what they took then is the drift: how much
+slower the device has become since (clocks, power mode, neighbours on a shared machine). A table can't know that, so the
+error is told with it and without.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ import numpy as np
 from slimdeploy.benchmarks import results
 from slimdeploy.benchmarks.lut import KIND, table_of
 from slimdeploy.benchmarks.lut_backend import open_for_table
+from slimdeploy.benchmarks.lut_fit import Sample
+from slimdeploy.benchmarks.lut_measure import samples_of
 from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
@@ -36,6 +41,7 @@ NETWORKS = {
     "all ×0.1": (0.1, 0.1, 8),
     "inner ×0.4, streams ×0.15": (0.4, 0.15, 16),
 }
+ANCHORS = 5
 COLUMNS = {
     "network": "widths, as shares of the full ones",
     "params": "parameters",
@@ -43,6 +49,8 @@ COLUMNS = {
     "predicted_ms": "by the table, ms",
     "measured_ms": "median of whole runs, ms",
     "error": "predicted ÷ measured − 1",
+    "drift": "median of what networks of the table take now over what they took when it was measured",
+    "steady_error": "predicted × drift ÷ measured − 1: the error on a device as fast as it was then",
 }
 
 
@@ -68,19 +76,30 @@ def compare(path: Path, *, seconds: float) -> list[dict[str, Any]]:
     full = network_spec(network["arch"], stem=network["stem"], classes=network["classes"])
     size = network["size"]
     specs = [scaled(full, *shares) for shares in NETWORKS.values()]
+    anchors = _across(samples_of(document, full, path))
     with open_for_table(table.device) as backend:
-        measured = backend.whole_ms(specs, size, seconds=seconds)
+        measured = backend.whole_ms([*specs, *(anchor.spec for anchor in anchors)], size, seconds=seconds)
+    now = measured[len(specs) :]
+    drift = float(np.median([ms / anchor.total_ms for ms, anchor in zip(now, anchors, strict=True)]))
     rows = []
-    for name, spec, ms in zip(NETWORKS, specs, measured, strict=True):
+    for name, spec, ms in zip(NETWORKS, specs, measured, strict=False):
         cost, predicted = network_cost(spec, size), table.network_ms(spec, size)
-        values = (name, cost.params, cost.macs, predicted, ms, predicted / ms - 1)
+        steady = predicted * drift / ms - 1
+        values = (name, cost.params, cost.macs, predicted, ms, predicted / ms - 1, drift, steady)
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     return rows
 
 
+def _across(samples: Sequence[Sample]) -> list[Sample]:
+    """ANCHORS of them, from a fast one to a slow one."""
+    ordered = sorted(samples, key=lambda sample: sample.total_ms)
+    places = np.linspace(0, len(ordered) - 1, ANCHORS + 2)[1:-1]  # neither the fastest nor the slowest
+    return [ordered[round(place)] for place in places]
+
+
 @click.command()
 @click.argument("tables", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--seconds", type=float, default=5.0, show_default=True, help="Running for each network.")
+@click.option("--seconds", type=float, default=15.0, show_default=True, help="Running for each network.")
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(tables: Sequence[Path], seconds: float, output: Path) -> None:
     """Measure ten networks and compare them with what TABLES predict."""
@@ -96,10 +115,12 @@ def main(tables: Sequence[Path], seconds: float, output: Path) -> None:
     for row in rows:
         click.echo(
             f"{row['batch']:3} {row['network']:26} {row['predicted_ms']:9.3f} {row['measured_ms']:9.3f} ms "
-            f"{row['error']:+7.1%}"
+            f"{row['error']:+7.1%} {row['steady_error']:+7.1%}"
         )
-    errors = np.abs([row["error"] for row in rows])
-    click.echo(f"error: median {np.median(errors):.1%}, worst {errors.max():.1%}")
+    for column in ("error", "steady_error"):
+        errors = np.abs([row[column] for row in rows])
+        click.echo(f"{COLUMNS[column]}: median {np.median(errors):.1%}, worst {errors.max():.1%}")
+    click.echo(f"drift: {', '.join(f'{drift:.2f}' for drift in dict.fromkeys(row['drift'] for row in rows))}")
 
 
 if __name__ == "__main__":

@@ -151,10 +151,18 @@ def _resume(output: Path, full: NetworkSpec, size: int, device: dict[str, Any]) 
             raise SlimdeployError(
                 f"{output} was measured {what} {_differing(theirs, ours)}: name another --output or remove it"
             )
+    return samples_of(document, full, output)
+
+
+def samples_of(document: dict[str, Any], full: NetworkSpec, path: Path) -> list[Sample]:
+    """The networks of architecture `full` that the `lut` document from `path` was fitted to.
+
+    Raises SlimdeployError where they can't be read.
+    """
     try:
-        return [_sample(row, full, size) for row in document["samples"]]
+        return [_sample(row, full, int(document["network"]["size"])) for row in document["samples"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise SlimdeployError(f"{output}: damaged latency table ({error!r}): remove it") from error
+        raise SlimdeployError(f"{path}: damaged latency table ({error!r}): remove it") from error
 
 
 def _differing(theirs: Any, ours: dict[str, Any]) -> str:

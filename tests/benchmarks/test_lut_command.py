@@ -107,6 +107,34 @@ def test_predictions_are_compared_with_measurements(table, monkeypatch):
     assert row["error"] == pytest.approx(row["predicted_ms"] / row["measured_ms"] - 1)
 
 
+def test_a_device_that_became_slower_is_told_from_a_wrong_table(table, monkeypatch):
+    path, _ = table
+    document = json.loads(path.read_text())
+    then = {tuple(row["channels"]): row["total_ms"] for row in document["samples"]}
+    predicted = load_table(path)
+
+    class Slowed:
+        """Takes twice as long as the samples, and as predicted for networks that aren't among them."""
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+        def whole_ms(self, specs, size, *, seconds):
+            return [
+                2 * then.get(tuple(one.channels.flat()), predicted.network_ms(one, size)) for one in specs
+            ]
+
+    monkeypatch.setattr(lut_accuracy, "open_for_table", lambda device: Slowed())
+    monkeypatch.setattr(lut_accuracy, "NETWORKS", {"all ×0.3": (0.3, 0.3, 8)})
+    (row,) = lut_accuracy.compare(path, seconds=0.1)
+    assert row["drift"] == pytest.approx(2)
+    assert row["error"] == pytest.approx(-0.5)
+    assert row["steady_error"] == pytest.approx(0, abs=1e-9)
+
+
 def test_no_torch_is_needed():
     code = (
         "import sys; sys.modules['torch'] = None; "

@@ -75,6 +75,8 @@ class ResidualBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.depth == 0 and self.downsample is None:
+            return x  # the output of a ReLU: a second one, in place, would take from backward what it needs
         shortcut = x if self.downsample is None else self.downsample(x)
         if self.depth == 0:
             return self.relu(shortcut)

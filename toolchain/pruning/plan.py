@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from slimdeploy.toolchain.networks.resnet import ResNet
 from slimdeploy.toolchain.networks.spec import NetworkSpec
 from slimdeploy.toolchain.pruning.costs import ChannelCount, mac_model, parameter_model
@@ -11,6 +13,9 @@ from slimdeploy.toolchain.pruning.criteria.registry import Evidence, Moments, ch
 from slimdeploy.toolchain.pruning.groups import ChannelGroup, channel_groups
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.selection import Costs, Kept, Rules, select
+
+Scores = dict[str, np.ndarray]
+"""Group name -> importance of each of its channels, in one unit for all groups."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,19 @@ def plan_groups(spec: NetworkSpec, options: PruneOptions) -> list[ChannelGroup]:
     return channel_groups(spec, residual=options.residual)
 
 
-def choose_channels(network: ResNet, moments: Moments | None, options: PruneOptions, budget: Budget) -> Kept:
-    """Score all groups and select under the budget; raises SlimdeployError as `select` and the criterion
-    do.
+def score_channels(network: ResNet, moments: Moments | None, options: PruneOptions) -> Scores:
+    """Importance of each channel of every group that may shrink; raises SlimdeployError as the criterion
+    does.
     """
     groups = plan_groups(network.spec, options)
-    scores = channel_scores(Evidence(network, moments, options.seed), groups, options.criterion)
-    removable = _blocks(groups) if options.allow_block_removal else ()
+    return channel_scores(Evidence(network, moments, options.seed), groups, options.criterion)
+
+
+def choose_channels(spec: NetworkSpec, scores: Scores, options: PruneOptions, budget: Budget) -> Kept:
+    """The channels of a network of `spec` that stay under the budget; raises SlimdeployError as `select`
+    does.
+    """
+    removable = _blocks(plan_groups(spec, options)) if options.allow_block_removal else ()
     rules = Rules(options.alignment, options.min_channels, removable)
     return select(scores, budget.costs, budget.limit, rules, unit=budget.unit)
 

@@ -20,7 +20,14 @@ from slimdeploy.toolchain.networks.spec import NetworkSpec
 from slimdeploy.toolchain.pruning.activations import measure_inputs
 from slimdeploy.toolchain.pruning.criteria.registry import Moments
 from slimdeploy.toolchain.pruning.options import PruneOptions
-from slimdeploy.toolchain.pruning.plan import Budget, budget_for, choose_channels, plan_groups
+from slimdeploy.toolchain.pruning.plan import (
+    Budget,
+    Scores,
+    budget_for,
+    choose_channels,
+    plan_groups,
+    score_channels,
+)
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
 from slimdeploy.toolchain.pruning.surgery import Folding, prune_compensated, prune_network, pruned_spec
 from slimdeploy.toolchain.training.evaluation import evaluate_network
@@ -160,11 +167,12 @@ def _cut(
     full = final.costs.total({g.name: g.width for g in plan_groups(original.spec, options)})
     # Steps of equal ratio: each removes the same share of what is left.
     limit = final.limit if progress == 1 else full * (final.limit / full) ** progress
+    scores = score_channels(network, moments, options)
     met = None
     if options.latency_table and progress == 1:
-        met = _latency_budget(network, moments, options, own, size)
+        met = _latency_budget(network.spec, scores, options, own, size)
         limit = met.budget_ms
-    kept = choose_channels(network, moments, options, Budget(own.costs, limit, own.unit))
+    kept = choose_channels(network.spec, scores, options, Budget(own.costs, limit, own.unit))
     latency = None
     if met:
         predicted = own.costs.total({name: len(channels) for name, channels in kept.items()})
@@ -176,18 +184,18 @@ def _cut(
 
 
 def _latency_budget(
-    network: ResNet, moments: Moments | None, options: PruneOptions, budget: Budget, size: int
+    spec: NetworkSpec, scores: Scores, options: PruneOptions, budget: Budget, size: int
 ) -> LatencyBudget:
     """The predicted milliseconds that come out as the wanted ones when they are measured."""
     from slimdeploy.benchmarks.lut import load_table
     from slimdeploy.toolchain.pruning.latency import budget_for_latency
 
     assert options.latency_table is not None
-    groups = plan_groups(network.spec, options)
+    groups = plan_groups(spec, options)
 
     def plan(limit: float) -> NetworkSpec:
-        kept = choose_channels(network, moments, options, Budget(budget.costs, limit, budget.unit))
-        return pruned_spec(network.spec, groups, kept)
+        kept = choose_channels(spec, scores, options, Budget(budget.costs, limit, budget.unit))
+        return pruned_spec(spec, groups, kept)
 
     return budget_for_latency(plan, budget.limit, load_table(options.latency_table), size)
 

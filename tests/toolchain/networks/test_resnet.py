@@ -64,6 +64,13 @@ def test_a_removed_block_passes_its_shortcut_on() -> None:
     assert torch.equal(projecting(x), torch.relu(projecting.downsample(x)))
 
 
+def test_a_network_with_removed_blocks_can_be_trained() -> None:
+    blocks = ((4, 4, 8),) * 14 + ((0, 0, 8),) * 2  # one after the other: two identities in a row
+    network = random_network(network_spec("resnet50", channels=ChannelConfig(4, blocks))).train()
+    network(random_images(4, 16)).logsumexp(dim=1).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
 def test_the_seed_decides_the_weights_and_nothing_else() -> None:
     spec = network_spec("tiny")
     torch.manual_seed(7)

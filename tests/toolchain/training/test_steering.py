@@ -14,7 +14,7 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.resnet import ResNet, build_network
 from slimdeploy.toolchain.networks.spec import network_spec
 from slimdeploy.toolchain.pruning.options import PruneOptions
-from slimdeploy.toolchain.pruning.plan import budget_for, choose_channels, plan_groups
+from slimdeploy.toolchain.pruning.plan import budget_for, choose_channels, plan_groups, score_channels
 from slimdeploy.toolchain.pruning.surgery import prune_network
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.loop import TrainingData, fit
@@ -38,7 +38,8 @@ def _fit(output: Path, options: TrainOptions = OPTIONS) -> tuple[ResNet, list[Ep
 
 def _pruned(network: ResNet, options: PruneOptions) -> ResNet:
     groups = plan_groups(network.spec, options)
-    kept = choose_channels(network, None, options, budget_for(network.spec, groups, options, 16))
+    scores = score_channels(network, None, options)
+    kept = choose_channels(network.spec, scores, options, budget_for(network.spec, groups, options, 16))
     return prune_network(network, groups, kept, fold=False)[0]
 
 
