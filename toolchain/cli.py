@@ -45,6 +45,8 @@ COMMANDS = {
     "run": "All stages in order, from a recipe; a killed run goes on where it was.",
 }
 
+JSON_KEY = "slimdeploy.json"
+
 
 @dataclass(frozen=True)
 class Output:
@@ -69,7 +71,7 @@ class Command(click.Command):
         ]
 
     def invoke(self, ctx: click.Context) -> None:
-        as_json = ctx.params.pop("as_json")
+        as_json = ctx.meta[JSON_KEY] = ctx.params.pop("as_json")
         ctx.params.pop("debug")
         check_command(self.name or "")
         output: Output = super().invoke(ctx)
@@ -83,6 +85,11 @@ class Command(click.Command):
             Console().print(output.text)
         if output.failed:
             raise CheckFailed(output.failed)
+
+
+def wants_json() -> bool:
+    """Whether the command that runs was called with `--json`: then nothing but its Output may be printed."""
+    return bool(click.get_current_context().meta[JSON_KEY])
 
 
 def command(name: str) -> Callable[[Callable[..., Output]], Command]:

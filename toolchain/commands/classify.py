@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.cli import Output, command, wants_json
 from slimdeploy.toolchain.errors import SlimdeployError
 
 if TYPE_CHECKING:
@@ -30,9 +30,8 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes for each image."
 )
-@click.option(
-    "--batch", type=click.IntRange(1, 1024), default=8, show_default=True, help="Images computed together."
-)
+@click.option("--batch", type=click.IntRange(1, 1024),
+              help="Images computed together. [default: 8; 1 of frames]")  # fmt: skip
 @click.option("--frames", metavar="WIDTHxHEIGHT", help="With '-': raw frames of this size on standard input.")
 @click.option("--pixels", default="rgb", show_default=True, help="Their bytes: rgb, bgr or gray.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
@@ -41,36 +40,45 @@ def classify(
     model: Path | None,
     root: Path | None,
     top: int,
-    batch: int,
+    batch: int | None,
     frames: str | None,
     pixels: str,
     threads: int | None,
 ) -> Output:
     """Classify IMAGES: files, folders, or '-' for raw frames on standard input.
 
-    Images are resized so that the shorter side fits, and the centre is taken, as in training. The exit code
-    is 1 where some of them couldn't be read.
+    Images are resized so that the shorter side fits, and the centre is taken, as in training. Frames are
+    told as they come, a line each; with --json at the end, all together. The exit code is 1 where some of
+    the images couldn't be read.
     """
-    from slimdeploy.toolchain.deploy.classify import classify_images, open_model
+    from slimdeploy.toolchain.deploy.classify import Timings, classify_images, open_model
     from slimdeploy.toolchain.deploy.store import default_root
     from slimdeploy.toolchain.runtime.session import SessionOptions
 
     if ("-" in images) != (frames is not None) or ("-" in images and len(images) > 1):
         raise SlimdeployError("'-' and --frames WIDTHxHEIGHT belong together, without other images")
     session, info, name = open_model(model, root or default_root(), SessionOptions(threads=threads))
+    live = frames is not None and not wants_json()
+    timings, kept, images_seen, bad = Timings(), [], 0, 0
     with session:
         sources = _sources(images, info.preprocessing.size, frames, pixels)
-        results, timings = classify_images(session, info, sources, top=top, batch=batch)
+        batch = batch or (1 if frames else 8)
+        for result in classify_images(session, info, sources, timings, top=top, batch=batch):
+            images_seen += 1
+            bad += result.error is not None
+            if live:  # a camera never ends: nothing is kept
+                click.echo(f"{result.image}: {_line(result)}")
+            else:
+                kept.append(result)
         document = {
             "model": name,
             "backend": session.backend,
             "precision": session.precision,
-            "results": [result.to_json() for result in results],
+            "results": [result.to_json() for result in kept],
             "timings": timings.to_json(),
         }
-    bad = sum(result.error is not None for result in results)
-    failed = f"{bad} of {len(results)} images couldn't be read" if bad else None
-    return Output(document, _table(results, document), failed)
+    failed = f"{bad} of {images_seen} images couldn't be read" if bad else None
+    return Output(document, _spent(document) if live else _table(kept, document), failed)
 
 
 def _sources(images: tuple[str, ...], size: int, frames: str | None, pixels: str) -> Iterator[Source]:
@@ -116,15 +124,24 @@ def _frames(images: Iterator[np.ndarray]) -> Iterator[Source]:
 def _table(results: list[Result], document: dict) -> Table:
     from rich.table import Table
 
+    title = f"{document['model']}: {document['precision']} on {document['backend']}"
+    table = Table("image", "classes", title=title, caption=_spent(document) or None, min_width=72)
+    for result in results:
+        table.add_row(result.image, _line(result))
+    return table
+
+
+def _line(result: Result) -> str:
+    """The classes, or why there are none."""
+    if result.error:
+        return result.error.removeprefix(f"{result.image}: ")
+    return ", ".join(f"{p.label} {p.probability:.1%}" for p in result.top)
+
+
+def _spent(document: dict) -> str:
     spent = document["timings"]["ms_per_image"].items()
     stages = ", ".join(f"{stage} {ms:.3g} ms" for stage, ms in spent if ms is not None)
-    title = f"{document['model']}: {document['precision']} on {document['backend']}"
-    caption = f"each image: {stages}" if stages else None
-    table = Table("image", "classes", title=title, caption=caption, min_width=72)
-    for result in results:
-        classes = ", ".join(f"{p.label} {p.probability:.1%}" for p in result.top)
-        table.add_row(result.image, (result.error or classes).removeprefix(f"{result.image}: "))
-    return table
+    return f"each image: {stages}" if stages else ""
 
 
 def _given(image: np.ndarray) -> np.ndarray:

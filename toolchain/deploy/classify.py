@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +40,30 @@ class Result:
 
 @dataclass
 class Timings:
-    """Seconds spent in each stage, a number for each batch, and the images in it."""
+    """Seconds spent in each stage, and the images computed."""
 
-    read: list[float] = field(default_factory=list)
-    preprocess: list[float] = field(default_factory=list)
-    inference: list[float] = field(default_factory=list)
-    images: list[int] = field(default_factory=list)
+    read: float = 0.0
+    preprocess: float = 0.0
+    inference: float = 0.0
+    images: int = 0
+
+    def add(self, read: float, preprocess: float, inference: float, images: int) -> None:
+        """Count one more batch."""
+        self.read += read
+        self.preprocess += preprocess
+        self.inference += inference
+        self.images += images
 
     def to_json(self) -> dict[str, Any]:
         """Mean milliseconds for an image by stage, and images/s over all of them."""
-        total = sum(self.images)
         stages = {"read": self.read, "preprocess": self.preprocess, "inference": self.inference}
-        spent = sum(map(sum, stages.values()))
+        spent = sum(stages.values())
         return {
-            "images": total,
+            "images": self.images,
             "ms_per_image": {
-                name: 1e3 * sum(each) / total if total else None for name, each in stages.items()
+                name: 1e3 * seconds / self.images if self.images else None for name, seconds in stages.items()
             },
-            "images_per_second": total / spent if spent else None,
+            "images_per_second": self.images / spent if spent else None,
         }
 
 
@@ -79,30 +85,15 @@ def open_model(model: Path | None, root: Path, options: SessionOptions) -> tuple
 
 
 def classify_images(
-    session: Session, info: ModelInfo, sources: Iterable[Source], *, top: int, batch: int
-) -> tuple[list[Result], Timings]:
-    """Classify all images of `sources` in order, `batch` at a time. An unreadable one gets its own error."""
+    session: Session, info: ModelInfo, sources: Iterable[Source], timings: Timings, *, top: int, batch: int
+) -> Iterator[Result]:
+    """Classify the images of `sources`, `batch` at a time, and yield their results in order as they come.
+
+    An unreadable image gets its own error. What was spent is added to `timings`.
+    """
     results: list[Result] = []
-    timings = Timings()
     waiting: list[tuple[int, np.ndarray]] = []
     reading = 0.0
-
-    def compute() -> None:
-        nonlocal reading
-        started = time.perf_counter()
-        inputs = normalise(np.stack([image for _, image in waiting]), info.preprocessing)
-        prepared = time.perf_counter()
-        logits = session.run(inputs)
-        done = time.perf_counter()
-        for (place, _), found in zip(waiting, top_classes(logits, info.class_names, top), strict=True):
-            results[place] = Result(results[place].image, tuple(found))
-        timings.read.append(reading)
-        timings.preprocess.append(prepared - started)
-        timings.inference.append(done - prepared)
-        timings.images.append(len(waiting))
-        waiting.clear()
-        reading = 0.0
-
     for name, read in sources:
         started = time.perf_counter()
         try:
@@ -112,7 +103,30 @@ def classify_images(
             results.append(Result(name, error=str(error)))
         reading += time.perf_counter() - started
         if len(waiting) == batch:
-            compute()
+            yield from _compute(session, info, results, waiting, timings, reading, top)
+            results, waiting, reading = [], [], 0.0
     if waiting:
-        compute()
-    return results, timings
+        yield from _compute(session, info, results, waiting, timings, reading, top)
+    else:
+        yield from results
+
+
+def _compute(
+    session: Session,
+    info: ModelInfo,
+    results: list[Result],
+    waiting: list[tuple[int, np.ndarray]],
+    timings: Timings,
+    reading: float,
+    top: int,
+) -> list[Result]:
+    """`results` with those of the images `waiting`, each with its place among them, filled in."""
+    started = time.perf_counter()
+    inputs = normalise(np.stack([image for _, image in waiting]), info.preprocessing)
+    prepared = time.perf_counter()
+    logits = session.run(inputs)
+    done = time.perf_counter()
+    for (place, _), found in zip(waiting, top_classes(logits, info.class_names, top), strict=True):
+        results[place] = Result(results[place].image, tuple(found))
+    timings.add(reading, prepared - started, done - prepared, len(waiting))
+    return results

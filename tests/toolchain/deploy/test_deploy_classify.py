@@ -13,7 +13,7 @@ from PIL import Image
 
 from slimdeploy.toolchain.data.decoding import decode
 from slimdeploy.toolchain.deploy import device
-from slimdeploy.toolchain.deploy.classify import classify_images, open_model
+from slimdeploy.toolchain.deploy.classify import Timings, classify_images, open_model
 from slimdeploy.toolchain.deploy.http import UPLOADS
 from slimdeploy.toolchain.deploy.images import (
     FrameFormat,
@@ -47,7 +47,7 @@ def test_top_classes_by_hand():
     assert top_classes(np.array([[1e4, 0.0]], np.float32), ("a", "b"), 9)[0][0].probability == 1.0
 
 
-def test_every_image_gets_its_own_answer(models, random_images):
+def test_every_image_gets_its_own_answer(models, random_images, monkeypatch):
     images = random_images(11)
     with open_session(models["fp32"], options=OPTIONS) as session:
         expected = [
@@ -57,14 +57,17 @@ def test_every_image_gets_its_own_answer(models, random_images):
             for image in images
         ]
         sources = [(str(i), lambda image=image: image) for i, image in enumerate(images)]
-        results, timings = classify_images(session, session.info, sources, top=3, batch=4)
+        timings = Timings()
+        run, batches = session.run, []
+        monkeypatch.setattr(session, "run", lambda images: batches.append(len(images)) or run(images))
+        results = list(classify_images(session, session.info, sources, timings, top=3, batch=4))
     assert [r.image for r in results] == [str(i) for i in range(11)]
     for result, wanted in zip(results, expected, strict=True):
         assert [p.label for p in result.top] == [p.label for p in wanted]
         np.testing.assert_allclose(
             [p.probability for p in result.top], [p.probability for p in wanted], rtol=1e-5
         )
-    assert timings.images == [4, 4, 3]
+    assert (batches, timings.images) == ([4, 4, 3], 11)
 
 
 def test_an_unreadable_image_is_named_and_the_rest_goes_on(models, random_images):
@@ -74,7 +77,8 @@ def test_an_unreadable_image_is_named_and_the_rest_goes_on(models, random_images
     images = random_images(2)
     sources = [("a", lambda: images[0]), ("b", broken), ("c", lambda: images[1])]
     with open_session(models["fp32"], options=OPTIONS) as session:
-        results, timings = classify_images(session, session.info, sources, top=1, batch=8)
+        timings = Timings()
+        results = list(classify_images(session, session.info, sources, timings, top=1, batch=8))
     assert [r.error for r in results] == [None, "no image", None]
     assert timings.to_json()["images"] == 2
 
@@ -188,6 +192,24 @@ def test_model_that_says_nothing(models, tmp_path):
     onnx.save(bare, tmp_path / "bare.onnx")
     with pytest.raises(SlimdeployError, match="doesn't say its classes"):
         open_model(tmp_path / "bare.onnx", tmp_path, OPTIONS)
+
+
+def test_frames_are_told_as_they_come(models, random_images):
+    """The first two lines are there while the stream is still open."""
+    command = [*CLI, "-", "--frames", "16x16", "--top", "1", "--model", str(models["fp32"])]
+    frames = random_images(3)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for i in range(2):
+            process.stdin.write(frames[i].tobytes())
+            process.stdin.flush()
+            assert process.stdout.readline().startswith(f"frame {i}: ".encode())
+        process.stdin.write(frames[2].tobytes()[:-1])
+        process.stdin.close()
+        rest = process.stdout.read()
+    assert rest.startswith(b"frame 2: 767 bytes, not 768")
+    assert process.returncode == 1
 
 
 def test_command_line(bundle, models, random_images, tmp_path):
