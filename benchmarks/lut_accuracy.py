@@ -4,8 +4,8 @@
 
 Each network is measured whole, in a process of its own, all of them in turn, and between them ANCHORS of the
 networks that the table was fitted to. What those take now over what they took then is the drift: how much
-slower the device has become since (clocks, power mode, neighbours on a shared machine). A table can't know that, so the
-error is told with it and without.
+slower the device has become since (clocks, power mode, neighbours on a shared machine). A table can't know
+that, so the error is told with it and without.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _across(samples: Sequence[Sample]) -> list[Sample]:
 
 @click.command()
 @click.argument("tables", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--seconds", type=float, default=15.0, show_default=True, help="Running for each network.")
+@click.option("--seconds", type=float, default=5.0, show_default=True, help="Running for each network.")
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(tables: Sequence[Path], seconds: float, output: Path) -> None:
     """Measure ten networks and compare them with what TABLES predict."""
