@@ -23,6 +23,10 @@ CACHES_MB = (2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0, None)
 """Candidates: kept are the granularity that explains the measured layers best and the cache that explains
 whole runs best. None: no limit that shows.
 """
+PASS = 12
+"""Networks that are measured in one go, minutes from the next ones."""
+STEADY = 0.05
+"""Passes that differ by less in speed were measured on the same machine, as far as one can tell."""
 SEARCH_ROUNDS, ROUNDS = 3, 12
 FLOOR = 0.01
 """Relative errors below it count alike: reweighting would divide by zero."""
@@ -41,7 +45,37 @@ class Sample:
 
 
 def fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> LatencyTable:
-    """The table that explains `samples` best; at least a few networks of different widths are needed."""
+    """The table that explains `samples` best, given in the order they were measured; at least a few networks
+    of different widths are needed.
+    """
+    table = _fit(samples, size, device)
+    evened = even_out(samples, 1 + prediction_errors(table, samples, size))
+    return table if evened is samples else _fit(evened, size, device)
+
+
+def even_out(samples: Sequence[Sample], pace: np.ndarray) -> Sequence[Sample]:
+    """`samples` with the passes that a slower or faster machine measured brought to the speed of the others.
+
+    `pace` is predicted ÷ measured of each: its median over a pass's networks of all sizes says how fast the
+    machine was then. Passes within STEADY of the middle one stay as they are; `samples` where all do.
+    """
+    passes = [slice(start, start + PASS) for start in range(0, len(samples), PASS)]
+    paces = np.array([np.median(pace[own]) for own in passes])
+    factors = paces / np.median(paces)
+    factors[np.abs(factors - 1) <= STEADY] = 1.0
+    if (factors == 1).all():
+        return samples
+    return [
+        _times(sample, factor) for own, factor in zip(passes, factors, strict=True) for sample in samples[own]
+    ]
+
+
+def _times(sample: Sample, factor: float) -> Sample:
+    convs_ms = {name: ms * factor for name, ms in sample.convs_ms.items()}
+    return Sample(sample.spec, convs_ms, sample.rest_ms * factor, sample.total_ms * factor)
+
+
+def _fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> LatencyTable:
     measured = _by_shape(samples, size, device)
 
     def error(granularity: int) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 from slimdeploy.benchmarks import conditions, results
 from slimdeploy.benchmarks.lut import KIND, LatencyTable
 from slimdeploy.benchmarks.lut_backend import LutBackend
-from slimdeploy.benchmarks.lut_fit import Sample, fit, prediction_errors
+from slimdeploy.benchmarks.lut_fit import PASS, Sample, fit, prediction_errors
 from slimdeploy.benchmarks.lut_networks import random_network
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.launch import cpu_count
@@ -28,8 +28,6 @@ from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.layers import enumerate_layers
 from slimdeploy.toolchain.networks.spec import NetworkSpec
 
-PASS = 12
-"""Networks in a pass; after each pass the table is fitted again and written."""
 AGREE = 0.05
 """Two visits to a network whose times differ by more than this share call for a third."""
 MINIMUM_PASSES = 4

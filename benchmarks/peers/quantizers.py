@@ -55,7 +55,7 @@ COLUMNS = {
     "drop_high": "its upper end",
     "top1_agreement": "share of test images with the float model's top class",
     "batch_1_ms": "median latency at batch 1, onnxruntime, ms",
-    "batch_64_ms": "median latency at batch 64, onnxruntime, ms",
+    "batch_64_ms": "median latency at batch 64, onnxruntime, ms; null where --batch leaves it out",
     "seconds": "time to calibrate and to write the file",
     "cpu_seconds": "processor time of the same, all threads together",
     "peak_mib": "peak memory of the process that did, MiB",
@@ -132,12 +132,15 @@ def tensorrt_takes(trt: types.ModuleType, model: Path) -> str:
 @click.option("--modelopt", help="The Python of an environment that has nvidia-modelopt.")
 @click.option("--threads", type=int, help="CPU threads of the timed runs [default: all cores].")
 @click.option("--only", multiple=True, help="Tools, by a part of their name.")
+@click.option("--batch", multiple=True, type=click.IntRange(min=1), default=(1, 64), show_default=True,
+              help="Images in a timed run.")  # fmt: skip
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="Timed running for each model.")
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(
     model: Path, data: str, data_dir: Path, images: int, parity_images: int | None, modelopt: str | None,
-    threads: int | None, only: tuple[str, ...], seconds: float, work: Path, output: Path,
+    threads: int | None, only: tuple[str, ...], batch: tuple[int, ...], seconds: float, work: Path,
+    output: Path,
 ) -> None:  # fmt: skip
     """Quantise MODEL with every tool and write a `table` result."""
     work = work / f"{model.stem}-{artifacts.sha256_file(model)[:12]}-{images}-{parity_images or 'all'}"
@@ -166,7 +169,7 @@ def main(
         judge = functools.partial(judged, path, baseline, parts, trt)
         made[path] |= once(path.with_suffix(".judged.json"), judge)
     subjects = subjects_for([model, *made], ["onnxruntime"], SessionOptions(device="cpu", threads=threads))
-    timing = BenchOptions((1, 64), TimingOptions(seconds=seconds), threads=threads)
+    timing = BenchOptions(batch, TimingOptions(seconds=seconds), threads=threads)
     bench = measure(subjects, timing, find_surroundings(None, log))
     correct = float((baseline.argmax(axis=1) == parts.test.labels).mean())
     rows = {str(model): {"tool": "float32", "accuracy": correct, "drop_points": 0.0}}
@@ -175,7 +178,7 @@ def main(
         rows[one["model"]][f"batch_{one['batch']}_ms"] = one["latency_ms"]["p50"]
     table = results.document(
         "table",
-        command=shlex.join(["python", *sys.argv]),
+        command=shlex.join(["python", "benchmarks/peers/quantizers.py", *sys.argv[1:]]),
         machine=bench["machine"],
         title=f"{model.name} in INT8, calibrated on {images} images, {len(parts.test)} test images",
         columns=COLUMNS,

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason="latency tables are measured on onnxruntime")
 
-from slimdeploy.benchmarks import lut_accuracy, lut_measure
+from slimdeploy.benchmarks import lut_accuracy, lut_fit
 from slimdeploy.benchmarks.lut import load_table
 from slimdeploy.benchmarks.lut_backend import LutOptions
 from slimdeploy.benchmarks.lut_onnxruntime import open_backend
@@ -50,7 +50,7 @@ def test_every_convolution_has_a_time(widths):
 def test_the_command_tells_what_it_measured(table):
     path, told = table
     assert told["table"] == str(path)
-    assert told["networks"] == lut_measure.PASS
+    assert told["networks"] == lut_fit.PASS
     assert told["shapes"] == len(load_table(path).shapes)
     assert told["stable"] is False
     assert told["error"] == {"median": None, "worst": None}
