@@ -23,6 +23,9 @@ Source = tuple[str, Callable[[], np.ndarray]]
 had.
 """
 
+_Read = tuple[str, np.ndarray | SlimdeployError]
+"""A source's name, and its image or why there is none."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -46,13 +49,6 @@ class Timings:
     preprocess: float = 0.0
     inference: float = 0.0
     images: int = 0
-
-    def add(self, read: float, preprocess: float, inference: float, images: int) -> None:
-        """Count one more batch."""
-        self.read += read
-        self.preprocess += preprocess
-        self.inference += inference
-        self.images += images
 
     def to_json(self) -> dict[str, Any]:
         """Mean milliseconds for an image by stage, and images/s over all of them."""
@@ -91,42 +87,36 @@ def classify_images(
 
     An unreadable image gets its own error. What was spent is added to `timings`.
     """
-    results: list[Result] = []
-    waiting: list[tuple[int, np.ndarray]] = []
-    reading = 0.0
+    waiting: list[_Read] = []
     for name, read in sources:
         started = time.perf_counter()
         try:
-            waiting.append((len(results), read()))
-            results.append(Result(name))
+            waiting.append((name, read()))
         except SlimdeployError as error:
-            results.append(Result(name, error=str(error)))
-        reading += time.perf_counter() - started
+            waiting.append((name, error))
+        timings.read += time.perf_counter() - started
         if len(waiting) == batch:
-            yield from _compute(session, info, results, waiting, timings, reading, top)
-            results, waiting, reading = [], [], 0.0
-    if waiting:
-        yield from _compute(session, info, results, waiting, timings, reading, top)
-    else:
-        yield from results
+            yield from _classify_batch(session, info, waiting, timings, top)
+            waiting = []
+    yield from _classify_batch(session, info, waiting, timings, top)
 
 
-def _compute(
-    session: Session,
-    info: ModelInfo,
-    results: list[Result],
-    waiting: list[tuple[int, np.ndarray]],
-    timings: Timings,
-    reading: float,
-    top: int,
-) -> list[Result]:
-    """`results` with those of the images `waiting`, each with its place among them, filled in."""
-    started = time.perf_counter()
-    inputs = normalise(np.stack([image for _, image in waiting]), info.preprocessing)
-    prepared = time.perf_counter()
-    logits = session.run(inputs)
-    done = time.perf_counter()
-    for (place, _), found in zip(waiting, top_classes(logits, info.class_names, top), strict=True):
-        results[place] = Result(results[place].image, tuple(found))
-    timings.add(reading, prepared - started, done - prepared, len(waiting))
-    return results
+def _classify_batch(
+    session: Session, info: ModelInfo, batch: list[_Read], timings: Timings, top: int
+) -> Iterator[Result]:
+    images = [found for _, found in batch if isinstance(found, np.ndarray)]
+    classes: Iterator[list[Prediction]] = iter(())
+    if images:
+        started = time.perf_counter()
+        inputs = normalise(np.stack(images), info.preprocessing)
+        prepared = time.perf_counter()
+        logits = session.run(inputs)
+        timings.preprocess += prepared - started
+        timings.inference += time.perf_counter() - prepared
+        timings.images += len(images)
+        classes = iter(top_classes(logits, info.class_names, top))
+    for name, found in batch:
+        if isinstance(found, SlimdeployError):
+            yield Result(name, error=str(found))
+        else:
+            yield Result(name, tuple(next(classes)))
