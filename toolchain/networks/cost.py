@@ -84,7 +84,8 @@ def _module_outputs(layers: Layers) -> list[int]:
     for block in layers.blocks:
         for conv in (*block.convs, *([block.shortcut] if block.shortcut else [])):
             calls += _conv_calls(conv)
-        calls += [block.out_channels * block.out_size**2] * 2  # the ReLU after the sum, and the block itself
+        # The ReLU after the sum or the projection, and the block itself; a removed identity has no ReLU.
+        calls += [block.out_channels * block.out_size**2] * (2 if block.convs or block.shortcut else 1)
     return [*calls, layers.classifier_in, layers.classes]
 
 
