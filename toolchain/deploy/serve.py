@@ -68,7 +68,9 @@ def serve(
                 ws="none",
                 loop="asyncio",
                 lifespan="on",
-                log_level="warning",
+                # No line for a request that isn't HTTP or comes while too many wait. They are answered, and
+                # whoever sends them can't fill the log, or block a server whose log nobody reads.
+                log_level="error",
                 access_log=False,
                 server_header=False,
                 # Connections that read or wait for an answer: what uploads can take of the memory.

@@ -259,6 +259,15 @@ def test_port_in_use(server, models):
     )
 
 
+def test_a_log_that_nobody_reads_stops_no_server(models):
+    """More requests that aren't HTTP than a line each would fit into a pipe."""
+    with running("--model", models["fp32"], "--threads", 1) as (_, port):
+        for _ in range(2000):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                connection.sendall(b"no request\r\n\r\n")
+                assert connection.recv(100).startswith(b"HTTP/1.1 400")
+
+
 def test_nothing_deployed(tmp_path):
     command = [sys.executable, "-m", "slimdeploy.toolchain", "serve", "--root", tmp_path, "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
