@@ -79,10 +79,10 @@ def compare(path: Path, *, seconds: float) -> list[dict[str, Any]]:
     anchors = _across(samples_of(document, full, path))
     with open_for_table(table.device) as backend:
         measured = backend.whole_ms([*specs, *(anchor.spec for anchor in anchors)], size, seconds=seconds)
-    now = measured[len(specs) :]
+    measured, now = measured[: len(specs)], measured[len(specs) :]
     drift = float(np.median([ms / anchor.total_ms for ms, anchor in zip(now, anchors, strict=True)]))
     rows = []
-    for name, spec, ms in zip(NETWORKS, specs, measured, strict=False):
+    for name, spec, ms in zip(NETWORKS, specs, measured, strict=True):
         cost, predicted = network_cost(spec, size), table.network_ms(spec, size)
         steady = predicted * drift / ms - 1
         values = (name, cost.params, cost.macs, predicted, ms, predicted / ms - 1, drift, steady)

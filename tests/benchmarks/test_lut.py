@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from slimdeploy.benchmarks import lut, lut_fit, lut_measure, lut_networks, results
 from slimdeploy.benchmarks.lut import LatencyTable, load_table, shape_of
-from slimdeploy.benchmarks.lut_fit import Sample, least_absolute, nonnegative
+from slimdeploy.benchmarks.lut_fit import Sample
 from slimdeploy.benchmarks.lut_measure import LutResult
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.cost import round_up
@@ -84,6 +84,12 @@ def device(*, noise: float = 0.0, disturbed: float = 0.0, seed: int = 0):
     return profile
 
 
+def slowed(found: Sample, slow: float) -> Sample:
+    """What a machine that takes `slow` times as long measures."""
+    convs = {name: ms * slow for name, ms in found.convs_ms.items()}
+    return Sample(found.spec, convs, found.rest_ms * slow, found.total_ms * slow)
+
+
 def stopped(spec: NetworkSpec, size: int) -> Sample:
     raise AssertionError("nothing should be measured here")
 
@@ -127,10 +133,7 @@ def test_work_that_slows_a_machine_for_a_while_does_not_count(tmp_path):
 
     def slow_at_first(spec: NetworkSpec, size: int) -> Sample:
         calls.append(spec)
-        found = truth(spec, size)
-        slow = 1.5 if len(calls) % 5 < 2 else 1.0
-        convs = {name: ms * slow for name, ms in found.convs_ms.items()}
-        return Sample(spec, convs, found.rest_ms * slow, found.total_ms * slow)
+        return slowed(truth(spec, size), 1.5 if len(calls) % 5 < 2 else 1.0)
 
     measure_table(slow_at_first, tmp_path / "t.json", seconds=0)
     rows = results.read(tmp_path / "t.json", "lut")["samples"]
@@ -145,10 +148,8 @@ def test_a_pass_on_a_slower_machine_does_not_bend_the_table(tmp_path):
 
     def slower_in_a_pass(spec: NetworkSpec, size: int) -> Sample:
         visits.append(spec)
-        slow = 1.6 if len(visits) <= 2 * lut_fit.PASS else 1.0  # the first one, there and back
-        found = truth(spec, size)
-        convs = {name: ms * slow for name, ms in found.convs_ms.items()}
-        return Sample(spec, convs, found.rest_ms * slow, found.total_ms * slow)
+        # The first one, there and back.
+        return slowed(truth(spec, size), 1.6 if len(visits) <= 2 * lut_fit.PASS else 1.0)
 
     bent = measure_table(slower_in_a_pass, tmp_path / "bent.json").table
     assert np.median(errors(bent)) < 0.02
@@ -308,39 +309,6 @@ def test_random_networks_are_aligned_and_no_wider(seed):
     assert all(
         width % 8 == 0 and width <= whole for width, whole in zip(widths, full.channels.flat(), strict=True)
     )
-
-
-def test_nonnegative_least_squares_by_hand():
-    # x₁ + x₂ = 1, x₁ = 2: without the bound (2, −1); with it x₂ = 0 and x₁ = 1.5
-    features, target = np.array([[1.0, 1.0], [1.0, 0.0]]), np.array([1.0, 2.0])
-    assert nonnegative(features.T @ features, features.T @ target) == pytest.approx([1.5, 0])
-
-
-@settings(deadline=None)
-@given(st.integers(0, 10_000))
-def test_nonnegative_least_squares_meets_its_conditions(seed):
-    rng = np.random.default_rng(seed)
-    features, target = rng.normal(size=(12, 5)), rng.normal(size=12)
-    gram, moments = features.T @ features, features.T @ target
-    found = nonnegative(gram, moments)
-    slope = gram @ found - moments  # Karush, Kuhn and Tucker: ≥ 0, and 0 wherever x > 0
-    assert (found >= 0).all()
-    assert slope.min() > -1e-8
-    assert np.abs(slope * found).max() < 1e-8
-
-
-def test_least_absolute_ignores_a_third_of_outliers():
-    x = np.arange(1.0, 31)
-    target = 2 + 3 * x
-    target[::3] *= 4
-    found = least_absolute(np.stack([np.ones_like(x), x], axis=1), target, rounds=50)
-    assert found == pytest.approx([2, 3], rel=0.02)
-
-
-def test_signed_coefficients_may_be_negative():
-    x = np.arange(1.0, 31)
-    found = least_absolute(np.stack([np.ones_like(x), x], axis=1), 3 * x - 1, signed=(0,))
-    assert found == pytest.approx([-1, 3], rel=1e-3)
 
 
 def test_a_table_can_be_fitted_again_from_its_file(exact):

@@ -59,12 +59,11 @@ def classify(
         raise SlimdeployError("'-' and --frames WIDTHxHEIGHT belong together, without other images")
     session, info, name = open_model(model, root or default_root(), SessionOptions(threads=threads))
     live = frames is not None and not wants_json()
-    timings, kept, images_seen, bad = Timings(), [], 0, 0
+    timings, kept, bad = Timings(), [], 0
     with session:
         sources = _sources(images, info.preprocessing.size, frames, pixels)
         batch = batch or (1 if frames else 8)
         for result in classify_images(session, info, sources, timings, top=top, batch=batch):
-            images_seen += 1
             bad += result.error is not None
             if live:  # a camera never ends: nothing is kept
                 click.echo(f"{result.image}: {_line(result)}")
@@ -77,7 +76,7 @@ def classify(
             "results": [result.to_json() for result in kept],
             "timings": timings.to_json(),
         }
-    failed = f"{bad} of {images_seen} images couldn't be read" if bad else None
+    failed = f"{bad} of {timings.images + bad} images couldn't be read" if bad else None
     return Output(document, _spent(document) if live else _table(kept, document), failed)
 
 

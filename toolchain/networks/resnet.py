@@ -75,11 +75,10 @@ class ResidualBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.depth == 0 and self.downsample is None:
-            return x  # the output of a ReLU: a second one, in place, would take from backward what it needs
         shortcut = x if self.downsample is None else self.downsample(x)
         if self.depth == 0:
-            return self.relu(shortcut)
+            # x is a ReLU's output: a second one, in place, would take from backward what it needs.
+            return x if shortcut is x else self.relu(shortcut)
         for i in range(1, self.depth):
             x = self.relu(self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(x)))
         x = self.get_submodule(f"bn{self.depth}")(self.get_submodule(f"conv{self.depth}")(x))
