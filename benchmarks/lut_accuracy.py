@@ -3,9 +3,8 @@
     python -m slimdeploy.benchmarks.lut_accuracy table.json --output lut-accuracy.json
 
 Each network is measured whole, in a process of its own, all of them in turn, and between them ANCHORS of the
-networks that the table was fitted to. What those take now over what they took then is the drift: how much
-slower the device has become since (clocks, power mode, neighbours on a shared machine). A table can't know
-that, so the error is told with it and without.
+networks that the table was fitted to, which tell the device's drift since then (lut_drift.py). The error is
+told with it and without.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ import numpy as np
 from slimdeploy.benchmarks import results
 from slimdeploy.benchmarks.lut import KIND, table_of
 from slimdeploy.benchmarks.lut_backend import open_for_table
-from slimdeploy.benchmarks.lut_fit import Sample
-from slimdeploy.benchmarks.lut_measure import samples_of
+from slimdeploy.benchmarks.lut_drift import measure_with_drift
+from slimdeploy.benchmarks.lut_measure import full_network, samples_of
 from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.cost import network_cost
-from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+from slimdeploy.toolchain.networks.spec import NetworkSpec
 
 # Name -> share of the inner widths, share of the residual streams, alignment.
 NETWORKS = {
@@ -72,29 +71,17 @@ def scaled(full: NetworkSpec, inner: float, stream: float, align: int) -> Networ
 def compare(path: Path, *, seconds: float) -> list[dict[str, Any]]:
     """Rows of COLUMNS for NETWORKS by the table at `path`; each network runs for `seconds`."""
     document = results.read(path, KIND)
-    table, network = table_of(document, path), document["network"]
-    full = network_spec(network["arch"], stem=network["stem"], classes=network["classes"])
-    size = network["size"]
-    specs = [scaled(full, *shares) for shares in NETWORKS.values()]
-    anchors = _across(samples_of(document, full, path))
+    table, samples, size = table_of(document, path), samples_of(document, path), document["network"]["size"]
+    specs = [scaled(full_network(document), *shares) for shares in NETWORKS.values()]
     with open_for_table(table.device) as backend:
-        measured = backend.whole_ms([*specs, *(anchor.spec for anchor in anchors)], size, seconds=seconds)
-    measured, now = measured[: len(specs)], measured[len(specs) :]
-    drift = float(np.median([ms / anchor.total_ms for ms, anchor in zip(now, anchors, strict=True)]))
+        found = measure_with_drift(backend, specs, samples, size, anchors=ANCHORS, seconds=seconds)
     rows = []
-    for name, spec, ms in zip(NETWORKS, specs, measured, strict=True):
+    for name, spec, ms in zip(NETWORKS, specs, found.ms, strict=True):
         cost, predicted = network_cost(spec, size), table.network_ms(spec, size)
-        steady = predicted * drift / ms - 1
-        values = (name, cost.params, cost.macs, predicted, ms, predicted / ms - 1, drift, steady)
+        steady = predicted * found.drift / ms - 1
+        values = (name, cost.params, cost.macs, predicted, ms, predicted / ms - 1, found.drift, steady)
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     return rows
-
-
-def _across(samples: Sequence[Sample]) -> list[Sample]:
-    """ANCHORS of them, from a fast one to a slow one."""
-    ordered = sorted(samples, key=lambda sample: sample.total_ms)
-    places = np.linspace(0, len(ordered) - 1, ANCHORS + 2)[1:-1]  # neither the fastest nor the slowest
-    return [ordered[round(place)] for place in places]
 
 
 @click.command()

@@ -26,7 +26,7 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.launch import cpu_count
 from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
 
 AGREE = 0.05
 """Two visits to a network whose times differ by more than this share call for a third."""
@@ -149,15 +149,22 @@ def _resume(output: Path, full: NetworkSpec, size: int, device: dict[str, Any]) 
             raise SlimdeployError(
                 f"{output} was measured {what} {_differing(theirs, ours)}: name another --output or remove it"
             )
-    return samples_of(document, full, output)
+    return samples_of(document, output)
 
 
-def samples_of(document: dict[str, Any], full: NetworkSpec, path: Path) -> list[Sample]:
-    """The networks of architecture `full` that the `lut` document from `path` was fitted to.
+def full_network(document: dict[str, Any]) -> NetworkSpec:
+    """The unpruned network that a `lut` document is of."""
+    network = document["network"]
+    return network_spec(network["arch"], stem=network["stem"], classes=network["classes"])
+
+
+def samples_of(document: dict[str, Any], path: Path) -> list[Sample]:
+    """The networks that the `lut` document from `path` was fitted to.
 
     Raises SlimdeployError where they can't be read.
     """
     try:
+        full = full_network(document)
         return [_sample(row, full, int(document["network"]["size"])) for row in document["samples"]]
     except (KeyError, TypeError, ValueError) as error:
         raise SlimdeployError(f"{path}: damaged latency table ({error!r}): remove it") from error

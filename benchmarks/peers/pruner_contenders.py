@@ -42,7 +42,7 @@ class Task:
     source: Path
     data: DataOptions
     params: float
-    seed: int
+    latency_table: Path
 
 
 Contender = Callable[[Task, Path], dict[str, float]]
@@ -77,13 +77,22 @@ def _slimdeploy(options: PruneOptions) -> Contender:
 
 
 def _fit_budget(options: PruneOptions, task: Task) -> PruneOptions:
-    return options if options.macs else replace(options, params=task.params)
+    return replace(
+        options,
+        params=task.params if options.params else None,
+        latency_table=str(task.latency_table) if options.latency_ms else None,
+    )
 
 
+_SURGEON = PruneOptions(macs=64e6, criterion="surgeon", residual="couple", align=32)
 CONTENDERS["slimdeploy: γ"] = _slimdeploy(PruneOptions(params=1.0))
-CONTENDERS["slimdeploy: surgeon, coupled, 64 M MACs"] = _slimdeploy(
-    PruneOptions(macs=64e6, criterion="surgeon", residual="couple", align=32)
-)
+CONTENDERS["slimdeploy: surgeon, coupled, 64 M MACs"] = _slimdeploy(_SURGEON)
+CONTENDERS["slimdeploy: surgeon, coupled, 63 ms"] = _slimdeploy(
+    replace(
+        _SURGEON, macs=None, latency_ms=63.0, latency_table="the task's", measure=False, align=16,
+        allow_block_removal=True,
+    )
+)  # fmt: skip
 
 
 @contender("plain threshold, unaligned")

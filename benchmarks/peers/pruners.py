@@ -2,7 +2,8 @@
 
     pip install torch-pruning==1.6.0
     python benchmarks/peers/pruners.py sparse.safetensors --data folder:data/cifar10-jpeg \\
-        --work runs/pruners --output benchmarks/results/pruners.json
+        --latency-table benchmarks/results/lut-64.json --work runs/pruners \\
+        --output benchmarks/results/pruners.json
 
 Each contender prunes the checkpoint to at most `--params`; its accuracy is taken right after the cut, after
 BN recalibration, and after the same fine-tuning; then all are timed against the original in one interleaved
@@ -91,6 +92,8 @@ COLUMNS = {
 @click.option("--data", required=True)
 @click.option("--data-dir", type=click.Path(path_type=Path), default=Path("data"))
 @click.option("--params", type=Amount(), default="3.94M", show_default=True)
+@click.option("--latency-table", type=click.Path(path_type=Path, exists=True), required=True,
+              help="For the contender with a budget of milliseconds: of batch 64.")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Of fine-tuning.")
 @click.option("--limit", type=int, help="Fine-tune on a balanced subset.")
 @click.option("--only", multiple=True, help="Contenders, by a part of their name.")
@@ -99,11 +102,12 @@ COLUMNS = {
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(
-    checkpoint: Path, data: str, data_dir: Path, params: float, epochs: int, limit: int | None,
-    only: tuple[str, ...], finetune: tuple[str, ...], seconds: float, work: Path, output: Path,
+    checkpoint: Path, data: str, data_dir: Path, params: float, latency_table: Path, epochs: int,
+    limit: int | None, only: tuple[str, ...], finetune: tuple[str, ...], seconds: float, work: Path,
+    output: Path,
 ) -> None:  # fmt: skip
     """Run all contenders on CHECKPOINT and write a `table` result."""
-    task = Task(checkpoint, DataOptions(data, data_dir), params, 0)
+    task = Task(checkpoint, DataOptions(data, data_dir), params, latency_table)
     options = TrainOptions(
         epochs=epochs, lr=0.02, batch_size=128, validation=0.002, flip_mode="alternating", limit=limit
     )

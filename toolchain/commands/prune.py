@@ -66,6 +66,8 @@ class Alignment(click.ParamType):
 @click.option(
     "--latency-table", metavar="PATH", help="What `slimdeploy lut` measured on the machine in question."
 )
+@click.option("--measure/--no-measure", default=True, show_default=True,
+              help="On the machine of --latency-table: measure what it predicts, correct it.")  # fmt: skip
 @click.option("--criterion", default="gamma", show_default=True,
               help="gamma, l1, l2, fpgm, random; with --data also taylor and surgeon.")  # fmt: skip
 @click.option("--residual", type=click.Choice(["keep", "couple"]), default="keep", show_default=True,

@@ -1,12 +1,20 @@
-"""Pruning to a time: predicted by a latency table, then measured on this machine and corrected."""
+"""Pruning to a time: predicted by a latency table, then measured on this machine and corrected.
+
+Milliseconds are those of the machine as it was when the table was measured: what made it slower or faster
+since (lut_drift.py) is no property of the network, and correcting for it would send the search astray.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from slimdeploy.benchmarks.lut import LatencyTable
+from slimdeploy.benchmarks import results
+from slimdeploy.benchmarks.lut import KIND, LatencyTable, table_of
 from slimdeploy.benchmarks.lut_backend import open_for_table
+from slimdeploy.benchmarks.lut_drift import measure_with_drift
+from slimdeploy.benchmarks.lut_measure import samples_of
 from slimdeploy.toolchain.errors import SlimdeployError, missing_library
 from slimdeploy.toolchain.networks.layers import Conv
 from slimdeploy.toolchain.networks.spec import NetworkSpec
@@ -17,7 +25,8 @@ from slimdeploy.toolchain.pruning.groups import ChannelGroup
 TOLERANCE = 0.05
 """How far below the time asked for a network may end up."""
 ATTEMPTS = 7
-MEASURE_S = 3.0
+ANCHORS, MEASURE_S = 3, 3.0
+NOTABLE_DRIFT = 0.1
 
 Plan = Callable[[float], NetworkSpec]
 """The network that a budget of so many predicted milliseconds leads to."""
@@ -29,6 +38,7 @@ class LatencyBudget:
 
     budget_ms: float
     measured_ms: float | None
+    """At the speed of when the table was measured."""
     not_measured: str | None
     """Why the time is predicted only; None where it was measured."""
 
@@ -50,24 +60,35 @@ def latency_model(table: LatencyTable, spec: NetworkSpec, groups: list[ChannelGr
     )
 
 
-def budget_for_latency(plan: Plan, target_ms: float, table: LatencyTable, size: int) -> LatencyBudget:
-    """The budget whose network takes at most `target_ms`: corrected by measuring where this machine is the
-    table's, else `target_ms` as predicted, and that is said.
+def budget_for_latency(
+    plan: Plan, target_ms: float, path: Path, size: int, *, measure: bool = True
+) -> LatencyBudget:
+    """The budget whose network takes at most `target_ms` by the table at `path`: corrected by measuring where
+    this machine is the table's and `measure` asks for it, else `target_ms` as predicted, and that is said.
 
     Raises SlimdeployError where no budget tried measures within the tolerance.
     """
+    if not measure:
+        return LatencyBudget(target_ms, None, "not asked for")
+    document = results.read(path, KIND)
     try:
-        backend = open_for_table(table.device)
+        backend = open_for_table(table_of(document, path).device)
     except (ModuleNotFoundError, SlimdeployError) as error:
         why = missing_library(error) if isinstance(error, ModuleNotFoundError) else error
         if why is None:
             raise
         log(f"! the latency is predicted only, not measured: {why}")
         return LatencyBudget(target_ms, None, str(why))
+    samples = samples_of(document, path)
     with backend:
-        return budget_that_measures(
-            plan, target_ms, lambda spec: backend.whole_ms([spec], size, seconds=MEASURE_S)[0]
-        )
+
+        def steady_ms(spec: NetworkSpec) -> float:
+            found = measure_with_drift(backend, [spec], samples, size, anchors=ANCHORS, seconds=MEASURE_S)
+            if abs(found.drift - 1) > NOTABLE_DRIFT:
+                log(f"! networks of the table take {found.drift:.2f}× what they took then: that is taken out")
+            return found.ms[0] / found.drift
+
+        return budget_that_measures(plan, target_ms, steady_ms)
 
 
 def budget_that_measures(

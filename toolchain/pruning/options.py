@@ -22,6 +22,8 @@ class PruneOptions:
     """For one image."""
     latency_ms: float | None = None
     latency_table: str | None = None
+    measure: bool = True
+    """On the machine of the latency table: measure what it predicts, and correct that."""
     criterion: str = "gamma"
     residual: str = "keep"
     align: int | None = None

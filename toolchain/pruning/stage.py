@@ -187,7 +187,6 @@ def _latency_budget(
     spec: NetworkSpec, scores: Scores, options: PruneOptions, budget: Budget, size: int
 ) -> LatencyBudget:
     """The predicted milliseconds that come out as the wanted ones when they are measured."""
-    from slimdeploy.benchmarks.lut import load_table
     from slimdeploy.toolchain.pruning.latency import budget_for_latency
 
     assert options.latency_table is not None
@@ -197,7 +196,7 @@ def _latency_budget(
         kept = choose_channels(spec, scores, options, Budget(budget.costs, limit, budget.unit))
         return pruned_spec(spec, groups, kept)
 
-    return budget_for_latency(plan, budget.limit, load_table(options.latency_table), size)
+    return budget_for_latency(plan, budget.limit, Path(options.latency_table), size, measure=options.measure)
 
 
 def _moments(network: ResNet, dataset: Dataset, options: PruneOptions, device: str) -> Moments:

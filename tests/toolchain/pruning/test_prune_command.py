@@ -59,9 +59,19 @@ def write_table(path: Path, checkpoint: Path, device: dict[str, Any]) -> float:
     values = tuple({"launch": 1e-4, "product": 1e-4}.get(term, 0.0) for term in TERMS)
     shapes = {shape_of(conv): values for conv in enumerate_layers(info.spec, size).convs()}
     table = LatencyTable(device, 1, 1, None, shapes, (0.01, 0.0, 0.0))
-    document = results.document("lut", command="made up", device=device, model=table.to_json())
+    ms, layers = table.network_ms(info.spec, size), len(enumerate_layers(info.spec, size).convs())
+    sample = {
+        "channels": info.spec.channels.flat(),
+        "total_ms": ms,
+        "rest_ms": 0.0,
+        "convs_ms": [0.0] * layers,
+    }
+    network = {"arch": info.spec.arch, "stem": info.spec.stem, "classes": info.spec.classes, "size": size}
+    document = results.document(
+        "lut", command="made up", device=device, network=network, model=table.to_json(), samples=[sample]
+    )
     results.write(path, document)
-    return table.network_ms(info.spec, size)
+    return ms
 
 
 def test_another_machine_s_milliseconds_are_predicted_only(
@@ -87,13 +97,26 @@ def test_the_table_s_machine_measures(
 ) -> None:
     with open_backend(LutOptions(threads=1)) as backend:
         device = backend.device
-    target = 0.7 * write_table(tmp_path / "lut.json", checkpoint, device)
-    monkeypatch.setattr(OnnxruntimeBackend, "whole_ms", lambda *_, seconds: [0.97 * target])
-    ran = slimdeploy_command("prune", checkpoint, "--latency-ms", target, "--latency-table",
-                             tmp_path / "lut.json", "--align", 1, "-o", tmp_path / "a", "--json")  # fmt: skip
+    whole = write_table(tmp_path / "lut.json", checkpoint, device)
+    target = 0.7 * whole
+
+    def twice_as_slow_as_then(*_: Any, seconds: float) -> list[float]:
+        return [2 * 0.97 * target] + 3 * [2 * whole]
+
+    monkeypatch.setattr(OnnxruntimeBackend, "whole_ms", twice_as_slow_as_then)
+    arguments = ["prune", checkpoint, "--latency-ms", target, "--latency-table", tmp_path / "lut.json",
+                 "--align", 1, "--json"]  # fmt: skip
+    ran = slimdeploy_command(*arguments, "-o", tmp_path / "a")
     assert ran.exit_code == 0, ran.err
     assert ran.json["latency"]["measured_ms"] == pytest.approx(0.97 * target)
     assert ran.json["latency"]["not_measured"] is None
+    assert "! networks of the table take 2.00× what they took then: that is taken out" in ran.err
+    ran = slimdeploy_command(*arguments, "--no-measure", "-o", tmp_path / "b")
+    assert (ran.json["latency"]["measured_ms"], ran.json["latency"]["not_measured"]) == (
+        None,
+        "not asked for",
+    )
+    assert ran.json["latency"]["predicted_ms"] <= target
 
 
 def test_the_text_names_folded_constants(
