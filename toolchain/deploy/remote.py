@@ -2,11 +2,12 @@
 
 On the device nothing but a shell and slimdeploy is needed. The bundle is copied to a file named after its
 hash, so what a cut connection left there is a beginning of the same bytes, and the next attempt goes on
-behind it.
+behind it. The host's name is part of it too: two names may be one device, and both write at once.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -124,7 +125,7 @@ class _Remote:
         arguments = shlex.join(self.options.arguments)
         if bundle is None:
             return self._slimdeploy(f"--rollback {arguments}")
-        place = f"{INCOMING}/{digest}"
+        place = f"{INCOMING}/{digest}-{hashlib.sha256(self.host.encode()).hexdigest()[:8]}"
         self._copy(bundle, place)
         if self._run(f"sha256sum < {place}").split()[:1] != [digest]:
             self._run(f"rm -f {place}")

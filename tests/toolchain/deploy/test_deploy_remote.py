@@ -117,7 +117,7 @@ def sshd(tmp_path_factory):
     proxy = f"ProxyCommand {sys.executable} {folder}/proxy.py {port} {folder}/cuts"
     stranger = common.replace(f"{folder}/user\n", f"{folder}/host\n")
     (folder / "config").write_text(
-        f"Host device\n{common}\nHost flaky\n{common}{proxy} 60000 2\n\nHost dead\n{common}{proxy} 3000 999\n"
+        f"Host device nickname\n{common}\nHost flaky\n{common}{proxy} 60000 2\n\nHost dead\n{common}{proxy} 3000 999\n"
         f"\nHost stranger\n{stranger}\nHost closed\n{common.replace(f'Port {port}', 'Port 1')}"
     )
     with open(folder / "log", "w") as log:
@@ -176,6 +176,15 @@ def test_deploy(bundle, device, sshd):
     assert incoming(sshd) == []
 
 
+def test_two_names_of_one_device(bundle, device):
+    """Neither spoils the other's copy; who comes second is told so, or finds the first one done."""
+    options, store = device
+    errors = [result.error for result in deploy_to_hosts(bundle, ["device", "nickname"], options)]
+    assert None in errors
+    assert all(error is None or "another deploy is running" in error for error in errors)
+    assert store.active()
+
+
 def test_connection_cut_in_mid_copy(bundle, device, sshd):
     """Cut twice after 60 kB of the 110 kB: the copy goes on where it was."""
     options, store = device
@@ -196,7 +205,8 @@ def test_connection_that_never_holds(bundle, device, sshd):
 
 def test_copy_is_taken_up_where_an_earlier_run_left_it(bundle, device, sshd):
     options, _ = device
-    place = sshd / "home/.cache/slimdeploy/incoming" / hashlib.sha256(bundle.read_bytes()).hexdigest()
+    digest, host = (hashlib.sha256(data).hexdigest() for data in (bundle.read_bytes(), b"device"))
+    place = sshd / "home/.cache/slimdeploy/incoming" / f"{digest}-{host[:8]}"
     place.parent.mkdir(parents=True)
     place.write_bytes(bundle.read_bytes())
     assert deploy_to_hosts(bundle, ["device"], options)[0].connections == 0
