@@ -117,7 +117,8 @@ def sshd(tmp_path_factory):
     proxy = f"ProxyCommand {sys.executable} {folder}/proxy.py {port} {folder}/cuts"
     stranger = common.replace(f"{folder}/user\n", f"{folder}/host\n")
     (folder / "config").write_text(
-        f"Host device nickname\n{common}\nHost flaky\n{common}{proxy} 60000 2\n\nHost dead\n{common}{proxy} 3000 999\n"
+        f"Host device nickname\n{common}\nHost flaky\n{common}{proxy} 60000 2\n"
+        f"\nHost dead\n{common}{proxy} 3000 999\n"
         f"\nHost stranger\n{stranger}\nHost closed\n{common.replace(f'Port {port}', 'Port 1')}"
     )
     with open(folder / "log", "w") as log:
