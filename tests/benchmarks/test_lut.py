@@ -154,7 +154,7 @@ def test_a_pass_on_a_slower_machine_does_not_bend_the_table(tmp_path):
     bent = measure_table(slower_in_a_pass, tmp_path / "bent.json").table
     assert np.median(errors(bent)) < 0.02
     document = results.read(tmp_path / "bent.json", "lut")
-    samples = lut_measure.samples_of(document, RESNET18, tmp_path / "bent.json")
+    samples = lut_measure.samples_of(document, tmp_path / "bent.json")
     pace = 1 + lut_fit.prediction_errors(bent, samples, 32)
     evened = lut_fit.even_out(samples, pace)
     assert evened[0].total_ms == pytest.approx(samples[0].total_ms / 1.6, rel=0.03)

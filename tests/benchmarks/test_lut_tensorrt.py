@@ -182,7 +182,7 @@ def test_pruning_measures_on_tensorrt(table: Path, monkeypatch: pytest.MonkeyPat
         budgets.append(budget)
         return scaled(network_spec("resnet18"), min(1.0, budget / 2), 1.0, 8)
 
-    found = latency.budget_for_latency(plan, 1.5, load_table(table), 8)
+    found = latency.budget_for_latency(plan, 1.5, table, 8)
     assert found.not_measured is None
     assert found.measured_ms is not None
     assert 1.425 <= found.measured_ms <= 1.5
@@ -203,7 +203,7 @@ def test_another_gpu_s_table_predicts_only(
     document = json.loads(table.read_text())
     document["device"] |= change
     table.write_text(json.dumps(document))
-    found = latency.budget_for_latency(lambda _: SMALL, 1.0, load_table(table), 8)
+    found = latency.budget_for_latency(lambda _: SMALL, 1.0, table, 8)
     (value,) = change.values()
     assert found.measured_ms is None
     assert found.not_measured is not None
