@@ -34,11 +34,14 @@ def measure_with_drift(
     anchors: int,
     seconds: float,
 ) -> Measured:
-    """Run each of `specs` for `seconds`, in turn with so many `anchors` of the table's `samples`."""
+    """Run each of `specs` for `seconds`, in turn with so many `anchors` of the table's `samples`; without any
+    the device counts as no slower.
+    """
     chosen = _across(samples, anchors)
     ms = backend.whole_ms([*specs, *(anchor.spec for anchor in chosen)], size, seconds=seconds)
     ms, now = ms[: len(specs)], ms[len(specs) :]
-    return Measured(ms, float(np.median([t / one.total_ms for t, one in zip(now, chosen, strict=True)])))
+    slower = [t / one.total_ms for t, one in zip(now, chosen, strict=True)]
+    return Measured(ms, float(np.median(slower)) if slower else 1.0)
 
 
 def _across(samples: Sequence[Sample], count: int) -> list[Sample]:

@@ -81,9 +81,10 @@ def budget_for_latency(
         return LatencyBudget(target_ms, None, str(why))
     samples = samples_of(document, path)
     with backend:
+        anchors = ANCHORS if backend.revisits else 0  # an engine for each of them takes minutes to build
 
         def steady_ms(spec: NetworkSpec) -> float:
-            found = measure_with_drift(backend, [spec], samples, size, anchors=ANCHORS, seconds=MEASURE_S)
+            found = measure_with_drift(backend, [spec], samples, size, anchors=anchors, seconds=MEASURE_S)
             if abs(found.drift - 1) > NOTABLE_DRIFT:
                 log(f"! networks of the table take {found.drift:.2f}× what they took then: that is taken out")
             return found.ms[0] / found.drift
