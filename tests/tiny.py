@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from slimdeploy.benchmarks import results
+from slimdeploy.benchmarks.lut import LatencyTable
 from slimdeploy.toolchain.checkpoint import save_checkpoint
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.networks.layers import enumerate_layers
 from slimdeploy.toolchain.networks.resnet import ResNet
 from slimdeploy.toolchain.networks.spec import Architecture, NetworkSpec, network_spec, register_architecture
 
@@ -79,6 +82,22 @@ def write_checkpoint(path: Path, arch: str = "tiny", *, stem: str = "cifar", see
     """A random network for three classes at `path`."""
     network = random_network(network_spec(arch, stem=stem, classes=3), seed)
     save_checkpoint(path, network, model_info(network.spec))
+    return path
+
+
+def write_latency_table(path: Path, table: LatencyTable, spec: NetworkSpec, size: int) -> Path:
+    """What `slimdeploy lut` writes, as if fitted to the network of `spec` alone, which takes what `table`
+    predicts.
+    """
+    sample = {
+        "channels": spec.channels.flat(),
+        "total_ms": table.network_ms(spec, size),
+        "rest_ms": 0.0,
+        "convs_ms": [0.0] * len(enumerate_layers(spec, size).convs()),
+    }
+    network = {"arch": spec.arch, "stem": spec.stem, "classes": spec.classes, "size": size}
+    parts = {"device": table.device, "network": network, "model": table.to_json(), "samples": [sample]}
+    results.write(path, results.document("lut", command="made up", **parts))
     return path
 
 

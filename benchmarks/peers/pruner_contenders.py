@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,10 @@ def contender(name: str) -> Callable[[Contender], Contender]:
     return register
 
 
-def _slimdeploy(options: PruneOptions) -> Contender:
+def _slimdeploy(options_for: Callable[[Task], PruneOptions]) -> Contender:
     def run(task: Task, output: Path) -> dict[str, float]:
         result = prune_stage(
-            task.source, options=_fit_budget(options, task), output=output, data=task.data, force=True
+            task.source, options=options_for(task), output=output, data=task.data, force=True
         )
         assert result.accuracy is not None
         found = result.accuracy
@@ -76,21 +76,14 @@ def _slimdeploy(options: PruneOptions) -> Contender:
     return run
 
 
-def _fit_budget(options: PruneOptions, task: Task) -> PruneOptions:
-    return replace(
-        options,
-        params=task.params if options.params else None,
-        latency_table=str(task.latency_table) if options.latency_ms else None,
-    )
-
-
-_SURGEON = PruneOptions(macs=64e6, criterion="surgeon", residual="couple", align=32)
-CONTENDERS["slimdeploy: γ"] = _slimdeploy(PruneOptions(params=1.0))
-CONTENDERS["slimdeploy: surgeon, coupled, 64 M MACs"] = _slimdeploy(_SURGEON)
+CONTENDERS["slimdeploy: γ"] = _slimdeploy(lambda task: PruneOptions(params=task.params))
+CONTENDERS["slimdeploy: surgeon, coupled, 64 M MACs"] = _slimdeploy(
+    lambda task: PruneOptions(macs=64e6, criterion="surgeon", residual="couple", align=32)
+)
 CONTENDERS["slimdeploy: surgeon, coupled, 66.7 ms"] = _slimdeploy(
-    replace(
-        _SURGEON, macs=None, latency_ms=66.7, latency_table="the task's", measure=False, align=16,
-        allow_block_removal=True,
+    lambda task: PruneOptions(
+        latency_ms=66.7, latency_table=str(task.latency_table), measure=False,
+        criterion="surgeon", residual="couple", align=16, allow_block_removal=True,
     )
 )  # fmt: skip
 

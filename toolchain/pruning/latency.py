@@ -25,8 +25,11 @@ from slimdeploy.toolchain.pruning.groups import ChannelGroup
 TOLERANCE = 0.05
 """How far below the time asked for a network may end up."""
 ATTEMPTS = 7
-ANCHORS, MEASURE_S = 3, 3.0
+MEASURE_S = 3.0
+ANCHORS = 3
+"""Networks of the table that run beside each candidate, to tell the drift."""
 NOTABLE_DRIFT = 0.1
+"""Drift beyond this share is said."""
 
 Plan = Callable[[float], NetworkSpec]
 """The network that a budget of so many predicted milliseconds leads to."""

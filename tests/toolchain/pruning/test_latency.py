@@ -1,12 +1,14 @@
 """The budget in milliseconds: priced by a table, corrected by measurement."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import write_latency_table
 
-from slimdeploy.benchmarks import results
+from slimdeploy.benchmarks import lut_backend, lut_onnxruntime
 from slimdeploy.benchmarks.lut import TERMS, LatencyTable, shape_of
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.layers import enumerate_layers
@@ -23,11 +25,6 @@ def table() -> LatencyTable:
     values = tuple({"launch": 1e-3, "product": 1e-6}.get(term, 0.0) for term in TERMS)
     shapes = {shape_of(conv): values for conv in enumerate_layers(SPEC, 32).convs()}
     return LatencyTable({"threads": 1}, 1, 1, None, shapes, (0.5, 0.001, 0.0001))
-
-
-def write(path: Path, table: LatencyTable, device: dict[str, Any]) -> Path:
-    results.write(path, results.document("lut", command="made up", device=device, model=table.to_json()))
-    return path
 
 
 def test_the_model_prices_a_network_as_the_table_does(table: LatencyTable) -> None:
@@ -89,9 +86,24 @@ def test_another_machine_s_table_predicts_only_and_says_why(
     device: dict[str, Any], why: str,
 ) -> None:  # fmt: skip
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    path = write(tmp_path / "lut.json", table, device)
+    path = write_latency_table(tmp_path / "lut.json", replace(table, device=device), SPEC, 32)
     found = latency.budget_for_latency(lambda _: SPEC, 1.0, path, 32)
     assert (found.budget_ms, found.measured_ms) == (1.0, None)
     assert found.not_measured is not None
     assert why in found.not_measured
     assert f"! the latency is predicted only, not measured: {found.not_measured}" in capfd.readouterr().err
+
+
+def test_the_machine_of_the_table_measures(
+    table: LatencyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = lut_backend.LutOptions(batch=1, threads=1)
+    with lut_backend.open_backend(options) as backend:
+        here = backend.device
+    then = table.network_ms(SPEC, 32)
+    path = write_latency_table(tmp_path / "lut.json", replace(table, device=here), SPEC, 32)
+    monkeypatch.setattr(
+        lut_onnxruntime.OnnxruntimeBackend, "whole_ms", lambda *_, seconds: [0.97] + [then] * 3
+    )
+    found = latency.budget_for_latency(lambda _: SPEC, 1.0, path, 32)
+    assert found == latency.LatencyBudget(1.0, 0.97, None)
