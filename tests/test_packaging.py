@@ -93,7 +93,7 @@ def test_setup_lists_every_data_file() -> None:
 
 
 def test_the_base_is_light() -> None:
-    assert _requirements()[""] <= {"click", "numpy", "rich", "tomli"}
+    assert _requirements()[""] <= {"click", "filelock", "numpy", "rich", "tomli"}
 
 
 def test_constraints_pin_everything_that_the_tests_install() -> None:

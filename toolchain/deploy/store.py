@@ -3,7 +3,7 @@
     ROOT/active.json         the versions in use, oldest first; the last is the current one
     ROOT/versions/0007-name  one unpacked bundle with its engine and `deployment.json`
     ROOT/versions/.new-…     one being installed
-    ROOT/lock                held while something is installed
+    ROOT/.lock               held while something is installed
     ROOT/allowed_signers     where it exists, nothing unsigned is installed
 
 `active.json` is replaced by one rename, and nothing that it names is ever changed or removed before: whatever
@@ -13,7 +13,6 @@ is interrupted, the version it names is whole.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.locks import exclusive
 
 KEPT = 3
 """Versions kept on the device, the current one included."""
@@ -65,17 +65,11 @@ class Store:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the store alone; raises SlimdeployError at once where another process does."""
-        path = self.root / "lock"
         try:
             self.versions.mkdir(parents=True, exist_ok=True)
-            file = open(path, "a")  # noqa: SIM115  (closed below; the kernel lets go of the lock by itself)
         except OSError as error:
-            raise SlimdeployError(f"cannot write {path}: {error.strerror}") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise SlimdeployError(f"another deploy is running in {self.root}: wait for it") from None
+            raise SlimdeployError(f"cannot write {self.versions}: {error.strerror}") from error
+        with exclusive(self.root, f"the store {self.root}"):
             yield
 
     def clean(self) -> None:

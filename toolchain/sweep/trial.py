@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -20,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from slimdeploy.toolchain.data.dataset import load_dataset
+from slimdeploy.toolchain.locks import exclusive, readers_and_writer
 from slimdeploy.toolchain.pipeline import RunResult, adopt_original, run_original, run_recipe
 from slimdeploy.toolchain.recipe import Recipe
 from slimdeploy.toolchain.report.run import read_history, read_model
-from slimdeploy.toolchain.sweep.locks import locked, machine_lock
 from slimdeploy.toolchain.sweep.options import SweepOptions
 from slimdeploy.toolchain.sweep.space import Point
 
@@ -39,9 +40,11 @@ def carry_out(base: Recipe, point: Point, folder: Path, options: SweepOptions) -
     started = time.perf_counter()
     recipe = point.recipe(base)
     original, own = folder / "trained" / training_name(recipe), folder / "trials" / point.name
-    with locked(original / ".lock", waiting=f"λ {point.sparsity:g} is being trained: waiting for it"):
+    original.mkdir(parents=True, exist_ok=True)
+    own.mkdir(parents=True, exist_ok=True)
+    with exclusive(original, str(original), waiting=f"λ {point.sparsity:g} is being trained: waiting for it"):
         run_original(recipe, original, device=options.device, threads=options.threads, around=_together)
-    with locked(own / ".lock", waiting=f"{point.name} is being done: waiting for it"):
+    with exclusive(own, str(own), waiting=f"{point.name} is being done: waiting for it"):
         adopt_original(original, own)
         done = run_recipe(recipe, own, device=options.device, threads=options.threads, around=_around)
     return {**_row(point, done, folder), "seconds": time.perf_counter() - started}
@@ -59,11 +62,18 @@ def _around(stage: str) -> AbstractContextManager[Any]:
     """Nothing else of a sweep runs on this machine while one of its workers measures."""
     if stage != "bench":
         return _together(stage)
-    return locked(machine_lock(), waiting="waiting for the other workers to pause, to measure undisturbed")
+    waiting = "waiting for the other workers to pause, to measure undisturbed"
+    return readers_and_writer(_machine_lock(), alone=True, waiting=waiting)
 
 
 def _together(stage: str) -> AbstractContextManager[Any]:
-    return locked(machine_lock(), shared=True, waiting=f"{stage}: waiting while another worker measures")
+    waiting = f"{stage}: waiting while another worker measures"
+    return readers_and_writer(_machine_lock(), alone=False, waiting=waiting)
+
+
+def _machine_lock() -> Path:
+    """The lock file that all sweep workers of this user on this machine share."""
+    return Path(tempfile.gettempdir()) / f"slimdeploy-sweep-{os.getuid()}.sqlite"
 
 
 def _row(point: Point, done: RunResult, folder: Path) -> dict[str, Any]:
