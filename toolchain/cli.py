@@ -19,6 +19,7 @@ import click
 from slimdeploy import __version__
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError, missing_library, nearest
 from slimdeploy.toolchain.launch import check_command, launch, reports_errors
+from slimdeploy.toolchain.standard_output import close_for_libraries, only_results
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -74,7 +75,8 @@ class Command(click.Command):
         as_json = ctx.meta[JSON_KEY] = ctx.params.pop("as_json")
         ctx.params.pop("debug")
         check_command(self.name or "")
-        output: Output = super().invoke(ctx)
+        with only_results():
+            output: Output = super().invoke(ctx)
         if not launch().main:
             return
         if as_json:
@@ -136,6 +138,7 @@ def main() -> NoReturn:
     """Entry point. Exit codes: 0 done; 1 done but failed its own check; 2 wrong input or call; 130
     interrupted.
     """
+    exit_code = 0
     try:
         cli.main(prog_name="slimdeploy", standalone_mode=False)
     except Exception as error:
@@ -144,8 +147,8 @@ def main() -> NoReturn:
         message, exit_code = _explain(error)
         if reports_errors():
             click.echo(f"slimdeploy: {message}", err=True)
-        sys.exit(exit_code)
-    sys.exit(0)
+    close_for_libraries()
+    sys.exit(exit_code)
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
+from processes import process_environment
 from tiny import write_checkpoint
 
 from slimdeploy.toolchain import cli
@@ -102,6 +105,57 @@ def test_json_is_all_there_is_on_standard_output(
     assert slimdeploy_command("fake").out.strip() == "a table"
 
 
+def _print_like_a_library() -> Output:
+    """In every way that a library prints, and nothing flushed."""
+    libc = ctypes.CDLL(None)
+    print("printed")
+    os.write(1, b"written\n")
+    libc.printf(b"formatted\n")
+    subprocess.run(["echo", "child"], check=True)
+    return Output({"a": 1}, "a table")
+
+
+@pytest.mark.parametrize(("arguments", "result"), [((), "a table"), (("--json",), '{\n "a": 1\n}')])
+def test_what_libraries_print_goes_to_standard_error(
+    slimdeploy_command: Callable, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str], result: str
+) -> None:
+    _with_command(monkeypatch, _print_like_a_library)
+    ran = slimdeploy_command("fake", *arguments)
+    assert ran.out.strip() == result
+    assert set(ran.err.split()) == {"printed", "written", "formatted", "child"}
+
+
+NOISY = """
+import atexit, ctypes
+from slimdeploy.toolchain import cli
+from slimdeploy.toolchain.commands import summary
+def noisy(*args, **kwargs):
+    ctypes.CDLL(None).puts(b"noise")
+    print("noise")
+    atexit.register(print, "noise at the end")
+    return cli.Output({"a": 1}, "a table")
+summary.summary.callback = noisy
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "out", "err"),
+    [("", "{\n 'a': 1\n}", 3), ("2>&-", "{\n 'a': 1\n}", 0), (">&-", "", 0)],
+    ids=["both open", "no standard error", "no standard output"],
+)
+def test_a_process_keeps_its_standard_output_clean_to_the_end(
+    tmp_path: Path, redirection: str, out: str, err: int
+) -> None:
+    (tmp_path / "noisy.py").write_text(NOISY)
+    ran = subprocess.run(
+        f"{sys.executable} {tmp_path}/noisy.py summary --json {redirection}",
+        shell=True, capture_output=True, text=True, env=process_environment(), timeout=300,
+    )  # fmt: skip
+    assert ran.stdout.strip() == out.replace("'", '"')
+    assert ran.stderr.count("noise") == err, ran.stderr
+
+
 def test_a_failed_check_still_prints_its_result(
     slimdeploy_command: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,8 +229,6 @@ def test_summary_of_a_checkpoint(slimdeploy_command: Callable, tmp_path: Path) -
 
 def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     """`slimdeploy summary | head -1`"""
-    from processes import process_environment
-
     command = f"{sys.executable} -m slimdeploy.toolchain summary --json | head -1"
     ran = subprocess.run(
         command, shell=True, capture_output=True, text=True, env=process_environment(), timeout=300

@@ -12,6 +12,7 @@ import click
 
 from slimdeploy.toolchain.cli import Output, command, wants_json
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.standard_output import result_stream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +67,7 @@ def classify(
         for result in classify_images(session, info, sources, timings, top=top, batch=batch):
             bad += result.error is not None
             if live:  # a camera never ends: nothing is kept
-                click.echo(f"{result.image}: {_line(result)}")
+                click.echo(f"{result.image}: {_line(result)}", file=result_stream())
             else:
                 kept.append(result)
         document = {

@@ -5,9 +5,6 @@ Another source is one more function under `@register_source("name")`.
 
 from __future__ import annotations
 
-import contextlib
-import sys
-
 import numpy as np
 
 from slimdeploy.toolchain import artifacts
@@ -51,8 +48,7 @@ def cifar10(argument: str, options: DataOptions) -> Dataset:
     splits = []
     for train in (True, False):
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # torchvision reports downloads on standard output
-                read = dataset_class(options.data_dir, train=train, download=True)
+            read = dataset_class(options.data_dir, train=train, download=True)
         except (OSError, RuntimeError) as error:
             raise SlimdeployError(
                 f"cifar10 is not in {options.data_dir} and can't be downloaded ({error})"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,8 +96,7 @@ def open_session(path: Path, options: SessionOptions) -> OnnxSession:
     wanted = PROVIDERS[backend]
     on_gpu = backend != "onnxruntime-cpu"
     if on_gpu and hasattr(onnxruntime, "preload_dlls"):
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it doesn't find
-            onnxruntime.preload_dlls()  # CUDA libraries that torch or pip brought along
+        onnxruntime.preload_dlls()  # CUDA libraries that torch or pip brought along
     if wanted[0] not in onnxruntime.get_available_providers():
         raise SlimdeployError(f"onnxruntime has no {wanted[0]} here: pip install 'slimdeploy[gpu]'")
     settings = onnxruntime.SessionOptions()
