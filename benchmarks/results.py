@@ -7,7 +7,6 @@ Every file in `benchmarks/results/` is one of these.
 from __future__ import annotations
 
 import datetime
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def document(
 
 def write(path: Path, result: dict[str, Any]) -> None:
     """Write a result atomically, indented, each list of numbers on one line."""
-    text = json.dumps(result, indent=1)
+    text = artifacts.json_text(result, indent=1)
     text = re.sub(r"\[\s+([-+.\deE,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     artifacts.write_bytes(path, (text + "\n").encode())
 

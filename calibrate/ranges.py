@@ -8,7 +8,6 @@ images. Whoever changes the model or the images gets an error instead of yesterd
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def save_ranges(path: Path, ranges: Ranges) -> None:
         "widths": {name: width.tolist() for name, width in ranges.widths.items()},
         "tensors": {name: _to_json(histogram) for name, histogram in ranges.histograms.items()},
     }
-    artifacts.write_bytes(path, (json.dumps(document) + "\n").encode())
+    artifacts.write_bytes(path, (artifacts.json_text(document) + "\n").encode())
 
 
 def load_ranges(path: Path, *, model_sha256: str, images: np.ndarray) -> Ranges:

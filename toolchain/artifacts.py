@@ -1,10 +1,13 @@
-"""Files that stages hand to each other: written atomically, hashed, never overwritten unasked."""
+"""Files that stages hand to each other: written atomically, hashed, never overwritten unasked; and how text
+and JSON from a user are read.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -12,7 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.errors import SlimdeployError, shorten
+
+MAX_TEXT_BYTES = 64 << 20
+"""Of a document that a user hands in; a bench result with all its samples has a few MiB."""
+MAX_NESTING = 32
+"""Lists and objects inside each other in a JSON document."""
 
 
 @contextlib.contextmanager
@@ -78,17 +86,81 @@ def _folder(path: Path) -> Path:
 
 def write_json(path: Path | str, document: Any) -> None:
     """Write `document` as indented JSON to `path` atomically."""
-    write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())
+    write_bytes(path, (json_text(document, indent=1) + "\n").encode())
+
+
+def json_text(document: Any, *, indent: int | None = None) -> str:
+    """`document` as JSON. NaN and infinity, which JSON doesn't know, become null."""
+    try:
+        return json.dumps(document, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(document), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def read_text(path: Path | str, what: str) -> str:
+    """The text in `path`, UTF-8 with or without a byte order mark; `what` names the kind of file in errors.
+
+    Raises SlimdeployError where it is missing, too large, or not UTF-8.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_TEXT_BYTES + 1)
+    except FileNotFoundError:
+        raise SlimdeployError(f"no {what} at {path}") from None
+    except OSError as error:
+        raise SlimdeployError(f"cannot read {path}: {error.strerror}") from error
+    if len(content) > MAX_TEXT_BYTES:
+        raise SlimdeployError(f"{path} is too large for a {what}: maximum {MAX_TEXT_BYTES >> 20} MiB")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SlimdeployError(
+            f"{path} is not a readable {what}: not UTF-8 text (byte {error.start})"
+        ) from None
 
 
 def read_json(path: Path | str, what: str) -> Any:
-    """Read JSON from `path`; `what` names the kind of file in the error."""
+    """Read JSON from `path`; `what` names the kind of file in errors. NaN and infinity are read as null."""
+    return parse_json(read_text(path, what), f"{path} is not a readable {what}")
+
+
+def parse_json(text: str, problem: str) -> Any:
+    """The document in `text`; raises SlimdeployError, `problem` and the reason, where it isn't JSON or is
+    nested too deeply.
+    """
     try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise SlimdeployError(f"no {what} at {path}") from None
-    except (OSError, ValueError) as error:
-        raise SlimdeployError(f"{path} is not a readable {what}: {error}") from error
+        document = json.loads(text, parse_constant=lambda name: None, parse_float=_number)
+    except RecursionError:
+        raise SlimdeployError(f"{problem}: nested too deeply") from None
+    except ValueError as error:
+        raise SlimdeployError(f"{problem}: {shorten(error)}") from error
+    level, depth = [document], 0
+    while level := [item for value in level for item in _members(value)]:
+        depth += 1
+        if depth > MAX_NESTING:
+            raise SlimdeployError(f"{problem}: nested too deeply (maximum {MAX_NESTING} levels)")
+    return document
+
+
+def _number(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None  # 1e999
+
+
+def _members(value: Any) -> list[Any]:
+    """The lists and objects in a list or an object."""
+    members = value.values() if isinstance(value, dict) else value
+    return (
+        [one for one in members if isinstance(one, (list, dict))] if isinstance(value, (list, dict)) else []
+    )
 
 
 def sha256_file(path: Path | str) -> str:
@@ -122,6 +194,32 @@ def sidecar(path: Path | str) -> Path:
 def write_sidecar(path: Path | str, document: dict[str, Any]) -> None:
     """Describe the artifact at `path` in its sidecar, its own hash included."""
     write_json(sidecar(path), {"file": Path(path).name, "sha256": sha256_file(path), **document})
+
+
+def remove_sidecar(path: Path | str) -> None:
+    """To be called before the artifact at `path` is replaced: a kill between the two writes then leaves no
+    sidecar of another file.
+    """
+    sidecar(path).unlink(missing_ok=True)
+
+
+def read_sidecar(path: Path | str) -> dict[str, Any] | None:
+    """The sidecar of the artifact at `path`; None where there is none.
+
+    Raises SlimdeployError where it is damaged, or where the artifact's SHA-256 isn't the one in it.
+    """
+    described = sidecar(path)
+    if not described.is_file():
+        return None
+    document = read_json(described, "sidecar")
+    if not isinstance(document, dict) or not isinstance(document.get("sha256"), str):
+        raise SlimdeployError(f"{described} is not the sidecar of {path}: it has no sha256; remove it")
+    if sha256_file(path) != document["sha256"]:
+        raise SlimdeployError(
+            f"{path} is damaged or was replaced: its SHA-256 differs from the one in {described}; write it "
+            "again, or remove the sidecar if the change is yours"
+        )
+    return document
 
 
 def _umask() -> int:

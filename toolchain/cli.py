@@ -7,7 +7,7 @@ instant.
 from __future__ import annotations
 
 import importlib
-import json
+import math
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from slimdeploy import __version__
+from slimdeploy.toolchain.artifacts import json_text
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError, missing_library, nearest
 from slimdeploy.toolchain.launch import check_command, launch, reports_errors
+from slimdeploy.toolchain.paths import check_paths
 from slimdeploy.toolchain.standard_output import close_for_libraries, only_results
 
 if TYPE_CHECKING:
@@ -75,18 +77,29 @@ class Command(click.Command):
         as_json = ctx.meta[JSON_KEY] = ctx.params.pop("as_json")
         ctx.params.pop("debug")
         check_command(self.name or "")
+        check_numbers(ctx)
+        check_paths(ctx)
         with only_results():
             output: Output = super().invoke(ctx)
         if not launch().main:
             return
         if as_json:
-            click.echo(json.dumps(output.json, indent=1))
+            click.echo(json_text(output.json, indent=1))
         else:
             from rich.console import Console
 
             Console().print(output.text)
         if output.failed:
             raise CheckFailed(output.failed)
+
+
+def check_numbers(context: click.Context) -> None:
+    """Raises BadParameter for the first option that is NaN or infinite: no option has a use for it."""
+    for param in context.command.params:
+        given = context.params.get(param.name or "")
+        for value in given if isinstance(given, tuple) else (given,):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise click.BadParameter(f"{value} is not a finite number.", context, param)
 
 
 def wants_json() -> bool:

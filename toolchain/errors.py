@@ -20,6 +20,7 @@ class CheckFailed(SlimdeployError):
 # Import name -> the command that brings it. TensorRT on a Jetson comes with JetPack, not with pip.
 INSTALL_COMMANDS = {
     "cuda": "pip install 'slimdeploy[gpu]'",
+    "jsonschema": "pip install 'slimdeploy[device]'",
     "onnx": "pip install 'slimdeploy[host]'",
     "onnxruntime": "pip install 'slimdeploy[cpu]'",
     "optuna": "pip install 'slimdeploy[sweep]'",
@@ -46,6 +47,12 @@ def missing_library(error: ModuleNotFoundError) -> SlimdeployError | None:
     if name not in INSTALL_COMMANDS:
         return None
     return SlimdeployError(f"this needs {name}, which is not installed: {INSTALL_COMMANDS[name]}")
+
+
+def shorten(said: object, limit: int = 200) -> str:
+    """`said` in one line of at most `limit` characters, without control characters."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(said)).split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 _LISTED = 16

@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Any
 
 from slimdeploy import __version__
+from slimdeploy.toolchain.artifacts import json_text
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.spec import NetworkSpec
 
@@ -60,7 +61,7 @@ class ModelInfo:
         return replace(self, spec=spec or self.spec, metrics=metrics, provenance=(*self.provenance, entry))
 
     def to_json(self) -> str:
-        return json.dumps(
+        return json_text(
             {
                 "format": FORMAT,
                 "network": self.spec.to_json(),

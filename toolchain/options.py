@@ -9,20 +9,22 @@ from typing import Any, TypeVar
 import click
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def checkpoint_argument(function: F) -> F:
     """The checkpoint that the command reads."""
-    return click.argument("checkpoint", type=click.Path(path_type=Path))(function)
+    return click.argument("checkpoint", type=InputPath())(function)
 
 
 def output_option(function: F) -> F:
     """`-o/--output` and `--force`."""
     function = click.option("--force", is_flag=True, help="Replace the output where it exists.")(function)
-    path = click.Path(path_type=Path)
-    return click.option("-o", "--output", type=path, required=True, help="File to write.")(function)
+    return click.option("-o", "--output", type=OutputPath(".json"), required=True, help="File to write.")(
+        function
+    )
 
 
 def resume_option(function: F) -> F:
@@ -60,7 +62,7 @@ def data_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[.
         )
         folder_option = click.option(
             "--data-dir",
-            type=click.Path(path_type=Path),
+            type=InputPath(),
             default=Path("data"),
             show_default=True,
             help="Where cifar10 lies or is downloaded to.",

@@ -106,6 +106,47 @@ def test_json_round_trip_and_what_is_not_json(tmp_path: Path) -> None:
         artifacts.read_json(tmp_path / "y.json", "record")
 
 
+def test_json_holds_no_nan(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    artifacts.write_json(path, {"loss": float("nan"), "lr": [1.5, float("inf")], "n": (1, None)})
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {
+        "loss": None, "lr": [1.5, None], "n": [1, None],
+    }  # fmt: skip
+    path.write_text('{"old": [NaN, -Infinity, 1e999, 0.5]}')  # what older versions wrote
+    assert artifacts.read_json(path, "result") == {"old": [None, None, None, 0.5]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x81", "is not a readable list: not UTF-8 text (byte 0)"),
+        (b'{"a": "\xff"}', "is not a readable list: not UTF-8 text (byte 7)"),
+        (b"[" * 100_000, "is not a readable list: nested too deeply"),
+        (b"[" * 50 + b"]" * 50, "is not a readable list: nested too deeply (maximum 32 levels)"),
+        (b"1" * 5000, "is not a readable list: Exceeds the limit"),
+        (b"", "is not a readable list: Expecting value"),
+    ],
+)
+def test_every_unreadable_document_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(SlimdeployError) as refused:
+        artifacts.read_json(path, "list")
+    assert str(refused.value).startswith(f"{path} {message}")
+    assert len(str(refused.value)) < len(str(path)) + 300
+
+
+def test_documents_have_a_size_limit_and_may_begin_with_a_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert artifacts.read_json(path, "list") == {"a": 1}
+    monkeypatch.setattr(artifacts, "MAX_TEXT_BYTES", 5)
+    with pytest.raises(SlimdeployError, match=r"is too large for a list: maximum 0 MiB$"):
+        artifacts.read_json(path, "list")
+
+
 def test_sha256(tmp_path: Path) -> None:
     content = os.urandom(3 << 20)  # more than is read at once
     (tmp_path / "x").write_bytes(content)
@@ -135,3 +176,21 @@ def test_sidecar_describes_its_file(tmp_path: Path) -> None:
         "sha256": hashlib.sha256(b"abc").hexdigest(),
         "precision": "fp32",
     }
+
+
+def test_a_file_that_is_not_the_one_described_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"abc")
+    assert artifacts.read_sidecar(path) is None
+    artifacts.write_sidecar(path, {"precision": "fp32"})
+    described = artifacts.read_sidecar(path)
+    assert described is not None
+    assert described["precision"] == "fp32"
+    path.write_bytes(b"abd")
+    with pytest.raises(SlimdeployError, match=r"net\.onnx is damaged or was replaced: its SHA-256 "):
+        artifacts.read_sidecar(path)
+    artifacts.sidecar(path).write_text("[]")
+    with pytest.raises(SlimdeployError, match=r"net\.onnx\.json is not the sidecar of"):
+        artifacts.read_sidecar(path)
+    artifacts.remove_sidecar(path)
+    assert artifacts.read_sidecar(path) is None

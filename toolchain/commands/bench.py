@@ -11,6 +11,7 @@ import click
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.options import data_options, machine_options
+from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
@@ -50,7 +51,7 @@ class Sizes(click.ParamType):
 
 
 @command("bench")
-@click.argument("models", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, type=InputPath(".json"))
 @data_options(required=False)
 @click.option(
     "--limit", type=click.IntRange(min=1), help="Accuracy on a class-balanced subset of N test images."
@@ -70,12 +71,10 @@ class Sizes(click.ParamType):
 )  # fmt: skip
 @machine_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order of the models.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File for the result, raw samples included."
-)
+@click.option("-o", "--output", type=OutputPath(), help="File for the result, raw samples included.")
 @click.option("--force", is_flag=True, help="Replace the output where it exists.")
 @click.option(
-    "--compare", nargs=2, type=click.Path(path_type=Path), metavar="OLD NEW",
+    "--compare", nargs=2, type=InputPath(), metavar="OLD NEW",
     help="Measure nothing: compare two results that --output wrote.",
 )  # fmt: skip
 @click.option(

@@ -9,16 +9,15 @@ import click
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.options import data_options, output_option
+from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
     from slimdeploy.calibrate.stage import Calibration
     from slimdeploy.toolchain.data.dataset import DataOptions
 
-_PATH = click.Path(path_type=Path)
-
 
 @command("calibrate")
-@click.argument("model", type=_PATH)
+@click.argument("model", type=InputPath(".json"))
 @click.option(
     "--target",
     default="tensorrt",
@@ -52,8 +51,12 @@ _PATH = click.Path(path_type=Path)
     type=click.IntRange(min=1),
     help="Test images for the reported accuracy. [default: all]",
 )
-@click.option("--ranges", type=_PATH, help="File of activation ranges: reused where it exists, else written.")
-@click.option("--trt8-cache", "trt8", type=_PATH, help="Write a calibration cache for TensorRT 8 as well.")
+@click.option(
+    "--ranges", type=OutputPath(), help="File of activation ranges: reused where it exists, else written."
+)
+@click.option(
+    "--trt8-cache", "trt8", type=OutputPath(), help="Write a calibration cache for TensorRT 8 as well."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 @data_options(required=False)
 @output_option

@@ -12,6 +12,7 @@ import click
 
 from slimdeploy.toolchain.cli import Output, command, wants_json
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.paths import InputPath
 from slimdeploy.toolchain.standard_output import result_stream
 
 if TYPE_CHECKING:
@@ -20,13 +21,11 @@ if TYPE_CHECKING:
 
     from slimdeploy.toolchain.deploy.classify import Result, Source
 
-PATH = click.Path(path_type=Path)
-
 
 @command("classify")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--model", type=PATH, help="An ONNX file or an engine. [default: the deployed version]")
-@click.option("--root", type=PATH, help="Where versions are kept. [default: $SLIMDEPLOY_HOME or "
+@click.option("--model", type=InputPath(), help="An ONNX file or an engine. [default: the deployed version]")
+@click.option("--root", type=InputPath(), help="Where versions are kept. [default: $SLIMDEPLOY_HOME or "
               "~/.local/share/slimdeploy]")  # fmt: skip
 @click.option(
     "--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes for each image."

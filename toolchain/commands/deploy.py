@@ -9,6 +9,7 @@ import click
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.paths import InputPath
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,13 +17,12 @@ if TYPE_CHECKING:
     from slimdeploy.toolchain.deploy.remote import HostResult
     from slimdeploy.toolchain.deploy.running import ServerState
 
-PATH = click.Path(path_type=Path)
-
 
 @command("deploy")
-@click.argument("bundle", type=PATH, required=False)
+@click.argument("bundle", type=InputPath(), required=False)
 @click.option("--rollback", is_flag=True, help="Go back to the version before the current one.")
-@click.option("--root", type=PATH, help="Where versions are kept. [default: $SLIMDEPLOY_HOME or "
+@click.option("--root", type=click.Path(path_type=Path),
+              help="Where versions are kept. [default: $SLIMDEPLOY_HOME or "
               "~/.local/share/slimdeploy]")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8", "mixed"]),
               help="Take this model of the bundle. [default: the fastest for the backend]")  # fmt: skip
@@ -43,15 +43,21 @@ PATH = click.Path(path_type=Path)
     show_default=True,
     help="How long one image is timed.",
 )
-@click.option("--allowed-signers", type=PATH, metavar="FILE",
+@click.option("--allowed-signers", type=InputPath(), metavar="FILE",
               help="Refuse what none of these signed (OpenSSH format), from now on.")  # fmt: skip
 @click.option(
     "--host", "hosts", multiple=True, metavar="USER@HOST", help="Deploy there over SSH; may be repeated."
 )
 @click.option(
-    "--hosts", "hosts_file", type=PATH, metavar="FILE", help="Deploy to all hosts of this file, one a line."
+    "--hosts",
+    "hosts_file",
+    type=InputPath(),
+    metavar="FILE",
+    help="Deploy to all hosts of this file, one a line.",
 )
-@click.option("--ssh-config", type=PATH, metavar="FILE", help="SSH configuration to use. [default: your own]")
+@click.option(
+    "--ssh-config", type=InputPath(), metavar="FILE", help="SSH configuration to use. [default: your own]"
+)
 @click.option(
     "--remote-command",
     default="slimdeploy",
@@ -105,7 +111,7 @@ def deploy(
 
     engine = EngineOptions(precision, backend, batch)
     options = device.DeployOptions(engine, threads, allowed_signers, seconds)
-    store = Store(root or default_root())
+    store = Store(root.expanduser() if root else default_root())
     if bundle is None:
         version, golden = device.rollback(store, options)
         servers = wait_for_servers(store.root, version)

@@ -10,13 +10,14 @@ import click
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.formatting import count, facts_table, percent
 from slimdeploy.toolchain.options import data_options, machine_options
+from slimdeploy.toolchain.paths import InputPath
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
 
 
 @command("evaluate")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=InputPath(".json"))
 @data_options(required=False)
 @click.option("--limit", type=click.IntRange(min=1), help="A class-balanced subset of N test images.")
 @click.option("--backend", default="auto", show_default=True, help="What runs it; auto goes by the file.")

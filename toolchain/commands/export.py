@@ -14,6 +14,7 @@ from slimdeploy.toolchain.commands.engine_options import ENGINE_OPTION_NAMES, en
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.formatting import facts_table, percent
 from slimdeploy.toolchain.options import data_options
+from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
@@ -36,7 +37,7 @@ OF_CHECKPOINTS = (
 
 
 @command("export")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=InputPath(".json"))
 @click.option(
     "--opset", type=int, default=19, show_default=True, help="ONNX opset; 17 is what TensorRT 8 reads."
 )
@@ -58,7 +59,7 @@ OF_CHECKPOINTS = (
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputPath(".json"),
     help="File to write [default of an engine: MODEL.engine].",
 )
 @click.option("--force", is_flag=True, help="Replace the output where it exists.")
@@ -113,8 +114,6 @@ def export(
 
     if output is None:
         raise SlimdeployError("-o/--output is needed: the ONNX file to write")
-    if output.resolve() == model.resolve():
-        raise SlimdeployError(f"{output} is the checkpoint itself: name another --output")
     check_machine(job)  # before the work, not after it
     if trt:
         check_engine_output(output, output.with_suffix(ENGINE_SUFFIX), force=force)

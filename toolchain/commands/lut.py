@@ -11,6 +11,7 @@ from rich.text import Text
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.formatting import facts_table, percent
+from slimdeploy.toolchain.paths import OutputPath
 
 if TYPE_CHECKING:
     from slimdeploy.benchmarks.lut_measure import LutResult
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 @click.option("--seconds", type=click.FloatRange(min=0), default=300.0, show_default=True,
               help="Measure at most so long (but 12 networks); ends sooner where stable.")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
+@click.option("-o", "--output", type=OutputPath(), required=True,
               help="Table to write, or to go on with where it exists.")  # fmt: skip
 def lut(
     arch: str, stem: str, classes: int, size: int, backend: str, precision: str, batch: int,

@@ -9,23 +9,22 @@ import click
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.options import data_options, output_option
+from slimdeploy.toolchain.paths import InputPath
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
 
-PATH = click.Path(path_type=Path)
-
 
 @command("package")
-@click.argument("models", type=PATH, nargs=-1, required=True)
+@click.argument("models", type=InputPath(".json"), nargs=-1, required=True)
 @data_options(required=False)
 @click.option("--noise", is_flag=True, help="Take noise as golden images, and no evaluation set.")
 @click.option("--golden", type=click.IntRange(1, 1024), default=16, show_default=True, help="Golden images.")
 @click.option("--evaluation", type=click.IntRange(min=0), default=200, show_default=True,
               help="Images in the evaluation set.")  # fmt: skip
-@click.option("--ranges", type=PATH, help="Calibration ranges (JSON) to take along.")
+@click.option("--ranges", type=InputPath(), help="Calibration ranges (JSON) to take along.")
 @click.option(
-    "--sign", "signing_key", type=PATH, metavar="KEY", help="Sign with this SSH key (ssh-keygen -Y)."
+    "--sign", "signing_key", type=InputPath(), metavar="KEY", help="Sign with this SSH key (ssh-keygen -Y)."
 )
 @output_option
 def package(

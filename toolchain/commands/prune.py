@@ -17,6 +17,7 @@ from slimdeploy.toolchain.options import (
     seed_option,
     torch_device,
 )
+from slimdeploy.toolchain.paths import InputPath
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -64,7 +65,9 @@ class Alignment(click.ParamType):
 )
 @click.option("--latency-ms", type=float, help="Target: at most so many milliseconds, by --latency-table.")
 @click.option(
-    "--latency-table", metavar="PATH", help="What `slimdeploy lut` measured on the machine in question."
+    "--latency-table",
+    type=InputPath(text=True),
+    help="What `slimdeploy lut` measured on the machine in question.",
 )
 @click.option("--measure/--no-measure", default=True, show_default=True,
               help="On the machine of --latency-table: measure what it predicts, correct it.")  # fmt: skip

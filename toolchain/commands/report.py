@@ -8,17 +8,16 @@ import click
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.formatting import facts_table
+from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 
 @command("report")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=InputPath())
 @click.option(
     "--format", "kind", type=click.Choice(["html", "md"]), default="html", show_default=True,
     help="One HTML page, or Markdown with its charts as SVG and PNG.",
 )  # fmt: skip
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File. [default: RUN/report.html or .md]"
-)
+@click.option("-o", "--output", type=OutputPath(), help="File. [default: RUN/report.html or .md]")
 @click.option("--force", is_flag=True, help="Replace the output where it exists.")
 def report(run: Path, kind: str, output: Path | None, force: bool) -> Output:
     """Write what became of RUN, a folder of `slimdeploy run` or `slimdeploy sweep`, as one page to look

@@ -8,6 +8,7 @@ import click
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.options import machine_options, torch_device
+from slimdeploy.toolchain.paths import OutputFolder
 
 
 @command("run")
@@ -15,7 +16,7 @@ from slimdeploy.toolchain.options import machine_options, torch_device
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OutputFolder(),
     help="Folder. [default: runs/<recipe>]",
 )
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",

@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.paths import InputPath
 
-PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
 
 
 @command("serve")
-@click.option("--model", type=PATH, help="An ONNX file or an engine. [default: the deployed version]")
-@click.option("--root", type=PATH, help="Where versions are kept. [default: $SLIMDEPLOY_HOME or "
+@click.option("--model", type=InputPath(), help="An ONNX file or an engine. [default: the deployed version]")
+@click.option("--root", type=InputPath(), help="Where versions are kept. [default: $SLIMDEPLOY_HOME or "
               "~/.local/share/slimdeploy]")  # fmt: skip
 @click.option(
     "--host",

@@ -12,10 +12,11 @@ from slimdeploy.toolchain.formatting import count, facts_table, grid, short
 from slimdeploy.toolchain.networks.cost import Cost, network_cost
 from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
 from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+from slimdeploy.toolchain.paths import InputPath
 
 
 @command("summary")
-@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("checkpoint", type=InputPath(), required=False)
 @click.option(
     "--arch", default="resnet50", show_default=True, help="Network to describe where no CHECKPOINT is given."
 )

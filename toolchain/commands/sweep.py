@@ -8,6 +8,7 @@ import click
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.options import machine_options, torch_device
+from slimdeploy.toolchain.paths import OutputFolder
 
 
 @command("sweep")
@@ -46,7 +47,7 @@ from slimdeploy.toolchain.options import machine_options, torch_device
     help="How often workers give a sign of life; after three missed ones their trials are taken up again.",
 )  # fmt: skip
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path, file_okay=False),
+    "-o", "--output", type=OutputFolder(),
     help="Folder. [default: runs/<recipe>-sweep]",
 )  # fmt: skip
 @click.option(

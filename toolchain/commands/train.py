@@ -17,6 +17,7 @@ from slimdeploy.toolchain.options import (
     resume_option,
     torch_device,
 )
+from slimdeploy.toolchain.paths import InputPath
 from slimdeploy.toolchain.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @command("train")
 @click.option("--arch", help="resnet18, 34, 50, 101 or 152. [default: resnet50]")
 @click.option("--stem", help="cifar-pool, cifar or imagenet. [default: cifar-pool]")
-@click.option("--weights", type=click.Path(path_type=Path), metavar="FILE",
+@click.option("--weights", type=InputPath(), metavar="FILE",
               help="Start from a torchvision .pth, safetensors with its names, or a checkpoint.")  # fmt: skip
 @click.option(
     "--mean", type=float, nargs=3, metavar="R G B", help="Mean of the pixels, 0…1. [default: measured]"

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from slimdeploy.toolchain.paths import InputPath
 from slimdeploy.toolchain.training.options import (
     FLIP_MODES,
     PRECISIONS,
@@ -68,7 +69,7 @@ class _Strength(click.ParamType):
 _TYPES: dict[str, click.ParamType] = {
     "patience": click.INT,
     "limit": click.INT,
-    "teacher": click.Path(),
+    "teacher": InputPath(text=True),
     "sparsity": _Strength(),
 }
 """Of fields whose default doesn't tell."""

@@ -5,6 +5,8 @@ Another source is one more function under `@register_source("name")`.
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from slimdeploy.toolchain import artifacts
@@ -64,7 +66,9 @@ def folder(argument: str, options: DataOptions) -> Dataset:
     """One's own images: `PATH/train/<class>/…` and `PATH/test/<class>/…`, decoded once and then cached."""
     if not argument:
         raise SlimdeployError("folder needs a path: --data folder:PATH")
-    class_names, train, test = decoding.read_folder(argument, size=options.size, stream=options.stream)
+    class_names, train, test = decoding.read_folder(
+        os.path.expanduser(argument), size=options.size, stream=options.stream
+    )
     return Dataset(class_names, train, test, _remembered(train.stored))
 
 

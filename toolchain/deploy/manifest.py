@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from slimdeploy.toolchain.artifacts import json_text
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
 
@@ -110,7 +111,7 @@ class Manifest:
             "evaluation_images": self.evaluation_images,
             "files": [asdict(file) for file in self.files],
         }
-        return (json.dumps(document, indent=1) + "\n").encode()
+        return (json_text(document, indent=1) + "\n").encode()
 
     @classmethod
     def from_json(cls, content: bytes, source: str) -> Manifest:

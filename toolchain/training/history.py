@@ -29,7 +29,7 @@ def tensorboard_path(output: Path) -> Path:
 
 def write_history(output: Path, history: Sequence[EpochRecord]) -> None:
     """Write all records so far; the file is whole at any moment."""
-    lines = "".join(json.dumps(record.to_json()) + "\n" for record in history)
+    lines = "".join(artifacts.json_text(record.to_json()) + "\n" for record in history)
     artifacts.write_bytes(history_path(output), lines.encode())
 
 

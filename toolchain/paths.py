@@ -1,0 +1,83 @@
+"""Path options: each is an input or an output of its command, and no output may be another path's file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from slimdeploy.toolchain.errors import SlimdeployError
+
+
+class InputPath(click.ParamType):
+    """A file or folder that the command reads. `~` is expanded, also in `--option=~/file`."""
+
+    name = "path"
+
+    def __init__(self, *beside: str, text: bool = False) -> None:
+        """`beside`: endings of the files that belong to it, such as `.json` of a sidecar. `text`: hand it on
+        as a string.
+        """
+        self.beside, self._text = beside, text
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(value).expanduser()
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            self.fail(f"{os.fsencode(path)!r} is not a UTF-8 name: rename it", param, ctx)
+        return str(path) if self._text else path
+
+
+class OutputPath(InputPath):
+    """A file that the command writes."""
+
+
+class OutputFolder(OutputPath):
+    """A folder that the command writes into."""
+
+    name = "directory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if os.path.exists(path) and not os.path.isdir(path):
+            self.fail(f"{path} is a file, not a folder", param, ctx)
+        return path
+
+
+def check_paths(context: click.Context) -> None:
+    """Raises SlimdeployError where the command would write one of its inputs, or two outputs to one file."""
+    given = list(_given(context))
+    for i, (name, path, kind) in enumerate(given):
+        for other_name, other_path, other_kind in given[:i]:
+            if not isinstance(kind, OutputPath) and not isinstance(other_kind, OutputPath):
+                continue
+            both = _files(path, kind) & _files(other_path, other_kind)
+            if both:
+                raise SlimdeployError(
+                    f"{name} {path} and {other_name} {other_path} are the same file, or one belongs to the "
+                    "other: name another"
+                )
+
+
+def _given(context: click.Context) -> Iterator[tuple[str, Path, InputPath]]:
+    for param in context.command.params:
+        kind, value = param.type, context.params.get(param.name or "")
+        if isinstance(kind, InputPath) and value is not None:
+            name = param.opts[-1] if isinstance(param, click.Option) else param.human_readable_name
+            for path in value if isinstance(value, tuple) else (value,):
+                yield name, Path(path), kind
+
+
+def _files(path: Path, kind: InputPath) -> set[object]:
+    """What tells the file and those beside it from others: the place, and the inode where it exists."""
+    found: set[object] = set()
+    for one in (str(path), *(f"{path}{ending}" for ending in kind.beside)):
+        found.add(os.path.realpath(one))
+        if os.path.exists(one):
+            status = os.stat(one)
+            found.add((status.st_dev, status.st_ino))
+    return found
