@@ -34,6 +34,7 @@ from slimdeploy.toolchain.model_info import Preprocessing
 from slimdeploy.toolchain.networks.resnet import ResNet, build_network
 from slimdeploy.toolchain.networks.spec import network_spec
 from slimdeploy.toolchain.training.compiling import compiled
+from slimdeploy.toolchain.training.layout import place
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.precision import autocast, resolve_precision
 from slimdeploy.toolchain.training.setup import build_optimizer, build_penalty
@@ -142,7 +143,7 @@ class _BareStep:
 
 def _network(task: Task, *, channels_last: bool) -> ResNet:
     network = build_network(network_spec(), seed=0).to(task.device).train()
-    return network.place(task.device) if channels_last else network
+    return place(network, task.device) if channels_last else network
 
 
 def _optimizer(network: ResNet, options: TrainOptions, *, fused: bool) -> torch.optim.SGD:

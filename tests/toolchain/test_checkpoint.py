@@ -21,6 +21,7 @@ from slimdeploy.toolchain.artifacts import sha256_file
 from slimdeploy.toolchain.checkpoint import HEADER_KEY, load_checkpoint, read_safetensors, save_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+from slimdeploy.toolchain.training.layout import place
 
 
 @given(network_specs())
@@ -39,7 +40,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, spec: NetworkSpec)
 
 
 def test_channels_last_weights_are_kept(tmp_path: Path) -> None:
-    network = random_network(network_spec("tiny")).place("cpu")
+    network = place(random_network(network_spec("tiny")), "cpu")
     save_checkpoint(tmp_path / "x", network, model_info(network.spec))
     found = load_checkpoint(tmp_path / "x").network
     assert torch.equal(found.layer1[0].conv2.weight, network.layer1[0].conv2.weight)

@@ -13,6 +13,7 @@ from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.model_info import Preprocessing
 from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.training.layout import place
 
 BATCH_SIZE = 256
 
@@ -25,7 +26,7 @@ def recalibrate(network: ResNet, images: Split, preprocessing: Preprocessing, *,
     class by class, and a batch of one class has another variance than the mixture).
     """
     images = images.take(np.random.default_rng(0).permutation(len(images)))
-    network.place(device)
+    place(network, device)
     with _measuring(network):
         for batch, _ in plain_batches(images, preprocessing, batch_size=BATCH_SIZE, device=device):
             if len(batch) > 1:  # one image has no variance at 1×1 pixels

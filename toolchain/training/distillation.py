@@ -13,6 +13,7 @@ from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.training.layout import place
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def load_teacher(path: Path, student: ModelInfo, *, device: str) -> Teacher:
         )
     if size != wanted:
         raise SlimdeployError(f"the teacher {path} takes {size}×{size}, the data is {wanted}×{wanted}")
-    network = found.network.place(device).eval().requires_grad_(requires_grad=False)
+    network = place(found.network, device).eval().requires_grad_(requires_grad=False)
     return Teacher(network, found.info.preprocessing, found.sha256)
 
 

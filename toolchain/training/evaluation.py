@@ -12,6 +12,7 @@ from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.model_info import Preprocessing
 from slimdeploy.toolchain.networks.resnet import ResNet
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks
+from slimdeploy.toolchain.training.layout import place
 from slimdeploy.toolchain.training.precision import autocast
 
 
@@ -39,7 +40,7 @@ def evaluate_network(
     Of several `ranks` each looks at its share of `split`; all return the same.
     """
     was_training = network.training
-    network.place(device).eval()
+    place(network, device).eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     for images, labels in plain_batches(ranks.share_of(split), preprocessing, batch_size=250, device=device):

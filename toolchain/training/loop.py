@@ -25,6 +25,7 @@ from slimdeploy.toolchain.training.distillation import Teacher
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks, peers_explained
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import TensorBoardLog, write_history
+from slimdeploy.toolchain.training.layout import place
 from slimdeploy.toolchain.training.memory import attempt_step, is_out_of_memory, out_of_memory
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
 from slimdeploy.toolchain.training.precision import resolve_precision
@@ -63,7 +64,7 @@ def fit(
     where the loss stops being a number or another process of the run ends; the state of the last whole epoch
     stays then. Of several `ranks` the first writes, and all return the same.
     """
-    network.place(device)
+    place(network, device)
     synchronise(network, ranks)
     run = _Run(network, data, options, device, ranks, teacher)
     state = TrainingState(setup)

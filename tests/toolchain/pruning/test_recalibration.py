@@ -13,12 +13,13 @@ from slimdeploy.toolchain.networks.resnet import ResNet
 from slimdeploy.toolchain.networks.spec import network_spec
 from slimdeploy.toolchain.pruning import recalibration
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
+from slimdeploy.toolchain.training.layout import place
 
 SPLIT = random_split(24)
 
 
 def _network() -> ResNet:
-    return random_network(network_spec("tiny-deep", stem="cifar", classes=3)).place("cpu")
+    return place(random_network(network_spec("tiny-deep", stem="cifar", classes=3)), "cpu")
 
 
 @torch.no_grad()

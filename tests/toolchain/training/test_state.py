@@ -15,6 +15,7 @@ from slimdeploy.toolchain.checkpoint import read_safetensors, save_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.resnet import ResNet
 from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.training.layout import place
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
 from slimdeploy.toolchain.training.setup import build_optimizer
 from slimdeploy.toolchain.training.state import HEADER_KEY, TrainingState, load_state, save_state, state_path
@@ -29,7 +30,7 @@ RECORD = EpochRecord(1, 0.1, 1.0, 0.5, 1.1, 0.4, 0.0, 100.0)
 
 def _trained() -> tuple[ResNet, torch.optim.SGD]:
     """A network and its optimiser after one step, with momentum."""
-    network = random_network(SPEC).place("cpu").train()
+    network = place(random_network(SPEC), "cpu").train()
     optimizer = build_optimizer(network, TrainOptions())
     network(random_images(4)).square().mean().backward()
     optimizer.step()
@@ -37,7 +38,7 @@ def _trained() -> tuple[ResNet, torch.optim.SGD]:
 
 
 def _fresh() -> tuple[ResNet, torch.optim.SGD]:
-    network = random_network(SPEC, seed=1).place("cpu")
+    network = place(random_network(SPEC, seed=1), "cpu")
     return network, build_optimizer(network, TrainOptions())
 
 

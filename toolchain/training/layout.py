@@ -1,0 +1,52 @@
+"""The memory layout that a network is trained in: channels-last, which is faster, but for the layers whose
+weight gradient the CPU gets wrong in it.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+CHANNEL_BLOCK = 16
+"""Channels that oneDNN computes at once with AVX-512; 8 with AVX2."""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def place(network: Network, device: str) -> Network:
+    """Move `network` to `device` in channels-last layout; returns it."""
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device == "cpu":
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d) and needs_contiguous(layer):
+                _keep_contiguous(layer)
+    return network
+
+
+def needs_contiguous(layer: nn.Conv2d) -> bool:
+    """Whether oneDNN computes a wrong weight gradient of this layer in channels-last layout.
+
+    A strided 1×1 convolution with fewer inputs than a block writes past its workspace then (oneDNN issue
+    6035): the heap is damaged, or with several threads the gradient is wrong.
+    """
+    strided = max(layer.stride) > 1
+    return layer.kernel_size == (1, 1) and strided and layer.groups == 1 and layer.in_channels < CHANNEL_BLOCK
+
+
+def _keep_contiguous(layer: nn.Conv2d) -> None:
+    layer.weight.data = _contiguous(layer.weight.data)
+    if _contiguous_input not in layer._forward_pre_hooks.values():  # it may have been placed before
+        layer.register_forward_pre_hook(_contiguous_input)
+
+
+def _contiguous_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    (x,) = inputs
+    return (_contiguous(x),) if x.device.type == "cpu" else None
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    # A copy in any case: .contiguous() leaves a tensor of 1×1 pixels alone, whose strides still say
+    # channels-last.
+    return tensor.clone(memory_format=torch.contiguous_format)
