@@ -18,8 +18,8 @@ def exclusive(path: Path, what: str, *, waiting: str | None = None) -> Iterator[
     """Hold the file or folder `path` alone, against every other caller for the same path.
 
     The lock file is `.lock` in a folder, which exists already, or `.<name>.lock` beside a file, which may not
-    exist yet. It is removed at the end. `what` names the path in the error. With `waiting`, that line is logged and the lock
-    waited for.
+    exist yet. It is removed at the end. `what` names the path in the error. With `waiting`, that line is
+    logged and the lock waited for.
 
     Raises SlimdeployError, with the process ID of the holder, where another process holds it; and where the
     lock file can't be written.
