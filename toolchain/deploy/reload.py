@@ -43,11 +43,7 @@ class Source:
         """
         compute = ThreadPoolExecutor(1)
         try:
-            opening = compute.submit(open_model, self.model, self.root, self.options)
-            session, info, name = opening.result()
-            served = Served(session, info, name, compute)
-            for size in {1, self.batch}:  # the first run of each size sets the runtime up
-                compute.submit(session.run, np.zeros((size, *session.input_shape), np.float32)).result()
+            served = compute.submit(self._open, compute).result()
         except BaseException:
             compute.shutdown()
             raise
@@ -56,6 +52,16 @@ class Source:
         gc.collect()
         gc.freeze()
         return served
+
+    def _open(self, compute: ThreadPoolExecutor) -> Served:
+        session, info, name = open_model(self.model, self.root, self.options)
+        try:
+            for size in {1, self.batch}:  # the first run of each size sets the runtime up
+                session.run(np.zeros((size, *session.input_shape), np.float32))
+        except BaseException:
+            session.close()  # here: a device belongs to the thread that opened it
+            raise
+        return Served(session, info, name, compute)
 
     def deployed(self) -> str | None:
         """Name of the version deployed now; None for a model file, or where that can't be told."""
@@ -81,17 +87,17 @@ def reloading(
 
     @contextlib.asynccontextmanager
     async def background(service: Service) -> AsyncIterator[None]:
-        asked = asyncio.Event()
+        asked, ended = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, asked.set)
-        task = asyncio.create_task(_follow(source, service, registration, asked, say))
+        task = asyncio.create_task(_follow(source, service, registration, asked, ended, say))
         try:
             yield
         finally:
             loop.remove_signal_handler(signal.SIGHUP)
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            ended.set()
+            asked.set()
+            await task  # to its end: nobody else closes a model that is being opened
 
     return background
 
@@ -101,12 +107,15 @@ async def _follow(
     service: Service,
     registration: Registration | None,
     asked: asyncio.Event,
+    ended: asyncio.Event,
     say: Callable[[str], None],
 ) -> None:
     tried = service.served.name
     while True:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asked.wait(), LOOK_S)
+        if ended.is_set():
+            return
         name = source.deployed()
         if not asked.is_set() and name in (None, tried):
             continue

@@ -7,7 +7,9 @@ implement it (one file each in `devices/`), and no other file imports them.
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -65,17 +67,20 @@ class Graph(Protocol):
 
 
 class Device(Protocol):
-    """One GPU and its primary context, which torch and TensorRT share."""
+    """One GPU and its primary context, which torch and TensorRT share.
+
+    A context is current on threads. On the thread that opened the device it is until `close`, which that
+    thread calls before it ends; any other thread works inside `active`. No thread may end with a context:
+    pycuda aborts the process then.
+    """
 
     name: str
     """As the driver calls it, such as `Orin`."""
     arch: str
     """What kernels are compiled for: `sm_87`; the fake's is `host`."""
 
-    def activate(self) -> None:
-        """Make the context current on the calling thread; the thread that opened the device has it
-        already.
-        """
+    def active(self) -> AbstractContextManager[None]:
+        """The context is current on the calling thread inside the block."""
         ...
 
     def allocate(self, nbytes: int) -> Buffer:
@@ -125,7 +130,9 @@ class Device(Protocol):
         ...
 
     def close(self) -> None:
-        """Let the primary context go. May be called twice."""
+        """Let the primary context go, in the thread that opened the device; SlimdeployError in another. May
+        be called twice.
+        """
         ...
 
 
@@ -158,6 +165,12 @@ def open_device(index: int = 0, implementation: str = "auto") -> Device:
     raise SlimdeployError(
         f"a CUDA device needs {' or '.join(names)}, which is not installed: pip install 'slimdeploy[gpu]'"
     )
+
+
+def check_thread(opener: int) -> None:
+    """Refuse to close a device in another thread than `opener`, whose context can't be taken from outside."""
+    if threading.get_ident() != opener:
+        raise SlimdeployError("a device is closed in the thread that opened it")
 
 
 def check_copy(array: np.ndarray, buffer: Buffer) -> None:

@@ -123,11 +123,11 @@ class TensorrtSession:
             raise SlimdeployError("the session is closed")
         if batch.shape[1:] != self.input_shape:
             raise SlimdeployError(f"the engine takes images of {self.input_shape}, not {batch.shape[1:]}")
-        self.device.activate()
         logits = np.empty((len(batch), *self.output.host.shape[1:]), np.float32)
-        for start in range(0, len(batch), self.max_batch):
-            part = batch[start : start + self.max_batch]
-            logits[start : start + len(part)] = self._run_part(part)
+        with self.device.active():
+            for start in range(0, len(batch), self.max_batch):
+                part = batch[start : start + self.max_batch]
+                logits[start : start + len(part)] = self._run_part(part)
         return logits
 
     def _run_part(self, images: np.ndarray) -> np.ndarray:
@@ -217,6 +217,7 @@ class TensorrtSession:
         return self._buffers[-1]
 
     def close(self) -> None:
+        """In the thread that opened the device, which still has its context for what is freed here."""
         if self._closed:
             return
         self._closed = True
@@ -227,6 +228,7 @@ class TensorrtSession:
         self._context = self._engine = None
         for buffer in self._buffers:
             buffer.free()
+        del self.stream, self._events, self.input, self.output
         self.device.close()
 
     def __enter__(self) -> TensorrtSession:

@@ -24,19 +24,20 @@ def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
 
 
 @contextlib.contextmanager
-def running(*arguments: object):
-    """A server process on a free port; yields it with its port. Ended by SIGTERM."""
+def running(
+    *arguments: object, program: tuple[str, ...] = ("-m", "slimdeploy.toolchain"), env: dict | None = None
+):
+    """A server on a free port; yields it with its port. Ended by SIGTERM. `program`: what Python runs."""
     command = [
         sys.executable,
-        "-m",
-        "slimdeploy.toolchain",
+        *program,
         "serve",
         "--port",
         "0",
         "--json",
         *map(str, arguments),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     try:
         line = process.stderr.readline()
         found = re.match(r"http://127\.0\.0\.1:(\d+) serves ", line)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from cuda.bindings import driver
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.runtime.device import Buffer, Dim, Event, MemoryInfo, Stream, check_copy
+from slimdeploy.toolchain.runtime.device import (
+    Buffer,
+    Dim,
+    Event,
+    MemoryInfo,
+    Stream,
+    check_copy,
+    check_thread,
+)
 from slimdeploy.toolchain.runtime.devices import graphs
 
 NON_BLOCKING = 1
@@ -55,7 +65,8 @@ class BindingsDevice:
     def __init__(self, device: Any) -> None:
         self._device: Any | None = device
         self._context = _call(driver.cuDevicePrimaryCtxRetain, device)
-        self.activate()
+        _call(driver.cuCtxPushCurrent, self._context)
+        self._opener = threading.get_ident()
         self.name = _call(driver.cuDeviceGetName, 256, device).split(b"\0")[0].decode()
         attribute = driver.CUdevice_attribute
         major = _call(
@@ -66,8 +77,13 @@ class BindingsDevice:
         )
         self.arch = f"sm_{major}{minor}"
 
-    def activate(self) -> None:
-        _call(driver.cuCtxSetCurrent, self._context)
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        _call(driver.cuCtxPushCurrent, self._context)
+        try:
+            yield
+        finally:
+            _call(driver.cuCtxPopCurrent)
 
     def allocate(self, nbytes: int) -> BindingsBuffer:
         status, address = driver.cuMemAlloc(max(nbytes, 1))
@@ -120,9 +136,12 @@ class BindingsDevice:
         _call(driver.cuLaunchKernel, kernel, *grid, *block, 0, stream.handle, pointers.ctypes.data, 0)
 
     def close(self) -> None:
+        if self._device is None:
+            return
+        check_thread(self._opener)
         device, self._device = self._device, None
-        if device is not None:
-            _call(driver.cuDevicePrimaryCtxRelease, device)
+        _call(driver.cuCtxPopCurrent)
+        _call(driver.cuDevicePrimaryCtxRelease, device)
 
 
 def open_device(index: int) -> BindingsDevice:

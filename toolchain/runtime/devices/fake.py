@@ -1,21 +1,31 @@
 """`Device` in host memory, for tests: it computes what a GPU would and refuses what a GPU would get wrong.
 
-Work runs at once, in the order queued; during a capture it is recorded instead. Kernels are the same
-sources compiled for the host (kernels/compile.py).
+Work runs at once, in the order queued; during a capture it is recorded instead. A thread that hasn't made the
+context current is refused. Kernels are the same sources compiled for the host (kernels/compile.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.runtime.device import Buffer, Dim, Event, MemoryInfo, Stream, check_copy
+from slimdeploy.toolchain.runtime.device import (
+    Buffer,
+    Dim,
+    Event,
+    MemoryInfo,
+    Stream,
+    check_copy,
+    check_thread,
+)
 
 Work = Callable[[], object]
 
@@ -35,6 +45,7 @@ class FakeBuffer:
 
     def free(self) -> None:
         if self.memory is not None:
+            self._device.check_current()
             self._device.buffers.remove(self)
         self.memory = None
 
@@ -45,6 +56,7 @@ class FakeStream:
         self.handle = handle
 
     def synchronize(self) -> None:
+        self._device.check_current()
         if self._device.recording is not None:
             raise SlimdeployError("a stream can't be waited for while it is captured")
 
@@ -97,11 +109,25 @@ class FakeDevice:
         self.queued = 0
         self.recording: list[Work] | None = None
         self.closed = False
+        self._opener = threading.get_ident()
+        self._current = threading.local()
         self._captured = 0
         self._streams = 0
 
-    def activate(self) -> None:
-        self._check_open()
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        if self.closed:
+            raise SlimdeployError("the device is closed")
+        self._current.depth = getattr(self._current, "depth", 0) + 1
+        try:
+            yield
+        finally:
+            self._current.depth -= 1
+
+    def check_current(self) -> None:
+        """What a driver says on a thread without a context."""
+        if threading.get_ident() != self._opener and not getattr(self._current, "depth", 0):
+            raise SlimdeployError("invalid device context")
 
     def allocate(self, nbytes: int) -> FakeBuffer:
         self._check_allocation()
@@ -197,11 +223,14 @@ class FakeDevice:
         self.enqueue(stream.handle, run)
 
     def close(self) -> None:
+        if not self.closed:
+            check_thread(self._opener)
         self.closed = True
 
     def _check_open(self) -> None:
         if self.closed:
             raise SlimdeployError("the device is closed")
+        self.check_current()
 
     def _check_allocation(self) -> None:
         self._check_open()

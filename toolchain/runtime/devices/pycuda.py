@@ -1,17 +1,31 @@
-"""`Device` over pycuda, in the primary context, so that torch and TensorRT see the same memory."""
+"""`Device` over pycuda, in the primary context, so that torch and TensorRT see the same memory.
+
+pycuda keeps a stack of contexts for each thread and aborts the process when a thread ends with one on it. Not
+`pycuda.autoprimaryctx`: it pushes the context on the thread that imports it, and takes it off at exit alone.
+"""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import functools
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pycuda.driver as driver
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.runtime.device import Buffer, Dim, Event, MemoryInfo, Stream, check_copy
+from slimdeploy.toolchain.runtime.device import (
+    Buffer,
+    Dim,
+    Event,
+    MemoryInfo,
+    Stream,
+    check_copy,
+    check_thread,
+)
 from slimdeploy.toolchain.runtime.devices import graphs
 
 
@@ -48,20 +62,23 @@ class PycudaEvent:
 
 
 class PycudaDevice:
-    """The GPU that `pycuda.autoprimaryctx` picks: number CUDA_DEVICE, or else 0."""
-
     def __init__(self, context: Any, device: Any) -> None:
         self._context = context
-        self._current = threading.local()
-        self._current.yes = True
+        context.push()
+        self._opener = threading.get_ident()
+        # At the latest when Python ends, which is in the main thread.
+        self._leave = weakref.finalize(self, _pop, self._opener)
         self.name = device.name()
         major, minor = device.compute_capability()
         self.arch = f"sm_{major}{minor}"
 
-    def activate(self) -> None:
-        if not getattr(self._current, "yes", False):
-            self._context.push()
-            self._current.yes = True
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        self._context.push()
+        try:
+            yield
+        finally:
+            driver.Context.pop()
 
     def allocate(self, nbytes: int) -> PycudaBuffer:
         try:
@@ -109,21 +126,30 @@ class PycudaDevice:
         kernel.prepared_async_call(grid, block, _native(stream), parameters.tobytes())
 
     def close(self) -> None:
-        """Nothing to do: pycuda lets the context go when Python ends, after its last user."""
+        if self._leave.alive:
+            check_thread(self._opener)
+            self._leave()
 
 
 def open_device(index: int) -> PycudaDevice:
-    """Open GPU `index`; SlimdeployError where there is none, or pycuda holds another one already."""
-    wanted = os.environ.setdefault("CUDA_DEVICE", str(index))
+    """Open GPU `index`; SlimdeployError where there is none."""
     try:
-        import pycuda.autoprimaryctx as primary
+        driver.init()
+        device = driver.Device(index)
+        return PycudaDevice(_primary_context(index), device)
     except (driver.Error, RuntimeError) as error:
-        raise SlimdeployError(f"pycuda finds no GPU {wanted} here: {error}") from error
-    if primary.device != driver.Device(index):
-        raise SlimdeployError(
-            f"pycuda uses another GPU than {index}: set CUDA_DEVICE={index} before starting"
-        )
-    return PycudaDevice(primary.context, primary.device)
+        raise SlimdeployError(f"pycuda finds no GPU {index} here: {error}") from error
+
+
+@functools.cache
+def _primary_context(index: int) -> Any:
+    """One object for the whole process: what belongs to another one, pycuda frees on its own thread alone."""
+    return driver.Device(index).retain_primary_context()
+
+
+def _pop(opener: int) -> None:
+    if threading.get_ident() == opener:
+        driver.Context.pop()
 
 
 def _native(stream: Stream) -> Any:
