@@ -9,6 +9,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from slimdeploy.toolchain import artifacts
@@ -71,7 +72,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def load_state(network: ResNet, tensors: dict[str, Tensor], *, source: str) -> None:
     """Copy `tensors` into `network`, name by name; raises SlimdeployError at the first name or shape that
-    differs.
+    differs, and at the first value that is no finite number.
     """
     own = network.state_dict()
     for name, tensor in own.items():
@@ -81,6 +82,8 @@ def load_state(network: ResNet, tensors: dict[str, Tensor], *, source: str) -> N
             raise SlimdeployError(
                 f"{source}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
             )
+        if not torch.isfinite(tensors[name]).all():
+            raise SlimdeployError(f"{source}: {name} holds NaN or infinite values")
     if extra := sorted(set(tensors) - set(own)):
         raise SlimdeployError(f"{source}: {extra[0]} is not part of a {network.spec.arch}")
     network.load_state_dict(tensors)

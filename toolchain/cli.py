@@ -11,6 +11,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,7 +21,7 @@ from slimdeploy import __version__
 from slimdeploy.toolchain.artifacts import json_text
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError, missing_library, nearest
 from slimdeploy.toolchain.launch import check_command, launch, reports_errors
-from slimdeploy.toolchain.paths import check_paths
+from slimdeploy.toolchain.paths import check_paths, outputs_alone
 from slimdeploy.toolchain.standard_output import close_for_libraries, only_results
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Command(click.Command):
         check_command(self.name or "")
         check_numbers(ctx)
         check_paths(ctx)
-        with only_results():
+        with outputs_alone(ctx) if launch().main else nullcontext(), only_results():
             output: Output = super().invoke(ctx)
         if not launch().main:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.locks import exclusive
 
 
 class InputPath(click.ParamType):
@@ -61,6 +63,38 @@ def check_paths(context: click.Context) -> None:
                     f"{name} {path} and {other_name} {other_path} are the same file, or one belongs to the "
                     "other: name another"
                 )
+
+
+@contextlib.contextmanager
+def outputs_alone(context: click.Context) -> Iterator[None]:
+    """Hold every file that the command writes alone: of two commands that would write one, the second is
+    refused by a SlimdeployError.
+    """
+    outputs = {path for _, path, kind in _given(context) if isinstance(kind, OutputPath)}
+    with contextlib.ExitStack() as stack:
+        for path in sorted(outputs):
+            if path.is_dir():  # a run folder locks itself
+                continue
+            stack.enter_context(_folder(path.parent))
+            if path.parent.is_dir():
+                stack.enter_context(exclusive(path, str(path)))
+        yield
+
+
+@contextlib.contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """Make `folder`, for a lock in it; what is empty in the end is removed again. Where it can't be made, the
+    command says so when it writes.
+    """
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for one in missing:
+                one.rmdir()
 
 
 def _given(context: click.Context) -> Iterator[tuple[str, Path, InputPath]]:

@@ -64,6 +64,11 @@ def _wrong_shape(path: Path) -> str:
     return f"{path}: fc.bias has shape (4,), expected (3,)"
 
 
+def _not_finite(path: Path) -> str:
+    _rewrite(path, lambda _, tensors: tensors["fc.bias"].fill_(float("nan")))
+    return f"{path}: fc.bias holds NaN or infinite values"
+
+
 def _surplus_tensor(path: Path) -> str:
     _rewrite(path, lambda _, tensors: tensors.update({"layer1.7.conv1.weight": torch.zeros(4)}))
     return f"{path}: layer1.7.conv1.weight is not part of a tiny"
@@ -126,8 +131,8 @@ def _gone(path: Path) -> str:
 
 @pytest.mark.parametrize(
     "spoil",
-    [_missing_tensor, _wrong_shape, _surplus_tensor, _newer_format, _inconsistent_channels, _class_names,
-     _unknown_arch, _no_network, _no_json, _other_header, _cut_off, _empty, _gone],
+    [_missing_tensor, _wrong_shape, _not_finite, _surplus_tensor, _newer_format, _inconsistent_channels,
+     _class_names, _unknown_arch, _no_network, _no_json, _other_header, _cut_off, _empty, _gone],
 )  # fmt: skip
 def test_whatever_is_wrong_is_named(spoil: Callable[[Path], str], tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "x.safetensors")

@@ -11,6 +11,7 @@ import pytest
 
 from slimdeploy.toolchain import cli
 from slimdeploy.toolchain.cli import COMMANDS
+from slimdeploy.toolchain.locks import exclusive
 from slimdeploy.toolchain.paths import InputPath
 
 
@@ -119,4 +120,27 @@ def test_no_option_is_nan_or_infinite(
     assert ran.exit_code == 2
     assert f"Invalid value for '{option}'" in ran.error
     assert "not a finite number" in ran.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_commands_that_write_one_file_do_not_run_at_once(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "new" / "folder" / "net.safetensors"
+    train = ["train", "--arch", "tiny", "--data", f"folder:{image_folder}", "--epochs", 0, "-o", output]
+    output.parent.mkdir(parents=True)
+    with exclusive(output, "it"):
+        ran = slimdeploy_command(*train)
+    assert (ran.exit_code, ran.error) == (
+        2,
+        f"{output} is in use by process {os.getpid()}: wait for it to end",
+    )
+    assert not output.exists()
+    assert slimdeploy_command(*train).exit_code == 0
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_refused_command_leaves_no_folder_behind(slimdeploy_command: Callable, tmp_path: Path) -> None:
+    ran = slimdeploy_command("prune", tmp_path / "x", "--ratio", 0.5, "-o", tmp_path / "new" / "folder" / "y")
+    assert (ran.exit_code, ran.error) == (2, f"no checkpoint at {tmp_path / 'x'}")
     assert not list(tmp_path.iterdir())

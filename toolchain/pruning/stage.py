@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, Split, balanced_subset
@@ -202,7 +204,11 @@ def _latency_budget(
 def _moments(network: ResNet, dataset: Dataset, options: PruneOptions, device: str) -> Moments:
     images = balanced_subset(dataset.train, options.statistics_images)
     readers = {name for group in plan_groups(network.spec, options) for name in group.consumers}
-    return measure_inputs(network, readers, images, dataset.preprocessing, device=device)
+    moments = measure_inputs(network, readers, images, dataset.preprocessing, device=device)
+    for name, found in moments.items():
+        if not all(torch.isfinite(tensor).all() for tensor in vars(found).values()):
+            raise SlimdeployError(f"the inputs of {name} overflow float32 on these images: weights too large")
+    return moments
 
 
 def _finetune_between(

@@ -84,6 +84,8 @@ def backend_for(path: Path, backend: str = "auto") -> str:
     can't.
     """
     fitting = [name for name, (_, endings) in BACKENDS.items() if path.suffix in endings]
+    if not fitting and _is_safetensors(path):
+        fitting = ["torch"]
     if backend == "auto":
         if not fitting:
             known = ", ".join(sorted(ending for _, endings in BACKENDS.values() for ending in endings))
@@ -98,6 +100,16 @@ def backend_for(path: Path, backend: str = "auto") -> str:
     if backend not in fitting:
         raise SlimdeployError(f"{path}: {backend} opens {' and '.join(BACKENDS[backend][1])} files")
     return backend
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file begins as safetensors do, whatever its name: the length of a JSON header, and `{`."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+        return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+    except OSError:
+        return False
 
 
 def open_session(path: Path, backend: str = "auto", options: SessionOptions | None = None) -> Session:

@@ -19,12 +19,17 @@ from slimdeploy.toolchain.training.options import EpochRecord
 
 def history_path(output: Path) -> Path:
     """The JSON-lines file of the run that writes `output`."""
-    return output.with_name(output.stem + ".history.jsonl")
+    return _beside(output, ".history.jsonl")
 
 
 def tensorboard_path(output: Path) -> Path:
     """The TensorBoard folder of the run that writes `output`."""
-    return output.with_name(output.stem + ".tensorboard")
+    return _beside(output, ".tensorboard")
+
+
+def _beside(output: Path, ending: str) -> Path:
+    # Only this ending is taken off: lr0.1 and lr0.01 are two runs.
+    return output.with_name(output.name.removesuffix(".safetensors") + ending)
 
 
 def write_history(output: Path, history: Sequence[EpochRecord]) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import write_checkpoint, write_latency_table
 
 from slimdeploy.benchmarks.lut import TERMS, LatencyTable, load_table, shape_of
 from slimdeploy.benchmarks.lut_backend import LutOptions, open_backend
 from slimdeploy.benchmarks.lut_onnxruntime import OnnxruntimeBackend
-from slimdeploy.toolchain.checkpoint import load_checkpoint
+from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.networks.layers import enumerate_layers
 
 
@@ -49,6 +50,20 @@ def test_with_data_it_reports_every_accuracy_and_the_checkpoint_has_the_last(
     assert load_checkpoint(output).info.metrics["accuracy"]["test"] == accuracy["final"]
     before = slimdeploy_command("evaluate", checkpoint, "--data", f"folder:{image_folder}", "--json").json
     assert before["accuracy"] == accuracy["before"]
+
+
+def test_a_network_whose_activations_overflow_is_refused(
+    slimdeploy_command: Callable, checkpoint: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    found = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        found.network.batchnorm("bn1").weight.fill_(3e38)
+    save_checkpoint(checkpoint, found.network, found.info)
+    arguments = ["prune", checkpoint, "--ratio", 0.4, "--criterion", "surgeon"]
+    output = tmp_path / "pruned.safetensors"
+    ran = slimdeploy_command(*arguments, "--data", f"folder:{image_folder}", "-o", output)
+    assert ran.exit_code == 2
+    assert "overflow float32 on these images" in ran.error
 
 
 def write_table(path: Path, checkpoint: Path, device: dict[str, Any]) -> float:
@@ -139,13 +154,12 @@ def test_wrong_options_are_one_line_and_write_nothing(
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_it_neither_replaces_unasked_nor_itself(
-    slimdeploy_command: Callable, checkpoint: Path, tmp_path: Path
-) -> None:
-    before = checkpoint.read_bytes()
-    ran = slimdeploy_command("prune", checkpoint, "--ratio", 0.5, "-o", checkpoint)
+def test_it_replaces_nothing_unasked(slimdeploy_command: Callable, checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "other"
+    output.write_text("something")
+    ran = slimdeploy_command("prune", checkpoint, "--ratio", 0.5, "-o", output)
     assert ran.exit_code == 2
-    assert ran.error == f"{checkpoint} exists: pass --force to replace it, or another --output"
-    assert checkpoint.read_bytes() == before
+    assert ran.error == f"{output} exists: pass --force to replace it, or another --output"
+    assert output.read_text() == "something"
     ran = slimdeploy_command("prune", tmp_path / "nothing", "--ratio", 0.5, "-o", tmp_path / "x")
     assert (ran.exit_code, ran.error) == (2, f"no checkpoint at {tmp_path / 'nothing'}")

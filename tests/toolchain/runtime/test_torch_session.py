@@ -35,6 +35,18 @@ def test_eager_session_computes_what_the_network_does(
     assert logits.dtype == np.float32
 
 
+def test_a_checkpoint_is_known_by_its_content(
+    small_checkpoint: Path, small_batch: np.ndarray, expected: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "lr0.1"
+    path.write_bytes(small_checkpoint.read_bytes())
+    with open_session(path, options=CPU) as session:
+        np.testing.assert_array_equal(session.run(small_batch), expected)
+    path.write_bytes(b"nothing")
+    with pytest.raises(SlimdeployError, match=r"no backend opens '\.1'"):
+        open_session(path, options=CPU)
+
+
 def test_channels_last_session_computes_the_same(
     small_checkpoint: Path, small_batch: np.ndarray, expected: np.ndarray
 ) -> None:

@@ -80,7 +80,6 @@ def test_resume_without_a_state_starts_at_the_beginning(tmp_path: Path) -> None:
 
 def test_history_holds_what_it_says(tmp_path: Path) -> None:
     network, history = _fit(tmp_path / "run.safetensors", replace(OPTIONS, sparsity=0.4))
-    assert history_path(tmp_path / "run.safetensors").name == "run.history.jsonl"
     assert read_history(tmp_path / "run.safetensors") == history
     last = history[-1]
     assert [record.epoch for record in history] == [1, 2, 3, 4]
@@ -288,3 +287,13 @@ def test_evaluation_puts_the_training_flag_back() -> None:
         evaluate_network(network.train(training), DATA.validation, PREPROCESSING, device="cpu")
         assert network.training is training
         assert all(m.training is training for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_no_two_outputs_share_a_history() -> None:
+    names = ("run.safetensors", "lr0.1", "lr0.01.safetensors")
+    found = [(history_path(Path(name)).name, tensorboard_path(Path(name)).name) for name in names]
+    assert found == [
+        ("run.history.jsonl", "run.tensorboard"),
+        ("lr0.1.history.jsonl", "lr0.1.tensorboard"),
+        ("lr0.01.history.jsonl", "lr0.01.tensorboard"),
+    ]
