@@ -80,8 +80,16 @@ def link(source: Path, path: Path) -> None:
 
 
 def _folder(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     return path.parent
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those above it where they aren't there yet."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SlimdeployError(f"cannot make the folder {folder}: {error.strerror}") from error
 
 
 def write_json(path: Path | str, document: Any) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
+import math
 import platform
 from dataclasses import dataclass, field, replace
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 from slimdeploy import __version__
-from slimdeploy.toolchain.artifacts import json_text
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.artifacts import json_text, parse_json
+from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, check_range
+from slimdeploy.toolchain.errors import SlimdeployError, shorten
 from slimdeploy.toolchain.networks.spec import NetworkSpec
+
+T = TypeVar("T")
 
 FORMAT = 1
 """Version of the JSON document that a checkpoint and an ONNX file carry."""
@@ -50,6 +53,10 @@ class ModelInfo:
     """One entry a stage, oldest first: command, options, parent's SHA-256, seed, versions."""
 
     def __post_init__(self) -> None:
+        prep = self.preprocessing
+        check_range("image size", prep.size, 1, MAX_IMAGE_SIZE)
+        if not all(map(math.isfinite, (*prep.mean, *prep.std))) or min(prep.std) <= 0:
+            raise SlimdeployError(f"mean {prep.mean} and std {prep.std} must be finite, and std above 0")
         if len(self.class_names) != self.spec.classes:
             raise SlimdeployError(f"{self.spec.classes} classes, but {len(self.class_names)} class names")
 
@@ -76,21 +83,23 @@ class ModelInfo:
     def from_json(cls, text: str, source: str) -> ModelInfo:
         """Read the document that `source` carries; raises SlimdeployError where it is damaged or too new."""
         try:
-            document = json.loads(text)
+            document = parse_json(text, "damaged description of the network")
             if document["format"] != FORMAT:
                 raise SlimdeployError(f"format {document['format']!r}; this slimdeploy reads {FORMAT}")
             prep = document["preprocessing"]
             return cls(
                 spec=NetworkSpec.from_json(document["network"]),
                 preprocessing=Preprocessing(int(prep["size"]), _triple(prep["mean"]), _triple(prep["std"])),
-                class_names=tuple(str(name) for name in document["class_names"]),
-                metrics=dict(document["metrics"]),
-                provenance=tuple(document["provenance"]),
+                class_names=tuple(_kind(str, name) for name in _kind(list, document["class_names"])),
+                metrics=_kind(dict, document["metrics"]),
+                provenance=tuple(_kind(dict, entry) for entry in _kind(list, document["provenance"])),
             )
         except SlimdeployError as error:
             raise SlimdeployError(f"{source}: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise SlimdeployError(f"{source}: damaged description of the network ({error!r})") from error
+            raise SlimdeployError(
+                f"{source}: damaged description of the network ({shorten(repr(error))})"
+            ) from error
 
 
 def versions() -> dict[str, str]:
@@ -111,6 +120,12 @@ def _installed() -> dict[str, str]:
                 found[name] = metadata.version(distribution)
                 break
     return found
+
+
+def _kind(kind: type[T], value: Any) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"a {kind.__name__} expected, not {shorten(repr(value), 40)}")
+    return value
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

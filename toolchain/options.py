@@ -8,10 +8,15 @@ from typing import Any, TypeVar
 
 import click
 
+from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, MAX_SEED
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+IMAGE_SIDE = click.IntRange(8, MAX_IMAGE_SIZE)
+MAX_THREADS = 1024
+"""Far beyond it the libraries crash instead of refusing."""
 
 
 def checkpoint_argument(function: F) -> F:
@@ -57,7 +62,7 @@ def data_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[.
         )
         size_option = click.option(
             "--size",
-            type=click.IntRange(min=8),
+            type=IMAGE_SIDE,
             help="Resize images to N×N pixels (needed where they differ).",
         )
         folder_option = click.option(
@@ -81,14 +86,23 @@ def data_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[.
 def seed_option(function: F) -> F:
     """`--seed`."""
     return click.option(
-        "--seed", type=int, default=0, show_default=True, help="Seed of every random choice."
+        "--seed",
+        type=click.IntRange(0, MAX_SEED),
+        default=0,
+        show_default=True,
+        help="Seed of every random choice.",
     )(function)
+
+
+def threads_option(function: F) -> F:
+    """`--threads`."""
+    count = click.IntRange(1, MAX_THREADS)
+    return click.option("--threads", type=count, help="CPU threads. [default: all cores]")(function)
 
 
 def machine_options(function: F) -> F:
     """`--device` and `--threads`."""
-    threads = click.IntRange(min=1)
-    function = click.option("--threads", type=threads, help="CPU threads. [default: all cores]")(function)
+    function = threads_option(function)
     devices = click.Choice(["auto", "cpu", "cuda"])
     return click.option(
         "--device", type=devices, default="auto", show_default=True, help="Where to compute."

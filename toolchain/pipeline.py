@@ -14,33 +14,27 @@ where it was, and a changed recipe repeats only what depends on the change.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from slimdeploy import __version__
 from slimdeploy.benchmarks import results
-from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.data.dataset import load_dataset
+from slimdeploy.toolchain import artifacts, locks
+from slimdeploy.toolchain.data.dataset import Dataset, load_dataset
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.stage import export_stage
-from slimdeploy.toolchain.progress import log
+from slimdeploy.toolchain.networks.spec import network_spec
 from slimdeploy.toolchain.pruning.options import PruneOptions
+from slimdeploy.toolchain.pruning.reach import check_reachable
 from slimdeploy.toolchain.pruning.stage import prune_stage
 from slimdeploy.toolchain.recipe import TRAINED, Recipe
 from slimdeploy.toolchain.run_table import result_table
+from slimdeploy.toolchain.stages import Around, StageResult, Stages, no_surroundings
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.stage import finetune_stage, train_stage
-from slimdeploy.toolchain.training.state import state_path
 
-StageResult = dict[str, Any]
-Around = Callable[[str], AbstractContextManager[Any]]
-"""Stage -> what is entered around it."""
-_nothing: Around = nullcontext
 # Stage -> its files, the ones that it need not have written included.
 ORIGINAL_FILES = {
     "train": ("sparse.safetensors", "sparse.history.jsonl"),
@@ -58,34 +52,34 @@ class RunResult:
 
 
 def run_recipe(
-    recipe: Recipe, folder: Path, *, device: str, threads: int | None = None, around: Around = _nothing
+    recipe: Recipe, folder: Path, *, device: str, threads: int | None = None, around: Around = no_surroundings
 ) -> RunResult:
     """Carry out `recipe` in `folder`; stages that are done and unchanged are skipped. `around` is entered
     around each one that isn't.
 
     Raises SlimdeployError as the stages do.
     """
-    run = _Run(recipe, folder, device, threads, around)
-    run.train()
-    for ratio in recipe.compare_ratios:
-        run.prune(f"compare-{ratio:g}", recipe.prune.at_ratio(ratio))
-    run.prune("pruned", recipe.prune)
-    run.finetune()
-    run.export("original", "train", run.sparse)
-    run.export("final", "finetune", run.final)
-    run.bench()
-    table = result_table(recipe, run.stages.results)
-    results.write(folder / "table.json", table)
+    with _opened(recipe, folder, device, threads, around) as run:
+        run.train()
+        for ratio in recipe.compare_ratios:
+            run.prune(f"compare-{ratio:g}", recipe.prune.at_ratio(ratio))
+        run.prune("pruned", recipe.prune)
+        run.finetune()
+        run.export("original", "train", run.sparse)
+        run.export("final", "finetune", run.final)
+        run.bench()
+        table = result_table(recipe, run.stages.results)
+        results.write(folder / "table.json", table)
     return RunResult(folder, run.stages.results, table)
 
 
 def run_original(
-    recipe: Recipe, folder: Path, *, device: str, threads: int | None = None, around: Around = _nothing
+    recipe: Recipe, folder: Path, *, device: str, threads: int | None = None, around: Around = no_surroundings
 ) -> None:
     """Only what doesn't depend on the pruning: the sparse training, and the unpruned network as ONNX."""
-    run = _Run(recipe, folder, device, threads, around)
-    run.train()
-    run.export("original", "train", run.sparse)
+    with _opened(recipe, folder, device, threads, around) as run:
+        run.train()
+        run.export("original", "train", run.sparse)
 
 
 def adopt_original(source: Path, folder: Path) -> None:
@@ -103,19 +97,42 @@ def adopt_original(source: Path, folder: Path) -> None:
         ours.adopt(name, theirs)
 
 
+@contextmanager
+def _opened(recipe: Recipe, folder: Path, device: str, threads: int | None, around: Around) -> Iterator[_Run]:
+    """The run in `folder`, held against every other process; nothing is written before `recipe` is checked.
+
+    Raises SlimdeployError for a teacher that isn't there, data that can't be read, a pruning target out of
+    reach, and a folder in which another process is at work.
+    """
+    for options in (recipe.train, recipe.finetune):
+        if options.teacher not in (None, TRAINED) and not Path(options.teacher).is_file():
+            raise SlimdeployError(f"no teacher at {options.teacher}")
+    dataset = load_dataset(recipe.data)
+    network = recipe.network
+    spec = network_spec(network.arch, stem=network.stem, classes=len(dataset.class_names))
+    for target in (recipe.prune, *map(recipe.prune.at_ratio, recipe.compare_ratios)):
+        check_reachable(spec, target, dataset.preprocessing.size)
+    artifacts.make_folder(folder)
+    with locks.exclusive(folder, f"the run folder {folder}"):
+        yield _Run(recipe, folder, device, threads, around, dataset)
+
+
 class _Run:
     """What each stage is given, and which earlier ones it depends on."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, device: str, threads: int | None, around: Around
+        self,
+        recipe: Recipe,
+        folder: Path,
+        device: str,
+        threads: int | None,
+        around: Around,
+        dataset: Dataset,
     ) -> None:
         self.recipe, self.folder, self.device, self.threads = recipe, folder, device, threads
         self.stages = Stages(folder, around)
         self.sparse, self.final = self._checkpoint("sparse"), self._checkpoint("final")
-        for options in (recipe.train, recipe.finetune):
-            if options.teacher not in (None, TRAINED) and not Path(options.teacher).is_file():
-                raise SlimdeployError(f"no teacher at {options.teacher}")
-        self._data = [recipe.data.to_json(), load_dataset(recipe.data).digest()]
+        self._data = [recipe.data.to_json(), dataset.digest()]
 
     def train(self) -> None:
         network, options = self.recipe.network, self.recipe.train
@@ -198,63 +215,6 @@ class _Run:
 
     def _checkpoint(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
-
-
-class Reported(Protocol):
-    """What a stage returns."""
-
-    def to_json(self) -> StageResult: ...
-
-
-class Stages:
-    """The stages done so far in a run folder, kept in its `run.json`."""
-
-    def __init__(self, folder: Path, around: Around = _nothing) -> None:
-        self._path, self._around = folder / "run.json", around
-        self._known: dict[str, dict[str, Any]] = {}
-        if self._path.exists():
-            self._known = artifacts.read_json(self._path, "record of a run")
-        self.results: dict[str, StageResult] = {}
-
-    def do(self, name: str, output: Path, inputs: list[Any], work: Callable[[bool], Reported]) -> None:
-        """Run `work(resume)` unless `output` is there, made from the same `inputs`.
-
-        `resume` is true where the same work was started before and left a state.
-        """
-        key = hashlib.sha256(json.dumps([__version__, name, inputs], sort_keys=True).encode()).hexdigest()
-        known = self._known.get(name, {})
-        same = known.get("inputs") == key
-        if (
-            same
-            and "result" in known
-            and output.exists()
-            and artifacts.sha256_file(output) == known["sha256"]
-        ):
-            log(f"{name}: up to date")
-        else:
-            with self._around(name):
-                log(f"{name} …")
-                self._record(name, {"inputs": key})
-                result = work(same and state_path(output).exists()).to_json()
-            known = {"inputs": key, "sha256": artifacts.sha256_file(output), "result": result}
-            self._record(name, known)
-        self.results[name] = known["result"]
-
-    def entry(self, name: str) -> dict[str, Any] | None:
-        """What is recorded of stage `name`."""
-        return self._known.get(name)
-
-    def adopt(self, name: str, other: Stages) -> None:
-        """Record stage `name` as `other` has it, whose output lies here too."""
-        self._record(name, other._known[name])
-
-    def sha256(self, name: str) -> str:
-        """Hash of what stage `name` wrote."""
-        return self._known[name]["sha256"]
-
-    def _record(self, name: str, entry: dict[str, Any]) -> None:
-        self._known[name] = entry
-        artifacts.write_json(self._path, self._known)
 
 
 @dataclass(frozen=True)

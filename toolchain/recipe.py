@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from slimdeploy.benchmarks.latency import TimingOptions
+from slimdeploy.toolchain.artifacts import read_text
+from slimdeploy.toolchain.checks import MAX_BATCH, check_finite, check_range
 from slimdeploy.toolchain.data.dataset import DataOptions
-from slimdeploy.toolchain.errors import SlimdeployError, nearest
+from slimdeploy.toolchain.errors import SlimdeployError, nearest, shorten
 from slimdeploy.toolchain.export.options import ExportOptions
 from slimdeploy.toolchain.networks.spec import network_spec
-from slimdeploy.toolchain.pruning.options import PruneOptions
+from slimdeploy.toolchain.pruning.options import PruneOptions, parse_alignment, parse_amount
 from slimdeploy.toolchain.training.options import TrainOptions
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "digits"
 TRAINED = "trained"
 """As `finetune.teacher`: the run's own network before pruning."""
+NONE = "none"
+"""The value of an option that is to have no value: TOML has no word for that."""
+_TARGETS = {"prune.ratio", "prune.params", "prune.macs", "prune.latency_ms"}
+_PATHS = {"train.teacher", "finetune.teacher", "prune.latency_table"}
+_TEXTS: dict[str, Callable[[str], Any]] = {
+    "prune.params": parse_amount,
+    "prune.macs": parse_amount,
+    "prune.align": parse_alignment,
+}
+"""Numbers that may be written as a text, as on the command line."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +58,10 @@ class BenchChoice:
     ci: float = TimingOptions.ci
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if not self.batches or min(self.batches) < 1:
             raise SlimdeployError("batches must be a list of sizes from 1 on")
+        check_range("batches", max(self.batches), 1, MAX_BATCH)
         if self.seconds <= 0 or self.ci <= 0:
             raise SlimdeployError("seconds and ci must be above 0")
 
@@ -81,9 +98,10 @@ class Recipe:
 def find_recipe(name: str) -> Path:
     """The file of a recipe: a path that ends in .toml, or the name of one that comes with slimdeploy."""
     if name.endswith(".toml"):
-        if not Path(name).is_file():
-            raise SlimdeployError(f"no recipe at {name}")
-        return Path(name)
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise SlimdeployError(f"no recipe at {path}")
+        return path
     known = sorted(path.stem for path in RECIPES.glob("*.toml"))
     if name not in known:
         raise SlimdeployError(
@@ -97,7 +115,11 @@ def load_recipe(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
 
     Raises SlimdeployError that names the key for anything unknown, missing, of another type or out of range.
     """
-    document = _parse(path.read_text(), str(path))
+    document = _parse(read_text(path, "recipe"), str(path))
+    set_targets = _TARGETS & {setting.partition("=")[0] for setting in settings}
+    if set_targets and isinstance(section := document.get("prune"), dict):
+        for target in _TARGETS - set_targets:  # a target given with --set takes the place of the recipe's
+            section.pop(target.removeprefix("prune."), None)
     for setting in settings:
         _apply(document, setting)
     try:
@@ -113,8 +135,10 @@ def _parse(text: str, source: str) -> dict[str, Any]:
         import tomli as tomllib
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SlimdeployError(f"{source} is not TOML: {error}") from error
+    except RecursionError:
+        raise SlimdeployError(f"{source} is not TOML: nested too deeply") from None
+    except ValueError as error:
+        raise SlimdeployError(f"{source} is not TOML: {shorten(error)}") from error
 
 
 def _apply(document: dict[str, Any], setting: str) -> None:
@@ -157,18 +181,38 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         if isinstance(value, dict):
             return _build(hint, value, key + ".")
         raise SlimdeployError(f"{key} must be a section, [{key}]")
+    if isinstance(value, str) and "\0" in value:
+        raise SlimdeployError(f"{key} must not hold a NUL character")
     if isinstance(hint, types.UnionType):
         kinds = [part for part in typing.get_args(hint) if part is not types.NoneType]
+        if value == NONE and types.NoneType in typing.get_args(hint):
+            return None
+        if isinstance(value, str) and key in _TEXTS:
+            return _from_text(value, key)
         hint = str if str in kinds and isinstance(value, str) else kinds[0]
     if typing.get_origin(hint) is tuple:
         if isinstance(value, list):
             return tuple(_convert(typing.get_args(hint)[0], item, key) for item in value)
-        raise SlimdeployError(f"{key} must be a list, not {value!r}")
+        raise SlimdeployError(f"{key} must be a list, not {shorten(repr(value))}")
     if hint is Path and isinstance(value, str):
         return Path(value).expanduser()
+    if hint is str and isinstance(value, str) and key in _PATHS:
+        return os.path.expanduser(value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise SlimdeployError(f"{key} must be a 64-bit number, not {shorten(value, 40)}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SlimdeployError(f"{key} must be a finite number, not {value}")
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         names = {int: "a whole number", float: "a number", bool: "true or false"}
-        raise SlimdeployError(f"{key} must be {names.get(hint, 'a string')}, not {value!r}")
+        raise SlimdeployError(f"{key} must be {names.get(hint, 'a string')}, not {shorten(repr(value))}")
     return value
+
+
+def _from_text(value: str, key: str) -> Any:
+    try:
+        return _TEXTS[key](value)
+    except ValueError:
+        what = "auto or a whole number" if key == "prune.align" else "a number such as 3.94M"
+        raise SlimdeployError(f"{key} must be {what}, not {shorten(repr(value))}") from None

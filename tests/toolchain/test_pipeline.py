@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -17,7 +18,7 @@ from processes import process_environment
 from tiny_recipe import recipe_text
 
 import slimdeploy
-from slimdeploy.toolchain import pipeline
+from slimdeploy.toolchain import locks, pipeline
 from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.recipe import load_recipe
 
@@ -242,3 +243,28 @@ def test_a_damaged_record_is_one_line(slimdeploy_command: Callable, run: Path) -
     ran = slimdeploy_command("run", run / "small.toml", "-o", run / "run")
     assert ran.exit_code == 2
     assert ran.error.startswith(f"{run / 'run' / 'run.json'} is not a readable record of a run: ")
+
+
+@pytest.mark.parametrize("target", ["params=100", "macs=1k", "ratio=0.999"])
+def test_a_target_out_of_reach_is_told_before_anything_is_trained(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path, target: str
+) -> None:
+    recipe = _write_recipe(tmp_path, image_folder)
+    ran = slimdeploy_command("run", recipe, "-o", tmp_path / "run", "--set", f"prune.{target}")
+    assert ran.exit_code == 2
+    assert "is out of reach: the smallest network that the other settings allow has" in ran.error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_on_one_folder_is_refused(
+    slimdeploy_command: Callable, run: Path, quick_bench: list[Path]
+) -> None:
+    with locks.exclusive(run / "run", "the test's folder"):
+        before = (run / "run" / "run.json").read_bytes()
+        ran = slimdeploy_command("run", run / "small.toml", "-o", run / "run", "--set", "train.epochs=1")
+        assert ran.exit_code == 2
+        assert (
+            ran.error
+            == f"the run folder {run / 'run'} is in use by process {os.getpid()}: wait for it to end"
+        )
+        assert (run / "run" / "run.json").read_bytes() == before

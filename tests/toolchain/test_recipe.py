@@ -103,6 +103,23 @@ def test_a_recipe_needs_little(tmp_path: Path) -> None:
         (MINIMAL + "[bench]\nbatches = []", "[bench] batches must be a list of sizes from 1 on"),
         (MINIMAL + "[bench]\nbatches = [1, 0]", "[bench] batches must be a list of sizes from 1 on"),
         (MINIMAL + "[bench]\nseconds = 0", "[bench] seconds and ci must be above 0"),
+        (MINIMAL + "[bench]\nbatches = [1000000]", "[bench] batches must be at most 65536, not 1e+06"),
+        (MINIMAL + "[train]\nlr = nan", "train.lr must be a finite number, not nan"),
+        (MINIMAL + "[train]\nsparsity = -inf", "train.sparsity must be a finite number, not -inf"),
+        (MINIMAL + "[train]\nlr = 1e38", "[train] lr must be at most 10000, not 1e+38"),
+        (MINIMAL + "[train]\ncrop_pad = 1000000", "[train] crop-pad must be at most 256, not 1e+06"),
+        (MINIMAL + "[train]\nseed = 18446744073709551616", "train.seed must be a 64-bit number, not 184467"),
+        (MINIMAL + "[train]\nseed = -1", "[train] seed must be at least 0, not -1"),
+        (MINIMAL + f"[train]\nseed = {'9' * 5000}", "is not TOML: "),
+        (MINIMAL + '[finetune]\nteacher = "a\\u0000b"', "finetune.teacher must not hold a NUL character"),
+        ("x = " + "[" * 5000, "is not TOML: nested too deeply"),
+        ("compare_ratios = [nan]\n" + MINIMAL, "compare_ratios must be a finite number, not nan"),
+        ("[data]\nname = 'digits'\nsize = 100000\n[prune]\nratio = 0.5",
+         "[data] size must be at most 4096, not 100000"),
+        ("[data]\nname = 'digits'\n[prune]\nparams = '3X'",
+         "prune.params must be a number such as 3.94M, not '3X'"),
+        ("[data]\nname = 'digits'\n[prune]\nmacs = 'nan'", "[prune] macs must be a finite number, not nan"),
+        (MINIMAL + "align = 'automatic'", "prune.align must be auto or a whole number, not 'automatic'"),
     ],
 )  # fmt: skip
 def test_every_mistake_is_named_by_its_key(tmp_path: Path, text: str, message: str) -> None:
@@ -155,6 +172,47 @@ def test_wrong_settings_are_named(tmp_path: Path, setting: str, message: str) ->
     path = _write(tmp_path, 'name = "x"\n' + MINIMAL)
     with pytest.raises(SlimdeployError, match=f"^{re.escape(message.format(path=path))}$"):
         load_recipe(path, (setting,))
+
+
+def test_numbers_may_be_written_as_on_the_command_line(tmp_path: Path) -> None:
+    text = '[data]\nname = "digits"\n[prune]\nparams = "3M"\nalign = "auto"'
+    prune = load_recipe(_write(tmp_path, text)).prune
+    assert (prune.params, prune.align, prune.alignment) == (3e6, None, 8)
+    prune = load_recipe(_write(tmp_path, MINIMAL), ("prune.macs=1.5G", "prune.align=16")).prune
+    assert (prune.macs, prune.align) == (1.5e9, 16)
+
+
+def test_a_target_that_is_set_takes_the_place_of_the_recipe_s(tmp_path: Path) -> None:
+    prune = load_recipe(_write(tmp_path, MINIMAL), ("prune.params=3M",)).prune
+    assert (prune.ratio, prune.params) == (None, 3e6)
+    with pytest.raises(SlimdeployError, match=r"give one target, .* not params and macs"):
+        load_recipe(_write(tmp_path, MINIMAL), ("prune.params=3M", "prune.macs=40M"))
+
+
+def test_what_may_have_no_value_is_set_to_none(tmp_path: Path) -> None:
+    path = _write(tmp_path, MINIMAL + "[train]\npatience = 3\nteacher = 'x'")
+    settings = ("train.patience=none", "train.teacher=none", "prune.ratio=none", "prune.macs=4M")
+    recipe = load_recipe(path, settings)
+    assert (recipe.train.patience, recipe.train.teacher, recipe.prune.ratio) == (None, None, None)
+    with pytest.raises(SlimdeployError, match=r"train\.epochs must be a whole number, not 'none'"):
+        load_recipe(path, ("train.epochs=none",))
+
+
+def test_paths_in_a_recipe_may_begin_with_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _write(tmp_path, MINIMAL + "[finetune]\nteacher = '~/t.safetensors'\n")
+    recipe = load_recipe(find_recipe("~/my.toml"), ("data.data_dir=~/data",))
+    assert recipe.finetune.teacher == f"{tmp_path}/t.safetensors"
+    assert recipe.data.data_dir == tmp_path / "data"
+
+
+def test_the_text_of_a_recipe_is_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
+    assert load_recipe(path).prune.ratio == 0.5
+    path.write_bytes(MINIMAL.encode("utf-16"))
+    with pytest.raises(SlimdeployError, match=r"my\.toml is not a readable recipe: not UTF-8 text"):
+        load_recipe(path)
 
 
 def test_unknown_recipes_suggest_the_nearest(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from slimdeploy.toolchain.checks import MAX_BATCH, MAX_SEED
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.options import data_options, machine_options
@@ -45,7 +46,7 @@ class Sizes(click.ParamType):
         if isinstance(value, tuple):
             return value
         parts = value.split(",")
-        if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        if not all(part.strip().isdecimal() and 0 < int(part) <= MAX_BATCH for part in parts):
             self.fail(f"{value!r} is not a list of batch sizes, such as 1,64", param, ctx)
         return tuple(sorted({int(part) for part in parts}))
 
@@ -70,7 +71,13 @@ class Sizes(click.ParamType):
     help="What runs the models; give it several times to compare backends.",
 )  # fmt: skip
 @machine_options
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order of the models.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MAX_SEED),
+    default=0,
+    show_default=True,
+    help="Seed of the order of the models.",
+)
 @click.option("-o", "--output", type=OutputPath(), help="File for the result, raw samples included.")
 @click.option("--force", is_flag=True, help="Replace the output where it exists.")
 @click.option(

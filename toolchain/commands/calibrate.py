@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.options import data_options, output_option
+from slimdeploy.toolchain.options import data_options, output_option, threads_option
 from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 @click.option(
     "--trt8-cache", "trt8", type=OutputPath(), help="Write a calibration cache for TensorRT 8 as well."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@threads_option
 @data_options(required=False)
 @output_option
 def calibrate(

@@ -12,6 +12,7 @@ import click
 
 from slimdeploy.toolchain.cli import Output, command, wants_json
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.options import threads_option
 from slimdeploy.toolchain.paths import InputPath
 from slimdeploy.toolchain.standard_output import result_stream
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
               help="Images computed together. [default: 8; 1 of frames]")  # fmt: skip
 @click.option("--frames", metavar="WIDTHxHEIGHT", help="With '-': raw frames of this size on standard input.")
 @click.option("--pixels", default="rgb", show_default=True, help="Their bytes: rgb, bgr or gray.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@threads_option
 def classify(
     images: tuple[str, ...],
     model: Path | None,

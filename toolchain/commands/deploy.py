@@ -9,6 +9,7 @@ import click
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.options import threads_option
 from slimdeploy.toolchain.paths import InputPath
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Images computed together at most.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@threads_option
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0),

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.formatting import facts_table, percent
+from slimdeploy.toolchain.options import IMAGE_SIDE, threads_option
 from slimdeploy.toolchain.paths import OutputPath
 
 if TYPE_CHECKING:
@@ -27,14 +28,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Classes that it tells apart.",
 )
-@click.option(
-    "--size", type=click.IntRange(min=8), default=32, show_default=True, help="Image side in pixels."
-)
+@click.option("--size", type=IMAGE_SIDE, default=32, show_default=True, help="Image side in pixels.")
 @click.option("--backend", default="onnxruntime", show_default=True,
               help="What runs the network: onnxruntime (on the CPU) or tensorrt.")  # fmt: skip
 @click.option("--precision", default="fp32", show_default=True, help="tensorrt: fp32, fp16 or int8.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images in a run.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@threads_option
 @click.option("--seconds", type=click.FloatRange(min=0), default=300.0, show_default=True,
               help="Measure at most so long (but 12 networks); ends sooner where stable.")  # fmt: skip
 @click.option("-o", "--output", type=OutputPath(), required=True,

@@ -34,11 +34,10 @@ class Amount(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
-        digits, factor = value.strip(), 1.0
-        if digits[-1:].lower() in "kmg" and digits:
-            digits, factor = digits[:-1], {"k": 1e3, "m": 1e6, "g": 1e9}[digits[-1].lower()]
+        from slimdeploy.toolchain.pruning.options import parse_amount
+
         try:
-            return float(digits) * factor
+            return parse_amount(value)
         except ValueError:
             return self.fail(f"{value!r} is not a number such as 3.94M", param, ctx)
 
@@ -49,11 +48,14 @@ class Alignment(click.ParamType):
     name = "alignment"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if value is None or value == "auto":
-            return None
-        if str(value).isdigit() and int(value) > 0:
-            return int(value)
-        return self.fail(f"{value!r} is neither auto nor a whole number such as 1, 8, 16 or 32", param, ctx)
+        from slimdeploy.toolchain.pruning.options import parse_alignment
+
+        try:
+            return parse_alignment(str(value))
+        except ValueError:
+            return self.fail(
+                f"{value!r} is neither auto nor a whole number such as 1, 8, 16 or 32", param, ctx
+            )
 
 
 @command("prune")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.options import threads_option
 from slimdeploy.toolchain.paths import InputPath
 
 COUNT = click.IntRange(min=1)
@@ -37,7 +38,7 @@ COUNT = click.IntRange(min=1)
 @click.option("--max-upload-mb", type=click.FloatRange(min=0.001), default=4.0, show_default=True,
               help="Answer 413 beyond this size (MiB).")  # fmt: skip
 @click.option("--top", type=COUNT, default=5, show_default=True, help="Classes in an answer.")
-@click.option("--threads", type=COUNT, help="CPU threads. [default: all cores]")
+@threads_option
 def serve(
     model: Path | None,
     root: Path | None,

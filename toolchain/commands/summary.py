@@ -12,6 +12,7 @@ from slimdeploy.toolchain.formatting import count, facts_table, grid, short
 from slimdeploy.toolchain.networks.cost import Cost, network_cost
 from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
 from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+from slimdeploy.toolchain.options import IMAGE_SIDE
 from slimdeploy.toolchain.paths import InputPath
 
 
@@ -22,9 +23,7 @@ from slimdeploy.toolchain.paths import InputPath
 )
 @click.option("--stem", default="cifar-pool", show_default=True, help="cifar-pool, cifar or imagenet.")
 @click.option("--classes", type=int, default=10, show_default=True, help="Classes that it tells apart.")
-@click.option(
-    "--size", type=click.IntRange(min=8), help="Image side in pixels. [default: the checkpoint's, or 32]"
-)
+@click.option("--size", type=IMAGE_SIDE, help="Image side in pixels. [default: the checkpoint's, or 32]")
 @click.option("--align", "alignment", type=click.IntRange(min=1), default=8, show_default=True,
               help="Widths are padded to a multiple of this in `padded MACs`.")  # fmt: skip
 def summary(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, check_range
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.model_info import Preprocessing
@@ -67,6 +68,9 @@ class DataOptions:
     data_dir: Path = Path("data")
     size: int | None = None
     stream: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_range("size", self.size, 1, MAX_IMAGE_SIZE)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "data_dir": str(self.data_dir)}

@@ -19,7 +19,6 @@ TARGETS = ("any", "cpu", "tensorrt")
 
 MAX_FILES = 64
 MAX_FILE_BYTES = 2 << 30  # protobuf's own limit for one message
-MAX_IMAGE_SIZE = 4096
 GOLDEN_IMAGES, EVALUATION_IMAGES, EVALUATION_LABELS = (
     "golden/images.u8", "evaluation/images.u8", "evaluation/labels.i32",
 )  # fmt: skip
@@ -77,10 +76,6 @@ class Manifest:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise SlimdeployError(f"{self.name!r} is no name for a bundle: letters, digits, '.', '_' and '-'")
-        if not 0 < self.info.preprocessing.size <= MAX_IMAGE_SIZE:
-            raise SlimdeployError(
-                f"images of {self.info.preprocessing.size} pixels; up to {MAX_IMAGE_SIZE} can be"
-            )
         if len(self.files) > MAX_FILES:
             raise SlimdeployError(f"{len(self.files)} files; at most {MAX_FILES} can be")
         if not self.variants or len({variant.id for variant in self.variants}) != len(self.variants):

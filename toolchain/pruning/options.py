@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from slimdeploy.toolchain.checks import MAX_SEED, check_finite, check_range
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.pruning.groups import RESIDUAL_MODES
+from slimdeploy.toolchain.training.options import MAX_RATE
 
 TARGETS = {"cpu": 8, "tensorrt": 8, "tensorrt-int8": 32}
 """Where the network will run -> the multiple of channels that it computes without padding."""
+
+
+def parse_amount(text: str) -> float:
+    """The number that `3.94M`, `40M`, `1.3G` or `837000` stands for; raises ValueError."""
+    factors = {"k": 1e3, "m": 1e6, "g": 1e9}
+    unit = text.strip()[-1:].lower()
+    return float(text.strip()[:-1]) * factors[unit] if unit in factors else float(text)
+
+
+def parse_alignment(text: str) -> int | None:
+    """A whole number from 1 on, or None for `auto`; raises ValueError."""
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ValueError(text)
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,7 @@ class PruneOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_finite(self)
         given = {name: value for name, value in self.budgets.items() if value is not None}
         if len(given) != 1:
             raise SlimdeployError(
@@ -63,11 +82,13 @@ class PruneOptions:
             raise unknown("residual mode", self.residual, RESIDUAL_MODES)
         if self.target not in TARGETS:
             raise unknown("target", self.target, TARGETS)
-        for name in ("min_channels", "steps", "step_epochs", "alignment"):
-            if getattr(self, name) < 1:
-                raise SlimdeployError(
-                    f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}"
-                )
+        for name in ("min_channels", "steps", "step_epochs", "alignment", "recalibration_images"):
+            check_range(name, getattr(self, name), 1)
+        check_range("statistics_images", self.statistics_images, 16)
+        check_range("seed", self.seed, 0, MAX_SEED)
+        if self.step_lr <= 0:
+            raise SlimdeployError(f"step-lr must be above 0, not {self.step_lr:g}")
+        check_range("step_lr", self.step_lr, 0, MAX_RATE)
 
     @property
     def budgets(self) -> dict[str, float | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ import safetensors
 import safetensors.numpy
 
 from slimdeploy.benchmarks import results
-from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.artifacts import parse_json, read_text
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
 from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
+from slimdeploy.toolchain.run_record import read_record
 
 HEADER_KEY = "slimdeploy"
 """Where a checkpoint carries its ModelInfo (toolchain.checkpoint, which needs torch)."""
@@ -58,7 +58,7 @@ def read_run(folder: Path) -> Run:
         raise SlimdeployError(
             f"no run and no sweep in {folder}: slimdeploy run … --output {folder} makes one"
         )
-    entries = artifacts.read_json(folder / "run.json", "record of a run")
+    entries = read_record(folder / "run.json")
     stages = {name: entry["result"] for name, entry in entries.items() if "result" in entry}
     missing = [name for name in ("train", "pruned", "finetune", "bench") if name not in stages]
     if missing or not (folder / "table.json").is_file():
@@ -97,4 +97,10 @@ def read_model(path: Path) -> Model:
 
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The records of `<name>.history.jsonl`, an entry an epoch; empty where there is none."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    problem = f"{path} is not a history of training"
+    records = [parse_json(line, problem) for line in read_text(path, "history of training").splitlines()]
+    if not all(isinstance(record, dict) for record in records):
+        raise SlimdeployError(problem)
+    return records

@@ -95,6 +95,8 @@ def _parse(text: str) -> Condition:
         limit = round(float(number) * UNITS[metric][unit], 12)  # 95 % is 0.95, not a hair more
     except ValueError:
         raise SlimdeployError(f"--pick {text!r}: {number} is not a number") from None
+    if metric == "accuracy" and limit > 1:
+        raise SlimdeployError(f"--pick {text!r}: an accuracy is at most 1: write {number}% for percent")
     return Condition(text, metric, int(batch) if batch else None, compare, limit, unit)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from slimdeploy.toolchain.checks import MAX_BATCH, MAX_IMAGE_SIZE, MAX_SEED, check_finite, check_range
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.training.schedules import SCHEDULES
 
@@ -13,6 +15,22 @@ SPARSITY_STEPS = ("proximal", "subgradient")
 SPARSE_LAYERS = ("prunable", "all")
 FLIP_MODES = ("random", "alternating")
 AUTO = "auto:"
+MAX_RATE = 1e4
+"""Of learning rate, temperature, weight decay and λ: beyond it float32 overflows within a few steps."""
+_RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (0, 10**6),
+    "batch_size": (2, MAX_BATCH),  # BN needs two images
+    "sparse_align": (1, MAX_IMAGE_SIZE),
+    "crop_pad": (0, 256),
+    "cutout": (0, MAX_IMAGE_SIZE),
+    "recalibration_images": (0, math.inf),
+    "step_epochs": (1, math.inf),
+    "weight_decay": (0, MAX_RATE),
+    "patience": (1, math.inf),
+    "limit": (1, math.inf),
+    "seed": (0, MAX_SEED),
+}
+"""Least and greatest value of each option that is a count."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +91,10 @@ class TrainOptions:
         ):
             if value not in known:
                 raise unknown(what, value, known)
-        _at_least("epochs", self.epochs, 0)
-        _at_least("batch-size", self.batch_size, 2)  # BN needs two images
+        check_finite(self)
         self._check_sparsity()
-        _at_least("crop-pad", self.crop_pad, 0)
-        _at_least("cutout", self.cutout, 0)
-        _at_least("recalibration-images", self.recalibration_images, 0)
-        _at_least("step-epochs", self.step_epochs, 1)
-        _at_least("weight-decay", self.weight_decay, 0)
-        for name, count in (("patience", self.patience), ("limit", self.limit)):
-            if count is not None:
-                _at_least(name, count, 1)
+        for name, (least, most) in _RANGES.items():
+            check_range(name, getattr(self, name), least, most)
         for name, share in (
             ("momentum", self.momentum),
             ("label-smoothing", self.label_smoothing),
@@ -98,6 +109,7 @@ class TrainOptions:
         for name, rate in (("lr", self.lr), ("temperature", self.temperature)):
             if rate <= 0:
                 raise SlimdeployError(f"{name} must be above 0, not {rate:g}")
+            check_range(name, rate, 0, MAX_RATE)
 
     @property
     def sparsity_target(self) -> float | None:
@@ -112,9 +124,8 @@ class TrainOptions:
         return self.sparsity != 0
 
     def _check_sparsity(self) -> None:
-        _at_least("sparse-align", self.sparse_align, 1)
         if not isinstance(self.sparsity, str):
-            _at_least("sparsity", self.sparsity, 0)
+            check_range("sparsity", self.sparsity, 0, MAX_RATE)
             return
         try:
             target = self.sparsity_target or 0.0
@@ -156,8 +167,3 @@ class EpochRecord:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if value < least:
-        raise SlimdeployError(f"{name} must be at least {least:g}, not {value:g}")

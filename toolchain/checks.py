@@ -1,0 +1,35 @@
+"""Range checks that options share: each error names the option, the range and the value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any
+
+from slimdeploy.toolchain.errors import SlimdeployError
+
+MAX_SEED = 2**63 - 1
+MAX_IMAGE_SIZE = 4096
+"""Side of an image that a network is fed with, in pixels."""
+MAX_BATCH = 1 << 16
+
+
+def check_finite(options: Any) -> None:
+    """Raises SlimdeployError for the first field of a dataclass that is NaN or infinite."""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SlimdeployError(f"{_name(field.name)} must be a finite number, not {value:g}")
+
+
+def check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
+    """Raises SlimdeployError where `value` is given and below `least` or above `most`."""
+    if value is None or least <= value <= most:
+        return
+    if value < least:
+        raise SlimdeployError(f"{_name(name)} must be at least {least:g}, not {value:g}")
+    raise SlimdeployError(f"{_name(name)} must be at most {most:g}, not {value:g}")
+
+
+def _name(field: str) -> str:
+    return field.replace("_", "-")

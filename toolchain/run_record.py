@@ -1,0 +1,28 @@
+"""`run.json` of a run folder: what each stage was given (as a hash), wrote (its SHA-256) and reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
+
+
+def read_record(path: Path) -> dict[str, dict[str, Any]]:
+    """Stage -> its entry; `sha256` and `result` are missing where the stage was started and not finished.
+
+    Raises SlimdeployError where the file isn't the record of a run.
+    """
+    entries = artifacts.read_json(path, "record of a run")
+    if not isinstance(entries, dict) or not all(_is_entry(entry) for entry in entries.values()):
+        raise SlimdeployError(f"{path} is not the record of a run: remove it, and the run starts again")
+    return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("inputs"), str):
+        return False
+    return "result" not in entry or (
+        isinstance(entry["result"], dict) and isinstance(entry.get("sha256"), str)
+    )
