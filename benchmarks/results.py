@@ -7,13 +7,15 @@ Every file in `benchmarks/results/` is one of these.
 from __future__ import annotations
 
 import datetime
+import json
 import re
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from slimdeploy.benchmarks import conditions
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.errors import SlimdeployError, shorten
 
 SCHEMAS = {"bench": 1, "gpu-check": 1, "lut": 1, "sweep": 1, "table": 1}
 """Kind of document -> the version written. `bench`, `lut` and `sweep` are the commands', `gpu-check` is
@@ -52,7 +54,21 @@ def read(path: Path, kind: str) -> dict[str, Any]:
         raise SlimdeployError(
             f"{path}: schema {found.get('schema')}; this slimdeploy reads {SCHEMAS[kind]}. Measure again"
         )
+    _check_shape(found, path, kind)
     return found
+
+
+def _check_shape(result: dict[str, Any], path: Path, kind: str) -> None:
+    """Raises SlimdeployError for the first value in `result` that isn't what its schema says."""
+    import jsonschema
+
+    text = (resources.files(__package__) / "schemas" / f"{kind}-{SCHEMAS[kind]}.json").read_text("utf-8")
+    problem = jsonschema.exceptions.best_match(
+        jsonschema.Draft202012Validator(json.loads(text)).iter_errors(result)
+    )
+    if problem:
+        place = problem.json_path.removeprefix("$").removeprefix(".") or "the document"
+        raise SlimdeployError(f"{path} is not a {kind} result: {place}: {shorten(problem.message)}")
 
 
 def without_samples(result: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ where it was, and a changed recipe repeats only what depends on the change.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,20 @@ class RunResult:
 
 
 def run_recipe(
-    recipe: Recipe, folder: Path, *, device: str, threads: int | None = None, around: Around = no_surroundings
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str,
+    threads: int | None = None,
+    around: Around = no_surroundings,
+    held: bool = False,
 ) -> RunResult:
     """Carry out `recipe` in `folder`; stages that are done and unchanged are skipped. `around` is entered
-    around each one that isn't.
+    around each one that isn't. `held`: the caller holds the folder's lock already.
 
     Raises SlimdeployError as the stages do.
     """
-    with _opened(recipe, folder, device, threads, around) as run:
+    with _opened(recipe, folder, device, threads, around, held) as run:
         run.train()
         for ratio in recipe.compare_ratios:
             run.prune(f"compare-{ratio:g}", recipe.prune.at_ratio(ratio))
@@ -74,10 +80,16 @@ def run_recipe(
 
 
 def run_original(
-    recipe: Recipe, folder: Path, *, device: str, threads: int | None = None, around: Around = no_surroundings
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str,
+    threads: int | None = None,
+    around: Around = no_surroundings,
+    held: bool = False,
 ) -> None:
     """Only what doesn't depend on the pruning: the sparse training, and the unpruned network as ONNX."""
-    with _opened(recipe, folder, device, threads, around) as run:
+    with _opened(recipe, folder, device, threads, around, held) as run:
         run.train()
         run.export("original", "train", run.sparse)
 
@@ -98,7 +110,9 @@ def adopt_original(source: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _opened(recipe: Recipe, folder: Path, device: str, threads: int | None, around: Around) -> Iterator[_Run]:
+def _opened(
+    recipe: Recipe, folder: Path, device: str, threads: int | None, around: Around, held: bool
+) -> Iterator[_Run]:
     """The run in `folder`, held against every other process; nothing is written before `recipe` is checked.
 
     Raises SlimdeployError for a teacher that isn't there, data that can't be read, a pruning target out of
@@ -113,7 +127,7 @@ def _opened(recipe: Recipe, folder: Path, device: str, threads: int | None, arou
     for target in (recipe.prune, *map(recipe.prune.at_ratio, recipe.compare_ratios)):
         check_reachable(spec, target, dataset.preprocessing.size)
     artifacts.make_folder(folder)
-    with locks.exclusive(folder, f"the run folder {folder}"):
+    with nullcontext() if held else locks.exclusive(folder, f"the run folder {folder}"):
         yield _Run(recipe, folder, device, threads, around, dataset)
 
 

@@ -43,10 +43,14 @@ def carry_out(base: Recipe, point: Point, folder: Path, options: SweepOptions) -
     original.mkdir(parents=True, exist_ok=True)
     own.mkdir(parents=True, exist_ok=True)
     with exclusive(original, str(original), waiting=f"λ {point.sparsity:g} is being trained: waiting for it"):
-        run_original(recipe, original, device=options.device, threads=options.threads, around=_together)
+        run_original(
+            recipe, original, device=options.device, threads=options.threads, around=_together, held=True
+        )
     with exclusive(own, str(own), waiting=f"{point.name} is being done: waiting for it"):
         adopt_original(original, own)
-        done = run_recipe(recipe, own, device=options.device, threads=options.threads, around=_around)
+        done = run_recipe(
+            recipe, own, device=options.device, threads=options.threads, around=_around, held=True
+        )
     return {**_row(point, done, folder), "seconds": time.perf_counter() - started}
 
 
