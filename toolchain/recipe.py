@@ -20,7 +20,7 @@ from slimdeploy.toolchain.errors import SlimdeployError, nearest, shorten
 from slimdeploy.toolchain.export.options import ExportOptions
 from slimdeploy.toolchain.networks.spec import network_spec
 from slimdeploy.toolchain.pruning.options import PruneOptions, parse_alignment, parse_amount
-from slimdeploy.toolchain.training.options import TrainOptions
+from slimdeploy.toolchain.training.options import FINETUNE_LR, INHERITED, TrainOptions
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "digits"
@@ -77,7 +77,7 @@ class Recipe:
     network: NetworkChoice = field(default_factory=NetworkChoice)
     train: TrainOptions = field(default_factory=TrainOptions)
     prune: PruneOptions = field(default_factory=lambda: PruneOptions(ratio=0.9))
-    finetune: TrainOptions = field(default_factory=lambda: TrainOptions(lr=1e-3))
+    finetune: TrainOptions = field(default_factory=lambda: TrainOptions(lr=FINETUNE_LR))
     export: ExportOptions = field(default_factory=ExportOptions)
     bench: BenchChoice = field(default_factory=BenchChoice)
     compare_ratios: tuple[float, ...] = ()
@@ -123,7 +123,7 @@ def load_recipe(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
     for setting in settings:
         _apply(document, setting)
     try:
-        return _build(Recipe, {"name": path.stem, **document}, "")
+        return _build(Recipe, {"name": path.stem, **_finetuned_as_trained(document)}, "")
     except SlimdeployError as error:
         raise SlimdeployError(f"{path}: {error}") from error
 
@@ -139,6 +139,17 @@ def _parse(text: str, source: str) -> dict[str, Any]:
         raise SlimdeployError(f"{source} is not TOML: nested too deeply") from None
     except ValueError as error:
         raise SlimdeployError(f"{source} is not TOML: {shorten(error)}") from error
+
+
+def _finetuned_as_trained(document: dict[str, Any]) -> dict[str, Any]:
+    """The recipe, its [finetune] with what it leaves open as in its [train] or, the rate, as `finetune` has
+    it.
+    """
+    train, finetune = document.get("train", {}), document.get("finetune", {})
+    if not isinstance(train, dict) or not isinstance(finetune, dict):
+        return document  # refused later, by name
+    kept = {name: value for name, value in train.items() if name in INHERITED}
+    return {**document, "finetune": {"lr": FINETUNE_LR, **kept, **finetune}}
 
 
 def _apply(document: dict[str, Any], setting: str) -> None:

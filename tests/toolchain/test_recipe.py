@@ -61,6 +61,13 @@ def test_a_recipe_needs_little(tmp_path: Path) -> None:
     assert recipe.finetune.lr == 1e-3
 
 
+def test_fine_tuning_is_like_training_where_the_recipe_does_not_say(tmp_path: Path) -> None:
+    train = "[train]\nflip = false\nbatch_size = 32\nlr = 0.5\nsparsity = 1e-3\nepochs = 7\n"
+    found = load_recipe(_write(tmp_path, MINIMAL + train + "[finetune]\nbatch_size = 64\n")).finetune
+    assert (found.flip, found.batch_size, found.lr) == (False, 64, 1e-3)
+    assert (found.sparsity, found.epochs) == (0, 20)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -16,7 +16,7 @@ from slimdeploy.toolchain.options import (
     resume_option,
     torch_device,
 )
-from slimdeploy.toolchain.training.options import TrainOptions
+from slimdeploy.toolchain.training.options import FINETUNE_LR, INHERITED, TrainOptions
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
@@ -25,12 +25,17 @@ if TYPE_CHECKING:
 @command("finetune")
 @checkpoint_argument
 @data_options(required=False)
-@training_options(TrainOptions(lr=1e-3), sparsity=False)
+@training_options(
+    TrainOptions(lr=FINETUNE_LR),
+    sparsity=False,
+    shown=dict.fromkeys(INHERITED, "as CHECKPOINT was trained"),
+)
 @output_option
 @resume_option
 @machine_options
 def finetune(
     options: TrainOptions,
+    given: frozenset[str],
     checkpoint: Path,
     data: DataOptions | None,
     output: Path,
@@ -49,6 +54,7 @@ def finetune(
             checkpoint,
             data=data,
             options=options,
+            given=given,
             output=output,
             device=name,
             resume=resume,

@@ -18,7 +18,7 @@ from slimdeploy.toolchain.options import (
     torch_device,
 )
 from slimdeploy.toolchain.paths import InputPath
-from slimdeploy.toolchain.training.options import TrainOptions
+from slimdeploy.toolchain.training.options import WEIGHTS_LR, TrainOptions
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
@@ -35,12 +35,15 @@ if TYPE_CHECKING:
 )
 @click.option("--std", type=float, nargs=3, metavar="R G B", help="Their deviation. [default: measured]")
 @data_options(required=True)
-@training_options(TrainOptions(), sparsity=True)
+@training_options(
+    TrainOptions(), sparsity=True, shown={"lr": f"{TrainOptions.lr:g}; {WEIGHTS_LR:g} with --weights"}
+)
 @output_option
 @resume_option
 @machine_options
 def train(
     options: TrainOptions,
+    given: frozenset[str],
     arch: str | None,
     stem: str | None,
     weights: Path | None,
@@ -56,7 +59,8 @@ def train(
     """Train a network; with --sparsity, push the γ of unneeded channels to exactly zero.
 
     With --weights it starts from those instead of random ones; where the classes differ, the classifier is
-    drawn anew, and --epochs 0 just converts and evaluates.
+    drawn anew, and --epochs 0 just converts and evaluates. A checkpoint trains on with the batch size, the
+    augmentation and the validation images that it was trained with, where no option says otherwise.
 
     Validation images are held out of the training split; the test split is used once, at the end. The
     history goes to OUTPUT's .history.jsonl and .tensorboard. After Ctrl-C or a crash, the same command with
@@ -75,6 +79,7 @@ def train(
             std=std,
             data=data,
             options=options,
+            given=given,
             output=output,
             device=name,
             resume=resume,

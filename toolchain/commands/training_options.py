@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from slimdeploy.toolchain.paths import InputPath
 from slimdeploy.toolchain.training.options import (
@@ -75,34 +76,41 @@ _TYPES: dict[str, click.ParamType] = {
 """Of fields whose default doesn't tell."""
 
 
-def training_options(defaults: TrainOptions, *, sparsity: bool) -> Callable[..., Any]:
+def training_options(
+    defaults: TrainOptions, *, sparsity: bool, shown: Mapping[str, str]
+) -> Callable[..., Any]:
     """Decorator: add an option for each field; the function gets them as one argument, `options:
-    TrainOptions`.
+    TrainOptions`, and the names of those that the user gave as `given: frozenset[str]`.
+
+    `shown`: field -> what `--help` says its default is, where `defaults` doesn't tell.
     """
     names = [f.name for f in fields(TrainOptions) if sparsity or f.name not in _SPARSITY]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(**arguments: Any) -> Any:
             chosen = {name: arguments.pop(name) for name in names}
-            return function(options=replace(defaults, **chosen), **arguments)
+            source = click.get_current_context().get_parameter_source
+            given = frozenset(name for name in names if source(name) is not ParameterSource.DEFAULT)
+            return function(options=replace(defaults, **chosen), given=given, **arguments)
 
         wrapped.__doc__ = function.__doc__
         wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
         decorated: Callable[..., Any] = wrapped
         for name in reversed(names):
-            decorated = _option(name, getattr(defaults, name))(decorated)
+            decorated = _option(name, getattr(defaults, name), shown.get(name))(decorated)
         return decorated
 
     return decorate
 
 
-def _option(name: str, default: Any) -> Callable[..., Any]:
+def _option(name: str, default: Any, shown: str | None) -> Callable[..., Any]:
     about = _HELP[name]
+    show: Any = shown or default is not None
     flag = "--" + name.replace("_", "-")
     if isinstance(about, tuple):
         choices, text = about
-        return click.option(flag, type=click.Choice(choices), default=default, show_default=True, help=text)
+        return click.option(flag, type=click.Choice(choices), default=default, show_default=show, help=text)
     if isinstance(default, bool):
-        return click.option(f"{flag}/--no-{name}", default=default, show_default=True, help=about)
+        return click.option(f"{flag}/--no-{name}", default=default, show_default=show, help=about)
     kind = _TYPES.get(name) or (click.INT if isinstance(default, int) else click.FLOAT)
-    return click.option(flag, type=kind, default=default, show_default=default is not None, help=about)
+    return click.option(flag, type=kind, default=default, show_default=show, help=about)

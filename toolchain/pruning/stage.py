@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, Split, balanced_subset
 from slimdeploy.toolchain.data.of_model import dataset_for
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.model_info import ModelInfo
 from slimdeploy.toolchain.networks.cost import Cost, network_cost
 from slimdeploy.toolchain.networks.resnet import ResNet
 from slimdeploy.toolchain.networks.spec import NetworkSpec
@@ -32,6 +33,7 @@ from slimdeploy.toolchain.pruning.plan import (
 )
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
 from slimdeploy.toolchain.pruning.surgery import Folding, prune_compensated, prune_network, pruned_spec
+from slimdeploy.toolchain.training.continuing import as_before
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.loop import fit
 from slimdeploy.toolchain.training.options import TrainOptions
@@ -108,17 +110,16 @@ def prune_stage(
     parent = load_checkpoint(checkpoint)
     original, size = parent.network, parent.info.preprocessing.size
     dataset = dataset_for(parent.info, data, checkpoint) if data else None
-    if options.steps > 1 and dataset is None:
-        raise SlimdeployError("--steps fine-tunes between the steps: pass --data")
+    between = _training_between(options, parent.info, data)
     network, seconds = original, 0.0
     for step in range(1, options.steps + 1):
         last = step == options.steps
         started = time.perf_counter()
         cut = _cut(network, original, dataset, options, size, step / options.steps, device)
         seconds += time.perf_counter() - started
-        if not last:
+        if between and dataset and not last:
             network = cut.network
-            _finetune_between(network, dataset, options, device, step)
+            _finetune(network, dataset, options, replace(between, seed=options.seed + step), device)
     accuracy = _accuracies(original, network, cut, dataset, options, device) if dataset else None
     metrics = {"accuracy": {"test": accuracy["final"]}} if accuracy else {}
     facts = {"options": asdict(options), "parent": parent.sha256, "data": data.to_json() if data else None}
@@ -211,11 +212,21 @@ def _moments(network: ResNet, dataset: Dataset, options: PruneOptions, device: s
     return moments
 
 
-def _finetune_between(
-    network: ResNet, dataset: Dataset | None, options: PruneOptions, device: str, step: int
+def _training_between(
+    options: PruneOptions, info: ModelInfo, data: DataOptions | None
+) -> TrainOptions | None:
+    """What is trained between two steps, but for the seed: as the network was trained. None with one step."""
+    if options.steps == 1:
+        return None
+    if data is None:
+        raise SlimdeployError("--steps fine-tunes between the steps: pass --data")
+    training = TrainOptions(epochs=options.step_epochs, lr=options.step_lr)
+    return as_before(training, info, given=(), data=data.name)
+
+
+def _finetune(
+    network: ResNet, dataset: Dataset, options: PruneOptions, training: TrainOptions, device: str
 ) -> None:
-    assert dataset is not None
-    training = TrainOptions(epochs=options.step_epochs, lr=options.step_lr, seed=options.seed + step)
     images = balanced_subset(dataset.train, options.recalibration_images)
     recalibrate(network, images, dataset.preprocessing, device=device)
     data = training_data(dataset, training)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from slimdeploy.toolchain.checks import MAX_BATCH, MAX_IMAGE_SIZE, MAX_SEED, check_finite, check_range
@@ -147,6 +147,27 @@ class TrainOptions:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+ALL_OPTIONS = frozenset(f.name for f in fields(TrainOptions))
+INHERITED = (
+    "batch_size",
+    "momentum",
+    "weight_decay",
+    "label_smoothing",
+    "validation",
+    "limit",
+    "crop_pad",
+    "flip",
+    "flip_mode",
+    "cutout",
+)
+"""Options of an earlier training that hold for a later one. The others are that training's own: how long, at
+which rates, and with which aim.
+"""
+FINETUNE_LR = 1e-3
+WEIGHTS_LR = 3e-3
+"""Default rate of a training that starts from weights: a fresh network's would destroy them."""
 
 
 @dataclass(frozen=True)

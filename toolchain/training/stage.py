@@ -22,13 +22,15 @@ from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.layers import enumerate_layers
 from slimdeploy.toolchain.networks.resnet import build_network
 from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
+from slimdeploy.toolchain.training.continuing import as_before
 from slimdeploy.toolchain.training.distillation import load_teacher
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks, first_on_machine
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import history_path
 from slimdeploy.toolchain.training.loop import TrainingData, fit
-from slimdeploy.toolchain.training.options import TrainOptions
+from slimdeploy.toolchain.training.options import ALL_OPTIONS, WEIGHTS_LR, TrainOptions
 from slimdeploy.toolchain.training.pretrained import load_weights
 from slimdeploy.toolchain.training.sparsity import penalised_scales, zero_share
 from slimdeploy.toolchain.training.state import state_path
@@ -64,11 +66,14 @@ def train_stage(
     weights: Path | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
+    given: frozenset[str] = ALL_OPTIONS,
     resume: bool = False,
     force: bool = False,
     ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train a fresh network, or the one in `weights`, and write its checkpoint to `output`.
+
+    Of `options` those `given` are taken as they are; the others, with `weights`, as those were trained.
 
     `arch` and `stem` default to the reference's; `mean` and `std` (of pixels in 0…1) to those that came with
     the weights or, without, to the data's. Raises SlimdeployError for unusable data, options or weights, an
@@ -86,6 +91,11 @@ def train_stage(
     preprocessing = _with_statistics(start.info.preprocessing, mean, std)
     start = replace(start, info=replace(start.info, preprocessing=preprocessing))
     dataset = replace(dataset, preprocessing=preprocessing)
+    if weights:
+        options = as_before(options, start.info, given=given, data=data.name)
+        if "lr" not in given and options.epochs:
+            log(f"--lr {WEIGHTS_LR:g}, because the training starts from weights")
+            options = replace(options, lr=WEIGHTS_LR)
     return _train(start, dataset, data, options, "train", output, device, resume, ranks)
 
 
@@ -96,11 +106,14 @@ def finetune_stage(
     options: TrainOptions,
     output: Path,
     device: str,
+    given: frozenset[str] = ALL_OPTIONS,
     resume: bool = False,
     force: bool = False,
     ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train the network of `checkpoint` on; `data` None means the data that it was trained on.
+
+    Of `options` those `given` are taken as they are, the others as the network was trained.
 
     Raises SlimdeployError as `train_stage` does, and where the data's classes aren't the checkpoint's.
     """
@@ -109,6 +122,7 @@ def finetune_stage(
     data = data or data_of(parent.info, checkpoint)
     with first_on_machine(ranks):
         dataset = dataset_for(parent.info, data, checkpoint)
+    options = as_before(options, parent.info, given=given, data=data.name)
     return _train(parent, dataset, data, options, "finetune", output, device, resume, ranks)
 
 
