@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,17 +22,18 @@ class Images:
     class_names: tuple[str, ...]
 
 
-LoadImages = Callable[[int], Images]
-"""Loads test images of N×N pixels."""
+LoadImages = Callable[[Preprocessing], Images]
+"""Loads test images as a model sees them."""
 
 
 def dataset_images(data: DataOptions, limit: int | None = None) -> LoadImages:
-    """Loads the test split of `data` at a model's size, a class-balanced `limit` of it."""
+    """Loads the test split of `data` as a model sees it, a class-balanced `limit` of it."""
 
-    def load(size: int) -> Images:
+    def load(wanted: Preprocessing) -> Images:
+        size = wanted.size
         if data.size not in (None, size):
             raise SlimdeployError(f"--size {data.size}, but the model takes {size}×{size}: leave --size out")
-        dataset = load_dataset(replace(data, size=size))
+        dataset = load_dataset(data.fed_to(wanted))
         test = balanced_subset(dataset.test, limit)
         return Images(test.stored, test.labels, dataset.class_names)
 
@@ -43,7 +44,7 @@ def images_for(
     preprocessing: Preprocessing, class_names: Sequence[str], label: str, load: LoadImages
 ) -> Images:
     """Test images that fit the model `label`; raises SlimdeployError where the data has other classes."""
-    found = load(preprocessing.size)
+    found = load(preprocessing)
     if tuple(found.class_names) != tuple(class_names):
         raise SlimdeployError(
             f"{label} knows the classes {_few(class_names)}, the data has {_few(found.class_names)}: "

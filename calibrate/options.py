@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from slimdeploy.calibrate.qdq import FORMS
 from slimdeploy.calibrate.thresholds import find_method
-from slimdeploy.toolchain.data.dataset import Dataset, Split, balanced_subset, split_validation
+from slimdeploy.toolchain.data.dataset import Dataset, Split, balanced_subset
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.model_info import Preprocessing
 
@@ -32,7 +32,7 @@ def calibration_data(
     """Class-balanced parts of `dataset`, which has the model's own preprocessing; None takes all test
     images.
     """
-    seen, held_out = split_validation(dataset.train, HELD_OUT)
+    seen, held_out = dataset.held_out(HELD_OUT)
     return CalibrationData(
         ranges=balanced_subset(seen, images),
         selection=balanced_subset(held_out, selection_images),

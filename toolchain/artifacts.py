@@ -41,7 +41,7 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
     except OSError as error:
         raise SlimdeployError(f"cannot write {path}: {error.strerror}") from error
@@ -230,7 +230,7 @@ def read_sidecar(path: Path | str) -> dict[str, Any] | None:
     return document
 
 
-def _umask() -> int:
+def umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current

@@ -15,6 +15,7 @@ from slimdeploy.toolchain.artifacts import json_text, parse_json
 from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, check_range
 from slimdeploy.toolchain.errors import SlimdeployError, shorten
 from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.preprocessing import Preprocessing
 
 T = TypeVar("T")
 
@@ -29,15 +30,6 @@ DISTRIBUTIONS = {
 
 METADATA_KEY = "slimdeploy"
 """Where an ONNX file carries that document (metadata_props)."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Images of `size`×`size` pixels, scaled to 0…1, then (x − mean) ÷ std for red, green and blue."""
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ class ModelInfo:
             {
                 "format": FORMAT,
                 "network": self.spec.to_json(),
-                "preprocessing": vars(self.preprocessing),
+                "preprocessing": self.preprocessing.to_json(),
                 "class_names": self.class_names,
                 "metrics": self.metrics,
                 "provenance": self.provenance,
@@ -86,10 +78,9 @@ class ModelInfo:
             document = parse_json(text, "damaged description of the network")
             if document["format"] != FORMAT:
                 raise SlimdeployError(f"format {document['format']!r}; this slimdeploy reads {FORMAT}")
-            prep = document["preprocessing"]
             return cls(
                 spec=NetworkSpec.from_json(document["network"]),
-                preprocessing=Preprocessing(int(prep["size"]), _triple(prep["mean"]), _triple(prep["std"])),
+                preprocessing=Preprocessing.from_json(document["preprocessing"]),
                 class_names=tuple(_kind(str, name) for name in _kind(list, document["class_names"])),
                 metrics=_kind(dict, document["metrics"]),
                 provenance=tuple(_kind(dict, entry) for entry in _kind(list, document["provenance"])),
@@ -126,8 +117,3 @@ def _kind(kind: type[T], value: Any) -> T:
     if not isinstance(value, kind):
         raise TypeError(f"a {kind.__name__} expected, not {shorten(repr(value), 40)}")
     return value
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(v) for v in values)
-    return red, green, blue

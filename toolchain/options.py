@@ -11,6 +11,7 @@ import click
 from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, MAX_SEED
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.paths import InputPath, OutputPath
+from slimdeploy.toolchain.preprocessing import CHANNEL_ORDERS, INTERPOLATIONS, PRESETS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,48 +40,78 @@ def resume_option(function: F) -> F:
     )
 
 
-def data_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`--data`, `--data-dir`, `--size` and `--stream`; the function gets them as one argument, `data:
-    DataOptions | None`.
+def data_options(
+    *, required: bool, preprocessing: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--data`, `--data-dir`, `--size` and `--stream`, and with `preprocessing`, for a command that decides
+    on it, how images become the network's input; the function gets them as one argument, `data: DataOptions |
+    None`.
     """
+    options = [*_DATA_OPTIONS, *(_PREPROCESSING_OPTIONS if preprocessing else ())]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(
-            data: str | None, data_dir: Path, size: int | None, stream: bool | None, **arguments: Any
-        ) -> Any:
+        def wrapped(data: str | None, **arguments: Any) -> Any:
             from slimdeploy.toolchain.data.dataset import DataOptions
 
-            return function(data=DataOptions(data, data_dir, size, stream) if data else None, **arguments)
+            chosen = {name: arguments.pop(name) for name in [*_NAMES, *(_CHOICES if preprocessing else ())]}
+            if data is None and (unused := [n for n in chosen if chosen[n] and n != "data_dir"]):
+                raise SlimdeployError(f"--{unused[0].replace('_', '-')} goes with --data, which is missing")
+            return function(data=DataOptions(data, **chosen) if data else None, **arguments)
 
         wrapped.__doc__ = function.__doc__
         wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
-        stream_option = click.option(
-            "--stream/--no-stream",
-            default=None,
-            help="Leave images in their files until needed. [default: where they don't fit in half of the "
-            "free memory]",
-        )
-        size_option = click.option(
-            "--size",
-            type=IMAGE_SIDE,
-            help="Resize images to N×N pixels (needed where they differ).",
-        )
-        folder_option = click.option(
-            "--data-dir",
-            type=InputPath(),
-            default=Path("data"),
-            show_default=True,
-            help="Where cifar10 lies or is downloaded to.",
-        )
-        data_option = click.option(
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        return click.option(
             "--data",
             required=required,
             metavar="NAME",
-            help="digits, cifar10, or folder:PATH with PATH/train/<class>/… and PATH/test/<class>/….",
-        )
-        return data_option(folder_option(size_option(stream_option(wrapped))))
+            help="digits, cifar10, or folder:PATH with PATH/{train,val,test}/<class>/… or a CSV table.",
+        )(wrapped)
 
     return decorate
+
+
+_NAMES = ("data_dir", "size", "stream", "skip_unreadable")
+_DATA_OPTIONS = (
+    click.option(
+        "--data-dir",
+        type=InputPath(),
+        default=Path("data"),
+        show_default=True,
+        help="Where cifar10 lies or is downloaded to.",
+    ),
+    click.option(
+        "--size", "--crop", "size", type=IMAGE_SIDE,
+        help="Side of the network's input: the centre of N×N pixels is cut out of the resized image (needed "
+        "where sizes differ).",
+    ),
+    click.option(
+        "--stream/--no-stream",
+        default=None,
+        help="Leave images in their files until needed. [default: where they don't fit in half of the free "
+        "memory]",
+    ),
+    click.option("--skip-unreadable", is_flag=True, help="Leave unreadable images out, and name them."),
+)  # fmt: skip
+_CHOICES = ("preprocessing", "resize", "interpolation", "mean", "std", "channels")
+_PREPROCESSING_OPTIONS = (
+    click.option(
+        "--preprocessing", metavar="NAME",
+        help=f"A preset of resize, crop, mean and std: {', '.join(PRESETS)}. The options below go before it.",
+    ),
+    click.option(
+        "--resize", metavar="N|HxW",
+        help="Resize the shorter side to N pixels, or to H×W whatever the aspect ratio. [default: --size]",
+    ),
+    click.option("--interpolation", type=click.Choice(INTERPOLATIONS), help="[default: bilinear]"),
+    click.option("--mean", type=float, nargs=3, metavar="R G B",
+                 help="Mean of the pixels, 0…1. [default: of the weights, or measured]"),
+    click.option("--std", type=float, nargs=3, metavar="R G B",
+                 help="Their deviation. [default: of the weights, or measured]"),
+    click.option("--channels", type=click.Choice(CHANNEL_ORDERS),
+                 help="Order of the colours in the network's input. [default: rgb]"),
+)  # fmt: skip
 
 
 def seed_option(function: F) -> F:

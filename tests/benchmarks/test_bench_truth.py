@@ -19,6 +19,7 @@ from slimdeploy.benchmarks.subjects import Subject
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.spec import architecture
+from slimdeploy.toolchain.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.xdist_group("bench_truth")  # one worker makes what they share
 
@@ -26,9 +27,9 @@ SCHEMAS = Path(measure.__code__.co_filename).parent / "schemas"
 QUICK = BenchOptions((1,), TimingOptions(seconds=0.2, ci=0.5, warm_up_floor_s=0.03))
 
 
-def numbered_images(size: int) -> Images:
+def numbered_images(wanted: Preprocessing) -> Images:
     """200 images; the first pixel's red holds the class, the second's the image's number."""
-    images = np.zeros((200, size, size, 3), dtype=np.uint8)
+    images = np.zeros((200, wanted.size, wanted.size, 3), dtype=np.uint8)
     images[:, 0, 0, 0] = labels = np.arange(200) % len(CLASSES)
     images[:, 0, 1, 0] = np.arange(200)
     return Images(images, labels.astype(np.int64), CLASSES)
@@ -178,8 +179,8 @@ def test_a_model_that_does_not_say_how_to_feed_it_is_timed_without_accuracy():
 
 
 def test_other_classes_than_the_model_knows_are_refused():
-    def other(size: int) -> Images:
-        found = numbered_images(size)
+    def other(wanted: Preprocessing) -> Images:
+        found = numbered_images(wanted)
         return Images(found.images, found.labels, tuple(reversed(CLASSES)))
 
     with pytest.raises(

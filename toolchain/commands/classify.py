@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from slimdeploy.toolchain.deploy.classify import Result, Source
+    from slimdeploy.toolchain.preprocessing import Geometry
 
 
 @command("classify")
@@ -48,9 +49,8 @@ def classify(
 ) -> Output:
     """Classify IMAGES: files, folders, or '-' for raw frames on standard input.
 
-    Images are resized so that the shorter side fits, and the centre is taken, as in training. Frames are
-    told as they come, a line each; with --json at the end, all together. The exit code is 1 where some of
-    the images couldn't be read.
+    Images are resized and cut as in training. Frames are told as they come, a line each; with --json at the
+    end, all together. The exit code is 1 where some of the images couldn't be read.
     """
     from slimdeploy.toolchain.deploy.classify import Timings, classify_images, open_model
     from slimdeploy.toolchain.deploy.store import default_root
@@ -62,7 +62,7 @@ def classify(
     live = frames is not None and not wants_json()
     timings, kept, bad = Timings(), [], 0
     with session:
-        sources = _sources(images, info.preprocessing.size, frames, pixels)
+        sources = _sources(images, info.preprocessing.geometry, frames, pixels)
         batch = batch or (1 if frames else 8)
         for result in classify_images(session, info, sources, timings, top=top, batch=batch):
             bad += result.error is not None
@@ -81,7 +81,9 @@ def classify(
     return Output(document, _spent(document) if live else _table(kept, document), failed)
 
 
-def _sources(images: tuple[str, ...], size: int, frames: str | None, pixels: str) -> Iterator[Source]:
+def _sources(
+    images: tuple[str, ...], geometry: Geometry, frames: str | None, pixels: str
+) -> Iterator[Source]:
     from slimdeploy.toolchain.deploy.images import (
         FrameFormat,
         ImageLimits,
@@ -92,7 +94,7 @@ def _sources(images: tuple[str, ...], size: int, frames: str | None, pixels: str
 
     if frames:
         frame = FrameFormat.parse(frames, pixels)
-        yield from _frames(read_frames(sys.stdin.buffer, frame, size=size))
+        yield from _frames(read_frames(sys.stdin.buffer, frame, geometry=geometry))
         return
     limits = ImageLimits()
     for path in list_images(images):
@@ -102,7 +104,7 @@ def _sources(images: tuple[str, ...], size: int, frames: str | None, pixels: str
                 content = path.read_bytes()
             except OSError as error:
                 raise SlimdeployError(f"cannot read {path}: {error.strerror}") from error
-            return decode_image(content, str(path), size=size, limits=limits)
+            return decode_image(content, str(path), geometry=geometry, limits=limits)
 
         yield str(path), read
 

@@ -30,11 +30,7 @@ if TYPE_CHECKING:
 @click.option("--stem", help="cifar-pool, cifar or imagenet. [default: cifar-pool]")
 @click.option("--weights", type=InputPath(), metavar="FILE",
               help="Start from a torchvision .pth, safetensors with its names, or a checkpoint.")  # fmt: skip
-@click.option(
-    "--mean", type=float, nargs=3, metavar="R G B", help="Mean of the pixels, 0…1. [default: measured]"
-)
-@click.option("--std", type=float, nargs=3, metavar="R G B", help="Their deviation. [default: measured]")
-@data_options(required=True)
+@data_options(required=True, preprocessing=True)
 @training_options(
     TrainOptions(), sparsity=True, shown={"lr": f"{TrainOptions.lr:g}; {WEIGHTS_LR:g} with --weights"}
 )
@@ -47,8 +43,6 @@ def train(
     arch: str | None,
     stem: str | None,
     weights: Path | None,
-    mean: tuple[float, float, float] | None,
-    std: tuple[float, float, float] | None,
     data: DataOptions,
     output: Path,
     force: bool,
@@ -75,8 +69,6 @@ def train(
             arch=arch,
             stem=stem,
             weights=weights,
-            mean=mean,
-            std=std,
             data=data,
             options=options,
             given=given,

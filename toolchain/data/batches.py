@@ -40,16 +40,22 @@ class Augmentation:
 
 
 class Normalise:
-    """(N, H, W, 3) uint8 → (N, 3, H, W) float32 in channels-last layout, (x/255 − mean) ÷ std."""
+    """(N, H, W, 3) uint8 → (N, 3, H, W) float32 in channels-last layout, (x/255 − mean) ÷ std, in the
+    network's order of channels: `runtime.preprocess.normalise` on the device.
+    """
 
     def __init__(self, preprocessing: Preprocessing, device: str) -> None:
         mean = torch.tensor(preprocessing.mean, device=device)
         std = torch.tensor(preprocessing.std, device=device)
         self._scale, self._shift = 1 / (255 * std), -mean / std
+        self._reverse = preprocessing.channels == "bgr"
 
     def __call__(self, images: Tensor) -> Tensor:
+        scaled = torch.addcmul(self._shift, images.float(), self._scale)
+        if self._reverse:
+            scaled = scaled.flip(-1)
         # A permuted NHWC tensor *is* channels-last: nothing is copied for the layout.
-        return torch.addcmul(self._shift, images.float(), self._scale).permute(0, 3, 1, 2)
+        return scaled.permute(0, 3, 1, 2)
 
 
 class TrainingBatches:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,17 @@ import numpy as np
 from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, check_range
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.preprocessing import (
+    CHANNEL_ORDERS,
+    PRESETS,
+    Geometry,
+    Preprocessing,
+    Preset,
+    Triple,
+    check_statistics,
+    parse_resize,
+    triple,
+)
 
 
 @dataclass(frozen=True)
@@ -38,17 +49,29 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Square images of one size. `test` is for the final figure; validation is split off `train`."""
+    """Square images of one size. `test` is for the final figure; `validation` to choose by: None where the
+    data brings none, and a share of `train` is held out for it.
+    """
 
     class_names: tuple[str, ...]
     train: Split
     test: Split
     preprocessing: Preprocessing
+    validation: Split | None = None
+
+    def held_out(self, share: float, *, limit: int | None = None) -> tuple[Split, Split]:
+        """Training and validation images: the data's own validation split, or `share` of the training images;
+        a class-balanced `limit` of these is taken first.
+        """
+        train = balanced_subset(self.train, limit)
+        return (train, self.validation) if self.validation else split_validation(train, share)
 
     def digest(self) -> str:
-        """Hash of all images and labels; of images in files, of what the file system says of them."""
-        found = hashlib.sha256()
-        for split in (self.train, self.test):
+        """Hash of the class names, all images and labels; of images in files, of what the file system says of
+        them.
+        """
+        found = hashlib.sha256(json.dumps([self.class_names, self.preprocessing.to_json()]).encode())
+        for split in (self.train, self.test, *([self.validation] if self.validation else [])):
             images = split.stored
             found.update(
                 images.fingerprint().encode() if isinstance(images, FileImages) else images.tobytes()
@@ -59,18 +82,110 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which data: the name that `--data` takes, and where and how to read it. `size` None keeps the images'
-    own; `stream` says whether images stay in their files, and None that they do where they don't fit in
-    memory.
+    """Which data: the name that `--data` takes, where it is, and how its images become the network's input.
+
+    `stream` says whether images stay in their files, and None that they do where they don't fit in memory. Of
+    the preprocessing, None leaves a choice to `preprocessing`, a preset's name, to the model, or to the data:
+    its images' own size, their mean and deviation. Raises SlimdeployError for values that can't be.
     """
 
     name: str
     data_dir: Path = Path("data")
     size: int | None = None
     stream: bool | None = None
+    preprocessing: str | None = None
+    resize: int | str | None = None
+    interpolation: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    channels: str | None = None
+    skip_unreadable: bool = False
+    """Leave files out that aren't readable images, instead of refusing them."""
 
     def __post_init__(self) -> None:
         check_range("size", self.size, 1, MAX_IMAGE_SIZE)
+        if self.preprocessing not in (None, *PRESETS):
+            raise unknown("preprocessing", str(self.preprocessing), PRESETS)
+        for name in ("mean", "std"):
+            if (given := getattr(self, name)) is not None:
+                if len(given) != 3:
+                    raise SlimdeployError(f"{name} takes three numbers, not {len(given)}")
+                object.__setattr__(self, name, triple(given))
+        if self.channels not in (None, *CHANNEL_ORDERS):
+            raise unknown("order of channels", str(self.channels), CHANNEL_ORDERS)
+        check_statistics(self.mean, self.std)
+        self.geometry  # noqa: B018  (refuses what can't be)
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """What of it is chosen; None: the images' own size."""
+        preset = self._preset
+        resize = preset.geometry.resize if preset else None
+        if self.resize is not None:
+            resize = parse_resize(self.resize)
+        size = self.size or (preset.geometry.size if preset else None)
+        if size is None and resize is not None:
+            size = min(resize) if isinstance(resize, tuple) else resize
+        if size is None:
+            if self.interpolation:
+                raise SlimdeployError("an interpolation needs a size to resize to: pass --size or --resize")
+            return None
+        own = preset.geometry if preset else Geometry(size)
+        return Geometry(size, resize, self.interpolation or own.interpolation)
+
+    @property
+    def statistics(self) -> tuple[Triple | None, Triple | None]:
+        """Mean and deviation, where they are chosen."""
+        preset = self._preset
+        return self.mean or (preset.mean if preset else None), self.std or (preset.std if preset else None)
+
+    @property
+    def _preset(self) -> Preset | None:
+        return PRESETS[self.preprocessing] if self.preprocessing else None
+
+    def geometry_or(self, size: int) -> Geometry:
+        """What of it is chosen, else images of `size`×`size` pixels."""
+        return self.geometry or Geometry(size)
+
+    def completed(self, size: int, measure: Callable[[], tuple[Triple, Triple]]) -> Preprocessing:
+        """The preprocessing of data whose images have become `size`×`size` pixels; `measure` gives the mean
+        and deviation where they aren't chosen.
+        """
+        geometry, (mean, std) = self.geometry_or(size), self.statistics
+        if mean is None or std is None:
+            own_mean, own_std = measure()
+            mean, std = mean or own_mean, std or own_std
+        return Preprocessing(
+            size, mean, std, geometry.resize, geometry.interpolation, self.channels or CHANNEL_ORDERS[0]
+        )
+
+    def or_else(self, model: Preprocessing) -> DataOptions:
+        """The same data with the preprocessing of a model where nothing is chosen."""
+        (mean, std), geometry = self.statistics, self.geometry or model.geometry
+        chosen = replace(
+            model,
+            size=geometry.size,
+            mean=mean or model.mean,
+            std=std or model.std,
+            resize=geometry.resize,
+            interpolation=geometry.interpolation,
+            channels=self.channels or model.channels,
+        )
+        return self.fed_to(chosen)
+
+    def fed_to(self, model: Preprocessing) -> DataOptions:
+        """The same data with the preprocessing of a model."""
+        resize = "x".join(map(str, model.resize)) if isinstance(model.resize, tuple) else model.resize
+        return replace(
+            self,
+            size=model.size,
+            preprocessing=None,
+            resize=resize,
+            interpolation=model.interpolation,
+            mean=model.mean,
+            std=model.std,
+            channels=model.channels,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "data_dir": str(self.data_dir)}
@@ -110,11 +225,15 @@ def load_dataset(options: DataOptions) -> Dataset:
 
 
 def split_validation(split: Split, fraction: float, *, seed: int = 0) -> tuple[Split, Split]:
-    """Split `fraction` of every class off as validation; the same seed gives the same split.
+    """Split `fraction` of the images off as validation, every class in proportion; the same seed gives the
+    same split.
 
     Returns (training, validation). Raises SlimdeployError where either part would be empty.
     """
-    chosen = _per_class(split.labels, lambda count: round(count * fraction), seed)
+    classes, counts = np.unique(split.labels, return_counts=True)
+    shares = dict(zip(classes.tolist(), _proportional_shares(counts, fraction, seed), strict=True))
+    wanted = iter([shares[c] for c in sorted(shares)])
+    chosen = _per_class(split.labels, lambda _: next(wanted), seed)
     if not 0 < len(chosen) < len(split):
         raise SlimdeployError(
             f"a validation share of {fraction:g} leaves {len(split) - len(chosen)} images for training "
@@ -122,6 +241,20 @@ def split_validation(split: Split, fraction: float, *, seed: int = 0) -> tuple[S
         )
     rest = np.setdiff1d(np.arange(len(split)), chosen)
     return split.take(rest), split.take(chosen)
+
+
+def _proportional_shares(counts: np.ndarray, fraction: float, seed: int) -> list[int]:
+    """`fraction` of all images, split over classes that hold `counts` each: every class its whole part, and
+    what is left to the largest remainders (Hamilton's method; equal ones in random order). At least one image
+    of a class is left for training.
+    """
+    exact = counts * fraction
+    shares = np.floor(exact).astype(int)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    order = order[np.argsort(shares[order] - exact[order], kind="stable")]
+    order = order[shares[order] < counts[order] - 1]
+    shares[order[: max(round(exact.sum()) - shares.sum(), 0)]] += 1
+    return np.minimum(shares, np.maximum(counts - 1, 0)).tolist()
 
 
 def balanced_subset(split: Split, limit: int | None, *, seed: int = 0) -> Split:

@@ -19,13 +19,13 @@ class FileImages:
     """Like an array (N, size, size, 3) uint8, but what is indexed is decoded then.
 
     `files` (N,) bytes are paths, `decode` returns the image (size, size, 3) of a path or raises
-    SlimdeployError.
+    SlimdeployError. `how` names what it does, for the fingerprint.
     """
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, files: np.ndarray, size: int, decode: Callable[[str], np.ndarray]) -> None:
-        self.files, self.size, self.decode = files, size, decode
+    def __init__(self, files: np.ndarray, size: int, decode: Callable[[str], np.ndarray], how: str) -> None:
+        self.files, self.size, self.decode, self.how = files, size, decode, how
 
     def __len__(self) -> int:
         return len(self.files)
@@ -49,7 +49,7 @@ class FileImages:
 
     def fingerprint(self) -> str:
         """A hash that another, changed or removed file changes."""
-        digest = hashlib.sha256(f"{self.size}".encode())
+        digest = hashlib.sha256(self.how.encode())
         for file in self.files:
             status = os.stat(file)
             digest.update(file + f":{status.st_size}:{status.st_mtime_ns}\n".encode())
@@ -57,7 +57,7 @@ class FileImages:
 
     def take(self, indices: np.ndarray, axis: int = 0) -> FileImages:
         """The images at `indices`, still in their files."""
-        return FileImages(self.files[indices], self.size, self.decode)
+        return FileImages(self.files[indices], self.size, self.decode, self.how)
 
 
 def fits_in_memory(images: int, size: int) -> bool:

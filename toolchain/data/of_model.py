@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, load_dataset
@@ -14,24 +13,40 @@ def data_of(info: ModelInfo, source: Path) -> DataOptions:
     """The data that a model was last trained on; raises SlimdeployError where it says nothing of it."""
     for entry in reversed(info.provenance):
         if data := entry.get("data"):
-            return DataOptions(data["name"], Path(data["data_dir"]), data["size"], data.get("stream"))
+            return _there(
+                DataOptions(
+                    data["name"],
+                    Path(data["data_dir"]),
+                    stream=data.get("stream"),
+                    skip_unreadable=data.get("skip_unreadable", False),
+                ),
+                source,
+            )
     raise SlimdeployError(f"{source} doesn't say what data it was trained on: pass --data")
 
 
+def _there(data: DataOptions, source: Path) -> DataOptions:
+    """The data; raises SlimdeployError where its folder isn't there, as in another working directory."""
+    name, _, path = data.name.partition(":")
+    if name == "folder" and not Path(path).expanduser().exists():
+        where = "" if Path(path).is_absolute() else f" in {Path.cwd()}"
+        raise SlimdeployError(f"{source} was trained on {path}, which isn't there{where}: pass --data")
+    return data
+
+
 def dataset_for(info: ModelInfo, data: DataOptions, source: Path) -> Dataset:
-    """Load `data` at the model's image size, with the model's own preprocessing.
+    """Load `data` with the model's own preprocessing.
 
     Raises SlimdeployError where the classes aren't those that the model was trained on.
     """
-    dataset = load_dataset(replace(data, size=data.size or info.preprocessing.size))
-    size = dataset.preprocessing.size
-    wanted = info.preprocessing.size
-    if size != wanted:
-        raise SlimdeployError(f"{data.name} is {size}×{size}, but {source} takes {wanted}×{wanted}")
+    size = info.preprocessing.size
+    if data.size not in (None, size):
+        raise SlimdeployError(f"--size {data.size}, but {source} takes {size}×{size}: leave --size out")
+    dataset = load_dataset(data.fed_to(info.preprocessing))
     if dataset.class_names != info.class_names:
         known = ", ".join(info.class_names[:3])
         raise SlimdeployError(
             f"{data.name} has other classes ({', '.join(dataset.class_names[:3])}, …) "
             f"than {source} ({known}, …)"
         )
-    return replace(dataset, preprocessing=info.preprocessing)
+    return dataset

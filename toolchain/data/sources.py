@@ -5,17 +5,16 @@ Another source is one more function under `@register_source("name")`.
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 
-from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.data import decoding
+from slimdeploy.toolchain.data import cache
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, Split, register_source
 from slimdeploy.toolchain.data.files import FileImages
+from slimdeploy.toolchain.data.folder import read_folder
 from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.images import fit_pixels
+from slimdeploy.toolchain.preprocessing import Triple, triple
 
 DIGITS_SIZE = 16
 """The 8×8 digits are enlarged twice: the least at which a ResNet's last layer still sees more than one
@@ -33,13 +32,14 @@ def digits(argument: str, options: DataOptions) -> Dataset:
     _no_argument("digits", argument)
     bunch = load_digits()
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    images = decoding.resize(np.repeat(grey[..., None], 3, axis=-1), options.size or DIGITS_SIZE)
+    images = fit_pixels(np.repeat(grey[..., None], 3, axis=-1), options.geometry_or(DIGITS_SIZE))
     labels = bunch.target.astype(np.int64)
     is_test = np.zeros(len(labels), dtype=bool)
     for label in range(10):
         is_test[np.flatnonzero(labels == label)[::5]] = True
     train, test = Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
-    return Dataset(tuple(str(i) for i in range(10)), train, test, measured_preprocessing(train.images))
+    preprocessing = options.completed(images.shape[1], lambda: statistics(train.images))
+    return Dataset(tuple(str(i) for i in range(10)), train, test, preprocessing)
 
 
 @register_source("cifar10")
@@ -55,24 +55,29 @@ def cifar10(argument: str, options: DataOptions) -> Dataset:
             raise SlimdeployError(
                 f"cifar10 is not in {options.data_dir} and can't be downloaded ({error})"
             ) from error
-        images = read.data if options.size in (None, 32) else decoding.resize(read.data, options.size)
+        images = fit_pixels(read.data, options.geometry_or(32))
         splits.append(Split(images, np.asarray(read.targets, dtype=np.int64)))
-    preprocessing = Preprocessing(splits[0].images.shape[1], CIFAR10_MEAN, CIFAR10_STD)
+    preprocessing = options.completed(splits[0].images.shape[1], lambda: (CIFAR10_MEAN, CIFAR10_STD))
     return Dataset(tuple(read.classes), splits[0], splits[1], preprocessing)
 
 
 @register_source("folder")
 def folder(argument: str, options: DataOptions) -> Dataset:
-    """One's own images: `PATH/train/<class>/…` and `PATH/test/<class>/…`, decoded once and then cached."""
+    """One's own images, in folders of classes or named by tables; see `listing.list_images`."""
     if not argument:
         raise SlimdeployError("folder needs a path: --data folder:PATH")
-    class_names, train, test = decoding.read_folder(
-        os.path.expanduser(argument), size=options.size, stream=options.stream
+    class_names, splits = read_folder(
+        argument,
+        geometry=options.geometry,
+        stream=options.stream,
+        skip_unreadable=options.skip_unreadable,
     )
-    return Dataset(class_names, train, test, _remembered(train.stored))
+    train = splits["train"]
+    preprocessing = options.completed(train.stored.shape[1], lambda: _remembered(train.stored))
+    return Dataset(class_names, train, splits["test"], preprocessing, splits.get("val"))
 
 
-def measured_preprocessing(images: np.ndarray | FileImages) -> Preprocessing:
+def statistics(images: np.ndarray | FileImages) -> tuple[Triple, Triple]:
     """Mean and standard deviation of each colour over `images` (N, H, W, 3) uint8, at most 10,000 of them."""
     every = max(1, len(images) // 10_000)
     pixels, total, squares = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
@@ -84,20 +89,15 @@ def measured_preprocessing(images: np.ndarray | FileImages) -> Preprocessing:
         squares += (sample.astype(np.uint16) ** 2).sum(0, dtype=np.int64)
     mean = total / pixels / 255
     std = np.sqrt(np.maximum(squares / pixels / 255**2 - mean**2, 1e-6))
-    red, green, blue = np.round(mean, 4).tolist()
-    s_red, s_green, s_blue = np.round(std, 4).tolist()
-    return Preprocessing(images.shape[1], (red, green, blue), (s_red, s_green, s_blue))
+    return triple(np.round(mean, 4).tolist()), triple(np.round(std, 4).tolist())
 
 
-def _remembered(images: np.ndarray | FileImages) -> Preprocessing:
-    """`measured_preprocessing`; of images in files it is kept in the cache, so that they are read once."""
+def _remembered(images: np.ndarray | FileImages) -> tuple[Triple, Triple]:
+    """`statistics`; of images in files they are kept in the cache, so that these are read once."""
     if not isinstance(images, FileImages):
-        return measured_preprocessing(images)
-    path = decoding.cache_root().parent / "statistics" / f"{images.fingerprint()}.json"
-    if not path.exists():
-        artifacts.write_json(path, vars(measured_preprocessing(images)))
-    known = artifacts.read_json(path, "cache of statistics")
-    return Preprocessing(known["size"], tuple(known["mean"]), tuple(known["std"]))
+        return statistics(images)
+    mean, std = cache.remembered("statistics", images.fingerprint(), lambda: statistics(images))
+    return triple(mean), triple(std)
 
 
 def _no_argument(name: str, argument: str) -> None:

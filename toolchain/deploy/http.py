@@ -211,11 +211,11 @@ class Service:
         return b"".join(parts)
 
     async def _decode(self, content: bytes, arrived: float, served: Served, batcher: Batcher) -> np.ndarray:
-        size, limits = served.info.preprocessing.size, self.options.limits
+        geometry, limits = served.info.preprocessing.geometry, self.options.limits
 
         def decode() -> np.ndarray:
             if batcher.pending > 1 and batcher.too_late(arrived):
                 raise OverloadedError
-            return decode_image(content, "upload", size=size, limits=limits)
+            return decode_image(content, "upload", geometry=geometry, limits=limits)
 
         return await asyncio.get_running_loop().run_in_executor(self.decode, decode)

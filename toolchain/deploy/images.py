@@ -11,6 +11,17 @@ from typing import BinaryIO
 import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.images import (
+    FORMATS,
+    endings,
+    fit,
+    fit_pixels,
+    formats,
+    is_hidden,
+    open_image,
+    upright_rgb,
+)
+from slimdeploy.toolchain.preprocessing import Geometry
 
 PIXEL_FORMATS = {"rgb": 3, "bgr": 3, "gray": 1}
 """Order of a raw frame's bytes -> bytes for a pixel."""
@@ -24,8 +35,7 @@ class ImageLimits:
     pixels: int = 50_000_000
     aspect: float = 64.0
     """Longer side over shorter side: the shorter one is scaled to the network's size."""
-    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
-    """PIL's names; of the others, some start programs to read a file (EPS), and many are seldom tested."""
+    formats: tuple[str, ...] = FORMATS
 
 
 @dataclass(frozen=True)
@@ -59,32 +69,29 @@ class FrameFormat:
         return self.width * self.height * PIXEL_FORMATS[self.pixels]
 
 
-def decode_image(content: bytes, name: str, *, size: int, limits: ImageLimits) -> np.ndarray:
-    """An encoded image as (size, size, 3) uint8, resized as in training.
+def decode_image(content: bytes, name: str, *, geometry: Geometry, limits: ImageLimits) -> np.ndarray:
+    """An encoded image as (size, size, 3) uint8, read, resized and cut as in training.
 
     Raises SlimdeployError where it is no image, or larger than `limits` allow.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    from slimdeploy.toolchain.data.decoding import resize
+    from PIL import UnidentifiedImageError
 
     if len(content) > limits.bytes:
         raise SlimdeployError(f"{name}: {len(content)} bytes; at most {limits.bytes} are read")
     try:
-        with Image.open(io.BytesIO(content), formats=limits.formats) as image:
+        with open_image(io.BytesIO(content), limits.formats) as image:
             _check_size(*image.size, name, limits)  # the header alone was read until here
-            pixels = np.asarray(image.convert("RGB"))
+            return fit(upright_rgb(image), geometry)
     except UnidentifiedImageError:
         raise SlimdeployError(f"{name}: not an image, or in no format that is read here") from None
-    except SlimdeployError:
-        raise
+    except SlimdeployError as error:
+        raise SlimdeployError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
     except Exception as error:  # PIL's readers of damaged files raise whatever their parsing runs into
         reason = " ".join(str(error).split())[:100]
         raise SlimdeployError(f"{name}: not a readable image ({type(error).__name__}: {reason})") from error
-    return resize(pixels[None], size)[0]
 
 
-def read_frames(stream: BinaryIO, frame: FrameFormat, *, size: int) -> Iterator[np.ndarray]:
+def read_frames(stream: BinaryIO, frame: FrameFormat, *, geometry: Geometry) -> Iterator[np.ndarray]:
     """Raw frames from a stream until it ends, each as (size, size, 3) uint8; raises SlimdeployError where it
     ends within one.
     """
@@ -97,28 +104,25 @@ def read_frames(stream: BinaryIO, frame: FrameFormat, *, size: int) -> Iterator[
         if frame.pixels == "bgr":
             pixels = pixels[..., ::-1]
         pixels = np.broadcast_to(pixels, (frame.height, frame.width, 3))
-        if (frame.height, frame.width) == (size, size):
-            yield pixels
-        else:
-            from slimdeploy.toolchain.data.decoding import resize  # needs PIL
-
-            yield resize(np.ascontiguousarray(pixels)[None], size)[0]
+        yield fit_pixels(np.ascontiguousarray(pixels)[None], geometry)[0]
 
 
 def list_images(paths: tuple[str, ...]) -> list[Path]:
     """The files named, and all image files below the folders named, in order."""
-    from slimdeploy.toolchain.data.decoding import ENDINGS
-
     found: list[Path] = []
     for path in map(Path, paths):
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings() and _is_shown(p, path))
         if not inside:
-            raise SlimdeployError(f"{path} holds no images ({', '.join(ENDINGS)})")
+            raise SlimdeployError(f"{path} holds no images ({', '.join(formats())})")
         found += inside
     return found
+
+
+def _is_shown(path: Path, root: Path) -> bool:
+    return path.is_file() and not any(is_hidden(part) for part in path.relative_to(root).parts)
 
 
 def _check_size(width: int, height: int, name: str, limits: ImageLimits) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import signal
@@ -21,6 +22,7 @@ from slimdeploy.toolchain.deploy.metrics import Metrics
 from slimdeploy.toolchain.deploy.reload import Source, close, reloading
 from slimdeploy.toolchain.deploy.running import Registration
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.preprocessing import Geometry
 from slimdeploy.toolchain.runtime.session import SessionOptions
 
 DRAIN_S = 30
@@ -61,7 +63,8 @@ def serve(
         registration = Registration(root, url) if model is None else None
         service = Service(served, decode, options)
         try:
-            decode.submit(decode_image, _an_image(), "image", size=8, limits=options.limits).result()
+            decode_one = functools.partial(decode_image, geometry=Geometry(8), limits=options.limits)
+            decode.submit(decode_one, _an_image(), "image").result()
             config = uvicorn.Config(
                 build_app(service, reloading(source, registration, lambda line: say(f"{url} {line}"))),
                 http="h11",

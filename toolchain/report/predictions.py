@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from slimdeploy.benchmarks.images import dataset_images, images_for
-from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.data.files import FileImages
+from slimdeploy.toolchain.data.of_model import data_of
 from slimdeploy.toolchain.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
@@ -49,8 +49,7 @@ def predict(folder: Path, info: ModelInfo) -> Predictions:
 
     Raises SlimdeployError where the data isn't there any more.
     """
-    data = next(entry["data"] for entry in reversed(info.provenance) if entry.get("data"))
-    load = dataset_images(DataOptions(data["name"], Path(data["data_dir"]), data["size"], data.get("stream")))
+    load = dataset_images(data_of(info, folder))
     found = images_for(info.preprocessing, info.class_names, str(folder), load)
     original = _answers(folder / "original.onnx", info, found.images)
     final = _answers(folder / "final.onnx", info, found.images)

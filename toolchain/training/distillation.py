@@ -13,6 +13,7 @@ from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.preprocessing import Triple
 from slimdeploy.toolchain.training.layout import place
 
 
@@ -56,15 +57,18 @@ def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Ten
 
 
 def _renormalised(images: Tensor, own: Preprocessing, wanted: Preprocessing) -> Tensor:
-    """Images that were normalised with mean and std of `own`, as `wanted` has them."""
+    """Images that were normalised for a network of preprocessing `own`, as `wanted` has them."""
+    if own.channels != wanted.channels:
+        images = images.flip(1)
     if (own.mean, own.std) == (wanted.mean, wanted.std):
         return images
 
-    def of_colours(values: tuple[float, float, float]) -> Tensor:
-        return torch.tensor(values, device=images.device)[:, None, None]
+    def of_channels(values: Triple) -> Tensor:
+        ordered = values[::-1] if wanted.channels == "bgr" else values
+        return torch.tensor(ordered, device=images.device)[:, None, None]
 
-    pixels = images * of_colours(own.std) + of_colours(own.mean)
-    return (pixels - of_colours(wanted.mean)) / of_colours(wanted.std)
+    pixels = images * of_channels(own.std) + of_channels(own.mean)
+    return (pixels - of_channels(wanted.mean)) / of_channels(wanted.std)
 
 
 def _some(info: ModelInfo) -> str:

@@ -5,7 +5,7 @@ checkpoint of slimdeploy.
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from slimdeploy.toolchain import artifacts, checkpoint
 from slimdeploy.toolchain.checkpoint import Checkpoint, load_checkpoint, load_state, read_safetensors
-from slimdeploy.toolchain.data.dataset import Dataset
+from slimdeploy.toolchain.data.dataset import DataOptions, Dataset
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
 from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.layers import enumerate_layers
 from slimdeploy.toolchain.networks.resnet import ResNet, build_network
 from slimdeploy.toolchain.networks.spec import STEMS, NetworkSpec, network_spec
+from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from slimdeploy.toolchain.progress import log
 
 PICKLE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
@@ -27,16 +28,59 @@ _WRAPPERS = ("state_dict", "model")
 """Keys under which training scripts put the state dict beside their optimiser's state."""
 
 
-def load_weights(
-    path: Path, dataset: Dataset, *, arch: str | None = None, stem: str | None = None, seed: int = 0
-) -> Checkpoint:
-    """The network in `path`, with a fresh classifier where its classes aren't those of `dataset`.
+@dataclass(frozen=True)
+class Weights:
+    """A network read from a file."""
+
+    network: ResNet
+    path: Path
+    sha256: str
+    info: ModelInfo | None
+    """Of a slimdeploy checkpoint."""
+
+    @property
+    def source(self) -> str | None:
+        """Where its preprocessing is known from; None: it isn't."""
+        if self.info:
+            return f"of {self.path}"
+        return "of ImageNet, as the weights have its stem" if self.network.spec.stem == "imagenet" else None
+
+    def prepared(self, data: DataOptions) -> DataOptions:
+        """`data` with what the weights were trained with, where nothing else is chosen."""
+        if self.info:
+            return data.or_else(self.info.preprocessing)
+        if self.network.spec.stem == "imagenet":
+            mean, std = data.statistics
+            return replace(data, mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD)
+        return data
+
+    def for_classes(self, dataset: Dataset, seed: int) -> Checkpoint:
+        """The network for the classes of `dataset`; its classifier is drawn anew where they are others."""
+        own = self.network.spec
+        same = (
+            self.info.class_names == dataset.class_names
+            if self.info
+            else own.classes == len(dataset.class_names)
+        )
+        network = self.network
+        if not same:
+            log(f"new classifier for {len(dataset.class_names)} classes ({self.path} has {own.classes})")
+            network = build_network(replace(own, classes=len(dataset.class_names)), seed=seed)
+            fresh = {name: t for name, t in network.state_dict().items() if name.startswith("fc.")}
+            network.load_state_dict({**self.network.state_dict(), **fresh})
+        info = ModelInfo(network.spec, dataset.preprocessing, dataset.class_names)
+        if self.info:
+            info = replace(info, metrics=self.info.metrics, provenance=self.info.provenance)
+        return Checkpoint(network, info, self.sha256)
+
+
+def read_weights(path: Path, *, arch: str | None = None, stem: str | None = None) -> Weights:
+    """The network in `path`.
 
     Widths and whether the shortcut BN has γ and β are read off the tensors, so a pruned network loads too.
     `arch` and `stem` default to the reference's, or to the checkpoint's own; its stem may be changed for one
-    with the same weights. Preprocessing comes from a slimdeploy checkpoint, else from `dataset`. Raises
-    SlimdeployError where the file can't be read safely (pickles are read with weights_only) or doesn't hold
-    such a network.
+    with the same weights. Raises SlimdeployError where the file can't be read safely (pickles are read with
+    weights_only) or doesn't hold such a network.
     """
     if not path.is_file():
         raise SlimdeployError(f"no weights at {path}")
@@ -45,30 +89,23 @@ def load_weights(
     else:
         header, tensors = read_safetensors(path)
         if checkpoint.HEADER_KEY in header:
-            return _from_checkpoint(load_checkpoint(path), path, dataset, arch, stem, seed)
+            return _from_checkpoint(load_checkpoint(path), path, arch, stem)
     tensors = {name.removeprefix("module."): _as_float32(t) for name, t in tensors.items()}
     spec = _spec_of(tensors, network_spec(arch, stem=stem), path)
-    info = ModelInfo(spec, dataset.preprocessing, tuple(map(str, range(spec.classes))))
-    network = build_network(spec, seed=seed)
+    network = build_network(spec)
     own = network.state_dict()
     counters = {name: own[name] for name in own if name.endswith(".num_batches_tracked")}
     load_state(network, counters | tensors, source=str(path))
-    found = Checkpoint(network, info, artifacts.sha256_file(path))
-    return _for_classes(found, dataset.class_names, path, seed, same=spec.classes == len(dataset.class_names))
+    return Weights(network, path, artifacts.sha256_file(path), None)
 
 
-def _from_checkpoint(
-    found: Checkpoint, path: Path, dataset: Dataset, arch: str | None, stem: str | None, seed: int
-) -> Checkpoint:
+def _from_checkpoint(found: Checkpoint, path: Path, arch: str | None, stem: str | None) -> Weights:
     spec = found.info.spec
     if arch not in (None, spec.arch):
         raise SlimdeployError(f"{path} is a {spec.arch} network, not {arch}: leave --arch out")
     if stem not in (None, spec.stem):
         found = _with_stem(found, stem, path)
-    preprocessing = replace(found.info.preprocessing, size=dataset.preprocessing.size)
-    found = replace(found, info=replace(found.info, preprocessing=preprocessing))
-    same = found.info.class_names == dataset.class_names
-    return _for_classes(found, dataset.class_names, path, seed, same=same)
+    return Weights(found.network, path, found.sha256, found.info)
 
 
 def _with_stem(found: Checkpoint, stem: str, path: Path) -> Checkpoint:
@@ -80,20 +117,6 @@ def _with_stem(found: Checkpoint, stem: str, path: Path) -> Checkpoint:
     network = ResNet(spec)
     network.load_state_dict(found.network.state_dict())
     return replace(found, network=network, info=replace(found.info, spec=spec))
-
-
-def _for_classes(
-    found: Checkpoint, class_names: tuple[str, ...], path: Path, seed: int, *, same: bool
-) -> Checkpoint:
-    """`found` for other classes: the classifier drawn anew, everything before it kept."""
-    if same:
-        return replace(found, info=replace(found.info, class_names=class_names))
-    log(f"new classifier for {len(class_names)} classes ({path} has {found.info.spec.classes})")
-    spec = replace(found.info.spec, classes=len(class_names))
-    network = build_network(spec, seed=seed)
-    fresh = {name: t for name, t in network.state_dict().items() if name.startswith("fc.")}
-    network.load_state_dict({**found.network.state_dict(), **fresh})
-    return replace(found, network=network, info=replace(found.info, spec=spec, class_names=class_names))
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,6 @@ from slimdeploy.toolchain.data.dataset import (
     Dataset,
     balanced_subset,
     load_dataset,
-    split_validation,
 )
 from slimdeploy.toolchain.data.of_model import data_of, dataset_for
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -22,6 +22,7 @@ from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.layers import enumerate_layers
 from slimdeploy.toolchain.networks.resnet import build_network
 from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.preprocessing import Triple
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
 from slimdeploy.toolchain.training.continuing import as_before
@@ -31,7 +32,7 @@ from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import history_path
 from slimdeploy.toolchain.training.loop import TrainingData, fit
 from slimdeploy.toolchain.training.options import ALL_OPTIONS, WEIGHTS_LR, TrainOptions
-from slimdeploy.toolchain.training.pretrained import load_weights
+from slimdeploy.toolchain.training.pretrained import Weights, read_weights
 from slimdeploy.toolchain.training.sparsity import penalised_scales, zero_share
 from slimdeploy.toolchain.training.state import state_path
 
@@ -64,8 +65,6 @@ def train_stage(
     arch: str | None = None,
     stem: str | None = None,
     weights: Path | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
     given: frozenset[str] = ALL_OPTIONS,
     resume: bool = False,
     force: bool = False,
@@ -75,22 +74,24 @@ def train_stage(
 
     Of `options` those `given` are taken as they are; the others, with `weights`, as those were trained.
 
-    `arch` and `stem` default to the reference's; `mean` and `std` (of pixels in 0…1) to those that came with
+    `arch` and `stem` default to the reference's; the preprocessing that `data` leaves open to what came with
     the weights or, without, to the data's. Raises SlimdeployError for unusable data, options or weights, an
     output that exists, and a loss that isn't a number. Of several `ranks` the first writes.
     """
     _check_run(output, ranks, resume=resume, force=force)
+    chosen = data.statistics
+    found = read_weights(weights, arch=arch, stem=stem) if weights else None
+    data = found.prepared(data) if found else data
     with first_on_machine(ranks):
         dataset = load_dataset(data)
-    if weights:
-        start = load_weights(weights, dataset, arch=arch, stem=stem, seed=options.seed)
+    if found:
+        start = found.for_classes(dataset, options.seed)
     else:
         spec = network_spec(arch, stem=stem, classes=len(dataset.class_names))
         info = ModelInfo(spec, dataset.preprocessing, dataset.class_names)
         start = Checkpoint(build_network(spec, seed=options.seed), info, "")
-    preprocessing = _with_statistics(start.info.preprocessing, mean, std)
-    start = replace(start, info=replace(start.info, preprocessing=preprocessing))
-    dataset = replace(dataset, preprocessing=preprocessing)
+    if ranks.main:
+        log(_described(dataset.preprocessing, chosen, found))
     if weights:
         options = as_before(options, start.info, given=given, data=data.name)
         if "lr" not in given and options.epochs:
@@ -130,19 +131,18 @@ def training_data(dataset: Dataset, options: TrainOptions) -> TrainingData:
     """Training and validation split as every stage of a run sees them: `limit` first, then the held-out
     share.
     """
-    limited = balanced_subset(dataset.train, options.limit)
-    train, validation = split_validation(limited, options.validation)
+    train, validation = dataset.held_out(options.validation, limit=options.limit)
     return TrainingData(train, validation, dataset.preprocessing)
 
 
-def _with_statistics(
-    preprocessing: Preprocessing,
-    mean: tuple[float, float, float] | None,
-    std: tuple[float, float, float] | None,
-) -> Preprocessing:
-    if std and min(std) <= 0:
-        raise SlimdeployError(f"std must be above 0, not {min(std):g}")
-    return replace(preprocessing, mean=mean or preprocessing.mean, std=std or preprocessing.std)
+def _described(
+    preprocessing: Preprocessing, given: tuple[Triple | None, Triple | None], weights: Weights | None
+) -> str:
+    """One line: how images become the network's input, and where its mean and deviation are from."""
+    origin = "as given" if all(given) else (weights and weights.source) or "of the training data"
+    colours = "" if preprocessing.channels == "rgb" else f", {preprocessing.channels.upper()}"
+    mean, std = (" ".join(f"{v:g}" for v in values) for values in (preprocessing.mean, preprocessing.std))
+    return f"preprocessing: {preprocessing.geometry}{colours}; mean {mean}, std {std}, {origin}"
 
 
 def _train(
@@ -173,11 +173,11 @@ def _train(
         "network": info.spec.to_json(),
         **options.to_json(),
         "data": data.name,
-        "size": dataset.preprocessing.size,
-        "mean": list(dataset.preprocessing.mean),
-        "std": list(dataset.preprocessing.std),
+        "classes": list(info.class_names),
+        **json.loads(json.dumps(dataset.preprocessing.to_json())),
         "parent": facts["parent"],
         "teacher": facts["teacher"],
+        "images": dataset.digest(),
     }
     history = fit(
         network,
@@ -232,6 +232,8 @@ def _clear(output: Path, *, resume: bool, force: bool) -> None:
         artifacts.remove_leftovers(path)
     artifacts.check_output(output, force=force or (resume and state_path(output).exists()))
     if resume:
+        if not state_path(output).exists():
+            log(f"--resume: there is no unfinished run of {output}, so it starts afresh{_others(output)}")
         return
     if state_path(output).exists() and not force:
         raise SlimdeployError(
@@ -239,3 +241,9 @@ def _clear(output: Path, *, resume: bool, force: bool) -> None:
         )
     for leftover in (state_path(output), history_path(output)):
         leftover.unlink(missing_ok=True)
+
+
+def _others(output: Path) -> str:
+    """The unfinished runs beside it, whose name may have been meant."""
+    names = sorted(p.name.removesuffix(".state") for p in output.parent.glob("*.state"))
+    return f"; unfinished there: {', '.join(names)}" if names else ""

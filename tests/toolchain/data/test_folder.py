@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from tiny import CLASSES, learnable_split, write_image_folder
 from slimdeploy.toolchain.data import decoding
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, load_dataset
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.images import fit_pixels
+from slimdeploy.toolchain.preprocessing import Geometry
 
 
 @pytest.fixture
@@ -70,9 +74,9 @@ def test_resizing_shrinks_the_shorter_side_and_cuts_the_centre(tmp_path: Path) -
     image = np.zeros((20, 60, 3), dtype=np.uint8)
     image[:, 20:40] = 200  # the centre, exactly what is kept
     Image.fromarray(image).save(tmp_path / "wide.png")
-    assert (decoding.decode(tmp_path / "wide.png", 20) == 200).all()
+    assert (decoding.decode(tmp_path / "wide.png", Geometry(20)) == 200).all()
     assert decoding.decode(tmp_path / "wide.png", None).shape == (20, 60, 3)
-    half = decoding.decode(tmp_path / "wide.png", 10)
+    half = decoding.decode(tmp_path / "wide.png", Geometry(10))
     assert half.shape == (10, 10, 3)
     assert (half[:, 2:-2] == 200).all()
 
@@ -80,8 +84,8 @@ def test_resizing_shrinks_the_shorter_side_and_cuts_the_centre(tmp_path: Path) -
 def test_shrinking_averages_instead_of_picking() -> None:
     board = np.indices((32, 32)).sum(0) % 2 * 255
     images = np.repeat(board[None, ..., None], 3, axis=-1).astype(np.uint8)
-    assert abs(decoding.resize(images, 8).astype(int) - 127).max() <= 8
-    assert decoding.resize(images, 32) is images
+    assert abs(fit_pixels(images, Geometry(8)).astype(int) - 127).max() <= 8
+    assert fit_pixels(images, Geometry(32)) is images
 
 
 def _no_train(folder: Path) -> str:
@@ -98,7 +102,7 @@ def _no_classes(folder: Path) -> str:
 def _empty_class(folder: Path) -> str:
     for file in (folder / "train" / "green").iterdir():
         file.rename(file.with_suffix(".txt"))
-    return f"{folder}/train/green holds no images (.jpg, .jpeg, .png, .bmp, .webp, .ppm, .pgm, .tif, .tiff)"
+    return f"{folder}/train/green holds no images (JPEG, PNG, WEBP, BMP, PPM, TIFF, GIF, "
 
 
 def _class_only_in_train(folder: Path) -> str:
@@ -236,18 +240,67 @@ def test_an_interrupted_decoding_leaves_no_cache(
 ) -> None:
     decode, calls = decoding.decode, []
 
-    def interrupted(file: Path, size: int | None) -> np.ndarray:
+    def interrupted(file: Path, geometry: Geometry | None) -> np.ndarray:
         calls.append(file)
-        if len(calls) > 10:  # in the middle of the test split, the training split is written by then
+        if len(calls) > 10:  # in the middle of the test split
             raise KeyboardInterrupt
-        return decode(file, size)
+        return decode(file, geometry)
 
     monkeypatch.setattr(decoding, "decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _load(folder)
-    assert not list(own_cache.iterdir())
+    assert not own_cache.exists()
     monkeypatch.setattr(decoding, "decode", decode)
     assert len(_load(folder).test) == 6
+
+
+def test_an_entry_that_cannot_be_finished_leaves_nothing(
+    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a full disk, where numpy's error has no strerror."""
+
+    def full(file: Path, array: np.ndarray) -> None:
+        file.write_bytes(b"begun")
+        raise OSError("147456 requested and 4096 written")
+
+    monkeypatch.setattr(np, "save", full)
+    assert len(_load(folder).train) == 9
+    assert not list(own_cache.iterdir())
+    assert ": 147456 requested and 4096 written; images will be decoded again" in capsys.readouterr().err
+
+
+def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(
+    folder: Path, own_cache: Path
+) -> None:
+    abandoned, fresh, held = (own_cache / f".decoding-{name}" for name in ("a", "b", "c"))
+    for entry in (abandoned, fresh, held):
+        entry.mkdir(parents=True)
+        (entry / "train-images.npy").write_bytes(b"half")
+    for entry in (abandoned, held):
+        os.utime(entry, (1, 1))
+    with open_locked(held):
+        _load(folder)
+    left = {entry.name for entry in own_cache.iterdir()}
+    assert abandoned.name not in left
+    assert {fresh.name, held.name} < left
+
+
+@contextlib.contextmanager
+def open_locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+    os.close(descriptor)
+
+
+def test_others_may_read_a_shared_cache(folder: Path, own_cache: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        _load(folder)
+    finally:
+        os.umask(before)
+    (entry,) = own_cache.iterdir()
+    assert entry.stat().st_mode & 0o777 == 0o755
 
 
 def test_a_cache_that_another_process_filled_first_is_used(
@@ -264,7 +317,54 @@ def test_a_cache_that_another_process_filled_first_is_used(
     assert len(list(own_cache.iterdir())) == 1
 
 
-def test_a_cache_that_cannot_be_written_is_named(folder: Path, own_cache: Path) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_without_a_cache_that_can_be_written_the_images_are_read_all_the_same(
+    folder: Path, own_cache: Path, stream: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     own_cache.parent.write_text("a file where the folder should be")
-    with pytest.raises(SlimdeployError, match=f"cannot write the image cache {re.escape(str(own_cache))}"):
+    dataset = load_dataset(DataOptions(f"folder:{folder}", stream=stream))
+    np.testing.assert_array_equal(dataset.train.images, learnable_split(3, seed=0).images)
+    assert "Not a directory" in capsys.readouterr().err
+
+
+def _break(folder: Path, *names: str) -> list[Path]:
+    files = [folder / name for name in names]
+    for file in files:
+        file.write_bytes(b"not an image")
+    return files
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_unreadable_images_are_all_named_and_left_out_on_request(
+    folder: Path, own_cache: Path, stream: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = len(_load(folder).train)
+    broken = _break(folder, "train/red/aaa.png", "train/blue/0000.png", "test/green/zzz.jpg")
+    if not stream:
+        with pytest.raises(
+            SlimdeployError, match=r"^3 unreadable images, --skip-unreadable leaves them out"
+        ) as error:
+            _load(folder)
+        assert all(str(file) in str(error.value) for file in broken)
+    for _ in range(2):
+        data = load_dataset(DataOptions(f"folder:{folder}", stream=stream, skip_unreadable=True))
+        assert len(data.train) == len(data.train.images) == whole - 1
+        assert len(data.test) == 6
+        said = capsys.readouterr().err
+        assert all(f"left out: {file}: not a readable image" in said for file in broken)
+    _break(folder, *(f"test/green/{file.name}" for file in (folder / "test/green").iterdir()))
+    with pytest.raises(SlimdeployError, match="no image of class 'green' is readable in test/"):
+        load_dataset(DataOptions(f"folder:{folder}", stream=stream, skip_unreadable=True))
+
+
+def test_the_same_image_in_training_and_test_is_told(
+    folder: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _load(folder)
+    assert "warning" not in capsys.readouterr().err
+    shutil.copy(folder / "train/red/0006.png", folder / "test/red/copy.png")
+    for _ in range(2):
         _load(folder)
+        said = " ".join(capsys.readouterr().err.split())
+        assert "the same image is in training and test" in said
+        assert f"{folder}/train/red/0006.png, {folder}/test/red/copy.png" in said

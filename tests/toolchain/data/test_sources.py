@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from slimdeploy.toolchain.data.dataset import DataOptions, load_dataset
-from slimdeploy.toolchain.data.sources import CIFAR10_MEAN, CIFAR10_STD, measured_preprocessing
+from slimdeploy.toolchain.data.sources import CIFAR10_MEAN, CIFAR10_STD, statistics
 from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.errors import SlimdeployError
 
@@ -127,6 +127,4 @@ def test_cifar10_is_downloaded_where_it_is_missing(
 def test_mean_and_deviation_are_exact() -> None:
     images = np.zeros((2, 2, 2, 3), dtype=np.uint8)
     images[0, ..., 0], images[..., 1] = 255, 51
-    found = measured_preprocessing(images)
-    assert found.mean == (0.5, 0.2, 0.0)
-    assert found.std == (0.5, 0.001, 0.001)
+    assert statistics(images) == ((0.5, 0.2, 0.0), (0.5, 0.001, 0.001))

@@ -35,11 +35,14 @@ def _numbers(split: Split) -> list[int]:
 
 
 @given(label_lists, st.floats(0.01, 0.99), st.integers(0, 3))
-def test_validation_is_a_share_of_every_class(labels: list[int], fraction: float, seed: int) -> None:
+def test_validation_is_a_share_of_the_whole_and_of_every_class(
+    labels: list[int], fraction: float, seed: int
+) -> None:
     split = _numbered(labels)
     counts = np.bincount(labels)
-    wanted = sum(round(count * fraction) for count in counts)
-    if wanted in (0, len(labels)):
+    room = np.maximum(counts - 1, 0)  # one image of every class stays
+    wanted = round(len(labels) * fraction)
+    if min(wanted, room.sum()) == 0:
         with pytest.raises(SlimdeployError, match="both need some"):
             split_validation(split, fraction, seed=seed)
         return
@@ -47,10 +50,34 @@ def test_validation_is_a_share_of_every_class(labels: list[int], fraction: float
     assert sorted(_numbers(training) + _numbers(validation)) == list(range(len(labels))), "each image once"
     for part in (training, validation):
         assert [labels[i] for i in _numbers(part)] == part.labels.tolist(), "images keep their labels"
-    for label, count in enumerate(counts):
-        assert (validation.labels == label).sum() == round(count * fraction)
+    taken = np.bincount(validation.labels, minlength=len(counts))
+    assert (np.abs(taken - np.minimum(counts * fraction, room)) < 1).all()
+    assert len(validation) == wanted or (
+        len(validation) < wanted and (taken == room)[counts * fraction > room].all()
+    )
     again = split_validation(split, fraction, seed=seed)
     assert _numbers(again[1]) == _numbers(validation)
+
+
+def test_small_classes_have_validation_images_too() -> None:
+    """By classes alone, a tenth of 5 images would be none."""
+    split = Split(np.zeros((5000, 1, 1, 3), np.uint8), np.repeat(np.arange(1000), 5))
+    training, validation = split_validation(split, 0.1)
+    assert (len(training), len(validation)) == (4500, 500)
+    assert np.bincount(validation.labels).max() == 1
+    mixed = Split(np.zeros((110, 1, 1, 3), np.uint8), np.repeat([0, 1, 2], [100, 5, 5]))
+    shares = np.bincount(split_validation(mixed, 0.1)[1].labels, minlength=3)
+    assert sorted(shares) == [0, 1, 10]
+
+
+def test_validation_images_of_the_datas_own_are_taken() -> None:
+    train, test, own = (_numbered([0, 1] * n) for n in (8, 2, 3))
+    preprocessing = Preprocessing(1, (0.0,) * 3, (1.0,) * 3)
+    dataset = Dataset(("a", "b"), train, test, preprocessing, own)
+    assert dataset.held_out(0.25) == (train, own)
+    assert len(dataset.held_out(0.25, limit=6)[0]) == 6
+    held = Dataset(("a", "b"), train, test, preprocessing).held_out(0.25, limit=8)
+    assert [len(part) for part in held] == [6, 2]
 
 
 def test_another_seed_splits_otherwise() -> None:

@@ -116,7 +116,7 @@ def test_statistics_are_measured_once(tmp_path: Path, monkeypatch: pytest.Monkey
     first = _load(folder, stream=True).preprocessing
     decoded: list[str] = []
     decode = decoding.decode
-    monkeypatch.setattr(decoding, "decode", lambda file, size: decoded.append(file) or decode(file, size))
+    monkeypatch.setattr(decoding, "decode", lambda file, how: decoded.append(file) or decode(file, how))
     assert _load(folder, stream=True).preprocessing == first
     assert len(decoded) == 1, "to learn the size"
     shutil.copy(next((folder / "train/red").iterdir()), folder / "train/red/9999.png")

@@ -16,6 +16,7 @@ from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.resnet import ResNet
 from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Geometry, Preprocessing
 
 Command = Callable[..., Any]
 
@@ -82,6 +83,37 @@ def test_half_precision_safetensors_without_counters(convert: Command, tmp_path:
             assert torch.equal(tensor, state[name].float()), name
     assert found.info.preprocessing.mean == (0.4914, 0.4822, 0.4465)
     assert found.info.preprocessing.std == (0.247, 0.2435, 0.2616)
+
+
+def test_preprocessing_is_chosen_else_the_weights_own_else_the_datas(
+    convert: Command, tmp_path: Path
+) -> None:
+    def preprocessing(weights: Path, *arguments: object) -> tuple[Any, str]:
+        done = convert(weights, *arguments, "--force")
+        assert done.exit_code == 0, done.err
+        return load_checkpoint(tmp_path / "out.safetensors").info.preprocessing, done.err
+
+    plain = _saved(tmp_path / "plain.pth", network().state_dict())
+    imagenet = _saved(tmp_path / "imagenet.pth", network(stem="imagenet").state_dict())
+    found, said = preprocessing(plain, "--arch", "tiny", "--stem", "cifar")
+    assert found.mean not in ((0.5, 0.4, 0.3), IMAGENET_MEAN)
+    assert "of the training data" in said
+    found, said = preprocessing(imagenet, "--arch", "tiny", "--stem", "imagenet", "--size", 32)
+    assert (found.mean, found.std, found.geometry) == (IMAGENET_MEAN, IMAGENET_STD, Geometry(32))
+    assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, of ImageNet, as the weights have its stem" in said
+    given = ("--resize", "20x24", "--crop", 18, "--interpolation", "bicubic", "--channels", "bgr")
+    found, said = preprocessing(
+        imagenet, "--arch", "tiny", "--stem", "imagenet", *given, "--mean", .1, .2, .3, "--std", .4, .5, .6
+    )  # fmt: skip
+    assert found == Preprocessing(18, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (20, 24), "bicubic", "bgr")
+    assert (
+        "preprocessing: 20×24, bicubic, centre 18×18, BGR; mean 0.1 0.2 0.3, std 0.4 0.5 0.6, as given"
+        in said
+    )
+    (tmp_path / "out.safetensors").rename(tmp_path / "own.safetensors")
+    again, said = preprocessing(tmp_path / "own.safetensors")
+    assert again == found
+    assert f"of {tmp_path}/own.safetensors" in said
 
 
 def test_other_classes_get_a_new_classifier(convert: Command, tmp_path: Path) -> None:

@@ -1,0 +1,157 @@
+"""The source `folder:PATH`: one's own images, decoded once and kept, or left in their files."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from slimdeploy.toolchain.data import cache
+from slimdeploy.toolchain.data.dataset import Split
+from slimdeploy.toolchain.data.decoding import (
+    decode_all,
+    decode_as,
+    find_unreadable,
+    refuse,
+    square_shape,
+    tell_skipped,
+)
+from slimdeploy.toolchain.data.files import FileImages, fits_in_memory
+from slimdeploy.toolchain.data.listing import Files, Listing, list_images
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.preprocessing import Geometry
+from slimdeploy.toolchain.progress import log
+
+
+def read_folder(
+    root: str, *, geometry: Geometry | None, stream: bool | None = None, skip_unreadable: bool = False
+) -> tuple[tuple[str, ...], dict[str, Split]]:
+    """Class names and splits of what `list_images` finds in `root`.
+
+    Images are decoded to RGB, resized and cut as `geometry` says. Without, all must be square and of one
+    size. They are decoded at once and cached or, with `stream` or where they don't fit in memory, when they
+    are needed. Raises SlimdeployError for what is missing, of another size, or unreadable and not to be
+    skipped.
+    """
+    listing = list_images(root)
+    name = cache.fingerprint(listing.splits)
+    _tell_twins(root, listing, name)
+    if skip_unreadable:
+        listing = _without_unreadable(root, listing, name)
+        name = cache.fingerprint(listing.splits)
+    entry = _entry(name, geometry)
+    if stream is None:
+        count = sum(map(len, listing.splits.values()))
+        stream = not fits_in_memory(count, geometry.size if geometry else _own_side(entry, listing))
+    splits = _in_files(listing, geometry) if stream else _in_memory(listing, entry, geometry)
+    return listing.class_names, splits
+
+
+def _without_unreadable(root: str, listing: Listing, name: str) -> Listing:
+    """Without the files that can't be read; raises SlimdeployError where a class loses all of a split."""
+    paths = [path for files in listing.splits.values() for path in files.paths]
+    unreadable = cache.remembered("unreadable", name, lambda: find_unreadable(paths))
+    tell_skipped(unreadable)
+    splits = {split: files.without(list(unreadable)) for split, files in listing.splits.items()}
+    for split in ("train", "test"):
+        for label, class_name in enumerate(listing.class_names):
+            if label not in splits[split].labels:
+                raise SlimdeployError(f"{root}: no image of class {class_name!r} is readable in {split}/")
+    return Listing(listing.class_names, splits)
+
+
+def _in_memory(listing: Listing, entry: Path, geometry: Geometry | None) -> dict[str, Split]:
+    """Decoded images, from the cache where they are there."""
+    names = [f"{split}-{what}" for split in listing.splits for what in ("images", "labels")]
+    arrays = cache.load_arrays(entry, names)
+    if arrays is None:
+        arrays = _decode(listing, geometry)
+        cache.save_arrays(entry, arrays)
+    return {s: Split(arrays[f"{s}-images"], arrays[f"{s}-labels"]) for s in listing.splits}
+
+
+def _decode(listing: Listing, geometry: Geometry | None) -> dict[str, np.ndarray]:
+    """Images and labels of every split; raises SlimdeployError that names all files that can't be read."""
+    shape = _shape(listing, geometry)
+    arrays: dict[str, np.ndarray] = {}
+    unreadable: dict[str, str] = {}
+    for split, files in listing.splits.items():
+        arrays[f"{split}-images"], failed = decode_all(files.paths, shape, geometry)
+        arrays[f"{split}-labels"] = files.labels
+        unreadable |= failed
+    if unreadable:
+        raise refuse(unreadable)
+    return arrays
+
+
+def _in_files(listing: Listing, geometry: Geometry | None) -> dict[str, Split]:
+    """Images that are decoded when they are looked at."""
+    shape = _shape(listing, geometry)
+    how = geometry.key if geometry else f"own {shape[0]}"
+    decode = functools.partial(decode_as, shape=shape, geometry=geometry)
+
+    def split_of(files: Files) -> Split:
+        paths = np.array([os.fsencode(path) for path in files.paths])
+        return Split(FileImages(paths, shape[0], decode, how), files.labels)
+
+    return {split: split_of(files) for split, files in listing.splits.items()}
+
+
+def _shape(listing: Listing, geometry: Geometry | None) -> tuple[int, ...]:
+    if geometry:
+        return geometry.size, geometry.size, 3
+    return square_shape(listing.splits["train"].paths)
+
+
+def _entry(name: str, geometry: Geometry | None) -> Path:
+    """Where the decoded images are kept. Images that have the size asked for by themselves are kept once."""
+    images = cache.root() / "images"
+    own = images / f"{name}-own"
+    if geometry is None:
+        return own
+    if geometry.resize is None and own.is_dir() and _cached_side(own) == geometry.size:
+        return own
+    return images / f"{name}-{geometry.key}"
+
+
+def _own_side(entry: Path, listing: Listing) -> int:
+    """Pixels along a side of the images, from the cache where there is one."""
+    return _cached_side(entry) if entry.is_dir() else square_shape(listing.splits["train"].paths)[0]
+
+
+def _cached_side(entry: Path) -> int:
+    return int(np.load(entry / "train-images.npy", mmap_mode="r").shape[1])
+
+
+def _tell_twins(root: str, listing: Listing, name: str) -> None:
+    """Warn where the same file is in the training split and in another: accuracy on it tells nothing."""
+    twins = cache.remembered("twins", name, lambda: find_twins(listing.splits))
+    if twins:
+        ours, theirs = twins[0]
+        more = f" and {len(twins) - 1} more" if len(twins) > 1 else ""
+        log(f"warning: {root}: the same image is in training and test or validation: {ours}, {theirs}{more}")
+
+
+def find_twins(splits: dict[str, Files]) -> list[tuple[str, str]]:
+    """(training file, other file) for each file outside of the training split whose content is in it."""
+    sizes: dict[int, list[str]] = collections.defaultdict(list)
+    for path in splits["train"].paths:
+        if os.path.isfile(path):
+            sizes[os.path.getsize(path)].append(path)
+    others = [
+        p for split, files in splits.items() if split != "train" for p in files.paths if os.path.isfile(p)
+    ]
+    others = [path for path in others if os.path.getsize(path) in sizes]
+    hashed: dict[str, str] = {}
+    for size in {os.path.getsize(path) for path in others}:
+        hashed |= {_content(path): path for path in sizes[size]}
+    found = ((hashed.get(_content(path)), path) for path in others)
+    return [(ours, theirs) for ours, theirs in found if ours]
+
+
+def _content(path: str) -> str:
+    return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()

@@ -1,0 +1,182 @@
+"""How an image becomes the network's input, as plain data: part of the network, from training to the device.
+
+The definition is torchvision's on PIL images (`Resize`, `CenterCrop`, `Normalize`); `runtime/preprocess.py`
+carries it out. No torch and no numpy here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE
+from slimdeploy.toolchain.errors import SlimdeployError, unknown
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+CHANNEL_ORDERS = ("rgb", "bgr")
+
+Triple = tuple[float, float, float]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Which pixels of an image the network sees: the image is resized, then the centre is cut out.
+
+    `resize` N makes the shorter side N pixels and keeps the aspect ratio, (height, width) doesn't keep it,
+    and None stands for `size`. `size` is the side of the square that is cut out; where the resized image is
+    smaller, black is added around it. Shrinking is antialiased, as in PIL. Raises SlimdeployError for sizes
+    and interpolations that can't be.
+    """
+
+    size: int
+    resize: int | tuple[int, int] | None = None
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
+        if self.resize == self.size:
+            object.__setattr__(self, "resize", None)  # one form, so that equal ones compare equal
+        for side in (self.size, *(self.resize if isinstance(self.resize, tuple) else (self.resize or 1,))):
+            if not 1 <= side <= MAX_IMAGE_SIZE:
+                raise SlimdeployError(
+                    f"images can be resized and cut to 1 to {MAX_IMAGE_SIZE} pixels, not {side}"
+                )
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of an image of `width`×`height` pixels after resizing: torchvision's rule, which
+        cuts the longer side off where it isn't whole.
+        """
+        if isinstance(self.resize, tuple):
+            return self.resize[1], self.resize[0]
+        short = self.resize or self.size
+        if width <= height:
+            return short, int(short * height / width)
+        return int(short * width / height), short
+
+    def crop(self, width: int, height: int) -> tuple[int, int]:
+        """Left and top of the part cut out of a resized image, negative where black is added there. Where a
+        side is smaller, torchvision pads it to the whole size first.
+        """
+        return self._offset(width), self._offset(height)
+
+    def _offset(self, side: int) -> int:
+        if side < self.size:
+            return -((self.size - side) // 2)
+        return round((side - self.size) / 2)
+
+    @property
+    def key(self) -> str:
+        """A name for it, in file names."""
+        to = self.resize or self.size
+        resized = "x".join(map(str, to)) if isinstance(to, tuple) else str(to)
+        return f"{self.size}-{resized}-{self.interpolation}"
+
+    def __str__(self) -> str:
+        to = self.resize or self.size
+        resized = f"{to[0]}×{to[1]}" if isinstance(to, tuple) else f"the shorter side {to}"
+        return f"{resized}, {self.interpolation}, centre {self.size}×{self.size}"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The pixels that `geometry` chooses, scaled to 0…1, then (x − mean) ÷ std for red, green and blue, in
+    the network's order of `channels`.
+    """
+
+    size: int
+    mean: Triple
+    std: Triple
+    resize: int | tuple[int, int] | None = None
+    interpolation: str = "bilinear"
+    channels: str = "rgb"
+
+    def __post_init__(self) -> None:
+        if self.channels not in CHANNEL_ORDERS:
+            raise unknown("order of channels", self.channels, CHANNEL_ORDERS)
+        if self.resize == self.size:
+            object.__setattr__(self, "resize", None)
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.size, self.resize, self.interpolation)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "size": self.size,
+            "resize": self.size if self.resize is None else self.resize,
+            "interpolation": self.interpolation,
+            "mean": self.mean,
+            "std": self.std,
+            "channels": self.channels,
+        }
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Preprocessing:
+        """Read what `to_json` wrote, or an older form with size, mean and std alone.
+
+        Raises SlimdeployError for values that can't be, and KeyError, TypeError or ValueError for another
+        form.
+        """
+        size = int(document["size"])
+        resize = document.get("resize")
+        geometry = Geometry(
+            size,
+            tuple(map(int, resize)) if isinstance(resize, list) else resize and int(resize),  # type: ignore[arg-type]
+            str(document.get("interpolation", "bilinear")),
+        )
+        mean, std = triple(document["mean"]), triple(document["std"])
+        check_statistics(mean, std)
+        channels = str(document.get("channels", "rgb"))
+        return cls(size, mean, std, geometry.resize, geometry.interpolation, channels)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The preprocessing of a family of published weights."""
+
+    geometry: Geometry
+    about: str
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+
+
+PRESETS = {
+    "imagenet": Preset(Geometry(224, 256), "torchvision's V1 weights"),
+    "imagenet-v2": Preset(Geometry(224, 232), "torchvision's V2 weights"),
+    "imagenet-bicubic": Preset(Geometry(224, 256, "bicubic"), "many of timm's weights"),
+    "inception": Preset(Geometry(299, 342), "torchvision's Inception v3"),
+    "squash-224": Preset(Geometry(224, (224, 224)), "Resize((224, 224)): the aspect ratio isn't kept"),
+}
+"""`--preprocessing` -> what it stands for."""
+
+
+def parse_resize(value: int | str) -> int | tuple[int, int]:
+    """`--resize`: `256` is the shorter side, `224x320` height and width."""
+    parts = str(value).lower().replace("×", "x").split("x")
+    if not all(part.isascii() and part.isdecimal() for part in parts) or len(parts) > 2:
+        raise SlimdeployError(f"resize {value!r}: give the shorter side, such as 256, or HEIGHTxWIDTH")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def triple(values: Sequence[Any]) -> Triple:
+    """Three numbers, for red, green and blue."""
+    red, green, blue = (float(v) for v in values)
+    return red, green, blue
+
+
+def check_statistics(mean: Triple | None, std: Triple | None) -> None:
+    """Raise SlimdeployError for a mean or deviation that pixels in 0…1 can't have."""
+    for name, values in (("mean", mean), ("std", std)):
+        for value in values or ():
+            if math.isfinite(value) and abs(value) <= 1 and (name == "mean" or value > 0):
+                continue
+            hint = f": divide by 255, {value / 255:.4g}" if math.isfinite(value) and value > 1 else ""
+            raise SlimdeployError(
+                f"{name} {value:g} isn't a figure of pixels in 0…1{hint}"
+                if name == "mean"
+                else f"std must be above 0 and at most 1 (of pixels in 0…1), not {value:g}{hint}"
+            )
