@@ -214,7 +214,7 @@ def test_finetune_needs_data_that_fits(
     assert ran.error == f"digits has other classes (0, 1, 2, …) than {checkpoint} (blue, green, red, …)"
     ran = slimdeploy_command("finetune", checkpoint, "--data", f"folder:{image_folder}", "--size", 24,
                              "-o", tmp_path / "y")  # fmt: skip
-    assert ran.error == f"folder:{image_folder} is 24×24, but {checkpoint} takes 16×16"
+    assert ran.error == f"--size 24, but {checkpoint} takes 16×16: leave --size out"
 
 
 def test_images_too_small_for_a_network_are_refused_before_training(
