@@ -11,7 +11,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -49,6 +49,9 @@ COMMANDS = {
     "run": "All stages in order, from a recipe; a killed run goes on where it was.",
 }
 
+OWN_PROGRESS = ("bench", "deploy", "lut", "serve", "sweep")
+"""Commands that say themselves how far they are, or don't end."""
+
 JSON_KEY = "slimdeploy.json"
 
 
@@ -80,7 +83,7 @@ class Command(click.Command):
         check_command(self.name or "")
         check_numbers(ctx)
         check_paths(ctx)
-        with outputs_alone(ctx) if launch().main else nullcontext(), only_results():
+        with _alone(ctx), only_results(), _waiting(self.name or ""):
             output: Output = super().invoke(ctx)
         if not launch().main:
             return
@@ -92,6 +95,19 @@ class Command(click.Command):
             Console().print(output.text)
         if output.failed:
             raise CheckFailed(output.failed)
+
+
+def _alone(context: click.Context) -> AbstractContextManager[None]:
+    return outputs_alone(context) if launch().main else nullcontext()
+
+
+def _waiting(name: str) -> AbstractContextManager[None]:
+    """Shows that the command is at work, until it shows more itself."""
+    if name in OWN_PROGRESS or not launch().main:
+        return nullcontext()
+    from slimdeploy.toolchain.progress import working
+
+    return working(name)
 
 
 def check_numbers(context: click.Context) -> None:

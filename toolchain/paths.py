@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.locks import exclusive
 
 
 class InputPath(click.ParamType):
@@ -70,6 +69,8 @@ def outputs_alone(context: click.Context) -> Iterator[None]:
     """Hold every file that the command writes alone: of two commands that would write one, the second is
     refused by a SlimdeployError.
     """
+    from slimdeploy.toolchain.locks import exclusive  # brings rich, which --help doesn't need
+
     outputs = {path for _, path, kind in _given(context) if isinstance(kind, OutputPath)}
     with contextlib.ExitStack() as stack:
         for path in sorted(outputs):

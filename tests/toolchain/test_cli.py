@@ -55,7 +55,7 @@ def test_help_lists_every_command(slimdeploy_command: Callable) -> None:
         (["tarin"], "no such command 'tarin'. Did you mean 'train'? (slimdeploy --help)"),
         (["xyzzy"], "no such command 'xyzzy'. (slimdeploy --help)"),
         (["summary", "--arhc", "resnet50"], "No such option '--arhc'"),
-        (["summary", "--size", "4"], "Invalid value for '--size': 4 is not in the range x>=8."),
+        (["summary", "--size", "4"], "Invalid value for '--size': 4 is not in the range 8<=x<=4096."),
         (["summary", "--size", "big"], "Invalid value for '--size': 'big' is not a valid int"),
         (["train"], "Missing option '--data'."),
         (["prune"], "Missing argument 'CHECKPOINT'."),

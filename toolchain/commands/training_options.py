@@ -105,12 +105,15 @@ def training_options(
 
 def _option(name: str, default: Any, shown: str | None) -> Callable[..., Any]:
     about = _HELP[name]
-    show: Any = shown or default is not None
+    show = default is not None and not shown
+    told = f" [default: {shown}]" if shown else ""
     flag = "--" + name.replace("_", "-")
     if isinstance(about, tuple):
         choices, text = about
-        return click.option(flag, type=click.Choice(choices), default=default, show_default=show, help=text)
+        return click.option(
+            flag, type=click.Choice(choices), default=default, show_default=show, help=text + told
+        )
     if isinstance(default, bool):
-        return click.option(f"{flag}/--no-{name}", default=default, show_default=show, help=about)
+        return click.option(f"{flag}/--no-{name}", default=default, show_default=show, help=about + told)
     kind = _TYPES.get(name) or (click.INT if isinstance(default, int) else click.FLOAT)
-    return click.option(flag, type=kind, default=default, show_default=show, help=about)
+    return click.option(flag, type=kind, default=default, show_default=show, help=about + told)

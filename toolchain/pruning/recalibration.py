@@ -13,6 +13,7 @@ from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.model_info import Preprocessing
 from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.progress import progress_bar
 from slimdeploy.toolchain.training.layout import place
 
 BATCH_SIZE = 256
@@ -27,10 +28,11 @@ def recalibrate(network: ResNet, images: Split, preprocessing: Preprocessing, *,
     """
     images = images.take(np.random.default_rng(0).permutation(len(images)))
     place(network, device)
-    with _measuring(network):
+    with _measuring(network), progress_bar("measuring BN statistics", total=len(images)) as advance:
         for batch, _ in plain_batches(images, preprocessing, batch_size=BATCH_SIZE, device=device):
             if len(batch) > 1:  # one image has no variance at 1×1 pixels
                 network(batch)
+            advance(len(batch))
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from slimdeploy.toolchain.model_info import ModelInfo
 from slimdeploy.toolchain.networks.cost import Cost, network_cost
 from slimdeploy.toolchain.networks.resnet import ResNet
 from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.progress import working
 from slimdeploy.toolchain.pruning.activations import measure_inputs
 from slimdeploy.toolchain.pruning.criteria.registry import Moments
 from slimdeploy.toolchain.pruning.options import PruneOptions
@@ -115,7 +116,8 @@ def prune_stage(
     for step in range(1, options.steps + 1):
         last = step == options.steps
         started = time.perf_counter()
-        cut = _cut(network, original, dataset, options, size, step / options.steps, device)
+        with working("pruning" if options.steps == 1 else f"pruning, step {step} of {options.steps}"):
+            cut = _cut(network, original, dataset, options, size, step / options.steps, device)
         seconds += time.perf_counter() - started
         if between and dataset and not last:
             network = cut.network
@@ -205,7 +207,8 @@ def _latency_budget(
 def _moments(network: ResNet, dataset: Dataset, options: PruneOptions, device: str) -> Moments:
     images = balanced_subset(dataset.train, options.statistics_images)
     readers = {name for group in plan_groups(network.spec, options) for name in group.consumers}
-    moments = measure_inputs(network, readers, images, dataset.preprocessing, device=device)
+    with working("measuring activations"):
+        moments = measure_inputs(network, readers, images, dataset.preprocessing, device=device)
     for name, found in moments.items():
         if not all(torch.isfinite(tensor).all() for tensor in vars(found).values()):
             raise SlimdeployError(f"the inputs of {name} overflow float32 on these images: weights too large")

@@ -11,6 +11,7 @@ from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.model_info import Preprocessing
 from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.progress import progress_bar
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks
 from slimdeploy.toolchain.training.layout import place
 from slimdeploy.toolchain.training.precision import autocast
@@ -43,11 +44,14 @@ def evaluate_network(
     place(network, device).eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    for images, labels in plain_batches(ranks.share_of(split), preprocessing, batch_size=250, device=device):
-        with autocast(precision, device):
-            logits = network(images)
-        loss += F.cross_entropy(logits.float(), labels, reduction="sum")
-        correct += (logits.argmax(1) == labels).sum()
+    share = ranks.share_of(split)
+    with progress_bar("evaluating", total=len(share)) as advance:
+        for images, labels in plain_batches(share, preprocessing, batch_size=250, device=device):
+            with autocast(precision, device):
+                logits = network(images)
+            loss += F.cross_entropy(logits.float(), labels, reduction="sum")
+            correct += (logits.argmax(1) == labels).sum()
+            advance(len(labels))
     network.train(was_training)
     ranks.sum(correct)
     ranks.sum(loss)

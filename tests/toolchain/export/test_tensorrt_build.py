@@ -98,6 +98,7 @@ def test_progress_becomes_a_bar_on_a_terminal(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = io.StringIO()
+    monkeypatch.setattr(progress, "DELAY_S", 0)
     monkeypatch.setattr(progress, "console", Console(file=shown, force_terminal=True, width=120))
     with engine_stage._progress() as report:
         build_plan(FakeTensorrt("10.13.3"), models["fp32"], OPTIONS, progress=report)
