@@ -5,6 +5,7 @@ and JSON from a user are read.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import math
@@ -27,8 +28,9 @@ MAX_NESTING = 32
 def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on success flush it to disk and rename it into place.
 
-    A killed process leaves the old file or the new one, never half of one. Raises SlimdeployError where
-    the folder can't be written or the disk is full; the temporary file is removed then.
+    A killed process leaves the old file or the new one, never half of one, and the temporary file, which
+    `remove_leftovers` removes. Raises SlimdeployError where the folder can't be written or the disk is full;
+    the temporary file is removed then.
     """
     path = Path(path)
     try:
@@ -38,6 +40,7 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
         raise SlimdeployError(f"cannot write {path}: {error.strerror}") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # for as long as it is being written
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -51,12 +54,13 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a killed process left beside `path` while it wrote it."""
+    """Remove what killed processes left beside `path` while they wrote it. What is being written stays."""
     if not path.parent.is_dir():
         return
     for entry in os.scandir(path.parent):
         if entry.name.startswith(f".{path.name}.") and entry.name.endswith(".tmp"):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError), open(entry, "rb") as file:  # removed since, or another user's
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.unlink(entry)
 
 
@@ -184,12 +188,15 @@ def sha256_file(path: Path | str) -> str:
 
 
 def check_output(path: Path | str, *, force: bool = False) -> Path:
-    """Return `path` as a Path; refuse one that exists unless `force`."""
+    """Return `path` as a Path; refuse one that exists unless `force`. What killed runs left beside it is
+    removed.
+    """
     path = Path(path)
     if path.is_dir():
         raise SlimdeployError(f"{path} is a folder: name a file with --output")
     if path.exists() and not force:
         raise SlimdeployError(f"{path} exists: pass --force to replace it, or another --output")
+    remove_leftovers(path)
     return path
 
 

@@ -174,9 +174,11 @@ def main() -> NoReturn:
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
+        from slimdeploy.toolchain.formatting import printable
+
         message, exit_code = _explain(error)
         if reports_errors():
-            click.echo(f"slimdeploy: {message}", err=True)
+            click.echo(f"slimdeploy: {printable(message)}", err=True)
     close_for_libraries()
     sys.exit(exit_code)
 

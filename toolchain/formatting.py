@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 
 from rich.markup import escape
@@ -24,6 +25,21 @@ def short(value: float) -> str:
 def percent(share: float) -> str:
     """`91.42 %` from 0.9142"""
     return f"{share * 100:.2f} %"
+
+
+_CONTROL = ("Cc", "Cf", "Cs")
+"""Unicode's categories of control and format characters, and of what isn't UTF-8 in a file name."""
+
+
+def printable(text: str) -> str:
+    """`text` from a file or another machine, fit for a terminal: control characters, which may move the
+    cursor or change settings, are written as `\\x1b`.
+    """
+
+    def shown(c: str) -> str:
+        return repr(c)[1:-1] if unicodedata.category(c) in _CONTROL and c not in "\n\t" else c
+
+    return "".join(map(shown, text))
 
 
 def facts_table(rows: Iterable[tuple[str, str]], *, title: str | None = None) -> Table:

@@ -12,6 +12,7 @@ import click
 
 from slimdeploy.toolchain.cli import Output, command, wants_json
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.formatting import printable
 from slimdeploy.toolchain.options import threads_option
 from slimdeploy.toolchain.paths import InputPath
 from slimdeploy.toolchain.standard_output import result_stream
@@ -50,7 +51,7 @@ def classify(
     """Classify IMAGES: files, folders, or '-' for raw frames on standard input.
 
     Images are resized and cut as in training. Frames are told as they come, a line each; with --json at the
-    end, all together. The exit code is 1 where some of the images couldn't be read.
+    end, all together. The exit code is 1 where some of the images couldn't be classified.
     """
     from slimdeploy.toolchain.deploy.classify import Timings, classify_images, open_model
     from slimdeploy.toolchain.deploy.store import default_root
@@ -60,12 +61,12 @@ def classify(
         raise SlimdeployError("'-' and --frames WIDTHxHEIGHT belong together, without other images")
     session, info, name = open_model(model, root or default_root(), SessionOptions(threads=threads))
     live = frames is not None and not wants_json()
-    timings, kept, bad = Timings(), [], 0
+    timings, kept, seen, bad = Timings(), [], 0, 0
     with session:
         sources = _sources(images, info.preprocessing.geometry, frames, pixels)
         batch = batch or (1 if frames else 8)
         for result in classify_images(session, info, sources, timings, top=top, batch=batch):
-            bad += result.error is not None
+            seen, bad = seen + 1, bad + (result.error is not None)
             if live:  # a camera never ends: nothing is kept
                 click.echo(f"{result.image}: {_line(result)}", file=result_stream())
             else:
@@ -77,7 +78,7 @@ def classify(
             "results": [result.to_json() for result in kept],
             "timings": timings.to_json(),
         }
-    failed = f"{bad} of {timings.images + bad} images couldn't be read" if bad else None
+    failed = f"{bad} of {seen} images couldn't be classified" if bad else None
     return Output(document, _spent(document) if live else _table(kept, document), failed)
 
 
@@ -124,20 +125,21 @@ def _frames(images: Iterator[np.ndarray]) -> Iterator[Source]:
 
 
 def _table(results: list[Result], document: dict) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
-    title = f"{document['model']}: {document['precision']} on {document['backend']}"
+    title = escape(printable(f"{document['model']}: {document['precision']} on {document['backend']}"))
     table = Table("image", "classes", title=title, caption=_spent(document) or None, min_width=72)
     for result in results:
-        table.add_row(result.image, _line(result))
+        table.add_row(escape(printable(result.image)), escape(_line(result)))
     return table
 
 
 def _line(result: Result) -> str:
     """The classes, or why there are none."""
     if result.error:
-        return result.error.removeprefix(f"{result.image}: ")
-    return ", ".join(f"{p.label} {p.probability:.1%}" for p in result.top)
+        return printable(result.error.removeprefix(f"{result.image}: "))
+    return printable(", ".join(f"{p.label} {p.probability:.1%}" for p in result.top))
 
 
 def _spent(document: dict) -> str:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.formatting import printable
 from slimdeploy.toolchain.options import threads_option
 from slimdeploy.toolchain.paths import InputPath
 
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
 
     from slimdeploy.toolchain.deploy.remote import HostResult
     from slimdeploy.toolchain.deploy.running import ServerState
+
+
+INSTALLING = {"allowed_signers", "precision", "backend", "batch"}
+REACHING = {"ssh_config", "remote_command"}
+"""Options that have a meaning only where a bundle is installed, and only over SSH."""
 
 
 @command("deploy")
@@ -45,7 +52,7 @@ if TYPE_CHECKING:
     help="How long one image is timed.",
 )
 @click.option("--allowed-signers", type=InputPath(), metavar="FILE",
-              help="Refuse what none of these signed (OpenSSH format), from now on.")  # fmt: skip
+              help="From now on install only bundles signed by a key in FILE (OpenSSH format).")  # fmt: skip
 @click.option(
     "--host", "hosts", multiple=True, metavar="USER@HOST", help="Deploy there over SSH; may be repeated."
 )
@@ -88,12 +95,17 @@ def deploy(
     """
     if rollback == (bundle is not None):
         raise SlimdeployError("name a bundle, or pass --rollback")
+    given = _given()
+    if rollback:
+        _refuse(given & INSTALLING, "goes with a bundle: --rollback takes the version before as it is")
+    if not (hosts or hosts_file):
+        _refuse(given & REACHING, "goes with --host or --hosts")
     if hosts or hosts_file:
         if allowed_signers:
             raise SlimdeployError("--allowed-signers is for the device itself: run slimdeploy deploy there")
         from slimdeploy.toolchain.deploy import remote
 
-        given = {
+        values = {
             "root": root,
             "precision": precision,
             "backend": backend,
@@ -101,7 +113,7 @@ def deploy(
             "threads": threads,
             "seconds": seconds,
         }
-        forwarded = tuple(f"--{name}={value}" for name, value in given.items() if value is not None)
+        forwarded = tuple(f"--{name}={value}" for name, value in values.items() if name in given)
         reach = remote.RemoteOptions(forwarded, ssh_config, remote_command)
         everywhere = [*hosts, *(remote.read_hosts(hosts_file) if hosts_file else [])]
         return _remote_output(remote.deploy_to_hosts(bundle, everywhere, reach, progress=_say))
@@ -125,6 +137,19 @@ def deploy(
     return Output(document, _table(document, store.root, servers), _behind(servers, made.version))
 
 
+def _given() -> set[str]:
+    """Names of the options on the command line."""
+    context = click.get_current_context()
+    source = context.get_parameter_source
+    return {name for name in context.params if source(name) is ParameterSource.COMMANDLINE}
+
+
+def _refuse(names: set[str], reason: str) -> None:
+    """Raise SlimdeployError for the first option that would be ignored."""
+    for name in sorted(names):
+        raise SlimdeployError(f"--{name.replace('_', '-')} {reason}")
+
+
 def _said(server: ServerState) -> str:
     return f"{server.url} serves {server.version}" + (f": {server.error}" if server.error else " now")
 
@@ -136,7 +161,7 @@ def _behind(servers: list[ServerState], version: str) -> str | None:
 
 
 def _say(result: HostResult) -> None:
-    click.echo(f"{result.host}: {result.error or 'done'}", err=True)
+    click.echo(printable(f"{result.host}: {result.error or 'done'}"), err=True)
 
 
 def _remote_output(results: list[HostResult]) -> Output:
@@ -154,7 +179,8 @@ def _remote_output(results: list[HostResult]) -> Output:
         latency = f"{made['latency_ms']['p50']:.3g} ms" if "latency_ms" in made else ""
         runs = f"{made['variant']} on {made['backend']}" if "variant" in made else ""
         golden = f"{made['golden']['max_error']:.2g}"
-        table.add_row(escape(result.host), made["version"], runs, latency, golden, f"{result.seconds:.1f}")
+        texts = [escape(printable(text)) for text in (result.host, made["version"], runs)]
+        table.add_row(*texts, latency, golden, f"{result.seconds:.1f}")
     errors = [Text(f"{result.host}: {result.error}") for result in results if result.error]
     failed = f"{len(errors)} of {len(results)} hosts failed" if errors else None
     return Output({"hosts": [result.to_json() for result in results]}, Group(table, *errors), failed)

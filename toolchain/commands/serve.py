@@ -35,7 +35,7 @@ COUNT = click.IntRange(min=1)
 @click.option(
     "--queue", type=COUNT, default=32, show_default=True, help="Answer 503 beyond this many images."
 )
-@click.option("--max-upload-mb", type=click.FloatRange(min=0.001), default=4.0, show_default=True,
+@click.option("--max-upload-mb", type=click.FloatRange(min=0.001), default=16.0, show_default=True,
               help="Answer 413 beyond this size (MiB).")  # fmt: skip
 @click.option("--top", type=COUNT, default=5, show_default=True, help="Classes in an answer.")
 @threads_option
@@ -58,13 +58,13 @@ def serve(
     SIGHUP. Ends on SIGTERM or Ctrl-C, after answering what it has accepted.
     """
     from slimdeploy.toolchain.deploy.batching import BatchOptions
-    from slimdeploy.toolchain.deploy.http import UPLOADS, ServeOptions
+    from slimdeploy.toolchain.deploy.http import PIXELS, UPLOADS, ServeOptions
     from slimdeploy.toolchain.deploy.images import ImageLimits
     from slimdeploy.toolchain.deploy.serve import Address
     from slimdeploy.toolchain.deploy.serve import serve as run_server
     from slimdeploy.toolchain.deploy.store import default_root
 
-    limits = ImageLimits(bytes=int(max_upload_mb * 2**20), pixels=16_000_000, formats=UPLOADS)
+    limits = ImageLimits(bytes=int(max_upload_mb * 2**20), pixels=PIXELS, formats=UPLOADS)
     options = ServeOptions(BatchOptions(batch, wait_ms, latency_ms, queue), limits, top)
     where = Address(host, port)
     document = run_server(model, root or default_root(), where, options, threads=threads, say=_say)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from slimdeploy.toolchain.deploy.device import open_deployed
-from slimdeploy.toolchain.deploy.predict import Prediction, top_classes
+from slimdeploy.toolchain.deploy.predict import NOT_FINITE, Prediction, top_classes
 from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
@@ -105,7 +105,7 @@ def _classify_batch(
     session: Session, info: ModelInfo, batch: list[_Read], timings: Timings, top: int
 ) -> Iterator[Result]:
     images = [found for _, found in batch if isinstance(found, np.ndarray)]
-    classes: Iterator[list[Prediction]] = iter(())
+    rows: Iterator[np.ndarray] = iter(())
     if images:
         started = time.perf_counter()
         inputs = normalise(np.stack(images), info.preprocessing)
@@ -114,9 +114,13 @@ def _classify_batch(
         timings.preprocess += prepared - started
         timings.inference += time.perf_counter() - prepared
         timings.images += len(images)
-        classes = iter(top_classes(logits, info.class_names, top))
+        rows = iter(logits)
     for name, found in batch:
         if isinstance(found, SlimdeployError):
             yield Result(name, error=str(found))
+            continue
+        row = next(rows)
+        if np.isfinite(row).all():
+            yield Result(name, tuple(top_classes(row[None], info.class_names, top)[0]))
         else:
-            yield Result(name, tuple(next(classes)))
+            yield Result(name, error=NOT_FINITE)

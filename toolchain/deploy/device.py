@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,13 @@ from slimdeploy.toolchain.deploy import signature
 from slimdeploy.toolchain.deploy.bundle import Bundle
 from slimdeploy.toolchain.deploy.engine import Engine, EngineOptions, choose, prepare
 from slimdeploy.toolchain.deploy.golden import MAX_ACCURACY_DROP, GoldenResult, compare, compute_logits
+from slimdeploy.toolchain.deploy.installed import (
+    DOCUMENT,
+    check_signer,
+    current_if_same,
+    installed_engine,
+    read_document,
+)
 from slimdeploy.toolchain.deploy.manifest import Manifest, Variant
 from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.deploy.sysfs import DeviceFacts, read_facts
@@ -64,6 +72,8 @@ class Deployment:
     golden: GoldenResult
     accuracy: dict[str, Any]
     latency_ms: Latency
+    batch: int
+    """Images that the engine computes together at most."""
     notes: tuple[str, ...]
     device: dict[str, Any]
     versions: dict[str, str]
@@ -76,6 +86,9 @@ def deploy(
     path: Path, store: Store, options: DeployOptions, *, facts: DeviceFacts | None = None
 ) -> Deployment:
     """Install the bundle at `path` and make it the current version.
+
+    Where the current version is this bundle, run in the same way, it is checked again and stays; where that
+    fails, as after an update of JetPack, it is replaced. So the version before is always another one.
 
     Raises SlimdeployError where the bundle can't be trusted or the device can't hold it, CheckFailed where it
     doesn't compute here what it computed on the host. Then, and wherever this is interrupted, the version
@@ -90,6 +103,10 @@ def deploy(
             artifacts.write_bytes(store.allowed_signers, options.allowed_signers.read_bytes())
         store.clean()
         choice = choose(bundle.manifest, options.engine)
+        same = current_if_same(store, sha256, choice, batch=options.engine.batch)
+        if same is not None:
+            with contextlib.suppress(SlimdeployError):
+                return _check_again(same, options)
         _check_resources(bundle.manifest, choice.variant, store.root, facts)
         with store.new_folder() as folder:
             bundles.unpack(bundle, folder)
@@ -101,13 +118,14 @@ def deploy(
                 signer=signer,
                 model=str(engine.path.relative_to(folder)),
                 model_sha256=artifacts.sha256_file(engine.path),
+                batch=options.engine.batch,
                 notes=(*notes, *engine.notes),
                 device=facts.to_json(),
                 versions=versions(),
                 **checked,
             )
-            artifacts.write_json(folder / "deployment.json", made.to_json())
-            store.add(folder, made.version)
+            artifacts.write_json(folder / DOCUMENT, made.to_json())
+            store.add(folder, made.version, instead_of=same.name if same else None)
     return made
 
 
@@ -120,8 +138,9 @@ def rollback(store: Store, options: DeployOptions) -> tuple[str, GoldenResult]:
                 f"there is no version before {names[0] if names else 'the first'} to go back to"
             )
         folder = store.versions / names[-2]
+        check_signer(folder, store)
         manifest = bundles.read_folder(folder)
-        engine = _installed_engine(folder, manifest)
+        engine = installed_engine(folder, manifest)
         golden = _check(folder, manifest, engine, options)["golden"]
         return store.drop_current(), golden
 
@@ -130,7 +149,7 @@ def open_deployed(store: Store, options: SessionOptions) -> tuple[Session, str]:
     """Open the current version's model, its hash checked; returns it with the version's name."""
     folder = store.current()
     manifest = bundles.read_folder(folder)
-    engine = _installed_engine(folder, manifest)
+    engine = installed_engine(folder, manifest)
     session = open_session(engine.path, engine.backend, options)
     session.info = session.info or manifest.info
     return session, folder.name
@@ -151,6 +170,21 @@ def _check_signature(bundle: Bundle, store: Store, given: Path | None) -> tuple[
     return signature.verify(bundle.content, bundle.signature, allowed), ()
 
 
+def _check_again(folder: Path, options: DeployOptions) -> Deployment:
+    """The version in `folder` as it does now. Raises SlimdeployError where it is damaged or its engine
+    doesn't fit this device any more.
+    """
+    manifest = bundles.read_folder(folder)
+    engine = installed_engine(folder, manifest)
+    checked = _check(folder, manifest, engine, options)
+    kept = {**read_document(folder), **checked}
+    kept["notes"] = (*kept["notes"], "was deployed already: checked again")
+    try:
+        return Deployment(**kept)
+    except TypeError:
+        raise SlimdeployError(f"{folder} was deployed by another version of slimdeploy") from None
+
+
 def _check_resources(manifest: Manifest, variant: Variant, root: Path, facts: DeviceFacts) -> None:
     """Room for the bundle, an engine as large as its model twice over, and the model in memory with its
     copy.
@@ -159,7 +193,8 @@ def _check_resources(manifest: Manifest, variant: Variant, root: Path, facts: De
     needed, free = manifest.content_bytes + 2 * model + DISK_MARGIN, shutil.disk_usage(root).free
     if free < needed:
         raise SlimdeployError(
-            f"{root}: {free >> 20} MiB of disk are free, {-(-needed >> 20)} are needed: free some, or --root"
+            f"{root}: not enough disk space: {-(-needed >> 20)} MiB needed, {free >> 20} MiB free; "
+            "free space or choose another --root"
         )
     needed_mb = 64 + 4 * model / 2**20
     if facts.free_mb < needed_mb:
@@ -216,18 +251,3 @@ def _measure(session: Session, seconds: float) -> Latency:
             times.append(1e3 * (now - before))
     p50, p99 = np.percentile(times, [50, 99])
     return Latency(round(float(p50), 4), round(float(p99), 4), len(times))
-
-
-def _installed_engine(folder: Path, manifest: Manifest) -> Engine:
-    """The engine that `deployment.json` names, unchanged since."""
-    path = folder / "deployment.json"
-    document = artifacts.read_json(path, "deployment")
-    try:
-        model = folder / document["model"]
-        variant = next(v for v in manifest.variants if v.id == document["variant"])
-        engine, sha256 = Engine(model, variant, document["runtime"], ()), document["model_sha256"]
-    except (KeyError, TypeError, StopIteration):
-        raise SlimdeployError(f"{path} is damaged: deploy the bundle again") from None
-    if artifacts.sha256_file(model) != sha256:
-        raise SlimdeployError(f"{model} has changed since it was deployed: deploy its bundle again")
-    return engine

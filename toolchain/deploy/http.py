@@ -26,14 +26,19 @@ from slimdeploy.toolchain.deploy.batching import Batcher, BatchOptions, ClosedEr
 from slimdeploy.toolchain.deploy.images import ImageLimits, decode_image
 from slimdeploy.toolchain.deploy.lag import LoopLag
 from slimdeploy.toolchain.deploy.metrics import Metrics
-from slimdeploy.toolchain.deploy.predict import top_classes
+from slimdeploy.toolchain.deploy.predict import NOT_FINITE, top_classes
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import Session
 
-UPLOADS = ("JPEG", "PNG", "WEBP", "BMP")
-CONTENT_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "application/octet-stream")
+UPLOADS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+CONTENT_TYPES = (*(f"image/{name.lower()}" for name in UPLOADS), "application/octet-stream")
+UPLOAD_MB = 16
+"""A photo of 50 megapixels has 10 to 15 MiB as JPEG."""
+PIXELS = 64_000_000
+HELD_UPLOADS = 16
+"""Uploads of the greatest size that may lie in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class ServeOptions:
     """How to serve. `limits` are an upload's; `body_s`: within which it must have arrived."""
 
     batching: BatchOptions = field(default_factory=BatchOptions)
-    limits: ImageLimits = field(default_factory=lambda: ImageLimits(4 << 20, 16_000_000, formats=UPLOADS))
+    limits: ImageLimits = field(default_factory=lambda: ImageLimits(UPLOAD_MB << 20, PIXELS, formats=UPLOADS))
     top: int = 5
     body_s: float = 10.0
 
@@ -91,6 +96,8 @@ class Service:
     def __init__(self, served: Served, decode: Executor, options: ServeOptions) -> None:
         self.served, self.options, self.decode = served, options, decode
         self.lag = LoopLag()
+        self._held_bytes = 0
+        """Of uploads that were received and aren't decoded yet."""
         self.metrics = Metrics(pending=lambda: self.batcher.pending)
         self.batcher = self._batcher(served)
 
@@ -132,18 +139,21 @@ class Service:
         try:
             self.batcher.check(self._now())  # refused before it is read, where that is sure
             top = self._top(request)
-            content = await self._body(request)
-            arrived = self._now()
-            served, batcher = self.served, self.batcher  # to the end, even if the model is switched meanwhile
-            with batcher.admit(arrived):
-                image = await self._decode(content, arrived, served, batcher)
-                answer = await batcher.answer(image, arrived)
+            async with self._upload(request) as content:
+                arrived = self._now()
+                # To the end the same, even if the model is switched meanwhile.
+                served, batcher = self.served, self.batcher
+                with batcher.admit(arrived):
+                    image = await self._decode(content, arrived, served, batcher)
+                    answer = await batcher.answer(image, arrived)
         except SlimdeployError as error:
             raise HTTPException(400, str(error)) from error
         except OverloadedError:
             raise HTTPException(503, "overloaded: try again later", {"Retry-After": "1"}) from None
         except ClosedError:
-            raise HTTPException(503, "shutting down") from None
+            raise HTTPException(503, "shutting down", {"Retry-After": "1"}) from None
+        if not np.isfinite(answer.logits).all():
+            raise HTTPException(500, NOT_FINITE)
         (found,) = top_classes(answer.logits[None], served.info.class_names, top)
         seconds = time.monotonic() - arrived
         self.metrics.latency.observe(seconds)
@@ -186,8 +196,9 @@ class Service:
             raise HTTPException(400, f"top={text[:20]}: a number from 1 on")
         return int(text)
 
-    async def _body(self, request: Request) -> bytes:
-        """The upload, never more of it than is allowed."""
+    @contextlib.asynccontextmanager
+    async def _upload(self, request: Request) -> AsyncIterator[bytes]:
+        """The upload, never more of it than is allowed, and all uploads together within bounds."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in CONTENT_TYPES:
             raise HTTPException(415, f"Content-Type {kind or 'missing'}: send {', '.join(CONTENT_TYPES)}")
@@ -196,19 +207,28 @@ class Service:
         announced = request.headers.get("content-length", "0")
         if announced.isdecimal() and int(announced) > limit:
             raise too_large
-        parts, size = [], 0
+        content = bytearray()
+        try:
+            await self._receive(request, content, too_large)
+            yield bytes(content)
+        finally:
+            self._held_bytes -= len(content)
+
+    async def _receive(self, request: Request, content: bytearray, too_large: HTTPException) -> None:
+        limit = self.options.limits.bytes
         try:
             with anyio.fail_after(self.options.body_s):
                 async for part in request.stream():
-                    size += len(part)
-                    if size > limit:
+                    if len(content) + len(part) > limit:
                         raise too_large
-                    parts.append(part)
+                    if self._held_bytes + len(part) > HELD_UPLOADS * limit:
+                        raise OverloadedError
+                    content += part
+                    self._held_bytes += len(part)
         except TimeoutError:
             raise HTTPException(408, f"the image didn't arrive within {self.options.body_s:g} s") from None
         except ClientDisconnect:
             raise HTTPException(400, "the connection was closed before the image was there") from None
-        return b"".join(parts)
 
     async def _decode(self, content: bytes, arrived: float, served: Served, batcher: Batcher) -> np.ndarray:
         geometry, limits = served.info.preprocessing.geometry, self.options.limits

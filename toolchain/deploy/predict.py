@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+NOT_FINITE = "the model computed NaN or infinite logits"
+"""The error for an image that has no probabilities."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -18,7 +21,9 @@ class Prediction:
 
 
 def top_classes(logits: np.ndarray, class_names: Sequence[str], k: int) -> list[list[Prediction]]:
-    """The `k` likeliest classes of each row of (N, classes) logits, likeliest first; softmax in float64."""
+    """The `k` likeliest classes of each row of (N, classes) finite logits, likeliest first; softmax in
+    float64.
+    """
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     shares = np.exp(shifted)
     shares /= shares.sum(axis=1, keepdims=True)

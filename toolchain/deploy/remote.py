@@ -1,16 +1,20 @@
-"""Deploys to other machines over the system's OpenSSH: the user's own keys, configuration and known hosts.
+"""Deploys to other machines over SSH. On the device nothing but a shell and slimdeploy is needed.
 
-On the device nothing but a shell and slimdeploy is needed. The bundle is copied to a file named after its
-hash, so what a cut connection left there is a beginning of the same bytes, and the next attempt goes on
-behind it. The host's name is part of it too: two names may be one device, and both write at once.
+The bundle is copied to a file of this machine and user alone, named after its hash: what a cut connection
+left there is a beginning of the same bytes, and the next attempt goes on behind it. It is removed once it was
+installed or refused, and by the next deploy from here where that one was killed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import re
 import shlex
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -21,14 +25,16 @@ from typing import Any
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.deploy.bundle import read_bundle
+from slimdeploy.toolchain.deploy.ssh import LostError, Shell
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.formatting import printable
+from slimdeploy.toolchain.locks import exclusive
 
 INCOMING = '"$HOME/.cache/slimdeploy/incoming"'
-KEEPALIVE = ("ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3", "BatchMode=yes")
-"""A dead connection is noticed within 15 s; no question is asked that nobody answers."""
-
-CONNECTION_LOST, NOT_FOUND = 255, 127
-"""Exit codes of ssh itself and of a shell that doesn't find a command."""
+STALE = "-type f -mtime +0 -exec rm -f {} +"
+"""For find: copies that weren't touched for a day, whoever began them."""
+DISK_MARGIN = 64 << 20
+"""Bytes that stay free on the device's disk after the copy."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +68,7 @@ class HostResult:
 
 def read_hosts(path: Path) -> list[str]:
     """One host a line, as ssh takes it; blank lines and what follows a # are left out."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise SlimdeployError(f"cannot read {path}: {error.strerror}") from error
+    lines = artifacts.read_text(path, "list of hosts").splitlines()
     hosts = [line.partition("#")[0].strip() for line in lines]
     if not any(hosts):
         raise SlimdeployError(f"{path} names no host: one a line, as ssh takes it")
@@ -101,10 +104,6 @@ def deploy_to_hosts(
         return list(pool.map(one, dict.fromkeys(hosts)))
 
 
-class _LostError(Exception):
-    """The connection couldn't be made, or broke."""
-
-
 @dataclass
 class _Remote:
     """One device and its connections, one for each command."""
@@ -117,70 +116,113 @@ class _Remote:
         started = time.monotonic()
         try:
             found, error = self._deploy(bundle, digest), None
-        except (SlimdeployError, _LostError) as failure:
+        except (SlimdeployError, LostError) as failure:
             found, error = None, str(failure)
+        except Exception as failure:  # whatever one host brings about, the results of the others are kept
+            found, error = None, printable(f"internal error, {type(failure).__name__}: {failure}")
         return HostResult(self.host, round(time.monotonic() - started, 3), found, error, self.connections)
 
     def _deploy(self, bundle: Path | None, digest: str | None) -> dict[str, Any]:
         arguments = shlex.join(self.options.arguments)
         if bundle is None:
             return self._slimdeploy(f"--rollback {arguments}")
-        place = f"{INCOMING}/{digest}-{hashlib.sha256(self.host.encode()).hexdigest()[:8]}"
-        self._copy(bundle, place)
-        if self._run(f"sha256sum < {place}").split()[:1] != [digest]:
-            self._run(f"rm -f {place}")
-            raise SlimdeployError("the copy was damaged and is removed: deploy again")
-        found = self._slimdeploy(f"{place} {arguments}")
-        self._run(f"rm -f {place}")
-        return found
+        sender = _sender(self.host)
+        place = f"{INCOMING}/{sender}-{digest}"
+        with exclusive(_locks() / sender, f"host {self.host}"):
+            try:
+                self._copy(bundle, place, sender)
+                if self._run(f"sha256sum < {place}").split()[:1] != [digest]:
+                    raise SlimdeployError("the copy was damaged and is removed: deploy again")
+                found = self._slimdeploy(f"{place} {arguments}")
+            except SlimdeployError:
+                self._remove(place)
+                raise
+            self._remove(place)
+            return found
 
-    def _copy(self, bundle: Path, place: str) -> None:
+    def _copy(self, bundle: Path, place: str, sender: str) -> None:
         """Append what is missing of the bundle, again and again as long as something arrives."""
         total, before, failures = bundle.stat().st_size, -1, 0
         while True:
             try:
-                there = int(self._run(f"mkdir -p {INCOMING} && touch {place} && wc -c < {place}"))
+                there, free = self._there(place, sender)
                 if there > total:
                     self._run(f"rm -f {place}")
-                    continue
+                    there = 0
                 failures = 0 if there > before else failures
                 before = there
-                if there == total:
-                    return
-                self.connections += 1
-                with open(bundle, "rb") as file:
-                    file.seek(there)
-                    self._run(f"cat >> {place}", stdin=file)
-            except _LostError:
+                _check_space(total - there, free)
+                if there < total:
+                    self.connections += 1
+                    with open(bundle, "rb") as file:
+                        file.seek(there)
+                        self._run(f"cat >> {place}", stdin=file)
+                return
+            except LostError:
                 failures += 1
                 if failures >= self.options.attempts:
                     raise
                 time.sleep(self.options.retry_s * failures)
 
+    def _there(self, place: str, sender: str) -> tuple[int, int]:
+        """Bytes of the bundle that are there, and bytes free on that disk. Removes what earlier deploys left:
+        other copies of this sender, and old ones of anybody.
+        """
+        others = f'for f in {INCOMING}/{sender}-*; do [ "$f" = {place} ] || rm -f "$f"; done'
+        made = f"mkdir -p {INCOMING} && touch {place} && {others}; find {INCOMING} {STALE}"
+        output = self._run(f"{made}; wc -c < {place} && df -Pk {INCOMING}")
+        found = re.fullmatch(r"\s*(\d+)\n.*\s(\d+)\s+\d+%[^\n]*\n", output, re.DOTALL)
+        if not found:
+            raise SlimdeployError(f"wc and df there answered {output[:80]!r}")
+        return int(found[1]), int(found[2]) << 10
+
+    def _remove(self, place: str) -> None:
+        with contextlib.suppress(LostError, SlimdeployError):  # the next deploy from here removes it
+            self._run(f"rm -f {place}")
+
     def _slimdeploy(self, arguments: str) -> dict[str, Any]:
         output = self._run(f"{self.options.command} deploy {arguments} --json")
         try:
-            return json.loads(output)
+            document = json.loads(output)
         except ValueError:
-            raise SlimdeployError(f"slimdeploy there answered {output[:80]!r} instead of JSON") from None
+            document = None
+        if not _is_deployment(document):
+            raise SlimdeployError(f"slimdeploy there answered {output[:80]!r} instead of JSON")
+        return document
 
     def _run(self, script: str, stdin: Any = subprocess.DEVNULL) -> str:
-        """Run a shell script there and return its output; raises SlimdeployError with its last line of
-        errors.
-        """
-        config = ["-F", str(self.options.ssh_config)] if self.options.ssh_config else []
-        settings = [word for setting in KEEPALIVE for word in ("-o", setting)]
-        command = ["ssh", *config, *settings, "--", self.host, shlex.join(["sh", "-c", script])]
-        done = subprocess.run(command, stdin=stdin, capture_output=True, check=False)
-        if done.returncode == 0:
-            return done.stdout.decode(errors="replace")
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        said = lines[-1].strip() if lines else f"exit code {done.returncode}"
-        if done.returncode == CONNECTION_LOST:
-            raise _LostError(f"ssh: {said.removeprefix('ssh: ')}")
-        if done.returncode == NOT_FOUND:
-            raise SlimdeployError(
-                f"{said}; say where it is with --remote-command, or install it there: "
-                "pip install 'slimdeploy[device,cpu]'"
-            )
-        raise SlimdeployError(said.removeprefix("slimdeploy: "))
+        return Shell(self.host, self.options.ssh_config).run(script, stdin)
+
+
+def _sender(host: str) -> str:
+    """Names what this user sends from this machine to `host`: two names may be one device, and two machines
+    may send to one device at once.
+    """
+    facts = (host, socket.gethostname(), os.getuid())
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _locks() -> Path:
+    """The folder of the locks that keep two deploys from here to one host apart."""
+    return Path(os.environ.get("SLIMDEPLOY_CACHE") or Path.home() / ".cache/slimdeploy") / "deploys"
+
+
+def _check_space(missing: int, free: int) -> None:
+    needed = missing + DISK_MARGIN
+    if missing and free < needed:
+        raise SlimdeployError(
+            f"not enough disk space for the copy: {needed >> 20} MiB needed, {free >> 20} MiB free in "
+            "~/.cache/slimdeploy there"
+        )
+
+
+def _is_deployment(document: Any) -> bool:
+    """Whether it is what `slimdeploy deploy --json` prints, as far as it is used here."""
+    if not isinstance(document, dict) or not isinstance(document.get("version"), str):
+        return False
+    texts = [document.get(key, "") for key in ("variant", "backend")]
+    parts = [document.get("golden"), document.get("latency_ms", {"p50": 0.0})]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(p, dict) for p in parts):
+        return False
+    numbers = (parts[0].get("max_error"), parts[1].get("p50"))
+    return all(isinstance(number, (int, float)) for number in numbers)

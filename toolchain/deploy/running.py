@@ -1,7 +1,9 @@
 """The servers that run on this device: each says where it listens and what it serves.
 
-    ROOT/servers/PID.json    {"url": …, "version": …, "failed": {version: reason}}
-    ROOT/servers/PID.lock    held as long as the server runs, however it ends
+    ROOT/servers/ID.json     {"url": …, "version": …, "failed": {version: reason}}
+    ROOT/servers/.ID.json.lock   held as long as the server runs, however it ends
+
+ID is random: in containers that share a store, servers may have the same process ID.
 
 A deploy waits for them, so that its result says what is served, not only what is installed.
 """
@@ -9,16 +11,16 @@ A deploy waits for them, so that its result says what is served, not only what i
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.locks import exclusive, is_held
 
 WAIT_S = 30.0
 """How long a deploy waits for servers to take a version up."""
@@ -41,26 +43,32 @@ class Registration:
     """
 
     def __init__(self, root: Path, url: str) -> None:
-        self._path, self._url = root / "servers" / f"{os.getpid()}.json", url
-        self._lock: IO[str] | None = None
+        self._path, self._url = root / "servers" / f"{uuid.uuid4().hex}.json", url
+        self._held = contextlib.ExitStack()
+        self._entered = False
 
     def tell(self, version: str, failed: dict[str, str] | None = None) -> None:
         """Say what is served from now on, and what couldn't be."""
         with contextlib.suppress(SlimdeployError, OSError):
-            if self._lock is None:
+            if not self._entered:
                 self._path.parent.mkdir(exist_ok=True)
-                self._lock = open(self._path.with_suffix(".lock"), "a")  # noqa: SIM115  (held until `remove`)
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                self._held.enter_context(exclusive(self._path, "the entry of this server"))
+                self._entered = True
+                self._remove_ended()
             document = {"url": self._url, "version": version, "failed": failed or {}}
             artifacts.write_json(self._path, document)
 
     def remove(self) -> None:
         """Take the entry away: the server ends."""
-        if self._lock is not None:
+        if self._entered:
             self._path.unlink(missing_ok=True)
-            self._path.with_suffix(".lock").unlink(missing_ok=True)
-            self._lock.close()
-            self._lock = None
+            self._held.close()
+
+    def _remove_ended(self) -> None:
+        """Entries of servers that were killed."""
+        for path in self._path.parent.glob("*.json"):
+            if not is_held(path):
+                path.unlink(missing_ok=True)
 
 
 def wait_for_servers(root: Path, version: str, *, limit_s: float = WAIT_S) -> list[ServerState]:
@@ -87,22 +95,10 @@ def _documents(root: Path) -> Iterator[dict[str, Any]]:
     """What the servers that are alive say."""
     for path in sorted((root / "servers").glob("*.json")):
         with contextlib.suppress(SlimdeployError):  # ended since
-            if _held(path.with_suffix(".lock")):
+            if is_held(path):
                 document = artifacts.read_json(path, "state of a server")
                 if isinstance(document, dict):
                     yield document
-
-
-def _held(path: Path) -> bool:
-    """Whether a process holds the lock."""
-    try:
-        with open(path) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def to_json(states: list[ServerState]) -> list[dict[str, Any]]:

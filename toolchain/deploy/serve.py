@@ -15,6 +15,7 @@ from typing import Any
 
 import uvicorn
 
+from slimdeploy.toolchain.deploy.connections import Connection
 from slimdeploy.toolchain.deploy.http import ServeOptions, Service, build_app
 from slimdeploy.toolchain.deploy.images import decode_image
 from slimdeploy.toolchain.deploy.memory import return_large_blocks
@@ -25,6 +26,8 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.preprocessing import Geometry
 from slimdeploy.toolchain.runtime.session import SessionOptions
 
+DECODERS = 4
+"""Threads that decode uploads; each may hold a decoded photo."""
 DRAIN_S = 30
 """How long accepted requests may take after SIGTERM."""
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -56,7 +59,7 @@ def serve(
     return_large_blocks()
     listener = _listen(address)
     source = Source(model, root, SessionOptions(threads=threads, spin=False), options.batching.batch)
-    with listener, ThreadPoolExecutor(os.cpu_count()) as decode:
+    with listener, ThreadPoolExecutor(min(os.cpu_count() or 1, DECODERS)) as decode:
         served = source.open()
         host, port = listener.getsockname()[:2]
         url = f"http://{_in_url(host)}:{port}"
@@ -67,7 +70,7 @@ def serve(
             decode.submit(decode_one, _an_image(), "image").result()
             config = uvicorn.Config(
                 build_app(service, reloading(source, registration, lambda line: say(f"{url} {line}"))),
-                http="h11",
+                http=Connection,
                 ws="none",
                 loop="asyncio",
                 lifespan="on",
@@ -76,8 +79,6 @@ def serve(
                 log_level="error",
                 access_log=False,
                 server_header=False,
-                # Connections that read or wait for an answer: what uploads can take of the memory.
-                limit_concurrency=2 * options.batching.queue + 16,
                 timeout_keep_alive=5,
                 timeout_graceful_shutdown=DRAIN_S,
             )

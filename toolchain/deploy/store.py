@@ -97,14 +97,15 @@ class Store:
         """What the next version will be called, for a bundle `name`. No number is given twice."""
         return f"{self._read()[0] + 1:04d}-{name}"
 
-    def add(self, folder: Path, version: str) -> None:
-        """Take a finished folder in as the current version."""
+    def add(self, folder: Path, version: str, *, instead_of: str | None = None) -> None:
+        """Take a finished folder in as the current version; a version `instead_of` which it is goes."""
         try:
             folder.rename(self.versions / version)
             _sync_folder(self.versions)
         except OSError as error:
             raise SlimdeployError(f"cannot write {self.versions / version}: {error.strerror}") from error
-        self._activate([*self.active(), version][-KEPT:], installed=int(version.split("-")[0]))
+        kept = [name for name in self.active() if name != instead_of]
+        self._activate([*kept, version][-KEPT:], installed=int(version.split("-")[0]))
 
     def drop_current(self) -> str:
         """Make the version before the current one; returns its name. Its folder is there until the next

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from slimdeploy.toolchain.deploy import bundle as bundles
 from slimdeploy.toolchain.deploy import device
+from slimdeploy.toolchain.deploy.installed import installed_engine
 from slimdeploy.toolchain.deploy.store import Store
 
 OPTIONS = device.DeployOptions(threads=1, measure_seconds=0.01)
@@ -13,7 +14,7 @@ def whole(store: Store) -> bool:
     """Whether the current version is there with every byte it should have."""
     folder = store.current()
     manifest = bundles.read_folder(folder)
-    return device._installed_engine(folder, manifest).path.is_file()
+    return installed_engine(folder, manifest).path.is_file()
 
 
 def leftovers(store: Store) -> set[str]:

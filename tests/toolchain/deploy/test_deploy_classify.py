@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import subprocess
@@ -25,6 +26,7 @@ from slimdeploy.toolchain.deploy.images import (
 from slimdeploy.toolchain.deploy.predict import top_classes
 from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.formatting import printable
 from slimdeploy.toolchain.preprocessing import Geometry
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
@@ -69,6 +71,22 @@ def test_every_image_gets_its_own_answer(models, random_images, monkeypatch):
             [p.probability for p in result.top], [p.probability for p in wanted], rtol=1e-5
         )
     assert (batches, timings.images) == ([4, 4, 3], 11)
+
+
+def test_logits_that_are_not_finite_are_an_error_and_the_rest_goes_on(models, random_images, monkeypatch):
+    images = zip("ab", random_images(2), strict=True)
+    sources = [(name, functools.partial(np.copy, image)) for name, image in images]
+    with open_session(models["fp32"], options=OPTIONS) as session:
+        run = session.run
+        monkeypatch.setattr(session, "run", lambda images: run(images) * [[np.nan], [1]])
+        first, second = classify_images(session, session.info, sources, Timings(), top=1, batch=2)
+    assert first.to_json() == {"image": "a", "error": "the model computed NaN or infinite logits"}
+    assert (second.error, len(second.top)) == (None, 1)
+
+
+def test_class_names_reach_the_terminal_without_their_control_characters():
+    assert printable("\x1b[2Jcat\x9b\u202e\udc80") == r"\x1b[2Jcat\x9b\u202e\udc80"
+    assert printable("naïve 猫\n") == "naïve 猫\n"
 
 
 def test_an_unreadable_image_is_named_and_the_rest_goes_on(models, random_images):
@@ -240,7 +258,7 @@ def test_command_line(bundle, models, random_images, tmp_path):
     done = call(
         tmp_path / "images", tmp_path / "broken.png", tmp_path / "none", "--model", models["fp32"], "--json"
     )
-    assert (done.returncode, done.stderr) == (1, b"slimdeploy: 2 of 5 images couldn't be read\n")
+    assert (done.returncode, done.stderr) == (1, b"slimdeploy: 2 of 5 images couldn't be classified\n")
     assert "No such file" in json.loads(done.stdout)["results"][4]["error"]
     done = call("-", "--frames", "16x16", "--root", store.root, "--json", input=frames[:-5])
     cut = json.loads(done.stdout)["results"]

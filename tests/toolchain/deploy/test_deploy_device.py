@@ -57,9 +57,9 @@ def test_deployed_model_answers_as_on_the_host(bundle, models, images, store):
 
 
 def test_versions_and_rollback(bundle, other_bundle, store):
-    for path in (bundle, other_bundle, bundle, bundle):
+    for path in (bundle, other_bundle, bundle, other_bundle):
         device.deploy(path, store, OPTIONS)
-    assert store.active() == ["0002-other", "0003-net", "0004-net"]
+    assert store.active() == ["0002-other", "0003-net", "0004-other"]
     assert len(store.active()) == KEPT
     assert device.rollback(store, OPTIONS)[0] == "0003-net"
     assert device.rollback(store, OPTIONS)[0] == "0002-other"
@@ -68,6 +68,30 @@ def test_versions_and_rollback(bundle, other_bundle, store):
         device.rollback(store, OPTIONS)
     assert device.deploy(bundle, store, OPTIONS).version == "0005-net"
     assert not leftovers(store)
+
+
+def test_the_same_bundle_again_is_checked_and_makes_no_version(bundle, other_bundle, store):
+    """So that a rollback never leads to what is there already."""
+    device.deploy(other_bundle, store, OPTIONS)
+    first = device.deploy(bundle, store, OPTIONS)
+    again = device.deploy(bundle, store, OPTIONS)
+    assert again.version == first.version == "0002-net"
+    assert again.notes[-1] == "was deployed already: checked again"
+    assert device.deploy(bundle, store, asking(precision="fp32")).version == "0003-net"
+    model = store.current() / "models/fp32.onnx"
+    model.write_bytes(b"damaged")  # as an engine is after an update of JetPack
+    assert device.deploy(bundle, store, asking(precision="fp32")).version == "0004-net"
+    assert store.active() == ["0001-other", "0002-net", "0004-net"]
+    assert whole(store)
+
+
+def test_no_rollback_to_what_this_device_would_not_install_today(bundle, other_bundle, store):
+    device.deploy(bundle, store, OPTIONS)
+    device.deploy(other_bundle, store, OPTIONS)
+    store.allowed_signers.write_text("me ssh-ed25519 AAAA\n")
+    with pytest.raises(SlimdeployError, match=r"0001-net is not signed, and .*allowed_signers asks for"):
+        device.rollback(store, OPTIONS)
+    assert store.current().name == "0002-other"
 
 
 def test_rollback_to_a_damaged_version(bundle, other_bundle, store):
@@ -151,7 +175,7 @@ def tensorrt(monkeypatch, models):
     return built
 
 
-def test_engine_is_built_where_there_is_tensorrt(bundle, store, tensorrt):
+def test_engine_is_built_where_there_is_tensorrt(bundle, other_bundle, store, tensorrt):
     facts = dataclasses.replace(read_facts(), free_mb=900.0)
     made = device.deploy(bundle, store, OPTIONS, facts=facts)
     assert (made.variant, made.runtime, made.model) == ("fp32", "tensorrt", "fp32.engine")
@@ -159,11 +183,13 @@ def test_engine_is_built_where_there_is_tensorrt(bundle, store, tensorrt):
     assert "conv1 is FP32, INT8 was asked for" in made.notes
     with device.open_deployed(store, SessionOptions(threads=1))[0] as opened:
         assert opened.input_shape == (3, 16, 16)
-    device.deploy(bundle, store, OPTIONS)
+    device.deploy(other_bundle, store, OPTIONS)
     assert device.rollback(store, OPTIONS)[0] == "0001-net"
 
 
-def test_engine_that_cannot_be_built_keeps_the_old_version(bundle, store, tensorrt, monkeypatch):
+def test_engine_that_cannot_be_built_keeps_the_old_version(
+    bundle, other_bundle, store, tensorrt, monkeypatch
+):
     device.deploy(bundle, store, OPTIONS)
 
     def fail(*arguments) -> None:
@@ -171,7 +197,7 @@ def test_engine_that_cannot_be_built_keeps_the_old_version(bundle, store, tensor
 
     monkeypatch.setattr(engine_stage, "build_here", fail)
     with pytest.raises(SlimdeployError, match="out of memory"):
-        device.deploy(bundle, store, OPTIONS)
+        device.deploy(other_bundle, store, OPTIONS)
     assert store.active() == ["0001-net"]
     assert not leftovers(store)
     assert device.deploy(bundle, store, asking(backend="onnxruntime")).variant == "int8-cpu"
@@ -192,7 +218,7 @@ def test_too_little_memory(bundle, store):
 def test_too_little_disk(bundle, store, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(device.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
-    with pytest.raises(SlimdeployError, match="1 MiB of disk are free"):
+    with pytest.raises(SlimdeployError, match="1 MiB free; free space or choose another --root"):
         device.deploy(bundle, store, OPTIONS)
 
 
@@ -244,6 +270,8 @@ def test_command_line(bundle, store):
     assert "fp32 on onnxruntime-cpu" in done.stdout
     assert "0002-net" in done.stdout
     assert "back to 0001-net" in call("--rollback", "--seconds", "0.05").stdout
-    for arguments in ((), (bundle, "--rollback"), ("nowhere.slim.tar",), ("--rollback",)):
+    ignored = [("--rollback", *option) for option in (("--precision", "fp32"), ("--batch", "8"))]
+    ignored += [("--rollback", "--allowed-signers", bundle), (bundle, "--remote-command", "x")]
+    for arguments in ((), (bundle, "--rollback"), ("nowhere.slim.tar",), ("--rollback",), *ignored):
         done = call(*arguments)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

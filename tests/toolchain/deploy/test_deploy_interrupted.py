@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from slimdeploy.tests.toolchain.deploy.stores import OPTIONS, leftovers, whole
+from slimdeploy.toolchain.artifacts import check_output
 from slimdeploy.toolchain.deploy import bundle as bundles
 from slimdeploy.toolchain.deploy import device
 from slimdeploy.toolchain.deploy.store import Store
@@ -70,6 +71,9 @@ def test_package_killed_at_every_step(models, tmp_path):
     assert found[0] == b"the old bundle"
     assert set(found) == {b"the old bundle", found[-1]}
     assert bundles.read_bundle(Path(runs[-1]["root"], "net.slim.tar")).manifest.name == "net"
+    for run in runs:
+        check_output(Path(run["root"], "net.slim.tar"), force=True)  # the next run begins with it
+        assert [path.name for path in Path(run["root"]).iterdir()] == ["net.slim.tar"], run
 
 
 @pytest.mark.parametrize("limit", [1_000, 20_000, 60_000])

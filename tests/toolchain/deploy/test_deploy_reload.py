@@ -121,7 +121,6 @@ def test_servers_that_do_not_answer(tmp_path):
     """One that was killed is not waited for; one that lives and does nothing is, but not for ever."""
     (tmp_path / "servers").mkdir()
     (tmp_path / "servers/1.json").write_text(json.dumps({"url": "x", "version": "0001-a", "failed": {}}))
-    (tmp_path / "servers/1.lock").touch()
     assert wait_for_servers(tmp_path, "0002-a") == []
     registration = Registration(tmp_path, "http://y")
     with contextlib.ExitStack() as stack:
@@ -131,4 +130,19 @@ def test_servers_that_do_not_answer(tmp_path):
         assert state == ServerState("http://y", "0001-a", "hasn't taken it up yet")
         registration.tell("0001-a", failed={"0002-a": "no memory"})
         assert wait_for_servers(tmp_path, "0002-a")[0].error == "no memory"
-    assert not (tmp_path / f"servers/{os.getpid()}.json").exists()
+    assert list((tmp_path / "servers").iterdir()) == []
+
+
+def test_servers_of_one_process_id_have_an_entry_each(tmp_path):
+    """In containers that share a store, servers may have the same process ID."""
+    first, second = Registration(tmp_path, "http://x"), Registration(tmp_path, "http://y")
+    first.tell("0001-a")
+    second.tell("0002-a")
+    found = wait_for_servers(tmp_path, "0002-a", limit_s=0)
+    assert sorted((state.url, state.error) for state in found) == [
+        ("http://x", "hasn't taken it up yet"),
+        ("http://y", None),
+    ]
+    first.remove()
+    second.remove()
+    assert list((tmp_path / "servers").iterdir()) == []

@@ -10,6 +10,8 @@ import getpass
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -24,6 +26,7 @@ from slimdeploy.toolchain.deploy import remote
 from slimdeploy.toolchain.deploy.remote import RemoteOptions, deploy_to_hosts, read_hosts
 from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.locks import exclusive
 
 CLI = [sys.executable, "-m", "slimdeploy.toolchain", "deploy"]
 REPOSITORY = Path(slimdeploy.__file__).resolve().parent
@@ -182,7 +185,7 @@ def test_two_names_of_one_device(bundle, device):
     options, store = device
     errors = [result.error for result in deploy_to_hosts(bundle, ["device", "nickname"], options)]
     assert None in errors
-    assert all(error is None or "another deploy is running" in error for error in errors)
+    assert all(error is None or "is in use by process" in error for error in errors)
     assert store.active()
 
 
@@ -206,8 +209,8 @@ def test_connection_that_never_holds(bundle, device, sshd):
 
 def test_copy_is_taken_up_where_an_earlier_run_left_it(bundle, device, sshd):
     options, _ = device
-    digest, host = (hashlib.sha256(data).hexdigest() for data in (bundle.read_bytes(), b"device"))
-    place = sshd / "home/.cache/slimdeploy/incoming" / f"{digest}-{host[:8]}"
+    digest = hashlib.sha256(bundle.read_bytes()).hexdigest()
+    place = sshd / "home/.cache/slimdeploy/incoming" / f"{remote._sender('device')}-{digest}"
     place.parent.mkdir(parents=True)
     place.write_bytes(bundle.read_bytes())
     assert deploy_to_hosts(bundle, ["device"], options)[0].connections == 0
@@ -220,12 +223,67 @@ def test_copy_is_taken_up_where_an_earlier_run_left_it(bundle, device, sshd):
     assert deploy_to_hosts(bundle, ["device"], options)[0].error is None
 
 
-def test_failure_on_the_device_keeps_the_old_version(bundle, device):
+def test_what_a_killed_deploy_left_is_removed_by_the_next(bundle, device, sshd):
+    """Another bundle of this machine, and what anybody left a day ago; not what another one is copying."""
+    options, _ = device
+    folder = sshd / "home/.cache/slimdeploy/incoming"
+    folder.mkdir(parents=True)
+    own, old, others = (folder / name for name in (f"{remote._sender('device')}-0000", "ab-1111", "cd-2222"))
+    for path in (own, old, others):
+        path.write_bytes(b"x")
+    os.utime(old, (time.time() - 2 * 86400,) * 2)
+    assert deploy_to_hosts(bundle, ["device"], options)[0].error is None
+    assert incoming(sshd) == [others]
+
+
+def test_two_deploys_from_here_to_one_host_at_once(bundle, device):
+    """The second one ends with one line; both appended to one file for ever before."""
+    options, _ = device
+    with exclusive(remote._locks() / remote._sender("device"), "it"):
+        (result,) = deploy_to_hosts(bundle, ["device"], options)
+    assert result.error == f"host device is in use by process {os.getpid()}: wait for it to end"
+
+
+def test_a_disk_without_room_for_the_copy(bundle, device, sshd, monkeypatch):
+    options, store = device
+    monkeypatch.setattr(remote, "DISK_MARGIN", 1 << 50)
+    (result,) = deploy_to_hosts(bundle, ["device"], options)
+    assert re.fullmatch(
+        r"not enough disk space for the copy: \d+ MiB needed, \d+ MiB free in .* there", result.error
+    )
+    assert incoming(sshd) == []
+    assert store.active() == []
+
+
+def test_start_files_that_print_are_not_taken_for_answers(bundle, device, sshd):
+    """bash reads .bashrc for commands over SSH too."""
+    options, store = device
+    (sshd / "home/.bashrc").write_text("echo Welcome; printf 7\n")
+    command = ["ssh", "-F", options.ssh_config, "device", "true"]
+    if subprocess.run(command, capture_output=True, check=True).stdout != b"Welcome\n7":
+        pytest.skip("this user's shell reads no .bashrc")
+    (result,) = deploy_to_hosts(bundle, ["device"], options)
+    assert result.error is None
+    assert store.active() == ["0001-net"]
+
+
+@pytest.mark.parametrize("answer", ["{}", "[]", '{"version": "1", "golden": {}}', "nonsense"])
+def test_an_odd_answer_is_one_hosts_error(bundle, device, answer):
+    """The others' results are kept, and what a device says moves no cursor."""
+    options, _ = device
+    odd = dataclasses.replace(options, command=f"printf '%s\\033[2J' {shlex.quote(answer)}; true")
+    (result,) = deploy_to_hosts(bundle, ["device"], odd)
+    assert "instead of JSON" in result.error
+    assert "\x1b" not in result.error
+
+
+def test_failure_on_the_device_keeps_the_old_version(bundle, device, sshd):
     options, store = device
     deploy_to_hosts(bundle, ["device"], options)
     wrong = dataclasses.replace(options, arguments=(*options.arguments, "--precision=fp16"))
     (result,) = deploy_to_hosts(bundle, ["device"], wrong)
     assert result.error == "the bundle has no fp16 model; it has fp32, int8-cpu"
+    assert incoming(sshd) == []  # a refused bundle isn't left there
     assert store.active() == ["0001-net"]
 
 
@@ -246,7 +304,15 @@ def test_unknown_host_key_is_refused(bundle, device, sshd, tmp_path):
     text = (sshd / "config").read_text().replace(f"{sshd}/known_hosts", f"{tmp_path}/known")
     (tmp_path / "config").write_text(text)
     changed = dataclasses.replace(options, ssh_config=tmp_path / "config", attempts=1)
-    assert "Host key verification failed" in deploy_to_hosts(bundle, ["device"], changed)[0].error
+    error = deploy_to_hosts(bundle, ["device"], changed)[0].error
+    assert "Host key verification failed" in error
+    assert error.endswith(f"run ssh -F {tmp_path}/config device once and compare the key")
+    other = (sshd / "user.pub").read_text()
+    port = re.search(r"Port (\d+)", text)[1]
+    (tmp_path / "known").write_text(f"[127.0.0.1]:{port} {other}")
+    error = deploy_to_hosts(bundle, ["device"], changed)[0].error
+    assert "It has another host key than before" in error
+    assert "ssh-keygen -R" in error
     assert store.active() == []
 
 
@@ -279,8 +345,11 @@ def test_hosts_file(tmp_path):
     (tmp_path / "hosts").write_text("# nobody\n")
     with pytest.raises(SlimdeployError, match="names no host"):
         read_hosts(tmp_path / "hosts")
-    with pytest.raises(SlimdeployError, match="cannot read"):
+    with pytest.raises(SlimdeployError, match="no list of hosts at"):
         read_hosts(tmp_path / "none")
+    (tmp_path / "hosts").write_bytes(b"\xff\x00\n")
+    with pytest.raises(SlimdeployError, match="not UTF-8 text"):
+        read_hosts(tmp_path / "hosts")
 
 
 def test_no_ssh(bundle, monkeypatch):
@@ -312,12 +381,12 @@ def test_command_line_many_hosts(bundle, device, sshd, tmp_path):
     environment = {**os.environ, "COLUMNS": "160"}
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, check=False)
     assert "stranger: ssh: " in done.stdout
-    command = [*CLI, bundle, "--host", "device", *common]
+    command = [*CLI, bundle, "--host", "device", "--precision", "fp32", *common]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, check=False)
-    assert "int8-cpu on onnxruntime-cpu" in done.stdout, done.stderr
+    assert "fp32 on onnxruntime-cpu" in done.stdout, done.stderr
     command = [*CLI, "--rollback", "--host", "device", *common]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, check=False)
-    assert "0002-net" in done.stdout, done.stderr
+    assert "0001-net" in done.stdout, done.stderr
     command = [*CLI, bundle, "--host", "device", "--allowed-signers", "x"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -1,0 +1,123 @@
+"""HTTP connections that nobody can hold for nothing: uvicorn's h11 protocol with limits of its own.
+
+uvicorn times idle connections only after their first answer, and answers what isn't HTTP in plain text. Here
+the head of a request has a time limit, a new connection takes the place of the one that has been idle longest
+where there are too many, every answer is JSON, and at the end of the server a client that is just sending its
+next request still gets its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+from http import HTTPStatus
+from typing import Any, cast
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_S = 5.0
+"""Within which the head of a request must be there: from the connection on, or from its first byte."""
+CONNECTIONS = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+"""Open at once; the process has as many file descriptors left."""
+LINGER_S = 1.0
+"""How long a connection without a request stays open once the server ends."""
+
+_CLOSE = (b"connection", b"close")
+
+
+class Connection(H11Protocol):
+    """One connection to a client."""
+
+    _head: asyncio.TimerHandle | None = None
+    _ending = False
+    _opened = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._opened = self.loop.time()
+        self._await_head()
+        if len(self.connections) > CONNECTIONS:
+            self._make_place()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._idle and self._head is None:
+            self._await_head()
+        super().data_received(data)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if not self._idle:
+            self._stop_waiting()
+            if self._ending:
+                self._close_after_answer()
+
+    def send_400_response(self, msg: str) -> None:
+        """The answer to what isn't HTTP."""
+        if self._idle:
+            self._refuse(HTTPStatus.BAD_REQUEST, "not an HTTP/1.1 request")
+        else:
+            self.transport.close()  # within another request: its answer is under way
+
+    def shutdown(self) -> None:
+        """The server ends."""
+        self._ending = True
+        if self._idle:
+            self.loop.call_later(LINGER_S, self._close_idle)
+        else:
+            self._close_after_answer()
+
+    @property
+    def _idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _await_head(self) -> None:
+        self._head = self.loop.call_later(HEAD_S, self._head_is_late)
+
+    def _stop_waiting(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def _head_is_late(self) -> None:
+        self._head = None
+        if self.conn.trailing_data[0] and not self.transport.is_closing():
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request's head didn't arrive within {HEAD_S:g} s")
+        else:
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        if self._idle and not self.transport.is_closing():
+            self.transport.close()
+
+    def _close_after_answer(self) -> None:
+        self.cycle.keep_alive = False
+        if not self.cycle.response_started:
+            self.headers.append(_CLOSE)  # uvicorn answers a request that has it with the same
+
+    def _make_place(self) -> None:
+        """Close the connection that has been idle longest; this one where all have a request."""
+        others = [cast("Connection", one) for one in self.connections if one is not self]
+        idle = [one for one in others if one._idle and not one.transport.is_closing()]
+        if idle:
+            min(idle, key=lambda one: one._opened).transport.close()
+        elif len(others) >= CONNECTIONS:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections: try again later")
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        """Answer without a request, and hang up."""
+        headers: list[Any] = [(b"content-type", b"application/json"), _CLOSE]
+        if status is HTTPStatus.SERVICE_UNAVAILABLE:
+            headers.append((b"retry-after", b"1"))
+        content = json.dumps({"error": reason}).encode()
+        headers.append((b"content-length", str(len(content)).encode()))
+        head = h11.Response(status_code=status, headers=headers, reason=status.phrase.encode())
+        for event in (head, h11.Data(data=content), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()

@@ -1,0 +1,63 @@
+"""What an installed version says of itself: its `deployment.json`, and the model that it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.deploy.engine import Choice, Engine
+from slimdeploy.toolchain.deploy.manifest import Manifest
+from slimdeploy.toolchain.deploy.store import Store
+from slimdeploy.toolchain.errors import SlimdeployError
+
+DOCUMENT = "deployment.json"
+
+
+def read_document(folder: Path) -> dict[str, Any]:
+    """The `deployment.json` of an installed version."""
+    document = artifacts.read_json(folder / DOCUMENT, "deployment")
+    if not isinstance(document, dict):
+        raise SlimdeployError(f"{folder / DOCUMENT} is damaged: deploy the bundle again")
+    return document
+
+
+def installed_engine(folder: Path, manifest: Manifest) -> Engine:
+    """The engine that `deployment.json` names, unchanged since."""
+    document = read_document(folder)
+    try:
+        model = folder / document["model"]
+        variant = next(v for v in manifest.variants if v.id == document["variant"])
+        engine, sha256 = Engine(model, variant, document["runtime"], ()), document["model_sha256"]
+    except (KeyError, TypeError, StopIteration):
+        raise SlimdeployError(f"{folder / DOCUMENT} is damaged: deploy the bundle again") from None
+    if artifacts.sha256_file(model) != sha256:
+        raise SlimdeployError(f"{model} has changed since it was deployed: deploy its bundle again")
+    return engine
+
+
+def check_signer(folder: Path, store: Store) -> None:
+    """Refuse an installed version that this device would not install today."""
+    if store.allowed_signers.exists() and read_document(folder).get("signer") is None:
+        raise SlimdeployError(
+            f"{folder.name} is not signed, and {store.allowed_signers} asks for a signature: "
+            "sign its bundle and deploy it"
+        )
+
+
+def current_if_same(store: Store, sha256: str, choice: Choice, *, batch: int) -> Path | None:
+    """The folder of the current version where it is this bundle's model on this backend; else None."""
+    if not store.active():
+        return None
+    folder = store.current()
+    wanted = {
+        "bundle_sha256": sha256,
+        "variant": choice.variant.id,
+        "runtime": choice.backend,
+        "batch": batch,
+    }
+    try:
+        document = read_document(folder)
+    except SlimdeployError:
+        return None
+    return folder if all(document.get(key) == value for key, value in wanted.items()) else None
