@@ -104,7 +104,7 @@ def deploy(
         store.clean()
         choice = choose(bundle.manifest, options.engine)
         same = current_if_same(store, sha256, choice, batch=options.engine.batch)
-        if same is not None:
+        if same is not None and read_document(same).get("signer") == signer:
             with contextlib.suppress(SlimdeployError):
                 return _check_again(same, options)
         _check_resources(bundle.manifest, choice.variant, store.root, facts)
