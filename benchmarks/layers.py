@@ -6,10 +6,14 @@ import json
 import re
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import layer_of_nodes
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -19,8 +23,9 @@ OTHER = "other"
 _KERNEL = re.compile(r"(.+?)(?:\.out)?(?:_nchwc)?_kernel_time")
 
 
-def layer_times(path: Path, *, batch: int, threads: int | None = None) -> dict[str, float]:
-    """Median ms of each layer of the network at `path` over RUNS runs of `batch` images of noise, on the CPU.
+def layer_times(path: Path, graph: Graph, *, batch: int, threads: int | None = None) -> dict[str, float]:
+    """Median ms of each layer of `graph`, exported to `path`, over RUNS runs of `batch` images of noise on
+    the CPU.
 
     Keys are the convolutions and the classifier by the network's own names, and OTHER for what is left
     (pooling, sums, reordering). A ReLU and a sum that onnxruntime fused into a convolution count as part of
@@ -34,7 +39,7 @@ def layer_times(path: Path, *, batch: int, threads: int | None = None) -> dict[s
         for _ in range(RUNS + 2):  # the first two warm up
             session.run(None, {image.name: images})
         events = end_profile(session)
-    return sum_by_layer(events, skip=2)
+    return sum_by_layer(events, graph, skip=2)
 
 
 def profiling_session(
@@ -57,25 +62,22 @@ def end_profile(session: onnxruntime.InferenceSession) -> list[dict[str, Any]]:
     return events
 
 
-def sum_by_layer(events: list[dict[str, Any]], *, skip: int = 0) -> dict[str, float]:
-    """Median ms by layer from a profile's events; the first `skip` runs are left out."""
+def sum_by_layer(events: list[dict[str, Any]], graph: Graph, *, skip: int = 0) -> dict[str, float]:
+    """Median ms by layer of `graph` from a profile's events; the first `skip` runs are left out."""
     times: dict[str, list[float]] = defaultdict(list)
     for event in events:
         found = _KERNEL.fullmatch(event["name"]) if event.get("cat") == "Node" else None
         if found:
             times[found[1]].append(event["dur"] / 1000)
     layers: dict[str, float] = defaultdict(float)
+    owners = layer_of_nodes(graph)
     for node, runs in times.items():
-        layers[layer_of(node)] += float(np.median(runs[skip:]))
+        layers[layer_of(node, owners)] += float(np.median(runs[skip:]))
     return dict(layers)
 
 
-def layer_of(node: str) -> str:
-    """The layer that a node belongs to: one fused with a ReLU bears the name of the ReLU's result."""
-    if re.fullmatch(r"conv1|fc|.*\.conv\d|.*\.downsample\.0", node):
-        return node
-    if node == "relu":
-        return "conv1"
-    if found := re.fullmatch(r"(.*)\.relu(\d)", node):
-        return f"{found[1]}.conv{found[2]}"
-    return OTHER
+def layer_of(node: str, owners: Mapping[str, str]) -> str:
+    """The layer that an ONNX node belongs to: by its own name, or as part of an activation written as several
+    nodes (`….sigmoid`).
+    """
+    return owners.get(node) or owners.get(node.rpartition(".")[0]) or OTHER

@@ -19,8 +19,8 @@ import numpy as np
 from slimdeploy.benchmarks import results
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.cost import round_up
-from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import Layer, priced_layers
 
 KIND = "lut"
 TERMS = ("launch", "input", "output", "product", "blocks", "streaming")
@@ -30,10 +30,20 @@ BLOCK = 4
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
-def shape_of(conv: Conv) -> str:
-    """Key of the convolutions that share coefficients: `3x3/2@16` has stride 2 and an input of 16×16."""
-    summed = not conv.relu and "downsample" not in conv.name
-    return f"{conv.kernel}x{conv.kernel}/{conv.stride}@{conv.in_size}{'+sum' if summed else ''}"
+def shape_of(conv: Layer) -> str:
+    """Key of the layers that share coefficients: `3x3/2@16` has stride 2 and an input of 16×16; `3x3/1@16 of
+    1` is depthwise, with one input channel a group.
+    """
+    if conv.operator == "linear":
+        return "linear"
+    height, width = conv.kernel
+    grouped = f" of {conv.in_channels // conv.groups}" if conv.groups > 1 else ""
+    key = f"{height}x{width}/{_side(conv.stride)}@{_side(conv.in_size)}"
+    return f"{key}{grouped}{'+sum' if conv.summed else ''}"
+
+
+def _side(pair: tuple[int, int]) -> str:
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
 
 
 def terms(inputs: Any, outputs: Any, streamed: Any, granularity: int) -> tuple[Any, ...]:
@@ -55,7 +65,7 @@ def streamed_share(weights_mb: Any, cache_mb: float | None) -> Any:
     return np.maximum(0.0, 1 - cache_mb / weights_mb) if cache_mb else 0.0 * weights_mb
 
 
-def weights_mb(convs: Iterable[Conv], device: dict[str, Any]) -> float:
+def weights_mb(convs: Iterable[Layer], device: dict[str, Any]) -> float:
     """Weights of the convolutions in MB (2^20 bytes), in the precision of a table's `device`."""
     return sum(conv.weights for conv in convs) * WEIGHT_BYTES[precision_of(device)] / 2**20
 
@@ -87,7 +97,7 @@ class LatencyTable:
     def precision(self) -> str:
         return precision_of(self.device)
 
-    def conv_ms(self, conv: Conv, *, streamed: float = 0.0) -> float:
+    def conv_ms(self, conv: Layer, *, streamed: float = 0.0) -> float:
         """Time of one convolution, with its ReLU and residual sum, within a network.
 
         Raises SlimdeployError for a shape that wasn't measured.
@@ -95,8 +105,8 @@ class LatencyTable:
         shape = shape_of(conv)
         if shape not in self.shapes:
             raise SlimdeployError(
-                f"the latency table has no {shape} convolution ({conv.name}): measure one with slimdeploy "
-                "lut and this network's --arch, --stem and --size"
+                f"the latency table has no {shape} convolution ({conv.name}): measure one of this network "
+                "with slimdeploy lut CHECKPOINT"
             )
         values = terms(conv.in_channels, conv.out_channels, streamed, self.granularity)
         ms = sum(value * each for value, each in zip(values, self.shapes[shape], strict=True))
@@ -107,19 +117,19 @@ class LatencyTable:
         constant, by_stem, by_classifier = self.rest
         return constant + by_stem * stem + by_classifier * classifier_in
 
-    def streamed(self, convs: Iterable[Conv]) -> float:
+    def streamed(self, convs: Iterable[Layer]) -> float:
         """The share of the weights of a network of `convs` that comes from memory in every run."""
         return float(streamed_share(weights_mb(convs, self.device), self.cache_mb))
 
-    def network_ms(self, spec: NetworkSpec, size: int) -> float:
+    def network_ms(self, graph: Graph, size: int) -> float:
         """Time of a run of the network on a batch of square images with a side of `size` pixels.
 
         Raises SlimdeployError where the table lacks one of its shapes.
         """
-        layers = enumerate_layers(spec, size)
-        convs = layers.convs()
+        convs = priced_layers(graph, size)
         streamed = self.streamed(convs)
-        rest = self.rest_ms(stem=layers.stem.out_channels, classifier_in=layers.classifier_in)
+        stem, classifier_in = ends(graph)
+        rest = self.rest_ms(stem=stem, classifier_in=classifier_in)
         return rest + sum(self.conv_ms(conv, streamed=streamed) for conv in convs)
 
     def to_json(self) -> dict[str, Any]:
@@ -132,6 +142,14 @@ class LatencyTable:
             "rest": list(self.rest),
             "layer_ms": self.layer_ms,
         }
+
+
+def ends(graph: Graph) -> tuple[int, int]:
+    """Output channels of the first layer and inputs of the last, which the time of everything that isn't
+    priced by itself goes with.
+    """
+    weighted = [node for node in graph.nodes if node.operator in ("conv", "linear")]
+    return int(weighted[0].attributes["out"]), int(weighted[-1].attributes["in"])
 
 
 def load_table(path: Path | str) -> LatencyTable:

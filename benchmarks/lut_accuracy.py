@@ -23,9 +23,10 @@ from slimdeploy.benchmarks.lut import KIND, table_of
 from slimdeploy.benchmarks.lut_backend import open_for_table
 from slimdeploy.benchmarks.lut_drift import measure_with_drift
 from slimdeploy.benchmarks.lut_measure import full_network, samples_of
-from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.cost import network_cost
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.pruning.cutting import at_widths
+from slimdeploy.toolchain.pruning.groups import channel_groups
 
 # Name -> share of the inner widths, share of the residual streams, alignment.
 NETWORKS = {
@@ -53,31 +54,28 @@ COLUMNS = {
 }
 
 
-def scaled(full: NetworkSpec, inner: float, stream: float, align: int) -> NetworkSpec:
+def scaled(full: Graph, inner: float, stream: float, align: int) -> Graph:
     """The network with its stem and inner widths times `inner` and its residual streams times `stream`."""
-
-    def width(whole: int, share: float) -> int:
-        return whole if share == 1 else max(align, round(whole * share / align) * align)
-
-    channels = full.channels
-    blocks = [(*(width(w, inner) for w in own), width(out, stream)) for *own, out in channels.blocks]
-    stem = width(channels.stem, inner)
-    if not full.architecture.bottleneck:  # the first layer's stream is the stem's
-        depth = full.architecture.depths[0]
-        blocks[:depth] = [(*own, stem) for *own, _ in blocks[:depth]]
-    return full.with_channels(ChannelConfig(stem, tuple(blocks)))
+    groups = channel_groups(full, residual="couple")
+    widths = {}
+    for group in groups:
+        share = stream if group.residual else inner
+        widths[group.name] = (
+            group.width if share == 1 else max(align, round(group.width * share / align) * align)
+        )
+    return at_widths(full, groups, widths)
 
 
 def compare(path: Path, *, seconds: float) -> list[dict[str, Any]]:
     """Rows of COLUMNS for NETWORKS by the table at `path`; each network runs for `seconds`."""
     document = results.read(path, KIND)
     table, samples, size = table_of(document, path), samples_of(document, path), document["network"]["size"]
-    specs = [scaled(full_network(document), *shares) for shares in NETWORKS.values()]
+    graphs = [scaled(full_network(document), *shares) for shares in NETWORKS.values()]
     with open_for_table(table.device) as backend:
-        found = measure_with_drift(backend, specs, samples, size, anchors=ANCHORS, seconds=seconds)
+        found = measure_with_drift(backend, graphs, samples, size, anchors=ANCHORS, seconds=seconds)
     rows = []
-    for name, spec, ms in zip(NETWORKS, specs, found.ms, strict=True):
-        cost, predicted = network_cost(spec, size), table.network_ms(spec, size)
+    for name, graph, ms in zip(NETWORKS, graphs, found.ms, strict=True):
+        cost, predicted = network_cost(graph, size), table.network_ms(graph, size)
         steady = predicted * found.drift / ms - 1
         values = (name, cost.params, cost.macs, predicted, ms, predicted / ms - 1, found.drift, steady)
         rows.append(dict(zip(COLUMNS, values, strict=True)))

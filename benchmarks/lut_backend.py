@@ -18,8 +18,8 @@ import numpy as np
 from slimdeploy.benchmarks.lut import precision_of
 from slimdeploy.benchmarks.lut_fit import Sample
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
-from slimdeploy.toolchain.networks.layers import Conv
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import Layer
 
 PRECISIONS = ("fp32", "fp16", "int8")
 WARM_UP_RUNS, MINIMUM_RUNS, MAXIMUM_RUNS, RUNS_S = 2, 3, 50, 0.15
@@ -51,14 +51,14 @@ class LutBackend(Protocol):
         """
         ...
 
-    def profile(self, spec: NetworkSpec, size: int) -> Sample:
+    def profile(self, graph: Graph, size: int) -> Sample:
         """Run the network with weights of noise: profiled layer by layer, then timed whole.
 
         Raises SlimdeployError where the runtime doesn't tell the time of one of its convolutions.
         """
         ...
 
-    def whole_ms(self, specs: Sequence[NetworkSpec], size: int, *, seconds: float) -> list[float]:
+    def whole_ms(self, graphs: Sequence[Graph], size: int, *, seconds: float) -> list[float]:
         """Median ms of a run of each network, each in a process of its own, in turn and in random order;
         `seconds` of running for each.
         """
@@ -138,7 +138,7 @@ def run_times(run: Callable[[], Any], *, warm_up_s: float = 0.0) -> list[float]:
 
 
 def sample(
-    spec: NetworkSpec, convs: Sequence[Conv], layers: dict[str, float], total_ms: float, runtime: str
+    graph: Graph, convs: Sequence[Layer], layers: dict[str, float], total_ms: float, runtime: str
 ) -> Sample:
     """The Sample of `layers`, ms by the convolutions' names and any others.
 
@@ -150,7 +150,7 @@ def sample(
         )
     convs_ms = {conv.name: layers[conv.name] for conv in convs}
     rest_ms = sum(ms for name, ms in layers.items() if name not in convs_ms)
-    return Sample(spec, convs_ms, rest_ms, total_ms)
+    return Sample(graph, convs_ms, rest_ms, total_ms)
 
 
 def time_whole(

@@ -14,7 +14,7 @@ import numpy as np
 
 from slimdeploy.benchmarks.lut_backend import LutBackend
 from slimdeploy.benchmarks.lut_fit import Sample
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.networks.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class Measured:
 
 def measure_with_drift(
     backend: LutBackend,
-    specs: Sequence[NetworkSpec],
+    graphs: Sequence[Graph],
     samples: Sequence[Sample],
     size: int,
     *,
     anchors: int,
     seconds: float,
 ) -> Measured:
-    """Run each of `specs` for `seconds`, in turn with so many `anchors` of the table's `samples`; without any
-    the device counts as no slower.
+    """Run each of `graphs` for `seconds`, in turn with so many `anchors` of the table's `samples`; without
+    any the device counts as no slower.
     """
     chosen = _across(samples, anchors)
-    ms = backend.whole_ms([*specs, *(anchor.spec for anchor in chosen)], size, seconds=seconds)
-    ms, now = ms[: len(specs)], ms[len(specs) :]
+    ms = backend.whole_ms([*graphs, *(anchor.graph for anchor in chosen)], size, seconds=seconds)
+    ms, now = ms[: len(graphs)], ms[len(graphs) :]
     slower = [t / one.total_ms for t, one in zip(now, chosen, strict=True)]
     return Measured(ms, float(np.median(slower)) if slower else 1.0)
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from slimdeploy.benchmarks.lut import LatencyTable, shape_of, streamed_share, terms, weights_mb
-from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.benchmarks.lut import LatencyTable, ends, shape_of, streamed_share, terms, weights_mb
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import priced_layers
 
 GRANULARITIES = (1, 8, 16, 32)
 CACHES_MB = (2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0, None)
@@ -38,7 +38,7 @@ class Sample:
     a whole run without a profile.
     """
 
-    spec: NetworkSpec
+    graph: Graph
     convs_ms: dict[str, float]
     rest_ms: float
     total_ms: float
@@ -72,7 +72,7 @@ def even_out(samples: Sequence[Sample], pace: np.ndarray) -> Sequence[Sample]:
 
 def _times(sample: Sample, factor: float) -> Sample:
     convs_ms = {name: ms * factor for name, ms in sample.convs_ms.items()}
-    return Sample(sample.spec, convs_ms, sample.rest_ms * factor, sample.total_ms * factor)
+    return Sample(sample.graph, convs_ms, sample.rest_ms * factor, sample.total_ms * factor)
 
 
 def _fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> LatencyTable:
@@ -113,7 +113,7 @@ def _fit_table(
 
 def prediction_errors(table: LatencyTable, samples: Sequence[Sample], size: int) -> np.ndarray:
     """(predicted − measured) ÷ measured of each sample's whole run."""
-    predicted = np.array([table.network_ms(sample.spec, size) for sample in samples])
+    predicted = np.array([table.network_ms(sample.graph, size) for sample in samples])
     return predicted / np.array([sample.total_ms for sample in samples]) - 1
 
 
@@ -184,7 +184,7 @@ class _Shape:
 def _by_shape(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> dict[str, _Shape]:
     rows: dict[str, list[tuple[float, ...]]] = {}
     for sample in samples:
-        convs = enumerate_layers(sample.spec, size).convs()
+        convs = priced_layers(sample.graph, size)
         total, whole = weights_mb(convs, device), sum(sample.convs_ms.values())
         for conv in convs:
             ms = sample.convs_ms[conv.name]
@@ -205,15 +205,13 @@ def _fit_shape(
 
 
 def _fit_rest(samples: Sequence[Sample]) -> np.ndarray:
-    widths = [
-        (1, sample.spec.channels.stem, sample.spec.channels.blocks[-1][-1]) for sample in samples
-    ]  # the classifier reads the last block's output
+    widths = [(1, *ends(sample.graph)) for sample in samples]
     return least_absolute(np.array(widths, dtype=float), np.array([sample.rest_ms for sample in samples]))
 
 
 def _fit_totals(samples: Sequence[Sample], raw: LatencyTable, size: int) -> tuple[float, float]:
     """How the layers' times become that of a run without a profile: a factor, and ms for each layer."""
-    predicted = np.array([raw.network_ms(sample.spec, size) for sample in samples])
+    predicted = np.array([raw.network_ms(sample.graph, size) for sample in samples])
     nodes = np.array([len(sample.convs_ms) + 1.0 for sample in samples])
     total = np.array([sample.total_ms for sample in samples])
     scale, each = least_absolute(np.stack([predicted, nodes], axis=1), total, signed=(1,))

@@ -24,9 +24,11 @@ from slimdeploy.benchmarks.lut_fit import PASS, Sample, fit, prediction_errors
 from slimdeploy.benchmarks.lut_networks import random_network
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.launch import cpu_count
-from slimdeploy.toolchain.networks.channels import ChannelConfig
-from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import priced_layers
+from slimdeploy.toolchain.pruning.cutting import at_widths, widths_of
+from slimdeploy.toolchain.pruning.groups import channel_groups
 
 AGREE = 0.05
 """Two visits to a network whose times differ by more than this share call for a third."""
@@ -58,7 +60,7 @@ class LutResult:
 
 
 def measure_table(
-    spec: NetworkSpec,
+    graph: Graph,
     size: int,
     backend: LutBackend,
     output: Path,
@@ -66,13 +68,13 @@ def measure_table(
     seconds: float,
     progress: Callable[[str], None] = lambda message: None,
 ) -> LutResult:
-    """Measure networks of the architecture and stem of `spec` on `backend`, fit the table and write it to
+    """Measure networks like `graph`, but narrower, on `backend`, fit the table and write it to
     `output` after each pass, until it is stable or `seconds` are over. A first pass is always finished.
 
     Goes on from the networks that `output` holds. Raises SlimdeployError where that was measured on another
     device, with other versions, or for another network.
     """
-    full, device = spec.full(), backend.device
+    full, device = graph, backend.device
     state = conditions.state()
     samples = _resume(output, full, size, device)
     table = fit(samples, size, device) if samples else None
@@ -89,12 +91,12 @@ def measure_table(
         drawn = [full] if not samples else []
         drawn += [random_network(full, rng) for _ in range(PASS - len(drawn))]
         rng.shuffle(drawn)
-        visits: dict[NetworkSpec, list[Sample]] = {}
-        for one in _route(drawn, visits) if backend.revisits else drawn:
+        visits: list[list[Sample]] = [[] for _ in drawn]
+        for place in _route(visits) if backend.revisits else range(len(drawn)):
             if samples and time.perf_counter() - begin >= seconds:
                 return result()  # part of a pass is not worth a fit; the same would be drawn again
-            visits.setdefault(one, []).append(backend.profile(one, size))
-        found = [_undisturbed(visits[one]) for one in drawn]
+            visits[place].append(backend.profile(drawn[place], size))
+        found = [_undisturbed(of_one) for of_one in visits]
         before, passes = table, passes + 1
         samples += found
         table = fit(samples, size, device)
@@ -106,14 +108,14 @@ def measure_table(
     return result()
 
 
-def _route(drawn: list[NetworkSpec], visits: dict[NetworkSpec, list[Sample]]) -> Iterator[NetworkSpec]:
+def _route(visits: list[list[Sample]]) -> Iterator[int]:
     """Every network of a pass there and back, and once more those whose `visits` disagree."""
-    yield from drawn
-    yield from reversed(drawn)
-    for one in drawn:
-        times = [sample.total_ms for sample in visits[one]]
+    yield from range(len(visits))
+    yield from reversed(range(len(visits)))
+    for place, of_one in enumerate(visits):
+        times = [sample.total_ms for sample in of_one]
         if max(times) > (1 + AGREE) * min(times):
-            yield one
+            yield place
 
 
 def _undisturbed(visits: list[Sample]) -> Sample:
@@ -132,11 +134,11 @@ def _progress(result: LutResult, spent: float, seconds: float) -> str:
 
 def _moved(before: LatencyTable, after: LatencyTable, samples: list[Sample], size: int) -> float:
     """How far the last fit moved the predictions, as the median share."""
-    ratios = [after.network_ms(one.spec, size) / before.network_ms(one.spec, size) for one in samples]
+    ratios = [after.network_ms(one.graph, size) / before.network_ms(one.graph, size) for one in samples]
     return float(np.median(np.abs(np.array(ratios) - 1)))
 
 
-def _resume(output: Path, full: NetworkSpec, size: int, device: dict[str, Any]) -> list[Sample]:
+def _resume(output: Path, full: Graph, size: int, device: dict[str, Any]) -> list[Sample]:
     """The networks that `output` already holds; none where it doesn't exist."""
     if not output.exists():
         return []
@@ -152,10 +154,12 @@ def _resume(output: Path, full: NetworkSpec, size: int, device: dict[str, Any]) 
     return samples_of(document, output)
 
 
-def full_network(document: dict[str, Any]) -> NetworkSpec:
+def full_network(document: dict[str, Any]) -> Graph:
     """The unpruned network that a `lut` document is of."""
     network = document["network"]
-    return network_spec(network["arch"], stem=network["stem"], classes=network["classes"])
+    if "graph" in network:
+        return Graph.from_json(network["graph"])
+    return build_graph(network["arch"], stem=network["stem"], classes=network["classes"])
 
 
 def samples_of(document: dict[str, Any], path: Path) -> list[Sample]:
@@ -179,21 +183,28 @@ def _differing(theirs: Any, ours: dict[str, Any]) -> str:
     return ", ".join(parts) or "something else"
 
 
-def _network(full: NetworkSpec, size: int) -> dict[str, Any]:
-    return {"arch": full.arch, "stem": full.stem, "classes": full.classes, "size": size}
+def _network(full: Graph, size: int) -> dict[str, Any]:
+    return {"arch": full.arch, "classes": full.classes, "size": size, "graph": full.to_json()}
 
 
-def _sample(row: dict[str, Any], full: NetworkSpec, size: int) -> Sample:
-    spec = full.with_channels(ChannelConfig.from_flat(full.architecture, row["channels"]))
-    names = [conv.name for conv in enumerate_layers(spec, size).convs()]
+def _sample(row: dict[str, Any], full: Graph, size: int) -> Sample:
+    if "channels" in row:  # of a ResNet, as tables were written before they knew other networks
+        graph = build_graph(
+            full.arch, stem=full.origin["stem"], classes=full.classes, channels=tuple(row["channels"])
+        )
+    else:
+        groups = channel_groups(full, residual="couple")
+        graph = at_widths(full, groups, {g.name: int(n) for g, n in zip(groups, row["widths"], strict=True)})
+    names = [conv.name for conv in priced_layers(graph, size)]
     convs_ms = {name: float(ms) for name, ms in zip(names, row["convs_ms"], strict=True)}
-    return Sample(spec, convs_ms, float(row["rest_ms"]), float(row["total_ms"]))
+    return Sample(graph, convs_ms, float(row["rest_ms"]), float(row["total_ms"]))
 
 
-def _write(output: Path, full: NetworkSpec, size: int, samples: list[Sample], result: LutResult) -> None:
+def _write(output: Path, full: Graph, size: int, samples: list[Sample], result: LutResult) -> None:
+    groups = channel_groups(full, residual="couple")
     rows = [
         {
-            "channels": list(sample.spec.channels.flat()),
+            "widths": widths_of(sample.graph, groups),
             "total_ms": _rounded(sample.total_ms),
             "rest_ms": _rounded(sample.rest_ms),
             "convs_ms": [_rounded(ms) for ms in sample.convs_ms.values()],

@@ -9,10 +9,10 @@ import random
 import numpy as np
 import onnx
 
-from slimdeploy.toolchain.export.graph import Parameters, build_graph
-from slimdeploy.toolchain.networks.channels import ChannelConfig
-from slimdeploy.toolchain.networks.layers import Conv
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.export.graph import build_graph
+from slimdeploy.toolchain.networks.graph import Graph, Node
+from slimdeploy.toolchain.pruning.cutting import at_widths
+from slimdeploy.toolchain.pruning.groups import ChannelGroup, channel_groups, unit_channels
 
 ALIGNMENT = 8
 """Widths drawn are multiples of it."""
@@ -21,33 +21,30 @@ RANGE = 4.0
 """Values beyond it are clipped where activations are INT8: noise of variance 1 is mostly within."""
 
 
-def random_network(full: NetworkSpec, rng: random.Random) -> NetworkSpec:
+def random_network(full: Graph, rng: random.Random) -> Graph:
     """The network at random widths: some overall share, each width around it; residual streams whole or
     narrowed like the rest.
     """
     share = math.exp(rng.uniform(math.log(0.06), 0))
     coupled = rng.random() < 0.5
-    channels, arch = full.channels, full.architecture
+    groups = channel_groups(full, residual="couple")
+    channels = unit_channels(groups)
 
-    def narrow(width: int) -> int:
-        wanted = min(width, share * rng.uniform(0.5, 1.6) * width)
-        return max(ALIGNMENT, round(wanted / ALIGNMENT) * ALIGNMENT)
+    def narrow(group: ChannelGroup) -> int:
+        wanted = min(1.0, share * rng.uniform(0.5, 1.6)) * group.width
+        step = ALIGNMENT // math.gcd(ALIGNMENT, channels[group.name])
+        return min(group.width, max(step, round(wanted / step) * step))
 
-    stem, blocks = narrow(channels.stem), []
-    stream = stem
-    for name, (*inner, out) in channels.named(arch):
-        if arch.has_projection(name):
-            stream = narrow(out) if coupled else out
-        blocks.append((*map(narrow, inner), stream))
-    return full.with_channels(ChannelConfig(stem, tuple(blocks)))
+    widths = {g.name: narrow(g) if coupled or not g.residual else g.width for g in groups}
+    return at_widths(full, groups, widths)
 
 
-def build_noise(spec: NetworkSpec, size: int, precision: str = "fp32", *, opset: int = OPSET) -> bytes:
+def build_noise(graph: Graph, size: int, precision: str = "fp32", *, opset: int = OPSET) -> bytes:
     """The network as a serialised ONNX model in `precision`, with weights of noise.
 
     `int8` has Q/DQ pairs in the form for TensorRT, and from opset 19 on computes the rest in FP16.
     """
-    model = build_graph(spec, size, conv=_noise, classifier=_noise_classifier(spec), opset=opset)
+    model = build_graph(graph, size, parameters=_noise, opset=opset)
     if precision == "int8":
         model = _quantised(model, half=opset >= 19)
     elif precision == "fp16":
@@ -73,13 +70,11 @@ def _pool() -> np.ndarray:
     return np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)
 
 
-def _noise(conv: Conv) -> Parameters:
-    """Weights that keep activations near 1: no time is lost to denormal or infinite numbers."""
-    fan_in = conv.in_channels * conv.kernel**2
-    shape = (conv.out_channels, conv.in_channels, conv.kernel, conv.kernel)
-    return np.resize(_pool() / np.float32(math.sqrt(fan_in)), shape), np.resize(_pool(), conv.out_channels)
-
-
-def _noise_classifier(spec: NetworkSpec) -> Parameters:
-    width = spec.channels.blocks[-1][-1]
-    return np.resize(_pool(), (spec.classes, width)), np.resize(_pool(), spec.classes)
+def _noise(node: Node, batchnorm: Node | None) -> dict[str, np.ndarray]:
+    """Tensors that keep activations near 1: no time is lost to denormal or infinite numbers."""
+    shapes = {name: tensor.shape for name, tensor in node.op.tensors(node).items()}
+    found = {name: np.resize(_pool(), shape) for name, shape in shapes.items()}
+    if node.operator == "batchnorm":
+        return found | {"running_var": np.ones(shapes["running_var"], np.float32)}
+    weight = found["weight"] / np.float32(math.sqrt(math.prod(shapes["weight"][1:])))
+    return {"weight": weight, "bias": np.resize(_pool(), shapes["weight"][0])}

@@ -19,8 +19,8 @@ from slimdeploy.benchmarks.lut_fit import Sample
 from slimdeploy.benchmarks.lut_networks import build_noise
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.graph import INPUT
-from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import priced_layers
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,23 @@ class OnnxruntimeBackend:
     device: dict[str, Any]
     revisits: bool = True
 
-    def profile(self, spec: NetworkSpec, size: int) -> Sample:
+    def profile(self, graph: Graph, size: int) -> Sample:
         images = np.random.default_rng(0).random((self.options.batch, 3, size, size), dtype=np.float32)
         with tempfile.TemporaryDirectory() as folder:
-            session = profiling_session(build_noise(spec, size), Path(folder), threads=self.options.threads)
+            session = profiling_session(build_noise(graph, size), Path(folder), threads=self.options.threads)
             run = functools.partial(session.run, None, {INPUT: images})
             run_times(run)
             events = end_profile(session)
         total_ms = float(np.median(run_times(run)))  # from here on nothing is recorded
-        convs = enumerate_layers(spec, size).convs()
-        layers = sum_by_layer(events, skip=WARM_UP_RUNS)
-        return sample(spec, convs, layers, total_ms, f"onnxruntime {onnxruntime.__version__}")
+        convs = priced_layers(graph, size)
+        layers = sum_by_layer(events, graph, skip=WARM_UP_RUNS)
+        return sample(graph, convs, layers, total_ms, f"onnxruntime {onnxruntime.__version__}")
 
-    def whole_ms(self, specs: Sequence[NetworkSpec], size: int, *, seconds: float) -> list[float]:
+    def whole_ms(self, graphs: Sequence[Graph], size: int, *, seconds: float) -> list[float]:
         with tempfile.TemporaryDirectory() as folder:
-            models = [Path(folder) / f"{i}.onnx" for i in range(len(specs))]
-            for model, spec in zip(models, specs, strict=True):
-                model.write_bytes(build_noise(spec, size))
+            models = [Path(folder) / f"{i}.onnx" for i in range(len(graphs))]
+            for model, graph in zip(models, graphs, strict=True):
+                model.write_bytes(build_noise(graph, size))
             return time_whole(
                 models, "onnxruntime", batch=self.options.batch, threads=self.options.threads, device="cpu",
                 seconds=seconds,

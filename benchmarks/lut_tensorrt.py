@@ -23,8 +23,8 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.audit import EngineLayer, read_layers
 from slimdeploy.toolchain.export.engine import export_engine, inspect_engine
 from slimdeploy.toolchain.export.engine_options import EngineOptions
-from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import Layer, priced_layers
 from slimdeploy.toolchain.runtime.capabilities import capabilities
 from slimdeploy.toolchain.runtime.device import Device, open_device
 from slimdeploy.toolchain.runtime.manifest import read_manifest, this_machine
@@ -54,10 +54,10 @@ class TensorrtBackend:
             "versions": {"tensorrt": machine.tensorrt, "driver": machine.driver or "unknown"},
         }
 
-    def profile(self, spec: NetworkSpec, size: int) -> Sample:
+    def profile(self, graph: Graph, size: int) -> Sample:
         batch = self._options.batch
         with tempfile.TemporaryDirectory(prefix="slimdeploy-lut-") as folder:
-            path = self._build(spec, size, Path(folder), "network")
+            path = self._build(graph, size, Path(folder), "network")
             engine = deserialize(self._trt, path.read_bytes(), host_code=False)
             described = read_layers(inspect_engine(self._trt, engine, batch=batch))
             session = TensorrtSession(
@@ -70,22 +70,22 @@ class TensorrtBackend:
                     np.median(run_times(functools.partial(session.run, images), warm_up_s=WARM_UP_S))
                 )
                 profiled = session.layer_ms(batch)
-        convs = enumerate_layers(spec, size).convs()
-        return sample(spec, convs, by_convolution(profiled, described, convs), total_ms, self._name)
+        convs = priced_layers(graph, size)
+        return sample(graph, convs, by_convolution(profiled, described, convs), total_ms, self._name)
 
-    def whole_ms(self, specs: Sequence[NetworkSpec], size: int, *, seconds: float) -> list[float]:
+    def whole_ms(self, graphs: Sequence[Graph], size: int, *, seconds: float) -> list[float]:
         with tempfile.TemporaryDirectory(prefix="slimdeploy-lut-") as folder:
-            engines = [self._build(spec, size, Path(folder), str(i)) for i, spec in enumerate(specs)]
+            engines = [self._build(graph, size, Path(folder), str(i)) for i, graph in enumerate(graphs)]
             return time_whole(
                 engines, "tensorrt", batch=self._options.batch, threads=None, device="cuda", seconds=seconds
             )
 
-    def _build(self, spec: NetworkSpec, size: int, folder: Path, name: str) -> Path:
+    def _build(self, graph: Graph, size: int, folder: Path, name: str) -> Path:
         """The engine of the network; raises SlimdeployError where it isn't in the precision asked for."""
         options, onnx = self._options, folder / f"{name}.onnx"
         highest = capabilities(self._trt.__version__).highest_opset or INT8_OPSET
         opset = min(highest, INT8_OPSET) if options.precision == "int8" else OPSET
-        onnx.write_bytes(build_noise(spec, size, options.precision, opset=opset))
+        onnx.write_bytes(build_noise(graph, size, options.precision, opset=opset))
         batches = (options.batch, options.batch, options.batch)
         built = export_engine(
             self._trt, onnx, folder / f"{name}.engine", EngineOptions(batch=batches), device=self._gpu
@@ -116,7 +116,7 @@ def open_backend(options: LutOptions) -> TensorrtBackend:
 
 
 def by_convolution(
-    profiled: Mapping[str, float], layers: Sequence[EngineLayer], convs: Sequence[Conv]
+    profiled: Mapping[str, float], layers: Sequence[EngineLayer], convs: Sequence[Layer]
 ) -> dict[str, float]:
     """Times of an engine's layers as times of convolutions, by name, and OTHER for what computes none.
 
@@ -124,7 +124,7 @@ def by_convolution(
     computes several convolutions is shared out by their MACs.
     """
     by_name = {conv.name: conv for conv in convs}
-    computed: dict[str, list[Conv]] = {}
+    computed: dict[str, list[Layer]] = {}
     for layer in layers:
         if not layer.reformat:
             computed.setdefault(layer.name, []).extend(by_name[n] for n in layer.nodes if n in by_name)

@@ -108,12 +108,12 @@ def _empty_cache() -> Iterator[Path]:
 def _fresh_checkpoint(path: Path, arch: str, dataset: Dataset) -> Path:
     from slimdeploy.toolchain.checkpoint import save_checkpoint
     from slimdeploy.toolchain.model_info import ModelInfo
-    from slimdeploy.toolchain.networks.resnet import build_network
-    from slimdeploy.toolchain.networks.spec import network_spec
+    from slimdeploy.toolchain.networks.architectures import build_graph
+    from slimdeploy.toolchain.networks.module import build_network
 
-    spec = network_spec(arch, classes=len(dataset.class_names))
-    info = ModelInfo(spec, dataset.preprocessing, dataset.class_names)
-    save_checkpoint(path, build_network(spec, seed=0), info)
+    graph = build_graph(arch, classes=len(dataset.class_names))
+    info = ModelInfo(graph, dataset.preprocessing, dataset.class_names)
+    save_checkpoint(path, build_network(graph, seed=0), info)
     return path
 
 

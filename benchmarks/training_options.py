@@ -26,12 +26,12 @@ from slimdeploy.benchmarks import results
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.data.of_model import dataset_for
-from slimdeploy.toolchain.networks.spec import Architecture, register_architecture
+from slimdeploy.toolchain.networks.architectures import resnet
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.training.options import TrainOptions
 
-ARCH = register_architecture(
-    Architecture("resnet18-quarter", False, (2, 2, 2, 2), stem_width=16, widths=(16, 32, 64, 128))
+ARCH = resnet.register(
+    resnet.ResNet("resnet18-quarter", False, (2, 2, 2, 2), stem_width=16, widths=(16, 32, 64, 128))
 )
 SIZE = 16
 RATIO = 0.9

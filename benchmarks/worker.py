@@ -94,7 +94,7 @@ class Bench:
         channels, height, width = session.input_shape
         cost = None
         if info is not None:
-            cost = network_cost(info.spec, info.preprocessing.size)
+            cost = network_cost(info.graph, info.preprocessing.size)
         self._preprocessing = info.preprocessing if info else RAW
         random = np.random.default_rng(0)
         self._images = random.integers(0, 256, (batch, height, width, channels), dtype=np.uint8)

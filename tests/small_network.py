@@ -20,18 +20,14 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from slimdeploy.toolchain.checkpoint import save_checkpoint
     from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
-    from slimdeploy.toolchain.networks.channels import ChannelConfig
-    from slimdeploy.toolchain.networks.resnet import build_network
-    from slimdeploy.toolchain.networks.spec import network_spec
+    from slimdeploy.toolchain.networks.architectures import build_graph
+    from slimdeploy.toolchain.networks.module import build_network
 
-    spec = network_spec("resnet18", classes=len(CLASSES))
     flat = [8, *[8, 8] * 2, *[8, 16] * 2, *[8, 16] * 2, *[8, 24] * 2]
-    network = build_network(
-        spec.with_channels(ChannelConfig.from_flat(spec.architecture, flat)), seed=0
-    ).train()
+    network = build_network(build_graph("resnet18", classes=len(CLASSES), channels=flat), seed=0).train()
     with torch.no_grad():
         network(torch.randn(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
-    info = ModelInfo(network.spec, Preprocessing(SIZE, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), CLASSES)
+    info = ModelInfo(network.graph, Preprocessing(SIZE, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), CLASSES)
     path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
     save_checkpoint(path, network.eval(), info)
     return path

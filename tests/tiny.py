@@ -14,29 +14,29 @@ from slimdeploy.benchmarks.lut import LatencyTable
 from slimdeploy.toolchain.checkpoint import save_checkpoint
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
-from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.resnet import ResNet
-from slimdeploy.toolchain.networks.spec import Architecture, NetworkSpec, network_spec, register_architecture
+from slimdeploy.toolchain.networks.architectures import build_graph, channel_numbers
+from slimdeploy.toolchain.networks.architectures.resnet import ResNet, register
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import priced_layers
+from slimdeploy.toolchain.networks.module import GraphNetwork
 
 WIDTHS = (4, 6, 8, 8)
-TINY = register_architecture(Architecture("tiny", True, (1, 1, 1, 1), stem_width=8, widths=WIDTHS))
+TINY = register(ResNet("tiny", True, (1, 1, 1, 1), stem_width=8, widths=WIDTHS))
 # Two blocks in a layer, so that one of them has no projection.
-DEEP = register_architecture(Architecture("tiny-deep", True, (2, 1, 2, 1), stem_width=8, widths=WIDTHS))
-BASIC = register_architecture(
-    Architecture("tiny-basic", False, (2, 1, 2, 1), stem_width=8, widths=(8, 8, 12, 12))
-)
+DEEP = register(ResNet("tiny-deep", True, (2, 1, 2, 1), stem_width=8, widths=WIDTHS))
+BASIC = register(ResNet("tiny-basic", False, (2, 1, 2, 1), stem_width=8, widths=(8, 8, 12, 12)))
 
 PREPROCESSING = Preprocessing(16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 CLASSES = ("blue", "green", "red")
 
 
-def random_network(spec: NetworkSpec, seed: int = 0) -> ResNet:
+def random_network(spec: Graph, seed: int = 0) -> GraphNetwork:
     """A network in eval mode with everything random that is usually 0 or 1: γ (of both signs), β, means,
     variances.
     """
     generator = torch.Generator().manual_seed(seed)
     uniform = functools.partial(torch.empty(0).new_empty, dtype=torch.float32)
-    network = ResNet(spec)
+    network = GraphNetwork(spec)
     state = network.state_dict()
     for name, tensor in state.items():
         if name.endswith("num_batches_tracked"):
@@ -72,7 +72,7 @@ def learnable_split(per_class: int, size: int = 16, seed: int = 0) -> Split:
     return Split(images, labels.astype(np.int64))
 
 
-def model_info(spec: NetworkSpec) -> ModelInfo:
+def model_info(spec: Graph) -> ModelInfo:
     """A description with `spec.classes` class names; those of the image folder where there are three."""
     names = CLASSES if spec.classes == 3 else tuple(f"class {i}" for i in range(spec.classes))
     return ModelInfo(spec, PREPROCESSING, names)
@@ -80,23 +80,24 @@ def model_info(spec: NetworkSpec) -> ModelInfo:
 
 def write_checkpoint(path: Path, arch: str = "tiny", *, stem: str = "cifar", seed: int = 0) -> Path:
     """A random network for three classes at `path`."""
-    network = random_network(network_spec(arch, stem=stem, classes=3), seed)
-    save_checkpoint(path, network, model_info(network.spec))
+    network = random_network(build_graph(arch, stem=stem, classes=3), seed)
+    save_checkpoint(path, network, model_info(network.graph))
     return path
 
 
-def write_latency_table(path: Path, table: LatencyTable, spec: NetworkSpec, size: int) -> Path:
+def write_latency_table(path: Path, table: LatencyTable, spec: Graph, size: int) -> Path:
     """What `slimdeploy lut` writes, as if fitted to the network of `spec` alone, which takes what `table`
     predicts.
     """
     sample = {
-        "channels": spec.channels.flat(),
+        "channels": channel_numbers(spec),
         "total_ms": table.network_ms(spec, size),
         "rest_ms": 0.0,
-        "convs_ms": [0.0] * len(enumerate_layers(spec, size).convs()),
+        "convs_ms": [0.0] * len(priced_layers(spec, size)),
     }
-    network = {"arch": spec.arch, "stem": spec.stem, "classes": spec.classes, "size": size}
+    network = {"arch": spec.arch, "stem": spec.origin["stem"], "classes": spec.classes, "size": size}
     parts = {"device": table.device, "network": network, "model": table.to_json(), "samples": [sample]}
+    parts |= {"stable": True, "errors": [], "remarks": []}
     results.write(path, results.document("lut", command="made up", **parts))
     return path
 

@@ -11,8 +11,8 @@ import torch
 from tiny import PREPROCESSING, learnable_split
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from slimdeploy.toolchain.networks.resnet import ResNet, build_network
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
 from slimdeploy.toolchain.training.loop import TrainingData, fit
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
 
@@ -20,12 +20,16 @@ DATA = TrainingData(learnable_split(20), learnable_split(6, seed=1), PREPROCESSI
 OPTIONS = TrainOptions(epochs=4, batch_size=16, lr=0.05, sparsity=1e-2, crop_pad=1, precision="fp32")
 STEPS = 3
 """In an epoch: 60 images, 16 a step."""
-SPEC = network_spec("tiny", stem="cifar", classes=3)
+SPEC = build_graph("tiny", stem="cifar", classes=3)
 
 
 def run(
-    output: Path, options: TrainOptions = OPTIONS, *, resume: bool = False, network: ResNet | None = None
-) -> tuple[ResNet, list[EpochRecord]]:
+    output: Path,
+    options: TrainOptions = OPTIONS,
+    *,
+    resume: bool = False,
+    network: GraphNetwork | None = None,
+) -> tuple[GraphNetwork, list[EpochRecord]]:
     """Train a fresh tiny network, or `network`, on DATA."""
     network = network or build_network(SPEC, seed=options.seed)
     setup = options.to_json()
@@ -38,7 +42,7 @@ def untimed(history: list[EpochRecord]) -> list[EpochRecord]:
     return [replace(record, images_per_second=0.0) for record in history]
 
 
-def same(one: ResNet, other: ResNet) -> bool:
+def same(one: GraphNetwork, other: GraphNetwork) -> bool:
     """Whether two networks hold the same bits."""
     state = other.state_dict()
     return all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())

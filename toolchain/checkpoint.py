@@ -15,8 +15,8 @@ from torch import Tensor
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
-from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.networks.cost import parameter_count
+from slimdeploy.toolchain.networks.module import GraphNetwork
 
 HEADER_KEY = "slimdeploy"
 
@@ -25,12 +25,12 @@ HEADER_KEY = "slimdeploy"
 class Checkpoint:
     """A network with its description. `sha256` is the hash of the file it was read from."""
 
-    network: ResNet
+    network: GraphNetwork
     info: ModelInfo
     sha256: str
 
 
-def save_checkpoint(path: Path, network: ResNet, info: ModelInfo) -> str:
+def save_checkpoint(path: Path, network: GraphNetwork, info: ModelInfo) -> str:
     """Write `network` and `info` to `path` atomically; returns the file's SHA-256."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     artifacts.write_bytes(path, safetensors.torch.save(tensors, {HEADER_KEY: info.to_json()}))
@@ -50,10 +50,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     info = ModelInfo.from_json(header[HEADER_KEY], str(path))
     # Before any of it is allocated: a damaged header can ask for a network of any size.
-    described = sum(conv.params for conv in enumerate_layers(info.spec, 32).convs())
-    if described > sum(tensor.numel() for tensor in tensors.values()):
+    if parameter_count(info.graph) > sum(tensor.numel() for tensor in tensors.values()):
         raise SlimdeployError(f"{path}: it describes a larger network than it holds")
-    network = ResNet(info.spec)
+    network = GraphNetwork(info.graph)
     load_state(network, tensors, source=str(path))
     return Checkpoint(network.eval(), info, artifacts.sha256_file(path))
 
@@ -70,7 +69,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise SlimdeployError(f"{path} is not a safetensors file, or is damaged ({error})") from error
 
 
-def load_state(network: ResNet, tensors: dict[str, Tensor], *, source: str) -> None:
+def load_state(network: GraphNetwork, tensors: dict[str, Tensor], *, source: str) -> None:
     """Copy `tensors` into `network`, name by name; raises SlimdeployError at the first name or shape that
     differs, and at the first value that is no finite number.
     """
@@ -85,5 +84,5 @@ def load_state(network: ResNet, tensors: dict[str, Tensor], *, source: str) -> N
         if not torch.isfinite(tensors[name]).all():
             raise SlimdeployError(f"{source}: {name} holds NaN or infinite values")
     if extra := sorted(set(tensors) - set(own)):
-        raise SlimdeployError(f"{source}: {extra[0]} is not part of a {network.spec.arch}")
+        raise SlimdeployError(f"{source}: {extra[0]} is not part of a {network.graph.arch}")
     network.load_state_dict(tensors)

@@ -7,6 +7,7 @@ instant.
 from __future__ import annotations
 
 import importlib
+import keyword
 import math
 import sys
 import traceback
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # `commands/<name>.py`.
 COMMANDS = {
     "summary": "Layers, channels, parameters, MACs and memory of a network.",
+    "import": "Write a network of torchvision, of timm or of your own code as a checkpoint.",
     "train": "Train a network, sparse with --sparsity (L1 on the BN scales γ).",
     "prune": "Remove the least important channels of a checkpoint.",
     "finetune": "Train a pruned checkpoint on, without sparsity.",
@@ -138,8 +140,9 @@ class CommandTable(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"slimdeploy.toolchain.commands.{cmd_name}")
-        return getattr(module, cmd_name)
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        module = importlib.import_module(f"slimdeploy.toolchain.commands.{name}")
+        return getattr(module, name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -14,13 +14,16 @@ from slimdeploy import __version__
 from slimdeploy.toolchain.artifacts import json_text, parse_json
 from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, check_range
 from slimdeploy.toolchain.errors import SlimdeployError, shorten
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.networks.architectures import read_network
+from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.preprocessing import Preprocessing
 
 T = TypeVar("T")
 
-FORMAT = 1
-"""Version of the JSON document that a checkpoint and an ONNX file carry."""
+FORMAT, READABLE = 2, (1, 2)
+"""Version of the JSON document that a checkpoint and an ONNX file carry, and those that are read. Format 1
+says a ResNet's channel configuration, format 2 the whole graph.
+"""
 
 DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime-gpu",),
@@ -36,7 +39,7 @@ METADATA_KEY = "slimdeploy"
 class ModelInfo:
     """The network, how to feed it, what its outputs mean, how good it was and where it came from."""
 
-    spec: NetworkSpec
+    graph: Graph
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -49,21 +52,21 @@ class ModelInfo:
         check_range("image size", prep.size, 1, MAX_IMAGE_SIZE)
         if not all(map(math.isfinite, (*prep.mean, *prep.std))) or min(prep.std) <= 0:
             raise SlimdeployError(f"mean {prep.mean} and std {prep.std} must be finite, and std above 0")
-        if len(self.class_names) != self.spec.classes:
-            raise SlimdeployError(f"{self.spec.classes} classes, but {len(self.class_names)} class names")
+        if len(self.class_names) != self.graph.classes:
+            raise SlimdeployError(f"{self.graph.classes} classes, but {len(self.class_names)} class names")
 
     def after(
-        self, stage: str, *, spec: NetworkSpec | None = None, metrics: dict[str, Any], **facts: Any
+        self, stage: str, *, graph: Graph | None = None, metrics: dict[str, Any], **facts: Any
     ) -> ModelInfo:
         """The description after one more stage: new metrics, and one more entry of provenance."""
         entry = {"stage": stage, "versions": versions(), **facts}
-        return replace(self, spec=spec or self.spec, metrics=metrics, provenance=(*self.provenance, entry))
+        return replace(self, graph=graph or self.graph, metrics=metrics, provenance=(*self.provenance, entry))
 
     def to_json(self) -> str:
         return json_text(
             {
                 "format": FORMAT,
-                "network": self.spec.to_json(),
+                "network": self.graph.to_json(),
                 "preprocessing": self.preprocessing.to_json(),
                 "class_names": self.class_names,
                 "metrics": self.metrics,
@@ -76,10 +79,10 @@ class ModelInfo:
         """Read the document that `source` carries; raises SlimdeployError where it is damaged or too new."""
         try:
             document = parse_json(text, "damaged description of the network")
-            if document["format"] != FORMAT:
-                raise SlimdeployError(f"format {document['format']!r}; this slimdeploy reads {FORMAT}")
+            if document["format"] not in READABLE:
+                raise SlimdeployError(f"format {document['format']!r}; this slimdeploy reads up to {FORMAT}")
             return cls(
-                spec=NetworkSpec.from_json(document["network"]),
+                graph=read_network(document["network"]),
                 preprocessing=Preprocessing.from_json(document["preprocessing"]),
                 class_names=tuple(_kind(str, name) for name in _kind(list, document["class_names"])),
                 metrics=_kind(dict, document["metrics"]),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,6 +12,9 @@ from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, MAX_SEED
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.paths import InputPath, OutputPath
 from slimdeploy.toolchain.preprocessing import CHANNEL_ORDERS, INTERPOLATIONS, PRESETS
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.networks.graph import Graph
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,6 +34,41 @@ def output_option(function: F) -> F:
     return click.option("-o", "--output", type=OutputPath(".json"), required=True, help="File to write.")(
         function
     )
+
+
+def network_options(default: str | None = None) -> Callable[[F], F]:
+    """`--arch`, `--arg` and `--stem`; the function gets them as `arch`, `arguments` and `stem`."""
+
+    def decorate(function: F) -> F:
+        stem = click.option(
+            "--stem", help="First layers of a ResNet: cifar-pool, cifar or imagenet. [default: cifar-pool]"
+        )
+        argument = click.option(
+            "--arg", "arguments", multiple=True, metavar="NAME=VALUE",
+            help="Argument for what builds an imported network, such as width=0.5. Repeatable.",
+        )  # fmt: skip
+        arch = click.option(
+            "--arch", default=default, metavar="NAME",
+            help="resnet18, 34, 50, 101 or 152; torchvision:NAME, timm:NAME, or FILE.py:FUNCTION that "
+            "returns a torch.nn.Module. [default: resnet50]",
+        )  # fmt: skip
+        return arch(argument(stem(function)))
+
+    return decorate
+
+
+def network_graph(
+    arch: str | None, *, arguments: Sequence[str], stem: str | None, classes: int, size: int
+) -> Graph:
+    """The graph of the network that `network_options` name, unpruned."""
+    from slimdeploy.toolchain.networks.architectures import build_graph, is_imported
+
+    if arch is None or not is_imported(arch):
+        return build_graph(arch, stem=stem, classes=classes)
+    from slimdeploy.toolchain.named_networks import named_network, parse_arguments
+
+    given = parse_arguments(arguments)
+    return named_network(arch, size=size, classes=classes, stem=stem, arguments=given).graph
 
 
 def resume_option(function: F) -> F:

@@ -25,7 +25,8 @@ from slimdeploy.toolchain import artifacts, locks
 from slimdeploy.toolchain.data.dataset import Dataset, load_dataset
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.stage import export_stage
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.named_networks import parse_arguments
+from slimdeploy.toolchain.options import network_graph
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.reach import check_reachable
 from slimdeploy.toolchain.pruning.stage import prune_stage
@@ -123,9 +124,12 @@ def _opened(
             raise SlimdeployError(f"no teacher at {options.teacher}")
     dataset = load_dataset(recipe.data)
     network = recipe.network
-    spec = network_spec(network.arch, stem=network.stem, classes=len(dataset.class_names))
+    size, classes = dataset.preprocessing.size, len(dataset.class_names)
+    graph = network_graph(
+        network.arch, arguments=network.arguments, stem=network.stem, classes=classes, size=size
+    )
     for target in (recipe.prune, *map(recipe.prune.at_ratio, recipe.compare_ratios)):
-        check_reachable(spec, target, dataset.preprocessing.size)
+        check_reachable(graph, target, size)
     artifacts.make_folder(folder)
     with nullcontext() if held else locks.exclusive(folder, f"the run folder {folder}"):
         yield _Run(recipe, folder, device, threads, around, dataset)
@@ -156,6 +160,7 @@ class _Run:
             [self._data, asdict(network), self._options(options)],
             lambda resume: train_stage(
                 arch=network.arch,
+                arguments=parse_arguments(network.arguments),
                 stem=network.stem,
                 data=self.recipe.data,
                 options=options,

@@ -18,7 +18,7 @@ from slimdeploy.toolchain.checks import MAX_BATCH, check_finite, check_range
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.errors import SlimdeployError, nearest, shorten
 from slimdeploy.toolchain.export.options import ExportOptions
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph, is_imported
 from slimdeploy.toolchain.pruning.options import PruneOptions, parse_alignment, parse_amount
 from slimdeploy.toolchain.training.options import FINETUNE_LR, INHERITED, TrainOptions
 
@@ -40,13 +40,20 @@ _TEXTS: dict[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True)
 class NetworkChoice:
-    """Which network to train."""
+    """Which network to train: a built-in architecture with its stem (None: its first), or an imported one
+    (`torchvision:NAME`, `timm:NAME`, `FILE.py:FUNCTION`).
+    """
 
     arch: str = "resnet50"
-    stem: str = "cifar-pool"
+    stem: str | None = None
+    arguments: tuple[str, ...] = ()
+    """`name=value` for what builds an imported network."""
 
     def __post_init__(self) -> None:
-        network_spec(self.arch, stem=self.stem)
+        if not is_imported(self.arch):
+            build_graph(self.arch, stem=self.stem)
+        elif self.stem is not None:
+            raise SlimdeployError(f"stem is for built-in architectures; {self.arch} has its own first layers")
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,10 @@ import torch
 from slimdeploy.toolchain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, balanced_subset
 from slimdeploy.toolchain.data.of_model import dataset_for
-from slimdeploy.toolchain.networks.channels import ChannelConfig
 from slimdeploy.toolchain.networks.cost import network_cost
-from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.resnet import ResNet
-from slimdeploy.toolchain.pruning.criteria.registry import Evidence, channel_scores
+from slimdeploy.toolchain.networks.fitting import classifier_of, fit_to_tensors
+from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.pruning.criteria import Evidence, channel_scores
 from slimdeploy.toolchain.pruning.groups import channel_groups
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
@@ -95,16 +94,16 @@ def plain_threshold(task: Task, output: Path) -> dict[str, float]:
     """
     parent = load_checkpoint(task.source)
     started = time.perf_counter()
-    groups = channel_groups(parent.info.spec)
+    groups = channel_groups(parent.info.graph)
     scores = channel_scores(Evidence(parent.network, None, 0), groups, "gamma")
     values = np.sort(np.concatenate(list(scores.values())))
 
-    def cut(index: int) -> ResNet:
+    def cut(index: int) -> GraphNetwork:
         counts = {n: max(min(3, len(s)), int((s >= values[index]).sum())) for n, s in scores.items()}
         kept = {name: best_channels(scores[name], count) for name, count in counts.items()}
         return prune_network(parent.network, groups, kept, fold=False)[0]
 
-    index = _first(len(values) - 1, lambda i: network_cost(cut(i).spec, 32).params <= task.params)
+    index = _first(len(values) - 1, lambda i: network_cost(cut(i).graph, 32).params <= task.params)
     return _finish(parent, cut(index), task, output, time.perf_counter() - started)
 
 
@@ -130,17 +129,18 @@ def _torch_pruning(importance_name: str, round_to: int | None, macs: float | Non
             found[found.topk(min(round_to or 3, len(found))).indices] = torch.inf
             return found
 
-        def cut(step: int) -> ResNet:
+        def cut(step: int) -> GraphNetwork:
             network = copy.deepcopy(parent.network)
+            last = network.get_submodule(classifier_of(network.graph).name)
             pruner = torch_pruning.pruner.BasePruner(
                 network, example, importance=guarded, global_pruning=True, pruning_ratio=step / 200,
-                max_pruning_ratio=1.0, round_to=round_to, ignored_layers=[network.fc],
+                max_pruning_ratio=1.0, round_to=round_to, ignored_layers=[last],
             )  # fmt: skip
             pruner.step()
             return _as_pruned(network)
 
         def fits(step: int) -> bool:
-            cost = network_cost(cut(step).spec, 32)
+            cost = network_cost(cut(step).graph, 32)
             return cost.macs <= macs if macs else cost.params <= task.params
 
         started = time.perf_counter()
@@ -158,30 +158,29 @@ for _importance in ("BN-scale", "group-norm"):
 CONTENDERS["Torch-Pruning BN-scale, round_to=8, 64 M MACs"] = _torch_pruning("BN-scale", 8, macs=64e6)
 
 
-def _as_pruned(network: ResNet) -> ResNet:
+def _as_pruned(network: GraphNetwork) -> GraphNetwork:
     """A network of the widths that Torch-Pruning has left in `network`, with its weights."""
-    widths = [network.conv1.out_channels]
-    for block in enumerate_layers(network.spec, 32).blocks:
-        widths += [network.conv(conv.name).out_channels for conv in block.convs]
-    config = ChannelConfig.from_flat(network.spec.architecture, widths)
-    found = ResNet(network.spec.with_channels(config))
-    found.load_state_dict(network.state_dict())
+    tensors = network.state_dict()
+    found = GraphNetwork(fit_to_tensors(network.graph, {name: tuple(t.shape) for name, t in tensors.items()}))
+    found.load_state_dict(tensors)
     return found.eval()
 
 
-def _finish(parent: Checkpoint, pruned: ResNet, task: Task, output: Path, seconds: float) -> dict[str, float]:
+def _finish(
+    parent: Checkpoint, pruned: GraphNetwork, task: Task, output: Path, seconds: float
+) -> dict[str, float]:
     """Accuracies of `pruned`, which is recalibrated and written."""
     dataset = dataset_for(parent.info, task.data, task.source)
     found = {"cut": _accuracy(pruned, dataset), "seconds": seconds}
     images = balanced_subset(dataset.train, RECALIBRATION_IMAGES)
     recalibrate(pruned, images, dataset.preprocessing, device="cpu")
     found["recalibrated"] = _accuracy(pruned, dataset)
-    info = parent.info.after("prune", spec=pruned.spec, metrics={}, data=task.data.to_json())
+    info = parent.info.after("prune", graph=pruned.graph, metrics={}, data=task.data.to_json())
     save_checkpoint(output, pruned, info)
     return found
 
 
-def _accuracy(network: ResNet, dataset: Dataset) -> float:
+def _accuracy(network: GraphNetwork, dataset: Dataset) -> float:
     return evaluate_network(network, dataset.test, dataset.preprocessing, device="cpu").accuracy
 
 

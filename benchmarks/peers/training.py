@@ -31,8 +31,8 @@ from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.launch import cpu_count
 from slimdeploy.toolchain.model_info import Preprocessing
-from slimdeploy.toolchain.networks.resnet import ResNet, build_network
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
 from slimdeploy.toolchain.training.compiling import compiled
 from slimdeploy.toolchain.training.layout import place
 from slimdeploy.toolchain.training.options import TrainOptions
@@ -141,12 +141,12 @@ class _BareStep:
         self._optimizer.step()
 
 
-def _network(task: Task, *, channels_last: bool) -> ResNet:
-    network = build_network(network_spec(), seed=0).to(task.device).train()
+def _network(task: Task, *, channels_last: bool) -> GraphNetwork:
+    network = build_network(build_graph(), seed=0).to(task.device).train()
     return place(network, task.device) if channels_last else network
 
 
-def _optimizer(network: ResNet, options: TrainOptions, *, fused: bool) -> torch.optim.SGD:
+def _optimizer(network: GraphNetwork, options: TrainOptions, *, fused: bool) -> torch.optim.SGD:
     optimizer = build_optimizer(network, options)
     for group in optimizer.param_groups:
         group["fused"] = fused

@@ -13,8 +13,8 @@ import numpy as np
 from slimdeploy.benchmarks.subjects import Subject
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
-from slimdeploy.toolchain.networks.channels import ChannelConfig
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.architectures.resnet import ChannelConfig
 
 CLASSES = tuple("abcdefghij")
 
@@ -56,7 +56,7 @@ class FakeSession:
     def info(self) -> ModelInfo | None:
         if not self.described:
             return None
-        spec = network_spec("resnet18", channels=self.channels)
+        spec = build_graph("resnet18", channels=self.channels)
         return ModelInfo(spec, Preprocessing(8, (0.0,) * 3, (1.0,) * 3), CLASSES)
 
     def run(self, batch: np.ndarray) -> np.ndarray:

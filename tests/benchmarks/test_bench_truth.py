@@ -17,8 +17,7 @@ from slimdeploy.benchmarks.images import Images
 from slimdeploy.benchmarks.latency import TimingOptions
 from slimdeploy.benchmarks.subjects import Subject
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.channels import ChannelConfig
-from slimdeploy.toolchain.networks.spec import architecture
+from slimdeploy.toolchain.networks.architectures.resnet import RESNETS, ChannelConfig
 from slimdeploy.toolchain.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.xdist_group("bench_truth")  # one worker makes what they share
@@ -37,7 +36,7 @@ def numbered_images(wanted: Preprocessing) -> Images:
 
 def half_width() -> ChannelConfig:
     """A ResNet-18's widths with the inner one of every block halved."""
-    full = architecture("resnet18").full_channels()
+    full = RESNETS["resnet18"].full_channels()
     return ChannelConfig(full.stem, tuple((inner // 2, out) for inner, out in full.blocks))
 
 

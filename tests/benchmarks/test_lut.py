@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,15 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimdeploy.benchmarks import lut, lut_fit, lut_measure, lut_networks, results
-from slimdeploy.benchmarks.lut import LatencyTable, load_table, shape_of
+from slimdeploy.benchmarks.lut import LatencyTable, ends, load_table, shape_of
 from slimdeploy.benchmarks.lut_fit import Sample
 from slimdeploy.benchmarks.lut_measure import LutResult
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.architectures import build_graph, channel_numbers
 from slimdeploy.toolchain.networks.cost import round_up
-from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import convolutions
 
-RESNET18 = network_spec("resnet18")
+RESNET18 = build_graph("resnet18")
 DEVICE = {
     "cpu": "made up", "cores": 1, "backend": "onnxruntime-cpu", "threads": 1, "batch": 1,
     "versions": {"onnxruntime": "1.31"},
@@ -34,20 +36,21 @@ PROFILING_MS = 0.004
 CACHE_MB = 8.0
 
 
-def true_ms(spec: NetworkSpec, size: int) -> tuple[dict[str, float], float]:
+def true_ms(spec: Graph, size: int) -> tuple[dict[str, float], float]:
     """A device that pads widths to 16 and reads weights beyond 8 MB from memory in every run."""
-    layers = enumerate_layers(spec, size)
-    streamed = max(0.0, 1 - CACHE_MB / (sum(conv.weights for conv in layers.convs()) * 4 / 2**20))
+    layers = convolutions(spec, size)
+    streamed = max(0.0, 1 - CACHE_MB / (sum(conv.weights for conv in layers) * 4 / 2**20))
     convs = {}
-    for conv in layers.convs():
+    for conv in layers:
         wide, out = round_up(conv.in_channels, 16), round_up(conv.out_channels, 16)
-        pixels, area = conv.out_size**2, conv.kernel**2
+        pixels, area = math.prod(conv.out_size), math.prod(conv.kernel)
         macs, weights = wide * out * area * pixels, wide * out * area
         convs[conv.name] = 0.002 + 1e-8 * macs + 1e-7 * pixels * (wide + out) + 1e-7 * streamed * weights
-    return convs, 0.01 + 1e-4 * layers.stem.out_channels + 1e-5 * layers.classifier_in
+    stem, classifier_in = ends(spec)
+    return convs, 0.01 + 1e-4 * stem + 1e-5 * classifier_in
 
 
-Profile = Callable[[NetworkSpec, int], Sample]
+Profile = Callable[[Graph, int], Sample]
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class MadeUp:
 
 
 def measure_table(
-    profile: Profile, path: Path, *, seconds: float = ALWAYS, spec: NetworkSpec = RESNET18, size: int = 32,
+    profile: Profile, path: Path, *, seconds: float = ALWAYS, spec: Graph = RESNET18, size: int = 32,
     device: dict[str, Any] = DEVICE,
 ) -> LutResult:  # fmt: skip
     return lut_measure.measure_table(spec, size, MadeUp(profile, device), path, seconds=seconds)  # type: ignore[arg-type]
@@ -72,7 +75,7 @@ def device(*, noise: float = 0.0, disturbed: float = 0.0, seed: int = 0):
     """
     rng = np.random.default_rng(seed)
 
-    def profile(spec: NetworkSpec, size: int) -> Sample:
+    def profile(spec: Graph, size: int) -> Sample:
         convs, rest = true_ms(spec, size)
         slow = 2.0 if rng.random() < disturbed else 1.0
         own = {
@@ -87,10 +90,10 @@ def device(*, noise: float = 0.0, disturbed: float = 0.0, seed: int = 0):
 def slowed(found: Sample, slow: float) -> Sample:
     """What a machine that takes `slow` times as long measures."""
     convs = {name: ms * slow for name, ms in found.convs_ms.items()}
-    return Sample(found.spec, convs, found.rest_ms * slow, found.total_ms * slow)
+    return Sample(found.graph, convs, found.rest_ms * slow, found.total_ms * slow)
 
 
-def stopped(spec: NetworkSpec, size: int) -> Sample:
+def stopped(spec: Graph, size: int) -> Sample:
     raise AssertionError("nothing should be measured here")
 
 
@@ -118,8 +121,8 @@ def test_the_truth_is_found_again(exact):
     assert errors(table).max() < 1e-3
     assert table.layer_ms == pytest.approx(-PROFILING_MS, rel=0.01)
     convs, _ = true_ms(RESNET18, 32)
-    streamed = table.streamed(enumerate_layers(RESNET18, 32).convs())
-    for conv in enumerate_layers(RESNET18, 32).convs():
+    streamed = table.streamed(convolutions(RESNET18, 32))
+    for conv in convolutions(RESNET18, 32):
         assert table.conv_ms(conv, streamed=streamed) == pytest.approx(convs[conv.name], rel=0.05), conv.name
 
 
@@ -131,7 +134,7 @@ def test_noise_and_other_work_are_survived(tmp_path):
 def test_work_that_slows_a_machine_for_a_while_does_not_count(tmp_path):
     truth, calls = device(), []
 
-    def slow_at_first(spec: NetworkSpec, size: int) -> Sample:
+    def slow_at_first(spec: Graph, size: int) -> Sample:
         calls.append(spec)
         return slowed(truth(spec, size), 1.5 if len(calls) % 5 < 2 else 1.0)
 
@@ -146,7 +149,7 @@ def test_work_that_slows_a_machine_for_a_while_does_not_count(tmp_path):
 def test_a_pass_on_a_slower_machine_does_not_bend_the_table(tmp_path):
     truth, visits = device(noise=0.02), []
 
-    def slower_in_a_pass(spec: NetworkSpec, size: int) -> Sample:
+    def slower_in_a_pass(spec: Graph, size: int) -> Sample:
         visits.append(spec)
         # The first one, there and back.
         return slowed(truth(spec, size), 1.6 if len(visits) <= 2 * lut_fit.PASS else 1.0)
@@ -164,7 +167,7 @@ def test_a_pass_on_a_slower_machine_does_not_bend_the_table(tmp_path):
 def test_a_backend_without_revisits_is_measured_once(tmp_path):
     calls, truth = [], device()
 
-    def profile(spec: NetworkSpec, size: int) -> Sample:
+    def profile(spec: Graph, size: int) -> Sample:
         calls.append(spec)
         return truth(spec, size)
 
@@ -201,13 +204,13 @@ def test_the_same_command_goes_on(tmp_path):
     samples = results.read(path, "lut")["samples"]
     assert again.networks == len(samples) > len(first)
     assert samples[: len(first)] == first
-    assert len({tuple(sample["channels"]) for sample in samples}) == len(samples)  # none drawn twice
+    assert len({tuple(sample["widths"]) for sample in samples}) == len(samples)  # none drawn twice
 
 
 def test_a_network_that_cannot_be_timed_leaves_the_last_pass(tmp_path):
     path, profile, calls = tmp_path / "t.json", device(), []
 
-    def breaks(spec: NetworkSpec, size: int) -> Sample:
+    def breaks(spec: Graph, size: int) -> Sample:
         calls.append(spec)
         if len(calls) > 2 * lut_fit.PASS + 3:
             raise KeyboardInterrupt
@@ -224,7 +227,7 @@ def test_a_network_that_cannot_be_timed_leaves_the_last_pass(tmp_path):
     [
         ({"device": DEVICE | {"batch": 8}}, "batch 1 (here 8)"),
         ({"device": DEVICE | {"threads": 7}}, "threads 1 (here 7)"),
-        ({"spec": network_spec("resnet34")}, "arch resnet18 (here resnet34)"),
+        ({"spec": build_graph("resnet34")}, "arch resnet18 (here resnet34)"),
         ({"size": 64}, "size 32 (here 64)"),
     ],
 )
@@ -245,7 +248,7 @@ def test_another_version_is_refused(exact, tmp_path):
 
 def test_a_shape_that_was_not_measured_is_named(exact):
     with pytest.raises(SlimdeployError, match=r"no 7x7/2@224 convolution \(conv1\).*slimdeploy lut"):
-        load_table(exact).network_ms(network_spec("resnet18", stem="imagenet"), 224)
+        load_table(exact).network_ms(build_graph("resnet18", stem="imagenet"), 224)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +273,7 @@ def test_a_damaged_table_is_refused(exact, tmp_path, damage, said):
 @settings(deadline=None)
 @given(st.integers(1, 2048), st.integers(1, 2048), st.integers(0, 64), st.integers(0, 64))
 def test_wider_never_costs_less(inputs, outputs, more_in, more_out):
-    conv = enumerate_layers(RESNET18, 32).convs()[3]
+    conv = convolutions(RESNET18, 32)[3]
     table = LatencyTable({}, 1, 16, 8.0, {shape_of(conv): (1e-3, 1e-5, 2e-5, 1e-7, 1e-8, 1e-8)}, (0, 0, 0))
     narrow = replace(conv, in_channels=inputs, out_channels=outputs)
     wide = replace(conv, in_channels=inputs + more_in, out_channels=outputs + more_out)
@@ -279,7 +282,7 @@ def test_wider_never_costs_less(inputs, outputs, more_in, more_out):
 
 
 def test_a_time_by_hand():
-    conv = replace(enumerate_layers(RESNET18, 32).convs()[3], in_channels=20, out_channels=70)
+    conv = replace(convolutions(RESNET18, 32)[3], in_channels=20, out_channels=70)
     table = LatencyTable(
         {}, 1, 16, None, {shape_of(conv): (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-2)}, (3, 0.5, 0.25)
     )
@@ -293,7 +296,7 @@ def test_a_time_by_hand():
 
 
 def test_shapes_tell_the_sum_apart():
-    shapes = {conv.name: shape_of(conv) for conv in enumerate_layers(network_spec("resnet50"), 32).convs()}
+    shapes = {conv.name: shape_of(conv) for conv in convolutions(build_graph("resnet50"), 32)}
     assert shapes["conv1"] == "3x3/1@32"
     assert shapes["layer1.1.conv1"] == "1x1/1@16"
     assert shapes["layer1.0.downsample.0"] == "1x1/1@16"
@@ -304,11 +307,9 @@ def test_shapes_tell_the_sum_apart():
 @settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_random_networks_are_aligned_and_no_wider(seed):
-    full = network_spec("resnet50")
-    widths = lut_networks.random_network(full, random.Random(seed)).channels.flat()
-    assert all(
-        width % 8 == 0 and width <= whole for width, whole in zip(widths, full.channels.flat(), strict=True)
-    )
+    full = build_graph("resnet50")
+    widths = channel_numbers(lut_networks.random_network(full, random.Random(seed)))
+    assert all(w % 8 == 0 and 0 < w <= whole for w, whole in zip(widths, channel_numbers(full), strict=True))
 
 
 def test_a_table_can_be_fitted_again_from_its_file(exact):
@@ -316,5 +317,5 @@ def test_a_table_can_be_fitted_again_from_its_file(exact):
     samples = [lut_measure._sample(row, RESNET18, 32) for row in document["samples"]]
     again = lut_fit.fit(samples, 32, document["device"])
     for sample in samples:  # their times are kept to six digits
-        expected = load_table(exact).network_ms(sample.spec, 32)
-        assert again.network_ms(sample.spec, 32) == pytest.approx(expected, rel=1e-3)
+        expected = load_table(exact).network_ms(sample.graph, 32)
+        assert again.network_ms(sample.graph, 32) == pytest.approx(expected, rel=1e-3)

@@ -11,14 +11,16 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason="latency tables are measured on onnxruntime")
 
-from slimdeploy.benchmarks import lut_accuracy, lut_fit
+from slimdeploy.benchmarks import lut_accuracy, lut_fit, lut_measure
 from slimdeploy.benchmarks.lut import load_table
 from slimdeploy.benchmarks.lut_backend import LutOptions
 from slimdeploy.benchmarks.lut_onnxruntime import open_backend
-from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.layers import convolutions
+from slimdeploy.toolchain.pruning.cutting import widths_of
+from slimdeploy.toolchain.pruning.groups import channel_groups
 
-SMALL = lut_accuracy.scaled(network_spec("resnet18"), 0.25, 0.25, 8)
+SMALL = lut_accuracy.scaled(build_graph("resnet18"), 0.25, 0.25, 8)
 
 
 def slimdeploy(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -38,10 +40,10 @@ def table(tmp_path_factory) -> tuple[Path, dict]:
 
 @pytest.mark.parametrize("widths", [8, 16, 20])
 def test_every_convolution_has_a_time(widths):
-    spec = lut_accuracy.scaled(network_spec("resnet50"), widths / 512, widths / 512, widths)
+    spec = lut_accuracy.scaled(build_graph("resnet50"), widths / 512, widths / 512, widths)
     with open_backend(LutOptions(threads=1)) as backend:
         sample = backend.profile(spec, 8)
-    assert list(sample.convs_ms) == [conv.name for conv in enumerate_layers(spec, 8).convs()]
+    assert list(sample.convs_ms) == [conv.name for conv in convolutions(spec, 8)]
     assert min(sample.convs_ms.values()) > 0
     assert sample.rest_ms > 0
     assert sample.total_ms > 0
@@ -110,7 +112,9 @@ def test_predictions_are_compared_with_measurements(table, monkeypatch):
 def test_a_device_that_became_slower_is_told_from_a_wrong_table(table, monkeypatch):
     path, _ = table
     document = json.loads(path.read_text())
-    then = {tuple(row["channels"]): row["total_ms"] for row in document["samples"]}
+    full = lut_measure.full_network(document)
+    groups = channel_groups(full, residual="couple")
+    then = {tuple(row["widths"]): row["total_ms"] for row in document["samples"]}
     predicted = load_table(path)
 
     class Slowed:
@@ -124,7 +128,7 @@ def test_a_device_that_became_slower_is_told_from_a_wrong_table(table, monkeypat
 
         def whole_ms(self, specs, size, *, seconds):
             return [
-                2 * then.get(tuple(one.channels.flat()), predicted.network_ms(one, size)) for one in specs
+                2 * then.get(tuple(widths_of(one, groups)), predicted.network_ms(one, size)) for one in specs
             ]
 
     monkeypatch.setattr(lut_accuracy, "open_for_table", lambda device: Slowed())

@@ -22,14 +22,15 @@ from slimdeploy.tests.toolchain.tensorrt_fake import VERSIONS, FakeTensorrt
 from slimdeploy.tests.toolchain.tensorrt_fake_run import REFORMAT_MS, layer_ms
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.audit import EngineLayer, read_layers
-from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import convolutions
 from slimdeploy.toolchain.pruning import latency
 from slimdeploy.toolchain.runtime.device import Device
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
-SMALL = scaled(network_spec("resnet18"), 0.125, 0.125, 8)
-SMALL_50 = scaled(network_spec("resnet50"), 0.125, 0.125, 8)
+SMALL = scaled(build_graph("resnet18"), 0.125, 0.125, 8)
+SMALL_50 = scaled(build_graph("resnet50"), 0.125, 0.125, 8)
 
 
 @pytest.fixture(params=["10.13.3"])
@@ -57,7 +58,7 @@ def test_every_version_tells_each_convolution_s_time(trt: FakeTensorrt, precisio
         assert backend.device["precision"] == precision
         assert backend.device["versions"]["tensorrt"] == trt.__version__
         sample = backend.profile(SMALL, 8)
-    convs = enumerate_layers(SMALL, 8).convs()
+    convs = convolutions(SMALL, 8)
     assert sample.convs_ms == {conv.name: pytest.approx(layer_ms([conv.weights])) for conv in convs}
     assert sample.rest_ms == pytest.approx(layer_ms([64 * 10]) + 2 * REFORMAT_MS), "classifier, reformats"
     assert sample.total_ms > 0
@@ -69,7 +70,7 @@ def test_convolutions_that_one_layer_computes_share_its_time(trt: FakeTensorrt) 
     """The first block's 1×1 convolutions read one tensor: TensorRT makes one layer of them."""
     with open_backend(LutOptions(backend="tensorrt")) as backend:
         found = backend.profile(SMALL_50, 8).convs_ms
-    convs = {conv.name: conv for conv in enumerate_layers(SMALL_50, 8).convs()}
+    convs = {conv.name: conv for conv in convolutions(SMALL_50, 8)}
     pair = [convs["layer1.0.conv1"], convs["layer1.0.downsample.0"]]
     whole = layer_ms([conv.weights for conv in pair])
     for conv in pair:
@@ -78,7 +79,7 @@ def test_convolutions_that_one_layer_computes_share_its_time(trt: FakeTensorrt) 
 
 
 def test_layers_become_convolutions_by_hand() -> None:
-    convs = enumerate_layers(SMALL_50, 8).convs()[:4]
+    convs = convolutions(SMALL_50, 8)[:4]
     a, b, c, d = (conv.name for conv in convs)
     layers = [
         EngineLayer("Reformatting CopyNode for Input Tensor 0 to x", "Reformat", None, (a,), reformat=True),
@@ -124,7 +125,7 @@ def test_threads_are_refused(trt: FakeTensorrt) -> None:
         open_backend(LutOptions(backend="tensorrt", threads=2))
 
 
-def small_networks(full: NetworkSpec, rng: random.Random) -> NetworkSpec:
+def small_networks(full: Graph, rng: random.Random) -> Graph:
     return scaled(full, rng.uniform(0.02, 0.1), rng.uniform(0.02, 0.1), 8)
 
 
@@ -134,7 +135,7 @@ def table(trt: FakeTensorrt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("slimdeploy.benchmarks.lut_measure.random_network", small_networks)
     path = tmp_path / "table.json"
     with open_backend(LutOptions(backend="tensorrt", precision="fp16")) as backend:
-        measure_table(network_spec("resnet18"), 8, backend, path, seconds=0)
+        measure_table(build_graph("resnet18"), 8, backend, path, seconds=0)
     return path
 
 
@@ -145,7 +146,7 @@ def test_the_table_is_the_same_document_and_is_gone_on_with(table: Path, trt: Fa
     assert document["device"]["gpu"] == "fake"
     assert len(document["samples"]) == PASS
     with open_backend(LutOptions(backend="tensorrt", precision="fp16")) as backend:
-        again = measure_table(network_spec("resnet18"), 8, backend, table, seconds=0)
+        again = measure_table(build_graph("resnet18"), 8, backend, table, seconds=0)
     assert again.networks == PASS, "no time, nothing measured"
     assert load_table(table).precision == "fp16"
 
@@ -160,7 +161,7 @@ def test_the_table_is_the_same_document_and_is_gone_on_with(table: Path, trt: Fa
 )
 def test_a_table_of_something_else_is_refused(table: Path, options: LutOptions, said: str) -> None:
     with open_backend(options) as backend, pytest.raises(SlimdeployError) as error:
-        measure_table(network_spec("resnet18"), 8, backend, table, seconds=0)
+        measure_table(build_graph("resnet18"), 8, backend, table, seconds=0)
     assert said in str(error.value)
 
 
@@ -178,9 +179,9 @@ def test_pruning_measures_on_tensorrt(table: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(lut_tensorrt, "time_whole", run_here)
     budgets: list[float] = []
 
-    def plan(budget: float) -> NetworkSpec:
+    def plan(budget: float) -> Graph:
         budgets.append(budget)
-        return scaled(network_spec("resnet18"), min(1.0, budget / 2), 1.0, 8)
+        return scaled(build_graph("resnet18"), min(1.0, budget / 2), 1.0, 8)
 
     found = latency.budget_for_latency(plan, 1.5, table, 8)
     assert found.not_measured is None

@@ -21,9 +21,9 @@ from slimdeploy.calibrate.options import CalibrationData
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.export.onnx import build_onnx
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
-from slimdeploy.toolchain.networks.channels import ChannelConfig
-from slimdeploy.toolchain.networks.resnet import build_network
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.architectures.resnet import ChannelConfig
+from slimdeploy.toolchain.networks.module import build_network
 
 SIZE, CLASSES = 16, 5
 PREPROCESSING = Preprocessing(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -64,7 +64,7 @@ class Example:
 
 
 def make_example(arch: str, *, opset: int = 19, stem: str = "cifar") -> Example:
-    spec = network_spec(arch, stem=stem, classes=CLASSES, channels=CHANNELS[arch])
+    spec = build_graph(arch, stem=stem, classes=CLASSES, channels=CHANNELS[arch])
     network = build_network(spec, seed=0)
     generator = torch.Generator().manual_seed(0)
     images = np.random.default_rng(0).integers(0, 256, (144, SIZE, SIZE, 3), dtype=np.uint8)

@@ -29,9 +29,8 @@ import slimdeploy
 from slimdeploy.toolchain.data.dataset import DataOptions, load_dataset
 from slimdeploy.toolchain.export.onnx import build_onnx
 from slimdeploy.toolchain.model_info import ModelInfo
-from slimdeploy.toolchain.networks.channels import ChannelConfig
-from slimdeploy.toolchain.networks.resnet import build_network
-from slimdeploy.toolchain.networks.spec import architecture, network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.module import build_network
 
 REPOSITORY = Path(slimdeploy.__file__).resolve().parent
 CPU = "cortex-a76"
@@ -95,8 +94,7 @@ def host_command(*arguments: object) -> str:
 def make_bundle(work: Path) -> None:
     """A small network on the digits, with random weights, in FP32 and INT8; and images of it."""
     digits = load_dataset(DataOptions("digits"))
-    spec = network_spec("resnet18", classes=10)
-    spec = spec.with_channels(ChannelConfig.from_flat(architecture("resnet18"), [8] * 17))
+    spec = build_graph("resnet18", classes=10, channels=[8] * 17)
     info = ModelInfo(spec, digits.preprocessing, digits.class_names)
     onnx.save(build_onnx(build_network(spec, seed=0), info), work / "fp32.onnx")
     # An untrained network: how many it gets right says nothing, so no drop is too large.

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import PREPROCESSING, learnable_split
 
-from slimdeploy.toolchain.networks.resnet import build_network
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.module import build_network
 from slimdeploy.toolchain.training import loop
 from slimdeploy.toolchain.training.loop import TrainingData, fit
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
@@ -29,7 +29,7 @@ def exact() -> None:
 
 
 def _fit(output: Path, options: TrainOptions, device: str) -> list[EpochRecord]:
-    network = build_network(network_spec("tiny", stem="cifar", classes=3), seed=0)
+    network = build_network(build_graph("tiny", stem="cifar", classes=3), seed=0)
     return fit(network, DATA, options, output=output, device=device, setup={})
 
 

@@ -20,12 +20,13 @@ from tiny import model_info, random_network, write_checkpoint
 from slimdeploy.toolchain.artifacts import sha256_file
 from slimdeploy.toolchain.checkpoint import HEADER_KEY, load_checkpoint, read_safetensors, save_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.training.layout import place
 
 
 @given(network_specs())
-def test_round_trip(tmp_path_factory: pytest.TempPathFactory, spec: NetworkSpec) -> None:
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, spec: Graph) -> None:
     path = tmp_path_factory.mktemp("round") / "x.safetensors"
     network, info = random_network(spec), model_info(spec)
     info = replace(info, metrics={"accuracy": {"test": 0.5}}, provenance=({"stage": "train", "seed": 3},))
@@ -40,10 +41,10 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, spec: NetworkSpec)
 
 
 def test_channels_last_weights_are_kept(tmp_path: Path) -> None:
-    network = place(random_network(network_spec("tiny")), "cpu")
-    save_checkpoint(tmp_path / "x", network, model_info(network.spec))
+    network = place(random_network(build_graph("tiny")), "cpu")
+    save_checkpoint(tmp_path / "x", network, model_info(network.graph))
     found = load_checkpoint(tmp_path / "x").network
-    assert torch.equal(found.layer1[0].conv2.weight, network.layer1[0].conv2.weight)
+    assert torch.equal(found.weight("layer1.0.conv2"), network.weight("layer1.0.conv2"))
 
 
 def _rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]) -> None:
@@ -75,13 +76,13 @@ def _surplus_tensor(path: Path) -> str:
 
 
 def _newer_format(path: Path) -> str:
-    _rewrite(path, lambda document, _: document.update(format=2))
-    return f"{path}: format 2; this slimdeploy reads 1"
+    _rewrite(path, lambda document, _: document.update(format=3))
+    return f"{path}: format 3; this slimdeploy reads up to 2"
 
 
 def _inconsistent_channels(path: Path) -> str:
-    _rewrite(path, lambda document, _: document["network"]["channels"].__setitem__(1, 0))
-    return f"{path}: layer1.0: inner widths [0, 4], expected at least 1 each (or 0 for all: block removed)"
+    _rewrite(path, lambda document, _: document["network"]["nodes"][1]["attributes"].update(channels=7))
+    return f"{path}: bn1 has 7 channels, but gets 8"
 
 
 def _class_names(path: Path) -> str:
@@ -90,8 +91,14 @@ def _class_names(path: Path) -> str:
 
 
 def _unknown_arch(path: Path) -> str:
-    _rewrite(path, lambda document, _: document["network"].update(arch="resnet51"))
+    first = {"arch": "resnet51", "stem": "cifar", "classes": 3, "channels": [8], "shortcut_affine": False}
+    _rewrite(path, lambda document, _: document.update(format=1, network=first))
     return f"{path}: unknown arch 'resnet51'; known: "
+
+
+def _unknown_operator(path: Path) -> str:
+    _rewrite(path, lambda document, _: document["network"]["nodes"][2].update(operator="rleu"))
+    return f"{path}: unknown operator 'rleu'; known: "
 
 
 def _no_network(path: Path) -> str:
@@ -102,7 +109,7 @@ def _no_network(path: Path) -> str:
 def _no_json(path: Path) -> str:
     _, tensors = read_safetensors(path)
     path.write_bytes(safetensors.torch.save(tensors, {HEADER_KEY: "{"}))
-    return f"{path}: damaged description of the network (JSONDecodeError"
+    return f"{path}: damaged description of the network: Expecting property name"
 
 
 def _other_header(path: Path) -> str:
@@ -132,7 +139,8 @@ def _gone(path: Path) -> str:
 @pytest.mark.parametrize(
     "spoil",
     [_missing_tensor, _wrong_shape, _not_finite, _surplus_tensor, _newer_format, _inconsistent_channels,
-     _class_names, _unknown_arch, _no_network, _no_json, _other_header, _cut_off, _empty, _gone],
+     _class_names, _unknown_arch, _unknown_operator, _no_network, _no_json, _other_header, _cut_off, _empty,
+     _gone],
 )  # fmt: skip
 def test_whatever_is_wrong_is_named(spoil: Callable[[Path], str], tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "x.safetensors")

@@ -15,7 +15,7 @@ from tiny import model_info
 from slimdeploy.toolchain.errors import SlimdeployError, nearest, unknown
 from slimdeploy.toolchain.formatting import count, facts_table, grid, percent, short
 from slimdeploy.toolchain.model_info import ModelInfo, versions
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.progress import console, log
 
 
@@ -45,14 +45,14 @@ def test_nearest_word() -> None:
 
 
 def test_a_stage_adds_to_the_provenance_and_replaces_the_metrics() -> None:
-    info = model_info(network_spec("tiny", classes=3)).after("train", metrics={"a": 1}, seed=3)
-    later = info.after("prune", spec=network_spec("tiny-deep", classes=3), metrics={}, parent="abc")
+    info = model_info(build_graph("tiny", classes=3)).after("train", metrics={"a": 1}, seed=3)
+    later = info.after("prune", graph=build_graph("tiny-deep", classes=3), metrics={}, parent="abc")
     assert [entry["stage"] for entry in later.provenance] == ["train", "prune"]
     assert later.provenance[0]["seed"] == 3
     assert later.provenance[1]["versions"] == versions()
     assert later.metrics == {}
-    assert later.spec.arch == "tiny-deep"
-    assert info.spec.arch == "tiny", "nothing is changed in place"
+    assert later.graph.arch == "tiny-deep"
+    assert info.graph.arch == "tiny", "nothing is changed in place"
 
 
 def test_versions_do_not_depend_on_what_is_imported(fresh_python: Callable) -> None:
@@ -65,14 +65,14 @@ def test_versions_do_not_depend_on_what_is_imported(fresh_python: Callable) -> N
 
 
 def test_description_round_trip() -> None:
-    info = model_info(network_spec("tiny", classes=5)).after("train", metrics={"accuracy": {"val": 0.5}})
+    info = model_info(build_graph("tiny", classes=5)).after("train", metrics={"accuracy": {"val": 0.5}})
     assert ModelInfo.from_json(info.to_json(), "x") == info
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("format", 0, "format 0; this slimdeploy reads 1"),
+        ("format", 0, "format 0; this slimdeploy reads up to 2"),
         ("preprocessing", {"size": 16}, "damaged description of the network (KeyError('mean'))"),
         ("preprocessing", {"size": 16, "mean": [1, 2], "std": [1, 1, 1]}, "damaged description of "),
         ("class_names", 3, "damaged description of the network ("),
@@ -81,7 +81,7 @@ def test_description_round_trip() -> None:
     ],
 )  # fmt: skip
 def test_damaged_descriptions(key: str, value: object, message: str) -> None:
-    document = json.loads(model_info(network_spec("tiny", classes=3)).to_json())
+    document = json.loads(model_info(build_graph("tiny", classes=3)).to_json())
     document[key] = value
     with pytest.raises(SlimdeployError, match=f"^x.onnx: {re.escape(message)}"):
         ModelInfo.from_json(json.dumps(document), "x.onnx")

@@ -11,16 +11,16 @@ from rich.text import Text
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.formatting import facts_table, percent
-from slimdeploy.toolchain.options import IMAGE_SIDE, threads_option
-from slimdeploy.toolchain.paths import OutputPath
+from slimdeploy.toolchain.options import IMAGE_SIDE, network_graph, network_options, threads_option
+from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
     from slimdeploy.benchmarks.lut_measure import LutResult
 
 
 @command("lut")
-@click.option("--arch", default="resnet50", show_default=True, help="Network whose convolutions to time.")
-@click.option("--stem", default="cifar-pool", show_default=True, help="cifar-pool, cifar or imagenet.")
+@click.argument("checkpoint", type=InputPath(), required=False)
+@network_options()
 @click.option(
     "--classes",
     type=click.IntRange(min=1),
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Classes that it tells apart.",
 )
-@click.option("--size", type=IMAGE_SIDE, default=32, show_default=True, help="Image side in pixels.")
+@click.option("--size", type=IMAGE_SIDE, help="Image side in pixels. [default: the checkpoint's, or 32]")
 @click.option("--backend", default="onnxruntime", show_default=True,
               help="What runs the network: onnxruntime (on the CPU) or tensorrt.")  # fmt: skip
 @click.option("--precision", default="fp32", show_default=True, help="tensorrt: fp32, fp16 or int8.")
@@ -39,23 +39,31 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=OutputPath(), required=True,
               help="Table to write, or to go on with where it exists.")  # fmt: skip
 def lut(
-    arch: str, stem: str, classes: int, size: int, backend: str, precision: str, batch: int,
+    checkpoint: Path | None, arch: str | None, arguments: tuple[str, ...], stem: str | None, classes: int,
+    size: int | None, backend: str, precision: str, batch: int,
     threads: int | None, seconds: float, output: Path,
 ) -> Output:  # fmt: skip
-    """Time the convolutions of a network at many widths on this device, for `prune --latency-ms`.
+    """Time the layers of the network in CHECKPOINT, or of --arch, at many widths on this device, for `prune
+    --latency-ms`.
 
     Networks of random widths are run and profiled, and what each convolution costs is fitted to them. The
     same command goes on from the table that it wrote.
     """
     from slimdeploy.benchmarks.lut_backend import LutOptions, open_backend
     from slimdeploy.benchmarks.lut_measure import measure_table
-    from slimdeploy.toolchain.networks.spec import network_spec
     from slimdeploy.toolchain.progress import log
 
-    spec = network_spec(arch, stem=stem, classes=classes)
+    if checkpoint:
+        from slimdeploy.toolchain.checkpoint import load_checkpoint
+
+        info = load_checkpoint(checkpoint).info
+        graph, size = info.graph, size or info.preprocessing.size
+    else:
+        size = size or 32
+        graph = network_graph(arch, arguments=arguments, stem=stem, classes=classes, size=size)
     options = LutOptions(batch=batch, threads=threads, backend=backend, precision=precision)
     with open_backend(options) as opened:
-        result = measure_table(spec, size, opened, output, seconds=seconds, progress=log)
+        result = measure_table(graph, size, opened, output, seconds=seconds, progress=log)
     return Output(_json(result, output), _text(result, output))
 
 

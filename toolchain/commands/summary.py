@@ -9,26 +9,26 @@ from rich.console import RenderableType
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.formatting import count, facts_table, grid, short
+from slimdeploy.toolchain.networks.architectures import channel_numbers
 from slimdeploy.toolchain.networks.cost import Cost, network_cost
-from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
-from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
-from slimdeploy.toolchain.options import IMAGE_SIDE
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import Layer, parameter_layers
+from slimdeploy.toolchain.options import IMAGE_SIDE, network_graph, network_options
 from slimdeploy.toolchain.paths import InputPath
 
 
 @command("summary")
 @click.argument("checkpoint", type=InputPath(), required=False)
-@click.option(
-    "--arch", default="resnet50", show_default=True, help="Network to describe where no CHECKPOINT is given."
-)
-@click.option("--stem", default="cifar-pool", show_default=True, help="cifar-pool, cifar or imagenet.")
-@click.option("--classes", type=int, default=10, show_default=True, help="Classes that it tells apart.")
+@network_options()
+@click.option("--classes", type=click.IntRange(min=1), default=10, show_default=True,
+              help="Classes of the network of --arch.")  # fmt: skip
 @click.option("--size", type=IMAGE_SIDE, help="Image side in pixels. [default: the checkpoint's, or 32]")
 @click.option("--align", "alignment", type=click.IntRange(min=1), default=8, show_default=True,
               help="Widths are padded to a multiple of this in `padded MACs`.")  # fmt: skip
 def summary(
-    checkpoint: Path | None, arch: str, stem: str, classes: int, size: int | None, alignment: int
-) -> Output:
+    checkpoint: Path | None, arch: str | None, arguments: tuple[str, ...], stem: str | None, classes: int,
+    size: int | None, alignment: int,
+) -> Output:  # fmt: skip
     """Layers, channels, parameters, MACs and memory of CHECKPOINT, or of --arch unpruned.
 
     Memory is for one float32 image, by torchsummary's convention: the output of every module call, twice.
@@ -37,17 +37,20 @@ def summary(
         from slimdeploy.toolchain.checkpoint import load_checkpoint
 
         info = load_checkpoint(checkpoint).info
-        spec, size = info.spec, size or info.preprocessing.size
+        graph, size = info.graph, size or info.preprocessing.size
     else:
-        spec, size = network_spec(arch, stem=stem, classes=classes), size or 32
-    cost = network_cost(spec, size, alignment=alignment)
-    return Output(_json(spec, size, cost), _text(spec, size, cost))
+        size = size or 32
+        graph = network_graph(arch, arguments=arguments, stem=stem, classes=classes, size=size)
+    cost = network_cost(graph, size, alignment=alignment)
+    return Output(_json(graph, size, cost), _text(graph, size, cost))
 
 
-def _json(spec: NetworkSpec, size: int, cost: Cost) -> dict[str, object]:
+def _json(graph: Graph, size: int, cost: Cost) -> dict[str, object]:
     memory = cost.memory
     return {
-        **spec.to_json(),
+        **graph.origin,
+        "classes": graph.classes,
+        "channels": list(channel_numbers(graph)),
         "size": size,
         "params": cost.params,
         "macs": cost.macs,
@@ -63,15 +66,10 @@ def _json(spec: NetworkSpec, size: int, cost: Cost) -> dict[str, object]:
     }
 
 
-def _text(spec: NetworkSpec, size: int, cost: Cost) -> RenderableType:
+def _text(graph: Graph, size: int, cost: Cost) -> RenderableType:
     from rich.console import Group
 
-    layers = enumerate_layers(spec, size)
-    rows = [_row(conv) for conv in layers.convs()]
-    fc = layers.classes * layers.classifier_in
-    rows.append(
-        ["fc", f"{layers.classifier_in} → {layers.classes}", "", "", count(fc + layers.classes), short(fc)]
-    )
+    rows = [_row(layer) for layer in parameter_layers(graph, size)]
     columns = ["layer", "channels", "kernel", "output", "parameters", "MACs"]
     memory = cost.memory
     totals = [
@@ -84,17 +82,25 @@ def _text(spec: NetworkSpec, size: int, cost: Cost) -> RenderableType:
         ("memory: parameters", f"{memory.params:.2f} MB"),
         ("memory: total", f"{memory.total:.2f} MB"),
     ]
-    title = f"{spec.arch}, stem {spec.stem}, {size}×{size}, {spec.classes} classes"
+    stem = f", stem {graph.origin['stem']}" if "stem" in graph.origin else ""
+    title = f"{graph.arch}{stem}, {size}×{size}, {graph.classes} classes"
     return Group(grid(columns, rows, title=title), facts_table(totals))
 
 
-def _row(conv: Conv) -> list[str]:
-    stride = f" / {conv.stride}" if conv.stride > 1 else ""
+def _row(layer: Layer) -> list[str]:
+    image = layer.operator != "linear"
+    stride = f" / {layer.stride[0]}" if max(layer.stride) > 1 else ""
+    groups = f" in {layer.groups} groups" if layer.operator == "conv" and layer.groups > 1 else ""
+    kernel = f"{_sides(layer.kernel)}{stride}{groups}" if layer.operator == "conv" else ""
     return [
-        conv.name,
-        f"{conv.in_channels} → {conv.out_channels}",
-        f"{conv.kernel}×{conv.kernel}{stride}",
-        f"{conv.out_size}×{conv.out_size}",
-        count(conv.params),
-        short(conv.macs),
+        layer.name,
+        f"{layer.in_channels} → {layer.out_channels}",
+        kernel,
+        _sides(layer.out_size) if image else "",
+        count(layer.params),
+        short(layer.macs),
     ]
+
+
+def _sides(pair: tuple[int, int]) -> str:
+    return f"{pair[0]}×{pair[1]}"

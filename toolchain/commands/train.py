@@ -13,6 +13,7 @@ from slimdeploy.toolchain.formatting import facts_table, percent
 from slimdeploy.toolchain.options import (
     data_options,
     machine_options,
+    network_options,
     output_option,
     resume_option,
     torch_device,
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 
 
 @command("train")
-@click.option("--arch", help="resnet18, 34, 50, 101 or 152. [default: resnet50]")
-@click.option("--stem", help="cifar-pool, cifar or imagenet. [default: cifar-pool]")
+@network_options()
 @click.option("--weights", type=InputPath(), metavar="FILE",
               help="Start from a torchvision .pth, safetensors with its names, or a checkpoint.")  # fmt: skip
 @data_options(required=True, preprocessing=True)
@@ -41,6 +41,7 @@ def train(
     options: TrainOptions,
     given: frozenset[str],
     arch: str | None,
+    arguments: tuple[str, ...],
     stem: str | None,
     weights: Path | None,
     data: DataOptions,
@@ -60,6 +61,7 @@ def train(
     history goes to OUTPUT's .history.jsonl and .tensorboard. After Ctrl-C or a crash, the same command with
     --resume goes on.
     """
+    from slimdeploy.toolchain.named_networks import parse_arguments
     from slimdeploy.toolchain.training.distributed import joined
     from slimdeploy.toolchain.training.stage import train_stage
 
@@ -67,6 +69,7 @@ def train(
     with joined(name) as ranks:
         result = train_stage(
             arch=arch,
+            arguments=parse_arguments(arguments),
             stem=stem,
             weights=weights,
             data=data,

@@ -144,7 +144,7 @@ def golden_images(folder: Path, bundle: Manifest) -> np.ndarray:
 def golden_logits(folder: Path, bundle: Manifest, variant: Variant) -> np.ndarray:
     """(N, classes) float32: what the host computed for the golden images."""
     return _numbers(
-        folder / variant.golden, np.dtype("<f4"), (bundle.golden_images, bundle.info.spec.classes)
+        folder / variant.golden, np.dtype("<f4"), (bundle.golden_images, bundle.info.graph.classes)
     )
 
 
@@ -187,8 +187,8 @@ def _check_images(model: Path, info: ModelInfo, images: Images) -> None:
     if images.golden.shape[1:] != (size, size, 3):
         height, width = images.golden.shape[1:3]
         raise SlimdeployError(f"{model} takes images of {size}×{size} pixels, the data has {width}×{height}")
-    if len(images.labels) and images.labels.max() >= info.spec.classes:
-        raise SlimdeployError(f"{model} knows {info.spec.classes} classes, the data has more")
+    if len(images.labels) and images.labels.max() >= info.graph.classes:
+        raise SlimdeployError(f"{model} knows {info.graph.classes} classes, the data has more")
 
 
 def _check_one_network(paths: Sequence[Path], infos: Sequence[ModelInfo]) -> None:

@@ -154,7 +154,7 @@ class Manifest:
             EVALUATION_IMAGES: self.evaluation_images * image,
             EVALUATION_LABELS: self.evaluation_images * 4,
         }
-        expected |= {v.golden: self.golden_images * self.info.spec.classes * 4 for v in self.variants}
+        expected |= {v.golden: self.golden_images * self.info.graph.classes * 4 for v in self.variants}
         for file in self.files:
             if file.bytes > MAX_FILE_BYTES:
                 raise SlimdeployError(f"{file.path} has {file.bytes} bytes; at most {MAX_FILE_BYTES} can be")

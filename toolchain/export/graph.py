@@ -1,43 +1,42 @@
-"""Writes a network as an ONNX graph, node by node, from its layers and any weights. No torch here.
+"""Writes a network as an ONNX graph, node by node, from its graph and any weights. No torch here.
 
-Only Conv, Relu, MaxPool, Add, GlobalAveragePool, Flatten and Gemm; dynamic batch; one self-contained file.
-Nodes carry the names of the network's modules (`layer1.0.conv1`), which calibration, sensitivity tables and
-latency tables refer to.
+Each operator writes its own nodes; BN is folded into the convolution or linear layer before it. Dynamic
+batch, one self-contained file. Nodes carry the names of the network's nodes (`layer1.0.conv1`), which
+calibration, sensitivity tables and latency tables refer to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph, Node
+from slimdeploy.toolchain.networks.residual import batchnorm_behind
 
-INPUT, OUTPUT = "images", "logits"
+OUTPUT = "logits"
+WEIGHTED = ("conv", "linear")
 
-Parameters = tuple[np.ndarray, np.ndarray]
-"""Weight and bias: (O, I, k, k) and (O,) of a convolution, (classes, I) and (classes,) of the classifier."""
+Parameters = Callable[[Node, Node | None], Mapping[str, np.ndarray]]
+"""The float32 tensors of a node, by the names of Operator.tensors; of a convolution or linear layer always
+weight and bias, with the BN given folded into them.
+"""
 
 
-def build_graph(
-    spec: NetworkSpec, size: int, *, conv: Callable[[Conv], Parameters], classifier: Parameters, opset: int
-) -> onnx.ModelProto:
-    """The ONNX model of `spec` with the parameters given: input `images` (N, 3, size, size) float32, output
+def build_graph(graph: Graph, size: int, *, parameters: Parameters, opset: int) -> onnx.ModelProto:
+    """The ONNX model of `graph` with the parameters given: input `images` (N, 3, size, size) float32, output
     `logits` (N, classes).
     """
-    graph = _Graph(conv)
-    logits = _emit(graph, spec, size, classifier)
-    assert logits == OUTPUT
+    written = _write(graph, size, parameters, opset)
     proto = helper.make_graph(
-        graph.nodes,
-        f"slimdeploy-{spec.arch}",
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", 3, size, size])],
-        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", spec.classes])],
-        graph.initializers,
+        written.nodes,
+        f"slimdeploy-{graph.arch}",
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", IMAGE_CHANNELS, size, size])],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", graph.classes])],
+        [numpy_helper.from_array(values, name) for name, values in written.constants.items()],
     )
     opsets = [helper.make_opsetid("", opset)]
     # The lowest IR version that the opset allows: the runtimes of old JetPacks read no newer one.
@@ -46,53 +45,42 @@ def build_graph(
     return model
 
 
-def _emit(graph: _Graph, spec: NetworkSpec, size: int, classifier: Parameters) -> str:
-    layers = enumerate_layers(spec, size)
-    x = graph.relu(graph.conv(INPUT, layers.stem), "relu")
-    if layers.pool_size is not None:
-        x = graph.node("MaxPool", [x], "maxpool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-    for block in layers.blocks:
-        shortcut = graph.conv(x, block.shortcut) if block.shortcut else x
-        if block.convs:
-            for i, conv in enumerate(block.convs, start=1):
-                x = graph.conv(x, conv)
-                if conv.relu:
-                    x = graph.relu(x, f"{block.name}.relu{i}")
-            x = graph.relu(graph.node("Add", [x, shortcut], f"{block.name}.add"), f"{block.name}.relu")
-        elif block.shortcut:
-            x = graph.relu(shortcut, f"{block.name}.relu")
-        # A removed block without projection passes on what is already ≥ 0: nothing to write.
-    x = graph.node("GlobalAveragePool", [x], "avgpool")
-    x = graph.node("Flatten", [x], "flatten", axis=1)
-    weight, bias = classifier
-    inputs = [x, graph.constant("fc.weight", weight), graph.constant("fc.bias", bias)]
-    return graph.node("Gemm", inputs, "fc", output=OUTPUT, transB=1)
+def _write(graph: Graph, size: int, parameters: Parameters, opset: int) -> _OnnxNodes:
+    written, shapes = _OnnxNodes(opset), graph.shapes(size)
+    values, folded = {INPUT: INPUT}, set()
+    for node in graph.nodes:
+        first = values[node.inputs[0]]
+        if node.name in folded:
+            values[node.name] = first
+            continue
+        bn = batchnorm_behind(graph, node) if node.operator in WEIGHTED else None
+        if bn:
+            folded.add(bn.name)
+        arrays = parameters(node, bn) if node.op.tensors(node) else {}
+        inputs = [values[name] for name in node.inputs]
+        values[node.name] = node.op.write(node, inputs, written, arrays, shapes[node.inputs[0]])
+    written.rename(values[graph.output], OUTPUT)
+    return written
 
 
-class _Graph:
-    """Nodes and initializers while they are written."""
+class _OnnxNodes:
+    """Nodes and constants while they are written: operators.base.OnnxNodes."""
 
-    def __init__(self, parameters: Callable[[Conv], Parameters]) -> None:
-        self.parameters = parameters
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
+        self.constants: dict[str, np.ndarray] = {}
 
-    def node(
-        self, operator: str, inputs: list[str], name: str, *, output: str | None = None, **attributes: Any
-    ) -> str:
-        output = output or f"{name}.out"
-        self.nodes.append(helper.make_node(operator, inputs, [output], name=name, **attributes))
+    def node(self, operator: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        output = f"{name}.out"
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], name=name, **attributes))
         return output
 
-    def constant(self, name: str, values: np.ndarray) -> str:
-        self.initializers.append(numpy_helper.from_array(values, name))
+    def constant(self, name: str, values: np.ndarray | np.generic) -> str:
+        self.constants[name] = np.asarray(values)
         return name
 
-    def conv(self, x: str, conv: Conv) -> str:
-        weight, bias = self.parameters(conv)
-        inputs = [x, self.constant(f"{conv.name}.weight", weight), self.constant(f"{conv.name}.bias", bias)]
-        return self.node("Conv", inputs, conv.name, kernel_shape=[conv.kernel] * 2, strides=[conv.stride] * 2,
-                         pads=[conv.padding] * 4)  # fmt: skip
-
-    def relu(self, x: str, name: str) -> str:
-        return self.node("Relu", [x], name)
+    def rename(self, value: str, name: str) -> None:
+        """Call a value, made by one node and read by none, by another name."""
+        last = next(node for node in reversed(self.nodes) if node.output[0] == value)
+        last.output[0] = name

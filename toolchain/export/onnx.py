@@ -1,4 +1,4 @@
-"""Writes a torch network as ONNX: BN folded into the convolutions, its description in the metadata."""
+"""Writes a torch network as ONNX: BN folded into what it follows, its description in the metadata."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import numpy as np
 import onnx
 import torch
 from onnx import helper
-from torch import nn
+from torch import Tensor
 
 from slimdeploy.toolchain.export.graph import INPUT, build_graph
 from slimdeploy.toolchain.export.options import DEFAULT_OPSET
 from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
-from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.networks.graph import Node
+from slimdeploy.toolchain.networks.module import GraphNetwork
 
-__all__ = ["INPUT", "build_onnx", "fold_batchnorm"]
+__all__ = ["INPUT", "build_onnx", "folded_parameters"]
 
 
-def build_onnx(network: ResNet, info: ModelInfo, *, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
+def build_onnx(network: GraphNetwork, info: ModelInfo, *, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
     """The ONNX model of `network`: input `images` (N, 3, size, size) float32, output `logits` (N, classes).
 
     `info` travels in the model's metadata.
     """
     model = build_graph(
-        network.spec,
+        network.graph,
         info.preprocessing.size,
-        conv=lambda conv: fold_batchnorm(network.conv(conv.name), network.batchnorm(conv.batchnorm)),
-        classifier=(network.fc.weight.detach().cpu().numpy(), network.fc.bias.detach().cpu().numpy()),
+        parameters=lambda node, bn: folded_parameters(network, node, bn),
         opset=opset,
     )
     helper.set_model_props(model, {METADATA_KEY: info.to_json(), "precision": "fp32"})
@@ -33,16 +33,26 @@ def build_onnx(network: ResNet, info: ModelInfo, *, opset: int = DEFAULT_OPSET) 
     return model
 
 
-def fold_batchnorm(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (O, I, k, k) and bias (O,) of the convolution that computes `conv` then `bn` in eval mode."""
-    assert bn.running_mean is not None
-    assert bn.running_var is not None
-    with torch.no_grad():
-        scale = torch.rsqrt(bn.running_var.double() + bn.eps)
-        if bn.affine:
-            scale = scale * bn.weight.double()
-        bias = -bn.running_mean.double() * scale
-        if bn.affine:
-            bias = bias + bn.bias.double()
-        weight = conv.weight.double() * scale[:, None, None, None]
-    return weight.float().cpu().numpy(), bias.float().cpu().numpy()
+@torch.no_grad()
+def folded_parameters(network: GraphNetwork, node: Node, bn: Node | None) -> dict[str, np.ndarray]:
+    """The tensors of `node` in float32. Of a convolution or linear layer weight (O, …) and bias (O,), which
+    compute the layer and then `bn` in eval mode.
+    """
+    tensors = network.tensors(node.name)
+    if node.operator in ("conv", "linear"):
+        weight = tensors["weight"].double()
+        bias = tensors["bias"].double() if "bias" in tensors else torch.zeros(len(weight)).double()
+        if bn:
+            scale, shift = _scale_and_shift(network.tensors(bn.name), float(bn.attributes["eps"]))
+            weight, bias = weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), bias * scale + shift
+        tensors = {"weight": weight, "bias": bias}
+    return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _scale_and_shift(batchnorm: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
+    """BN in eval mode as x·scale + shift, (C,) float64 each."""
+    scale = torch.rsqrt(batchnorm["running_var"].double() + eps)
+    if "weight" in batchnorm:
+        scale = scale * batchnorm["weight"].double()
+    shift = -batchnorm["running_mean"].double() * scale
+    return scale, shift + batchnorm["bias"].double() if "bias" in batchnorm else shift

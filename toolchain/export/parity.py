@@ -10,7 +10,7 @@ import torch
 
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.model_info import Preprocessing
-from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import open_session
 
@@ -28,7 +28,7 @@ class Parity:
     images: int
 
 
-def compare(network: ResNet, model: Path, images: Split, preprocessing: Preprocessing) -> Parity:
+def compare(network: GraphNetwork, model: Path, images: Split, preprocessing: Preprocessing) -> Parity:
     """Run `network` in torch and `model` in its runtime on the same images, both on the CPU."""
     network = network.cpu().eval()
     errors, agreements = [], []

@@ -1,128 +1,138 @@
-"""The layers of a network, enumerated from its spec alone: names, widths and sizes. No torch here.
+"""The layers of a network that have parameters, read off its graph. No torch here.
 
-Costs, the ONNX export, the pruning groups and the latency tables all read this one list.
+Costs, summaries, latency tables and reports speak of these.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.spec import STEMS, NetworkSpec
-
-MINIMUM_SIZE = 8
-"""Smallest image side accepted, in pixels."""
+from slimdeploy.toolchain.networks.graph import Graph, Node
+from slimdeploy.toolchain.networks.operators import Shape
+from slimdeploy.toolchain.networks.residual import batchnorm_behind, main_branches
 
 
 @dataclass(frozen=True)
-class Conv:
-    """A convolution and the BN behind it. Sizes are the square image's side in pixels."""
+class Layer:
+    """A convolution and its BN, a linear layer (as a convolution of one pixel), or a BN by itself."""
 
     name: str
-    batchnorm: str
+    operator: str
     in_channels: int
     out_channels: int
-    kernel: int
-    stride: int
-    in_size: int
-    out_size: int
-    affine: bool = True
-    relu: bool = True
-
-    @property
-    def padding(self) -> int:
-        return self.kernel // 2
+    groups: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    in_size: tuple[int, int]
+    """(height, width) in pixels."""
+    out_size: tuple[int, int]
+    bias: bool
+    batchnorm: str | None
+    affine: bool
+    """Whether that BN has γ and β."""
+    activation: bool
+    """Whether an activation follows directly, or behind the BN."""
+    summed: bool
+    """Whether it ends the main branch of a residual sum, which runtimes compute with it."""
 
     @property
     def weights(self) -> int:
-        return self.out_channels * self.in_channels * self.kernel**2
+        if self.operator == "batchnorm":
+            return 0
+        return self.out_channels * (self.in_channels // self.groups) * self.kernel[0] * self.kernel[1]
 
     @property
     def params(self) -> int:
-        """Weights, and γ and β of the BN where it has them."""
-        return self.weights + (2 * self.out_channels if self.affine else 0)
+        """Weights and bias, and γ and β of the BN where it has them."""
+        return self.weights + self.out_channels * (self.bias + 2 * self.affine)
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates for one image."""
-        return self.weights * self.out_size**2
+        return self.weights * self.out_size[0] * self.out_size[1]
 
 
-@dataclass(frozen=True)
-class Block:
-    """A residual block: its main path (empty when removed) and its projection shortcut, if any."""
-
-    name: str
-    convs: tuple[Conv, ...]
-    shortcut: Conv | None
-    out_channels: int
-    out_size: int
-
-
-@dataclass(frozen=True)
-class Layers:
-    """A whole network in order of execution."""
-
-    stem: Conv
-    pool_size: int | None
-    """Side after the stem's max-pool, None where the stem has none."""
-    blocks: tuple[Block, ...]
-    classifier_in: int
-    classes: int
-
-    def convs(self) -> list[Conv]:
-        """Every convolution in order: stem, then each block's main path and its shortcut."""
-        found = [self.stem]
-        for block in self.blocks:
-            found += [*block.convs, *([block.shortcut] if block.shortcut else [])]
-        return found
-
-
-def enumerate_layers(spec: NetworkSpec, size: int) -> Layers:
-    """List the layers of `spec` for square images with a side of `size` pixels.
+def parameter_layers(graph: Graph, size: int) -> list[Layer]:
+    """The layers of `graph` with parameters, in order, for square images with a side of `size` pixels.
 
     Raises SlimdeployError for images too small to pass through.
     """
-    if size < MINIMUM_SIZE:
-        raise SlimdeployError(f"images of {size}×{size} are too small: {MINIMUM_SIZE} is the least")
-    arch, stem, channels = spec.architecture, STEMS[spec.stem], spec.channels
-    first = Conv(
-        "conv1", "bn1", 3, channels.stem, stem.kernel, stem.stride, size, _strided(size, stem.stride)
+    shapes, summed = graph.shapes(size), {node.name for node in main_branches(graph).values()}
+    found: list[Layer] = []
+    for node in graph.nodes:
+        if node.operator in ("conv", "linear"):
+            found.append(_layer(graph, node, shapes[node.inputs[0]], shapes[node.name], summed))
+        elif node.operator == "batchnorm" and node.name not in {layer.batchnorm for layer in found}:
+            found.append(_lone_batchnorm(node, shapes[node.name]))
+    return found
+
+
+def convolutions(graph: Graph, size: int) -> list[Layer]:
+    """The convolutions of `graph` in order: as parameter_layers."""
+    return [layer for layer in parameter_layers(graph, size) if layer.operator == "conv"]
+
+
+def priced_layers(graph: Graph, size: int) -> list[Layer]:
+    """What a latency table prices one by one: the convolutions, and the linear layers but for the last."""
+    layers = [layer for layer in parameter_layers(graph, size) if layer.operator != "batchnorm"]
+    return [layer for layer in layers if layer.operator == "conv" or layer is not layers[-1]]
+
+
+def layer_of_nodes(graph: Graph) -> dict[str, str]:
+    """Name of every node that runtimes compute together with a layer -> that layer: its BN and activation,
+    and the residual sum that it ends.
+    """
+    sums = {end.name: name for name, end in main_branches(graph).items()}
+    found = {}
+    for node in graph.nodes:
+        if node.operator not in ("conv", "linear"):
+            continue
+        last = batchnorm_behind(graph, node) or node
+        chain = [node.name, last.name]
+        if last.name in sums:
+            chain.append(sums[last.name])
+        after = graph.only_consumer(chain[-1])
+        if after is not None and _is_activation(after):
+            chain.append(after.name)
+        found.update(dict.fromkeys(chain, node.name))
+    return found
+
+
+def _layer(graph: Graph, node: Node, before: Shape, after: Shape, summed: set[str]) -> Layer:
+    a, bn = node.attributes, batchnorm_behind(graph, node)
+    follows = graph.only_consumer((bn or node).name)
+    is_conv = node.operator == "conv"
+    return Layer(
+        name=node.name,
+        operator=node.operator,
+        in_channels=a["in"],
+        out_channels=a["out"],
+        groups=a["groups"] if is_conv else 1,
+        kernel=_pair(a["kernel"]) if is_conv else (1, 1),
+        stride=_pair(a["stride"]) if is_conv else (1, 1),
+        in_size=_pair(before[1:]) if is_conv else (1, 1),
+        out_size=_pair(after[1:]) if is_conv else (1, 1),
+        bias=bool(a["bias"]),
+        batchnorm=bn.name if bn else None,
+        affine=bool(bn and bn.attributes["affine"]),
+        activation=follows is not None and _is_activation(follows),
+        summed=(bn or node).name in summed,
     )
-    pool_size = _strided(first.out_size, 2) if stem.max_pool else None
-    side = pool_size or first.out_size
-    width, blocks = channels.stem, []
-    for index, (name, widths) in enumerate(channels.named(arch)):
-        stride = 2 if name.endswith(".0") and not name.startswith("layer1.") else 1
-        after = _strided(side, stride)
-        shortcut = None
-        if arch.has_projection(name):
-            names = f"{name}.downsample.0", f"{name}.downsample.1"
-            affine = spec.shortcut_affine
-            shortcut = Conv(*names, width, widths[-1], 1, stride, side, after, affine=affine, relu=False)
-        convs = () if channels.is_removed(index) else _main_path(name, width, widths, stride, side, after)
-        blocks.append(Block(name, convs, shortcut, widths[-1], after))
-        width, side = widths[-1], after
-    return Layers(first, pool_size, tuple(blocks), width, spec.classes)
 
 
-def _main_path(
-    name: str, width: int, widths: tuple[int, ...], stride: int, side: int, after: int
-) -> tuple[Conv, ...]:
-    # Where the stride sits: in the 3×3 of a bottleneck (torchvision, "ResNet v1.5"), in the first 3×3 of a
-    # basic block.
-    kernels = (1, 3, 1) if len(widths) == 3 else (3, 3)
-    strided = kernels.index(3)
-    convs, size_in = [], side
-    for i, (kernel, out) in enumerate(zip(kernels, widths, strict=True)):
-        size_out = after if i >= strided else side
-        names = f"{name}.conv{i + 1}", f"{name}.bn{i + 1}"
-        own_stride = stride if i == strided else 1
-        relu = i < len(widths) - 1  # the last one's comes after the residual sum
-        convs.append(Conv(*names, width, out, kernel, own_stride, size_in, size_out, relu=relu))
-        width, size_in = out, size_out
-    return tuple(convs)
+def _lone_batchnorm(node: Node, shape: Shape) -> Layer:
+    width, size = node.attributes["channels"], _pair(shape[1:]) if len(shape) == 3 else (1, 1)
+    return Layer(
+        node.name, "batchnorm", width, width, width, (1, 1), (1, 1), size, size, bias=False, batchnorm=None,
+        affine=bool(node.attributes["affine"]), activation=False, summed=False,
+    )  # fmt: skip
 
 
-def _strided(size: int, stride: int) -> int:
-    return (size - 1) // stride + 1
+def _is_activation(node: Node) -> bool:
+    return node.op.elementwise and len(node.inputs) == 1
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    first, second = values
+    return int(first), int(second)

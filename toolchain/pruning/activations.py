@@ -16,14 +16,17 @@ from torch import Tensor, nn
 from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.model_info import Preprocessing
-from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.pruning.groups import source_of
+from slimdeploy.toolchain.training.layout import place
 
 BATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
 class InputMoments:
-    """What one layer's C inputs and O outputs were like, over images and positions.
+    """What one layer's C inputs and O outputs were like, over images and positions. Behind a flatten, the
+    inputs are the channels before it.
 
     `mean` (C,) and `covariance` (C, C) of the inputs. `sensitivity` (O,) is the squared gradient of the
     loss at an output, summed over positions, mean over images: the diagonal of the Fisher information,
@@ -36,14 +39,20 @@ class InputMoments:
     sensitivity: Tensor
     taylor: Tensor
 
+    def of_inputs(self, channels: Tensor) -> InputMoments:
+        """The same of some of the inputs only, in the order given."""
+        covariance = self.covariance[channels][:, channels]
+        return InputMoments(self.mean[channels], covariance, self.sensitivity, self.taylor[channels])
+
 
 def measure_inputs(
-    network: ResNet, layers: Iterable[str], images: Split, preprocessing: Preprocessing, *, device: str
+    network: GraphNetwork, layers: Iterable[str], images: Split, preprocessing: Preprocessing, *, device: str
 ) -> dict[str, InputMoments]:
     """Moments of the named layers' inputs over `images`, in eval mode; the network is left as it was."""
-    meters = {name: _Meter() for name in layers}
+    graph = network.graph
+    meters = {name: _Meter(source_of(graph, graph.by_name[name])[1]) for name in layers}
     was_training, flags = network.training, [p.requires_grad for p in network.parameters()]
-    network.place(device).eval().requires_grad_(False)
+    place(network, device).eval().requires_grad_(False)
     try:
         with contextlib.ExitStack() as stack:
             for name, meter in meters.items():
@@ -61,13 +70,15 @@ def measure_inputs(
 class _Meter:
     """Sums over everything that one layer has seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, taps: int) -> None:
+        self._taps = taps
+        """Pixels of each channel that lie side by side in a flattened input."""
         self.count = 0
         self.offset: Tensor | None = None
         self.total = self.products = self.squared_gradients = self.taylor = torch.zeros(())
 
     def see_input(self, x: Tensor) -> None:
-        rows = _rows(x)
+        rows = _rows(self._unflattened(x))
         if self.offset is None:
             # Around it float32 products keep what a covariance needs: that of a constant channel comes out
             # as 0.
@@ -78,8 +89,12 @@ class _Meter:
         self.products = self.products + (rows.T @ rows).double()
 
     def see_input_gradient(self, x: Tensor, gradient: Tensor) -> None:
-        products = (x * gradient).flatten(2).sum(2) if x.dim() > 2 else x * gradient
+        products = self._unflattened(x * gradient)
+        products = products.flatten(2).sum(2) if products.dim() > 2 else products
         self.taylor = self.taylor + products.square().sum(0).double()
+
+    def _unflattened(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (-1, self._taps)) if self._taps > 1 else x
 
     def see_output_gradient(self, gradient: Tensor) -> None:
         self.squared_gradients = self.squared_gradients + _rows(gradient).square().sum(0).double()

@@ -3,81 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
-from slimdeploy.toolchain.networks.spec import NetworkSpec
-from slimdeploy.toolchain.pruning.groups import CLASSIFIER, ChannelGroup
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import Layer, parameter_layers
+from slimdeploy.toolchain.pruning.groups import ChannelGroup
 
 Widths = dict[str, int]
-"""Group name -> channels. 0 stands for a removed block."""
+"""Group name -> units. 0 stands for a removed branch."""
 
-ConvCost = Callable[[Conv], float]
+Price = Callable[[Layer], float]
 
 
-@dataclass(frozen=True)
+class _Channels:
+    """The channels of one value, as a function of the groups' widths."""
+
+    def __init__(self, value: str, count: int, groups: list[ChannelGroup]) -> None:
+        self.parts = {g.name: g.positions[value].shape[1] for g in groups if value in g.positions}
+        self._fixed = count - sum(g.width * self.parts[g.name] for g in groups if g.name in self.parts)
+
+    def at(self, widths: Widths) -> int:
+        return self._fixed + sum(widths[name] * times for name, times in self.parts.items())
+
+
 class _Part:
-    """One convolution, or the classifier, and the groups that decide its widths (None: fixed)."""
+    """One layer at any width; what it costs is remembered."""
 
-    conv: Conv
-    input_group: str | None
-    output_group: str | None
+    def __init__(self, layer: Layer, inputs: _Channels, outputs: _Channels, price: Price) -> None:
+        self._layer, self._inputs, self._outputs, self._price = layer, inputs, outputs, price
+        self._known: dict[tuple[int, int], float] = {}
+        self.groups = {*inputs.parts, *outputs.parts}
+
+    def cost(self, widths: Widths) -> float:
+        key = self._inputs.at(widths), self._outputs.at(widths)
+        if key not in self._known:
+            self._known[key] = self._cost(*key)
+        return self._known[key]
+
+    def _cost(self, inputs: int, outputs: int) -> float:
+        if inputs == 0 or outputs == 0:  # in a removed branch
+            return 0.0
+        groups = self._layer.groups * inputs // self._layer.in_channels if self._layer.groups > 1 else 1
+        return self._price(
+            replace(self._layer, in_channels=inputs, out_channels=outputs, groups=max(1, groups))
+        )
 
 
 class CostModel:
-    """Sums a cost over the convolutions of a network whose groups may be narrower than now.
-
-    `conv_cost` prices one convolution, `classifier_cost` one with the given inputs and outputs. Images have
-    a side of `size` pixels.
+    """Sums a price over the layers of a network whose groups may be narrower than now, for images with a side
+    of `size` pixels; `fixed` is what the rest costs.
     """
 
     def __init__(
-        self,
-        spec: NetworkSpec,
-        groups: list[ChannelGroup],
-        *,
-        size: int,
-        conv_cost: ConvCost,
-        classifier_cost: Callable[[int, int], float],
-        fixed: float = 0.0,
+        self, graph: Graph, groups: list[ChannelGroup], *, size: int, price: Price, fixed: float = 0.0
     ) -> None:
-        layers = enumerate_layers(spec, size)
-        made_by = {name: group.name for group in groups for name in group.producers}
-        read_by = {name: group.name for group in groups for name in group.consumers}
-        self._parts = [_Part(c, read_by.get(c.name), made_by.get(c.name)) for c in layers.convs()]
-        self._classifier_group = read_by.get(CLASSIFIER)
-        self._classifier = layers.classifier_in, layers.classes
-        self._conv_cost, self._classifier_cost, self._fixed = conv_cost, classifier_cost, fixed
-        self._touched: dict[str | None, list[_Part]] = {
-            group.name: [p for p in self._parts if group.name in (p.input_group, p.output_group)]
-            for group in groups
+        def channels(value: str) -> _Channels:
+            return _Channels(value, graph.channels[value], groups)
+
+        self._fixed = fixed
+        self._parts = [
+            _Part(layer, channels(graph.by_name[layer.name].inputs[0]), channels(layer.name), price)
+            for layer in parameter_layers(graph, size)
+        ]
+        self._touched = {
+            group.name: [part for part in self._parts if group.name in part.groups] for group in groups
         }
 
     def total(self, widths: Widths) -> float:
         """Cost of the whole network at `widths`."""
-        return self._fixed + self._of(self._parts, widths) + self._head(widths)
+        return self._fixed + self._of(self._parts, widths)
 
     def saving(self, widths: Widths, changes: Widths) -> float:
         """How much less the network costs when `widths` are changed as given."""
-        parts = {p.conv.name: p for name in changes for p in self._touched[name]}.values()
-        after = {**widths, **changes}
-        saved = self._of(parts, widths) - self._of(parts, after)
-        return saved + (self._head(widths) - self._head(after) if self._classifier_group in changes else 0.0)
+        parts = {id(part): part for name in changes for part in self._touched[name]}.values()
+        return self._of(parts, widths) - self._of(parts, {**widths, **changes})
 
     def _of(self, parts: Iterable[_Part], widths: Widths) -> float:
-        return sum(self._part_cost(part, widths) for part in parts)
-
-    def _part_cost(self, part: _Part, widths: Widths) -> float:
-        conv = part.conv
-        inputs = widths[part.input_group] if part.input_group else conv.in_channels
-        outputs = widths[part.output_group] if part.output_group else conv.out_channels
-        if inputs == 0 or outputs == 0:  # in a removed block
-            return 0.0
-        return self._conv_cost(replace(conv, in_channels=inputs, out_channels=outputs))
-
-    def _head(self, widths: Widths) -> float:
-        inputs, classes = self._classifier
-        return self._classifier_cost(widths.get(self._classifier_group or "", inputs), classes)
+        return sum(part.cost(widths) for part in parts)
 
 
 class ChannelCount:
@@ -90,15 +92,11 @@ class ChannelCount:
         return float(sum(widths[name] - new for name, new in changes.items()))
 
 
-def parameter_model(spec: NetworkSpec, groups: list[ChannelGroup]) -> CostModel:
+def parameter_model(graph: Graph, groups: list[ChannelGroup], size: int) -> CostModel:
     """Counts parameters."""
-    return CostModel(
-        spec, groups, size=32, conv_cost=lambda conv: conv.params, classifier_cost=lambda i, o: (i + 1) * o
-    )
+    return CostModel(graph, groups, size=size, price=lambda layer: layer.params)
 
 
-def mac_model(spec: NetworkSpec, groups: list[ChannelGroup], size: int) -> CostModel:
+def mac_model(graph: Graph, groups: list[ChannelGroup], size: int) -> CostModel:
     """Counts multiply-accumulates for one image."""
-    return CostModel(
-        spec, groups, size=size, conv_cost=lambda conv: conv.macs, classifier_cost=lambda i, o: i * o
-    )
+    return CostModel(graph, groups, size=size, price=lambda layer: layer.macs)

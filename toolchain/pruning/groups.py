@@ -1,24 +1,34 @@
-"""Channels that can only be removed together: one group for each width that is free to shrink."""
+"""Channels that can only be removed together: the classes of a union-find over all channels of a graph.
+
+Each operator says what it does to channels (Operator.spread): a dense convolution makes new ones, BN and
+activations pass theirs on, sums and products tie those of their inputs together, a grouped convolution ties
+the inputs of a group to its outputs. Classes with channels in the same places form a group, of which any
+number may be removed.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from slimdeploy.toolchain.errors import unknown
-from slimdeploy.toolchain.networks.layers import Conv, Layers, enumerate_layers
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node
+from slimdeploy.toolchain.networks.residual import exclusive_branch
 
 RESIDUAL_MODES = ("keep", "couple")
-CLASSIFIER = "fc"
+WEIGHTED = ("conv", "linear")
 
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """`width` channels that are made by `producers` and read by `consumers`.
+    """`width` units, each the channels that go together. In a `residual` group they are sums of several
+    branches.
 
-    Producers are sliced along their output channels with their BN, consumers along their inputs. `slots`
-    are the positions in the flat channel configuration that hold this width. In a `residual` group the
-    channels are sums over the blocks of a layer.
+    `producers` make the channels, `batchnorms` scale them, `consumers` read them all. `positions` says for
+    every value that carries them which of its channels belong to each unit: (width, k).
     """
 
     name: str
@@ -26,69 +36,172 @@ class ChannelGroup:
     producers: tuple[str, ...]
     batchnorms: tuple[str, ...]
     consumers: tuple[str, ...]
-    slots: tuple[int, ...]
     residual: bool = False
+    positions: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
 
-def channel_groups(spec: NetworkSpec, *, residual: str = "keep") -> list[ChannelGroup]:
-    """The prunable widths, in order of execution.
+def channel_groups(graph: Graph, *, residual: str = "keep") -> list[ChannelGroup]:
+    """The prunable widths, in order of execution, named after the layer that first makes their channels.
 
-    With `residual="keep"` (the reference) these are the stem, and c1 and c2 of every block: the layers'
-    outputs stay, and with them the stem of a basic-block network, which feeds the sum of layer1 without a
-    projection. `"couple"` adds one group for each layer's residual stream. Raises SlimdeployError for
-    another mode.
+    With `residual="keep"` (the reference) whatever a sum ties together stays: of a ResNet the stem of a
+    bottleneck network, and the inner widths of every block, may shrink. `"couple"` adds one group for each
+    residual stream. Raises SlimdeployError for another mode.
     """
     if residual not in RESIDUAL_MODES:
         raise unknown("residual mode", residual, RESIDUAL_MODES)
-    layers = enumerate_layers(spec, 32)
-    groups = []
-    if spec.architecture.bottleneck:
-        groups.append(
-            ChannelGroup("stem", spec.channels.stem, ("conv1",), ("bn1",), _readers(layers, 0), (0,))
-        )
-    slot, streams = 1, _streams(spec, layers) if residual == "couple" else {}
-    for index, (block, widths) in enumerate(zip(layers.blocks, spec.channels.blocks, strict=True)):
-        for i, (conv, reader) in enumerate(zip(block.convs, block.convs[1:], strict=False)):
-            groups.append(_inner(conv, reader, slot + i))
-        slot += len(widths)
-        if index in streams:
-            groups.append(streams[index])
-    return groups
+    groups = _find_groups(graph)
+    return list(groups) if residual == "couple" else [group for group in groups if not group.residual]
 
 
-def _inner(conv: Conv, reader: Conv, slot: int) -> ChannelGroup:
+def removable_blocks(graph: Graph, groups: list[ChannelGroup]) -> tuple[tuple[str, ...], ...]:
+    """For each branch of a sum that the sum can do without: the names of the groups inside it, which go to 0
+    together.
+    """
+    found = []
+    for add in (node for node in graph.nodes if node.operator == "add"):
+        for end in add.inputs:
+            branch = exclusive_branch(graph, add, end)
+            inner = tuple(g.name for g in groups if not g.residual and branch.issuperset(g.producers))
+            if inner and len(add.inputs) > 1:
+                found.append(inner)
+    return tuple(found)
+
+
+def unit_channels(groups: list[ChannelGroup]) -> dict[str, int]:
+    """Group -> output channels of its first producer that each unit stands for."""
+    return {group.name: group.positions[group.producers[0]].shape[1] for group in groups}
+
+
+class _Ties:
+    """Union-find over identifiers of channels: operators.base.Ties."""
+
+    def __init__(self) -> None:
+        self._parents = np.empty(0, dtype=np.int64)
+        self._summed: list[np.ndarray] = []
+
+    def new(self, count: int) -> np.ndarray:
+        made = np.arange(len(self._parents), len(self._parents) + count)
+        self._parents = np.concatenate([self._parents, made])
+        return made
+
+    def tie(self, first: np.ndarray, second: np.ndarray, *, summed: bool = False) -> None:
+        if summed:
+            self._summed.append(first)
+        for one, other in zip(first.tolist(), second.tolist(), strict=True):
+            a, b = self._root(one), self._root(other)
+            if a != b:
+                self._parents[max(a, b)] = min(a, b)
+
+    def _root(self, channel: int) -> int:
+        parents = self._parents
+        while parents[channel] != channel:
+            parents[channel] = parents[parents[channel]]
+            channel = int(parents[channel])
+        return channel
+
+    def roots(self) -> np.ndarray:
+        """The class of every identifier."""
+        found = self._parents
+        while not np.array_equal(found[found], found):
+            found = found[found]
+        return found
+
+    def summed(self, roots: np.ndarray) -> np.ndarray:
+        """Which classes hold channels that are added up."""
+        flags = np.zeros(len(roots), dtype=bool)
+        for channels in self._summed:
+            flags[roots[channels]] = True
+        return flags
+
+
+@functools.lru_cache(maxsize=16)
+def _find_groups(graph: Graph) -> tuple[ChannelGroup, ...]:
+    ties = _Ties()
+    channels = {INPUT: ties.new(graph.channels[INPUT])}
+    for node in graph.nodes:
+        channels[node.name] = node.op.spread(node, [channels[name] for name in node.inputs], ties)
+    roots = ties.roots()
+    classes = {value: roots[found] for value, found in channels.items()}
+    summed, places = ties.summed(roots), _places(classes, len(roots))
+    fixed = {*places[classes[INPUT]].tolist(), *places[classes[graph.output]].tolist()}
+    positions = _positions(classes, places, fixed)
+    groups = [_group(graph, found, bool(summed[unit])) for unit, found in positions.values()]
+    order = {name: number for number, name in enumerate(graph.by_name)}
+
+    def first_made(group: ChannelGroup) -> tuple[int, int]:
+        producer = group.producers[0]
+        return order[producer], int(group.positions[producer].min())
+
+    return tuple(_with_unique_names(sorted(groups, key=first_made)))
+
+
+def _places(classes: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """(count,) a number for each class that is the same for classes with channels in the same places."""
+    found = np.zeros(count, dtype=np.uint64)
+    for number, of_value in enumerate(classes.values(), start=1):
+        own, times = np.unique(of_value, return_counts=True)
+        code = np.array([number], np.uint64) * np.uint64(0x9E3779B97F4A7C15) + times.astype(np.uint64)
+        found[own] = (found[own] ^ code) * np.uint64(0xBF58476D1CE4E5B9) + np.uint64(1)
+    return found
+
+
+def _positions(
+    classes: dict[str, np.ndarray], places: np.ndarray, fixed: set[int]
+) -> dict[int, tuple[int, dict[str, np.ndarray]]]:
+    """Place number -> one of its classes, and the positions (units, k) in every value that has them."""
+    found: dict[int, tuple[int, dict[str, np.ndarray]]] = {}
+    ranks = np.zeros(len(places), dtype=np.int64)
+    """Of each class within its group: units are in the order of their channels where they first appear."""
+    for value, own in classes.items():
+        of_channel = places[own]
+        for place in np.unique(of_channel).tolist():
+            if place in fixed:
+                continue
+            at = np.flatnonzero(of_channel == np.uint64(place))
+            if place not in found:
+                units, first = np.unique(own[at], return_index=True)
+                units = units[np.argsort(first)]
+                ranks[units] = np.arange(len(units))
+                found[place] = int(units[0]), {}
+            by_unit = at[np.argsort(ranks[own[at]], kind="stable")]
+            count = int(ranks[own[at]].max()) + 1
+            found[place][1][value] = by_unit.reshape(count, -1)
+    return found
+
+
+def _group(graph: Graph, positions: dict[str, np.ndarray], residual: bool) -> ChannelGroup:
+    def nodes(*operators: str) -> list[str]:
+        return [name for name in positions if (node := graph.producer(name)) and node.operator in operators]
+
+    producers = nodes(*WEIGHTED)
+    readers = [n.name for n in graph.nodes if n.op.reads_all(n) and n.inputs[0] in positions]
+    width = len(next(iter(positions.values())))
+    batchnorms = tuple(nodes("batchnorm"))
     return ChannelGroup(
-        conv.name, conv.out_channels, (conv.name,), (conv.batchnorm,), (reader.name,), (slot,)
+        producers[0], width, tuple(producers), batchnorms, tuple(readers), residual, positions
     )
 
 
-def _readers(layers: Layers, index: int) -> tuple[str, ...]:
-    """What reads the residual stream as it enters block `index`; behind the last block, the classifier."""
-    if index == len(layers.blocks):
-        return (CLASSIFIER,)
-    block = layers.blocks[index]
-    return tuple(conv.name for conv in (*block.convs[:1], block.shortcut) if conv)
-
-
-def _streams(spec: NetworkSpec, layers: Layers) -> dict[int, ChannelGroup]:
-    """Index of a layer's last block -> the group of that layer's residual stream."""
-    arch, found, start = spec.architecture, {}, 0
-    for number, depth in enumerate(arch.depths, start=1):
-        blocks = layers.blocks[start : start + depth]
-        writers = [conv for block in blocks for conv in (*block.convs[-1:], block.shortcut) if conv]
-        per_block = len(spec.channels.blocks[0])
-        slots = [1 + per_block * (i + 1) - 1 for i in range(start, start + depth)]
-        readers = [name for i in range(start + 1, start + depth + 1) for name in _readers(layers, i)]
-        if number == 1 and not arch.bottleneck:  # no projection: the stem writes the first part of the sum
-            writers, slots, readers = [layers.stem, *writers], [0, *slots], [*_readers(layers, 0), *readers]
-        found[start + depth - 1] = ChannelGroup(
-            f"layer{number}",
-            blocks[-1].out_channels,
-            tuple(conv.name for conv in writers),
-            tuple(conv.batchnorm for conv in writers),
-            tuple(readers),
-            tuple(slots),
-            residual=True,
-        )
-        start += depth
+def _with_unique_names(groups: list[ChannelGroup]) -> list[ChannelGroup]:
+    """Several groups that the same layer makes are numbered."""
+    seen: dict[str, int] = defaultdict(int)
+    found = []
+    for group in groups:
+        seen[group.name] += 1
+        number = seen[group.name]
+        found.append(group if number == 1 else replace(group, name=f"{group.name}#{number}"))
     return found
+
+
+def source_of(graph: Graph, reader: Node) -> tuple[str, int]:
+    """What a convolution or linear layer reads, before it was flattened, and how many positions of each
+    channel were flattened: a linear layer behind a flatten is a convolution of all pixels.
+    """
+    value = reader.inputs[0]
+    while (node := graph.producer(value)) is not None:
+        if node.operator == "flatten":
+            return node.inputs[0], int(node.attributes["positions"])
+        if not node.op.elementwise or len(node.inputs) > 1:
+            break
+        value = node.inputs[0]
+    return reader.inputs[0], 1

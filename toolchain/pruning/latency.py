@@ -16,8 +16,8 @@ from slimdeploy.benchmarks.lut_backend import open_for_table
 from slimdeploy.benchmarks.lut_drift import measure_with_drift
 from slimdeploy.benchmarks.lut_measure import samples_of
 from slimdeploy.toolchain.errors import SlimdeployError, missing_library
-from slimdeploy.toolchain.networks.layers import Conv
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import Layer, priced_layers
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.pruning.costs import CostModel
 from slimdeploy.toolchain.pruning.groups import ChannelGroup
@@ -31,7 +31,7 @@ ANCHORS = 3
 NOTABLE_DRIFT = 0.1
 """Drift beyond this share is said."""
 
-Plan = Callable[[float], NetworkSpec]
+Plan = Callable[[float], Graph]
 """The network that a budget of so many predicted milliseconds leads to."""
 
 
@@ -46,19 +46,22 @@ class LatencyBudget:
     """Why the time is predicted only; None where it was measured."""
 
 
-def latency_model(table: LatencyTable, spec: NetworkSpec, groups: list[ChannelGroup], size: int) -> CostModel:
+def latency_model(table: LatencyTable, graph: Graph, groups: list[ChannelGroup], size: int) -> CostModel:
     """Prices widths in ms by `table`, weights taken to fit the cache, as a pruned network's do."""
     constant, by_stem, by_classifier = table.rest
+    weighted = [node.name for node in graph.nodes if node.operator in ("conv", "linear")]
+    priced = {layer.name for layer in priced_layers(graph, size)}
 
-    def conv_ms(conv: Conv) -> float:
-        return table.conv_ms(conv) + (by_stem * conv.out_channels if conv.name == "conv1" else 0.0)
+    def price(layer: Layer) -> float:
+        ms = table.conv_ms(layer) if layer.name in priced else 0.0
+        ms += by_stem * layer.out_channels if layer.name == weighted[0] else 0.0
+        return ms + (by_classifier * layer.in_channels if layer.name == weighted[-1] else 0.0)
 
     return CostModel(
-        spec,
+        graph,
         groups,
         size=size,
-        conv_cost=conv_ms,
-        classifier_cost=lambda inputs, classes: by_classifier * inputs,
+        price=price,
         fixed=constant,
     )
 
@@ -86,8 +89,8 @@ def budget_for_latency(
     with backend:
         anchors = ANCHORS if backend.revisits else 0  # an engine for each of them takes minutes to build
 
-        def steady_ms(spec: NetworkSpec) -> float:
-            found = measure_with_drift(backend, [spec], samples, size, anchors=anchors, seconds=MEASURE_S)
+        def steady_ms(graph: Graph) -> float:
+            found = measure_with_drift(backend, [graph], samples, size, anchors=anchors, seconds=MEASURE_S)
             if abs(found.drift - 1) > NOTABLE_DRIFT:
                 log(f"! networks of the table take {found.drift:.2f}× what they took then: that is taken out")
             return found.ms[0] / found.drift
@@ -95,9 +98,7 @@ def budget_for_latency(
         return budget_that_measures(plan, target_ms, steady_ms)
 
 
-def budget_that_measures(
-    plan: Plan, target_ms: float, measure: Callable[[NetworkSpec], float]
-) -> LatencyBudget:
+def budget_that_measures(plan: Plan, target_ms: float, measure: Callable[[Graph], float]) -> LatencyBudget:
     """The predicted budget whose network takes at most `target_ms` by `measure`, and at least that less
     TOLERANCE.
 

@@ -74,10 +74,10 @@ class PruneOptions:
             raise SlimdeployError(f"{name.replace('_', '-')} must be above 0, not {value:g}")
         if self.latency_ms is not None and self.latency_table is None:
             raise SlimdeployError("latency-ms needs a latency-table: slimdeploy lut … measures one")
-        from slimdeploy.toolchain.pruning.criteria.registry import criterion_names  # brings torch
+        from slimdeploy.toolchain.pruning.criteria import CRITERIA  # brings torch
 
-        if self.criterion not in criterion_names():
-            raise unknown("criterion", self.criterion, criterion_names())
+        if self.criterion not in CRITERIA:
+            raise unknown("criterion", self.criterion, CRITERIA)
         if self.residual not in RESIDUAL_MODES:
             raise unknown("residual mode", self.residual, RESIDUAL_MODES)
         if self.target not in TARGETS:

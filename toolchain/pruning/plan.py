@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimdeploy.toolchain.networks.resnet import ResNet
-from slimdeploy.toolchain.networks.spec import NetworkSpec
-from slimdeploy.toolchain.pruning.costs import ChannelCount, mac_model, parameter_model
-from slimdeploy.toolchain.pruning.criteria.registry import Evidence, Moments, channel_scores
-from slimdeploy.toolchain.pruning.groups import ChannelGroup, channel_groups
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.pruning.costs import ChannelCount, Widths, mac_model, parameter_model
+from slimdeploy.toolchain.pruning.criteria import Evidence, Moments, channel_scores
+from slimdeploy.toolchain.pruning.groups import ChannelGroup, channel_groups, removable_blocks, unit_channels
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.selection import Costs, Kept, Rules, select
 
@@ -27,49 +28,78 @@ class Budget:
     unit: str
 
 
-def budget_for(spec: NetworkSpec, groups: list[ChannelGroup], options: PruneOptions, size: int) -> Budget:
-    """The budget that `options` set for a network of `spec` on images of `size` pixels."""
+def budget_for(graph: Graph, groups: list[ChannelGroup], options: PruneOptions, size: int) -> Budget:
+    """The budget that `options` set for a network of `graph` on images of `size` pixels."""
     if options.params is not None:
-        return Budget(parameter_model(spec, groups), options.params, "parameters")
+        return Budget(parameter_model(graph, groups, size), options.params, "parameters")
     if options.macs is not None:
-        return Budget(mac_model(spec, groups, size), options.macs, "MACs")
+        return Budget(mac_model(graph, groups, size), options.macs, "MACs")
     if options.latency_ms is not None and options.latency_table is not None:
         from slimdeploy.benchmarks.lut import load_table
         from slimdeploy.toolchain.pruning.latency import latency_model
 
         table = load_table(options.latency_table)
-        return Budget(latency_model(table, spec, groups, size), options.latency_ms, "ms")
+        return Budget(latency_model(table, graph, groups, size), options.latency_ms, "ms")
     assert options.ratio is not None
     channels = sum(group.width for group in groups)
     return Budget(ChannelCount(), channels - int(channels * options.ratio), "prunable channels")
 
 
-def plan_groups(spec: NetworkSpec, options: PruneOptions) -> list[ChannelGroup]:
+def plan_groups(graph: Graph, options: PruneOptions) -> list[ChannelGroup]:
     """The groups that `options` let shrink."""
-    return channel_groups(spec, residual=options.residual)
+    return channel_groups(graph, residual=options.residual)
 
 
-def score_channels(network: ResNet, moments: Moments | None, options: PruneOptions) -> Scores:
+def score_channels(network: GraphNetwork, moments: Moments | None, options: PruneOptions) -> Scores:
     """Importance of each channel of every group that may shrink; raises SlimdeployError as the criterion
     does.
     """
-    groups = plan_groups(network.spec, options)
+    groups = plan_groups(network.graph, options)
     return channel_scores(Evidence(network, moments, options.seed), groups, options.criterion)
 
 
-def choose_channels(spec: NetworkSpec, scores: Scores, options: PruneOptions, budget: Budget) -> Kept:
-    """The channels of a network of `spec` that stay under the budget; raises SlimdeployError as `select`
-    does.
+def choose_channels(graph: Graph, scores: Scores, options: PruneOptions, budget: Budget) -> Kept:
+    """The channels of `graph` that stay under the budget: of a group without scores, all. Raises
+    SlimdeployError as `select` does, and says which groups can't shrink.
     """
-    removable = _blocks(plan_groups(spec, options)) if options.allow_block_removal else ()
-    rules = Rules(options.alignment, options.min_channels, removable)
-    return select(scores, budget.costs, budget.limit, rules, unit=budget.unit)
+    groups = plan_groups(graph, options)
+    scored = [group for group in groups if group.name in scores]
+    removable = removable_blocks(graph, scored) if options.allow_block_removal else ()
+    rules = Rules(options.alignment, options.min_channels, removable, unit_channels(groups))
+    everything = {group.name: np.arange(group.width) for group in groups}
+    costs = _WithFixed(budget.costs, {g.name: g.width for g in groups if g.name not in scores})
+    try:
+        return everything | select(scores, costs, budget.limit, rules, unit=budget.unit)
+    except SlimdeployError as error:
+        raise SlimdeployError(f"{error}{_what_holds(graph, options, groups, scored)}") from error
 
 
-def _blocks(groups: list[ChannelGroup]) -> tuple[tuple[str, ...], ...]:
-    """The inner groups of each block: `layer1.0.conv1` and `layer1.0.conv2` go together."""
-    blocks: dict[str, list[str]] = {}
-    for group in groups:
-        if not group.residual and "." in group.name:
-            blocks.setdefault(group.name.rpartition(".")[0], []).append(group.name)
-    return tuple(tuple(names) for names in blocks.values())
+def _what_holds(
+    graph: Graph, options: PruneOptions, groups: list[ChannelGroup], scored: list[ChannelGroup]
+) -> str:
+    """Why channels can't go, for a budget out of reach."""
+    if unscored := [group.name for group in groups if group not in scored]:
+        return f"; --criterion {options.criterion} leaves {_some(unscored)} whole (no BN)"
+    tied = [group for group in channel_groups(graph, residual="couple") if group.residual]
+    if options.residual == "keep" and tied:
+        layers = _some(list(max(tied, key=lambda group: len(group.producers)).producers))
+        return f"; --residual keep holds what sums tie together ({layers}, …): --residual couple cuts it"
+    return ""
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@dataclass(frozen=True)
+class _WithFixed:
+    """Costs of widths some of which never change."""
+
+    costs: Costs
+    fixed: Widths
+
+    def total(self, widths: Widths) -> float:
+        return self.costs.total({**self.fixed, **widths})
+
+    def saving(self, widths: Widths, changes: Widths) -> float:
+        return self.costs.saving({**self.fixed, **widths}, changes)

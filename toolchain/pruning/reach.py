@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.pruning.criteria import CRITERIA
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.plan import budget_for, choose_channels, plan_groups
 
 
-def check_reachable(spec: NetworkSpec, options: PruneOptions, size: int) -> None:
+def check_reachable(graph: Graph, options: PruneOptions, size: int) -> None:
     """Raises SlimdeployError, naming the smallest network, where even that misses the target of `options`.
 
     Which channels go first decides nothing here: all count alike.
     """
-    groups = plan_groups(spec, options)
-    alike = {group.name: np.zeros(group.width) for group in groups}
-    choose_channels(spec, alike, options, budget_for(spec, groups, options, size))
+    groups, criterion = plan_groups(graph, options), CRITERIA[options.criterion]
+    alike = {group.name: np.zeros(group.width) for group in groups if criterion.applies(graph, group)}
+    choose_channels(graph, alike, options, budget_for(graph, groups, options, size))

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import nn
 
 from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.model_info import Preprocessing
-from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.progress import progress_bar
 from slimdeploy.toolchain.training.layout import place
 
@@ -20,7 +19,7 @@ BATCH_SIZE = 256
 
 
 @torch.no_grad()
-def recalibrate(network: ResNet, images: Split, preprocessing: Preprocessing, *, device: str) -> None:
+def recalibrate(network: GraphNetwork, images: Split, preprocessing: Preprocessing, *, device: str) -> None:
     """Replace every BN's running mean and variance by the averages over `images`, in place.
 
     Weights, γ and β stay, and so does every training flag. The images are shuffled first (a folder's come
@@ -36,10 +35,10 @@ def recalibrate(network: ResNet, images: Split, preprocessing: Preprocessing, *,
 
 
 @contextlib.contextmanager
-def _measuring(network: ResNet) -> Iterator[None]:
+def _measuring(network: GraphNetwork) -> Iterator[None]:
     """Training mode with a cumulative average in every BN; everything but the statistics is put back."""
     flags = [(module, module.training) for module in network.modules()]
-    batchnorms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    batchnorms = network.batchnorms()
     momenta = [bn.momentum for bn in batchnorms]
     for bn in batchnorms:
         bn.reset_running_stats()

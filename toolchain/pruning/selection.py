@@ -9,8 +9,9 @@ constrained knapsack of HALP (Shen et al., arXiv 2110.10811, section 3.2).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -38,14 +39,21 @@ class Rules:
     min_channels: int = 3
     removable: tuple[tuple[str, ...], ...] = ()
     """Groups of the same block: they may go to 0 together."""
+    unit_channels: Mapping[str, int] = field(default_factory=dict)
+    """Group -> channels that each of its units stands for, where it is more than one."""
 
-    def widths_below(self, width: int) -> list[int]:
-        """The widths that a group of `width` channels may have, falling from `width` itself."""
-        least = -(-self.min_channels // self.align) * self.align
+    def step(self, name: str) -> int:
+        """Units of the group that are a multiple of the alignment."""
+        return self.align // math.gcd(self.align, self.unit_channels.get(name, 1))
+
+    def widths_below(self, name: str, width: int) -> list[int]:
+        """The widths that the group may have, falling from `width` itself, in units."""
+        step = self.step(name)
+        least = -(-self.min_channels // (self.unit_channels.get(name, 1) * step)) * step
         if least >= width:
             return [width]
-        highest = (width - 1) // self.align * self.align
-        return [width, *range(highest, least - 1, -self.align)]
+        highest = (width - 1) // step * step
+        return [width, *range(highest, least - 1, -step)]
 
 
 def select(scores: dict[str, np.ndarray], costs: Costs, limit: float, rules: Rules, *, unit: str) -> Kept:
@@ -78,7 +86,7 @@ class _Peeling:
         self._costs, self._rules = costs, rules
         # Importance of a group's k best channels, for every k.
         self._worth = {n: np.concatenate([[0.0], np.cumsum(np.sort(v)[::-1])]) for n, v in scores.items()}
-        self._ladder = {name: rules.widths_below(width) for name, width in self.widths.items()}
+        self._ladder = {name: rules.widths_below(name, width) for name, width in self.widths.items()}
         self._steps: list[tuple[Widths, Widths]] = []
         self.cost = costs.total(self.widths)
 
@@ -86,6 +94,8 @@ class _Peeling:
         """Take the cheapest step again and again until the cost is within `limit` or nothing is left to
         take.
         """
+        if self.cost > limit:
+            self._align()
         queue = [(self._price(change), i, change) for i, change in enumerate(self._openings())]
         heapq.heapify(queue)
         order = len(queue)
@@ -101,6 +111,14 @@ class _Peeling:
                 heapq.heappush(queue, (self._price(following), order, following))
                 order += 1
 
+    def _align(self) -> None:
+        """Bring every width to a multiple of the alignment, as one that is cut at all must have."""
+        for name, ladder in self._ladder.items():
+            if len(ladder) > 1 and ladder[0] % self._rules.step(name):
+                change = {name: ladder[1]}
+                self.cost -= self._costs.saving(self.widths, change)
+                self.widths.update(change)
+
     def fill_up_to(self, limit: float) -> None:
         """Take back steps that the budget still has room for, the dearest and latest first."""
         for before, after in reversed(self._steps):
@@ -112,8 +130,9 @@ class _Peeling:
 
     def _openings(self) -> Iterator[Widths]:
         for name, ladder in self._ladder.items():
-            if len(ladder) > 1:
-                yield {name: ladder[1]}
+            at = ladder.index(self.widths[name])
+            if at + 1 < len(ladder):
+                yield {name: ladder[at + 1]}
         yield from filter(None, (self._removal(names) for names in self._rules.removable))
 
     def _following(self, change: Widths) -> Iterator[Widths]:

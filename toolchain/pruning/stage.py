@@ -17,12 +17,14 @@ from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, Split, balan
 from slimdeploy.toolchain.data.of_model import dataset_for
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.networks.architectures import channel_numbers
 from slimdeploy.toolchain.networks.cost import Cost, network_cost
-from slimdeploy.toolchain.networks.resnet import ResNet
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.progress import working
 from slimdeploy.toolchain.pruning.activations import measure_inputs
-from slimdeploy.toolchain.pruning.criteria.registry import Moments
+from slimdeploy.toolchain.pruning.criteria import Moments
+from slimdeploy.toolchain.pruning.cutting import pruned_graph
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.plan import (
     Budget,
@@ -33,7 +35,7 @@ from slimdeploy.toolchain.pruning.plan import (
     score_channels,
 )
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
-from slimdeploy.toolchain.pruning.surgery import Folding, prune_compensated, prune_network, pruned_spec
+from slimdeploy.toolchain.pruning.surgery import Folding, prune_compensated, prune_network
 from slimdeploy.toolchain.training.continuing import as_before
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.loop import fit
@@ -126,20 +128,26 @@ def prune_stage(
     metrics = {"accuracy": {"test": accuracy["final"]}} if accuracy else {}
     facts = {"options": asdict(options), "parent": parent.sha256, "data": data.to_json() if data else None}
     pruned = cut.network
-    info = parent.info.after("prune", spec=pruned.spec, metrics=metrics, **facts)
-    names, config = pruned.spec.architecture.block_names(), pruned.spec.channels
+    info = parent.info.after("prune", graph=pruned.graph, metrics=metrics, **facts)
+    graph = parent.info.graph
     return PruneResult(
         checkpoint=output,
         sha256=save_checkpoint(output, pruned, info),
-        channels=config.flat(),
-        before=network_cost(parent.info.spec, size, alignment=options.alignment),
-        after=network_cost(pruned.spec, size, alignment=options.alignment),
-        removed_blocks=tuple(name for i, name in enumerate(names) if config.is_removed(i)),
+        channels=channel_numbers(pruned.graph),
+        before=network_cost(graph, size, alignment=options.alignment),
+        after=network_cost(pruned.graph, size, alignment=options.alignment),
+        removed_blocks=_removed_blocks(graph, pruned.graph),
         folding=cut.folding,
         accuracy=accuracy,
         seconds=seconds,
         latency=cut.latency,
     )
+
+
+def _removed_blocks(before: Graph, after: Graph) -> tuple[str, ...]:
+    """The modules whose sum is gone."""
+    sums = [node.name for node in before.nodes if node.operator == "add" and node.name not in after.by_name]
+    return tuple(name.rpartition(".")[0] or name for name in sums)
 
 
 @dataclass(frozen=True)
@@ -148,16 +156,16 @@ class _Cut:
     on with.
     """
 
-    plain: ResNet
-    folded: ResNet
+    plain: GraphNetwork
+    folded: GraphNetwork
     folding: Folding
-    network: ResNet
+    network: GraphNetwork
     latency: Latency | None
 
 
 def _cut(
-    network: ResNet,
-    original: ResNet,
+    network: GraphNetwork,
+    original: GraphNetwork,
     dataset: Dataset | None,
     options: PruneOptions,
     size: int,
@@ -166,18 +174,18 @@ def _cut(
 ) -> _Cut:
     """Select and cut, `progress` (0…1) of the way from the original to the budget."""
     moments = _moments(network, dataset, options, device) if dataset else None
-    groups = plan_groups(network.spec, options)
-    final = budget_for(original.spec, plan_groups(original.spec, options), options, size)
-    own = budget_for(network.spec, groups, options, size)
-    full = final.costs.total({g.name: g.width for g in plan_groups(original.spec, options)})
+    groups = plan_groups(network.graph, options)
+    final = budget_for(original.graph, plan_groups(original.graph, options), options, size)
+    own = budget_for(network.graph, groups, options, size)
+    full = final.costs.total({g.name: g.width for g in plan_groups(original.graph, options)})
     # Steps of equal ratio: each removes the same share of what is left.
     limit = final.limit if progress == 1 else full * (final.limit / full) ** progress
     scores = score_channels(network, moments, options)
     met = None
     if options.latency_table and progress == 1:
-        met = _latency_budget(network.spec, scores, options, own, size)
+        met = _latency_budget(network.graph, scores, options, own, size)
         limit = met.budget_ms
-    kept = choose_channels(network.spec, scores, options, Budget(own.costs, limit, own.unit))
+    kept = choose_channels(network.graph, scores, options, Budget(own.costs, limit, own.unit))
     latency = None
     if met:
         predicted = own.costs.total({name: len(channels) for name, channels in kept.items()})
@@ -189,24 +197,24 @@ def _cut(
 
 
 def _latency_budget(
-    spec: NetworkSpec, scores: Scores, options: PruneOptions, budget: Budget, size: int
+    graph: Graph, scores: Scores, options: PruneOptions, budget: Budget, size: int
 ) -> LatencyBudget:
     """The predicted milliseconds that come out as the wanted ones when they are measured."""
     from slimdeploy.toolchain.pruning.latency import budget_for_latency
 
     assert options.latency_table is not None
-    groups = plan_groups(spec, options)
+    groups = plan_groups(graph, options)
 
-    def plan(limit: float) -> NetworkSpec:
-        kept = choose_channels(spec, scores, options, Budget(budget.costs, limit, budget.unit))
-        return pruned_spec(spec, groups, kept)
+    def plan(limit: float) -> Graph:
+        kept = choose_channels(graph, scores, options, Budget(budget.costs, limit, budget.unit))
+        return pruned_graph(graph, groups, kept)
 
     return budget_for_latency(plan, budget.limit, Path(options.latency_table), size, measure=options.measure)
 
 
-def _moments(network: ResNet, dataset: Dataset, options: PruneOptions, device: str) -> Moments:
+def _moments(network: GraphNetwork, dataset: Dataset, options: PruneOptions, device: str) -> Moments:
     images = balanced_subset(dataset.train, options.statistics_images)
-    readers = {name for group in plan_groups(network.spec, options) for name in group.consumers}
+    readers = {name for group in plan_groups(network.graph, options) for name in group.consumers}
     with working("measuring activations"):
         moments = measure_inputs(network, readers, images, dataset.preprocessing, device=device)
     for name, found in moments.items():
@@ -228,7 +236,7 @@ def _training_between(
 
 
 def _finetune(
-    network: ResNet, dataset: Dataset, options: PruneOptions, training: TrainOptions, device: str
+    network: GraphNetwork, dataset: Dataset, options: PruneOptions, training: TrainOptions, device: str
 ) -> None:
     images = balanced_subset(dataset.train, options.recalibration_images)
     recalibrate(network, images, dataset.preprocessing, device=device)
@@ -239,7 +247,12 @@ def _finetune(
 
 
 def _accuracies(
-    original: ResNet, before: ResNet, cut: _Cut, dataset: Dataset, options: PruneOptions, device: str
+    original: GraphNetwork,
+    before: GraphNetwork,
+    cut: _Cut,
+    dataset: Dataset,
+    options: PruneOptions,
+    device: str,
 ) -> dict[str, float]:
     """Test accuracy before pruning and after each thing done.
 
@@ -248,7 +261,7 @@ def _accuracies(
     better.
     """
 
-    def accuracy(network: ResNet) -> float:
+    def accuracy(network: GraphNetwork) -> float:
         return evaluate_network(network, dataset.test, dataset.preprocessing, device=device).accuracy
 
     found = {"before": accuracy(original)}
@@ -272,5 +285,5 @@ def _accuracies(
     return found
 
 
-def _loss(network: ResNet, images: Split, dataset: Dataset, device: str) -> float:
+def _loss(network: GraphNetwork, images: Split, dataset: Dataset, device: str) -> float:
     return evaluate_network(network, images, dataset.preprocessing, device=device).loss

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from slimdeploy.toolchain.networks.channels import ChannelConfig
-from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
-from slimdeploy.toolchain.networks.resnet import ResNet
-from slimdeploy.toolchain.networks.spec import NetworkSpec
+from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.networks.residual import batchnorm_behind
 from slimdeploy.toolchain.pruning.activations import InputMoments
 from slimdeploy.toolchain.pruning.compensation import compensate
-from slimdeploy.toolchain.pruning.groups import CLASSIFIER, ChannelGroup
+from slimdeploy.toolchain.pruning.constants import removed_constants
+from slimdeploy.toolchain.pruning.cutting import Masks, cut_graph, keep_masks
+from slimdeploy.toolchain.pruning.groups import ChannelGroup, source_of
 from slimdeploy.toolchain.pruning.selection import Kept
 
 State = dict[str, Tensor]
@@ -22,128 +23,137 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Folding:
-    """What became of the constants ReLU(β) that removed channels still passed on."""
+    """What became of the constants f(β) that removed channels still passed on."""
 
     channels: int
     """Removed channels that passed on something."""
     exact: tuple[str, ...]
-    """Convolutions whose BN took the constants up exactly."""
+    """Layers that took the constants up exactly."""
     approximate: tuple[str, ...]
-    """3×3 convolutions, where zero padding makes the constants differ at the border: folded as inside it."""
+    """Padded convolutions: at the border, which the zeros reach, the constants differ; folded as inside."""
 
 
 NOTHING_FOLDED = Folding(0, (), ())
 
 
-def pruned_spec(spec: NetworkSpec, groups: list[ChannelGroup], kept: Kept) -> NetworkSpec:
-    """`spec` at the widths that `kept` leaves; a block none of whose channels stay is removed."""
-    flat = list(spec.channels.flat())
-    for group in groups:
-        for slot in group.slots:
-            flat[slot] = len(kept[group.name])
-    return spec.with_channels(ChannelConfig.from_flat(spec.architecture, flat))
-
-
 @torch.no_grad()
 def prune_network(
-    network: ResNet, groups: list[ChannelGroup], kept: Kept, *, fold: bool = True
-) -> tuple[ResNet, Folding]:
+    network: GraphNetwork, groups: list[ChannelGroup], kept: Kept, *, fold: bool = True
+) -> tuple[GraphNetwork, Folding]:
     """A new network that holds only the kept channels; `network` stays as it is.
 
-    Without `fold` it computes what `network` computes with γ and β of the removed channels at zero. With
-    it, what it computes with only γ at zero: the constant ReLU(β) of each removed channel moves into the
-    running mean of the BN behind the next convolution, exact behind 1×1 convolutions and inside the image
-    behind 3×3 ones. Channels of a residual stream are sums and pass on no constant.
+    Without `fold` it computes what `network` computes with γ and β (without BN: filter and bias) of the
+    removed channels at zero. With it, what it computes with only γ (without BN: the filter) at zero: the
+    constant that a removed channel still passes on moves into the layer that reads it, exactly where that
+    doesn't pad its input.
     """
-    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    folding = _fold_constants(network, state, groups, kept) if fold else NOTHING_FOLDED
-    for group in groups:
-        for consumer in group.consumers:
-            _slice(state, f"{consumer}.weight", 1, kept[group.name])
-    return _cut_outputs(network, state, groups, kept), folding
+    cut = _Cut(network, keep_masks(network.graph, groups, kept))
+    folding = _fold_constants(network, cut, groups, kept) if fold else NOTHING_FOLDED
+    return cut.network(), folding
 
 
 @torch.no_grad()
 def prune_compensated(
-    network: ResNet, groups: list[ChannelGroup], kept: Kept, moments: dict[str, InputMoments]
-) -> ResNet:
-    """As `prune_network`, but what the removed channels carried is taken over by the kept ones where it can
-    be.
+    network: GraphNetwork, groups: list[ChannelGroup], kept: Kept, moments: dict[str, InputMoments]
+) -> GraphNetwork:
+    """As `prune_network`, but each layer that read removed channels is refitted by least squares to the kept
+    ones.
 
     `moments` of every layer that reads a group's channels: see compensation.compensate.
     """
-    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    convs = _convs(network)
-    for group in groups:
-        if len(kept[group.name]) in (
-            0,
-            group.width,
-        ):  # a removed block reads nothing; a whole group lost nothing
+    graph = network.graph
+    cut = _Cut(network, keep_masks(graph, groups, kept))
+    for name in dict.fromkeys(reader for group in groups for reader in group.consumers):
+        value, taps = source_of(graph, graph.by_name[name])
+        stays = cut.masks[value]
+        if stays.all() or not stays.any():  # nothing is lost, or the whole branch goes
             continue
-        for consumer in group.consumers:
-            weight = network.reader_weight(consumer)
-            found = compensate(weight, moments[consumer], torch.from_numpy(kept[group.name]))
-            state[f"{consumer}.weight"] = found.weight.to(weight.device)
-            _add_constant(state, convs.get(consumer), found.shift)
-    return _cut_outputs(network, state, groups, kept)
+        weight = network.weight(name)
+        by_channel = weight.unflatten(1, (-1, taps)) if taps > 1 else weight
+        found = compensate(by_channel, moments[name], torch.from_numpy(np.flatnonzero(stays)))
+        cut.read_with(name, found.weight.flatten(1) if taps > 1 else found.weight)
+        cut.add_constant(name, found.shift)
+    return cut.network()
 
 
-def _cut_outputs(network: ResNet, state: State, groups: list[ChannelGroup], kept: Kept) -> ResNet:
-    """The network of `state` once the outputs of the removed channels are gone too."""
+class _Cut:
+    """A network on its way: tensors at their full size, changed by what is folded into them."""
+
+    def __init__(self, network: GraphNetwork, masks: Masks) -> None:
+        self.graph, self.masks, self._training = network.graph, masks, network.training
+        self._state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        self._narrowed: set[str] = set()
+
+    def read_with(self, name: str, weight: Tensor) -> None:
+        """Give the layer a weight that has lost its removed inputs already."""
+        self._state[f"{name}.weight"] = weight.to(self._state[f"{name}.weight"].device)
+        self._narrowed.add(name)
+
+    def add_constant(self, name: str, shift: Tensor) -> None:
+        """Add `shift` (O,) to a layer's outputs: through the BN behind it, which subtracts its mean, else
+        through its bias, which it gets where it has none.
+        """
+        node = self.graph.by_name[name]
+        bn = batchnorm_behind(self.graph, node)
+        target, sign = (f"{bn.name}.running_mean", -1) if bn else (f"{name}.bias", 1)
+        if target not in self._state:
+            changed = node.with_attributes(bias=True)
+            self.graph = self.graph.with_nodes(changed if n is node else n for n in self.graph.nodes)
+            self._state[target] = torch.zeros(len(shift), device=self._state[f"{name}.weight"].device)
+        old = self._state[target]
+        self._state[target] = (old.double() + sign * shift.to(old.device)).to(old.dtype)
+
+    def network(self) -> GraphNetwork:
+        """The network of what is kept."""
+        made = GraphNetwork(cut_graph(self.graph, self.masks))
+        state = {}
+        for node in made.graph.nodes:
+            own = self.graph.by_name[node.name]
+            stays = {"output": self.masks[own.name], "input": self.masks[own.inputs[0]]}
+            for part, tensor in own.op.tensors(own).items():
+                values = self._state[f"{node.name}.{part}"]
+                for dimension, axis in enumerate(tensor.axes):
+                    if axis and not (axis == "input" and node.name in self._narrowed):
+                        values = _narrow(values, dimension, stays[axis])
+                state[f"{node.name}.{part}"] = values
+        made.load_state_dict(state)
+        return made.to(next(iter(state.values())).device).train(self._training)
+
+
+def _narrow(tensor: Tensor, dimension: int, stays: np.ndarray) -> Tensor:
+    if stays.all():
+        return tensor
+    indices = torch.from_numpy(np.flatnonzero(stays)).to(tensor.device)
+    return tensor.index_select(dimension, indices).contiguous()
+
+
+def _fold_constants(network: GraphNetwork, cut: _Cut, groups: list[ChannelGroup], kept: Kept) -> Folding:
+    constants = removed_constants(network, cut.masks)
+    graph, touched, channels = network.graph, [], 0
     for group in groups:
-        for producer, batchnorm in zip(group.producers, group.batchnorms, strict=True):
-            _slice(state, f"{producer}.weight", 0, kept[group.name])
-            for part in ("weight", "bias", "running_mean", "running_var"):
-                if f"{batchnorm}.{part}" in state:
-                    _slice(state, f"{batchnorm}.{part}", 0, kept[group.name])
-    pruned = ResNet(pruned_spec(network.spec, groups, kept))
-    pruned.load_state_dict(
-        {name: state[name] for name in pruned.state_dict()}
-    )  # less what removed blocks held
-    return pruned.train(network.training)
-
-
-def _slice(state: State, name: str, axis: int, kept: np.ndarray) -> None:
-    tensor = state[name]
-    if len(kept) < tensor.shape[axis]:
-        indices = torch.from_numpy(kept).to(tensor.device)
-        state[name] = tensor.index_select(axis, indices).contiguous()
-
-
-def _fold_constants(network: ResNet, state: State, groups: list[ChannelGroup], kept: Kept) -> Folding:
-    convs, channels, touched = _convs(network), 0, []
-    for group in groups:
-        if group.residual or not len(kept[group.name]):
+        removed = np.setdiff1d(np.arange(group.width), kept[group.name])
+        if not len(kept[group.name]) or not group.consumers:
             continue
-        constants = _removed_constants(network, group, kept[group.name])
-        channels += int((constants > 0).sum())
-        for consumer in group.consumers if constants.any() else ():
-            weight = state[f"{consumer}.weight"].double()
-            _add_constant(state, convs[consumer], weight.sum((2, 3)) @ constants)
-            touched.append(convs[consumer])
+        passed = [constants[graph.by_name[name].inputs[0]] for name in group.consumers]
+        at = [group.positions[graph.by_name[name].inputs[0]][removed] for name in group.consumers]
+        channels += int(
+            np.any([values[p].any(1) for values, p in zip(passed, at, strict=True)], axis=0).sum()
+        )
+    for name in dict.fromkeys(reader for group in groups for reader in group.consumers):
+        node = graph.by_name[name]
+        values = constants[node.inputs[0]]
+        if not values.any() or not cut.masks[node.inputs[0]].any():
+            continue
+        weight = network.weight(name).double()
+        taps = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+        cut.add_constant(name, taps @ torch.from_numpy(values).to(weight.device))
+        touched.append(node)
     return Folding(
         channels,
-        exact=tuple(conv.name for conv in touched if conv.kernel == 1),
-        approximate=tuple(conv.name for conv in touched if conv.kernel > 1),
+        exact=tuple(node.name for node in touched if not _pads(node.attributes)),
+        approximate=tuple(node.name for node in touched if _pads(node.attributes)),
     )
 
 
-def _removed_constants(network: ResNet, group: ChannelGroup, kept: np.ndarray) -> Tensor:
-    """(width,) float64: ReLU(β) of each removed channel, 0 for the kept ones."""
-    (batchnorm,) = group.batchnorms
-    constants = torch.relu(network.batchnorm(batchnorm).bias.double()).clone()
-    constants[torch.from_numpy(kept).to(constants.device)] = 0
-    return constants
-
-
-def _add_constant(state: State, conv: Conv | None, shift: Tensor) -> None:
-    """Add `shift` (O,) to a convolution's outputs through the BN behind it, which subtracts its mean; for the
-    classifier (None), through its bias.
-    """
-    name, sign = (f"{conv.batchnorm}.running_mean", -1) if conv else (f"{CLASSIFIER}.bias", 1)
-    target = state[name]
-    state[name] = (target.double() + sign * shift.to(target.device)).to(target.dtype)
-
-
-def _convs(network: ResNet) -> dict[str, Conv]:
-    return {conv.name: conv for conv in enumerate_layers(network.spec, 32).convs()}
+def _pads(attributes: Mapping[str, object]) -> bool:
+    return attributes.get("padding", [0, 0]) != [0, 0]

@@ -59,9 +59,10 @@ def run_report(
     layer_batch: int,
 ) -> Report:
     """The report of one run. `predictions` may be the reason why there are none."""
-    spec, machine = run.final.info.spec, run.bench["machine"]
+    graph, machine = run.final.info.graph, run.bench["machine"]
+    stem = f" with the {graph.origin['stem']} stem" if "stem" in graph.origin else ""
     lead = [
-        f"{spec.arch} with the {spec.stem} stem, {spec.classes} classes, images of "
+        f"{graph.arch}{stem}, {graph.classes} classes, images of "
         f"{run.final.info.preprocessing.size}×{run.final.info.preprocessing.size}.",
         f"Measured {run.bench['created'][:10]} on {machine['cpu']}, "
         f"{machine['cores']} processor{'s' if machine['cores'] > 1 else ''}.",

@@ -14,7 +14,8 @@ from slimdeploy.benchmarks import results
 from slimdeploy.toolchain.artifacts import parse_json, read_text
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
-from slimdeploy.toolchain.networks.layers import Conv, enumerate_layers
+from slimdeploy.toolchain.networks.layers import Layer, convolutions
+from slimdeploy.toolchain.pruning.groups import channel_groups
 from slimdeploy.toolchain.run_record import read_record
 
 HEADER_KEY = "slimdeploy"
@@ -28,10 +29,9 @@ class Model:
     info: ModelInfo
     scales: np.ndarray
 
-    def convs(self) -> dict[str, Conv]:
+    def convs(self) -> dict[str, Layer]:
         """Its convolutions by name, in order."""
-        layers = enumerate_layers(self.info.spec, self.info.preprocessing.size)
-        return {conv.name: conv for conv in layers.convs()}
+        return {conv.name: conv for conv in convolutions(self.info.graph, self.info.preprocessing.size)}
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ def read_model(path: Path) -> Model:
         with safetensors.safe_open(str(path), "numpy") as file:
             header = (file.metadata() or {}).get(HEADER_KEY, "")
             info = ModelInfo.from_json(header, str(path))
-            convs = enumerate_layers(info.spec, info.preprocessing.size).convs()
-            # What pruning may cut: the stem and the inner convolutions, those that a ReLU follows directly.
-            scales = [file.get_tensor(f"{conv.batchnorm}.weight") for conv in convs if conv.relu]
+            names = dict.fromkeys(bn for group in channel_groups(info.graph) for bn in group.batchnorms)
+            affine = [name for name in names if info.graph.by_name[name].attributes["affine"]]
+            scales = [file.get_tensor(f"{name}.weight") for name in affine]
     except FileNotFoundError:
         raise SlimdeployError(f"no checkpoint at {path}") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise SlimdeployError(f"{path} is not a checkpoint, or is damaged ({error})") from error
-    return Model(info, np.concatenate(scales).astype(np.float32))
+    return Model(info, np.concatenate([np.empty(0), *scales]).astype(np.float32))
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -45,5 +45,8 @@ def build_report(folder: Path) -> Report:
         SlimdeployError
     ) as error:  # the data may be gone, or on another machine: the rest is still worth a page
         predictions = str(error)
-    times = {name: layer_times(folder / f"{name}.onnx", batch=LAYER_BATCH) for name in ("original", "final")}
+    times = {
+        name: layer_times(folder / f"{name}.onnx", model.info.graph, batch=LAYER_BATCH)
+        for name, model in (("original", run.original), ("final", run.final))
+    }
     return run_report(run, predictions=predictions, layer_times=times, layer_batch=LAYER_BATCH)

@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor
 
-from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.networks.module import GraphNetwork
 
 
 class WeightAverage:
@@ -20,7 +20,7 @@ class WeightAverage:
     zero among γ and β of `live` is so in the average too, else no channel could ever be removed for nothing.
     """
 
-    def __init__(self, live: ResNet, decay: float) -> None:
+    def __init__(self, live: GraphNetwork, decay: float) -> None:
         self.network = copy.deepcopy(live).eval().requires_grad_(requires_grad=False)
         self._decay = decay
         own, followed = self.network.state_dict(), live.state_dict()

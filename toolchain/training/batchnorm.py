@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.training.distributed import Ranks
 
 
@@ -81,11 +82,13 @@ class _SumOverRanks(torch.autograd.Function):
         return context.ranks.sum(gradients[0].contiguous().clone()), None
 
 
-def synchronise(network: ResNet, ranks: Ranks) -> None:
+def synchronise(network: GraphNetwork, ranks: Ranks) -> None:
     """Replace every BN of `network` by one over all processes; with one process nothing changes."""
     if ranks.size == 1:
         return
     for name, module in list(network.named_modules()):
+        if isinstance(module, nn.BatchNorm1d):
+            raise SlimdeployError(f"{name}: BN of vectors is trained in one process only")
         if isinstance(module, nn.BatchNorm2d):
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, SynchronisedBatchNorm(module, ranks))

@@ -12,7 +12,7 @@ from torch import Tensor
 from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
-from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.preprocessing import Triple
 from slimdeploy.toolchain.training.layout import place
 
@@ -21,7 +21,7 @@ from slimdeploy.toolchain.training.layout import place
 class Teacher:
     """A network in eval mode, how its images are normalised, and the hash of the file it came from."""
 
-    network: ResNet
+    network: GraphNetwork
     preprocessing: Preprocessing
     sha256: str
 

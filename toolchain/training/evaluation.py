@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.model_info import Preprocessing
-from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.progress import progress_bar
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks
 from slimdeploy.toolchain.training.layout import place
@@ -28,7 +28,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate_network(
-    network: ResNet,
+    network: GraphNetwork,
     split: Split,
     preprocessing: Preprocessing,
     *,

@@ -16,7 +16,7 @@ from slimdeploy.toolchain.data.batches import Augmentation, TrainingBatches
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import Preprocessing
-from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.progress import log, progress_bar
 from slimdeploy.toolchain.training.averaging import WeightAverage
 from slimdeploy.toolchain.training.batchnorm import synchronise
@@ -45,7 +45,7 @@ class TrainingData:
 
 
 def fit(
-    network: ResNet,
+    network: GraphNetwork,
     data: TrainingData,
     options: TrainOptions,
     *,
@@ -116,7 +116,7 @@ class _Run:
 
     def __init__(
         self,
-        network: ResNet,
+        network: GraphNetwork,
         data: TrainingData,
         options: TrainOptions,
         device: str,
@@ -152,7 +152,7 @@ class _Run:
         self.average = WeightAverage(network, options.ema) if options.ema else None
 
     @property
-    def judged(self) -> ResNet:
+    def judged(self) -> GraphNetwork:
         """The network that is validated and kept: the average of the weights where there is one."""
         return self.average.network if self.average else self.network
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.training.step import TrainingStep
 
 LEAST = 2
@@ -33,7 +33,7 @@ def out_of_memory(batch_size: int, attempt: Callable[[int], None], *, force: boo
     )
 
 
-def attempt_step(step: TrainingStep, network: ResNet, images: int, *, size: int) -> None:
+def attempt_step(step: TrainingStep, network: GraphNetwork, images: int, *, size: int) -> None:
     """Take the memory of `step` on so many images of `size`×`size` pixels, without its effects but one: the
     network is in eval mode afterwards, in which BN waits for no other process.
     """

@@ -5,8 +5,10 @@ checkpoint of slimdeploy.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +18,17 @@ from slimdeploy.toolchain.checkpoint import Checkpoint, load_checkpoint, load_st
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
-from slimdeploy.toolchain.networks.channels import ChannelConfig
-from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.resnet import ResNet, build_network
-from slimdeploy.toolchain.networks.spec import STEMS, NetworkSpec, network_spec
+from slimdeploy.toolchain.named_networks import named_network
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.architectures.resnet import STEMS, channel_config
+from slimdeploy.toolchain.networks.fitting import classifier_of, fit_to_tensors, with_classes
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from slimdeploy.toolchain.progress import log
 
+IMPORT_SIZE = 224
+"""Side of the images that an imported network is traced with where the data's isn't known yet."""
 PICKLE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
 _WRAPPERS = ("state_dict", "model")
 """Keys under which training scripts put the state dict beside their optimiser's state."""
@@ -32,7 +38,7 @@ _WRAPPERS = ("state_dict", "model")
 class Weights:
     """A network read from a file."""
 
-    network: ResNet
+    network: GraphNetwork
     path: Path
     sha256: str
     info: ModelInfo | None
@@ -43,20 +49,24 @@ class Weights:
         """Where its preprocessing is known from; None: it isn't."""
         if self.info:
             return f"of {self.path}"
-        return "of ImageNet, as the weights have its stem" if self.network.spec.stem == "imagenet" else None
+        return "of ImageNet, as the weights have its stem" if self._has_imagenet_stem else None
+
+    @property
+    def _has_imagenet_stem(self) -> bool:
+        return self.network.graph.origin.get("stem") == "imagenet"
 
     def prepared(self, data: DataOptions) -> DataOptions:
         """`data` with what the weights were trained with, where nothing else is chosen."""
         if self.info:
             return data.or_else(self.info.preprocessing)
-        if self.network.spec.stem == "imagenet":
+        if self._has_imagenet_stem:
             mean, std = data.statistics
             return replace(data, mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD)
         return data
 
     def for_classes(self, dataset: Dataset, seed: int) -> Checkpoint:
         """The network for the classes of `dataset`; its classifier is drawn anew where they are others."""
-        own = self.network.spec
+        own = self.network.graph
         same = (
             self.info.class_names == dataset.class_names
             if self.info
@@ -65,16 +75,24 @@ class Weights:
         network = self.network
         if not same:
             log(f"new classifier for {len(dataset.class_names)} classes ({self.path} has {own.classes})")
-            network = build_network(replace(own, classes=len(dataset.class_names)), seed=seed)
-            fresh = {name: t for name, t in network.state_dict().items() if name.startswith("fc.")}
+            network = build_network(with_classes(own, len(dataset.class_names)), seed=seed)
+            classifier = f"{classifier_of(own).name}."
+            fresh = {name: t for name, t in network.state_dict().items() if name.startswith(classifier)}
             network.load_state_dict({**self.network.state_dict(), **fresh})
-        info = ModelInfo(network.spec, dataset.preprocessing, dataset.class_names)
+        info = ModelInfo(network.graph, dataset.preprocessing, dataset.class_names)
         if self.info:
             info = replace(info, metrics=self.info.metrics, provenance=self.info.provenance)
         return Checkpoint(network, info, self.sha256)
 
 
-def read_weights(path: Path, *, arch: str | None = None, stem: str | None = None) -> Weights:
+def read_weights(
+    path: Path,
+    *,
+    arch: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    stem: str | None = None,
+    size: int | None = None,
+) -> Weights:
     """The network in `path`.
 
     Widths and whether the shortcut BN has γ and β are read off the tensors, so a pruned network loads too.
@@ -82,28 +100,32 @@ def read_weights(path: Path, *, arch: str | None = None, stem: str | None = None
     with the same weights. Raises SlimdeployError where the file can't be read safely (pickles are read with
     weights_only) or doesn't hold such a network.
     """
-    if not path.is_file():
-        raise SlimdeployError(f"no weights at {path}")
-    if path.suffix.lower() in PICKLE_ENDINGS:
-        tensors = _read_pickle(path)
-    else:
-        header, tensors = read_safetensors(path)
+    if path.is_file() and path.suffix.lower() not in PICKLE_ENDINGS:
+        header, _ = read_safetensors(path)
         if checkpoint.HEADER_KEY in header:
             return _from_checkpoint(load_checkpoint(path), path, arch, stem)
-    tensors = {name.removeprefix("module."): _as_float32(t) for name, t in tensors.items()}
-    spec = _spec_of(tensors, network_spec(arch, stem=stem), path)
-    network = build_network(spec)
+    tensors = read_tensors(path)
+    full = named_network(arch, size=size or IMPORT_SIZE, stem=stem, arguments=arguments).graph
+    network = GraphNetwork(_fitted(full, tensors, path))
     own = network.state_dict()
     counters = {name: own[name] for name in own if name.endswith(".num_batches_tracked")}
     load_state(network, counters | tensors, source=str(path))
     return Weights(network, path, artifacts.sha256_file(path), None)
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .pth or safetensors file, in float32; raises SlimdeployError where it has none."""
+    if not path.is_file():
+        raise SlimdeployError(f"no weights at {path}")
+    tensors = _read_pickle(path) if path.suffix.lower() in PICKLE_ENDINGS else read_safetensors(path)[1]
+    return {name.removeprefix("module."): _as_float32(t) for name, t in tensors.items()}
+
+
 def _from_checkpoint(found: Checkpoint, path: Path, arch: str | None, stem: str | None) -> Weights:
-    spec = found.info.spec
-    if arch not in (None, spec.arch):
-        raise SlimdeployError(f"{path} is a {spec.arch} network, not {arch}: leave --arch out")
-    if stem not in (None, spec.stem):
+    graph = found.info.graph
+    if arch not in (None, graph.arch):
+        raise SlimdeployError(f"{path} is a {graph.arch} network, not {arch}: leave --arch out")
+    if stem not in (None, graph.origin.get("stem")):
         found = _with_stem(found, stem, path)
     return Weights(found.network, path, found.sha256, found.info)
 
@@ -112,11 +134,13 @@ def _with_stem(found: Checkpoint, stem: str, path: Path) -> Checkpoint:
     """`found` behind another stem with the same weights: `cifar` and `cifar-pool` differ in the pooling
     alone, so a network can be trained and pruned at half the resolution, and go on at the full one.
     """
-    spec = replace(found.info.spec, stem=stem)
-    _check_kernel(STEMS[found.info.spec.stem].kernel, stem, path)
-    network = ResNet(spec)
-    network.load_state_dict(found.network.state_dict())
-    return replace(found, network=network, info=replace(found.info, spec=spec))
+    tensors = found.network.state_dict()
+    old = found.info.graph
+    full = build_graph(old.arch, stem=stem, classes=old.classes, channels=channel_config(old))
+    graph = _fitted(full, tensors, path)
+    network = GraphNetwork(graph)
+    network.load_state_dict(tensors)
+    return replace(found, network=network, info=replace(found.info, graph=graph))
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -138,29 +162,13 @@ def _as_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _spec_of(tensors: dict[str, Tensor], full: NetworkSpec, path: Path) -> NetworkSpec:
+def _fitted(full: Graph, tensors: dict[str, Tensor], path: Path) -> Graph:
     """`full` at the widths that the tensors have."""
-    layers = enumerate_layers(full, 32)
-    wanted = [layers.stem, *(conv for block in layers.blocks for conv in block.convs)]
-    for name in (*(conv.name + ".weight" for conv in wanted), "fc.weight"):
-        if name not in tensors:
-            raise SlimdeployError(f"{path}: {name} is missing; is it a {full.arch}? (--arch, --stem)")
-    kernel = tensors["conv1.weight"].shape[-1]
-    _check_kernel(kernel, full.stem, path)
-    widths = [len(tensors[conv.name + ".weight"]) for conv in wanted]
-    try:
-        return NetworkSpec(
-            arch=full.arch,
-            stem=full.stem,
-            classes=len(tensors["fc.weight"]),
-            channels=ChannelConfig.from_flat(full.architecture, widths),
-            shortcut_affine=any(name.endswith("downsample.1.weight") for name in tensors),
-        )
-    except SlimdeployError as error:
-        raise SlimdeployError(f"{path}: {error}") from error
-
-
-def _check_kernel(own: int, stem: str, path: Path) -> None:
-    wanted = STEMS[stem].kernel
-    if own != wanted:
+    stem, first = full.origin.get("stem"), tensors.get("conv1.weight")
+    if stem in STEMS and first is not None and first.shape[-1] != STEMS[stem].kernel:
+        own, wanted = first.shape[-1], STEMS[stem].kernel
         raise SlimdeployError(f"{path} has a {own}×{own} stem, --stem {stem} is {wanted}×{wanted}")
+    try:
+        return fit_to_tensors(full, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    except SlimdeployError as error:
+        raise SlimdeployError(f"{path}: {error}; is it a {full.arch}? (--arch, --stem)") from error

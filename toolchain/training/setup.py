@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.schedules import lr_factor
 from slimdeploy.toolchain.training.sparsity import FixedPenalty, Penalty, penalised_scales
@@ -24,8 +25,16 @@ def learning_rate(options: TrainOptions, number: int, *, steps_per_epoch: int) -
     return options.lr * factor
 
 
-def build_penalty(network: ResNet, options: TrainOptions, *, steps_per_epoch: int) -> Penalty:
-    """The penalty on γ that `options` ask for; raises SlimdeployError as SteeredPenalty does."""
+def build_penalty(network: GraphNetwork, options: TrainOptions, *, steps_per_epoch: int) -> Penalty:
+    """The penalty on γ that `options` ask for; raises SlimdeployError where the network has no γ to penalise,
+    and as SteeredPenalty does.
+    """
+    scales = penalised_scales(network, options.sparse_layers)
+    if options.sparsity and not scales:
+        raise SlimdeployError(
+            f"sparsity acts on the BN scales γ of prunable channels, and {network.graph.arch} has none: "
+            "train without --sparsity, and prune with --criterion l2, taylor or surgeon"
+        )
     if isinstance(options.sparsity, str):
         assert options.sparsity_target is not None
         steps = range(options.epochs * steps_per_epoch)
@@ -36,7 +45,6 @@ def build_penalty(network: ResNet, options: TrainOptions, *, steps_per_epoch: in
             align=options.sparse_align,
             momentum=options.momentum,
         )
-    scales = penalised_scales(network, options.sparse_layers)
     return FixedPenalty(scales, options.sparsity, form=options.sparsity_step, momentum=options.momentum)
 
 

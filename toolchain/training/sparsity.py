@@ -13,16 +13,33 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning.groups import channel_groups
 
 
-def penalised_scales(network: ResNet, layers: str) -> list[Tensor]:
+def penalised_scales(network: GraphNetwork, layers: str) -> list[Tensor]:
     """The γ that the penalty acts on: those of prunable channels, or with `layers="all"` every one."""
     if layers == "all":
-        return [m.weight for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d) and m.affine]
-    batchnorms = [bn for group in channel_groups(network.spec) for bn in group.batchnorms]
-    return [network.batchnorm(name).weight for name in batchnorms]
+        names = [n.name for n in network.graph.nodes if n.operator == "batchnorm" and n.attributes["affine"]]
+    else:
+        names = penalised_batchnorms(network.graph)
+    return [network.weight(name) for name in names]
+
+
+def penalised_batchnorms(graph: Graph) -> list[str]:
+    """The BNs with γ all of whose channels are prunable, in order of their groups."""
+    prunable = dict.fromkeys(graph.channels, 0)
+    groups = channel_groups(graph)
+    for group in groups:
+        for name in group.batchnorms:
+            prunable[name] += group.positions[name].size
+    names = dict.fromkeys(name for group in groups for name in group.batchnorms)
+    return [
+        name
+        for name in names
+        if graph.by_name[name].attributes["affine"] and prunable[name] == graph.channels[name]
+    ]
 
 
 class Penalty(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,7 @@ from slimdeploy.toolchain.data.dataset import (
 from slimdeploy.toolchain.data.of_model import data_of, dataset_for
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
-from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.resnet import build_network
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.named_networks import named_network
 from slimdeploy.toolchain.preprocessing import Triple
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
@@ -63,6 +62,7 @@ def train_stage(
     output: Path,
     device: str,
     arch: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
     stem: str | None = None,
     weights: Path | None = None,
     given: frozenset[str] = ALL_OPTIONS,
@@ -74,22 +74,28 @@ def train_stage(
 
     Of `options` those `given` are taken as they are; the others, with `weights`, as those were trained.
 
-    `arch` and `stem` default to the reference's; the preprocessing that `data` leaves open to what came with
-    the weights or, without, to the data's. Raises SlimdeployError for unusable data, options or weights, an
-    output that exists, and a loss that isn't a number. Of several `ranks` the first writes.
+    `arch` and `stem` default to the reference's; `arguments` go to what builds an imported network. The
+    preprocessing that `data` leaves open is what came with the weights or, without, the data's. Raises
+    SlimdeployError for unusable data, options or weights, an output that exists, and a loss that isn't a
+    number. Of several `ranks` the first writes.
     """
     _check_run(output, ranks, resume=resume, force=force)
     chosen = data.statistics
-    found = read_weights(weights, arch=arch, stem=stem) if weights else None
+    found = None
+    if weights:
+        found = read_weights(weights, arch=arch, arguments=arguments, stem=stem, size=data.size)
     data = found.prepared(data) if found else data
     with first_on_machine(ranks):
         dataset = load_dataset(data)
     if found:
         start = found.for_classes(dataset, options.seed)
     else:
-        spec = network_spec(arch, stem=stem, classes=len(dataset.class_names))
-        info = ModelInfo(spec, dataset.preprocessing, dataset.class_names)
-        start = Checkpoint(build_network(spec, seed=options.seed), info, "")
+        size, classes = dataset.preprocessing.size, len(dataset.class_names)
+        network = named_network(
+            arch, size=size, classes=classes, stem=stem, arguments=arguments, seed=options.seed
+        )
+        info = ModelInfo(network.graph, dataset.preprocessing, dataset.class_names)
+        start = Checkpoint(network, info, "")
     if ranks.main:
         log(_described(dataset.preprocessing, chosen, found))
     if weights:
@@ -159,7 +165,7 @@ def _train(
     """Train `start` (its hash is empty where it is a fresh network), evaluate it and write it to `output`."""
     started = time.perf_counter()
     network, info = start.network, start.info
-    enumerate_layers(info.spec, dataset.preprocessing.size)  # refuses images too small to pass through
+    info.graph.shapes(dataset.preprocessing.size)  # refuses images too small to pass through
     parts = training_data(dataset, options)
     teacher = load_teacher(Path(options.teacher), info, device=device) if options.teacher else None
     facts: dict[str, Any] = {
@@ -170,7 +176,7 @@ def _train(
     }
     setup = {
         "stage": stage,
-        "network": info.spec.to_json(),
+        "network": {"arch": info.graph.arch, "digest": info.graph.digest()},
         **options.to_json(),
         "data": data.name,
         "classes": list(info.class_names),

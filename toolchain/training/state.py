@@ -15,7 +15,7 @@ from torch import Tensor
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.checkpoint import read_safetensors
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.training.options import EpochRecord
 
 HEADER_KEY = "slimdeploy-training"
@@ -43,7 +43,9 @@ def state_path(output: Path) -> Path:
     return output.with_name(output.name + ".state")
 
 
-def save_state(path: Path, state: TrainingState, network: ResNet, optimizer: torch.optim.Optimizer) -> None:
+def save_state(
+    path: Path, state: TrainingState, network: GraphNetwork, optimizer: torch.optim.Optimizer
+) -> None:
     """Write the state atomically."""
     tensors = {f"network.{name}": t for name, t in network.state_dict().items()}
     tensors |= {f"best.{name}": t for name, t in (state.best or {}).items()}
@@ -61,7 +63,7 @@ def save_state(path: Path, state: TrainingState, network: ResNet, optimizer: tor
 def load_state(
     path: Path,
     setup: dict[str, Any],
-    network: ResNet,
+    network: GraphNetwork,
     optimizer: torch.optim.Optimizer,
     extra: dict[str, Tensor] | None = None,
 ) -> TrainingState:

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.resnet import ResNet
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning.costs import ChannelCount
-from slimdeploy.toolchain.pruning.groups import channel_groups
+from slimdeploy.toolchain.pruning.groups import ChannelGroup, channel_groups, unit_channels
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.selection import Kept, Rules, select
-from slimdeploy.toolchain.training.sparsity import proximal_step, threshold_of
+from slimdeploy.toolchain.training.sparsity import penalised_batchnorms, proximal_step, threshold_of
 
 STEERED = 0.7
 """Share of a run in which λ is steered; in the rest the zeros stay where they are."""
@@ -46,15 +46,17 @@ class SteeredPenalty:
     """
 
     def __init__(
-        self, network: ResNet, share: float, rates: Sequence[float], *, align: int, momentum: float
+        self, network: GraphNetwork, share: float, rates: Sequence[float], *, align: int, momentum: float
     ) -> None:
-        self._groups = channel_groups(network.spec)
-        batchnorms = [network.batchnorm(name) for group in self._groups for name in group.batchnorms]
-        self.scales: list[Tensor] = [bn.weight for bn in batchnorms]
-        self._biases: list[Tensor] = [bn.bias for bn in batchnorms]
+        names = penalised_batchnorms(network.graph)
+        self._groups = [g for g in channel_groups(network.graph) if any(bn in names for bn in g.batchnorms)]
+        self._places = {name: number for number, name in enumerate(names)}
+        self.scales: list[Tensor] = [network.weight(name) for name in names]
+        self._biases: list[Tensor] = [network.tensors(name)["bias"] for name in names]
         channels = sum(group.width for group in self._groups)
         self._limit = channels - int(channels * share)  # as for `prune --ratio SHARE`
-        self._rules = Rules(align, PruneOptions.min_channels)
+        rules = Rules(align, PruneOptions.min_channels, unit_channels=unit_channels(self._groups))
+        self._rules = rules
         self._check_reachable(share)
         self._momentum = momentum
         self._settled_at = max(1, int(len(rates) * STEERED))
@@ -81,24 +83,34 @@ class SteeredPenalty:
         proximal_step(self.scales, threshold, weights=None if progress < RAMP else self._going)
 
     def state(self) -> dict[str, Tensor]:
-        found = {f"going.{group.name}": mask for group, mask in zip(self._groups, self._going, strict=True)}
+        found = {f"going.{name}": self._going[place] for name, place in self._places.items()}
         return {**found, "strength": torch.tensor(self.strength, dtype=torch.float64)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self.strength = float(state["strength"])
-        for group, mask in zip(self._groups, self._going, strict=True):
-            mask.copy_(state[f"going.{group.name}"])
+        for name, place in self._places.items():
+            self._going[place].copy_(state[f"going.{name}"])
 
     def _choose(self) -> None:
         """Find the channels that `prune --ratio SHARE --criterion gamma` would remove now."""
-        scores = {
-            group.name: scale.double().abs().cpu().numpy()
-            for group, scale in zip(self._groups, self.scales, strict=True)
-        }
-        kept = self._select(scores)
-        for group, mask in zip(self._groups, self._going, strict=True):
-            mask.fill_(1)
-            mask[torch.from_numpy(kept[group.name]).to(mask.device)] = 0
+        values = [scale.double().abs().cpu().numpy() for scale in self.scales]
+        kept = self._select({group.name: self._score(group, values) for group in self._groups})
+        going = [np.ones(len(scale)) for scale in values]
+        for group in self._groups:
+            for place, positions in self._own(group):
+                going[place][positions[kept[group.name]].ravel()] = 0
+        for mask, found in zip(self._going, going, strict=True):
+            mask.copy_(torch.from_numpy(found))
+
+    def _score(self, group: ChannelGroup, values: list[np.ndarray]) -> np.ndarray:
+        """Mean |γ| of each unit, as the criterion `gamma` has it."""
+        means = [values[place][positions].mean(1) for place, positions in self._own(group)]
+        return np.mean(means, axis=0)
+
+    def _own(self, group: ChannelGroup) -> list[tuple[int, np.ndarray]]:
+        """Which of `scales` hold the γ of the group, and where: (width, k)."""
+        names = [name for name in group.batchnorms if name in self._places]
+        return [(self._places[name], group.positions[name]) for name in names]
 
     def _farthest(self) -> float:
         """The largest |γ| of the channels that have to go."""

@@ -17,9 +17,9 @@ from slimdeploy.toolchain.checkpoint import save_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions, load_dataset
 from slimdeploy.toolchain.export.onnx import build_onnx
 from slimdeploy.toolchain.model_info import ModelInfo
-from slimdeploy.toolchain.networks.channels import ChannelConfig
-from slimdeploy.toolchain.networks.resnet import build_network
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.architectures.resnet import RESNETS, ChannelConfig
+from slimdeploy.toolchain.networks.module import build_network
 
 pytestmark = pytest.mark.xdist_group("bench_command")  # one worker makes what they share
 
@@ -41,10 +41,10 @@ def slimdeploy_command(*arguments, code=0):
 def models(tmp_path_factory):
     """A thin and a thinner ResNet-18, as checkpoint and as ONNX."""
     folder, digits = tmp_path_factory.mktemp("models"), load_dataset(DataOptions("digits"))
-    full = network_spec("resnet18").architecture.full_channels()
+    full = RESNETS["resnet18"].full_channels()
     for name, divisor in (("thin", 8), ("thinner", 32)):
         blocks = tuple((inner // divisor, out) for inner, out in full.blocks)
-        spec = network_spec("resnet18", channels=ChannelConfig(full.stem, blocks))
+        spec = build_graph("resnet18", channels=ChannelConfig(full.stem, blocks))
         network = build_network(spec, seed=0).eval()
         info = ModelInfo(spec, digits.preprocessing, digits.class_names)
         save_checkpoint(folder / f"{name}.safetensors", network, info)

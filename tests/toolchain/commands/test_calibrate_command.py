@@ -11,9 +11,9 @@ from slimdeploy.toolchain.cli import cli
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.onnx import build_onnx
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
-from slimdeploy.toolchain.networks.channels import ChannelConfig
-from slimdeploy.toolchain.networks.resnet import build_network
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.architectures.resnet import ChannelConfig
+from slimdeploy.toolchain.networks.module import build_network
 
 CHANNELS = ChannelConfig(4, ((4, 4),) * 2 + ((4, 8),) * 2 + ((4, 8),) * 2 + ((4, 8),) * 2)
 FEW = ["--images", "20", "--selection-images", "20", "--parity-images", "30", "--threads", "1"]
@@ -23,7 +23,7 @@ FEW = ["--images", "20", "--selection-images", "20", "--parity-images", "30", "-
 def exported(tmp_path_factory):
     """A tiny untrained network for the digits, as `export` writes it."""
     pytest.importorskip("sklearn")
-    spec = network_spec("resnet18", stem="cifar", channels=CHANNELS)
+    spec = build_graph("resnet18", stem="cifar", channels=CHANNELS)
     info = ModelInfo(
         spec,
         Preprocessing(16, (0.3,) * 3, (0.37,) * 3),

@@ -15,9 +15,8 @@ from slimdeploy.toolchain.deploy.samples import Images
 from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.export.onnx import build_onnx
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
-from slimdeploy.toolchain.networks.channels import ChannelConfig
-from slimdeploy.toolchain.networks.resnet import build_network
-from slimdeploy.toolchain.networks.spec import architecture, network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.module import build_network
 from slimdeploy.toolchain.runtime.preprocess import normalise
 
 SIZE = 16
@@ -26,8 +25,7 @@ PREPROCESSING = Preprocessing(SIZE, (0.5, 0.45, 0.4), (0.25, 0.2, 0.3))
 
 def build_model(path: Path, *, seed: int = 0, classes: int = 4, provenance: tuple = ()) -> Path:
     """A ResNet-18 of 8 channels everywhere, with random weights."""
-    spec = network_spec("resnet18", classes=classes)
-    spec = spec.with_channels(ChannelConfig.from_flat(architecture("resnet18"), [8] * 17))
+    spec = build_graph("resnet18", classes=classes, channels=[8] * 17)
     names = tuple(str(i) if provenance else f"class-{i}" for i in range(classes))
     info = ModelInfo(spec, PREPROCESSING, names, {"accuracy": {"test": 0.5}}, provenance)
     onnx.save(build_onnx(build_network(spec, seed=seed), info), path)

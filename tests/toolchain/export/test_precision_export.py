@@ -16,15 +16,15 @@ from slimdeploy.toolchain.checkpoint import save_checkpoint
 from slimdeploy.toolchain.cli import cli
 from slimdeploy.toolchain.export import options, stage
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
-from slimdeploy.toolchain.networks.channels import ChannelConfig
-from slimdeploy.toolchain.networks.resnet import build_network
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.architectures.resnet import ChannelConfig
+from slimdeploy.toolchain.networks.module import build_network
 
 CHANNELS = ChannelConfig(4, ((4, 4),) * 2 + ((4, 8),) * 2 + ((4, 8),) * 2 + ((4, 8),) * 2)
 
 
 def checkpoint(folder, *, huge=False):
-    spec = network_spec("resnet18", stem="cifar", channels=CHANNELS)
+    spec = build_graph("resnet18", stem="cifar", channels=CHANNELS)
     network = build_network(spec, seed=0).eval()
     if huge:  # layer1.0.conv1 writes values beyond 65,504, and the next layer scales them back
         with torch.no_grad():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,12 +12,14 @@ from strategies import network_specs
 from torch import nn
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.channels import ChannelConfig
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.architectures.resnet import RESNETS, ChannelConfig, channel_config
 from slimdeploy.toolchain.networks.cost import MB, network_cost, round_up
-from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.resnet import ResNet
-from slimdeploy.toolchain.networks.spec import NetworkSpec, architecture, network_spec
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.module import GraphNetwork
 
+FUNCTIONS = ("relu", "max_pool", "add", "adaptive_avg_pool")
+"""Operators that are functions, not modules with hooks."""
 PUBLISHED = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
@@ -27,32 +31,32 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("arch", "params"), PUBLISHED.items())
 def test_parameters_are_those_published(arch: str, params: int) -> None:
-    spec = network_spec(arch, stem="imagenet", classes=1000)
+    spec = build_graph(arch, stem="imagenet", classes=1000)
     with torch.device("meta"):
-        network = ResNet(spec)
+        network = GraphNetwork(spec)
     assert network_cost(spec, 224).params == params
     assert sum(p.numel() for p in network.parameters()) == params
 
 
 def test_reference_network() -> None:
-    cost = network_cost(network_spec(), 32)
+    cost = network_cost(build_graph(), 32)
     assert cost.params == 23_513_162
     assert cost.module_calls == 174
     memory = cost.memory
     assert [round(mb, 2) for mb in (memory.input, memory.activations, memory.params)] == [0.01, 23.41, 89.70]
     assert memory.total == memory.input + memory.activations + memory.params
     assert round(cost.macs / 1e6, 1) == 325.8
-    assert round(network_cost(network_spec(stem="cifar"), 32).macs / 1e6, 1) == 1297.8
+    assert round(network_cost(build_graph(stem="cifar"), 32).macs / 1e6, 1) == 1297.8
 
 
 def test_a_tenth_of_every_prunable_width() -> None:
     """Widths ×0.1, 3.84 M parameters and 40.9 M MACs; to multiples of 8: 3.81 M and 42.9 M."""
-    arch = architecture("resnet50")
+    arch = RESNETS["resnet50"]
 
     def costs(width_of) -> tuple[float, float]:
         full = arch.full_channels()
         blocks = tuple((width_of(c1), width_of(c2), c3) for c1, c2, c3 in full.blocks)
-        cost = network_cost(network_spec(channels=ChannelConfig(width_of(full.stem), blocks)), 32)
+        cost = network_cost(build_graph(channels=ChannelConfig(width_of(full.stem), blocks)), 32)
         return round(cost.params / 1e6, 2), round(cost.macs / 1e6, 1)
 
     assert costs(lambda width: int(width * 0.1)) == (3.84, 40.9)
@@ -60,17 +64,18 @@ def test_a_tenth_of_every_prunable_width() -> None:
 
 
 @given(network_specs(), st.sampled_from([8, 17, 32]))
-def test_costs_are_those_of_the_network(spec: NetworkSpec, size: int) -> None:
+def test_costs_are_those_of_the_network(spec: Graph, size: int) -> None:
     outputs, macs = _run_on_meta(spec, size)
     cost = network_cost(spec, size, alignment=1)
-    assert cost.module_calls == len(outputs)
-    assert cost.memory.activations * MB == pytest.approx(sum(outputs) * 4 * 2)
+    others = [math.prod(spec.shapes(size)[n.name]) for n in spec.nodes if n.operator in FUNCTIONS]
+    assert cost.module_calls == len(outputs) + len(others)
+    assert cost.memory.activations * MB == pytest.approx((sum(outputs) + sum(others)) * 4 * 2)
     assert cost.macs == cost.padded_macs == macs
     with torch.device("meta"):
-        assert cost.params == sum(p.numel() for p in ResNet(spec).parameters())
+        assert cost.params == sum(p.numel() for p in GraphNetwork(spec).parameters())
 
 
-def _run_on_meta(spec: NetworkSpec, size: int) -> tuple[list[int], int]:
+def _run_on_meta(spec: Graph, size: int) -> tuple[list[int], int]:
     """Elements of every module call's output, and multiply-accumulates, as hooks see them for one image."""
     outputs: list[int] = []
     macs = 0
@@ -84,20 +89,21 @@ def _run_on_meta(spec: NetworkSpec, size: int) -> tuple[list[int], int]:
             macs += module.weight.numel()
 
     with torch.device("meta"):
-        network = ResNet(spec).eval()
+        network = GraphNetwork(spec).eval()
         for module in network.modules():
-            if not isinstance(module, nn.Sequential | ResNet | nn.Identity):
+            if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
                 module.register_forward_hook(watch)
         network(torch.empty(1, 3, size, size))
     return outputs, macs
 
 
 @given(network_specs())
-def test_padded_macs_are_those_of_the_padded_network(spec: NetworkSpec) -> None:
-    channels = spec.channels
+def test_padded_macs_are_those_of_the_padded_network(spec: Graph) -> None:
+    channels = channel_config(spec)
     blocks = tuple(tuple(round_up(width, 8) for width in block) for block in channels.blocks)
-    padded = spec.with_channels(ChannelConfig(round_up(channels.stem, 8), blocks))
-    classifier = spec.classes * (padded.channels.blocks[-1][-1] - channels.blocks[-1][-1])
+    wide = ChannelConfig(round_up(channels.stem, 8), blocks)
+    padded = build_graph(spec.arch, stem=spec.origin["stem"], classes=spec.classes, channels=wide)
+    classifier = spec.classes * (blocks[-1][-1] - channels.blocks[-1][-1])
     assert network_cost(spec, 32, alignment=8).padded_macs == network_cost(padded, 32).macs - classifier
 
 
@@ -106,6 +112,6 @@ def test_rounding_up() -> None:
 
 
 def test_small_images_are_refused() -> None:
-    assert enumerate_layers(network_spec(), 8).blocks[-1].out_size == 1
+    assert build_graph().shapes(8)["layer4.2.relu"] == (2048, 1, 1)
     with pytest.raises(SlimdeployError, match=r"images of 7×7 are too small: 8 is the least"):
-        enumerate_layers(network_spec(), 7)
+        build_graph().shapes(7)

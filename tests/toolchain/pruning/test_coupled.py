@@ -14,7 +14,8 @@ from strategies import network_specs
 from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.export.onnx import build_onnx
-from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph, channel_numbers
+from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.pruning.groups import channel_groups
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.stage import prune_stage
@@ -24,7 +25,7 @@ ALLOWED = {"Conv", "Relu", "MaxPool", "Add", "GlobalAveragePool", "Flatten", "Ge
 
 
 @given(network_specs(), st.integers(0, 2**32))
-def test_removing_stream_channels_equals_masking_them(spec: NetworkSpec, seed: int) -> None:
+def test_removing_stream_channels_equals_masking_them(spec: Graph, seed: int) -> None:
     """Masked: whatever writes a removed channel of any group is set to zero behind its BN."""
     network = tiny.random_network(spec, seed % 1000)
     groups = channel_groups(spec, residual="couple")
@@ -36,7 +37,7 @@ def test_removing_stream_channels_equals_masking_them(spec: NetworkSpec, seed: i
         mask = torch.zeros(1, group.width, 1, 1)
         mask[:, kept[group.name]] = 1
         for name in group.batchnorms:
-            bn = network.batchnorm(name)
+            bn = network.get_submodule(name)
             handles.append(bn.register_forward_hook(lambda _, __, output, mask=mask: output * mask))
     images = tiny.random_images(2)
     with torch.no_grad():
@@ -48,24 +49,24 @@ def test_removing_stream_channels_equals_masking_them(spec: NetworkSpec, seed: i
 
 def test_coupling_frees_every_width() -> None:
     for arch in ("resnet18", "resnet34", "resnet50", "resnet101"):
-        spec = network_spec(arch)
-        slots = sorted(slot for group in channel_groups(spec, residual="couple") for slot in group.slots)
-        assert slots == list(range(len(spec.channels.flat())))
+        graph = build_graph(arch)
+        makers = [name for group in channel_groups(graph, residual="couple") for name in group.producers]
+        assert sorted(makers) == sorted(node.name for node in graph.nodes if node.operator == "conv")
 
 
 def test_a_removed_block_is_its_shortcut() -> None:
-    network = tiny.random_network(network_spec("tiny-deep", stem="cifar", classes=3))
-    groups = channel_groups(network.spec)
+    network = tiny.random_network(build_graph("tiny-deep", stem="cifar", classes=3))
+    groups = channel_groups(network.graph)
     block = {"layer1.1.conv1", "layer1.1.conv2"}
     kept = {g.name: np.arange(0 if g.name in block else g.width) for g in groups}
     pruned, _ = prune_network(network, groups, kept)
     images = tiny.random_images(2)
     with torch.no_grad():
         found = pruned(images)
-        network.layer1[1].bn3.weight.zero_()
-        network.layer1[1].bn3.bias.zero_()
+        network.weight("layer1.1.bn3").zero_()
+        network.get_submodule("layer1.1.bn3").bias.zero_()
         assert torch.allclose(found, network(images), atol=1e-5)
-    assert pruned.spec.channels.is_removed(1)
+    assert not [node.name for node in pruned.graph.nodes if node.name.startswith("layer1.1")]
 
 
 @settings(max_examples=15)
@@ -103,7 +104,7 @@ def test_every_combination_prunes_exports_and_survives_saving(
         result.accuracy
     )
     again = load_checkpoint(folder / "pruned.safetensors")
-    assert again.network.spec.channels.flat() == result.channels
+    assert channel_numbers(again.network.graph) == result.channels
     assert save_checkpoint(folder / "copy.safetensors", again.network, again.info) == result.sha256
     model = build_onnx(again.network, again.info)
     assert {node.op_type for node in model.graph.node} <= ALLOWED
@@ -117,7 +118,7 @@ def test_steps_reach_the_same_budget(tmp_path: Path, image_folder: Path) -> None
     for steps in (1, 2):
         options = PruneOptions(ratio=0.5, align=1, min_channels=1, steps=steps)
         result = prune_stage(source, options=options, output=tmp_path / f"{steps}.safetensors", data=data)
-        prunable = channel_groups(load_checkpoint(source).info.spec)
-        widths.append(sum(result.channels[g.slots[0]] for g in prunable))
+        pruned = load_checkpoint(result.checkpoint).info.graph
+        widths.append(sum(group.width for group in channel_groups(pruned)))
         assert list(tmp_path.glob("*.state")) == []
     assert widths[0] == widths[1]

@@ -11,19 +11,20 @@ from tiny import write_latency_table
 from slimdeploy.benchmarks import lut_backend, lut_onnxruntime
 from slimdeploy.benchmarks.lut import TERMS, LatencyTable, shape_of
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.spec import NetworkSpec, network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import convolutions
 from slimdeploy.toolchain.pruning import latency
 from slimdeploy.toolchain.pruning.groups import channel_groups
 
-SPEC = network_spec("resnet50")
+SPEC = build_graph("resnet50")
 
 
 @pytest.fixture
 def table() -> LatencyTable:
     """Every convolution costs 1 µs and what its widths' product costs."""
     values = tuple({"launch": 1e-3, "product": 1e-6}.get(term, 0.0) for term in TERMS)
-    shapes = {shape_of(conv): values for conv in enumerate_layers(SPEC, 32).convs()}
+    shapes = {shape_of(conv): values for conv in convolutions(SPEC, 32)}
     return LatencyTable({"threads": 1}, 1, 1, None, shapes, (0.5, 0.001, 0.0001))
 
 
@@ -41,7 +42,7 @@ def test_a_table_that_is_off_is_corrected_by_measuring(
 ) -> None:
     budgets: list[float] = []
 
-    def plan(budget: float) -> NetworkSpec:
+    def plan(budget: float) -> Graph:
         budgets.append(budget)
         return SPEC
 
@@ -55,11 +56,11 @@ def test_what_is_missed_on_both_sides_is_narrowed_down() -> None:
     """Times that rise in steps and twice as fast as predicted: scaling alone swings to and fro."""
     budgets: list[float] = []
 
-    def plan(budget: float) -> NetworkSpec:
+    def plan(budget: float) -> Graph:
         budgets.append(budget)
         return SPEC
 
-    def measured(_: NetworkSpec) -> float:
+    def measured(_: Graph) -> float:
         return 10.0 + 2.0 * round(8 * (budgets[-1] - 9.0)) / 8
 
     found = latency.budget_that_measures(plan, 10.0, measured)
@@ -75,10 +76,27 @@ def test_a_time_that_is_never_reached_says_so() -> None:
     ("device", "why"),
     [
         (
-            {"backend": "onnxruntime-cpu", "batch": 1, "threads": 1, "cpu": "a Jetson's"},
+            {
+                "backend": "onnxruntime-cpu",
+                "batch": 1,
+                "threads": 1,
+                "cores": 1,
+                "cpu": "a Jetson's",
+                "versions": {"onnxruntime": "1"},
+            },
             "the latency table is of a Jetson's (here ",
         ),
-        ({"backend": "tensorrt", "batch": 1, "precision": "fp16", "gpu": "Orin"}, "this needs tensorrt"),
+        (
+            {
+                "backend": "tensorrt",
+                "batch": 1,
+                "precision": "fp16",
+                "gpu": "Orin",
+                "compute_capability": "8.7",
+                "versions": {"tensorrt": "10"},
+            },
+            "this needs tensorrt",
+        ),
     ],
 )
 def test_another_machine_s_table_predicts_only_and_says_why(

@@ -14,7 +14,7 @@ from slimdeploy.benchmarks.lut import TERMS, LatencyTable, load_table, shape_of
 from slimdeploy.benchmarks.lut_backend import LutOptions, open_backend
 from slimdeploy.benchmarks.lut_onnxruntime import OnnxruntimeBackend
 from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
-from slimdeploy.toolchain.networks.layers import enumerate_layers
+from slimdeploy.toolchain.networks.layers import convolutions
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_network_whose_activations_overflow_is_refused(
 ) -> None:
     found = load_checkpoint(checkpoint)
     with torch.no_grad():
-        found.network.batchnorm("bn1").weight.fill_(3e38)
+        found.network.weight("bn1").fill_(3e38)
     save_checkpoint(checkpoint, found.network, found.info)
     arguments = ["prune", checkpoint, "--ratio", 0.4, "--criterion", "surgeon"]
     output = tmp_path / "pruned.safetensors"
@@ -71,22 +71,29 @@ def write_table(path: Path, checkpoint: Path, device: dict[str, Any]) -> float:
     info = load_checkpoint(checkpoint).info
     size = info.preprocessing.size
     values = tuple({"launch": 1e-4, "product": 1e-4}.get(term, 0.0) for term in TERMS)
-    shapes = {shape_of(conv): values for conv in enumerate_layers(info.spec, size).convs()}
+    shapes = {shape_of(conv): values for conv in convolutions(info.graph, size)}
     table = LatencyTable(device, 1, 1, None, shapes, (0.01, 0.0, 0.0))
-    write_latency_table(path, table, info.spec, size)
-    return table.network_ms(info.spec, size)
+    write_latency_table(path, table, info.graph, size)
+    return table.network_ms(info.graph, size)
 
 
 def test_another_machine_s_milliseconds_are_predicted_only(
     slimdeploy_command: Callable, checkpoint: Path, tmp_path: Path
 ) -> None:
     table, output = tmp_path / "lut.json", tmp_path / "pruned.safetensors"
-    device = {"backend": "onnxruntime-cpu", "cpu": "another", "threads": 1, "batch": 1, "versions": {}}
+    device = {
+        "backend": "onnxruntime-cpu",
+        "cpu": "another",
+        "threads": 1,
+        "cores": 1,
+        "batch": 1,
+        "versions": {"onnxruntime": "1"},
+    }
     target = 0.7 * write_table(table, checkpoint, device)
     arguments = ["prune", checkpoint, "--latency-ms", target, "--latency-table", table, "--align", 1]
     ran = slimdeploy_command(*arguments, "-o", output, "--json")
     assert ran.exit_code == 0, ran.err
-    latency, spec = ran.json["latency"], load_checkpoint(output).info.spec
+    latency, spec = ran.json["latency"], load_checkpoint(output).info.graph
     assert latency["measured_ms"] is None
     assert latency["not_measured"].startswith("the latency table is of another (here ")
     assert latency["predicted_ms"] == pytest.approx(load_table(table).network_ms(spec, 16))

@@ -9,8 +9,8 @@ from tiny import PREPROCESSING, random_network, random_split
 from torch import nn
 
 from slimdeploy.toolchain.data.batches import plain_batches
-from slimdeploy.toolchain.networks.resnet import ResNet
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning import recalibration
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
 from slimdeploy.toolchain.training.layout import place
@@ -18,12 +18,12 @@ from slimdeploy.toolchain.training.layout import place
 SPLIT = random_split(24)
 
 
-def _network() -> ResNet:
-    return place(random_network(network_spec("tiny-deep", stem="cifar", classes=3)), "cpu")
+def _network() -> GraphNetwork:
+    return place(random_network(build_graph("tiny-deep", stem="cifar", classes=3)), "cpu")
 
 
 @torch.no_grad()
-def _statistics(network: ResNet, order: np.ndarray, batch_size: int) -> dict[str, torch.Tensor]:
+def _statistics(network: GraphNetwork, order: np.ndarray, batch_size: int) -> dict[str, torch.Tensor]:
     """Averages over the batches of each one's mean and unbiased variance, as hooks see them when training."""
     sums: dict[str, list[torch.Tensor]] = {}
     for name, module in network.named_modules():
@@ -58,15 +58,15 @@ def test_a_single_image_left_over_is_left_out(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(recalibration, "BATCH_SIZE", 23)
     network = _network()
     recalibrate(network, SPLIT, PREPROCESSING, device="cpu")
-    assert int(network.batchnorm("bn1").num_batches_tracked) == 1
+    assert int(network.get_submodule("bn1").num_batches_tracked) == 1
     assert all(torch.isfinite(tensor).all() for tensor in network.state_dict().values())
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_flags_momenta_and_weights_are_put_back(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
     network = _network().train()
-    network.batchnorm("layer1.0.bn1").eval()  # a frozen one
-    network.batchnorm("bn1").momentum = 0.3
+    network.get_submodule("layer1.0.bn1").eval()  # a frozen one
+    network.get_submodule("bn1").momentum = 0.3
     flags = {name: module.training for name, module in network.named_modules()}
     weights = {name: p.detach().clone() for name, p in network.named_parameters()}
     if fails:
@@ -76,6 +76,6 @@ def test_flags_momenta_and_weights_are_put_back(monkeypatch: pytest.MonkeyPatch,
     else:
         recalibrate(network, SPLIT, PREPROCESSING, device="cpu")
     assert {name: module.training for name, module in network.named_modules()} == flags
-    assert network.batchnorm("bn1").momentum == 0.3
-    assert network.batchnorm("layer1.0.bn2").momentum == 0.1
+    assert network.get_submodule("bn1").momentum == 0.3
+    assert network.get_submodule("layer1.0.bn2").momentum == 0.1
     assert all(torch.equal(p, weights[name]) for name, p in network.named_parameters())

@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.cost import network_cost
-from slimdeploy.toolchain.networks.spec import network_spec
 from slimdeploy.toolchain.pruning.costs import ChannelCount, mac_model, parameter_model
-from slimdeploy.toolchain.pruning.groups import channel_groups
+from slimdeploy.toolchain.pruning.cutting import pruned_graph
+from slimdeploy.toolchain.pruning.groups import channel_groups, removable_blocks
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.selection import Rules, best_channels, select
-from slimdeploy.toolchain.pruning.surgery import pruned_spec
 
 COUNT = ChannelCount()
 
@@ -46,7 +46,7 @@ def test_widths_are_aligned_within_the_budget_and_near_it(seed: int, align: int,
     scores = {f"g{i}": rng.exponential(size=int(rng.integers(1, 200))) for i in range(6)}
     total = sum(map(len, scores.values()))
     rules = Rules(align=align)
-    least = sum(rules.widths_below(len(values))[-1] for values in scores.values())
+    least = sum(rules.widths_below(name, len(values))[-1] for name, values in scores.items())
     limit = total * share
     if least > limit:
         with pytest.raises(SlimdeployError, match=f"{least:,} channels"):
@@ -54,10 +54,14 @@ def test_widths_are_aligned_within_the_budget_and_near_it(seed: int, align: int,
         return
     kept = select(scores, COUNT, limit, rules, unit="channels")
     widths = {name: len(indices) for name, indices in kept.items()}
-    assert limit - align < sum(widths.values()) <= limit  # no step of `align` channels would fit any more
+    # No step of `align` channels would fit any more, or nothing had to go but what isn't a multiple.
+    aligned = sum(max(rules.widths_below(n, len(v))[-1], len(v) // align * align) for n, v in scores.items())
+    assert sum(widths.values()) <= limit
+    assert sum(widths.values()) > limit - align or sum(widths.values()) == aligned
     for name, width in widths.items():
         full = len(scores[name])
-        assert width == full or (width % align == 0 and width >= min(3, full))
+        unaligned = full < -(-3 // align) * align  # too narrow for any multiple: stays whole
+        assert width == full if unaligned else width % align == 0
         assert set(kept[name]) == set(best_channels(scores[name], width))
 
 
@@ -66,31 +70,31 @@ def test_widths_are_aligned_within_the_budget_and_near_it(seed: int, align: int,
 def test_parameter_and_mac_budgets_are_met_from_below_within_one_percent(
     residual: str, model: str, limits: tuple[float, ...]
 ) -> None:
-    spec = network_spec("resnet50")
+    spec = build_graph("resnet50")
     groups = channel_groups(spec, residual=residual)
-    costs = parameter_model(spec, groups) if model == "params" else mac_model(spec, groups, 32)
+    costs = parameter_model(spec, groups, 32) if model == "params" else mac_model(spec, groups, 32)
     rng = np.random.default_rng(1)
     scores = {group.name: rng.exponential(size=group.width) for group in groups}
     for limit in limits:
         kept = select(scores, costs, limit, Rules(align=8), unit=model)
-        cost = network_cost(pruned_spec(spec, groups, kept), 32)
+        cost = network_cost(pruned_graph(spec, groups, kept), 32)
         assert 0.99 * limit < getattr(cost, model) <= limit
 
 
 def test_the_cost_model_counts_what_the_network_costs() -> None:
-    spec = network_spec("resnet50", stem="cifar")
+    spec = build_graph("resnet50", stem="cifar")
     for residual in ("keep", "couple"):
         groups = channel_groups(spec, residual=residual)
         rng = np.random.default_rng(2)
         kept = {g.name: np.arange(rng.integers(1, g.width + 1)) for g in groups}
         widths = {name: len(indices) for name, indices in kept.items()}
-        cost = network_cost(pruned_spec(spec, groups, kept), 32)
-        assert parameter_model(spec, groups).total(widths) == cost.params
+        cost = network_cost(pruned_graph(spec, groups, kept), 32)
+        assert parameter_model(spec, groups, 32).total(widths) == cost.params
         assert mac_model(spec, groups, 32).total(widths) == cost.macs
 
 
 def test_a_step_saves_what_the_totals_differ_by() -> None:
-    spec = network_spec("resnet18")
+    spec = build_graph("resnet18")
     groups = channel_groups(spec, residual="couple")
     costs = mac_model(spec, groups, 32)
     widths = {group.name: group.width for group in groups}
@@ -100,19 +104,21 @@ def test_a_step_saves_what_the_totals_differ_by() -> None:
 
 
 def test_an_impossible_budget_names_the_smallest_network() -> None:
-    spec = network_spec("resnet50")
+    spec = build_graph("resnet50")
     groups = channel_groups(spec)
     scores = {group.name: np.ones(group.width) for group in groups}
     with pytest.raises(SlimdeployError, match=r"1,000 parameters is out of reach.*3,0\d\d,\d\d\d parameters"):
-        select(scores, parameter_model(spec, groups), 1000, Rules(align=8), unit="parameters")
+        select(scores, parameter_model(spec, groups, 32), 1000, Rules(align=8), unit="parameters")
 
 
 def test_blocks_go_only_when_allowed_and_whole() -> None:
-    spec = network_spec("resnet50")
+    spec = build_graph("resnet50")
     groups = channel_groups(spec)
-    costs = parameter_model(spec, groups)
+    costs = parameter_model(spec, groups, 32)
     scores = {g.name: np.full(g.width, 0.0 if g.name.startswith("layer4.2") else 1.0) for g in groups}
-    removable = (("layer4.2.conv1", "layer4.2.conv2"),)
+    removable = removable_blocks(spec, groups)
+    assert ("layer4.2.conv1", "layer4.2.conv2") in removable
+    assert len(removable) == 16
     limit = costs.total({g.name: g.width for g in groups}) * 0.3
     without = select(scores, costs, limit, Rules(align=8), unit="parameters")
     assert len(without["layer4.2.conv1"]) == 8

@@ -6,9 +6,9 @@ import pytest
 from slimdeploy.benchmarks.layers import OTHER, layer_of, layer_times, sum_by_layer
 from slimdeploy.toolchain.export.onnx import build_onnx
 from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
-from slimdeploy.toolchain.networks.layers import enumerate_layers
-from slimdeploy.toolchain.networks.resnet import build_network
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.layers import convolutions, layer_of_nodes
+from slimdeploy.toolchain.networks.module import build_network
 
 
 @pytest.mark.parametrize(
@@ -20,13 +20,14 @@ from slimdeploy.toolchain.networks.spec import network_spec
         ("layer1.0.conv3", "layer1.0.conv3"),
         ("layer2.0.downsample.0", "layer2.0.downsample.0"),
         ("fc", "fc"),
-        ("layer1.0.add", OTHER),
-        ("layer1.0.relu", OTHER),
+        ("layer1.0.add", "layer1.0.conv3"),
+        ("layer1.0.relu", "layer1.0.conv3"),
+        ("maxpool", OTHER),
         ("ReorderOutput", OTHER),
     ],
 )
 def test_nodes_belong_to_layers(node, layer):
-    assert layer_of(node) == layer
+    assert layer_of(node, layer_of_nodes(build_graph("resnet50"))) == layer
 
 
 def test_a_layer_takes_the_sum_of_its_nodes_medians_in_ms():
@@ -40,15 +41,17 @@ def test_a_layer_takes_the_sum_of_its_nodes_medians_in_ms():
         event("conv1.out_nchwc", 3000), event("relu", 100), event("maxpool", 7),
         event("conv1.out_nchwc", 1100), event("relu", 100), event("maxpool", 7),
     ]  # fmt: skip
-    assert sum_by_layer(events, skip=1) == pytest.approx({"conv1": 1.2, OTHER: 0.007})
+    assert sum_by_layer(events, build_graph("resnet50"), skip=1) == pytest.approx(
+        {"conv1": 1.2, OTHER: 0.007}
+    )
 
 
 def test_every_convolution_of_an_exported_network_is_found(tmp_path):
     """Whatever onnxruntime fuses and renames, each convolution must still be one entry."""
-    spec = network_spec("resnet50")
+    spec = build_graph("resnet50")
     info = ModelInfo(spec, Preprocessing(16, (0.5,) * 3, (0.5,) * 3), tuple("abcdefghij"))
     onnx.save(build_onnx(build_network(spec, seed=0).eval(), info), tmp_path / "m.onnx")
-    times = layer_times(tmp_path / "m.onnx", batch=1, threads=1)
-    names = {conv.name for conv in enumerate_layers(spec, 16).convs()}
+    times = layer_times(tmp_path / "m.onnx", spec, batch=1, threads=1)
+    names = {conv.name for conv in convolutions(spec, 16)}
     assert set(times) >= names | {"fc"}
     assert min(times.values()) > 0

@@ -132,10 +132,12 @@ def test_markdown_brings_its_charts_as_svg_and_png(run, tmp_path):
 def test_what_is_read_of_a_run(run):
     found = read_run(run)
     assert set(found.pruned) == {"compare-0.5", "pruned"}
-    assert found.final.info.spec == found.pruned["pruned"].info.spec
-    spec = found.final.info.spec
+    assert found.final.info.graph == found.pruned["pruned"].info.graph
+    spec = found.final.info.graph
+    from slimdeploy.toolchain.pruning.groups import channel_groups
+
     # Prunable of a ResNet-18: the stem and the first convolution of each block.
-    assert len(found.final.scales) == spec.channels.stem + sum(block[0] for block in spec.channels.blocks)
+    assert len(found.final.scales) == sum(group.width for group in channel_groups(spec))
     assert len(found.histories["sparse"]) == 2
 
 

@@ -13,8 +13,8 @@ from tiny import PREPROCESSING, learnable_split
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.resnet import build_network
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.module import build_network
 from slimdeploy.toolchain.training import compiling, loop
 from slimdeploy.toolchain.training.compiling import compile_errors_explained
 from slimdeploy.toolchain.training.loop import TrainingData, fit
@@ -26,7 +26,7 @@ OPTIONS = TrainOptions(epochs=2, batch_size=16, lr=0.05, sparsity=1e-2, crop_pad
 
 
 def _fit(output: Path, options: TrainOptions, device: str = "cpu") -> list[EpochRecord]:
-    network = build_network(network_spec("tiny", stem="cifar", classes=3), seed=0)
+    network = build_network(build_graph("tiny", stem="cifar", classes=3), seed=0)
     return fit(network, DATA, options, output=output, device=device, setup={})
 
 

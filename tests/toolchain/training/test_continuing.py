@@ -10,7 +10,7 @@ import pytest
 from tiny import model_info
 
 from slimdeploy.toolchain.checkpoint import load_checkpoint
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.training.continuing import as_before
 from slimdeploy.toolchain.training.options import WEIGHTS_LR, TrainOptions
 
@@ -71,7 +71,7 @@ def test_weights_bring_their_options_and_a_gentle_rate(
 
 def test_other_data_has_its_own_validation_images() -> None:
     before = TrainOptions(flip=False, validation=0.3, limit=50)
-    info = model_info(network_spec("tiny", classes=3))
+    info = model_info(build_graph("tiny", classes=3))
     info = info.after("train", metrics={}, options=before.to_json(), data={"name": "folder:images"})
     info = info.after("prune", metrics={}, options={"ratio": 0.5}, data=None)
     found = as_before(TrainOptions(), info, given=(), data="folder:./images/")
@@ -80,5 +80,5 @@ def test_other_data_has_its_own_validation_images() -> None:
     assert (found.flip, found.validation, found.limit) == (False, 0.1, None)
     found = as_before(TrainOptions(limit=9), info, given=("limit", "flip"), data="folder:images")
     assert (found.flip, found.validation, found.limit) == (True, 0.3, 9)
-    fresh = model_info(network_spec("tiny", classes=3))
+    fresh = model_info(build_graph("tiny", classes=3))
     assert as_before(TrainOptions(), fresh, given=(), data="digits") == TrainOptions()

@@ -14,12 +14,12 @@ from tiny import PREPROCESSING, model_info, random_images, random_network, write
 from slimdeploy.toolchain.checkpoint import save_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import Preprocessing
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.training.distillation import Teacher, distillation_loss, load_teacher
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.step import Objective
 
-SPEC = network_spec("tiny", stem="cifar", classes=3)
+SPEC = build_graph("tiny", stem="cifar", classes=3)
 STUDENT = model_info(SPEC)
 
 
@@ -76,8 +76,8 @@ def test_who_cannot_teach(tmp_path: Path) -> None:
 
 def test_a_student_can_be_narrower_than_its_teacher(tmp_path: Path) -> None:
     path = tmp_path / "deep.safetensors"
-    deep = random_network(network_spec("tiny-deep", stem="cifar", classes=3))
-    save_checkpoint(path, deep, model_info(deep.spec))
+    deep = random_network(build_graph("tiny-deep", stem="cifar", classes=3))
+    save_checkpoint(path, deep, model_info(deep.graph))
     teacher = load_teacher(path, STUDENT, device="cpu")
     assert not teacher.network.training
     assert not any(p.requires_grad for p in teacher.network.parameters())

@@ -21,7 +21,7 @@ from torch import nn
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.resnet import ResNet, build_network
+from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
 from slimdeploy.toolchain.training import loop
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import history_path, read_history, tensorboard_path
@@ -113,7 +113,7 @@ def test_tensorboard_holds_curves_and_histograms(tmp_path: Path) -> None:
     assert gamma[0].histogram_value.num == 8 + 2 * (4 + 6 + 8 + 8), "stem, c1 and c2 of every block"
 
 
-def _one_step(folder: Path, **changes: Any) -> tuple[ResNet, EpochRecord]:
+def _one_step(folder: Path, **changes: Any) -> tuple[GraphNetwork, EpochRecord]:
     """A random network after one step on all training images, in any order but not augmented."""
     one_step = {
         "epochs": 1,
@@ -139,7 +139,7 @@ def test_weight_decay_spares_scales_and_biases(tmp_path: Path) -> None:
         torch.testing.assert_close(parameter, expected, atol=1e-6, rtol=1e-5, msg=name)
 
 
-def _scales(network: ResNet) -> list[torch.Tensor]:
+def _scales(network: GraphNetwork) -> list[torch.Tensor]:
     """γ of the prunable channels: stem, c1 and c2 of every block."""
     found = [m.weight.detach() for name, m in network.named_modules() if name.endswith(("bn1", "bn2"))]
     assert len(found) == 9
@@ -218,13 +218,13 @@ def test_a_later_one_keeps_the_last_whole_epoch(tmp_path: Path) -> None:
     assert state_path(tmp_path / "later").exists()
 
 
-def _with_validation(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> list[ResNet]:
+def _with_validation(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> list[GraphNetwork]:
     """Epoch i validates with accuracies[i]; returns the networks as they were then."""
     epoch, networks = loop._Run.epoch, []
 
     def told(self: loop._Run, index: int) -> EpochRecord:
         record = epoch(self, index)
-        copy = ResNet(self.network.spec)
+        copy = GraphNetwork(self.network.graph)
         copy.load_state_dict(self.network.state_dict())
         networks.append(copy)
         return replace(record, val_accuracy=accuracies[index])

@@ -13,9 +13,8 @@ import tiny
 import torch
 
 from slimdeploy.toolchain.checkpoint import load_checkpoint
-from slimdeploy.toolchain.networks.channels import ChannelConfig
-from slimdeploy.toolchain.networks.resnet import ResNet
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Geometry, Preprocessing
 
 Command = Callable[..., Any]
@@ -34,14 +33,11 @@ def convert(slimdeploy_command: Command, image_folder: Path, tmp_path: Path) -> 
     return run
 
 
-def network(classes: int = 3, *, stem: str = "cifar", widths: list[int] | None = None) -> ResNet:
-    spec = network_spec("tiny", stem=stem, classes=classes)
-    if widths:
-        spec = spec.with_channels(ChannelConfig.from_flat(spec.architecture, widths))
-    return tiny.random_network(spec)
+def network(classes: int = 3, *, stem: str = "cifar", widths: list[int] | None = None) -> GraphNetwork:
+    return tiny.random_network(build_graph("tiny", stem=stem, classes=classes, channels=widths))
 
 
-def assert_same(found: ResNet, expected: ResNet, *, classifier: bool = True) -> None:
+def assert_same(found: GraphNetwork, expected: GraphNetwork, *, classifier: bool = True) -> None:
     own = expected.state_dict()
     for name, tensor in found.state_dict().items():
         if classifier or not name.startswith("fc."):
@@ -77,7 +73,7 @@ def test_half_precision_safetensors_without_counters(convert: Command, tmp_path:
     )  # fmt: skip
     assert done.exit_code == 0, done.err
     found = load_checkpoint(tmp_path / "out.safetensors")
-    assert found.network.spec == expected.spec
+    assert found.network.graph == expected.graph
     for name, tensor in found.network.state_dict().items():
         if name in state:
             assert torch.equal(tensor, state[name].float()), name
@@ -141,10 +137,10 @@ def test_a_checkpoint_goes_on_behind_another_stem_with_the_same_weights(
 ) -> None:
     parent = tiny.write_checkpoint(tmp_path / "in.safetensors", "tiny-deep")
     own = load_checkpoint(parent)
-    other = {"cifar": "cifar-pool", "cifar-pool": "cifar"}[own.info.spec.stem]
+    other = {"cifar": "cifar-pool", "cifar-pool": "cifar"}[own.info.graph.origin["stem"]]
     assert convert(parent, "--stem", other).exit_code == 0
     found = load_checkpoint(tmp_path / "out.safetensors")
-    assert found.info.spec.stem == other
+    assert found.info.graph.origin["stem"] == other
     assert_same(found.network, own.network)
     images = torch.randn(2, 3, 16, 16)
     assert not torch.allclose(found.network(images), own.network(images))

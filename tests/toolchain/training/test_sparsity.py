@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import random_network
 
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.training.sparsity import (
     add_subgradient,
     penalised_scales,
@@ -52,7 +52,7 @@ def test_subgradient_adds_the_sign() -> None:
 
 
 def test_penalty_acts_on_the_prunable_scales_or_on_all() -> None:
-    network = random_network(network_spec("tiny-deep", stem="imagenet"))
+    network = random_network(build_graph("tiny-deep", stem="imagenet"))
     prunable = {id(scale) for scale in penalised_scales(network, "prunable")}
     names = {name for name, p in network.named_parameters() if id(p) in prunable}
     blocks = ["layer1.0", "layer1.1", "layer2.0", "layer3.0", "layer3.1", "layer4.0"]
@@ -64,7 +64,7 @@ def test_penalty_acts_on_the_prunable_scales_or_on_all() -> None:
 
 
 def test_a_basic_stem_feeds_the_residual_sum_and_is_not_penalised() -> None:
-    network = random_network(network_spec("tiny-basic"))
+    network = random_network(build_graph("tiny-basic"))
     assert id(network.bn1.weight) not in {id(scale) for scale in penalised_scales(network, "prunable")}
 
 

@@ -13,14 +13,14 @@ from tiny import random_images, random_network
 
 from slimdeploy.toolchain.checkpoint import read_safetensors, save_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.resnet import ResNet
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.training.layout import place
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
 from slimdeploy.toolchain.training.setup import build_optimizer
 from slimdeploy.toolchain.training.state import HEADER_KEY, TrainingState, load_state, save_state, state_path
 
-SPEC = network_spec("tiny", stem="cifar", classes=3)
+SPEC = build_graph("tiny", stem="cifar", classes=3)
 SETUP = {"lr": 0.1, "epochs": 3, "stage": "train"}
 EXTRA = {"penalty.strength": torch.tensor(0.25), "penalty.going.stem": torch.tensor([1.0, 0.0])}
 NO_EXTRA = {name: torch.zeros_like(tensor) for name, tensor in EXTRA.items()}
@@ -28,7 +28,7 @@ NO_EXTRA = {name: torch.zeros_like(tensor) for name, tensor in EXTRA.items()}
 RECORD = EpochRecord(1, 0.1, 1.0, 0.5, 1.1, 0.4, 0.0, 100.0)
 
 
-def _trained() -> tuple[ResNet, torch.optim.SGD]:
+def _trained() -> tuple[GraphNetwork, torch.optim.SGD]:
     """A network and its optimiser after one step, with momentum."""
     network = place(random_network(SPEC), "cpu").train()
     optimizer = build_optimizer(network, TrainOptions())
@@ -37,7 +37,7 @@ def _trained() -> tuple[ResNet, torch.optim.SGD]:
     return network, optimizer
 
 
-def _fresh() -> tuple[ResNet, torch.optim.SGD]:
+def _fresh() -> tuple[GraphNetwork, torch.optim.SGD]:
     network = place(random_network(SPEC, seed=1), "cpu")
     return network, build_optimizer(network, TrainOptions())
 

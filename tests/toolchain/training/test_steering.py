@@ -11,8 +11,8 @@ import torch
 from tiny import PREPROCESSING, learnable_split, random_images
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.resnet import ResNet, build_network
-from slimdeploy.toolchain.networks.spec import network_spec
+from slimdeploy.toolchain.networks.architectures import build_graph, channel_numbers
+from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.plan import budget_for, choose_channels, plan_groups, score_channels
 from slimdeploy.toolchain.pruning.surgery import prune_network
@@ -26,20 +26,20 @@ DATA = TrainingData(learnable_split(20), learnable_split(6, seed=1), PREPROCESSI
 OPTIONS = TrainOptions(
     epochs=8, batch_size=16, lr=0.05, sparsity="auto:0.5", sparse_align=1, crop_pad=1, precision="fp32"
 )
-SPEC = network_spec("tiny-deep", stem="cifar", classes=3)
+SPEC = build_graph("tiny-deep", stem="cifar", classes=3)
 CHANNELS = 8 + 2 * (4 + 4 + 6 + 8 + 8 + 8)
 
 
-def _fit(output: Path, options: TrainOptions = OPTIONS) -> tuple[ResNet, list[EpochRecord]]:
+def _fit(output: Path, options: TrainOptions = OPTIONS) -> tuple[GraphNetwork, list[EpochRecord]]:
     network = build_network(SPEC, seed=options.seed)
     history = fit(network, DATA, options, output=output, device="cpu", setup={})
     return network.eval(), history
 
 
-def _pruned(network: ResNet, options: PruneOptions) -> ResNet:
-    groups = plan_groups(network.spec, options)
+def _pruned(network: GraphNetwork, options: PruneOptions) -> GraphNetwork:
+    groups = plan_groups(network.graph, options)
     scores = score_channels(network, None, options)
-    kept = choose_channels(network.spec, scores, options, budget_for(network.spec, groups, options, 16))
+    kept = choose_channels(network.graph, scores, options, budget_for(network.graph, groups, options, 16))
     return prune_network(network, groups, kept, fold=False)[0]
 
 
@@ -59,7 +59,7 @@ def test_the_share_is_exactly_zero_and_pruning_to_it_changes_nothing(tmp_path: P
     assert any(record.strength > 0 for record in history), "λ is in the history"
     assert history[-1].strength == 0, "nothing is penalised any more once the zeros are complete"
     pruned = _pruned(network, PruneOptions(ratio=share, align=1))
-    assert sum(pruned.spec.channels.flat()) == sum(network.spec.channels.flat()) - zeros
+    assert sum(channel_numbers(pruned.graph)) == sum(channel_numbers(network.graph)) - zeros
     images = random_images(8)
     with torch.no_grad():
         torch.testing.assert_close(pruned(images), network(images), atol=1e-5, rtol=1e-5)
@@ -72,7 +72,7 @@ def test_the_share_is_exactly_zero_and_pruning_to_it_changes_nothing(tmp_path: P
 def test_zeros_come_in_multiples_of_the_alignment(tmp_path: Path) -> None:
     network, _ = _fit(tmp_path / "x", replace(OPTIONS, sparsity="auto:0.25", sparse_align=4))
     pruned = _pruned(network, PruneOptions(ratio=0.25, align=4))
-    removed = sum(network.spec.channels.flat()) - sum(pruned.spec.channels.flat())
+    removed = sum(channel_numbers(network.graph)) - sum(channel_numbers(pruned.graph))
     assert CHANNELS * 0.25 <= removed < CHANNELS * 0.25 + 4
     images = random_images(8)
     with torch.no_grad():

@@ -11,7 +11,7 @@ import torch
 from tiny import PREPROCESSING, random_images, random_network
 from tiny_runs import OPTIONS, SPEC, STEPS, Stopped, at_step, run, same, stop, untimed
 
-from slimdeploy.toolchain.networks.resnet import ResNet, build_network
+from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
 from slimdeploy.toolchain.training import loop
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.setup import build_optimizer, build_penalty
@@ -27,7 +27,7 @@ def fp16_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "resolve_precision", lambda precision, device: precision)
 
 
-def _step(network: ResNet, options: TrainOptions) -> TrainingStep:
+def _step(network: GraphNetwork, options: TrainOptions) -> TrainingStep:
     penalty = build_penalty(network, options, steps_per_epoch=STEPS)
     objective = Objective(options, None, PREPROCESSING)
     optimizer = build_optimizer(network, options)
@@ -36,7 +36,7 @@ def _step(network: ResNet, options: TrainOptions) -> TrainingStep:
     )  # fmt: skip
 
 
-def _gammas(network: ResNet) -> torch.Tensor:
+def _gammas(network: GraphNetwork) -> torch.Tensor:
     return torch.cat([scale.detach() for scale in penalised_scales(network, "prunable")])
 
 

@@ -313,7 +313,7 @@ def test_resume_with_another_network_names_it(
 ) -> None:
     ran = slimdeploy_command(*_train(image_folder, interrupted, "--resume", "--arch", "tiny-deep"))
     assert ran.exit_code == 2
-    assert "belongs to a run with network = {'arch': 'tiny', " in ran.error
+    assert "belongs to a run with network = {'arch': 'tiny', 'digest': " in ran.error
 
 
 def test_a_damaged_state_is_one_line(

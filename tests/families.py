@@ -1,0 +1,98 @@
+"""A small network of each family that torchvision's classifiers are of: what tests of any CNN work on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from slimdeploy.toolchain.data.torchvision import import_torchvision
+from slimdeploy.toolchain.networks.importing import from_module
+from slimdeploy.toolchain.networks.module import GraphNetwork
+
+SIZE, CLASSES = 32, 5
+tv = import_torchvision().models
+
+
+def _mobilenet_v3() -> nn.Module:
+    from torchvision.models.mobilenetv3 import InvertedResidualConfig
+
+    block = functools.partial(InvertedResidualConfig, dilation=1, width_mult=1.0)
+    settings = [block(16, 3, 32, 16, True, "RE", 1), block(16, 5, 48, 24, True, "HS", 2),
+                block(24, 5, 48, 24, False, "HS", 1)]  # fmt: skip
+    return tv.MobileNetV3(settings, 40, num_classes=CLASSES)
+
+
+def _efficientnet() -> nn.Module:
+    from torchvision.models.efficientnet import MBConvConfig
+
+    settings = [MBConvConfig(1, 3, 1, 32, 16, 1, 1.0, 1.0), MBConvConfig(4, 3, 2, 16, 24, 2, 1.0, 1.0)]
+    return tv.EfficientNet(settings, dropout=0.2, num_classes=CLASSES, last_channel=48)
+
+
+def _regnet() -> nn.Module:
+    from torchvision.models.regnet import BlockParams
+
+    parameters = BlockParams([1, 2], [16, 32], [8, 8], [1.0, 1.0], [2, 2], 0.25)
+    return tv.RegNet(parameters, num_classes=CLASSES)
+
+
+class _Inception(nn.Module):
+    """Branches side by side, as in GoogLeNet and Inception."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _conv_bn(3, 16, 3)
+        self.one, self.three, self.pooled = _conv_bn(16, 8, 1), _conv_bn(16, 12, 3), _conv_bn(16, 8, 1)
+        self.pool = nn.MaxPool2d(3, stride=1, padding=1)
+        self.fc = nn.Linear(28, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = torch.cat([self.one(x), self.three(x), self.pooled(self.pool(x))], 1)
+        return self.fc(x.mean((2, 3)))
+
+
+def _conv_bn(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "resnet": lambda: tv.ResNet(tv.resnet.BasicBlock, [1, 1, 1, 1], num_classes=CLASSES),
+    "resnext": lambda: tv.ResNet(
+        tv.resnet.Bottleneck, [1, 1, 1, 1], num_classes=CLASSES, groups=8, width_per_group=4
+    ),
+    "vgg": lambda: tv.VGG(tv.vgg.make_layers([16, "M", 24, "M"], batch_norm=False), num_classes=CLASSES),
+    "vgg_bn": lambda: tv.VGG(tv.vgg.make_layers([16, "M", 24, "M"], batch_norm=True), num_classes=CLASSES),
+    "mobilenet_v2": lambda: tv.MobileNetV2(
+        CLASSES, inverted_residual_setting=[[1, 16, 1, 1], [4, 24, 2, 2], [4, 32, 1, 2]], width_mult=0.5
+    ),
+    "mobilenet_v3": _mobilenet_v3,
+    "efficientnet": _efficientnet,
+    "regnet_y": _regnet,
+    "densenet": lambda: tv.DenseNet(8, (2, 2), 16, num_classes=CLASSES),
+    "squeezenet": lambda: tv.SqueezeNet("1_1", num_classes=CLASSES),
+    "inception": _Inception,
+    "shufflenet": lambda: tv.ShuffleNetV2([1, 2, 1], [16, 32, 48, 64, 96], num_classes=CLASSES),
+}
+
+
+@functools.cache
+def family(name: str) -> GraphNetwork:
+    """The network, imported, with every parameter and statistic at random; not to be changed."""
+    torch.manual_seed(0)
+    module = FAMILIES[name]()
+    if name.startswith("vgg"):  # 4,096 hidden units would take seconds
+        module.classifier = nn.Sequential(
+            nn.Linear(24 * 49, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, CLASSES)
+        )
+    network = from_module(module, size=SIZE, arch=name).network
+    generator = torch.Generator().manual_seed(1)
+    for key, tensor in network.state_dict().items():
+        if tensor.dim() == 1 and not key.endswith("num_batches_tracked"):
+            low = 0.5 if key.endswith("running_var") else -1.0
+            tensor.uniform_(low, 1.0, generator=generator)
+    return network

@@ -1,0 +1,173 @@
+"""Importing foreign modules: what is refused, by operator and module path, and the command as typed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from slimdeploy.toolchain.checkpoint import load_checkpoint
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.named_networks import named_network, parse_arguments
+from slimdeploy.toolchain.networks.importing import from_module
+
+MODEL = """
+import torch
+from torch import nn
+
+def build(width=1.0, num_classes=4):
+    channels = int(8 * width)
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.LeakyReLU(0.1),
+        nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(channels * 9, num_classes),
+    )
+
+def broken():
+    raise RuntimeError("no weights\\nhere")
+
+number = 3
+"""
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "my_model.py"
+    path.write_text(MODEL)
+    return path
+
+
+class _Net(nn.Module):
+    """A classifier with `middle` between its convolution and its pooling."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.middle, self.fc = nn.Conv2d(3, 8, 3, padding=1), middle, nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.middle(self.conv(x)).mean((2, 3)))
+
+
+class _Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class _Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+SHARED = nn.Conv2d(8, 8, 1)
+
+REFUSED = {
+    "rolled": (_Net(_Function(lambda x: x.roll(1, 1))), "middle: aten.roll isn't supported"),
+    "flipped": (_Net(_Function(lambda x: x.transpose(2, 3))), "middle: aten.transpose isn't supported"),
+    "scaled": (_Net(_Function(lambda x: x * 2)), "middle: multiply of a number isn't supported"),
+    "branching": (_Net(_Branching()), "does its forward branch on the values"),
+    "shared": (_Net(nn.Sequential(SHARED, nn.ReLU(), SHARED)), "is called twice: shared weights"),
+    "two outputs": (_Function(lambda x: (x, x)), "the module gives 2 outputs"),
+    "a map": (nn.Conv2d(3, 2, 1), "gives (2, 2, 16, 16); a classifier gives (N, classes) logits"),
+    "other images": (nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten()), "doesn't take images (2, 3, 16, 16)"),
+    "no convolution": (nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), "the network has no convolution"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_said_is_refused(what: str) -> None:
+    module, message = REFUSED[what]
+    with pytest.raises(SlimdeployError) as refused:
+        from_module(module, size=16)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        nn.Conv2d(8, 8, 3, padding="same"), nn.Conv2d(8, 8, (3, 1), padding=(1, 0)),
+        nn.Conv2d(8, 12, 3, dilation=2, groups=4), nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
+        nn.MaxPool2d(3, 2, ceil_mode=True), nn.GELU(), nn.Hardswish(), nn.Sigmoid(), nn.Tanh(), nn.ReLU6(),
+        nn.ChannelShuffle(2), nn.Sequential(nn.BatchNorm2d(8, affine=False), nn.SiLU(inplace=True)),
+        nn.Identity(), nn.Dropout2d(0.3),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_operators_are_taken_over(middle: nn.Module) -> None:
+    net = _Net(middle)
+    if isinstance(middle, nn.Conv2d) and middle.out_channels == 12:
+        net.fc = nn.Linear(12, 2)
+    assert from_module(net, size=16).relative_error < 1e-5
+
+
+def test_arguments_are_literals() -> None:
+    assert parse_arguments(("width=0.5", "act=relu", "sizes=(1, 2)")) == {
+        "width": 0.5, "act": "relu", "sizes": (1, 2),
+    }  # fmt: skip
+    with pytest.raises(SlimdeployError, match="--arg width: write it as name=value"):
+        parse_arguments(("width",))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("torchvision:mobilenet_v7", "torchvision has no classifier 'mobilenet_v7'"),
+        ("my_model.py:biuld", "has no function 'biuld'. Did you mean 'build'?"),
+        ("my_model.py:broken", "can't be built: RuntimeError: no weights here"),
+        ("my_model.py:number", "has no function 'number'"),
+        ("nothing.py:build", "no file at"),
+        ("resnet5O", "Did you mean 'resnet50'"),
+    ],
+)
+def test_names_that_lead_nowhere(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.chdir(model_file.parent)
+    with pytest.raises(SlimdeployError) as refused:
+        named_network(name, size=16)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_command_writes_a_checkpoint_that_every_other_takes(
+    slimdeploy_command: Callable, model_file: Path, tmp_path: Path
+) -> None:
+    weights, output = tmp_path / "w.pth", tmp_path / "net.safetensors"
+    scope: dict = {}
+    exec(MODEL, scope)
+    module = scope["build"](width=2.0)
+    torch.save(module.state_dict(), weights)
+    command = ["import", f"{model_file}:build", "--arg", "width=2.0", "--size", 16, "-o", output]
+    done = slimdeploy_command(*command, "--weights", weights, "--json")
+    assert done.exit_code == 0, done.err
+    assert done.json["relative_error"] < 1e-5
+    found = load_checkpoint(output)
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(found.network(images), module.eval()(images))
+    assert slimdeploy_command("summary", output).exit_code == 0
+    pruned = tmp_path / "pruned.safetensors"
+    cut = slimdeploy_command("prune", output, "--ratio", 0.5, "--min-channels", 1, "--align", 1, "-o", pruned)
+    assert cut.exit_code == 0, cut.err
+    assert load_checkpoint(pruned).network.graph.channels["0"] == 8
+    assert load_checkpoint(pruned).network(images).shape == (2, 4)
+
+
+def test_weights_that_do_not_fit_name_the_first_keys(
+    slimdeploy_command: Callable, model_file: Path, tmp_path: Path
+) -> None:
+    weights, output = tmp_path / "w.pth", tmp_path / "net.safetensors"
+    torch.save({"0.weight": torch.zeros(8, 3, 5, 5), "conv.bias": torch.zeros(3)}, weights)
+    done = slimdeploy_command(
+        "import", f"{model_file}:build", "--weights", weights, "--size", 16, "-o", output
+    )
+    assert done.exit_code == 2
+    assert (
+        "the weights don't fit: 0.bias is missing; 1.weight is missing; 1.bias is missing (and" in done.error
+    )
+    assert not output.exists()

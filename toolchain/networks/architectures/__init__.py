@@ -1,0 +1,33 @@
+"""Networks that are built by name. Adding one is one file with a call of `register_architecture`."""
+
+from slimdeploy.toolchain.networks.architectures import resnet
+from slimdeploy.toolchain.networks.architectures.registry import (
+    ARCHITECTURES,
+    Builder,
+    build_graph,
+    is_imported,
+    read_network,
+    register_architecture,
+)
+from slimdeploy.toolchain.networks.graph import Graph
+
+__all__ = [
+    "ARCHITECTURES",
+    "Builder",
+    "build_graph",
+    "channel_numbers",
+    "is_imported",
+    "read_network",
+    "register_architecture",
+    "resnet",
+]
+
+
+def channel_numbers(graph: Graph) -> tuple[int, ...]:
+    """The channel configuration of a ResNet of ours; of another network the output channels of every
+    convolution, in order.
+    """
+    config = resnet.channel_config(graph)
+    if config is not None:
+        return config.flat()
+    return tuple(graph.channels[node.name] for node in graph.nodes if node.operator == "conv")

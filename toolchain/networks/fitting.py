@@ -1,0 +1,70 @@
+"""A graph changed to fit: widths as tensors have them, another number of classes. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph, Node
+
+TensorShapes = Mapping[str, tuple[int, ...]]
+"""Name in a state dict -> shape."""
+
+
+def fit_to_tensors(graph: Graph, shapes: TensorShapes) -> Graph:
+    """`graph` with the widths that the tensors have: pruned, or for other classes. Whether a layer has a
+    bias, and a BN γ and β, is as the tensors have it too.
+
+    Raises SlimdeployError where a weight is missing or can't belong to the layer.
+    """
+    nodes = []
+    channels = {INPUT: IMAGE_CHANNELS}
+    for node in graph.nodes:
+        found = _fitted(node, channels[node.inputs[0]], shapes)
+        nodes.append(found)
+        channels[node.name] = found.op.channels(found, [channels[name] for name in found.inputs])
+    return graph.with_nodes(nodes)
+
+
+def _fitted(node: Node, inputs: int, shapes: TensorShapes) -> Node:
+    if node.operator == "batchnorm":
+        mean = _shape(node, "running_mean", shapes)
+        return node.with_attributes(channels=mean[0], affine=f"{node.name}.weight" in shapes)
+    if node.operator not in ("conv", "linear"):
+        return node
+    weight = _shape(node, "weight", shapes)
+    expected = node.op.tensors(node)["weight"].shape
+    if len(weight) != len(expected) or weight[2:] != expected[2:]:
+        raise SlimdeployError(f"{node.name}.weight has shape {weight}, expected {expected}")
+    changes = {"out": weight[0], "bias": f"{node.name}.bias" in shapes}
+    if node.operator == "linear":
+        return node.with_attributes(**{"in": weight[1]}, **changes)
+    groups = 1 if node.attributes["groups"] == 1 else inputs // weight[1]
+    return node.with_attributes(**{"in": weight[1] * groups}, groups=groups, **changes)
+
+
+def _shape(node: Node, part: str, shapes: TensorShapes) -> tuple[int, ...]:
+    name = f"{node.name}.{part}"
+    if name not in shapes:
+        raise SlimdeployError(f"{name} is missing")
+    return tuple(shapes[name])
+
+
+def classifier_of(graph: Graph) -> Node:
+    """The layer that makes the logits: the last with weights, with nothing behind it that mixes channels."""
+    value = graph.output
+    while (node := graph.producer(value)) is not None:
+        if node.operator in ("conv", "linear"):
+            return node
+        if len(node.inputs) > 1:
+            break
+        value = node.inputs[0]
+    raise SlimdeployError(f"{graph.arch}: its logits are no single layer's: it can't be given other classes")
+
+
+def with_classes(graph: Graph, classes: int) -> Graph:
+    """`graph` for another number of classes."""
+    last = classifier_of(graph)
+    changed = last.with_attributes(out=classes)
+    return replace(graph, nodes=tuple(changed if node is last else node for node in graph.nodes))

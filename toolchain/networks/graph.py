@@ -1,0 +1,193 @@
+"""A network as data: nodes in order of execution, each an operator with its inputs and attributes. No torch.
+
+The torch module, the ONNX file, costs, channel groups and surgery are all derived from it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.networks.operators import OPERATORS, Operator, Shape
+
+INPUT = "images"
+IMAGE_CHANNELS = 3
+MINIMUM_SIZE = 8
+"""Smallest image side accepted, in pixels."""
+MAX_NODES, MAX_NUMBER = 10_000, 1 << 20
+"""No network of a size that can be trained is beyond them; a damaged file can ask for anything."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator call. `name` names its output too, and its parameters are `<name>.weight`, ….
+
+    `attributes` hold numbers, booleans, strings and lists of them: what each operator needs is in its file.
+    """
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def op(self) -> Operator:
+        return OPERATORS[self.operator]
+
+    def with_attributes(self, **changes: Any) -> Node:
+        return replace(self, attributes={**self.attributes, **changes})
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An image classifier: (N, 3, size, size) images in, (N, classes) logits out of the last node.
+
+    `origin` says where it came from: `{"arch": "resnet50", "stem": "cifar-pool"}`. Raises SlimdeployError
+    when built from nodes that contradict each other.
+    """
+
+    nodes: tuple[Node, ...]
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.nodes) <= MAX_NODES:
+            raise SlimdeployError(f"a network has 1 to {MAX_NODES} nodes, not {len(self.nodes)}")
+        known = {INPUT}
+        for node in self.nodes:
+            _check_node(node, known)
+            known.add(node.name)
+        if self.channels[self.output] < 1 or not self._is_flat(self.output):
+            raise SlimdeployError(f"{self.output}: the last node must give (N, classes) logits")
+        if not any(node.operator == "conv" for node in self.nodes):
+            raise SlimdeployError("the network has no convolution: slimdeploy works on CNNs")
+
+    def __hash__(self) -> int:  # the attributes, which are compared, can't be hashed
+        return hash(tuple((node.name, node.operator, node.inputs) for node in self.nodes))
+
+    @property
+    def output(self) -> str:
+        return self.nodes[-1].name
+
+    @property
+    def classes(self) -> int:
+        return self.channels[self.output]
+
+    @property
+    def arch(self) -> str:
+        """What it is called: a built-in architecture's name, or where it was imported from."""
+        return str(self.origin.get("arch", "custom"))
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @functools.cached_property
+    def consumers(self) -> dict[str, list[Node]]:
+        """Value -> the nodes that read it, in order."""
+        found: dict[str, list[Node]] = defaultdict(list)
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                found[name].append(node)
+        return dict(found)
+
+    @functools.cached_property
+    def channels(self) -> dict[str, int]:
+        """Value -> its number of channels. Raises SlimdeployError where a node can't read its inputs."""
+        found = {INPUT: IMAGE_CHANNELS}
+        for node in self.nodes:
+            found[node.name] = node.op.channels(node, [found[name] for name in node.inputs])
+        return found
+
+    def shapes(self, size: int) -> dict[str, Shape]:
+        """Value -> (channels, height, width) or (channels,) for images of `size`×`size` pixels.
+
+        Raises SlimdeployError for images too small to pass through, naming the node.
+        """
+        if size < MINIMUM_SIZE:
+            raise SlimdeployError(f"images of {size}×{size} are too small: {MINIMUM_SIZE} is the least")
+        found: dict[str, Shape] = {INPUT: (IMAGE_CHANNELS, size, size)}
+        for node in self.nodes:
+            shape = node.op.shape(node, [found[name] for name in node.inputs])
+            if min(shape) < 1:
+                raise SlimdeployError(
+                    f"images of {size}×{size} are too small: nothing is left at {node.name}"
+                )
+            found[node.name] = shape
+        return found
+
+    def producer(self, value: str) -> Node | None:
+        """The node that makes `value`; None for the images."""
+        return self.by_name.get(value)
+
+    def only_consumer(self, value: str) -> Node | None:
+        """The node that reads `value`, where there is exactly one."""
+        readers = self.consumers.get(value, [])
+        return readers[0] if len(readers) == 1 else None
+
+    def with_nodes(self, nodes: Iterable[Node]) -> Graph:
+        return replace(self, nodes=tuple(nodes))
+
+    def _is_flat(self, value: str) -> bool:
+        """Whether `value` has no pixels: it comes out of a flatten or of a linear layer."""
+        node = self.producer(value)
+        if node is None:
+            return False
+        return node.operator in ("flatten", "linear") or (
+            node.op.elementwise and self._is_flat(node.inputs[0])
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "origin": dict(self.origin),
+            "nodes": [
+                {
+                    "name": node.name,
+                    "operator": node.operator,
+                    "inputs": list(node.inputs),
+                    "attributes": dict(node.attributes),
+                }
+                for node in self.nodes
+            ],
+        }
+
+    def digest(self) -> str:
+        """SHA-256 of its description: the same for the same network only."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Graph:
+        """Raises KeyError, TypeError, ValueError or SlimdeployError on a document that isn't a network."""
+        nodes = [
+            Node(str(n["name"]), str(n["operator"]), tuple(map(str, n["inputs"])), dict(n["attributes"]))
+            for n in document["nodes"]
+        ]
+        return cls(tuple(nodes), dict(document["origin"]))
+
+
+def _check_node(node: Node, known: set[str]) -> None:
+    if node.operator not in OPERATORS:
+        raise unknown("operator", node.operator, OPERATORS)
+    if node.name in known or not node.name:
+        raise SlimdeployError(f"two nodes are called {node.name!r}")
+    if missing := [name for name in node.inputs if name not in known]:
+        raise SlimdeployError(f"{node.name} reads {missing[0]!r}, which no node before it makes")
+    least, most = node.op.arity
+    if not least <= len(node.inputs) <= (most or len(node.inputs)):
+        raise SlimdeployError(f"{node.name}: {node.operator} can't read {len(node.inputs)} values")
+    kinds = {**node.op.optional, **node.op.attributes}
+    for name in {**node.op.attributes, **node.attributes}:
+        if name not in kinds:
+            raise SlimdeployError(f"{node.name}: {node.operator} has no attribute {name!r}")
+        value = node.attributes.get(name)
+        if not kinds[name](value):
+            raise SlimdeployError(f"{node.name}: {name} can't be {value!r}")
+    for name, value in node.attributes.items():
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(n, int | float) and not abs(n) <= MAX_NUMBER for n in numbers):
+            raise SlimdeployError(f"{node.name}: {name} is {value!r}")

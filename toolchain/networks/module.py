@@ -1,0 +1,119 @@
+"""Runs a graph in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node
+from slimdeploy.toolchain.networks.residual import main_branches
+
+KEEP_NO_OUTPUT = ("conv", "linear", "batchnorm", "add", "concat")
+"""Operators whose gradient doesn't need their output: what comes after may overwrite it."""
+
+
+class _Step:
+    """One call: where the function is, what it reads, and the values that nobody reads afterwards."""
+
+    def __init__(self, where: Mapping[str, Any], key: str, node: Node, done: tuple[str, ...]) -> None:
+        self.where, self.key, self.done = where, key, done
+        self.inputs, self.output = node.inputs, node.name
+
+
+class GraphNetwork(nn.Module):
+    """Image classifier: (N, 3, H, W) float → (N, classes) logits. `graph` says what it is.
+
+    Parameters have the names that the nodes give them, so state dicts of the original load both ways.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        self._steps: list[_Step] = []
+        for node, done in _with_last_uses(graph):
+            made = node.op.run(node, inplace=_may_overwrite(graph, node))
+            if isinstance(made, nn.Module):
+                # Looked up in the container at each call: a module may be replaced.
+                container, key = _container(self, node.name), node.name.rpartition(".")[2]
+                container.add_module(key, made)
+                self._steps.append(_Step(container._modules, key, node, done))
+            else:
+                self._steps.append(_Step({node.name: made}, node.name, node, done))
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = {INPUT: images}
+        for step in self._steps:
+            result = step.where[step.key](*[values[name] for name in step.inputs])
+            for name in step.done:
+                del values[name]
+            values[step.output] = result
+        return result
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Parameters and buffers of the node, by the names that its operator gives them."""
+        node = self.graph.by_name[name]
+        if not node.op.tensors(node):
+            return {}
+        module = self.get_submodule(name)
+        return {part: getattr(module, part) for part in node.op.tensors(node)}
+
+    def weight(self, name: str) -> Tensor:
+        """The weight of a convolution (O, I, k, k), of a linear layer (O, I), or γ of a BN (C,)."""
+        weight = self.get_submodule(name).weight
+        assert isinstance(weight, Tensor), name
+        return weight
+
+    def batchnorms(self) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
+        """All BNs, in order."""
+        return [m for m in self.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+
+
+def build_network(graph: Graph, *, seed: int | None = None) -> GraphNetwork:
+    """A network with fresh weights; the same `seed` gives the same ones.
+
+    He initialisation (fan-out), and γ = 0 in the BN that ends each residual branch, so that every block
+    starts as its shortcut (Goyal et al., arXiv 1706.02677, section 5.1): without it, short trainings at high
+    rates diverge.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        network = GraphNetwork(graph)
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for node in main_branches(graph).values():
+            if node.operator == "batchnorm" and node.attributes["affine"]:
+                nn.init.zeros_(network.weight(node.name))
+    return network
+
+
+def _container(root: nn.Module, name: str) -> nn.Module:
+    """The module that `name` is to be added to, made where it is missing."""
+    module = root
+    for part in name.split(".")[:-1]:
+        if part not in dict(module.named_children()):
+            module.add_module(part, nn.Module())
+        module = module.get_submodule(part)
+    return module
+
+
+def _may_overwrite(graph: Graph, node: Node) -> bool:
+    producer = graph.producer(node.inputs[0])
+    return (
+        producer is not None
+        and producer.operator in KEEP_NO_OUTPUT
+        and graph.only_consumer(producer.name) is node
+    )
+
+
+def _with_last_uses(graph: Graph) -> list[tuple[Node, tuple[str, ...]]]:
+    """Each node with the values that it is the last to read."""
+    last = {name: node.name for node in graph.nodes for name in node.inputs}
+    return [
+        (node, tuple(name for name in dict.fromkeys(node.inputs) if last[name] == node.name))
+        for node in graph.nodes
+    ]

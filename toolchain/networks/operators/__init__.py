@@ -1,0 +1,33 @@
+"""The closed set of operators, one file a kind: each says all that the rest of slimdeploy needs of it."""
+
+from slimdeploy.toolchain.networks.operators import (
+    activation,
+    batchnorm,
+    concat,
+    convolution,
+    dropout,
+    elementwise,
+    flatten,
+    linear,
+    pooling,
+    shuffle,
+)
+from slimdeploy.toolchain.networks.operators.base import OPERATORS, Operator, Shape, Tensor, register_operator
+
+__all__ = [
+    "OPERATORS",
+    "Operator",
+    "Shape",
+    "Tensor",
+    "activation",
+    "batchnorm",
+    "concat",
+    "convolution",
+    "dropout",
+    "elementwise",
+    "flatten",
+    "linear",
+    "pooling",
+    "register_operator",
+    "shuffle",
+]

@@ -1,0 +1,137 @@
+"""The activations: functions of one value, element by element."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slimdeploy.toolchain.networks.operators.base import (
+    Arrays,
+    OnnxNodes,
+    Operator,
+    Shape,
+    number,
+    register_operator,
+)
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.networks.graph import Node
+
+
+class Activation(Operator):
+    """One of torch.nn.functional by its name, its numpy form and its ONNX operator."""
+
+    elementwise = True
+
+    def __init__(
+        self,
+        function: str,
+        values: Callable[[np.ndarray], np.ndarray],
+        onnx: str,
+        *,
+        idempotent: bool = False,
+        inplace: bool = False,
+        **onnx_attributes: float,
+    ) -> None:
+        self.function, self.values, self.onnx = function, values, onnx
+        self.onnx_attributes = onnx_attributes
+        self.idempotent = idempotent
+        self.may_overwrite = inplace
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        from torch.nn import functional
+
+        function: Callable[..., Any] = getattr(functional, self.function)
+        return functools.partial(function, inplace=True) if inplace and self.may_overwrite else function
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        return to.node(self.onnx, inputs, node.name, **self.onnx_attributes)
+
+    def constant(
+        self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
+    ) -> np.ndarray:
+        return self.values(inputs[0])
+
+
+class Relu6(Activation):
+    """min(max(x, 0), 6)."""
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        bounds = [to.constant(f"relu6.{name}", np.float32(v)) for name, v in (("min", 0.0), ("max", 6.0))]
+        return to.node("Clip", [*inputs, *bounds], node.name)
+
+
+class Silu(Activation):
+    """x · sigmoid(x), which ONNX has no operator for before opset 24."""
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        gate = to.node("Sigmoid", inputs, f"{node.name}.sigmoid")
+        return to.node("Mul", [inputs[0], gate], node.name)
+
+
+class LeakyRelu(Activation):
+    """Attribute: slope."""
+
+    attributes = MappingProxyType({"slope": number})
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        from torch.nn import functional
+
+        return functools.partial(functional.leaky_relu, negative_slope=float(node.attributes["slope"]))
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        return to.node("LeakyRelu", inputs, node.name, alpha=float(node.attributes["slope"]))
+
+    def constant(
+        self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
+    ) -> np.ndarray:
+        return np.where(inputs[0] < 0, float(node.attributes["slope"]) * inputs[0], inputs[0])
+
+
+class Gelu(Activation):
+    """x · Φ(x); before opset 20 written out."""
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        if to.opset >= 20:
+            return to.node("Gelu", inputs, node.name)
+        root, one, half = (
+            to.constant(f"gelu.{name}", np.float32(v))
+            for name, v in (("root", math.sqrt(2)), ("one", 1.0), ("half", 0.5))
+        )
+        x = to.node("Div", [inputs[0], root], f"{node.name}.div")
+        x = to.node("Erf", [x], f"{node.name}.erf")
+        x = to.node("Add", [x, one], f"{node.name}.add")
+        x = to.node("Mul", [inputs[0], x], f"{node.name}.mul")
+        return to.node("Mul", [x, half], node.name)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(x, -500, 500)))
+
+
+def _hardsigmoid(x: np.ndarray) -> np.ndarray:
+    return np.clip(x + 3, 0, 6) / 6
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    return x * 0.5 * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2)))
+
+
+register_operator(
+    "relu", Activation("relu", lambda x: np.maximum(x, 0), "Relu", idempotent=True, inplace=True)
+)
+register_operator("relu6", Relu6("relu6", lambda x: np.clip(x, 0, 6), "Clip", idempotent=True, inplace=True))
+register_operator("silu", Silu("silu", lambda x: x * _sigmoid(x), "Sigmoid"))
+register_operator("hardswish", Activation("hardswish", lambda x: x * _hardsigmoid(x), "HardSwish"))
+register_operator(
+    "hardsigmoid", Activation("hardsigmoid", _hardsigmoid, "HardSigmoid", alpha=1 / 6, beta=0.5)
+)
+register_operator("sigmoid", Activation("sigmoid", _sigmoid, "Sigmoid"))
+register_operator("tanh", Activation("tanh", np.tanh, "Tanh"))
+register_operator("leaky_relu", LeakyRelu("leaky_relu", np.abs, "LeakyRelu"))
+register_operator("gelu", Gelu("gelu", _gelu, "Gelu"))

@@ -1,0 +1,38 @@
+"""`dropout`: nothing but while training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from slimdeploy.toolchain.networks.operators.base import (
+    Arrays,
+    OnnxNodes,
+    Operator,
+    Shape,
+    number,
+    register_operator,
+)
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.networks.graph import Node
+
+
+class Dropout(Operator):
+    """Attribute: share of the values set to 0 while training."""
+
+    attributes = MappingProxyType({"share": number})
+
+    elementwise = True
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        from torch import nn
+
+        return nn.Dropout(float(node.attributes["share"]))
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        return inputs[0]
+
+
+register_operator("dropout", Dropout())

@@ -1,0 +1,116 @@
+"""`max_pool`, `avg_pool` and `adaptive_avg_pool`: windows over each channel by itself."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.operators.base import (
+    Arrays,
+    OnnxNodes,
+    Operator,
+    Shape,
+    flag,
+    margin,
+    pair,
+    register_operator,
+    sides,
+    steps,
+    window,
+)
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.networks.graph import Node
+
+
+class Pool(Operator):
+    """Attributes: kernel, stride, padding (pairs), ceil; of `avg_pool` also count_padding."""
+
+    attributes = MappingProxyType({"kernel": steps, "stride": steps, "padding": margin})
+    optional = MappingProxyType({"ceil": flag, "count_padding": flag})
+
+    def __init__(self, function: str, onnx: str) -> None:
+        self.function, self.onnx = function, onnx
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        channels, *image = sides(node, inputs[0])
+        for kernel, padding in zip(pair(node, "kernel"), pair(node, "padding"), strict=True):
+            if 2 * padding > kernel:
+                raise SlimdeployError(
+                    f"{node.name}: padding {padding} is more than half of the kernel {kernel}"
+                )
+        parts = (pair(node, name) for name in ("kernel", "stride", "padding"))
+        ceil = bool(node.attributes.get("ceil"))
+        return (channels, *(window(*each, ceil=ceil) for each in zip(image, *parts, strict=True)))
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        from torch.nn import functional
+
+        parts: dict[str, Any] = {name: pair(node, name) for name in ("stride", "padding")}
+        if self.onnx == "AveragePool":
+            parts["count_include_pad"] = bool(node.attributes.get("count_padding", True))
+        return functools.partial(
+            getattr(functional, self.function), kernel_size=pair(node, "kernel"),
+            ceil_mode=bool(node.attributes.get("ceil")), **parts,
+        )  # fmt: skip
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        optional = {"ceil_mode": 1} if node.attributes.get("ceil") else {}
+        if self.onnx == "AveragePool":
+            optional["count_include_pad"] = int(node.attributes.get("count_padding", True))
+        return to.node(
+            self.onnx, inputs, node.name, kernel_shape=list(pair(node, "kernel")),
+            strides=list(pair(node, "stride")), pads=[*pair(node, "padding")] * 2, **optional,
+        )  # fmt: skip
+
+
+class AdaptiveAveragePool(Operator):
+    """Attribute: size, the output's sides (a pair). Window i of n over a side s is from ⌊i·s/n⌋ to
+    ⌈(i+1)·s/n⌉, as in torch.
+    """
+
+    attributes = MappingProxyType({"size": steps})
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        return (sides(node, inputs[0])[0], *pair(node, "size"))
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        from torch.nn import functional
+
+        return functools.partial(functional.adaptive_avg_pool2d, output_size=pair(node, "size"))
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        wanted, image = pair(node, "size"), (shape[1], shape[2])
+        if wanted == (1, 1):
+            return to.node("GlobalAveragePool", inputs, node.name)
+        if wanted == image:
+            return inputs[0]
+        if not (image[0] % wanted[0] or image[1] % wanted[1]):
+            kernel = [image[0] // wanted[0], image[1] // wanted[1]]
+            return to.node(
+                "AveragePool", inputs, node.name, kernel_shape=kernel, strides=kernel, pads=[0, 0, 0, 0]
+            )
+        # Windows of different sizes: as means over rows and over columns, each a matrix.
+        rows = to.constant(f"{node.name}.rows", _means(image[0], wanted[0]))
+        columns = to.constant(f"{node.name}.columns", _means(image[1], wanted[1]).T.copy())
+        across = to.node("MatMul", [inputs[0], columns], f"{node.name}.across")
+        return to.node("MatMul", [rows, across], node.name)
+
+
+def _means(size: int, count: int) -> np.ndarray:
+    """(count, size) float32: row i averages window i."""
+    found = np.zeros((count, size), np.float32)
+    for i in range(count):
+        start, end = i * size // count, -(-(i + 1) * size // count)
+        found[i, start:end] = 1 / (end - start)
+    return found
+
+
+register_operator("max_pool", Pool("max_pool2d", "MaxPool"))
+register_operator("avg_pool", Pool("avg_pool2d", "AveragePool"))
+register_operator("adaptive_avg_pool", AdaptiveAveragePool())

@@ -1,0 +1,52 @@
+"""Sums of two branches: which is the main one, and what a network is without it. No torch here."""
+
+from __future__ import annotations
+
+from slimdeploy.toolchain.networks.graph import Graph, Node
+
+
+def main_branches(graph: Graph) -> dict[str, Node]:
+    """Name of each residual sum -> the convolution, or the BN behind it, that ends its main branch.
+
+    Nothing but the sum reads the end of a main branch, where an identity shortcut is read by the branch too.
+    Where both are such (a projection shortcut), it is the first of the sum's inputs.
+    """
+    found = {}
+    for node in graph.nodes:
+        if node.operator == "add":
+            ends = [graph.producer(name) for name in node.inputs if graph.only_consumer(name) is node]
+            own = [end for end in ends if end and conv_before(graph, end)]
+            if own:
+                found[node.name] = own[0]
+    return found
+
+
+def conv_before(graph: Graph, node: Node) -> Node | None:
+    """The convolution that `node` is, or whose BN it is."""
+    if node.operator == "batchnorm":
+        before = graph.producer(node.inputs[0])
+        return before if before and before.operator == "conv" else None
+    return node if node.operator == "conv" else None
+
+
+def batchnorm_behind(graph: Graph, node: Node) -> Node | None:
+    """The BN that alone reads `node`: it can be folded into it."""
+    reader = graph.only_consumer(node.name)
+    return reader if reader and reader.operator == "batchnorm" and node.name != graph.output else None
+
+
+def exclusive_branch(graph: Graph, add: Node, end: str) -> set[str]:
+    """Names of the nodes that serve nothing but the input `end` of a sum: the sum without that input does
+    without them. Empty where `end` is an identity shortcut.
+    """
+    branch: set[str] = set()
+    waiting = [end]
+    while waiting:
+        node = graph.producer(waiting.pop())
+        if node is None or node.name in branch:
+            continue
+        readers = graph.consumers[node.name]
+        if all(reader.name in branch or (reader is add and node.name == end) for reader in readers):
+            branch.add(node.name)
+            waiting += node.inputs
+    return branch
