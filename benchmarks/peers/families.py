@@ -183,10 +183,13 @@ def _quantised(model: Any, images: Tensor, expected: Tensor) -> dict[str, Any]:
     return {"builds_int8": "no INT8 model", **row}
 
 
-def _rms(found: np.ndarray, expected: Tensor) -> float:
-    return float(
-        (torch.from_numpy(found) - expected).square().mean().sqrt() / expected.square().mean().sqrt()
-    )
+def _finished(quantiser: Quantiser) -> bytes:
+    return quantiser.finished("minmax", frozenset()).SerializeToString()
+
+
+def _int8_error(model: bytes, images: Tensor, expected: Tensor) -> float:
+    error = torch.from_numpy(_run(model, images)) - expected
+    return float(error.square().mean().sqrt() / expected.square().mean().sqrt())
 
 
 def _builds(model: bytes) -> bool | str:
