@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,10 +16,9 @@ from slimdeploy.benchmarks.images import Images, LoadImages, images_for
 from slimdeploy.benchmarks.latency import TimingOptions, time_models
 from slimdeploy.benchmarks.nvml import Nvml, find_nvml
 from slimdeploy.benchmarks.power import Meter, Sensor, find_sensor
-from slimdeploy.benchmarks.process import Worker, settle
+from slimdeploy.benchmarks.process import Worker, launched, settle
 from slimdeploy.benchmarks.rows import Measured
 from slimdeploy.benchmarks.subjects import Subject, baseline_of, unique
-from slimdeploy.benchmarks.worker import Opened
 
 STAGES_S = 1.0
 
@@ -88,6 +87,7 @@ def measure(
         machine["versions"] |= one.opened.versions
     missing = list(before.pop("missing"))
     after.pop("missing")
+    during = conditions.during([one.timing.others for found in measured.values() for one in found])
     if around.nvml:
         machine["gpu"] = around.nvml.machine()
     if around.sensor is None:
@@ -97,8 +97,8 @@ def measure(
         command=shlex.join(command),
         machine=machine,
         options={"batches": list(options.batches), "threads": options.threads, **asdict(options.timing)},
-        conditions={"before": before, "after": after, "missing": missing},
-        remarks=conditions.remarks(before, after, cores=machine["cores"]),
+        conditions={"before": before, "during": during, "after": after, "missing": missing},
+        remarks=conditions.remarks(before, after, cores=machine["cores"], during=during),
         rows=all_rows,
         comparisons=comparisons,
         guards=[],
@@ -108,56 +108,83 @@ def measure(
 def _measure_batch(
     subjects: Sequence[Subject], batch: int, options: BenchOptions, around: Surroundings, evaluate: bool
 ) -> list[Measured]:
-    """Start a process for each subject, time them against each other, then take what they do alone."""
-    progress = around.progress
-    with contextlib.ExitStack() as stack:
-        workers: list[Worker] = []
-        for subject in subjects:
-            progress(f"loading {subject.label}")
-            workers.append(stack.enter_context(Worker(subject.label, subject.opener, subject.modules)))
-        opened = [worker.call("open", batch) for worker in workers]
-        data = [_data(one, worker.label, around.images) for one, worker in zip(opened, workers, strict=True)]
-        for worker, own in zip(workers, data, strict=True):
-            if own is not None:  # as many as the batch takes, from the start again where there are too few
-                worker.call("use_images", np.resize(own.images[:batch], (batch, *own.images.shape[1:])))
-        meter = _meter(around, workers)
-        timings = time_models(
-            workers,
-            options.timing,
-            around=meter.around if meter else None,
-            progress=lambda message: progress(f"batch {batch}: {message}"),
-        )
-        found = []
-        for worker, one, timing in zip(workers, opened, timings, strict=True):
-            progress(f"batch {batch}: stages of {worker.label}")
-            memory = worker.call("memory")  # before anything but the timed runs could raise the peak
-            if around.nvml and (used := around.nvml.used_mb(worker.pid)) is not None:
-                memory.device["process"] = used
-            settle(workers)
-            stages = worker.call("stages", min(STAGES_S, options.timing.seconds), options.timing.minimum_runs)
-            power = meter.figures(worker.label, batch=batch) if meter else None
-            found.append(Measured(one, timing, stages, memory, power))
-        for worker, own, one in zip(workers, data, found, strict=True):
-            if evaluate and own is not None:
-                progress(f"accuracy of {worker.label} on {len(own.labels)} images")
-                predict = functools.partial(worker.call, "logits")
-                one.evaluation = accuracy.evaluate(predict, own.images, own.labels, batch=batch)
-        return found
+    """Time the subjects against each other; in the last launch take also what each does alone."""
+
+    def progress(text: str) -> None:
+        around.progress(f"batch {batch}: {text}")
+
+    @contextlib.contextmanager
+    def launch(order: Sequence[int]) -> Iterator[list[Worker]]:
+        with launched(subjects, batch, order) as workers:
+            for worker in workers:
+                _use_images(worker, batch, around.images)
+            yield workers
+
+    found: list[Measured] = []
+
+    def last(workers: list[Worker]) -> None:
+        found.extend(_alone(worker, workers, options, around, progress) for worker in workers)
+        for worker, one in zip(workers, found, strict=True):
+            if evaluate:
+                one.evaluation = _evaluation(worker, batch, around.images, progress)
+
+    meter = _meter(around)
+    sampled = meter.around if meter else None
+    timings = time_models(launch, len(subjects), options.timing, around=sampled, last=last, progress=progress)
+    for one, subject, timing in zip(found, subjects, timings, strict=True):
+        one.timing = timing
+        one.power = meter.figures(subject.label, batch=batch) if meter else None
+    return found
 
 
-def _data(opened: Opened, label: str, load: LoadImages | None) -> Images | None:
+def _use_images(worker: Worker, batch: int, load: LoadImages | None) -> None:
+    own = _data(worker, load)
+    if own is not None:  # as many as the batch takes, from the start again where there are too few
+        worker.call("use_images", np.resize(own.images[:batch], (batch, *own.images.shape[1:])))
+
+
+def _alone(
+    worker: Worker,
+    workers: Sequence[Worker],
+    options: BenchOptions,
+    around: Surroundings,
+    progress: Callable[[str], None],
+) -> Measured:
+    """Memory and stages of one of the `workers`."""
+    progress(f"stages of {worker.label}")
+    memory = worker.call("memory")  # before anything but the timed runs could raise the peak
+    if around.nvml and (used := around.nvml.used_mb(worker.pid)) is not None:
+        memory.device["process"] = used
+    settle(workers)
+    seconds = min(STAGES_S, options.timing.seconds)
+    stages = worker.call("stages", seconds, options.timing.minimum_runs)
+    return Measured(worker.opened, stages=stages, memory=memory)
+
+
+def _evaluation(
+    worker: Worker, batch: int, load: LoadImages | None, progress: Callable[[str], None]
+) -> accuracy.Evaluation | None:
+    own = _data(worker, load)
+    if own is None:
+        return None
+    progress(f"accuracy of {worker.label} on {len(own.labels)} images")
+    predict = functools.partial(worker.call, "logits")
+    return accuracy.evaluate(predict, own.images, own.labels, batch=batch)
+
+
+def _data(worker: Worker, load: LoadImages | None) -> Images | None:
     """None where there are no images, or the model doesn't say how to feed it."""
+    opened = worker.opened
     if load is None or opened.preprocessing is None or opened.class_names is None:
         return None
-    return images_for(opened.preprocessing, opened.class_names, label, load)
+    return images_for(opened.preprocessing, opened.class_names, worker.label, load)
 
 
-def _meter(around: Surroundings, workers: Sequence[Worker]) -> Meter | None:
+def _meter(around: Surroundings) -> Meter | None:
     if around.sensor is None:
         return None
     meter = Meter(around.sensor)
-    settle(workers)
-    meter.measure_idle()
+    meter.measure_idle()  # before any model is loaded
     return meter
 
 

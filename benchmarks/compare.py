@@ -1,27 +1,36 @@
-"""Two measurements of the same thing against each other, and conditions on the change, judged by intervals.
+"""Measurements against each other, and conditions on the change, judged by intervals.
 
 A condition fails only where the whole 95 % interval of the change is past its limit: a single noisy run
 fails no CI. Where the interval straddles the limit the answer is "undecided".
+
+Two models of one run were timed side by side. Two runs were not: the machine's state (other work, clocks,
+temperature) differs between them, and no run contains that. It is measured where a side has several runs, and
+assumed (BETWEEN_RUNS) where each has one.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from slimdeploy.benchmarks import statistics
+from slimdeploy.benchmarks import conditions, statistics
 from slimdeploy.toolchain.errors import SlimdeployError, nearest
 
 Row = dict[str, Any]
 
+BETWEEN_RUNS = 0.05
+"""Relative standard deviation of a median between runs on a quiet machine, where it isn't measured."""
+ASSUMED_FREEDOM = 1000
+"""Degrees of freedom of an error that is assumed."""
 POINTS = ("memory_file", "memory_weights", "memory_peak", "memory_peak_above_idle", "params", "macs")
 """Metrics that are one number, with no interval."""
-_LATENCIES = tuple(f"latency_{name}" for name in ("mean", *statistics.PERCENTILES))
-METRICS = (*_LATENCIES, "images_per_second", "accuracy", *POINTS)
+TIMES = (*(f"latency_{name}" for name in ("mean", *statistics.PERCENTILES)), "images_per_second")
+METRICS = (*TIMES, "accuracy", *POINTS)
 DISPLAYED = ("latency_p50", "latency_p99", "images_per_second", "memory_peak_above_idle", "accuracy")
 _GUARD = re.compile(r"\s*([\w.]+)\s*([<>])\s*([-+]?\d+(?:\.\d+)?)\s*(x|pp)\s*")
 
@@ -49,6 +58,10 @@ class Change:
     new: float
     value: float
     ci95: statistics.Interval
+    noisy: bool = False
+    """One of its rows didn't reach the interval that was asked for."""
+    doubt: str = ""
+    """Why this can't be judged, whatever the interval."""
 
 
 def parse_guard(text: str) -> Guard:
@@ -73,28 +86,46 @@ def parse_guard(text: str) -> Guard:
     return Guard(text.strip(), metric, operator == ">", float(number) / (100 if unit == "pp" else 1))
 
 
-def change(old: Row, new: Row, metric: str, *, paired: bool) -> Change | None:
-    """The change of `metric` from `old` to `new`; None where one of them hasn't got it.
+def change(old: Row, new: Row, metric: str) -> Change | None:
+    """The change of `metric` from one row to another of the same run; None where one hasn't got it."""
+    return _change([old], [new], metric, _side_by_side)
 
-    `paired`: both were measured in one run, round by round.
-    """
-    before, after = _value(old, metric), _value(new, metric)
-    if before is None or after is None:
+
+def change_between_runs(old: Sequence[Row], new: Sequence[Row], metric: str) -> Change | None:
+    """The change of `metric` from the runs `old` of a model to the runs `new`; None where one has none."""
+    return _change(old, new, metric, _between_runs)
+
+
+def _change(
+    old: Sequence[Row],
+    new: Sequence[Row],
+    metric: str,
+    ratio: Callable[[Sequence[Row], Sequence[Row], str], statistics.Estimate],
+) -> Change | None:
+    before, after = _values(old, metric), _values(new, metric)
+    if not before or not after:
         return None
-    if metric == "accuracy":
-        value, bounds = after - before, _difference_interval(old, new)
+    if metric == "accuracy":  # the same images and weights: repeating it says nothing new
+        a, b = before[0], after[0]
+        value, bounds = b - a, _difference_interval(old[0], new[0])
+    elif min(*before, *after) <= 0:
+        return None
     else:
-        if before == 0:
-            return None
-        value, bounds = after / before, (after / before, after / before)
-        if metric not in POINTS:
-            bounds = _ratio_interval(old, new, metric, paired=paired)
-    key = (new["model"], new["backend"], new["precision"], new["batch"])
-    return Change(*key, metric, before, after, value, bounds)
+        a, b = (math.exp(np.mean(np.log(side))) for side in (before, after))
+        value, bounds = b / a, (b / a, b / a)
+        if metric not in POINTS or len(before) + len(after) > 2:
+            found = ratio(old, new, metric)
+            value, bounds = math.exp(found.mean), found.interval()
+    row, noisy = new[0], metric in TIMES and not all(one["interval_reached"] for one in (*old, *new))
+    return Change(
+        row["model"], row["backend"], row["precision"], row["batch"], metric, a, b, value, bounds, noisy
+    )
 
 
 def judge(guard: Guard, found: Change) -> str:
     """`fails`, `passes` or, where the interval straddles the limit, `undecided`."""
+    if found.doubt:
+        return "undecided"
     low, high = found.ci95
     if not guard.above:  # the same question, mirrored
         low, high = -high, -low
@@ -104,18 +135,14 @@ def judge(guard: Guard, found: Change) -> str:
     return "passes" if high <= limit else "undecided"
 
 
-def judge_all(
-    guards: Sequence[Guard], pairs: Sequence[tuple[Row, Row]], *, paired: bool
-) -> list[dict[str, Any]]:
-    """Every guard on every pair (old, new) that has its metric, as JSON; one that fits none is an error."""
+def judge_all(guards: Sequence[Guard], changes: Callable[[str], Sequence[Change]]) -> list[dict[str, Any]]:
+    """Every guard on all `changes` of its metric, as JSON; one that fits none is an error."""
     verdicts = []
     for guard in guards:
-        changes = [found for old, new in pairs if (found := change(old, new, guard.metric, paired=paired))]
-        if not changes:
+        found = changes(guard.metric)
+        if not found:
             raise SlimdeployError(f"--fail-if {guard.text!r}: nothing here has {guard.metric} to compare")
-        verdicts += [
-            {"condition": guard.text, "verdict": judge(guard, found), **asdict(found)} for found in changes
-        ]
+        verdicts += [{"condition": guard.text, "verdict": judge(guard, one), **asdict(one)} for one in found]
     return verdicts
 
 
@@ -131,46 +158,80 @@ def failures(verdicts: Sequence[dict[str, Any]]) -> str | None:
     return "; ".join(lines)
 
 
-def result_pairs(result: dict[str, Any]) -> list[tuple[Row, Row]]:
-    """Each comparison of a run as its two rows, baseline and model."""
+def judge_run(guards: Sequence[Guard], result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every guard on every model of one run against its baseline."""
     rows = {(row["model"], row["batch"]): row for row in result["rows"]}
-    return [
+    pairs = [
         (rows[one["baseline"], one["batch"]], rows[one["model"], one["batch"]])
         for one in result["comparisons"]
     ]
+    return judge_all(guards, lambda metric: [c for a, b in pairs if (c := change(a, b, metric))])
 
 
-def compare_results(old: dict[str, Any], new: dict[str, Any], guards: Sequence[Guard] = ()) -> dict[str, Any]:
-    """What changed between two results, row by row, by model, backend, precision and batch size.
+def compare_results(
+    old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], guards: Sequence[Guard] = ()
+) -> dict[str, Any]:
+    """What changed from one or several runs to others, by model, backend, precision and batch size.
 
-    Raises SlimdeployError where they have no row in common.
+    Raises SlimdeployError where they have no row in common, or the runs of a side are of other files.
     """
-    known = {_key(row): row for row in old["rows"]}
-    pairs = [(known[_key(row)], row) for row in new["rows"] if _key(row) in known]
+    sides = {"old": _by_key(old), "new": _by_key(new)}
+    known, found = sides["old"], sides["new"]
+    pairs = [(known[key], found[key]) for key in found if key in known]
     if not pairs:
         raise SlimdeployError(
             "the two results have no model in common (same path, backend, precision and batch size)"
         )
-    changes = [
-        asdict(found)
-        for a, b in pairs
-        for metric in DISPLAYED
-        if (found := change(a, b, metric, paired=False))
-    ]
-    matched = {_key(row) for _, row in pairs}
+
+    busy = [name for name, runs in (("old", old), ("new", new)) if any(map(conditions.busy, runs))]
+    doubt = f"the machine was busy in the {' and the '.join(busy)} run" if busy else ""
+
+    def changes(metric: str) -> list[Change]:
+        found = [c for a, b in pairs if (c := change_between_runs(a, b, metric))]
+        if (
+            len(old) + len(new) == 2 and metric in TIMES
+        ):  # how far other work moved it, only repeated runs can tell
+            return [replace(one, doubt=doubt) for one in found]
+        return found
+
     return {
-        "old": {"created": old["created"], "command": old["command"]},
-        "new": {"created": new["created"], "command": new["command"]},
-        "remarks": _differences(old, new),
-        "changes": changes,
-        "only_old": [list(key) for key in known if key not in matched],
-        "only_new": [list(_key(row)) for row in new["rows"] if _key(row) not in matched],
-        "guards": judge_all(guards, pairs, paired=False),
+        "old": [{"created": one["created"], "command": one["command"]} for one in old],
+        "new": [{"created": one["created"], "command": one["command"]} for one in new],
+        "remarks": _remarks(old, new),
+        "changes": [asdict(one) for one in _by_row(changes)],
+        "only_old": [list(key) for key in known if key not in found],
+        "only_new": [list(key) for key in found if key not in known],
+        "guards": judge_all(guards, changes),
     }
+
+
+def _by_row(changes: Callable[[str], Sequence[Change]]) -> list[Change]:
+    """The DISPLAYED metrics, row by row."""
+    found = [one for metric in DISPLAYED for one in changes(metric)]
+    rows = list(dict.fromkeys((one.model, one.backend, one.precision, one.batch) for one in found))
+    return sorted(found, key=lambda c: rows.index((c.model, c.backend, c.precision, c.batch)))
+
+
+def _by_key(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str, int], list[Row]]:
+    """Each row's repetitions: the rows that all `runs` of a side have."""
+    found = {_key(row): [row] for row in runs[0]["rows"]}
+    for run in runs[1:]:
+        own = {_key(row): row for row in run["rows"]}
+        found = {key: [*rows, own[key]] for key, rows in found.items() if key in own}
+    for key, rows in found.items():
+        if len({row["sha256"] for row in rows}) > 1:
+            raise SlimdeployError(f"{key[0]}: the repeated runs measured different files of this name")
+    return found
 
 
 def _key(row: Row) -> tuple[str, str, str, int]:
     return row["model"], row["backend"], row["precision"], row["batch"]
+
+
+def _values(rows: Sequence[Row], metric: str) -> list[float]:
+    """Of every row; empty where one hasn't got it."""
+    values = [_value(row, metric) for row in rows]
+    return [] if None in values else [value for value in values if value is not None]
 
 
 def _value(row: Row, metric: str) -> float | None:
@@ -182,16 +243,42 @@ def _value(row: Row, metric: str) -> float | None:
     return row[metric]
 
 
-def _rounds(row: Row) -> list[np.ndarray]:
-    blocks = row["samples_ms"]
-    return [np.array([*a, *b]) for a, b in zip(blocks[::2], blocks[1::2], strict=True)]
+def _launches(row: Row) -> statistics.Launches:
+    """Samples by launch and round; a row without launches is one process."""
+    blocks, counts = [np.array(block) for block in row["samples_ms"]], row.get("launches")
+    ends = np.cumsum(counts or [len(blocks)])
+    return [statistics.rounds(blocks[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def _ratio_interval(old: Row, new: Row, metric: str, *, paired: bool) -> statistics.Interval:
-    if metric == "images_per_second":  # batch ÷ mean latency: the inverse ratio
-        return statistics.ratio_interval(_rounds(old), _rounds(new), "mean", paired=paired)
-    name = metric.removeprefix("latency_")
-    return statistics.ratio_interval(_rounds(new), _rounds(old), name, paired=paired)
+def _statistic(metric: str) -> tuple[str, int]:
+    """The statistic of the runs that a metric is made of, and whether it grows or falls with it."""
+    return ("mean", -1) if metric == "images_per_second" else (metric.removeprefix("latency_"), 1)
+
+
+def _side_by_side(old: Sequence[Row], new: Sequence[Row], metric: str) -> statistics.Estimate:
+    name, sign = _statistic(metric)
+    found = statistics.ratio(_launches(new[0]), _launches(old[0]), name)
+    return replace(found, mean=sign * found.mean)
+
+
+def _between_runs(old: Sequence[Row], new: Sequence[Row], metric: str) -> statistics.Estimate:
+    """Log of new ÷ old, whose error holds the variance between runs."""
+    before, after = (np.log(_values(rows, metric)) for rows in (old, new))
+    mean, freedom = float(after.mean() - before.mean()), len(before) + len(after) - 2
+    share = 1 / len(before) + 1 / len(after)
+    if freedom:
+        squares = sum(float(((side - side.mean()) ** 2).sum()) for side in (before, after))
+        return statistics.Estimate(mean, math.sqrt(squares / freedom * share), freedom)
+    within = [_error(row, metric) for row in (old[0], new[0])]
+    return statistics.Estimate(mean, math.hypot(*within, BETWEEN_RUNS * math.sqrt(share)), ASSUMED_FREEDOM)
+
+
+def _error(row: Row, metric: str) -> float:
+    """Standard error of the metric's log within a run; a run of one process doesn't tell."""
+    launches = _launches(row)
+    if len(launches) < 2:
+        return 0.0
+    return statistics.estimate(statistics.levels(launches, _statistic(metric)[0])).error
 
 
 def _difference_interval(old: Row, new: Row) -> statistics.Interval:
@@ -204,6 +291,27 @@ def _difference_interval(old: Row, new: Row) -> statistics.Interval:
     down = ((b - b_low) ** 2 + (a_high - a) ** 2) ** 0.5
     up = ((b_high - b) ** 2 + (a - a_low) ** 2) ** 0.5
     return b - a - down, b - a + up
+
+
+def _remarks(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[str]:
+    """What speaks against the comparison: the inputs' own doubts, what else changed, and what is assumed."""
+    said = []
+    for side, runs in (("old", old), ("new", new)):
+        for number, run in enumerate(runs, 1):
+            name = side if len(runs) == 1 else f"{side}, run {number}"
+            said += [f"{name}: {remark}" for remark in run["remarks"]]
+            said += [
+                f"{name}: {row['model']}, batch {row['batch']}: {remark}"
+                for row in run["rows"]
+                for remark in row["remarks"]
+            ]
+    said += list(dict.fromkeys(line for a in old for b in new for line in _differences(a, b)))
+    if len(old) + len(new) == 2:
+        said.append(
+            f"one run a side says nothing of the scatter between runs: {BETWEEN_RUNS:.0%} is assumed. Repeat "
+            "the runs into two folders and compare those to measure it"
+        )
+    return said
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from slimdeploy.toolchain.model_info import versions
 ROOT = Path("/")
 BUSY = 0.5
 """A load average above this share of the processors, before anything ran, is other work that disturbs."""
+OTHERS = 0.1
+"""So is other work that takes this share of the processors while the models are timed."""
 
 
 def machine(root: Path = ROOT) -> dict[str, Any]:
@@ -57,10 +60,29 @@ def state(root: Path = ROOT) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in missing} | {"missing": missing}
 
 
-def remarks(before: dict[str, Any], after: dict[str, Any], *, cores: int) -> list[str]:
-    """What the two states say against the measurement, a sentence each."""
+def during(others: Sequence[Sequence[float]]) -> dict[str, float]:
+    """The state while measuring, of the processors that others kept busy, by model and launch."""
+    told = [processors for launches in others for processors in launches]
+    return {"other_work": round(sum(told) / len(told), 3)} if told else {}
+
+
+def busy(result: dict[str, Any]) -> bool:
+    """Whether other work disturbed a `bench` result."""
+    cores, told = result["machine"]["cores"], result["conditions"]
+    return told.get("during", {}).get("other_work", 0.0) > OTHERS * cores or _loaded(told["before"], cores)
+
+
+def remarks(
+    before: dict[str, Any], after: dict[str, Any], *, cores: int, during: dict[str, float] | None = None
+) -> list[str]:
+    """What the states say against the measurement, a sentence each."""
     said = []
-    if before.get("load_average", [0])[0] > BUSY * cores:
+    if during and during.get("other_work", 0.0) > OTHERS * cores:
+        said.append(
+            f"the machine was busy: other programs took {during['other_work']:.2f} of {cores} "
+            f"processor{'s' if cores > 1 else ''} while the models were timed"
+        )
+    if _loaded(before, cores):
         said.append(
             f"the machine was busy before: load average {before['load_average'][0]:.2f} on {cores} "
             f"processor{'s' if cores > 1 else ''}"
@@ -73,6 +95,10 @@ def remarks(before: dict[str, Any], after: dict[str, Any], *, cores: int) -> lis
         if before.get(name) != after.get(name):
             said.append(f"{name.replace('_', ' ')} changed from {before.get(name)} to {after.get(name)}")
     return said
+
+
+def _loaded(before: dict[str, Any], cores: int) -> bool:
+    return before.get("load_average", [0])[0] > BUSY * cores
 
 
 def _read(path: Path) -> str | None:

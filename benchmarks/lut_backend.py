@@ -5,7 +5,7 @@ A backend is one file and one line in BACKENDS: a module with `open_backend(opti
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import importlib
 import time
 from collections.abc import Callable, Sequence
@@ -158,15 +158,11 @@ def time_whole(
 ) -> list[float]:
     """Median ms of a run of each model on a session's backend: `LutBackend.whole_ms` of files."""
     from slimdeploy.benchmarks.latency import TimingOptions, time_models
-    from slimdeploy.benchmarks.process import Worker
+    from slimdeploy.benchmarks.process import launched
     from slimdeploy.benchmarks.subjects import subjects_for
     from slimdeploy.toolchain.runtime.session import SessionOptions
 
     options = SessionOptions(device=device, threads=threads)
-    with contextlib.ExitStack() as stack:
-        workers = []
-        for subject in subjects_for(models, [backend], options):
-            workers.append(stack.enter_context(Worker(subject.label, subject.opener, subject.modules)))
-            workers[-1].call("open", batch)
-        timings = time_models(workers, TimingOptions(seconds=seconds))
-        return [float(np.median(timing.samples())) for timing in timings]
+    launch = functools.partial(launched, subjects_for(models, [backend], options), batch)
+    timings = time_models(launch, len(models), TimingOptions(seconds=seconds))
+    return [float(np.median(timing.samples())) for timing in timings]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from slimdeploy.benchmarks import worker
+from slimdeploy.benchmarks.load import stat_fields
+from slimdeploy.benchmarks.subjects import Subject
 from slimdeploy.toolchain.errors import SlimdeployError
 
-SETTLE_STEP_S = 0.03
+SETTLE_STEP_S = 0.001
 SETTLE_LIMIT_S = 1.0
+TASKS, BLIND_STEP_S = Path("/proc/self/task"), 0.03
+"""Where threads can't be seen, so long is waited."""
 
 
 class Worker:
@@ -20,6 +25,7 @@ class Worker:
 
     def __init__(self, label: str, opener: worker.Opener, modules: tuple[str, ...] = ()) -> None:
         self.label = label
+        self.opened: worker.Opened
         context = multiprocessing.get_context("spawn")  # a fork would inherit our threads and our memory
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=worker.serve, args=(theirs, opener, modules), daemon=True)
@@ -63,30 +69,37 @@ class Worker:
         self.close()
 
 
+@contextlib.contextmanager
+def launched(subjects: Sequence[Subject], batch: int, order: Sequence[int]) -> Iterator[list[Worker]]:
+    """A fresh process for each of `subjects`, its model loaded for `batch` images; all end with the block.
+
+    They are started in `order`, numbers of subjects.
+    """
+    with contextlib.ExitStack() as stack:
+        workers: dict[int, Worker] = {}
+        for i in order:  # all at once: they import their libraries side by side
+            subject = subjects[i]
+            workers[i] = stack.enter_context(Worker(subject.label, subject.opener, subject.modules))
+        for worker in workers.values():
+            worker.opened = worker.call("open", batch)
+        yield [workers[i] for i in range(len(subjects))]
+
+
 def settle(workers: Iterable[Worker]) -> None:
-    """Wait until no worker uses the CPU: a runtime's threads spin on for a while after a run."""
-    pids = [worker.pid for worker in workers]
+    """Wait until no thread of a worker runs: a runtime's threads spin on for a while after a run."""
     end = time.monotonic() + SETTLE_LIMIT_S
-    before = _cpu_ticks(pids)
-    while time.monotonic() < end:
+    time.sleep(SETTLE_STEP_S if TASKS.exists() else BLIND_STEP_S)
+    while any(_runs(worker.pid) for worker in workers) and time.monotonic() < end:
         time.sleep(SETTLE_STEP_S)
-        now = _cpu_ticks(pids)
-        if now == before:
-            return
-        before = now
 
 
-def _cpu_ticks(pids: list[int]) -> list[int]:
-    """User and system time of each process so far; zeros where /proc has none (then one step is waited)."""
-    ticks = []
-    for pid in pids:
-        try:
-            # After the command's name, which may hold spaces: fields 14 and 15 of proc(5).
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks.append(int(fields[11]) + int(fields[12]))
-        except OSError:
-            ticks.append(0)
-    return ticks
+def _runs(pid: int) -> bool:
+    """Whether a thread of the process runs or waits for a processor (proc(5): state R)."""
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # a thread that ended meanwhile
+            if stat_fields(path)[0] == "R":
+                return True
+    return False
 
 
 def _ending(exitcode: int | None) -> str:

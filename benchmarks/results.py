@@ -71,6 +71,19 @@ def _check_shape(result: dict[str, Any], path: Path, kind: str) -> None:
         raise SlimdeployError(f"{path} is not a {kind} result: {place}: {shorten(problem.message)}")
 
 
+def read_runs(path: Path, kind: str) -> list[dict[str, Any]]:
+    """The result at `path`; of a folder every `*.json` in it, the results of repeated runs.
+
+    Raises SlimdeployError as `read` does, and for a folder without results.
+    """
+    if not path.is_dir():
+        return [read(path, kind)]
+    found = [read(one, kind) for one in sorted(path.glob("*.json"))]
+    if not found:
+        raise SlimdeployError(f"no {kind} results (*.json) in the folder {path}")
+    return found
+
+
 def without_samples(result: dict[str, Any]) -> dict[str, Any]:
     """The same result without its raw samples: what fits on a screen."""
     rows = [{k: v for k, v in row.items() if k != "samples_ms"} for row in result["rows"]]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,10 @@ class Measured:
     """Everything found out about one subject at one batch size."""
 
     opened: Opened
-    timing: Timing
     stages: dict[str, np.ndarray]
     memory: MemoryUse
-    power: dict[str, Any] | None
+    timing: Timing = field(default_factory=Timing)
+    power: dict[str, Any] | None = None
     evaluation: Evaluation | None = None
 
 
@@ -35,7 +36,7 @@ def row(subject: Subject, found: Measured, *, batch: int, ci: float) -> dict[str
     opened, timing, evaluation = found.opened, found.timing, found.evaluation
     host = timing.samples()
     latency = statistics.summary(host)
-    bounds = statistics.interval(timing.rounds())
+    bounds = statistics.interval(timing.by_launch(), latency["p50"])
     width = statistics.half_width(bounds, latency["p50"])
     return {
         "model": subject.label if subject.label else subject.model,
@@ -57,8 +58,9 @@ def row(subject: Subject, found: Measured, *, batch: int, ci: float) -> dict[str
         "images": len(evaluation.correct) if evaluation else 0,
         "params": opened.params,
         "macs": opened.macs,
-        "warm_up": asdict(timing.warm_up),
+        "warm_up": _warm_up(timing),
         "remarks": _remarks(found, width, ci),
+        "launches": [len(launch) for launch in timing.launches],
         "samples_ms": [np.round(block[HOST], 5).tolist() for block in timing.blocks],
     }
 
@@ -66,9 +68,11 @@ def row(subject: Subject, found: Measured, *, batch: int, ci: float) -> dict[str
 def comparison(
     base_row: dict[str, Any], model_row: dict[str, Any], base: Measured, model: Measured, *, ci: float
 ) -> dict[str, Any]:
-    """How `model` does against `base`: speed-up is the ratio of median latencies, base ÷ model."""
-    top, bottom = base.timing.rounds(), model.timing.rounds()
-    speedup, bounds = statistics.ratio(top, bottom), statistics.ratio_interval(top, bottom)
+    """How `model` does against `base`: the speed-up is the ratio of median latencies, base ÷ model, averaged
+    over rounds and launches.
+    """
+    found = statistics.ratio(base.timing.by_launch(), model.timing.by_launch())
+    speedup, bounds = math.exp(found.mean), found.interval()
     mac_ratio = None
     if base.opened.macs and model.opened.macs:
         mac_ratio = base.opened.macs / model.opened.macs
@@ -95,6 +99,17 @@ def comparison(
 def _brief(samples: np.ndarray) -> dict[str, float]:
     full = statistics.summary(samples)
     return {name: full[name] for name in ("mean", "p50", "p90", "p99")}
+
+
+def _warm_up(timing: Timing) -> dict[str, Any]:
+    """Of all launches together; it settled where it did in most of them."""
+    done = timing.warm_ups
+    settled = 2 * sum(one.settled for one in done) > len(done)
+    return {
+        "runs": sum(one.runs for one in done),
+        "seconds": sum(one.seconds for one in done),
+        "settled": settled,
+    }
 
 
 def _gpu(timing: Timing) -> dict[str, Any] | None:
@@ -128,10 +143,10 @@ def _remarks(found: Measured, width: float, ci: float) -> list[str]:
     said = []
     if width > ci:
         said.append(f"noisy: the median is known to ±{width:.1%}, not to the ±{ci:.1%} asked for")
-    if not found.timing.warm_up.settled:
-        said.append(f"still changing after {found.timing.warm_up.seconds:.1f} s of warm-up")
+    warm_up = _warm_up(found.timing)
+    if not warm_up["settled"]:
+        each = warm_up["seconds"] / len(found.timing.warm_ups)
+        said.append(f"still changing after {each:.1f} s of warm-up in most launches")
     if found.memory.growth > max(LEAK_MB, LEAK_SHARE * found.memory.peak):
-        said.append(
-            f"memory grew by {found.memory.growth:.1f} MB over {len(found.timing.samples())} timed runs"
-        )
+        said.append(f"memory grew by {found.memory.growth:.1f} MB during a single launch")
     return said

@@ -1,14 +1,17 @@
 """Percentiles and confidence intervals. Nothing is trimmed: a slow run is part of the result.
 
-Runs that follow each other are not independent (clocks, caches, neighbours), so intervals come from
-resampling whole rounds, a *cluster bootstrap* (Davison & Hinkley, Bootstrap Methods, 1997, section 3.8),
-and the ratio of two models from resampling the rounds they share.
+A fresh process draws its addresses, its pages and its core anew, and keeps them: two processes of one file
+differ by more than the scatter of the runs within each. So the unit of the intervals of times is the launch,
+one fresh process a model: Student's t over launches, of logarithms, since times differ by factors (Kalibera
+and Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013). A bootstrap over so few units is too narrow.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,9 +20,29 @@ CONFIDENCE = 0.95
 Z95 = 1.959964
 """The standard normal quantile of a two-sided 95 % interval."""
 
-Rounds = Sequence[np.ndarray]
-"""Samples of one model, an array a round."""
+Launches = Sequence[Sequence[np.ndarray]]
+"""Samples of one model in ms: by launch, and in a launch by round."""
 Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of independent values of a logarithm. `error` is its standard error, with `freedom` degrees of
+    freedom.
+    """
+
+    mean: float
+    error: float
+    freedom: float
+
+    def interval(self) -> Interval:
+        """95 % interval of what this is the logarithm of."""
+        reach = student_t(self.freedom) * self.error
+        return math.exp(self.mean - reach), math.exp(self.mean + reach)
+
+    def half_width(self) -> float:
+        """Half of its width, relative to the value: 0.02 is ±2 %."""
+        return half_width(self.interval(), math.exp(self.mean))
 
 
 def summary(samples: np.ndarray) -> dict[str, float]:
@@ -34,38 +57,45 @@ def statistic(samples: np.ndarray, name: str) -> float:
     return float(samples.mean() if name == "mean" else np.percentile(samples, PERCENTILES[name]))
 
 
-def interval(rounds: Rounds, name: str = "p50", *, replicates: int = 1000, seed: int = 0) -> Interval:
-    """95 % interval of the statistic `name` over all rounds' samples together."""
-    random = np.random.default_rng(seed)
-    return _percentile_interval([statistic(_resample(rounds, random), name) for _ in range(replicates)])
+def rounds(blocks: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The blocks of a launch, joined two by two."""
+    return [np.concatenate(pair) for pair in zip(blocks[::2], blocks[1::2], strict=True)]
 
 
-def ratio(top: Rounds, bottom: Rounds, name: str = "p50") -> float:
-    """The statistic `name` of `top` ÷ that of `bottom`."""
-    return statistic(np.concatenate(top), name) / statistic(np.concatenate(bottom), name)
+def levels(launches: Launches, name: str = "p50") -> np.ndarray:
+    """(launches,) log of the statistic `name` in each launch.
 
-
-def ratio_interval(
-    top: Rounds,
-    bottom: Rounds,
-    name: str = "p50",
-    *,
-    paired: bool = True,
-    replicates: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """95 % interval of `ratio`.
-
-    `paired`: round i of both was measured side by side, so both are resampled together and what slows a whole
-    round cancels out. Otherwise (two runs, two days) each is resampled by itself.
+    For the median the mean over the rounds: two models' rounds were taken side by side, so what slows down a
+    round cancels out of their difference. Tails need all the runs of a launch at once.
     """
-    random = np.random.default_rng(seed)
-    ratios = []
-    for _ in range(replicates):
-        picked = random.integers(len(top), size=len(top))
-        other = picked if paired else random.integers(len(bottom), size=len(bottom))
-        ratios.append(ratio([top[i] for i in picked], [bottom[i] for i in other], name))
-    return _percentile_interval(ratios)
+    if name == "p50":
+        return np.array([np.mean([math.log(np.median(round_)) for round_ in launch]) for launch in launches])
+    return np.array([math.log(statistic(np.concatenate(launch), name)) for launch in launches])
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """Of independent values, at least two."""
+    return Estimate(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)), len(values) - 1)
+
+
+def ratio(top: Launches, bottom: Launches, name: str = "p50") -> Estimate:
+    """Log of the statistic `name` of `top` ÷ that of `bottom`, launch i of both side by side."""
+    return estimate(levels(top, name) - levels(bottom, name))
+
+
+def interval(launches: Launches, value: float, name: str = "p50") -> Interval:
+    """95 % interval of the statistic `name`, which is `value` over all runs."""
+    found = estimate(levels(launches, name))
+    return Estimate(math.log(value), found.error, found.freedom).interval()
+
+
+@functools.cache
+def student_t(freedom: float) -> float:
+    """The quantile of a two-sided 95 % interval: with t = √ν·tan θ the density becomes cos(θ)^(ν−1)."""
+    theta = np.linspace(0, math.pi / 2, 200_001)
+    density = np.cos(theta) ** (freedom - 1)
+    below = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return math.sqrt(freedom) * math.tan(np.interp(CONFIDENCE * below[-1], below, theta))
 
 
 def half_width(bounds: Interval, value: float) -> float:
@@ -94,13 +124,3 @@ def paired_difference(baseline: np.ndarray, model: np.ndarray) -> tuple[float, I
     centre = (up - down) / n
     spread = Z95 * math.sqrt(up + down - (up - down) ** 2 / n) / n
     return (gained - lost) / total, (max(-1.0, centre - spread), min(1.0, centre + spread))
-
-
-def _resample(rounds: Rounds, random: np.random.Generator) -> np.ndarray:
-    return np.concatenate([rounds[i] for i in random.integers(len(rounds), size=len(rounds))])
-
-
-def _percentile_interval(values: list[float]) -> Interval:
-    tail = (1 - CONFIDENCE) / 2 * 100
-    low, high = np.percentile(values, [tail, 100 - tail])
-    return float(low), float(high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -20,21 +21,28 @@ def bench_table(result: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [_models(rows, letters), _latencies(rows, letters)]
     if result["comparisons"]:
         parts.append(_comparisons(result["comparisons"], letters))
-    if any(not one["interval_reached"] for one in (*rows, *result["comparisons"])):
-        parts.append(Text(f"{NOISY} noisy: the interval asked for was not reached", style="yellow"))
-    parts += [Text(line, style="yellow") for line in remarks(result)]
+    noisy = any(not one["interval_reached"] for one in (*rows, *result["comparisons"]))
+    parts += doubt_lines(doubts(result), noisy)
+    if result["conditions"]["missing"]:
+        parts.append(Text(f"not available here: {', '.join(result['conditions']['missing'])}"))
     parts += verdict_lines(result["guards"])
     return Group(*parts)
 
 
-def remarks(result: dict[str, Any]) -> list[str]:
-    """A line for each remark of the run and of its rows."""
-    lines = [f"! {remark}" for remark in result["remarks"]]
-    for row in result["rows"]:
-        lines += [f"! {row['model']}, batch {row['batch']}: {remark}" for remark in row["remarks"]]
-    if result["conditions"]["missing"]:
-        lines.append(f"not available here: {', '.join(result['conditions']['missing'])}")
-    return lines
+def doubts(result: dict[str, Any]) -> list[str]:
+    """What speaks against the figures: of the run, then of its rows."""
+    rows = [
+        f"{row['model']}, batch {row['batch']}: {remark}"
+        for row in result["rows"]
+        for remark in row["remarks"]
+    ]
+    return [*result["remarks"], *rows]
+
+
+def doubt_lines(remarks: Sequence[str], noisy: bool) -> list[Text]:
+    """The lines below a table; `noisy`: a figure in it has a NOISY before it."""
+    lines = [f"{NOISY} noisy: the interval asked for was not reached"] if noisy else []
+    return [Text(line, style="yellow") for line in (*lines, *(f"! {remark}" for remark in remarks))]
 
 
 def _letters(rows: list[dict[str, Any]]) -> dict[str, str]:
@@ -143,22 +151,21 @@ def compare_table(compared: dict[str, Any]) -> RenderableType:
         if one["metric"] == "accuracy":
             value, bounds = f"{100 * one['value']:+.2f} pp", f"{100 * low:+.2f}…{100 * high:+.2f}"
         cells = [f"{one['model']} {one['backend']} {one['precision']}", str(one["batch"]), one["metric"]]
-        cells += [f"{one[side]:.4g}" for side in ("old", "new")]
+        cells += [f"{NOISY if one['noisy'] else ''}{one[side]:.4g}" for side in ("old", "new")]
         table.add_row(*cells, value, "–" if low == high else bounds)
-    lines = [f"! {remark}" for remark in compared["remarks"]]
+    lines = doubt_lines(compared["remarks"], any(one["noisy"] for one in compared["changes"]))
     for side in ("old", "new"):
-        lines += [f"only in {side}: {' '.join(map(str, key))}" for key in compared[f"only_{side}"]]
-    return Group(table, *(Text(line, style="yellow") for line in lines), *verdict_lines(compared["guards"]))
+        lines += [Text(f"only in {side}: {' '.join(map(str, key))}") for key in compared[f"only_{side}"]]
+    return Group(table, *lines, *verdict_lines(compared["guards"]))
 
 
 def verdict_lines(verdicts: list[dict[str, Any]]) -> list[Text]:
     """A line for each condition of --fail-if and what became of it."""
-    words = {
-        "fails": "FAILS",
-        "passes": "passes",
-        "undecided": "undecided (the interval straddles the limit)",
-    }
-    return [
-        Text(f"{one['condition']}: {words[one['verdict']]} for {one['model']}, batch {one['batch']}")
-        for one in verdicts
-    ]
+    lines = []
+    for one in verdicts:
+        verdict = {"fails": "FAILS"}.get(one["verdict"], one["verdict"])
+        line = f"{one['condition']}: {verdict} for {one['model']}, batch {one['batch']}"
+        if one["verdict"] == "undecided":
+            line += f" ({one['doubt'] or 'the interval straddles the limit'})"
+        lines.append(Text(line))
+    return lines

@@ -35,7 +35,9 @@ HOST = "host_ms"
 WINDOWS = 3
 """Warm-up ends when the medians of this many windows, one after the other, agree."""
 WINDOW_AGREEMENT = 0.05
-WINDOW_RUNS = 5
+WINDOW_RUNS = 2
+LEAD_IN_S = 0.05
+"""Untimed runs before a block end after this time, however few they are: caches are filled by then."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class WarmUp:
 @dataclass(frozen=True)
 class MemoryUse:
     """MB (2^20 bytes). `idle` is the process with the library loaded and no model; `growth` is what was
-    resident after the last timed run less what was after warm-up.
+    resident after the last timed run less what was after the first runs of the warm-up.
     """
 
     idle: float
@@ -116,28 +118,37 @@ class Bench:
         self._batch = normalise(images, self._preprocessing)
 
     def warm_up(self, floor_s: float, limit_s: float) -> WarmUp:
-        """Run for at least `floor_s`, and on until the last windows agree; at most about `limit_s`."""
+        """Run for at least `floor_s`, and on until the last windows agree; at most about `limit_s`.
+
+        Two windows are always done.
+        """
         start, medians, runs = time.perf_counter(), [], 0
         window_s = floor_s / WINDOWS
         while True:
             samples = self.block(window_s, WINDOW_RUNS, 0)[HOST]
             runs += len(samples)
-            medians.append(float(np.median(samples)))
-            last, elapsed = medians[-WINDOWS:], time.perf_counter() - start
-            agree = len(last) == WINDOWS and max(last) <= min(last) * (1 + WINDOW_AGREEMENT)
-            if (agree and elapsed >= floor_s) or elapsed >= limit_s:
+            if not medians:
                 gc.collect()
                 self._warm_mb = memory.resident_mb()
+            medians.append(float(np.median(samples)))
+            last, elapsed = medians[-WINDOWS:], time.perf_counter() - start
+            agree = len(last) > 1 and max(last) <= min(last) * (1 + WINDOW_AGREEMENT)
+            done = agree and len(last) == WINDOWS and elapsed >= floor_s
+            if done or (len(last) > 1 and elapsed >= limit_s):
                 return WarmUp(runs, elapsed, agree)
 
     def block(self, seconds: float, minimum_runs: int, lead_in: int) -> Block:
         """Time single runs for `seconds`, at least `minimum_runs` of them: ms each.
 
-        `lead_in` runs go before, untimed: they bring back the caches that the other models used meanwhile.
+        `lead_in` runs go before, untimed, or fewer that take LEAD_IN_S: they bring back the caches that the
+        other models used meanwhile.
         """
         session, batch = self._session, self._batch
+        begin = time.perf_counter()
         for _ in range(lead_in):
             session.run(batch)
+            if time.perf_counter() - begin >= LEAD_IN_S:
+                break
         figures = gpu.available(session)
         times: list[int] = []
         told: dict[str, list[float]] = {name: [] for name in figures}
@@ -197,15 +208,20 @@ class Bench:
 def serve(connection: Connection, opener: Opener, modules: tuple[str, ...]) -> None:
     """Answer commands until the other end closes. An answer is `(result, None)` or `(None, error)`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it closes the pipe
-    bench: Bench | None = None
+    bench, failed = None, None
+    try:
+        bench = Bench(opener, modules)  # before the first command: workers get ready side by side
+    except Exception as error:
+        failed = _portable(error)
     while True:
         try:
             name, arguments = connection.recv()
         except EOFError:
             return
+        if bench is None:
+            connection.send((None, failed))
+            continue
         try:
-            if bench is None:
-                bench = Bench(opener, modules)
             connection.send((getattr(bench, name)(*arguments), None))
         except Exception as error:
             connection.send((None, _portable(error)))

@@ -253,7 +253,7 @@ def _bench(recipe: Recipe, models: list[Path], output: Path, threads: int | None
     from slimdeploy.benchmarks.subjects import subjects_for
     from slimdeploy.toolchain.runtime.session import SessionOptions
 
-    timing = TimingOptions(seconds=recipe.bench.seconds, ci=recipe.bench.ci)
+    timing = TimingOptions(seconds=recipe.bench.seconds, ci=recipe.bench.ci, launches=recipe.bench.launches)
     subjects = subjects_for(models, ["onnxruntime"], SessionOptions(device="cpu", threads=threads))
     around = find_surroundings(dataset_images(recipe.data), lambda message: None)
     options = BenchOptions(recipe.bench.batches, timing, threads)

@@ -63,6 +63,7 @@ class BenchChoice:
     batches: tuple[int, ...] = (1, 64)
     seconds: float = TimingOptions.seconds
     ci: float = TimingOptions.ci
+    launches: int = TimingOptions.launches
 
     def __post_init__(self) -> None:
         check_finite(self)
@@ -71,6 +72,8 @@ class BenchChoice:
         check_range("batches", max(self.batches), 1, MAX_BATCH)
         if self.seconds <= 0 or self.ci <= 0:
             raise SlimdeployError("seconds and ci must be above 0")
+        if self.launches < 2:
+            raise SlimdeployError("launches must be at least 2")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from slimdeploy.benchmarks import results
+from slimdeploy.benchmarks import results, statistics
+from slimdeploy.benchmarks import table as bench_table
 from slimdeploy.toolchain.formatting import grid, percent, short
 from slimdeploy.toolchain.recipe import Recipe
 
@@ -23,6 +24,7 @@ COLUMNS = {
     "speedup_ci95_low": "lower end of the 95 % interval of the speed-up",
     "speedup_ci95_high": "upper end of it",
     "realised": "speed-up over MAC ratio",
+    "interval_reached": "whether the 95 % intervals of latency and speed-up are as narrow as asked for",
 }
 
 
@@ -37,7 +39,7 @@ def result_table(recipe: Recipe, stages: dict[str, Any]) -> dict[str, Any]:
         title=f"{recipe.name}: {recipe.network.arch}, stem {recipe.network.stem}, on {_data(recipe, stages)}",
         columns=COLUMNS,
         rows=rows,
-        remarks=stages["bench"]["remarks"],
+        remarks=[*_accuracy_doubt(stages), *bench_table.doubts(stages["bench"])],
     )
 
 
@@ -75,12 +77,23 @@ def _latency_row(row: dict[str, Any], bench: dict[str, Any]) -> dict[str, Any]:
         "macs": row["macs"],
         "batch": row["batch"],
         "latency_p50_ms": row["latency_ms"]["p50"],
+        "interval_reached": row["interval_reached"],
     }
     if found:
         low, high = found["ci95"]
         filled |= {"speedup": found["speedup"], "speedup_ci95_low": low, "speedup_ci95_high": high}
         filled["realised"] = found["realised"]
+        filled["interval_reached"] &= found["interval_reached"]
     return filled
+
+
+def _accuracy_doubt(stages: dict[str, Any]) -> list[str]:
+    images, accuracy = stages["bench"]["rows"][0]["images"], stages["finetune"]["accuracy"]["test"]
+    if not images:
+        return []
+    low, high = statistics.proportion_interval(round(accuracy * images), images)
+    known = f"±{50 * (high - low):.1f} points"
+    return [f"{images:,} test images tell an accuracy of {percent(accuracy)} to {known} (95 %)"]
 
 
 def _data(recipe: Recipe, stages: dict[str, Any]) -> str:
@@ -103,15 +116,21 @@ def table_text(table: dict[str, Any]) -> RenderableType:
             [
                 row["step"],
                 str(row["batch"]),
-                f"{row['latency_p50_ms']:.2f} ms",
+                f"{_noisy(row)}{row['latency_p50_ms']:.2f} ms",
                 "" if row["speedup"] is None else _interval(row),
                 "" if row["speedup"] is None else f"{row['realised']:.2f}",
             ]
             for row in speeds
         ],
     )
-    return Group(first, second)
+    return Group(first, second, *bench_table.doubt_lines(table["remarks"], any(map(_noisy, speeds))))
+
+
+def _noisy(row: dict[str, Any]) -> str:
+    return "" if row["interval_reached"] else bench_table.NOISY
 
 
 def _interval(row: dict[str, Any]) -> str:
-    return f"{row['speedup']:.2f}× [{row['speedup_ci95_low']:.2f}, {row['speedup_ci95_high']:.2f}]"
+    return (
+        f"{_noisy(row)}{row['speedup']:.2f}× [{row['speedup_ci95_low']:.2f}, {row['speedup_ci95_high']:.2f}]"
+    )

@@ -7,6 +7,7 @@ import os
 import random
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +26,10 @@ class FakeSession:
 
     sleeps_ms: tuple[float, ...] = (1.0,)
     """One of these at random, run by run: a cycle could fall into step with the blocks."""
+    moods_ms: tuple[float, ...] = ()
+    """For all runs of a process one of these instead: the first process has the first one, and so on."""
+    moods_file: Path | None = None
+    """Where the processes count themselves."""
     load_mb: int = 0
     """Memory taken when opened, and kept."""
     leak_mb: float = 0.0
@@ -49,6 +54,10 @@ class FakeSession:
     def __post_init__(self) -> None:
         if self.gpu_share is not None:
             self.device_memory_mb = {"plan": 3.0, "workspace": 5.0}
+        if self.moods_file:
+            with self.moods_file.open("a") as file:
+                self.sleeps_ms = (self.moods_ms[file.tell() % len(self.moods_ms)],)
+                file.write(".")
         if self.load_mb:
             self.kept.append(_touched(self.load_mb))
 

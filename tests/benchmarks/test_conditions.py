@@ -1,6 +1,11 @@
 from __future__ import annotations
 
-from slimdeploy.benchmarks import conditions
+import time
+from dataclasses import replace
+
+import pytest
+
+from slimdeploy.benchmarks import conditions, load
 
 
 def write(root, path, text):
@@ -51,6 +56,27 @@ def test_a_pc_names_its_processor_and_counts_its_throttling(tmp_path):
         write(tmp_path, f"sys/devices/system/cpu/cpu{cpu}/thermal_throttle/core_throttle_count", f"{count}\n")
     assert conditions.machine(tmp_path)["cpu"] == "Some CPU @ 3 GHz"
     assert conditions.state(tmp_path)["throttled"] == 7
+
+
+def test_other_work_is_counted_while_the_models_are_timed():
+    during = conditions.during([[0.1, 0.5], [0.1, 0.5]])
+    assert during == {"other_work": 0.3}
+    (said,) = conditions.remarks({}, {}, cores=2, during=during)
+    assert said.startswith("the machine was busy: other programs took 0.30 of 2 processors while")
+    assert conditions.remarks({}, {}, cores=4, during=during) == []
+    assert conditions.during([[], []]) == {}
+
+
+def test_other_work_is_all_work_but_ours(tmp_path):
+    usages = []
+    for everyone, ours in ((1000, 100), (1600, 300)):  # ticks of a hundredth of a second
+        write(tmp_path, "proc/stat", f"cpu  {everyone - 50} 0 0 9999 5 0 0 50 0 0\ncpu0 …\n")
+        write(tmp_path, "proc/7/stat", f"7 (a name (odd)) S 1 1 1 0 -1 0 0 0 0 0 {ours - 10} 10 0 0 20\n")
+        usages.append(load.usage([7], tmp_path))
+    before, after = (replace(one, clock=10.0 * i, ours=one.ours - time.process_time())
+                     for i, one in enumerate(usages))  # fmt: skip
+    assert after.others_since(before) == pytest.approx((6 - 2) / 10, abs=0.02)
+    assert load.usage([8], tmp_path) is None
 
 
 def test_what_speaks_against_a_run_is_said():

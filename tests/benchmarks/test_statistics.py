@@ -19,40 +19,53 @@ def test_percentiles_of_known_samples_keep_the_outlier():
     assert found["mean"] == pytest.approx((99 * 50 + 10_000) / 100)
 
 
+def launches_of(level: float, *, scatter: float, number: int, random: np.random.Generator):
+    """Launches of 3 rounds; each launch has a level of its own."""
+    return [
+        [np.exp(random.normal(level + own, 0.02, 20)) for _ in range(3)]
+        for own in random.normal(0, scatter, number)
+    ]
+
+
 def test_the_interval_of_constant_samples_is_a_point():
-    rounds = [np.full(10, 3.0)] * 8
-    assert statistics.interval(rounds) == (3.0, 3.0)
+    assert statistics.interval([[np.full(10, 3.0)] * 2] * 4, 3.0) == pytest.approx((3, 3))
 
 
-def test_the_interval_holds_the_true_median_about_as_often_as_it_says():
-    """100 experiments of 12 rounds whose level wanders: a 95 % interval must cover well over 80 of them."""
-    random = np.random.default_rng(0)
-    covered = 0
-    for seed in range(100):
-        rounds = [random.normal(10 + random.normal(0, 0.5), 1, 20) for _ in range(12)]
-        low, high = statistics.interval(rounds, replicates=200, seed=seed)
-        covered += low <= 10 <= high
-    assert 80 < covered <= 100
+@pytest.mark.parametrize(
+    ("freedom", "expected"), [(1, 12.7062), (2, 4.30265), (4, 2.77645), (9, 2.26216), (1000, 1.96234)]
+)
+def test_quantiles_of_student_t_are_those_of_the_tables(freedom, expected):
+    assert statistics.student_t(freedom) == pytest.approx(expected, abs=1e-5)
 
 
-def test_treating_the_rounds_as_one_would_be_too_sure():
-    """The same samples with the rounds shuffled away give an interval that is much too narrow."""
+@pytest.mark.parametrize("number", [3, 5, 10])
+def test_a_ratio_of_the_same_holds_1_as_often_as_it_says_however_few_launches(number):
+    """400 experiments on two equal models whose processes scatter by 5 %: 1 is left out in about 5 %."""
+    random = np.random.default_rng(number)
+    missed = 0
+    for _ in range(400):
+        pair = [launches_of(0.0, scatter=0.05, number=number, random=random) for _ in range(2)]
+        low, high = statistics.ratio(*pair).interval()
+        missed += not low <= 1 <= high
+    assert 0.02 * 400 < missed < 0.08 * 400
+
+
+def test_runs_within_a_process_say_nothing_of_the_scatter_between_processes():
+    """The same samples, as if every round had been a launch: too narrow by far."""
     random = np.random.default_rng(1)
-    rounds = [random.normal(level, 0.1, 50) for level in (9, 10, 11, 12) * 3]
-    low, high = statistics.interval(rounds)
-    alone = [np.array([value]) for value in np.concatenate(rounds)]
-    naive_low, naive_high = statistics.interval(alone)
-    assert high - low > naive_high - naive_low
+    launches = launches_of(0.0, scatter=0.05, number=5, random=random)
+    low, high = statistics.interval(launches, 1.0)
+    naive_low, naive_high = statistics.interval([[round_] for launch in launches for round_ in launch], 1.0)
+    assert high - low > 1.5 * (naive_high - naive_low)
 
 
-def test_what_slows_a_whole_round_cancels_out_of_a_paired_ratio():
-    drift = np.linspace(1, 2, 10)  # the machine gets twice as slow over the run
-    slow, fast = [np.full(5, 6.0) * d for d in drift], [np.full(5, 2.0) * d for d in drift]
-    low, high = statistics.ratio_interval(slow, fast)
-    assert (low, high) == pytest.approx((3.0, 3.0))
-    low, high = statistics.ratio_interval(slow, fast, paired=False)
-    assert low < 2.8
-    assert high > 3.2
+def test_what_slows_a_whole_round_cancels_out_of_a_ratio():
+    drift = np.linspace(1, 2, 10).reshape(5, 2)  # the machine gets twice as slow over 5 launches
+    slow, fast = ([[np.full(5, ms * d) for d in own] for own in drift] for ms in (6.0, 2.0))
+    assert statistics.ratio(slow, fast).interval() == pytest.approx((3, 3))
+    low, high = statistics.interval(slow, 9.0)
+    assert low < 8
+    assert high > 10
 
 
 def test_half_width_is_relative():

@@ -60,7 +60,11 @@ class Sizes(click.ParamType):
 @click.option("--batch", "batches", type=Sizes(), default="1,64", show_default=True, help="Batch sizes.")
 @click.option(
     "--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True,
-    help="Timed running for each model and batch size, at most (8 rounds are always done).",
+    help="Timed running for each model and batch size, at most. Starting and warming up come on top.",
+)  # fmt: skip
+@click.option(
+    "--launches", type=click.IntRange(min=2), default=10, show_default=True,
+    help="Fresh processes for each model and batch size, at least.",
 )  # fmt: skip
 @click.option(
     "--ci", type=Share(), default="2%", show_default=True,
@@ -82,11 +86,11 @@ class Sizes(click.ParamType):
 @click.option("--force", is_flag=True, help="Replace the output where it exists.")
 @click.option(
     "--compare", nargs=2, type=InputPath(), metavar="OLD NEW",
-    help="Measure nothing: compare two results that --output wrote.",
+    help="Measure nothing: compare results that --output wrote. A folder holds the results of repeated runs.",
 )  # fmt: skip
 @click.option(
     "--fail-if", "guards", multiple=True, metavar="CONDITION",
-    help="Exit 1 where it surely holds, such as 'latency_p50 > 1.05x' or 'accuracy < -0.5pp'.",
+    help="Exit 1 if the whole 95 % interval meets it, such as 'latency_p50 > 1.05x' or 'accuracy < -0.5pp'.",
 )  # fmt: skip
 def bench(
     models: tuple[Path, ...],
@@ -98,8 +102,8 @@ def bench(
 ) -> Output:
     """Measure MODELS (checkpoints, ONNX files, engines) side by side; the first is the baseline.
 
-    Each runs in a process of its own, all of them in turn and in random order. Accuracy is measured where
-    --data is given, on its test images.
+    Every launch starts a fresh process for each, and times them in turn and in random order. Accuracy is
+    measured where --data is given, on its test images.
     """
     from slimdeploy.benchmarks import compare as comparing
     from slimdeploy.benchmarks import results, table
@@ -109,7 +113,7 @@ def bench(
     if compare:
         if models:
             raise SlimdeployError("--compare reads two results and measures nothing: leave the models out")
-        old, new = (results.read(path, "bench") for path in compare)
+        old, new = (results.read_runs(path, "bench") for path in compare)
         compared = comparing.compare_results(old, new, conditions)
         return Output(compared, table.compare_table(compared), comparing.failures(compared["guards"]))
     if not models:
@@ -119,7 +123,7 @@ def bench(
     if conditions and len(models) * len(given["backends"]) < 2:
         raise SlimdeployError("--fail-if compares: name a baseline and another model, or use --compare")
     result = _measure(models, **given)
-    result["guards"] = comparing.judge_all(conditions, comparing.result_pairs(result), paired=True)
+    result["guards"] = comparing.judge_run(conditions, result)
     if output:
         results.write(output, result)
     shown = results.without_samples(result)
@@ -133,6 +137,7 @@ def _measure(
     batches: tuple[int, ...],
     seconds: float,
     ci: float,
+    launches: int,
     seed: int,
     device: str,
     threads: int | None,
@@ -148,7 +153,9 @@ def _measure(
     from slimdeploy.toolchain.runtime.session import SessionOptions
 
     subjects = subjects_for(models, backends, SessionOptions(device=device, threads=threads))
-    options = BenchOptions(batches, TimingOptions(seconds=seconds, ci=ci, seed=seed), threads)
+    options = BenchOptions(
+        batches, TimingOptions(seconds=seconds, ci=ci, seed=seed, launches=launches), threads
+    )
     console = Console(stderr=True)
     # Drawn by hand between the blocks: a bar that animates itself would take time from what is measured.
     line = console.print if not console.is_terminal else lambda text: console.print(f"\r{text:<100}", end="")

@@ -52,7 +52,7 @@ def models(tmp_path_factory):
     return folder
 
 
-QUICK = ["--seconds", "0.2", "--threads", "1", "--ci", "50%"]
+QUICK = ["--seconds", "0.2", "--launches", "2", "--threads", "1", "--ci", "90%"]
 
 
 def test_onnx_against_torch_with_accuracy_and_a_result_file(models, tmp_path):

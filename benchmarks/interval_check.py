@@ -1,0 +1,164 @@
+"""Whether `bench`'s 95 % interval is true, and how small a difference it finds.
+
+    python -m slimdeploy.benchmarks.interval_check final.onnx --batch 1 --runs 100
+    --output benchmarks/results/interval-check.json
+
+Measures an ONNX file against a byte-identical copy and against a copy that takes `--slower` longer for every
+run, as `bench` would, so many times. The interval of the copy's speed-up should leave 1 out in 5 of 100 runs;
+that of the slower one should leave 1 out as often as possible. Each run is a row of the output, written as
+soon as it is done; runs that the file already holds are kept, and done again by no one.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from slimdeploy.benchmarks import results, statistics
+from slimdeploy.benchmarks.latency import Timing, TimingOptions, time_models
+from slimdeploy.benchmarks.process import launched
+from slimdeploy.benchmarks.subjects import Subject, subjects_for
+from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_session
+
+COLUMNS = {
+    "batch": "images in a call",
+    "compared": "`copy`, the same bytes, or `slower`, which takes so much longer by construction",
+    "true_speedup": "what the interval should hold",
+    "speedup": "measured",
+    "ci95_low": "lower end of its 95 % interval",
+    "ci95_high": "upper end of it",
+    "launches": "fresh processes for each model",
+    "launch_scatter": "standard deviation between launches of the log of the speed-up",
+    "p50_ms": "median latency of the original",
+    "other_work": "processors that other programs kept busy meanwhile, on average",
+    "seconds": "what the run took, for all three models",
+}
+
+
+class Slower:
+    """A session that takes `share` longer for each run than the one inside."""
+
+    def __init__(self, inner: Session, share: float) -> None:
+        self._inner, self._share = inner, share
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        start = time.perf_counter_ns()
+        logits = self._inner.run(batch)
+        now = time.perf_counter_ns()
+        end = now + (now - start) * self._share
+        while time.perf_counter_ns() < end:
+            pass
+        return logits
+
+
+def open_slower(path: Path, options: SessionOptions, share: float) -> Session:
+    """A picklable opener of a slower copy."""
+    return Slower(open_session(path, "onnxruntime", options), share)  # type: ignore[return-value]
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--batch", type=int, default=1, show_default=True)
+@click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--runs", type=int, default=100, show_default=True)
+@click.option("--slower", type=float, default=0.03, show_default=True, help="Share of a run.")
+@click.option("--seconds", type=float, default=TimingOptions.seconds, show_default=True)
+@click.option("--launches", type=int, default=TimingOptions.launches, show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+def main(
+    model: Path,
+    batch: int,
+    threads: int,
+    runs: int,
+    slower: float,
+    seconds: float,
+    launches: int,
+    output: Path,
+) -> None:
+    """Measure MODEL against a copy of itself and a slower one, again and again."""
+    rows = list(results.read(output, "table")["rows"]) if output.is_file() else []
+    done = sum((row["batch"], row["compared"]) == (batch, "copy") for row in rows)
+    with tempfile.TemporaryDirectory(prefix="slimdeploy-interval-check-") as folder:
+        subjects = _subjects(model, Path(folder), SessionOptions(device="cpu", threads=threads), slower)
+        for number in range(done, runs):
+            options = TimingOptions(seconds=seconds, launches=launches, seed=number)
+            rows += _run(subjects, batch, options, slower)
+            results.write(output, document(rows))
+            for row in rows[-2:]:
+                print({name: row[name] for name in ("batch", "compared", "speedup", "ci95_low", "ci95_high")},
+                      file=sys.stderr)  # fmt: skip
+
+
+def _subjects(model: Path, folder: Path, options: SessionOptions, slower: float) -> list[Subject]:
+    copies = [Path(shutil.copy(model, folder / name)) for name in ("copy.onnx", "slower.onnx")]
+    found = subjects_for([model, *copies], ["onnxruntime"], options)
+    opener = functools.partial(open_slower, copies[1], options, slower)
+    return [*found[:2], Subject("slower", "onnxruntime", opener, copies[1], found[2].modules, "slower")]
+
+
+def _run(
+    subjects: Sequence[Subject], batch: int, options: TimingOptions, slower: float
+) -> list[dict[str, Any]]:
+    begin = time.perf_counter()
+    original, *others = time_models(functools.partial(launched, subjects, batch), len(subjects), options)
+    seconds = time.perf_counter() - begin
+    names = (("copy", 1.0), ("slower", 1 / (1 + slower)))
+    return [
+        _row(original, timing, seconds) | {"batch": batch, "compared": name, "true_speedup": truth}
+        for timing, (name, truth) in zip(others, names, strict=True)
+    ]
+
+
+def _row(original: Timing, other: Timing, seconds: float) -> dict[str, Any]:
+    found = statistics.ratio(original.by_launch(), other.by_launch())
+    low, high = found.interval()
+    return {
+        "speedup": math.exp(found.mean),
+        "ci95_low": low,
+        "ci95_high": high,
+        "launches": len(original.launches),
+        "launch_scatter": found.error * math.sqrt(len(original.launches)),
+        "p50_ms": float(np.median(original.samples())),
+        "other_work": float(np.mean(original.others)) if original.others else None,
+        "seconds": seconds,
+    }
+
+
+def document(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The rows as a `table`; its remarks say how often which interval left 1 out."""
+    remarks = []
+    for batch in sorted({row["batch"] for row in rows}):
+        for name in ("copy", "slower"):
+            own = [row for row in rows if (row["batch"], row["compared"]) == (batch, name)]
+            out = sum(not row["ci95_low"] <= 1 <= row["ci95_high"] for row in own)
+            true = sum(row["ci95_low"] <= row["true_speedup"] <= row["ci95_high"] for row in own)
+            remarks.append(
+                f"batch {batch}, {name}: the interval leaves 1 out in {out} of {len(own)} runs and holds the "
+                f"true speed-up in {true}"
+            )
+    return results.document(
+        "table",
+        command=shlex.join(["python", "-m", "slimdeploy.benchmarks.interval_check", *sys.argv[1:]]),
+        title="A model against itself and against a slower copy: is bench's 95 % interval true?",
+        columns=COLUMNS,
+        rows=[{name: row[name] for name in COLUMNS} for row in rows],
+        remarks=remarks,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""How much of the processors other programs take while a measurement runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+BUSY_FIELDS = (0, 1, 2, 5, 6, 7)
+"""user, nice, system, irq, softirq and steal (a neighbour on the same host) of proc(5)'s `cpu` line."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Seconds so far: by the clock, and of processor time by all programs and by ours."""
+
+    clock: float
+    everyone: float
+    ours: float
+
+    def others_since(self, before: Usage) -> float:
+        """Processors that others kept busy since `before`, on average; never below 0."""
+        elapsed = max(1e-9, self.clock - before.clock)
+        return max(0.0, (self.everyone - before.everyone - (self.ours - before.ours)) / elapsed)
+
+
+def usage(pids: Sequence[int], root: Path = Path("/")) -> Usage | None:
+    """Usage now, `pids` and this process being ours; None where the machine doesn't tell."""
+    try:
+        fields = (root / "proc/stat").read_text().split("\n")[0].split()[1:]
+        everyone = sum(int(fields[i]) for i in BUSY_FIELDS) / TICKS
+        ours = sum(_process_seconds(root / f"proc/{pid}/stat") for pid in pids)
+    except (OSError, IndexError, ValueError):
+        return None
+    return Usage(time.monotonic(), everyone, ours + time.process_time())
+
+
+def stat_fields(path: Path) -> list[str]:
+    """The fields of a process's or thread's stat (proc(5)) from the third, its state, on: the name before
+    may hold spaces. Raises OSError where it ended.
+    """
+    return path.read_text().rpartition(")")[2].split()
+
+
+def _process_seconds(path: Path) -> float:
+    fields = stat_fields(path)
+    return (int(fields[11]) + int(fields[12])) / TICKS
