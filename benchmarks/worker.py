@@ -122,7 +122,8 @@ class Bench:
 
         Two windows are always done.
         """
-        start, medians, runs = time.perf_counter(), [], 0
+        start, runs = time.perf_counter(), 0
+        medians: list[float] = []
         window_s = floor_s / WINDOWS
         while True:
             samples = self.block(window_s, WINDOW_RUNS, 0)[HOST]
