@@ -23,6 +23,11 @@ from slimdeploy.benchmarks import load, statistics
 from slimdeploy.benchmarks.process import Worker, settle
 from slimdeploy.benchmarks.worker import HOST, Block, WarmUp
 
+LOOKS = 3
+"""So often the intervals are looked at, at most. Processes scatter more than what runs in each: it takes
+rather more launches than longer ones.
+"""
+
 
 @dataclass(frozen=True)
 class TimingOptions:
@@ -47,10 +52,10 @@ class TimingOptions:
 
     @property
     def launch_s(self) -> float:
-        """Timed running of a model in a launch: `seconds` is enough for twice as many launches as are done at
+        """Timed running of a model in a launch: `seconds` is enough for LOOKS times as many as are done at
         least.
         """
-        return self.seconds / (2 * self.launches)
+        return self.seconds / (LOOKS * self.launches)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from slimdeploy.benchmarks.layers import OTHER
 from slimdeploy.toolchain.formatting import percent
 from slimdeploy.toolchain.networks.cost import round_up
 from slimdeploy.toolchain.report.axes import Axis
+from slimdeploy.toolchain.report.layer_bars import Kept, kept_charts
 from slimdeploy.toolchain.report.predictions import Predictions
 from slimdeploy.toolchain.report.run import Model, Run
 from slimdeploy.toolchain.report.svg import (
@@ -103,22 +104,18 @@ def _counts(values: np.ndarray, edges: np.ndarray) -> list[tuple[float, float]]:
     return list(zip(map(float, edges), [*counts, counts[-1]], strict=True))
 
 
-def kept_channels(original: Model, final: Model) -> Chart:
-    """Output channels of every convolution: unpruned, kept, and kept rounded up to what hardware works on."""
+def kept_channels(original: Model, final: Model) -> list[Chart]:
+    """Output channels of every convolution: kept, and kept rounded up to what hardware works on."""
     full, kept = original.convs(), final.convs()
-    names = list(full)
-    widths = [kept[name].out_channels if name in kept else 0 for name in names]
-    series = [
-        Series("unpruned", [(i, full[name].out_channels) for i, name in enumerate(names)], PALE),
-        Series(f"padded to {ALIGNMENT}", [(i, round_up(w, ALIGNMENT)) for i, w in enumerate(widths)], THIRD),
-        Series("kept", [(i, w) for i, w in enumerate(widths)], FINAL),
-    ]
-    firsts = [(next(i for i, name in enumerate(names) if name.startswith(f"layer{k}.")), f"layer{k}")
-              for k in range(1, 5)]  # fmt: skip
-    total = sum(conv.out_channels for conv in full.values())
-    note = f"{sum(widths):,} of {total:,} output channels kept; what a residual sum carries is never cut."
-    return bar_chart("channels", "Channels kept, layer by layer", names, series, y=Axis("channels", low=0),
-                     overlaid=True, marks=firsts, note=note)  # fmt: skip
+    layers = []
+    for name, conv in full.items():
+        width = kept[name].out_channels if name in kept else 0
+        layers.append(Kept(name, conv.out_channels, width, round_up(width, ALIGNMENT)))
+    note = (
+        f"{sum(layer.kept for layer in layers):,} of {sum(layer.full for layer in layers):,} output channels "
+        f"kept; between the colours, what rounding up to a multiple of {ALIGNMENT} adds."
+    )
+    return kept_charts("channels", layers, pale=PALE, middle=THIRD, strong=FINAL, note=note)
 
 
 def ratio_curve(run: Run) -> Chart | None:

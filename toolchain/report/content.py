@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from slimdeploy.toolchain.formatting import count, percent, short
-from slimdeploy.toolchain.report import charts
+from slimdeploy.benchmarks.table import NOISY
+from slimdeploy.toolchain.formatting import percent, short
+from slimdeploy.toolchain.report import charts, headline
+from slimdeploy.toolchain.report.headline import Figure
 from slimdeploy.toolchain.report.predictions import Predictions
 from slimdeploy.toolchain.report.run import Run
 from slimdeploy.toolchain.report.svg import Chart
@@ -28,7 +30,7 @@ class Thumbnail:
 @dataclass(frozen=True)
 class Section:
     """A heading, then whatever there is of: paragraphs, warnings, a table (its header first), charts,
-    images and commands.
+    images and commands. Two that are `narrow`, one after the other, share the width of a wide screen.
     """
 
     title: str
@@ -38,13 +40,18 @@ class Section:
     charts: Sequence[Chart] = ()
     thumbnails: Sequence[Thumbnail] = ()
     code: str = ""
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
 class Report:
+    """`summary` is a sentence for who reads nothing else, `figures` are shown large beside it."""
+
     title: str
     lead: Sequence[str]
     sections: Sequence[Section] = field(default_factory=list)
+    summary: str = ""
+    figures: Sequence[Figure] = ()
 
     def charts(self) -> list[Chart]:
         """All charts, in order."""
@@ -70,8 +77,8 @@ def run_report(
     ratio = charts.ratio_curve(run)
     pruning = [
         charts.gamma_histogram(run),
-        charts.kept_channels(run.original, run.final),
         *([ratio] if ratio else []),
+        *charts.kept_channels(run.original, run.final),
     ]
     speed = charts.latencies(run)
     if layer_times:
@@ -80,70 +87,42 @@ def run_report(
         run.table["title"],
         lead,
         [
-            Section("Original against final", table=headline(run)),
-            Section("Step by step", table=_steps(run.table)),
+            Section("Original against final", table=headline.headline(run.bench), narrow=True),
+            Section("Step by step", table=_steps(run.table), narrow=True),
             Section("Training", charts=charts.curves(run)),
             Section("Pruning", charts=pruning),
-            Section("Speed", _comparison_lines(run.bench), _warnings(run.bench), charts=speed),
+            Section("Speed", _comparison_lines(run.bench), _warnings(run.bench), _speeds(run.table), speed),
             _answers(predictions),
-            Section("How it was made", table=_options(run), code=_commands(run)),
-            Section("Measured with", table=_machine(run.bench)),
+            Section("How it was made", table=_options(run), code=_commands(run), narrow=True),
+            Section("Measured with", table=_machine(run.bench), narrow=True),
         ],
+        headline.summary(run.bench),
+        headline.figures(run.bench),
     )
 
 
-def headline(run: Run) -> list[list[str]]:
-    """Original against final, and the factor between them."""
-    rows = [["", "original", "final", ""]]
-    for batch in sorted({row["batch"] for row in run.bench["rows"]}):
-        old, new = [row for row in run.bench["rows"] if row["batch"] == batch][:2]
-        if len(rows) == 1:
-            if old["accuracy"] is not None and new["accuracy"] is not None:
-                points = 100 * (new["accuracy"] - old["accuracy"])
-                rows.append(
-                    [
-                        "test accuracy",
-                        percent(old["accuracy"]),
-                        percent(new["accuracy"]),
-                        f"{points:+.2f} points",
-                    ]
-                )
-            rows.append(_factor("parameters", old["params"], new["params"], count))
-            rows.append(_factor("MACs", old["macs"], new["macs"], short))
-            rows.append(_factor("ONNX file, MB", old["memory_mb"]["file"], new["memory_mb"]["file"], _one))
-        before, after = old["latency_ms"]["p50"], new["latency_ms"]["p50"]
-        rows.append(_factor(f"p50 latency, batch {batch}, ms", before, after, lambda v: f"{v:.3g}"))
-        before, after = (row["memory_mb"]["peak_above_idle"] for row in (old, new))
-        rows.append(_factor(f"peak memory, batch {batch}, MB", before, after, _one))
+def _steps(table: dict[str, Any]) -> Rows:
+    rows = [["step", "test accuracy", "parameters", "MACs"]]
+    for row in table["rows"]:
+        if row["batch"] is None:
+            accuracy = "" if row["accuracy"] is None else percent(row["accuracy"])
+            rows.append([row["step"], accuracy, short(row["params"]), short(row["macs"])])
     return rows
 
 
-def _factor(name: str, old: float, new: float, write: Any) -> list[str]:
-    return [name, write(old), write(new), f"÷ {old / new:.2f}"]
-
-
-def _one(value: float) -> str:
-    return f"{value:.1f}"
-
-
-def _steps(table: dict[str, Any]) -> Rows:
-    rows = [["step", "test accuracy", "parameters", "MACs", "batch", "p50 ms", "speed-up (95 %)", "realised"]]
+def _speeds(table: dict[str, Any]) -> Rows:
+    rows = [["model, batch", "p50 ms", "speed-up (95 %)", "realised"]]
     for row in table["rows"]:
+        if row["batch"] is None:
+            continue
+        noisy = "" if row.get("interval_reached", True) else NOISY
         speedup = ""
         if row["speedup"] is not None:
-            speedup = f"{row['speedup']:.2f}× ({row['speedup_ci95_low']:.2f}–{row['speedup_ci95_high']:.2f})"
-        rows.append(
-            [
-                row["step"],
-                "" if row["accuracy"] is None else percent(row["accuracy"]),
-                short(row["params"]),
-                short(row["macs"]),
-                "" if row["batch"] is None else str(row["batch"]),
-                "" if row["latency_p50_ms"] is None else f"{row['latency_p50_ms']:.3g}",
-                speedup,
-                "" if row["realised"] is None else f"{row['realised']:.2f}",
-            ]
-        )
+            low, high = row["speedup_ci95_low"], row["speedup_ci95_high"]
+            speedup = f"{noisy}{row['speedup']:.2f}× ({low:.2f}–{high:.2f})"
+        realised = "" if row["realised"] is None else f"{row['realised']:.2f}"
+        name = f"{row['step']}, {row['batch']}"
+        rows.append([name, f"{noisy}{row['latency_p50_ms']:.3g}", speedup, realised])
     return rows
 
 
@@ -151,7 +130,10 @@ def _comparison_lines(bench: dict[str, Any]) -> list[str]:
     lines = []
     for one in bench["comparisons"]:
         low, high = one["ci95"]
-        line = f"Batch {one['batch']}: {one['speedup']:.2f} times as fast (95 %: {low:.2f} to {high:.2f})"
+        noisy = "" if one["interval_reached"] else NOISY
+        line = (
+            f"Batch {one['batch']}: {noisy}{one['speedup']:.2f} times as fast (95 %: {low:.2f} to {high:.2f})"
+        )
         if one["mac_ratio"]:
             line += f" with {one['mac_ratio']:.2f} times fewer MACs, so realised is {one['realised']:.2f}"
         lines.append(line + ".")
@@ -214,6 +196,8 @@ def _machine(bench: dict[str, Any]) -> Rows:
         [name.replace("_", " "), _plain(before.get(name)), _plain(after.get(name))]
         for name in sorted({*before, *after})
     ]
+    if (others := bench["conditions"].get("during", {}).get("other_work")) is not None:
+        rows.append(["other work while timing, processors", f"{others:.2f}", ""])
     rows.append(["not told by this machine", ", ".join(bench["conditions"]["missing"]) or "–", ""])
     return rows
 

@@ -41,7 +41,10 @@ def write_markdown(report: Report, output: Path) -> list[Path]:
 
 def markdown(report: Report, folder: str) -> str:
     """The report as Markdown that shows the charts in `folder`."""
-    lines, number = [f"# {report.title}", "", *report.lead], 0
+    lines, number = [f"# {report.title}", ""], 0
+    if report.summary:
+        lines += [f"**{report.summary}**", ""]
+    lines += report.lead
     for section in report.sections:
         lines += ["", f"## {section.title}", ""]
         for text in (*section.paragraphs, *(f"**{warning}**" for warning in section.warnings)):

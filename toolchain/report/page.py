@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import string
 from collections.abc import Sequence
 from html import escape
@@ -13,18 +14,34 @@ import numpy as np
 
 from slimdeploy.toolchain.report import svg
 from slimdeploy.toolchain.report.content import Report, Rows, Section, Thumbnail
+from slimdeploy.toolchain.report.headline import Figure
 from slimdeploy.toolchain.report.svg import Chart
+
+NBSP = "\u00a0"
+SLIM = 4
+"""Columns that a telephone has room for."""
 
 
 def html_page(report: Report) -> str:
     """The whole page."""
     template = string.Template((resources.files(__package__) / "template.html").read_text(encoding="utf-8"))
     body = [f"<h1>{escape(report.title)}</h1>"]
+    if report.summary:
+        body.append(f'<p class="summary">{escape(report.summary)}</p>')
+    if report.figures:
+        body.append(f'<ul class="figures">{"".join(map(_large, report.figures))}</ul>')
     body += [f'<p class="muted">{escape(line)}</p>' for line in report.lead]
-    body += [_section(section) for section in report.sections]
+    for narrow, group in itertools.groupby(report.sections, key=lambda section: section.narrow):
+        sections = "".join(map(_section, group))
+        body.append(f'<div class="pair">{sections}</div>' if narrow else sections)
     return template.substitute(
         title=escape(report.title), body="\n".join(body), style=svg.STYLE, light=svg.LIGHT, dark=svg.DARK
     )
+
+
+def _large(figure: Figure) -> str:
+    doubt = f"<small>{escape(figure.doubt)}</small>" if figure.doubt else ""
+    return f"<li><strong>{escape(figure.value)}</strong> {escape(figure.what)}{doubt}</li>"
 
 
 def _section(section: Section) -> str:
@@ -55,13 +72,20 @@ def _figure(chart: Chart) -> str:
 
 def _table(rows: Rows) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+        words = [cells[0], *(map(_unbroken, cells[1:]) if tag == "td" else cells[1:])]
+        return f"<tr>{''.join(f'<{tag}>{escape(word)}</{tag}>' for word in words)}</tr>"
 
     head, *rest = rows
     body = "".join(row(cells, "td") for cells in rest)
-    # Wide tables scroll by themselves, by keyboard too, and the page doesn't.
-    table = f"<table><thead>{row(head, 'th')}</thead><tbody>{body}</tbody></table>"
+    # Wide tables scroll by themselves, by keyboard too, and the page doesn't; slim ones are made to fit.
+    slim = ' class="slim"' if len(head) <= SLIM else ""
+    table = f"<table{slim}><thead>{row(head, 'th')}</thead><tbody>{body}</tbody></table>"
     return f'<div class="scroll" tabindex="0">{table}</div>'
+
+
+def _unbroken(cell: str) -> str:
+    """A figure stays with its unit where a line breaks; what stands in brackets may have its own line."""
+    return cell.replace(" ", NBSP).replace(f"{NBSP}(", " (")
 
 
 def _image(thumbnail: Thumbnail) -> str:

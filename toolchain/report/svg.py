@@ -15,12 +15,15 @@ from slimdeploy.toolchain.report.axes import Axis, Scale, scale
 
 WIDTH, HEIGHT = 400, 270
 LEFT, RIGHT, BOTTOM = 48, 8, 40
+WORD = 14
+"""Height of the line of words above the plot."""
 LETTER = 6.3
 """Width of an average letter at the font size of 12, to lay out legends."""
 
 STYLE = """
 text{font:12px system-ui,-apple-system,"Segoe UI","DejaVu Sans",Arial,sans-serif;fill:var(--text)}
 .axis{stroke:var(--axis);stroke-width:1}.grid{stroke:var(--grid);stroke-width:1}
+.mark{stroke:var(--text);stroke-width:1.5;stroke-dasharray:4 3}
 .line{fill:none;stroke-width:2;stroke-linejoin:round}
 .c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}
 .line{stroke:var(--c)}.fill{fill:var(--c)}
@@ -92,17 +95,18 @@ def xy_chart(
 ) -> Chart:
     """Series over two axes. `lines` are verticals at an x with a word beside them."""
     points = [point for one in series for point in one.points]
-    top, legend = _legend([(one.name, one.colour) for one in series])
+    top, words = legend([(one.name, one.colour) for one in series])
+    top += WORD if lines else 0
     to_x = scale(x, [p[0] for p in points] + [at for at, _ in lines], LEFT, WIDTH - RIGHT)
     to_y = scale(y, [p[1] for p in points], HEIGHT - BOTTOM, top)
-    parts = [legend, _x_axis(x, to_x), _y_axis(y, to_y)]
+    parts = [words, _x_axis(x, to_x), _y_axis(y, to_y)]
     parts += [_vertical(to_x(at), top, word) for at, word in lines]
     for one in series:
         placed = [(to_x(px), to_y(py)) for px, py in one.points]
         parts.append(_marks(one, placed))
     stops = _stops(series, x, y, to_x, to_y)
     header, rows = _xy_table(series, x, y)
-    return Chart(key, title, _svg(title, parts, stops), (header, rows), note)
+    return Chart(key, title, drawing(title, parts, stops), (header, rows), note)
 
 
 def bar_chart(
@@ -121,13 +125,13 @@ def bar_chart(
 
     `marks` are the categories named below the axis: there may be too many to name all.
     """
-    top, legend = _legend([(one.name, one.colour) for one in series])
+    top, words = legend([(one.name, one.colour) for one in series])
     heights = [value for one in series for _, value in one.points]
     foot = y.low or 0.0
     to_y = scale(y, [*heights, foot], HEIGHT - BOTTOM, top)
     slot = (WIDTH - LEFT - RIGHT) / len(categories)
     width = slot * 0.8 / (1 if overlaid else len(series))
-    parts = [legend, _y_axis(y, to_y)]
+    parts = [words, _y_axis(y, to_y)]
     stops: list[Stop] = []
     floor = to_y(foot)
     for n, one in enumerate(series):
@@ -146,7 +150,7 @@ def bar_chart(
         left = LEFT + slot * (i + 0.1)
         parts.append(f'<text x="{left:.1f}" y="{HEIGHT - BOTTOM + 16}">{escape(word)}</text>')
     parts.append(_line(LEFT, floor, WIDTH - RIGHT, floor, "axis"))
-    return Chart(key, title, _svg(title, parts, stops), (["", *(one.name for one in series)], rows), note)
+    return Chart(key, title, drawing(title, parts, stops), (["", *(one.name for one in series)], rows), note)
 
 
 def _x_axis(axis: Axis, place: Scale) -> str:
@@ -174,10 +178,10 @@ def _y_axis(axis: Axis, place: Scale) -> str:
 
 
 def _vertical(at: float, top: float, word: str) -> str:
-    """A dashed line, with its word on the side that has more room."""
-    place = f'text-anchor="end" x="{at - 4:.1f}"' if at > WIDTH / 2 else f'x="{at + 4:.1f}"'
-    dashes = f'<line class="axis" stroke-dasharray="4 3" x1="{at:.1f}" x2="{at:.1f}" y1="{top}"'
-    return f'{dashes} y2="{HEIGHT - BOTTOM}"/><text {place} y="{top + 10}">{escape(word)}</text>'
+    """A dashed line, with its word above the plot, on the side that has more room."""
+    place = f'text-anchor="end" x="{at + 4:.1f}"' if at > WIDTH / 2 else f'x="{max(at - 4, LEFT):.1f}"'
+    dashes = f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{top - 4:.1f}"'
+    return f'{dashes} y2="{HEIGHT - BOTTOM}"/><text {place} y="{top - 7:.1f}">{escape(word)}</text>'
 
 
 def _marks(series: Series, placed: Sequence[tuple[float, float]]) -> str:
@@ -235,7 +239,7 @@ def _xy_table(series: Sequence[Series], x: Axis, y: Axis) -> Table:
     return [x.label, *(one.name for one in series)], rows
 
 
-def _legend(entries: Sequence[tuple[str, int]]) -> tuple[float, str]:
+def legend(entries: Sequence[tuple[str, int]]) -> tuple[float, str]:
     """Where the plot may begin, and the legend above it; none for a single series."""
     if len(entries) < 2:
         return 14, ""
@@ -254,7 +258,8 @@ def _line(x1: float, y1: float, x2: float, y2: float, name: str) -> str:
     return f'<line class="{name}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _svg(title: str, parts: Sequence[str], stops: Sequence[Stop]) -> str:
+def drawing(title: str, parts: Sequence[str], stops: Sequence[Stop]) -> str:
+    """The whole SVG; `stops` are what the pointer and the arrow keys find."""
     data, label = escape(json.dumps(stops, ensure_ascii=False)), escape(title)
     head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{label}"'
     return f'{head} data-stops="{data}">{"".join(parts)}</svg>'

@@ -112,10 +112,11 @@ def _place(row: dict[str, Any]) -> str:
 
 def _cells(row: Row) -> list[str]:
     times = [f"{'' if one['interval_reached'] else '~'}{one['p50_ms']:.3g}" for one in row["latency"]]
+    low, high = row["latency"][0]["speedup_ci95"]
     return [
         percent(row["accuracy"]["validation"]),
         percent(row["accuracy"]["test"]),
         short(row["params"]),
         "/".join(times),
-        f"{row['latency'][0]['speedup']:.2f}×",
+        f"{row['latency'][0]['speedup']:.2f}× ({low:.2f}–{high:.2f})",
     ]

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.xdist_group("report")  # one worker makes what they sha
 
 CHARTS = {
     "sparse-accuracy", "sparse-loss", "sparse-zero", "final-accuracy", "final-loss", "final-zero",
-    "gamma", "channels", "ratio", "latency-1", "latency-4", "layers", "classes",
+    "gamma", "channels-1", "channels-2", "ratio", "latency-1", "latency-4", "layers", "classes",
 }  # fmt: skip
 SWEEP_CHARTS = {
     "pareto", "ratio-0-1", "ratio-0-8", "ratio-0.001-1", "ratio-0.001-8", "gamma-0", "gamma-1",
@@ -85,7 +85,7 @@ def test_the_page_says_what_the_run_says(page, run):
     bench = json.loads((run / "bench.json").read_text())
     original, final = bench["rows"][:2]
     assert f"<td>{original['params']:,}</td><td>{final['params']:,}</td>" in text
-    assert f"<td>÷ {original['params'] / final['params']:.2f}</td>" in text
+    assert f"<td>÷\u00a0{original['params'] / final['params']:.2f}</td>" in text
 
 
 def test_a_sweep_has_its_charts_and_tables(sweep_page):

@@ -40,6 +40,16 @@ def test_series_that_lack_an_x_leave_it_empty():
     assert chart.table[1] == [["0", "0%", ""], ["1", "100%", "50%"]]
 
 
+def test_a_line_s_word_stands_above_the_plot_and_beside_no_axis():
+    """At the left end, where the line lies on the axis."""
+    chart = xy_chart("k", "t", [Series("only", [(0, 0), (1, 1)])], x=X, y=Y, lines=[(0, "90% lie below")])
+    root = ElementTree.fromstring(chart.svg)
+    word = next(e for e in root if e.text == "90% lie below")
+    highest = min(float(e.attrib["y"]) for e in root if e.tag == "text" and e is not word)
+    assert float(word.attrib["y"]) < highest - 4
+    assert float(word.attrib["x"]) >= LEFT
+
+
 def test_named_dots_are_told_apart():
     dots = [Series("original", [(3, 0.5), (1, 1)], 0, "dots", ["conv1", "fc"])]
     chart = xy_chart("key", "t", dots, x=X, y=Y)
