@@ -103,8 +103,8 @@ def headline(bench: Bench) -> list[list[str]]:
     for name, key, write in (("parameters", "params", count), ("MACs", "macs", short)):
         if first.original[key] and first.final[key]:
             rows.append(_factor(name, first.original[key], first.final[key], write))
-    sizes = [row["memory_mb"]["file"] for row in (first.original, first.final)]
-    rows.append(_factor("ONNX file, MB", *sizes, _one))
+    old, new = (row["memory_mb"]["file"] for row in (first.original, first.final))
+    rows.append(_factor("ONNX file, MB", old, new, _one))
     for pair in found:
         low, high = pair.compared["ci95"]
         rows.append(
@@ -114,8 +114,8 @@ def headline(bench: Bench) -> list[list[str]]:
                 f"÷ {_noisy(pair.compared)}{pair.compared['speedup']:.2f} ({low:.2f} to {high:.2f})",
             ]
         )
-        peaks = [row["memory_mb"]["peak_above_idle"] for row in (pair.original, pair.final)]
-        rows.append(_factor(f"peak memory, batch {pair.batch}, MB", *peaks, _one))
+        old, new = (row["memory_mb"]["peak_above_idle"] for row in (pair.original, pair.final))
+        rows.append(_factor(f"peak memory, batch {pair.batch}, MB", old, new, _one))
     return rows
 
 
