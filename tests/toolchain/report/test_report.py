@@ -81,7 +81,8 @@ def test_the_page_is_one_file_with_every_chart(page, run):
 def test_the_page_says_what_the_run_says(page, run):
     text, table = page.read_text(), json.loads((run / "table.json").read_text())
     for row in table["rows"]:
-        assert f"<td>{row['step']}</td>" in text
+        name = row["step"] if row["batch"] is None else f"{row['step']}, {row['batch']}"
+        assert f"<td>{name}</td>" in text
     bench = json.loads((run / "bench.json").read_text())
     original, final = bench["rows"][:2]
     assert f"<td>{original['params']:,}</td><td>{final['params']:,}</td>" in text
