@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import re
+import sys
 from collections.abc import Callable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -27,7 +28,11 @@ OPTIONAL = (
     "PIL",
 )
 NAMED_FOR = {"cuda_python": "cuda"}  # where the module has another name than what it imports
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where the import has another name
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "pynvml": "nvidia-ml-py",
+    "sklearn": "scikit-learn",
+}  # where the import has another name
 
 
 def _setup() -> configparser.ConfigParser:
@@ -113,6 +118,25 @@ def test_the_command_named_for_a_missing_library_installs_it(library: str) -> No
     assert any(name.startswith(distribution) for name in _requirements()[extra[1]])
     error = missing_library(ModuleNotFoundError("", name=f"{library}.inner"))
     assert str(error) == f"this needs {library}, which is not installed: {INSTALL_COMMANDS[library]}"
+
+
+BASE_IMPORTS = {"click", "filelock", "numpy", "rich", "tomli"}
+OTHER_TOOLS = {"modelopt", "pillow_heif", "torch_pruning"}
+"""Compared with, or used where they are."""
+
+
+def test_every_library_that_is_imported_can_be_named_where_it_is_missing() -> None:
+    imported = set()
+    for file in _modules().values():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+    ours = {"slimdeploy", *(file.stem for file in (ROOT / "benchmarks/peers").glob("*.py"))}
+    assert imported - ours - set(sys.stdlib_module_names) - BASE_IMPORTS - OTHER_TOOLS <= set(
+        INSTALL_COMMANDS
+    )
 
 
 def test_other_missing_modules_are_not_explained_away() -> None:

@@ -19,7 +19,9 @@ class CheckFailed(SlimdeployError):
 
 # Import name -> the command that brings it. TensorRT on a Jetson comes with JetPack, not with pip.
 INSTALL_COMMANDS = {
+    "anyio": "pip install 'slimdeploy[device]'",
     "cuda": "pip install 'slimdeploy[gpu]'",
+    "h11": "pip install 'slimdeploy[device]'",
     "jsonschema": "pip install 'slimdeploy[device]'",
     "onnx": "pip install 'slimdeploy[host]'",
     "onnxruntime": "pip install 'slimdeploy[cpu]'",
@@ -27,11 +29,13 @@ INSTALL_COMMANDS = {
     "PIL": "pip install 'slimdeploy[device]'",
     "prometheus_client": "pip install 'slimdeploy[device]'",
     "psycopg": "pip install 'slimdeploy[sweep]'",
-    "pycuda": "pip install 'slimdeploy[gpu]'",
+    "pycuda": "pip install 'slimdeploy[cuda]'",
+    "pynvml": "pip install 'slimdeploy[gpu]'",
     "pytest": "pip install 'slimdeploy[test]'",
     "resvg_py": "pip install 'slimdeploy[report]'",
     "safetensors": "pip install 'slimdeploy[host]'",
     "sklearn": "pip install 'slimdeploy[host]'",
+    "sqlalchemy": "pip install 'slimdeploy[sweep]'",
     "starlette": "pip install 'slimdeploy[device]'",
     "tensorboard": "pip install 'slimdeploy[host]'",
     "tensorrt": "pip install 'slimdeploy[gpu]' (on a Jetson: sudo apt install nvidia-jetpack)",
@@ -39,6 +43,11 @@ INSTALL_COMMANDS = {
     "torchvision": "pip install 'slimdeploy[host]'",
     "uvicorn": "pip install 'slimdeploy[device]'",
 }
+
+ONNXRUNTIME_ON_GPU = (
+    "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+)
+"""The build for GPUs with its CUDA libraries. It and the CPU build overwrite each other's files."""
 
 
 def missing_library(error: ModuleNotFoundError) -> SlimdeployError | None:

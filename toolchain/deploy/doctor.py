@@ -1,52 +1,24 @@
 """What this machine can do, and the command that mends each thing missing.
 
-A check is one function under `@check`; it looks at the machine through `Machine` alone, so that a test can
-hand in any machine.
+A check is one function in CHECKS; it looks at the machine through `Machine` alone, so that a test can hand in
+any machine.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
+from slimdeploy.toolchain.deploy.doctor_runtimes import bindings, compiler, libraries, providers, runtimes
+from slimdeploy.toolchain.deploy.findings import MISSING, NOTE, OK, WARNING, Finding
 from slimdeploy.toolchain.deploy.machine import Machine
-from slimdeploy.toolchain.errors import INSTALL_COMMANDS
 
-OK, NOTE, WARNING, MISSING = "ok", "note", "warning", "missing"
-"""MISSING alone stops the main job; a NOTE asks for nothing."""
-
-PROVIDER_TENSORRT = 10
-"""Major version of TensorRT that onnxruntime-gpu's provider is linked against (1.20 to 1.31)."""
-
-HOST_LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "safetensors", "PIL", "sklearn")
-DEVICE_LIBRARIES = ("PIL", "uvicorn", "starlette", "prometheus_client")
 ADD_SWAP = " && sudo ".join(
     ("sudo fallocate -l 4G /swapfile", "chmod 600 /swapfile", "mkswap /swapfile", "swapon /swapfile")
 )
 LOW_MEMORY_MB, LOW_DISK_MB, NO_DISK_MB = 1024, 2048, 128
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`mend` is a command to run as it is."""
-
-    name: str
-    status: str
-    detail: str
-    mend: str | None = None
-
-
-Check = Callable[[Machine], Iterator[Finding]]
-CHECKS: list[Check] = []
-
-
-def check(function: Check) -> Check:
-    """Decorator: a function that looks at one thing of a machine."""
-    CHECKS.append(function)
-    return function
 
 
 def examine(machine: Machine) -> list[Finding]:
@@ -68,7 +40,6 @@ def report(machine: Machine, findings: list[Finding]) -> dict[str, Any]:
     }
 
 
-@check
 def system(machine: Machine) -> Iterator[Finding]:
     facts = machine.facts
     python = f"Python {platform.python_version()} on {platform.machine()}"
@@ -84,7 +55,6 @@ def system(machine: Machine) -> Iterator[Finding]:
         yield Finding("JetPack", OK, f"{facts.jetpack or 'of an unknown version'}, L4T {facts.l4t}")
 
 
-@check
 def gpu(machine: Machine) -> Iterator[Finding]:
     if machine.cuda is None and machine.gpu is None:
         if machine.facts.is_jetson:
@@ -105,107 +75,6 @@ def gpu(machine: Machine) -> Iterator[Finding]:
     )
 
 
-@check
-def libraries(machine: Machine) -> Iterator[Finding]:
-    for name in HOST_LIBRARIES if machine.role == "host" else DEVICE_LIBRARIES:
-        found = machine.library(name)
-        mend = INSTALL_COMMANDS[name]
-        if found.version:
-            yield Finding(name, OK, found.version)
-        elif found.error:
-            yield Finding(name, MISSING, f"can't be imported: {found.error}", f"{mend} --force-reinstall")
-        else:
-            needed = MISSING if machine.role == "host" else WARNING
-            yield Finding(name, needed, "not installed", mend)
-
-
-@check
-def runtimes(machine: Machine) -> Iterator[Finding]:
-    """TensorRT or onnxruntime: a device needs one of them."""
-    tensorrt, ort = machine.library("tensorrt"), machine.library("onnxruntime")
-    has_gpu = machine.cuda is not None
-    if tensorrt.version:
-        yield Finding("TensorRT", OK, tensorrt.version)
-    elif tensorrt.error:
-        yield Finding(
-            "TensorRT",
-            WARNING,
-            f"installed, but can't be imported: {tensorrt.error}",
-            _tensorrt_mend(machine),
-        )
-    elif has_gpu:
-        yield Finding(
-            "TensorRT", WARNING, "not installed: models run on onnxruntime", _tensorrt_mend(machine)
-        )
-    if machine.role == "device":
-        if ort.version:
-            yield Finding("onnxruntime", OK, ort.version)
-        else:
-            status = NOTE if tensorrt.version and has_gpu else MISSING
-            yield Finding(
-                "onnxruntime", status, ort.error or "not installed", INSTALL_COMMANDS["onnxruntime"]
-            )
-    if tensorrt.version and has_gpu:
-        bindings = [name for name in ("pycuda", "cuda") if machine.library(name).version]
-        if bindings:
-            yield Finding("CUDA from Python", OK, f"{bindings[0]} {machine.library(bindings[0]).version}")
-        else:
-            yield Finding(
-                "CUDA from Python",
-                WARNING,
-                "neither pycuda nor cuda-python: engines can't be run",
-                INSTALL_COMMANDS["pycuda"],
-            )
-
-
-@check
-def providers(machine: Machine) -> Iterator[Finding]:
-    if not machine.library("onnxruntime").version:
-        return
-    names = ", ".join(name.removesuffix("ExecutionProvider") for name in machine.providers)
-    yield Finding("onnxruntime providers", OK, names)
-    if {"onnxruntime", "onnxruntime-gpu"} <= machine.packages:
-        yield Finding(
-            "onnxruntime",
-            WARNING,
-            "onnxruntime and onnxruntime-gpu overwrite each other's files",
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
-        )
-    version = machine.library("tensorrt").version
-    if "TensorrtExecutionProvider" in machine.providers and version:
-        major = int(version.split(".")[0])
-        if major != PROVIDER_TENSORRT:
-            yield Finding(
-                "onnxruntime with TensorRT",
-                WARNING,
-                f"its provider needs TensorRT {PROVIDER_TENSORRT}, "
-                f"{version} is installed; slimdeploy's own engines are not affected",
-                f"pip install 'tensorrt>={PROVIDER_TENSORRT}.3,<{PROVIDER_TENSORRT + 1}'",
-            )
-    if "CUDAExecutionProvider" not in machine.providers and machine.cuda and not machine.facts.is_jetson:
-        yield Finding(
-            "onnxruntime on the GPU",
-            NOTE,
-            "onnxruntime is the CPU build",
-            "pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
-        )
-
-
-@check
-def compiler(machine: Machine) -> Iterator[Finding]:
-    if machine.nvcc is None:
-        if machine.cuda:
-            yield Finding(
-                "nvcc", NOTE, "not installed: NVRTC compiles the kernels", "sudo apt install cuda-toolkit"
-            )
-    elif machine.program("nvcc"):
-        yield Finding("nvcc", OK, machine.nvcc)
-    else:
-        folder = Path(machine.nvcc).parent
-        yield Finding("nvcc", NOTE, f"{machine.nvcc} is not on the PATH", f'export PATH="{folder}:$PATH"')
-
-
-@check
 def power(machine: Machine) -> Iterator[Finding]:
     facts = machine.facts
     if facts.power_mode is None:
@@ -222,7 +91,6 @@ def power(machine: Machine) -> Iterator[Finding]:
         )
 
 
-@check
 def memory(machine: Machine) -> Iterator[Finding]:
     facts = machine.facts
     detail = f"{facts.free_mb:,.0f} MiB of {facts.memory_mb:,.0f} MiB free"
@@ -239,7 +107,6 @@ def memory(machine: Machine) -> Iterator[Finding]:
         yield Finding("swap", OK, f"{facts.swap_mb:,.0f} MiB")
 
 
-@check
 def disk(machine: Machine) -> Iterator[Finding]:
     detail = f"{machine.disk_free_mb:,.0f} MiB free at {machine.disk}"
     if machine.disk_free_mb >= LOW_DISK_MB:
@@ -250,7 +117,6 @@ def disk(machine: Machine) -> Iterator[Finding]:
         )
 
 
-@check
 def remote(machine: Machine) -> Iterator[Finding]:
     for name in ("ssh", "ssh-keygen"):
         if not machine.program(name):
@@ -258,5 +124,17 @@ def remote(machine: Machine) -> Iterator[Finding]:
             yield Finding(name, WARNING, f"not installed: {what}", "sudo apt install openssh-client")
 
 
-def _tensorrt_mend(machine: Machine) -> str:
-    return "sudo apt install nvidia-jetpack" if machine.facts.is_jetson else "pip install 'slimdeploy[gpu]'"
+CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
+    system,
+    gpu,
+    libraries,
+    runtimes,
+    bindings,
+    providers,
+    compiler,
+    power,
+    memory,
+    disk,
+    remote,
+)
+"""Each looks at one thing of a machine."""

@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.deploy import sysfs
 from slimdeploy.toolchain.deploy.store import default_root
 from slimdeploy.toolchain.deploy.sysfs import DeviceFacts
+from slimdeploy.toolchain.runtime.providers import load_error
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class Machine:
     """Names of the distributions that pip installed."""
     providers: tuple[str, ...]
     """onnxruntime's."""
+    provider_errors: dict[str, str]
+    """Of these, those whose library can't be loaded, and why."""
+    closed_environment: Path | None
+    """The virtual environment that this runs in, where the system's packages are left out of it."""
     program: Callable[[str], str | None]
     """Path of a program, as a shell finds it."""
     gpu: str | None
@@ -68,7 +74,9 @@ def this_machine(role: str | None = None) -> Machine:
         facts=facts,
         library=library,
         packages=frozenset(str(d.metadata["Name"]) for d in importlib.metadata.distributions()),
-        providers=_providers(library),
+        providers=(found := _providers(library)),
+        provider_errors={name: error for name in found if (error := load_error(name))},
+        closed_environment=_closed_environment(),
         program=shutil.which,
         gpu=_nvidia_smi(),
         cuda=_cuda_driver(),
@@ -99,6 +107,16 @@ def _providers(library: Callable[[str], Library]) -> tuple[str, ...]:
     if not library("onnxruntime").version:
         return ()
     return tuple(importlib.import_module("onnxruntime").get_available_providers())
+
+
+def _closed_environment() -> Path | None:
+    """The virtual environment, where its pyvenv.cfg leaves the system's packages out (PEP 405)."""
+    file = Path(sys.prefix) / "pyvenv.cfg"
+    if sys.prefix == sys.base_prefix or not file.is_file():
+        return None
+    settings = dict(line.lower().split("=", 1) for line in file.read_text().splitlines() if "=" in line)
+    shared = {key.strip(): value.strip() for key, value in settings.items()}
+    return None if shared.get("include-system-site-packages") == "true" else Path(sys.prefix)
 
 
 def _nvidia_smi() -> str | None:

@@ -163,7 +163,7 @@ def open_device(index: int = 0, implementation: str = "auto") -> Device:
             raise SlimdeployError(f"{name} can't be loaded: {error}") from error
         return module.open_device(index)
     raise SlimdeployError(
-        f"a CUDA device needs {' or '.join(names)}, which is not installed: pip install 'slimdeploy[gpu]'"
+        f"a CUDA device needs {' or '.join(names)}, which is not installed: pip install 'slimdeploy[cuda]'"
     )
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.errors import ONNXRUNTIME_ON_GPU, SlimdeployError
 from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
 from slimdeploy.toolchain.runtime.onnx_file import read_onnx
+from slimdeploy.toolchain.runtime.providers import load_error, mend
 from slimdeploy.toolchain.runtime.session import SessionOptions
 
 # Backend -> the providers that it asks for; the first one must be the one that runs.
@@ -95,10 +96,11 @@ def open_session(path: Path, options: SessionOptions) -> OnnxSession:
     backend = "onnxruntime-tensorrt" if options.tensorrt else f"onnxruntime-{_device(options)}"
     wanted = PROVIDERS[backend]
     on_gpu = backend != "onnxruntime-cpu"
-    if on_gpu and hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # CUDA libraries that torch or pip brought along
     if wanted[0] not in onnxruntime.get_available_providers():
-        raise SlimdeployError(f"onnxruntime has no {wanted[0]} here: pip install 'slimdeploy[gpu]'")
+        raise SlimdeployError(f"onnxruntime has no {wanted[0]} here: {ONNXRUNTIME_ON_GPU}")
+    for name in wanted:
+        if reason := load_error(name):
+            raise SlimdeployError(f"onnxruntime's {name} can't be loaded: {reason}; {mend(reason)}")
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     if options.threads:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from slimdeploy.toolchain.deploy.doctor import (
-    MISSING,
-    NOTE,
-    OK,
-    WARNING,
-    Finding,
-    examine,
-    report,
-    works,
-)
+from slimdeploy.toolchain.deploy import machine as machines
+from slimdeploy.toolchain.deploy.doctor import examine, report, works
+from slimdeploy.toolchain.deploy.doctor_runtimes import HOST_EXTRAS, HOST_LIBRARIES, NEEDED_BY
+from slimdeploy.toolchain.deploy.findings import MISSING, NOTE, OK, WARNING, Finding
 from slimdeploy.toolchain.deploy.machine import Library, Machine, this_machine
 from slimdeploy.toolchain.deploy.sysfs import read_facts
+from slimdeploy.toolchain.errors import ONNXRUNTIME_ON_GPU
+from slimdeploy.toolchain.runtime.providers import library_error
 
 ALL = {
     name: Library("10.3.0" if name == "tensorrt" else "1.0")
@@ -38,6 +35,9 @@ ALL = {
         "prometheus_client",
         "tensorrt",
         "pycuda",
+        *HOST_LIBRARIES,
+        *NEEDED_BY,
+        *HOST_EXTRAS,
     ]
 }
 JETSON = dataclasses.replace(
@@ -61,7 +61,8 @@ def machine(*, without=(), libraries=None, **values) -> Machine:
 
     base = Machine(
         role="device", facts=JETSON, library=library,
-        packages=frozenset({"onnxruntime"}), providers=("CPUExecutionProvider",),
+        packages=frozenset({"onnxruntime"}), providers=("CPUExecutionProvider",), provider_errors={},
+        closed_environment=None,
         program=lambda name: f"/usr/bin/{name}", gpu=None, cuda=(12, 6), nvcc="/usr/bin/nvcc",
         disk_free_mb=50_000.0, disk=Path("/"),
     )  # fmt: skip
@@ -82,7 +83,26 @@ def test_all_is_well(role):
     assert found("JetPack", findings).detail == "6.1 or 6.2, L4T 36.4.3"
 
 
+CUDA_MISSING = "libcublasLt.so.13: cannot open shared object file: No such file or directory"
+CUDA_PROVIDER = "CUDAExecutionProvider"
 CASES = {
+    "TensorRT outside of a closed environment": (
+        machine(without=("tensorrt",), closed_environment=Path("/home/me/my env")), "TensorRT", WARNING,
+        "sudo apt install python3-libnvinfer && python3 -m venv --system-site-packages '/home/me/my env'",
+    ),
+    "onnxruntime-gpu without CUDA's libraries": (
+        machine(providers=(CUDA_PROVIDER,), provider_errors={CUDA_PROVIDER: CUDA_MISSING}),
+        "onnxruntime's CUDA provider", WARNING, ONNXRUNTIME_ON_GPU,
+    ),
+    "onnxruntime for CPUs beside a GPU": (
+        machine(facts=PC), "onnxruntime on the GPU", NOTE, ONNXRUNTIME_ON_GPU,
+    ),
+    "serve's libraries on a host": (
+        machine(role="host", without=("anyio",)), "anyio", WARNING, "pip install 'slimdeploy[device]'",
+    ),
+    "sweep's library on a host": (
+        machine(role="host", without=("optuna",)), "optuna", NOTE, "pip install 'slimdeploy[sweep]'",
+    ),
     "no runtime at all": (
         machine(without=("tensorrt", "onnxruntime")), "onnxruntime", MISSING, "pip install 'slimdeploy[cpu]'",
     ),
@@ -95,7 +115,7 @@ CASES = {
     ),
     "no uvicorn": (machine(without=("uvicorn",)), "uvicorn", WARNING, "pip install 'slimdeploy[device]'"),
     "no TensorRT on a Jetson": (
-        machine(without=("tensorrt",)), "TensorRT", WARNING, "sudo apt install nvidia-jetpack",
+        machine(without=("tensorrt",)), "TensorRT", WARNING, "sudo apt install python3-libnvinfer",
     ),
     "no TensorRT beside a GPU": (
         machine(without=("tensorrt",), facts=PC),
@@ -103,10 +123,10 @@ CASES = {
     ),
     "broken TensorRT": (
         machine(libraries={"tensorrt": Library(error="OSError: libnvinfer.so.10")}),
-        "TensorRT", WARNING, "sudo apt install nvidia-jetpack",
+        "TensorRT", WARNING, "sudo apt install python3-libnvinfer",
     ),
     "TensorRT without pycuda": (
-        machine(without=("pycuda",)), "CUDA from Python", WARNING, "pip install 'slimdeploy[gpu]'",
+        machine(without=("pycuda",)), "CUDA from Python", WARNING, "pip install 'slimdeploy[cuda]'",
     ),
     "TensorRT that the provider can't use": (
         machine(libraries={"tensorrt": Library("11.4.0")}, providers=("TensorrtExecutionProvider",)),
@@ -114,7 +134,7 @@ CASES = {
     ),
     "two onnxruntimes": (
         machine(role="host", packages=frozenset({"onnxruntime", "onnxruntime-gpu"})),
-        "onnxruntime", WARNING, "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
+        "onnxruntime", WARNING, ONNXRUNTIME_ON_GPU,
     ),
     "driver that can't be loaded": (machine(cuda=None), "GPU", WARNING, "sudo apt install nvidia-l4t-cuda"),
     "no GPU": (machine(cuda=None, facts=PC), "GPU", NOTE, None),
@@ -156,6 +176,44 @@ def test_case(case):
     assert (finding.status, finding.mend) == (status, mend)
     assert works(findings) == (status != MISSING)
     assert report(examined, findings)["ok"] == (status != MISSING)
+
+
+def test_a_provider_that_cannot_be_loaded_is_not_listed():
+    """And the missing library is named."""
+    examined = machine(
+        providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
+        provider_errors={"CUDAExecutionProvider": CUDA_MISSING},
+    )
+    findings = examine(examined)
+    assert found("onnxruntime providers", findings).detail == "CPU"
+    assert found("onnxruntime's CUDA provider", findings).detail.endswith(CUDA_MISSING)
+
+
+def test_the_linker_names_the_library_that_is_missing(tmp_path):
+    if not shutil.which("gcc"):
+        pytest.skip("gcc is not installed")
+    other = tmp_path / "libcublasLt.so.13"
+    build = ["gcc", "-shared", "-x", "c", "/dev/null", "-o"]
+    subprocess.run([*build, other, f"-Wl,-soname,{other.name}"], check=True)
+    link = ["-Wl,--no-as-needed", "-x", "none", other]
+    subprocess.run([*build, tmp_path / "provider.so", *link], check=True)
+    other.unlink()
+    assert library_error(tmp_path / "provider.so") == CUDA_MISSING
+    assert library_error(tmp_path / "nothing.so") is not None
+
+
+def test_the_advice_for_a_closed_environment_opens_it(tmp_path, monkeypatch):
+    """Applied, as printed: the environment keeps what is in it and sees the system's packages."""
+    place = tmp_path / "my env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
+    (place / "kept").touch()
+    monkeypatch.setattr(machines.sys, "prefix", str(place))
+    assert machines._closed_environment() == place
+    _, _, _, mend = CASES["TensorRT outside of a closed environment"]
+    command = mend.split(" && ")[1].replace("/home/me/my env", str(place))
+    subprocess.run(command.replace("python3", sys.executable, 1), shell=True, check=True)
+    assert machines._closed_environment() is None
+    assert (place / "kept").exists()
 
 
 def test_tensorrt_alone_is_enough_for_a_device():
