@@ -221,6 +221,14 @@ def test_a_missing_library_is_one_line(fresh_python: Callable, tmp_path: Path) -
     assert "Traceback" not in ran.err
 
 
+def test_serve_without_its_extra_is_one_line(fresh_python: Callable) -> None:
+    ran = fresh_python(HELP, "anyio,h11,prometheus_client,starlette,uvicorn", "serve", "--model", "x.onnx")
+    assert ran.exit_code == 2
+    line = ran.err.splitlines()[0]
+    assert line.startswith("slimdeploy: this needs ")
+    assert line.endswith(", which is not installed: pip install 'slimdeploy[device]'")
+
+
 def _imports(file: Path, module: str, *, lazy: bool) -> set[str]:
     """Modules of the package that `file` imports: at its top, or with `lazy` anywhere; not those for type
     checking alone.

@@ -38,7 +38,8 @@ INSTALL_COMMANDS = {
     "sqlalchemy": "pip install 'slimdeploy[sweep]'",
     "starlette": "pip install 'slimdeploy[device]'",
     "tensorboard": "pip install 'slimdeploy[host]'",
-    "tensorrt": "pip install 'slimdeploy[gpu]' (on a Jetson: sudo apt install nvidia-jetpack)",
+    "tensorrt": "pip install 'slimdeploy[gpu]' (on a Jetson: sudo apt install python3-libnvinfer, and a "
+    "virtual environment made with --system-site-packages)",
     "torch": "pip install 'slimdeploy[host]'",
     "torchvision": "pip install 'slimdeploy[host]'",
     "uvicorn": "pip install 'slimdeploy[device]'",

@@ -40,8 +40,8 @@ def check_signer(folder: Path, store: Store) -> None:
     """Refuse an installed version that this device would not install today."""
     if store.allowed_signers.exists() and read_document(folder).get("signer") is None:
         raise SlimdeployError(
-            f"{folder.name} is not signed, and {store.allowed_signers} asks for a signature: "
-            "sign its bundle and deploy it"
+            f"{folder.name} was installed without checking a signature, and {store.allowed_signers} asks for "
+            "one: deploy its signed bundle"
         )
 
 
