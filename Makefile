@@ -3,7 +3,7 @@ BIN := .venv/bin
 # The package is this folder, whatever its name: type checking finds it under its import name through a link.
 TYPES := .venv/types
 
-.PHONY: demo test lint types install clean gpu-check device-check
+.PHONY: demo test test-machines lint types install clean gpu-check device-check
 
 demo: install
 	$(BIN)/slimdeploy run digits --output runs/digits
@@ -11,6 +11,10 @@ demo: install
 
 test: install .venv/tensorrt-on-cpu lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+
+# The same tests as on CPUs of other kinds, on more threads and with other random examples: four times as long, for the night.
+test-machines: install .venv/tensorrt-on-cpu
+	$(BIN)/python tests/machines.py -n 2 --dist loadgroup
 
 # TensorRT's parser and builder, which need no GPU: `slimdeploy export --trt-check`. Without, their tests are skipped.
 .venv/tensorrt-on-cpu: .venv/installed

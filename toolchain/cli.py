@@ -20,7 +20,7 @@ import click
 
 from slimdeploy import __version__
 from slimdeploy.toolchain.artifacts import json_text
-from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError, missing_library, nearest
+from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError, lost_worker, missing_library, nearest
 from slimdeploy.toolchain.launch import check_command, launch, reports_errors
 from slimdeploy.toolchain.paths import check_paths, outputs_alone
 from slimdeploy.toolchain.standard_output import close_for_libraries, only_results
@@ -201,6 +201,8 @@ def _explain(error: Exception) -> tuple[str, int]:
         return "interrupted", 130
     if isinstance(error, ModuleNotFoundError) and (missing := missing_library(error)):
         return str(missing), missing.exit_code
+    if lost := lost_worker(error):
+        return str(lost), lost.exit_code
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror, 2
     return f"internal error, {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", 1

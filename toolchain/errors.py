@@ -17,6 +17,12 @@ class CheckFailed(SlimdeployError):
     exit_code = 1
 
 
+class WorkerLost(SlimdeployError):
+    """A process that worked for this one was killed. Exit code 1."""
+
+    exit_code = 1
+
+
 # Import name -> the command that brings it. TensorRT on a Jetson comes with JetPack, not with pip.
 INSTALL_COMMANDS = {
     "anyio": "pip install 'slimdeploy[device]'",
@@ -63,6 +69,13 @@ def shorten(said: object, limit: int = 200) -> str:
     """`said` in one line of at most `limit` characters, without control characters."""
     text = " ".join("".join(c if c.isprintable() else " " for c in str(said)).split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def lost_worker(error: Exception) -> SlimdeployError | None:
+    """The one-line error where a process that read images for this one was killed; None for any other."""
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        return WorkerLost("a process that reads images was killed, perhaps by the system for lack of memory")
+    return None
 
 
 _LISTED = 16

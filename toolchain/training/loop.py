@@ -25,6 +25,7 @@ from slimdeploy.toolchain.training.distillation import Teacher
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks, peers_explained
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import TensorBoardLog, write_history
+from slimdeploy.toolchain.training.interruption import resumable, workers_explained
 from slimdeploy.toolchain.training.layout import place
 from slimdeploy.toolchain.training.memory import attempt_step, is_out_of_memory, out_of_memory
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
@@ -81,7 +82,7 @@ def fit(
     writes = TensorBoardLog(output, epochs_done=state.epochs_done) if ranks.main else nullcontext()
     with writes as board:
         while state.epochs_done < options.epochs and not _out_of_patience(state.history, options.patience):
-            with peers_explained(), compile_errors_explained():
+            with peers_explained(), compile_errors_explained(), workers_explained(state.epochs_done):
                 record = run.epoch(state.epochs_done)
             state.history.append(record)
             if options.patience and record.val_accuracy >= max(r.val_accuracy for r in state.history):
@@ -105,10 +106,7 @@ def _keep(output: Path, state: TrainingState, run: _Run, board: TensorBoardLog) 
         save_state(state_path(output), state, run.network, run.optimizer)
         write_history(output, state.history)
     except SlimdeployError as error:
-        before = state.epochs_done - 1
-        raise SlimdeployError(
-            f"{error}: --resume goes on after epoch {before}" if before else f"{error}"
-        ) from error
+        raise resumable(error, state.epochs_done - 1) from error
 
 
 class _Run:

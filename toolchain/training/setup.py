@@ -12,6 +12,9 @@ from slimdeploy.toolchain.training.schedules import lr_factor
 from slimdeploy.toolchain.training.sparsity import FixedPenalty, Penalty, penalised_scales
 from slimdeploy.toolchain.training.steering import SteeredPenalty
 
+FEW_STEPS = 200
+"""The embedded digits, the easiest of data, take as many."""
+
 
 def learning_rate(options: TrainOptions, number: int, *, steps_per_epoch: int) -> float:
     """The rate of step `number`, counted from 0 over all epochs."""
@@ -23,6 +26,20 @@ def learning_rate(options: TrainOptions, number: int, *, steps_per_epoch: int) -
         step_epochs=options.step_epochs,
     )
     return options.lr * factor
+
+
+def short_run(options: TrainOptions, images: int) -> str | None:
+    """The line to print where a fresh network gets fewer steps than FEW_STEPS, with the option to change."""
+    batch = min(options.batch_size, images)
+    steps = images // batch * options.epochs
+    if not 0 < steps < FEW_STEPS:
+        return None
+    sizes = [size for size in (64, 32, 16) if size < batch and images // size * options.epochs >= FEW_STEPS]
+    advice = f"--epochs {-(-FEW_STEPS // (images // batch))}"
+    if sizes:
+        advice = f"--batch-size {sizes[0]} makes {images // sizes[0] * options.epochs} of them, or {advice}"
+    plural = "s" if steps > 1 else ""
+    return f"only {steps} step{plural}, which is too few for a fresh network (--lr {options.lr:g}): {advice}"
 
 
 def build_penalty(network: GraphNetwork, options: TrainOptions, *, steps_per_epoch: int) -> Penalty:

@@ -32,6 +32,7 @@ from slimdeploy.toolchain.training.history import history_path
 from slimdeploy.toolchain.training.loop import TrainingData, fit
 from slimdeploy.toolchain.training.options import ALL_OPTIONS, WEIGHTS_LR, TrainOptions
 from slimdeploy.toolchain.training.pretrained import Weights, read_weights
+from slimdeploy.toolchain.training.setup import short_run
 from slimdeploy.toolchain.training.sparsity import penalised_scales, zero_share
 from slimdeploy.toolchain.training.state import state_path
 
@@ -138,6 +139,10 @@ def training_data(dataset: Dataset, options: TrainOptions) -> TrainingData:
     share.
     """
     train, validation = dataset.held_out(options.validation, limit=options.limit)
+    if len(train) < 2:
+        raise SlimdeployError(
+            f"{len(train)} image is left to train on, and BN needs 2: lower --validation, or raise --limit"
+        )
     return TrainingData(train, validation, dataset.preprocessing)
 
 
@@ -167,6 +172,8 @@ def _train(
     network, info = start.network, start.info
     info.graph.shapes(dataset.preprocessing.size)  # refuses images too small to pass through
     parts = training_data(dataset, options)
+    if not start.sha256 and (line := short_run(options, len(parts.train))):
+        log(line)
     teacher = load_teacher(Path(options.teacher), info, device=device) if options.teacher else None
     facts: dict[str, Any] = {
         "options": options.to_json(),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import multiprocessing
 import random
 import resource
 import signal
@@ -17,6 +18,7 @@ import pytest
 import torch
 from forked import Forked
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import at_step
 from torch import Tensor
 
 from slimdeploy.toolchain.checkpoint import load_checkpoint, read_safetensors
@@ -223,3 +225,22 @@ def test_other_errors_of_an_attempt_are_not_hidden() -> None:
 
     with pytest.raises(RuntimeError, match="a bug"):
         batch_that_fits(8, attempt)
+
+
+def _kill_a_reader(optimizer: torch.optim.Optimizer) -> None:
+    multiprocessing.active_children()[0].kill()
+    time.sleep(30)  # the kernel's word of it interrupts this
+
+
+def test_a_killed_reader_is_one_line_that_says_how_to_go_on(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    killed = "a process that reads images was killed, perhaps by the system for lack of memory"
+    output = tmp_path / "net.safetensors"
+    with at_step(4, _kill_a_reader):
+        ran = slimdeploy_command(*_train(image_folder, output, "--stream"))
+    assert (ran.exit_code, ran.error) == (1, f"{killed}: --resume goes on after epoch 1")
+    with at_step(1, _kill_a_reader):
+        ran = slimdeploy_command(*_train(image_folder, tmp_path / "other", "--stream"))
+    assert (ran.exit_code, ran.error) == (1, killed)
+    assert slimdeploy_command(*_train(image_folder, output, "--stream", "--resume")).exit_code == 0

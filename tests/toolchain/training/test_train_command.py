@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import write_checkpoint
+from tiny import CLASSES, PREPROCESSING, learnable_split, write_checkpoint
 
 from slimdeploy.toolchain.checkpoint import load_checkpoint
-from slimdeploy.toolchain.data.dataset import DataOptions
+from slimdeploy.toolchain.data.dataset import DataOptions, Dataset
 from slimdeploy.toolchain.data.of_model import dataset_for
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
 from slimdeploy.toolchain.training import loop
 from slimdeploy.toolchain.training.history import history_path, read_history
@@ -364,3 +365,11 @@ def test_data_and_device_errors_are_one_line(slimdeploy_command: Callable, tmp_p
     if not torch.cuda.is_available():
         ran = slimdeploy_command("train", "--data", "digits", "--device", "cuda", "-o", tmp_path / "net")
         assert (ran.exit_code, ran.error) == (2, "--device cuda: torch sees no CUDA GPU here")
+
+
+def test_one_image_is_too_few_to_train_on() -> None:
+    train, validation = learnable_split(2), learnable_split(1, seed=1)
+    data = Dataset(CLASSES, train, validation, PREPROCESSING, validation)
+    with pytest.raises(SlimdeployError, match=r"^1 image is left to train on, and BN needs 2: "):
+        training_data(data, TrainOptions(limit=1))
+    assert len(training_data(data, TrainOptions(limit=2)).train) == 2

@@ -10,6 +10,7 @@ import pytest
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.precision import resolve_precision
+from slimdeploy.toolchain.training.setup import short_run
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"schedule": "one-cycel"}, "unknown schedule 'one-cycel'; known: one-cycle, cosine, step, constant. "
@@ -81,3 +82,19 @@ def test_automatic_precision_goes_by_the_hardware(monkeypatch: pytest.MonkeyPatc
     flags.add("amx_bf16")
     assert resolve_precision("auto", "cpu") == "bf16"
     assert resolve_precision("fp32", "cpu") == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("options", "images", "message"),
+    [
+        ({"epochs": 8}, 1300, "only 80 steps, which is too few for a fresh network (--lr 0.1): "
+                              "--batch-size 32 makes 320 of them, or --epochs 20"),
+        ({"epochs": 1}, 60, "only 1 step, which is too few for a fresh network (--lr 0.1): --epochs 200"),
+        ({"epochs": 20}, 1300, None),
+        ({"epochs": 0}, 1300, None),
+    ],
+)  # fmt: skip
+def test_a_run_with_too_few_steps_is_told_what_to_change(
+    options: dict[str, Any], images: int, message: str | None
+) -> None:
+    assert short_run(TrainOptions(**options), images) == message
