@@ -1,5 +1,4 @@
-"""Any file of weights to a state dict with torchvision's names, whatever training scripts wrapped around it.
-"""
+"""Any file of weights to a state dict by the network's own names, whatever was wrapped around it."""
 
 from __future__ import annotations
 
