@@ -14,6 +14,7 @@ import numpy as np
 
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import layer_of_nodes
+from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -31,6 +32,7 @@ def layer_times(path: Path, graph: Graph, *, batch: int, threads: int | None = N
     (pooling, sums, reordering). A ReLU and a sum that onnxruntime fused into a convolution count as part of
     it.
     """
+    read_onnx(path)
     with tempfile.TemporaryDirectory() as folder:
         session = profiling_session(str(path), Path(folder), threads=threads)
         image = session.get_inputs()[0]

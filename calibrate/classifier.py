@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.errors import SlimdeployError, shorten
 from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
+from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 
 LAYERS = ("Conv", "Gemm", "GlobalAveragePool", "Add")
 """Operators that compute in INT8, and can each be kept in float."""
@@ -87,13 +88,12 @@ def read_classifier(path: Path) -> Classifier:
         raise SlimdeployError(f"no model at {path}")
     if path.suffix == ".safetensors":
         raise SlimdeployError(f"{path} is a checkpoint: slimdeploy export makes the ONNX file to calibrate")
+    read_onnx(path)
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and the checker raise their own classes
-        raise SlimdeployError(
-            f"{path} is not a valid ONNX file ({' '.join(str(error).split())[:200]})"
-        ) from error
+        raise SlimdeployError(f"{path} is not a valid ONNX file ({shorten(error)})") from error
     return classifier(model, source=str(path))
 
 

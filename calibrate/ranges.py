@@ -16,7 +16,7 @@ import numpy as np
 
 from slimdeploy.calibrate.histogram import BINS, Histogram
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.errors import SlimdeployError, shorten
 
 FORMAT = 2
 
@@ -65,17 +65,7 @@ def load_ranges(path: Path, *, model_sha256: str, images: np.ndarray) -> Ranges:
     Raises SlimdeployError where the file is damaged, StaleRanges where it is of another model or other
     images.
     """
-    document = artifacts.read_json(path, "file of activation ranges")
-    try:
-        if document["format"] != FORMAT or document["bins"] != BINS:
-            raise SlimdeployError(f"{path}: written by another version of slimdeploy: delete it")
-        tensors = {name: _from_json(entry) for name, entry in document["tensors"].items()}
-        widths = {name: np.asarray(width, np.float32) for name, width in document["widths"].items()}
-        ranges = Ranges(
-            document["model_sha256"], document["images_sha256"], int(document["images"]), widths, tensors
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SlimdeployError(f"{path} is not a file of activation ranges ({error!r}): delete it") from error
+    ranges = read_ranges(path)
     if ranges.model_sha256 != model_sha256:
         raise StaleRanges(f"{path} is stale: it holds the ranges of another model; delete it or pass --force")
     if ranges.images_sha256 != images_sha256(images):
@@ -83,6 +73,22 @@ def load_ranges(path: Path, *, model_sha256: str, images: np.ndarray) -> Ranges:
             f"{path} is stale: it was measured on {ranges.images} other images; delete it or pass --force"
         )
     return ranges
+
+
+def read_ranges(path: Path) -> Ranges:
+    """Read a file of ranges, of any model; raises SlimdeployError where it is damaged or something else."""
+    document = artifacts.read_json(path, "file of activation ranges")
+    try:
+        if document["format"] != FORMAT or document["bins"] != BINS:
+            raise SlimdeployError(f"{path}: written by another version of slimdeploy: delete it")
+        tensors = {name: _from_json(entry) for name, entry in document["tensors"].items()}
+        widths = {name: np.asarray(width, np.float32) for name, width in document["widths"].items()}
+        return Ranges(
+            document["model_sha256"], document["images_sha256"], int(document["images"]), widths, tensors
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = shorten(repr(error))
+        raise SlimdeployError(f"{path} is not a file of activation ranges ({reason}): delete it") from error
 
 
 def _to_json(histogram: Histogram) -> dict[str, object]:

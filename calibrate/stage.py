@@ -116,6 +116,7 @@ def calibrate_stage(
     )
     if fits:
         cache = _trt8_cache(source, method, data, options.threads) if trt8 else b""
+        artifacts.remove_sidecar(output)
         artifacts.write_bytes(output, made.SerializeToString())
         artifacts.write_sidecar(output, _description(result, quantiser, model, made))
         if trt8:

@@ -20,7 +20,14 @@ import click
 
 from slimdeploy import __version__
 from slimdeploy.toolchain.artifacts import json_text
-from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError, lost_worker, missing_library, nearest
+from slimdeploy.toolchain.errors import (
+    CheckFailed,
+    SlimdeployError,
+    lost_worker,
+    missing_library,
+    nearest,
+    shorten,
+)
 from slimdeploy.toolchain.launch import check_command, launch, reports_errors
 from slimdeploy.toolchain.paths import check_paths, outputs_alone
 from slimdeploy.toolchain.standard_output import close_for_libraries, only_results
@@ -203,6 +210,8 @@ def _explain(error: Exception) -> tuple[str, int]:
         return str(missing), missing.exit_code
     if lost := lost_worker(error):
         return str(lost), lost.exit_code
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({shorten(error) or 'nothing more is known'})", 2
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror, 2
-    return f"internal error, {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", 1
+    return f"internal error, {type(error).__name__}: {shorten(error, 500)} (--debug shows where)", 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import platform
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -12,7 +11,6 @@ from typing import Any, TypeVar
 
 from slimdeploy import __version__
 from slimdeploy.toolchain.artifacts import json_text, parse_json
-from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, check_range
 from slimdeploy.toolchain.errors import SlimdeployError, shorten
 from slimdeploy.toolchain.networks.architectures import read_network
 from slimdeploy.toolchain.networks.graph import Graph
@@ -48,10 +46,6 @@ class ModelInfo:
     """One entry a stage, oldest first: command, options, parent's SHA-256, seed, versions."""
 
     def __post_init__(self) -> None:
-        prep = self.preprocessing
-        check_range("image size", prep.size, 1, MAX_IMAGE_SIZE)
-        if not all(map(math.isfinite, (*prep.mean, *prep.std))) or min(prep.std) <= 0:
-            raise SlimdeployError(f"mean {prep.mean} and std {prep.std} must be finite, and std above 0")
         if len(self.class_names) != self.graph.classes:
             raise SlimdeployError(f"{self.graph.classes} classes, but {len(self.class_names)} class names")
 

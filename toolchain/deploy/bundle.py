@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,18 +12,23 @@ from pathlib import Path
 
 import numpy as np
 
+from slimdeploy.calibrate.ranges import read_ranges
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.deploy import container, manifest, signature
 from slimdeploy.toolchain.deploy.golden import compute_logits
 from slimdeploy.toolchain.deploy.manifest import BundleFile, Manifest, Variant
 from slimdeploy.toolchain.deploy.samples import Images
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.onnx_file import carried_info, read_onnx
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
 ENDING = ".slim.tar"
 _BATCH = 8
+ACCURACY_SLACK = 0.1
+"""How far the accuracy on the evaluation images may lie below the test split's, beside chance: they are
+spread evenly over the classes, and the split need not be.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ def write_bundle(
         _check_images(model, info, images)
         variant = Variant(facts.metadata.get("precision", "fp32"), facts.metadata.get("target", "any"), None)
         logits, accuracy = _run_on_host(model, info, images)
+        _check_accuracy(model, info, accuracy, images)
         variant = replace(variant, accuracy=accuracy)
         if variant.model in contents:
             raise SlimdeployError(f"{model}: the bundle already has a model in {variant.id}")
@@ -69,7 +76,7 @@ def write_bundle(
         contents[manifest.EVALUATION_IMAGES] = images.evaluation.tobytes()
         contents[manifest.EVALUATION_LABELS] = images.labels.astype("<i4").tobytes()
     if calibration:
-        artifacts.read_json(calibration, "table of calibration ranges")
+        read_ranges(calibration)
         contents[manifest.CALIBRATION] = calibration.read_bytes()
     files = tuple(
         BundleFile(name, len(content), hashlib.sha256(content).hexdigest())
@@ -191,12 +198,46 @@ def _check_images(model: Path, info: ModelInfo, images: Images) -> None:
         raise SlimdeployError(f"{model} knows {info.graph.classes} classes, the data has more")
 
 
+def _check_accuracy(model: Path, info: ModelInfo, measured: float | None, images: Images) -> None:
+    """Raises CheckFailed where the accuracy is far below the one that the file carries: it is damaged, or not
+    the network that it says.
+    """
+    known = info.metrics.get("accuracy")
+    carried = known.get("test") if isinstance(known, dict) else None
+    if measured is None or not images.of_training or not isinstance(carried, float):
+        return
+    error = math.sqrt(carried * (1 - carried) / len(images.labels)) if 0 < carried < 1 else 0.0
+    drop = (artifacts.read_sidecar(model) or {}).get("max_drop")  # of calibrate, in points
+    allowed = ACCURACY_SLACK + 4 * error + (drop / 100 if isinstance(drop, (int, float)) else 0.0)
+    if measured < carried - allowed:
+        raise CheckFailed(
+            f"{model}: {measured:.1%} of {len(images.labels)} evaluation images right, but the file says "
+            f"{carried:.1%} on the test split: it is damaged, or not that network; no bundle written"
+        )
+
+
 def _check_one_network(paths: Sequence[Path], infos: Sequence[ModelInfo]) -> None:
-    """Models in one bundle see the same pixels and mean the same classes."""
+    """Models in one bundle are one network: the same channels, from the same checkpoint, for the same pixels
+    and classes.
+    """
     for path, info in zip(paths[1:], infos[1:], strict=True):
-        for what in ("preprocessing", "class_names"):
-            if getattr(info, what) != getattr(infos[0], what):
-                raise SlimdeployError(f"{path}: its {what.replace('_', ' ')} is not that of {paths[0]}")
+        for what, own, first in (
+            ("preprocessing", info.preprocessing, infos[0].preprocessing),
+            ("class names", info.class_names, infos[0].class_names),
+            ("network", info.graph, infos[0].graph),
+            ("checkpoint", _checkpoint_of(info), _checkpoint_of(infos[0])),
+        ):
+            if own != first:
+                raise SlimdeployError(
+                    f"{path}: its {what} is not that of {paths[0]}; one bundle holds one network, "
+                    "once for each precision"
+                )
+
+
+def _checkpoint_of(info: ModelInfo) -> object:
+    """SHA-256 of the checkpoint that the model was exported from; None where it doesn't say."""
+    exports = [entry.get("parent") for entry in info.provenance if entry.get("stage") == "export"]
+    return exports[-1] if exports else None
 
 
 @contextlib.contextmanager

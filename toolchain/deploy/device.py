@@ -27,8 +27,10 @@ from slimdeploy.toolchain.deploy.installed import (
 from slimdeploy.toolchain.deploy.manifest import Manifest, Variant
 from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.deploy.sysfs import DeviceFacts, read_facts
+from slimdeploy.toolchain.deploy.trial import try_model
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
 from slimdeploy.toolchain.model_info import versions
+from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_session
 
 DISK_MARGIN = 64 << 20
@@ -110,6 +112,9 @@ def deploy(
         _check_resources(bundle.manifest, choice.variant, store.root, facts)
         with store.new_folder() as folder:
             bundles.unpack(bundle, folder)
+            if signer is None and choice.backend == "onnxruntime":
+                model = folder / choice.variant.model
+                try_model(model, read_onnx(model), batch=options.engine.batch)
             engine = prepare(folder, choice, options.engine, free_mb=facts.free_mb)
             checked = _check(folder, bundle.manifest, engine, options)
             made = Deployment(

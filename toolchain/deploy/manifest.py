@@ -11,14 +11,11 @@ from typing import Any
 from slimdeploy.toolchain.artifacts import json_text
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.runtime.onnx_file import MAX_FILE_BYTES, PRECISIONS, TARGETS
 
 FORMAT = 1
-PRECISIONS = ("fp32", "fp16", "int8", "mixed")
-TARGETS = ("any", "cpu", "tensorrt")
-"""For whom a model was quantised: the two forms of INT8 suit different runtimes."""
 
 MAX_FILES = 64
-MAX_FILE_BYTES = 2 << 30  # protobuf's own limit for one message
 GOLDEN_IMAGES, EVALUATION_IMAGES, EVALUATION_LABELS = (
     "golden/images.u8", "evaluation/images.u8", "evaluation/labels.i32",
 )  # fmt: skip

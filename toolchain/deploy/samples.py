@@ -23,6 +23,8 @@ class Images:
     labels: np.ndarray
     source: str
     """Where they come from, for the provenance."""
+    of_training: bool = False
+    """Whether they are of the data that the model was trained on."""
 
 
 def images_for(
@@ -42,7 +44,9 @@ def images_for(
     test = dataset_for(info, data, model).test
     chosen = balanced_subset(test, golden, seed=seed).images
     measured = balanced_subset(test, evaluation, seed=seed + 1) if evaluation else test.take(np.arange(0))
-    return Images(chosen, measured.images, measured.labels, f"{data.name}, test split, seed {seed}")
+    known = [entry["data"]["name"] for entry in info.provenance if entry.get("data")]
+    source = f"{data.name}, test split, seed {seed}"
+    return Images(chosen, measured.images, measured.labels, source, known[-1:] == [data.name])
 
 
 def noise_images(model: Path, count: int, *, seed: int = 0) -> Images:

@@ -81,6 +81,7 @@ def export_stage(
         artifacts.write_bytes(candidate, model.SerializeToString())
         parity = compare(parent.network, candidate, images, info.preprocessing)
         _check(parity, options, checkpoint)
+        artifacts.remove_sidecar(output)
         os.replace(candidate, output)
     finally:
         candidate.unlink(missing_ok=True)

@@ -1,23 +1,30 @@
-"""Reads what an ONNX file says of itself, with nothing installed: a device has no `onnx`.
+"""The one reader of ONNX files that every command goes through before any runtime sees the file.
 
-The protobuf wire format is walked directly (protobuf.dev, "Encoding"; the field numbers are those of
-onnx.proto3). Weights are skipped.
-
-An ONNX file can name other files as the place of its weights, and a runtime opens them. What slimdeploy
-writes is self-contained, so a file that points outside itself is refused here, before any runtime sees it.
+It needs nothing installed: a device has no `onnx`. Refused are a file that its sidecar doesn't describe, one
+that points outside itself (ONNX can name other files as the place of its weights, and a runtime opens
+them), constants that aren't whole and finite, and, in a file that carries slimdeploy's description, operators
+that slimdeploy doesn't write, shapes that don't fit each other and activations that are too large.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.checks import MAX_BATCH
+from slimdeploy.toolchain.errors import SlimdeployError, shorten
 from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
+from slimdeploy.toolchain.runtime.onnx_graph import FLOAT16, Graph, read_graph
+from slimdeploy.toolchain.runtime.onnx_shapes import activation_shapes
+from slimdeploy.toolchain.runtime.protobuf import DamagedError, Message, integer, nested, text
 
-_FLOAT16 = 10  # TensorProto.DataType
+PRECISIONS = ("fp32", "fp16", "int8", "mixed")
+TARGETS = ("any", "cpu", "tensorrt")
+"""For whom a model was quantised: the two forms of INT8 suit different runtimes."""
+MAX_FILE_BYTES = 2 << 30  # protobuf's own limit for one message
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 # Message -> field number -> message: every way from a model to a tensor (onnx.proto, IR version 10).
@@ -46,6 +53,8 @@ class OnnxFacts:
     """Name of each Conv, Gemm and MatMul -> the precision that it asks for: `fp32`, `fp16` or `int8`."""
     half: bool
     """Whether any tensor is FP16, the scales of Q/DQ included."""
+    largest: int = 0
+    """Elements of the largest activation for one image; 0 in a file that slimdeploy didn't write."""
 
     @property
     def quantised(self) -> bool:
@@ -63,7 +72,7 @@ class OnnxFacts:
 def read_onnx(path: Path) -> OnnxFacts:
     """Read an ONNX file's opset, metadata and precisions.
 
-    Raises SlimdeployError where the file is missing, isn't ONNX, or points outside itself.
+    Raises SlimdeployError where the file is missing, isn't ONNX, or is one that no runtime should see.
     """
     if path.suffix == ".safetensors" and path.exists():
         raise SlimdeployError(
@@ -71,7 +80,11 @@ def read_onnx(path: Path) -> OnnxFacts:
         )
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return parse_onnx(content, source=str(path))
+            if len(content) > MAX_FILE_BYTES:
+                raise SlimdeployError(f"{path} is too large: maximum {MAX_FILE_BYTES >> 30} GiB")
+            facts = parse_onnx(content, source=str(path))
+        artifacts.read_sidecar(path)
+        return facts
     except FileNotFoundError:
         raise SlimdeployError(f"no model at {path}") from None
     except OSError as error:
@@ -82,16 +95,16 @@ def read_onnx(path: Path) -> OnnxFacts:
 
 def parse_onnx(content: bytes | mmap.mmap, *, source: str) -> OnnxFacts:
     """The same for the content of a file; `source` names it in the error."""
-    message = _Message(content, 0, len(content))
+    message = Message(content, 0, len(content))
     try:
-        facts, external = _read_model(message), _points_outside(message, "Model", 0)
-    except _DamagedError as error:
-        raise SlimdeployError(f"{source} is not an ONNX file, or is damaged ({error})") from error
-    if external:
-        raise SlimdeployError(
-            f"{source}: its weights lie in other files (external data); slimdeploy export writes all into one"
-        )
-    return facts
+        if _points_outside(message, "Model", 0):
+            raise SlimdeployError(
+                f"{source}: its weights lie in other files (external data); "
+                "slimdeploy export writes all into one"
+            )
+        return _read_model(message, source)
+    except DamagedError as error:
+        raise SlimdeployError(f"{source} is not an ONNX file, or is damaged ({shorten(error)})") from error
 
 
 def carried_info(path: Path, facts: OnnxFacts) -> ModelInfo:
@@ -105,142 +118,78 @@ def carried_info(path: Path, facts: OnnxFacts) -> ModelInfo:
     return ModelInfo.from_json(facts.metadata[METADATA_KEY], str(path))
 
 
-class _DamagedError(Exception):
-    """The bytes are no ONNX model."""
-
-
-@dataclass(frozen=True)
-class _Message:
-    """A message, or the bytes of a string: a part of the content, by its place (a mapped file mustn't be
-    sliced into views that outlive it).
-    """
-
-    content: bytes | mmap.mmap = field(repr=False)
-    start: int
-    end: int
-
-    def fields(self) -> Iterator[tuple[int, int | _Message]]:
-        """Number of each field, with its integer, or with the string or message that it holds."""
-        position = self.start
-        while position < self.end:
-            tag, position = self._varint(position)
-            number, kind = tag >> 3, tag & 7
-            value: int | _Message
-            if kind == 0:
-                value, position = self._varint(position)
-            elif kind == 2:
-                length, start = self._varint(position)
-                position = start + length
-                value = _Message(self.content, start, position)
-            elif kind in (1, 5):
-                start, position = position, position + (8 if kind == 1 else 4)
-                value = int.from_bytes(self.content[start:position], "little")
-            else:
-                raise _DamagedError(f"an unknown field at byte {position}")
-            if position > self.end or not number:
-                raise _DamagedError(f"a field at byte {position} that doesn't fit")
-            yield number, value
-
-    def text(self) -> str:
-        try:
-            return self.content[self.start : self.end].decode()
-        except UnicodeDecodeError:
-            raise _DamagedError(f"no text at byte {self.start}") from None
-
-    def _varint(self, position: int) -> tuple[int, int]:
-        value = 0
-        for shift in range(0, 70, 7):
-            if position >= self.end:
-                raise _DamagedError("it ends too early")
-            byte = self.content[position]
-            position += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value, position
-        raise _DamagedError(f"a number too long at byte {position}")
-
-
-def _points_outside(message: _Message, kind: str, depth: int) -> bool:
+def _points_outside(message: Message, kind: str, depth: int) -> bool:
     """Whether any tensor in a message of `kind` mentions external data, whatever it says of it."""
     if depth > _MAX_DEPTH:
-        raise _DamagedError("nested too deep")
+        raise DamagedError("nested too deep")
     children, found = _CHILDREN[kind], False
     for number, value in message.fields():
         if kind == "Tensor":
             found |= number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0)
         elif number in children:
-            found |= _points_outside(_nested(value), children[number], depth + 1)
+            found |= _points_outside(nested(value), children[number], depth + 1)
     return found
 
 
-def _read_model(model: _Message) -> OnnxFacts:
-    opset, metadata, graph = 0, {}, None
+def _read_model(model: Message, source: str) -> OnnxFacts:
+    opset, metadata, graph, foreign = 0, dict[str, str](), None, False
     for number, value in model.fields():
         if number == 7:
-            graph = _nested(value)
+            graph = read_graph(nested(value))
         elif number == 8:  # opset_import
-            entry = dict(_nested(value).fields())
-            if not _text(entry.get(1)):  # the default domain
-                opset = _integer(entry.get(2))
+            entry = dict(nested(value).fields())
+            if not text(entry.get(1)):  # the default domain
+                opset = integer(entry.get(2))
         elif number == 14:  # metadata_props
-            entry = dict(_nested(value).fields())
-            metadata[_text(entry.get(1))] = _text(entry.get(2))
+            entry = dict(nested(value).fields())
+            metadata[text(entry.get(1))] = text(entry.get(2))
+        elif number in (20, 25):  # training_info, functions
+            foreign = True
     if graph is None or not opset:
-        raise _DamagedError("it holds no graph")
-    layers, half = _read_graph(graph)
-    return OnnxFacts(opset, metadata, layers, half)
+        raise DamagedError("it holds no graph")
+    layers, half = _precisions(graph)
+    largest = 0
+    if METADATA_KEY in metadata:
+        if foreign:
+            raise DamagedError("functions or training steps, which slimdeploy doesn't write")
+        largest = _check_own(graph, metadata, source)
+    return OnnxFacts(opset, metadata, layers, half, largest)
 
 
-def _read_graph(graph: _Message) -> tuple[dict[str, str], bool]:
-    nodes, types = [], {}
-    for number, value in graph.fields():
-        if number == 1:
-            nodes.append(_Node(_nested(value)))
-        elif number == 5:  # initializer
-            tensor = dict(_nested(value).fields())
-            types[_text(tensor.get(8))] = _integer(tensor.get(2))
-    if not nodes:
-        raise _DamagedError("its graph is empty")
-    dequantised = {output for node in nodes if node.operator == "DequantizeLinear" for output in node.outputs}
+def _check_own(graph: Graph, metadata: dict[str, str], source: str) -> int:
+    """Check the graph of a file against its own description; returns the size of its largest activation."""
+    info = ModelInfo.from_json(metadata[METADATA_KEY], source)
+    for key, known in (("precision", PRECISIONS), ("target", TARGETS)):
+        if metadata.get(key, known[0]) not in known:
+            raise DamagedError(f"{key} {metadata[key][:40]!r}; known: {', '.join(known)}")
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise DamagedError("not one input and one output")
+    (image,), ((output, logits),) = graph.inputs.values(), graph.outputs.items()
+    size = info.preprocessing.size
+    if image[1:] != (3, size, size) or not 0 <= image[0] <= MAX_BATCH:
+        raise DamagedError(f"an input of {_by(image[1:])} values; its description says 3×{size}×{size}")
+    shapes = activation_shapes(graph, (1, *image[1:]))
+    if shapes.get(output, ())[1:] != (info.graph.classes,) or logits[1:] != (info.graph.classes,):
+        wanted = info.graph.classes
+        raise DamagedError(f"an output of {_by(logits[1:])} values; its description says {wanted}")
+    return max(math.prod(shape) for shape in shapes.values())
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "no"
+
+
+def _precisions(graph: Graph) -> tuple[dict[str, str], bool]:
+    """The precision of each layer with weights, and whether any constant is FP16."""
+    half = {name for name, constant in graph.constants.items() if constant.type == FLOAT16}
+    dequantised = {out for node in graph.nodes if node.operator == "DequantizeLinear" for out in node.outputs}
     layers = {}
-    for node in nodes:
+    for node in graph.nodes:
         if node.operator in _WEIGHTED:
             if len(node.inputs) < 2:
-                raise _DamagedError(f"a {node.operator} without weights")
+                raise DamagedError(f"a {node.operator} without weights")
             if node.inputs[0] in dequantised:
                 layers[node.name] = "int8"
             else:
-                layers[node.name] = "fp16" if types.get(node.inputs[1]) == _FLOAT16 else "fp32"
-    return layers, _FLOAT16 in types.values()
-
-
-class _Node:
-    def __init__(self, message: _Message) -> None:
-        self.inputs: list[str] = []
-        self.outputs: list[str] = []
-        self.name = self.operator = ""
-        for number, value in message.fields():
-            if number == 1:
-                self.inputs.append(_text(value))
-            elif number == 2:
-                self.outputs.append(_text(value))
-            elif number == 3:
-                self.name = _text(value)
-            elif number == 4:
-                self.operator = _text(value)
-
-
-def _nested(value: int | _Message) -> _Message:
-    if isinstance(value, int):
-        raise _DamagedError("a number where a message is expected")
-    return value
-
-
-def _text(value: int | _Message | None) -> str:
-    return "" if value is None else _nested(value).text()
-
-
-def _integer(value: int | _Message | None) -> int:
-    if isinstance(value, _Message):
-        raise _DamagedError("a message where a number is expected")
-    return value or 0
+                layers[node.name] = "fp16" if node.inputs[1] in half else "fp32"
+    return layers, bool(half)

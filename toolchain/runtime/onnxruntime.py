@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from slimdeploy.toolchain.errors import ONNXRUNTIME_ON_GPU, SlimdeployError
+from slimdeploy.toolchain.errors import ONNXRUNTIME_ON_GPU, SlimdeployError, shorten
 from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
-from slimdeploy.toolchain.runtime.onnx_file import read_onnx
+from slimdeploy.toolchain.runtime.onnx_file import OnnxFacts, read_onnx
 from slimdeploy.toolchain.runtime.providers import load_error, mend
 from slimdeploy.toolchain.runtime.session import SessionOptions
 
@@ -39,6 +39,7 @@ class OnnxSession:
         if not all(isinstance(n, int) for n in (channels, height, width)):
             raise SlimdeployError(f"{path}: the image size must be fixed, not {inputs[0].shape}")
         self._session: onnxruntime.InferenceSession | None = session
+        self._path = path
         self._input, self._output = inputs[0].name, outputs[0].name
         self._bound_to, self._bound = bound, dict[int, _Bound]()
         self.backend = backend
@@ -51,7 +52,7 @@ class OnnxSession:
         if self._session is None:
             raise SlimdeployError("the session is closed")
         if self._bound_to is None:
-            return self._session.run([self._output], {self._input: batch})[0]
+            return self._computed(batch)
         if len(batch) not in self._bound:
             self._bound[len(batch)] = self._bind(batch, self._bound_to)
         bound = self._bound[len(batch)]
@@ -59,6 +60,13 @@ class OnnxSession:
         # Returns once the work is done: onnxruntime waits for its stream after a bound run.
         self._session.run_with_iobinding(bound.binding)
         return np.array(bound.binding.get_outputs()[0].numpy())  # a copy: the next run writes there again
+
+    def _computed(self, batch: np.ndarray) -> np.ndarray:
+        assert self._session is not None
+        try:
+            return self._session.run([self._output], {self._input: batch})[0]
+        except Exception as error:  # onnxruntime raises its own classes for what the file makes impossible
+            raise SlimdeployError(f"{self._path}: onnxruntime can't run it ({shorten(error)})") from error
 
     def _bind(self, batch: np.ndarray, device: str) -> _Bound:
         assert self._session is not None
@@ -93,6 +101,7 @@ def open_session(path: Path, options: SessionOptions) -> OnnxSession:
     Raises SlimdeployError where the file can't be loaded, or the GPU is asked for and onnxruntime, or a part
     of the network, would run on the CPU instead.
     """
+    facts = read_onnx(path)
     backend = "onnxruntime-tensorrt" if options.tensorrt else f"onnxruntime-{_device(options)}"
     wanted = PROVIDERS[backend]
     on_gpu = backend != "onnxruntime-cpu"
@@ -109,13 +118,11 @@ def open_session(path: Path, options: SessionOptions) -> OnnxSession:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if on_gpu:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    providers = [(name, _provider_options(name, path, options)) for name in wanted]
+    providers = [(name, _provider_options(name, facts, options)) for name in wanted]
     try:
         session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
     except Exception as error:  # onnxruntime raises its own classes for a damaged or unsupported file
-        raise SlimdeployError(
-            f"{path}: onnxruntime can't load it ({' '.join(str(error).split())[:300]})"
-        ) from error
+        raise SlimdeployError(f"{path}: onnxruntime can't load it ({shorten(error)})") from error
     if session.get_providers()[0] != wanted[0]:
         raise SlimdeployError(f"{path}: asked for {wanted[0]}, got {session.get_providers()[0]}")
     session.disable_fallback()  # an error while it runs must not move it to the CPU either
@@ -126,10 +133,10 @@ def _device(options: SessionOptions) -> str:
     return "cuda" if options.device == "cuda" else "cpu"
 
 
-def _provider_options(name: str, path: Path, options: SessionOptions) -> dict[str, str]:
+def _provider_options(name: str, facts: OnnxFacts, options: SessionOptions) -> dict[str, str]:
     if name == "CUDAExecutionProvider":
         return {"use_tf32": str(int(options.tf32))}
     if name == "TensorrtExecutionProvider":
-        facts = read_onnx(path)  # its networks are weakly typed: flags have to allow what the file asks for
+        # Its networks are weakly typed: flags have to allow what the file asks for.
         return {"trt_fp16_enable": str(facts.half), "trt_int8_enable": str(facts.quantised)}
     return {}

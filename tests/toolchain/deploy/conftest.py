@@ -23,9 +23,11 @@ SIZE = 16
 PREPROCESSING = Preprocessing(SIZE, (0.5, 0.45, 0.4), (0.25, 0.2, 0.3))
 
 
-def build_model(path: Path, *, seed: int = 0, classes: int = 4, provenance: tuple = ()) -> Path:
-    """A ResNet-18 of 8 channels everywhere, with random weights."""
-    spec = build_graph("resnet18", classes=classes, channels=[8] * 17)
+def build_model(
+    path: Path, *, seed: int = 0, classes: int = 4, provenance: tuple = (), channels: list[int] | None = None
+) -> Path:
+    """A ResNet-18 of 8 channels everywhere, or of `channels`, with random weights."""
+    spec = build_graph("resnet18", classes=classes, channels=channels or [8] * 17)
     names = tuple(str(i) if provenance else f"class-{i}" for i in range(classes))
     info = ModelInfo(spec, PREPROCESSING, names, {"accuracy": {"test": 0.5}}, provenance)
     onnx.save(build_onnx(build_network(spec, seed=seed), info), path)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from slimdeploy.toolchain.deploy import bundle as bundles
 from slimdeploy.toolchain.deploy import container, manifest
 from slimdeploy.toolchain.deploy.samples import Images, images_for, noise_images
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
 
 
 def unpack(path: Path, folder: Path) -> manifest.Manifest:
@@ -89,6 +91,37 @@ def test_models_of_two_networks(models, images, tmp_path):
     with pytest.raises(SlimdeployError, match="already has a model in fp32"):
         bundles.write_bundle(tmp_path / "x.slim.tar", [models["fp32"], models["other"]], images)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"channels": [4] * 17}, "its network is not that of"),
+        ({"provenance": ({"stage": "export", "parent": "2"},)}, "its checkpoint is not that of"),
+    ],
+)
+def test_two_networks_are_not_one_in_two_precisions(models, images, tmp_path, make_model, change, said):
+    first = make_model(tmp_path / "a.onnx", provenance=({"stage": "export", "parent": "1"},))
+    change = {"provenance": ({"stage": "export", "parent": "1"},), **change}
+    second = onnx.load(make_model(tmp_path / "b.onnx", **change))
+    next(entry for entry in second.metadata_props if entry.key == "precision").value = "int8"
+    onnx.save(second, tmp_path / "b.onnx")
+    with pytest.raises(SlimdeployError, match=said):
+        bundles.write_bundle(tmp_path / "x.slim.tar", [first, tmp_path / "b.onnx"], images)
+    assert not (tmp_path / "x.slim.tar").exists()
+
+
+def test_a_model_that_is_far_worse_than_it_says_is_not_packed(tmp_path, make_model):
+    """Random weights that carry an accuracy of 50 % over ten classes."""
+    trained = {"stage": "train", "data": {"name": "digits", "data_dir": "data", "size": None}}
+    model = make_model(tmp_path / "digits.onnx", classes=10, provenance=(trained,))
+    chosen = images_for(model, None, golden=2, evaluation=100)
+    assert chosen.of_training
+    with pytest.raises(CheckFailed, match=r"but the file says 50\.0% on the test split: it is damaged"):
+        bundles.write_bundle(tmp_path / "x.slim.tar", [model], chosen)
+    assert not (tmp_path / "x.slim.tar").exists()
+    other = replace(chosen, of_training=False)  # images of one's own may be harder
+    assert bundles.write_bundle(tmp_path / "x.slim.tar", [model], other).variants[0].accuracy < 0.4
 
 
 def test_checkpoint_instead_of_onnx(images, tmp_path):
