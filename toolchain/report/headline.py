@@ -67,7 +67,7 @@ def summary(bench: Bench) -> str:
 def _speed(pair: Pair) -> str:
     (low, high), speedup = pair.compared["ci95"], pair.compared["speedup"]
     if low <= 1 <= high:
-        return "as fast as the original, as far as was measured,"
+        return "not measurably faster"
     return f"{speedup:.1f} times as fast"
 
 

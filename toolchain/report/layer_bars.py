@@ -43,8 +43,7 @@ def _parts(layers: Sequence[Kept]) -> list[list[Kept]]:
         pieces = -(-len(stage) // MOST)
         for i in range(pieces):
             piece = stage[len(stage) * i // pieces : len(stage) * (i + 1) // pieces]
-            small = len(parts[-1]) < MOST // 4 and len(parts[-1]) + len(piece) <= MOST
-            if small:
+            if len(parts[-1]) + len(piece) <= MOST:
                 parts[-1] += piece
             else:
                 parts.append(piece)

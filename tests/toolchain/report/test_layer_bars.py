@@ -13,10 +13,10 @@ def charts_of(*names):
 
 
 def test_layers_are_shown_stage_by_stage():
-    names = ["conv1", *(f"layer{k}.{i}" for k in (1, 2) for i in range(8))]
+    names = ["conv1", *(f"layer{k}.{i}" for k in (1, 2) for i in range(10))]
     charts = charts_of(*names)
     assert [chart.key for chart in charts] == ["channels-1", "channels-2"]
-    assert charts[0].title == "Channels kept: conv1 to layer1.7"
+    assert charts[0].title == "Channels kept: conv1 to layer1.9"
     assert charts[1].table[1][0] == ["layer2.0", "64", "10", "16"]
     assert (charts[0].note, charts[1].note) == ("a note", "")
 

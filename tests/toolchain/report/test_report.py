@@ -28,7 +28,7 @@ pytestmark = pytest.mark.xdist_group("report")  # one worker makes what they sha
 
 CHARTS = {
     "sparse-accuracy", "sparse-loss", "sparse-zero", "final-accuracy", "final-loss", "final-zero",
-    "gamma", "channels-1", "channels-2", "ratio", "latency-1", "latency-4", "layers", "classes",
+    "gamma", "channels-1", "ratio", "latency-1", "latency-4", "layers", "classes",
 }  # fmt: skip
 SWEEP_CHARTS = {
     "pareto", "ratio-0-1", "ratio-0-8", "ratio-0.001-1", "ratio-0.001-8", "gamma-0", "gamma-1",
