@@ -72,10 +72,17 @@ def test_a_client_in_the_middle_of_its_requests_gets_each_answered_at_the_end(mo
 
     def client(port: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        answered = time.monotonic()
         while True:
-            connection.request("POST", "/classify", content, JPEG)
-            response = connection.getresponse()
-            response.read()
+            try:
+                connection.request("POST", "/classify", content, JPEG)
+                response = connection.getresponse()
+                response.read()
+            except (http.client.RemoteDisconnected, ConnectionError):
+                # On a machine that is so busy that the client came too late.
+                ended.append(time.monotonic() - answered > connections.LINGER_S / 2)
+                return
+            answered = time.monotonic()
             answers.append(response.status)
             if response.headers.get("Connection") == "close":
                 ended.append(True)
@@ -91,7 +98,7 @@ def test_a_client_in_the_middle_of_its_requests_gets_each_answered_at_the_end(mo
         for thread in threads:
             thread.join(30)
     assert process.returncode == 0
-    assert len(ended) == 4, "a connection was closed without a word"
+    assert ended == [True] * 4, "a connection was closed without a word"
     assert set(answers) == {200}
 
 
