@@ -27,7 +27,7 @@ def collect(
     there are no images, and where an activation is NaN or infinite, naming its layer.
     """
     names = [name for name in classifier.activations if name != classifier.input]
-    network = Network(_with_outputs(classifier, names), threads=threads)
+    network = Network(_with_outputs(classifier, names), threads=threads, inner=True)
     found: dict[str, Histogram] = {}
     for batch in batches:
         for name, values in zip([classifier.input, *names], [batch, *network.run(batch)], strict=True):
@@ -54,7 +54,7 @@ def collect_widths(
     advance: Callable[[int], object] = lambda images: None,
 ) -> dict[str, np.ndarray]:
     """The largest |x| of each channel, (C,), of the activations named; NaN where one is NaN."""
-    network = Network(_with_outputs(classifier, list(tensors)), threads=threads)
+    network = Network(_with_outputs(classifier, list(tensors)), threads=threads, inner=True)
     found: dict[str, np.ndarray] = {}
     for batch in batches:
         for name, values in zip(tensors, network.run(batch), strict=True):

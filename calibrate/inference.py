@@ -1,8 +1,9 @@
-"""Logits of models that are still in memory."""
+"""Logits of models: of files through their user's session, of models in memory while choosing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,26 +12,36 @@ import onnxruntime
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import Preprocessing
 from slimdeploy.toolchain.runtime.preprocess import normalise
+from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
 BATCH = 32
 """Images at a time: all activations of a ResNet-50 on so many images of 32×32 take 280 MB."""
 
 
-class Network:
-    """An ONNX model on the CPU. `integers` False computes Q/DQ pairs literally, in float.
+def file_logits(
+    path: Path, images: np.ndarray, preprocessing: Preprocessing, *, threads: int | None = None
+) -> np.ndarray:
+    """(N, classes) float32 of `images` (N, H, W, 3) uint8, by the model at `path` as its user runs it."""
+    with open_session(path, options=SessionOptions(device="cpu", threads=threads)) as session:
+        return np.concatenate([session.run(batch) for batch in batches(images, preprocessing)])
 
-    Literal is exact for either form, and for the signed one several times faster than onnxruntime's integer
-    kernels.
+
+class Network:
+    """An ONNX model on the CPU, optimised as in every other session.
+
+    `inner` says that it gives out activations besides the logits. Full optimisation can lose those: where the
+    channels aren't multiples of 4, its own layout replaces them ("Failed to find node output").
     """
 
-    def __init__(self, model: onnx.ModelProto, *, threads: int | None = None, integers: bool = False) -> None:
+    def __init__(self, model: onnx.ModelProto, *, threads: int | None = None, inner: bool = False) -> None:
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         if threads:
             settings.intra_op_num_threads = threads
+        if inner:
+            settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         # Idle threads that spin would steal time from numpy's work between two batches.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        settings.add_session_config_entry("session.disable_quant_qdq", "0" if integers else "1")
         try:
             self._session = onnxruntime.InferenceSession(
                 model.SerializeToString(), settings, providers=["CPUExecutionProvider"]

@@ -52,11 +52,13 @@ class CalibrateOptions:
     max_drop: float = 1.0
     """Accuracy that INT8 may cost, in percentage points."""
     sensitivity: bool = False
-    """Measure every layer alone even where nothing has to stay in float."""
+    """Measure what every layer costs even where nothing has to stay in float."""
     sensitivity_images: int = 500
     float_layers: tuple[str, ...] = ()
     """Layers that stay in float whatever they cost."""
     threads: int | None = None
+    timing_seconds: float = 1.0
+    """How long to time each file on this CPU, for the target `cpu`."""
 
     def __post_init__(self) -> None:
         if self.method != "auto":

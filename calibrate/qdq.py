@@ -9,7 +9,8 @@ TensorRT from fusing the two: NVIDIA, Working with Quantized Types, "Q/DQ Layer-
 Float biases.
 - `cpu`: every activation is quantised, unsigned, so that onnxruntime computes on integers throughout. After a
   ReLU zero is the smallest value, which makes the ReLU itself disappear; anything else has its zero at 128.
-  INT32 biases.
+  INT32 biases. Weights stay within ±64: x86 processors without VNNI add two neighbouring products (u8 × s8)
+  in 16 bits, and 2 × 255 × 64 is the most that fits.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from onnx import helper
 from slimdeploy.calibrate.classifier import CARRIERS, LAYERS, Classifier, attributes
 from slimdeploy.calibrate.passes import GraphWriter
 
-WEIGHT_STEPS = 127
 WEIGHTED = ("Conv", "Gemm")
 
 
@@ -37,6 +37,13 @@ class Form:
     everywhere: bool
     """Every activation of a quantised layer, outputs included; otherwise the inputs that NVIDIA asks for."""
     integer_bias: bool
+    weight_steps: int
+    """Steps between zero and the largest weight of a channel."""
+
+    @property
+    def reduced_range(self) -> bool:
+        """Whether the sum of two neighbouring products (u8 × s8) always fits 16 bits."""
+        return 2 * 255 * self.weight_steps < 2**15
 
     def steps(self, *, rectified: bool) -> int:
         """Steps between zero and the threshold."""
@@ -44,9 +51,15 @@ class Form:
 
 
 FORMS = {
-    "tensorrt": Form(unsigned=False, everywhere=False, integer_bias=False),
-    "cpu": Form(unsigned=True, everywhere=True, integer_bias=True),
+    "tensorrt": Form(unsigned=False, everywhere=False, integer_bias=False, weight_steps=127),
+    "cpu": Form(unsigned=True, everywhere=True, integer_bias=True, weight_steps=64),
 }
+
+
+# A bias is stored in steps of (activation scale × weight scale): how many steps it may take, and the least
+# that a step may be. onnxruntime stores float biases like that too, and computes them in the scales' type.
+_INT32_BIAS = (2.0**30, 0.0)
+_FP16_BIAS = (2.0**15, 2.0**-22)
 
 
 @dataclass(frozen=True)
@@ -148,19 +161,28 @@ class _QdqWriter(GraphWriter):
         """Inputs of a Conv or Gemm whose activation input is `image`: quantised weights, and the bias."""
         weight, *bias = (self.source.constants[name] for name in node.input[1:])
         axis = 1 if node.op_type == "Gemm" and not attributes(node).get("transB", 0) else 0
-        others = tuple(i for i in range(weight.ndim) if i != axis)
-        scales = np.abs(weight).max(axis=others).astype(np.float64) / WEIGHT_STEPS
-        if bias and self.form.integer_bias:
-            # The bias is stored in steps of (activation scale × weight scale). In a channel that sparse
-            # training has switched off, the weights alone would make that step too small for INT32.
-            scales = np.maximum(scales, np.abs(bias[0]) / (self.scale(node.input[0]) * 2.0**30))
-        scales = self.rounded(np.where(scales > 0, scales, 1.0))
+        scales = self._weight_scales(weight, axis, bias[0] if bias else None, self.scale(node.input[0]))
         inputs = [image, self._weight(node.input[1], weight, scales, axis)]
         if bias and self.form.integer_bias:
             inputs.append(self._bias(node.input[2], bias[0], scales, self.scale(node.input[0])))
         elif bias:
             inputs.append(node.input[2])
         return inputs
+
+    def _weight_scales(
+        self, weight: np.ndarray, axis: int, bias: np.ndarray | None, activation: float
+    ) -> np.ndarray:
+        """What one step of the weights stands for, for each output channel, where one of the input stands for
+        `activation`.
+        """
+        others = tuple(i for i in range(weight.ndim) if i != axis)
+        scales = np.abs(weight).max(axis=others).astype(np.float64) / self.form.weight_steps
+        if bias is not None:
+            # In a channel that sparse training has switched off, the weights alone would make the steps of
+            # the bias too small for it.
+            steps, least = _FP16_BIAS if self.options.half_scales else _INT32_BIAS
+            scales = np.maximum(scales, np.maximum(np.abs(bias) / steps, least) / activation)
+        return self.rounded(np.where(scales > 0, scales, 1.0))
 
     def _weight(self, name: str, weight: np.ndarray, scales: np.ndarray, axis: int) -> str:
         parameters = [
@@ -171,7 +193,8 @@ class _QdqWriter(GraphWriter):
             stored = self.node("QuantizeLinear", [name, *parameters], f"{name}.q", axis=axis)
         else:
             step = np.expand_dims(scales, tuple(i for i in range(weight.ndim) if i != axis))
-            steps = np.clip(np.rint(weight / step), -WEIGHT_STEPS, WEIGHT_STEPS)
+            limit = self.form.weight_steps
+            steps = np.clip(np.rint(weight / step), -limit, limit)
             stored = self.constant(f"{name}.q", steps.astype(np.int8))
         return self.node("DequantizeLinear", [stored, *parameters], f"{name}.dq", axis=axis)
 

@@ -19,6 +19,7 @@ from slimdeploy.calibrate.qdq import FORMS, QdqOptions, insert_qdq, set_precisio
 from slimdeploy.calibrate.thresholds import find_method
 from slimdeploy.toolchain.data.dataset import balanced_subset
 from slimdeploy.toolchain.export.precision import overflowing_layers, to_fp16
+from slimdeploy.toolchain.runtime.onnx_file import REDUCED_RANGE
 
 _PREBUILT_WEIGHTS_OPSET = 19
 """From here on weights are stored as INT8. Lower opsets are for TensorRT 8, which wants them in float
@@ -51,17 +52,16 @@ class Quantiser:
         }
 
     def model(self, method: str, float_layers: frozenset[str]) -> onnx.ModelProto:
-        """With Q/DQ pairs, still in float32 otherwise."""
-        return insert_qdq(self.prepared, self.thresholds(method), options=self.qdq, float_layers=float_layers)
-
-    def finished(self, method: str, float_layers: frozenset[str]) -> onnx.ModelProto:
         """As it will be written."""
-        made = self.model(method, float_layers)
+        thresholds = self.thresholds(method)
+        made = insert_qdq(self.prepared, thresholds, options=self.qdq, float_layers=float_layers)
         if self.options.target == "cpu":
             made = fold_batch(made)
         if self.options.compute == "fp16":
             made = to_fp16(made, float_layers=set(self.overflowing))
-        made = set_precision(made, self.precision(float_layers), target=self.options.target)
+        target = self.options.target
+        facts = {"target": target, REDUCED_RANGE: str(FORMS[target].reduced_range)}
+        made = set_precision(made, self.precision(float_layers), **facts)
         onnx.checker.check_model(made, full_check=True)
         return made
 
@@ -88,8 +88,7 @@ class Trial:
         )
 
     def _logits(self, model: onnx.ModelProto) -> np.ndarray:
-        integers = FORMS[self.options.target].unsigned
-        network = Network(model, threads=self.options.threads, integers=integers)
+        network = Network(model, threads=self.options.threads)
         return network.logits(self.images.images, self.data.preprocessing)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,22 @@ from slimdeploy.calibrate.classifier import Classifier, read_classifier
 from slimdeploy.calibrate.collect import collect
 from slimdeploy.calibrate.comparison import Comparison, compare_logits
 from slimdeploy.calibrate.equalisation import equalise
-from slimdeploy.calibrate.inference import Network, batches
+from slimdeploy.calibrate.inference import batches, file_logits
 from slimdeploy.calibrate.measure import Progress, measured, no_progress
 from slimdeploy.calibrate.options import CalibrateOptions, CalibrationData
 from slimdeploy.calibrate.passes import fold_batchnorm
-from slimdeploy.calibrate.qdq import FORMS, quantised_layers
+from slimdeploy.calibrate.qdq import quantised_layers
 from slimdeploy.calibrate.quantiser import Quantiser, Trial, best_method
 from slimdeploy.calibrate.sensitivity import Sensitivity, layers_to_keep, sensitivities
+from slimdeploy.calibrate.speed import Speed, compare_speed
 from slimdeploy.calibrate.thresholds import METHODS, find_method
 from slimdeploy.calibrate.trt8_cache import trt8_cache
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.model_info import versions
+
+_NOT_OF_THE_FILE = ("onnx", "engine", "latency_ms")
+"""Keys of the result that its sidecar leaves out: where it lies and this machine's speed."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,18 @@ class Calibration:
     precision: str
     method: str
     parity: Comparison
-    """On the test images."""
+    """On the test images, of the written file."""
     methods: dict[str, Comparison]
     """Every method that was tried, on the selection images."""
     float_layers: tuple[str, ...]
     """Layers left in float."""
+    reasons: dict[str, str]
+    """Layer left in float -> why."""
     overflowing: tuple[str, ...]
     """Nodes left in FP32 because FP16 can't hold their values."""
     sensitivity: tuple[Sensitivity, ...]
+    speed: Speed | None
+    """Of the written file; None for a target other than this CPU."""
     options: CalibrateOptions = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -55,8 +64,10 @@ class Calibration:
             "max_drop": self.options.max_drop,
             "methods": {name: result.to_json() for name, result in self.methods.items()},
             "float_layers": list(self.float_layers),
+            "float_reasons": self.reasons,
             "fp16_overflow": list(self.overflowing),
             "sensitivity": [entry.to_json() for entry in self.sensitivity],
+            "latency_ms": self.speed.to_json() if self.speed else None,
             "engine": None,
         }
 
@@ -96,12 +107,8 @@ def calibrate_stage(
             advance(1)
     method = best_method(methods)
     float_layers, sensitivity = _fallback(method, methods[method], trial, options, progress)
-    made = quantiser.finished(method, float_layers)
-    baseline = Network(source.model, threads=options.threads).logits(data.test.images, data.preprocessing)
-    logits = Network(made, threads=options.threads, integers=FORMS[options.target].unsigned).logits(
-        data.test.images, data.preprocessing
-    )
-    parity = compare_logits(baseline, logits, data.test.labels)
+    made = quantiser.model(method, float_layers)
+    parity, speed = _measure(model, made, data, options)
     fits = parity.drop <= options.max_drop
     result = Calibration(
         onnx=output if fits else None,
@@ -110,8 +117,10 @@ def calibrate_stage(
         parity=parity,
         methods=methods,
         float_layers=tuple(name for name in source.layers() if name in float_layers),
+        reasons=_reasons(float_layers, sensitivity, methods[method], options),
         overflowing=tuple(quantiser.overflowing),
         sensitivity=sensitivity,
+        speed=speed,
         options=options,
     )
     if fits:
@@ -122,6 +131,43 @@ def calibrate_stage(
         if trt8:
             artifacts.write_bytes(trt8, cache)
     return result
+
+
+def _measure(
+    model: Path, made: onnx.ModelProto, data: CalibrationData, options: CalibrateOptions
+) -> tuple[Comparison, Speed | None]:
+    """The file as it will be written beside the float one, each through the session that its user opens."""
+    images, threads = data.test.images, options.threads
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "quantised.onnx"
+        written.write_bytes(made.SerializeToString())
+        baseline, logits = (
+            file_logits(path, images, data.preprocessing, threads=threads) for path in (model, written)
+        )
+        speed = None
+        if options.target == "cpu":
+            speed = compare_speed(model, written, threads=threads, seconds=options.timing_seconds)
+    return compare_logits(baseline, logits, data.test.labels), speed
+
+
+def _reasons(
+    float_layers: frozenset[str],
+    sensitivity: tuple[Sensitivity, ...],
+    whole: Comparison,
+    options: CalibrateOptions,
+) -> dict[str, str]:
+    """Layer left in float -> why."""
+    gains = {entry.layer: entry.gain for entry in sensitivity}
+    everywhere = (
+        f"INT8 everywhere drops {whole.drop:.2f} points ({options.max_drop:g} allowed) "
+        f"with a logit error of {whole.relative_error:.1%}"
+    )
+    return {
+        name: "asked for"
+        if name in options.float_layers
+        else f"{everywhere}, {gains[name]:.1%} of it by this layer"
+        for name in sorted(float_layers)
+    }
 
 
 def _fallback(
@@ -171,7 +217,7 @@ def _description(
     """The sidecar: everything that decided the file."""
     channels, height, width = quantiser.source.image_shape
     return {
-        **{key: value for key, value in result.to_json().items() if key not in ("onnx", "engine")},
+        **{key: value for key, value in result.to_json().items() if key not in _NOT_OF_THE_FILE},
         "parent_sha256": artifacts.sha256_file(model),
         "opset": quantiser.source.opset,
         "shapes": {quantiser.source.input: ["batch", channels, height, width]},

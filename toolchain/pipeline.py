@@ -24,6 +24,7 @@ from slimdeploy.benchmarks import results
 from slimdeploy.toolchain import artifacts, locks
 from slimdeploy.toolchain.data.dataset import Dataset, load_dataset
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.export.options import ExportOptions
 from slimdeploy.toolchain.export.stage import export_stage
 from slimdeploy.toolchain.named_networks import parse_arguments
 from slimdeploy.toolchain.options import network_graph
@@ -207,6 +208,8 @@ class _Run:
 
     def export(self, name: str, parent: str, checkpoint: Path) -> None:
         options, output = self.recipe.export, self.folder / f"{name}.onnx"
+        if name == "original":  # in FP32 whatever the final network is in: speed-ups are against it
+            options = replace(options, precision="fp32", target=ExportOptions.target)
         self.stages.do(
             f"export-{name}",
             output,

@@ -133,7 +133,7 @@ def load_recipe(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
     for setting in settings:
         _apply(document, setting)
     try:
-        return _build(Recipe, {"name": path.stem, **_finetuned_as_trained(document)}, "")
+        return _build(Recipe, {"name": path.stem, **_for_its_bench(_finetuned_as_trained(document))}, "")
     except SlimdeployError as error:
         raise SlimdeployError(f"{path}: {error}") from error
 
@@ -160,6 +160,14 @@ def _finetuned_as_trained(document: dict[str, Any]) -> dict[str, Any]:
         return document  # refused later, by name
     kept = {name: value for name, value in train.items() if name in INHERITED}
     return {**document, "finetune": {"lr": FINETUNE_LR, **kept, **finetune}}
+
+
+def _for_its_bench(document: dict[str, Any]) -> dict[str, Any]:
+    """The recipe, its INT8 for where [bench] measures (onnxruntime on a CPU), if it names no other target."""
+    export = document.get("export", {})
+    if not isinstance(export, dict):
+        return document  # refused later, by name
+    return {**document, "export": {"target": "cpu", **export}}
 
 
 def _apply(document: dict[str, Any], setting: str) -> None:

@@ -184,7 +184,7 @@ def _quantised(model: Any, images: Tensor, expected: Tensor) -> dict[str, Any]:
 
 
 def _finished(quantiser: Quantiser) -> bytes:
-    return quantiser.finished("minmax", frozenset()).SerializeToString()
+    return quantiser.model("minmax", frozenset()).SerializeToString()
 
 
 def _int8_error(model: bytes, images: Tensor, expected: Tensor) -> float:

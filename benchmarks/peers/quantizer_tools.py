@@ -44,7 +44,7 @@ def _slimdeploy(target: str, method: str) -> Tool:
         source = read_classifier(model)
         widths, histograms = measure(source, lambda: _batches(images))
         quantiser = Quantiser(equalise(source, widths), histograms, CalibrateOptions(target=target))
-        onnx.save(quantiser.finished(method, frozenset()), output)
+        onnx.save(quantiser.model(method, frozenset()), output)
 
     return run
 

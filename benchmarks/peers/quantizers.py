@@ -84,11 +84,9 @@ def once(record: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return json.loads(record.read_text())
 
 
-def accuracy(model: Path, baseline: np.ndarray, data: CalibrationData, *, integers: bool) -> dict[str, Any]:
-    """Accuracy beside the float model's logits; `integers`: with onnxruntime's integer kernels, else by the
-    letter of the Q/DQ pairs.
-    """
-    network = Network(onnx.load(model), integers=integers)
+def accuracy(model: Path, baseline: np.ndarray, data: CalibrationData) -> dict[str, Any]:
+    """Accuracy beside the float model's logits, as onnxruntime runs the file here."""
+    network = Network(onnx.load(model))
     found = compare_logits(baseline, network.logits(data.test.images, data.preprocessing), data.test.labels)
     return {
         "accuracy": found.accuracy,
@@ -100,11 +98,8 @@ def accuracy(model: Path, baseline: np.ndarray, data: CalibrationData, *, intege
 
 
 def judged(model: Path, baseline: np.ndarray, data: CalibrationData, trt: types.ModuleType) -> dict[str, Any]:
-    """What doesn't depend on the machine's load. A file that TensorRT takes is computed by the letter, which
-    is what TensorRT does; another one as onnxruntime runs it.
-    """
-    takes = tensorrt_takes(trt, model)
-    return {**accuracy(model, baseline, data, integers=takes != "yes"), "tensorrt": takes}
+    """What doesn't depend on the machine's load."""
+    return {**accuracy(model, baseline, data), "tensorrt": tensorrt_takes(trt, model)}
 
 
 def tensorrt_takes(trt: types.ModuleType, model: Path) -> str:

@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from calibrate_examples import PREPROCESSING, make_example
+from calibrate_examples import PREPROCESSING, Example, make_example
 from onnx import numpy_helper
 
 from slimdeploy.calibrate.batch_folding import fold_batch
+from slimdeploy.calibrate.classifier import classifier
 from slimdeploy.calibrate.inference import Network, batches
 from slimdeploy.calibrate.passes import pad_image_channels
 from slimdeploy.calibrate.qdq import FORMS, QdqOptions, insert_qdq, quantised_layers
@@ -42,8 +43,28 @@ def operators(model):
     return collections.Counter(n.op_type for n in model.graph.node)
 
 
-def logits(model, example, **how):
-    return Network(model, threads=1, **how).logits(example.images[:48], PREPROCESSING)
+def logits(model, example):
+    return Network(model, threads=1).logits(example.images[:48], PREPROCESSING)
+
+
+def session(model, level=99, optimised="", **entries):
+    """What a user opens who knows nothing of slimdeploy; `entries` are `session.…` settings."""
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level, settings.intra_op_num_threads = 3, 1
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel(level)
+    settings.optimized_model_filepath = str(optimised)
+    for name, value in entries.items():
+        settings.add_session_config_entry(f"session.{name}", value)
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+    )
+
+
+def run(model, example, **how):
+    opened = session(model, **how)
+    return np.concatenate(
+        [opened.run(None, {"images": batch})[0] for batch in batches(example.images[:48], PREPROCESSING)]
+    )
 
 
 def error(example, found):
@@ -72,7 +93,7 @@ def test_weights_are_per_channel_symmetric(bottleneck):
     scale, steps = found["layer2.1.conv2.weight.scale"], found["layer2.1.conv2.weight.q"]
     for channel in range(len(weight)):
         largest = np.abs(weight[channel]).max()
-        assert scale[channel] == pytest.approx(largest / 127 if largest else 1.0)
+        assert scale[channel] == pytest.approx(largest / 127) if largest else scale[channel] > 0
         assert np.abs(steps[channel]).max() == (127 if largest else 0)
         np.testing.assert_allclose(steps[channel] * scale[channel], weight[channel], atol=scale[channel] / 2)
 
@@ -150,14 +171,60 @@ def test_half_scales_survive_fp16(bottleneck):
     assert error(bottleneck, logits(half, bottleneck)) < 0.1
 
 
+def test_neighbouring_products_of_the_cpu_form_fit_16_bits(example):
+    """x86 without VNNI adds u8 × s8 products of neighbours in 16 bits, and which are neighbours is the
+    kernel's choice: no two weights of an output channel may exceed what fits.
+    """
+    model = quantised(example, "cpu")
+    found = constants(model)
+    stored = [v for name, v in found.items() if v.dtype == np.int8 and name.endswith(".q")]
+    assert len(stored) == len(quantised_layers(model))
+    for weights in stored:
+        largest = np.sort(np.abs(weights.reshape(len(weights), -1).astype(int)), axis=1)[:, -2:]
+        assert (255 * largest.sum(axis=1)).max() < 2**15
+    assert max(np.abs(weights.astype(int)).max() for weights in stored) == 64
+
+
+def test_the_cpu_form_is_the_same_with_exact_integers(example):
+    """In anybody's session, where this CPU has no VNNI."""
+    model = quantised(example, "cpu")
+    np.testing.assert_array_equal(run(model, example), run(model, example, x64quantprecision="1"))
+
+
+def nearly_dead(example):
+    """The example with one more channel of each convolution switched off, as the subgradient leaves it:
+    weights that are all but 0, and a bias.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(example.model)
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(".weight") and len(tensor.dims) == 4:
+            weights = numpy_helper.to_array(tensor).copy()
+            weights[1] *= 1e-9
+            tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
+    found = Network(model, threads=1).logits(example.images, PREPROCESSING)
+    return Example(model, classifier(model, source="example"), example.images, found.argmax(axis=1), found)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+def test_the_tensorrt_form_is_right_at_every_optimisation_level(bottleneck, half):
+    """From level 1 on, onnxruntime stores a float bias as INT32 in steps of (activation × weight scale), and
+    computes these in the type of the scales.
+    """
+    dead = nearly_dead(bottleneck)
+    model = quantised(dead, half_scales=half)
+    model = to_fp16(model) if half else model
+    by_the_letter = error(dead, run(model, dead, level=0))
+    for level in (1, 2, 99):
+        assert error(dead, run(model, dead, level=level)) < 1.5 * by_the_letter, level
+
+
 class TestBatchFolding:
     def test_the_same_logits(self, example):
         model = quantised(example, "cpu")
         folded = fold_batch(model)
         onnx.checker.check_model(folded, full_check=True)
-        np.testing.assert_array_equal(
-            logits(folded, example, integers=True), logits(model, example, integers=True)
-        )
+        np.testing.assert_array_equal(logits(folded, example), logits(model, example))
 
     def test_one_image_and_several(self, bottleneck):
         network = Network(fold_batch(quantised(bottleneck, "cpu")), threads=1)
@@ -176,10 +243,7 @@ class TestBatchFolding:
     def test_onnxruntime_computes_on_integers_without_transposing(self, bottleneck, tmp_path):
         model = fold_batch(quantised(bottleneck, "cpu"))
         assert operators(model)["Reshape"] > 10
-        settings = onnxruntime.SessionOptions()
-        settings.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-        settings.log_severity_level = 3
-        onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+        session(model, optimised=tmp_path / "optimised.onnx")
         found = operators(onnx.load(tmp_path / "optimised.onnx"))
         convs, sums = operators(bottleneck.model)["Conv"], operators(bottleneck.model)["Add"]
         assert (found["QLinearConv"], found["QLinearAdd"], found["QGemm"]) == (convs, sums, 1)

@@ -27,10 +27,18 @@ def costing(costs: dict[str, float]):
     return measure
 
 
-def test_each_layer_is_measured_alone_and_the_worst_comes_first():
-    advanced = []
-    found = sensitivities(["a", "b", "c"], costing({"a": 0.1, "b": 0.5, "c": 0.2}), advance=advanced.append)
-    assert [(s.layer, s.drop) for s in found] == [("b", 0.5), ("c", 0.2), ("a", 0.1)]
+def test_each_layer_is_judged_inside_the_quantised_network_and_the_worst_comes_first():
+    advanced, measured = [], []
+    costs = costing({"a": 1.0, "b": 5.0, "c": 2.0})
+
+    def measure(kept):
+        measured.append(kept)
+        return costs(kept)
+
+    found = sensitivities(["a", "b", "c"], measure, advance=advanced.append)
+    assert [(s.layer, s.drop) for s in found] == [("b", 3.0), ("c", 6.0), ("a", 7.0)]
+    assert [s.gain for s in found] == pytest.approx([0.5, 0.2, 0.1])
+    assert measured == [frozenset(), *({layer} for layer in "abc")]
     assert advanced == [1, 1, 1]
 
 

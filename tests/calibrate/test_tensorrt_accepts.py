@@ -40,7 +40,7 @@ def quantise(example, *float_layers, **options):
         example.source, lambda: batches(example.images[:32], PREPROCESSING), threads=1
     )
     quantiser = Quantiser(equalise(example.source, widths), histograms, CalibrateOptions(**options))
-    return quantiser.finished("minmax", frozenset(float_layers))
+    return quantiser.model("minmax", frozenset(float_layers))
 
 
 def convolutions(example):

@@ -141,6 +141,7 @@ def test_a_second_run_skips_everything(
         ("prune.min_channels=2", ["compare-0.25", "pruned", "finetune", "export-final", "bench"]),
         ("compare_ratios=[0.4]", ["compare-0.4"]),
         ("export.opset=17", ["export-original", "export-final", "bench"]),
+        ("export.precision=fp16", ["export-final", "bench"]),
         ("bench.ci=0.9", ["bench"]),
         ("train.seed=1", STAGES),
     ],

@@ -152,6 +152,12 @@ def test_sparsity_is_a_number_or_a_share(tmp_path: Path) -> None:
     assert load_recipe(path, ("train.sparsity=0",)).train.sparsity == 0.0
 
 
+def test_int8_is_for_where_the_run_measures(tmp_path: Path) -> None:
+    path = _write(tmp_path, MINIMAL + '[export]\nprecision = "int8"\n')
+    assert load_recipe(path).export.target == "cpu"
+    assert load_recipe(path, ("export.target=tensorrt",)).export.target == "tensorrt"
+
+
 def test_settings_on_the_command_line_win(tmp_path: Path) -> None:
     path = _write(tmp_path, MINIMAL + "[train]\nepochs = 5\nlr = 0.5")
     settings = ("train.epochs=2", "network.arch=resnet18", "bench.batches=[1, 8]", "data.name=folder:a=b",

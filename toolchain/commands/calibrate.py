@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     "--max-drop", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="POINTS",
     help="Accuracy that INT8 may cost; the most sensitive layers stay in float until it fits.",
 )  # fmt: skip
-@click.option("--sensitivity", is_flag=True, help="Measure every layer alone in any case.")
+@click.option("--sensitivity", is_flag=True, help="Measure what each layer costs in any case.")
 @click.option("--keep", multiple=True, metavar="LAYER", help="Leave this layer in float; may be repeated.")
 @click.option(
     "--images", type=click.IntRange(min=1), default=1000, show_default=True,
@@ -111,6 +111,7 @@ def calibrate(
 
 def _text(result: Calibration) -> Any:
     from rich.console import Group
+    from rich.text import Text
 
     from slimdeploy.toolchain.formatting import facts_table, grid, percent
 
@@ -121,6 +122,7 @@ def _text(result: Calibration) -> Any:
         ("precision", f"{result.precision}, for {result.options.target}"),
         ("method", result.method),
         ("accuracy float32 / INT8", f"{percent(parity.baseline_accuracy)} / {percent(parity.accuracy)}"),
+        *_speed_rows(result),
         ("drop (95 % interval)", f"{parity.drop:+.2f} points ({low:+.2f} to {high:+.2f})"),
         ("same top class", f"{percent(parity.top1_agreement)} of {parity.images} images"),
         ("layers in float", ", ".join(result.float_layers) or "none"),
@@ -135,10 +137,30 @@ def _text(result: Calibration) -> Any:
             for name, m in result.methods.items()
         ], title="on the held-out images"))  # fmt: skip
     if result.sensitivity:
-        columns = ["layer", "drop alone, points", "same top class", "logit error", "in"]
+        columns = [
+            "layer",
+            "logit error by its INT8",
+            "drop with it in float, points",
+            "same top class",
+            "in",
+        ]
         parts.append(grid(columns, [
-            (s.layer, f"{s.drop:+.2f}", percent(s.top1_agreement), percent(s.relative_error),
+            (s.layer, percent(s.gain), f"{s.drop:+.2f}", percent(s.top1_agreement),
              "float" if s.layer in result.float_layers else "INT8")
             for s in result.sensitivity
-        ], title="each layer quantised alone"))  # fmt: skip
+        ], title="each layer in float, all others in INT8"))  # fmt: skip
+    if result.reasons:
+        why = "\n".join(f"{name} stays in float: {reason}" for name, reason in result.reasons.items())
+        parts.append(Text(why))
     return Group(*parts)
+
+
+def _speed_rows(result: Calibration) -> list[tuple[str, str]]:
+    """What the CPU here makes of it."""
+    if (speed := result.speed) is None:
+        return []
+    times = f"{speed.float32:.2f} / {speed.quantised:.2f} ms"
+    return [
+        ("batch 1 float32 / INT8", f"{times}: slower than float32 here" if speed.slower else times),
+        ("on", speed.cpu),
+    ]

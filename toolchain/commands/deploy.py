@@ -199,6 +199,9 @@ def _table(made: dict[str, Any], root: Path, servers: list[ServerState]) -> Tabl
         table.add_row("accuracy", f"{accuracy['device']:.2%} here, {accuracy['host']:.2%} on the host, "
                       f"{accuracy['images']} images")  # fmt: skip
     table.add_row("one image", f"{latency['p50']:.3g} ms (p50), {latency['p99']:.3g} ms (p99)")
+    table.add_row("CPU", escape(made["cpu"]))
+    if len(timed := made["candidates_ms"]) > 1:
+        table.add_row("fastest of", ", ".join(f"{name} {ms:.3g} ms" for name, ms in timed.items()))
     if made["signer"]:
         table.add_row("signed by", made["signer"])
     for server in servers:

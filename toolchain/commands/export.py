@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 OF_CHECKPOINTS = (
     "opset",
     "precision",
+    "target",
     "max_abs_error",
     "parity_images",
     "data",
@@ -43,7 +44,11 @@ OF_CHECKPOINTS = (
 )
 @click.option(
     "--precision", default="fp32", show_default=True,
-    help="fp32, fp16, or int8 for TensorRT (slimdeploy calibrate has all its choices).",
+    help="fp32, fp16, or int8 (slimdeploy calibrate has all its choices).",
+)  # fmt: skip
+@click.option(
+    "--target", default="tensorrt", show_default=True,
+    help="Where an int8 file will run: tensorrt, or cpu (onnxruntime).",
 )  # fmt: skip
 @click.option(
     "--max-abs-error", type=float, help="Allowed difference of a logit. [default: by the precision]"
@@ -67,6 +72,7 @@ def export(
     model: Path,
     opset: int,
     precision: str,
+    target: str,
     max_abs_error: float | None,
     parity_images: int,
     trt: bool,
@@ -118,7 +124,11 @@ def export(
     if trt:
         check_engine_output(output, output.with_suffix(ENGINE_SUFFIX), force=force)
     options = ExportOptions(
-        opset=opset, precision=precision, max_abs_error=max_abs_error, parity_images=parity_images
+        opset=opset,
+        precision=precision,
+        target=target,
+        max_abs_error=max_abs_error,
+        parity_images=parity_images,
     )
     exported = export_stage(model, options=options, output=output, data=data, force=force)
     result = engine_stage(exported.onnx, output.with_suffix(ENGINE_SUFFIX), job, force=force)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.deploy import bundle as bundles
 from slimdeploy.toolchain.deploy import signature
 from slimdeploy.toolchain.deploy.bundle import Bundle
-from slimdeploy.toolchain.deploy.engine import Engine, EngineOptions, choose, prepare
-from slimdeploy.toolchain.deploy.golden import MAX_ACCURACY_DROP, GoldenResult, compare, compute_logits
+from slimdeploy.toolchain.deploy.check import DeployOptions, check_model, fastest
+from slimdeploy.toolchain.deploy.engine import candidates
+from slimdeploy.toolchain.deploy.golden import GoldenResult
 from slimdeploy.toolchain.deploy.installed import (
     DOCUMENT,
     check_signer,
@@ -28,32 +26,15 @@ from slimdeploy.toolchain.deploy.manifest import Manifest, Variant
 from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.deploy.sysfs import DeviceFacts, read_facts
 from slimdeploy.toolchain.deploy.trial import try_model
-from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import versions
+from slimdeploy.toolchain.runtime.cpu import this_cpu
 from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_session
+from slimdeploy.toolchain.runtime.timing import Latency
 
 DISK_MARGIN = 64 << 20
 """Bytes that stay free on the device."""
-
-
-@dataclass(frozen=True)
-class DeployOptions:
-    """How to install. `allowed_signers` is kept on the device and holds from then on."""
-
-    engine: EngineOptions = field(default_factory=EngineOptions)
-    threads: int | None = None
-    allowed_signers: Path | None = None
-    measure_seconds: float = 1.0
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds of a single image, the copies to and from the device included."""
-
-    p50: float
-    p99: float
-    runs: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +55,9 @@ class Deployment:
     golden: GoldenResult
     accuracy: dict[str, Any]
     latency_ms: Latency
+    candidates_ms: dict[str, float]
+    """Median of every model that was timed here, by its variant; the fastest one runs."""
+    cpu: str
     batch: int
     """Images that the engine computes together at most."""
     notes: tuple[str, ...]
@@ -104,19 +88,20 @@ def deploy(
         if options.allowed_signers:
             artifacts.write_bytes(store.allowed_signers, options.allowed_signers.read_bytes())
         store.clean()
-        choice = choose(bundle.manifest, options.engine)
-        same = current_if_same(store, sha256, choice, batch=options.engine.batch)
+        choices = candidates(bundle.manifest, options.engine)
+        same = current_if_same(store, sha256, choices, batch=options.engine.batch)
         if same is not None and read_document(same).get("signer") == signer:
             with contextlib.suppress(SlimdeployError):
                 return _check_again(same, options)
-        _check_resources(bundle.manifest, choice.variant, store.root, facts)
+        largest = max((c.variant for c in choices), key=lambda v: bundle.manifest.file(v.model).bytes)
+        _check_resources(bundle.manifest, largest, store.root, facts)
         with store.new_folder() as folder:
             bundles.unpack(bundle, folder)
-            if signer is None and choice.backend == "onnxruntime":
-                model = folder / choice.variant.model
-                try_model(model, read_onnx(model), batch=options.engine.batch)
-            engine = prepare(folder, choice, options.engine, free_mb=facts.free_mb)
-            checked = _check(folder, bundle.manifest, engine, options)
+            for choice in choices:
+                if signer is None and choice.backend == "onnxruntime":
+                    model = folder / choice.variant.model
+                    try_model(model, read_onnx(model), batch=options.engine.batch)
+            engine, checked = fastest(folder, bundle.manifest, choices, options, free_mb=facts.free_mb)
             made = Deployment(
                 version=store.next_version(bundle.manifest.name),
                 bundle_sha256=sha256,
@@ -124,6 +109,7 @@ def deploy(
                 model=str(engine.path.relative_to(folder)),
                 model_sha256=artifacts.sha256_file(engine.path),
                 batch=options.engine.batch,
+                cpu=str(this_cpu()),
                 notes=(*notes, *engine.notes),
                 device=facts.to_json(),
                 versions=versions(),
@@ -146,7 +132,7 @@ def rollback(store: Store, options: DeployOptions) -> tuple[str, GoldenResult]:
         check_signer(folder, store)
         manifest = bundles.read_folder(folder)
         engine = installed_engine(folder, manifest)
-        golden = _check(folder, manifest, engine, options)["golden"]
+        golden = check_model(folder, manifest, engine, options)["golden"]
         return store.drop_current(), golden
 
 
@@ -181,7 +167,7 @@ def _check_again(folder: Path, options: DeployOptions) -> Deployment:
     """
     manifest = bundles.read_folder(folder)
     engine = installed_engine(folder, manifest)
-    checked = _check(folder, manifest, engine, options)
+    checked = check_model(folder, manifest, engine, options)
     kept = {**read_document(folder), **checked}
     kept["notes"] = (*kept["notes"], "was deployed already: checked again")
     try:
@@ -206,53 +192,3 @@ def _check_resources(manifest: Manifest, variant: Variant, root: Path, facts: De
         raise SlimdeployError(
             f"{facts.free_mb:.0f} MiB of memory are free, {needed_mb:.0f} MiB are needed: end other programs"
         )
-
-
-def _check(folder: Path, manifest: Manifest, engine: Engine, options: DeployOptions) -> dict[str, Any]:
-    """Golden run, accuracy and latency of a model; raises CheckFailed where it isn't what it was on the
-    host.
-    """
-    variant, prep = engine.variant, manifest.info.preprocessing
-    with open_session(engine.path, engine.backend, SessionOptions(threads=options.threads)) as session:
-        if session.input_shape != (3, prep.size, prep.size):
-            raise SlimdeployError(
-                f"{engine.path.name} takes {session.input_shape}, its manifest says {prep.size}"
-            )
-        batch = options.engine.batch
-        logits = compute_logits(session, bundles.golden_images(folder, manifest), prep, batch=batch)
-        golden = compare(logits, bundles.golden_logits(folder, manifest, variant), variant.precision)
-        if not golden.passed:
-            raise CheckFailed(
-                f"{variant.id} on {session.backend}: golden outputs differ by {golden.max_error:.3g}, "
-                f"{golden.tolerance:g} is allowed; the version before stays in use"
-            )
-        images, labels = bundles.evaluation_set(folder, manifest)
-        accuracy: dict[str, Any] = {"images": len(labels), "host": variant.accuracy, "device": None}
-        if len(labels):
-            right = compute_logits(session, images, prep, batch=batch).argmax(1) == labels
-            accuracy["device"] = round(float(right.mean()), 6)
-            if variant.accuracy is not None and accuracy["device"] < variant.accuracy - MAX_ACCURACY_DROP:
-                raise CheckFailed(
-                    f"{variant.id} on {session.backend}: {accuracy['device']:.1%} of the images right, "
-                    f"{variant.accuracy:.1%} on the host; the version before stays in use"
-                )
-        latency = _measure(session, options.measure_seconds)
-        return {
-            "variant": variant.id, "precision": variant.precision, "runtime": engine.backend,
-            "backend": session.backend, "golden": golden, "accuracy": accuracy, "latency_ms": latency,
-        }  # fmt: skip
-
-
-def _measure(session: Session, seconds: float) -> Latency:
-    """Time single images for about `seconds`, after a warm-up of a quarter of that."""
-    image = np.zeros((1, *session.input_shape), np.float32)
-    times: list[float] = []
-    start = time.perf_counter()
-    while not times or time.perf_counter() - start < 1.25 * seconds:
-        before = time.perf_counter()
-        session.run(image)
-        now = time.perf_counter()
-        if now - start > 0.25 * seconds:
-            times.append(1e3 * (now - before))
-    p50, p99 = np.percentile(times, [50, 99])
-    return Latency(round(float(p50), 4), round(float(p99), 4), len(times))

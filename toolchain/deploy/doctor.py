@@ -55,6 +55,14 @@ def system(machine: Machine) -> Iterator[Finding]:
         yield Finding("JetPack", OK, f"{facts.jetpack or 'of an unknown version'}, L4T {facts.l4t}")
 
 
+def cpu(machine: Machine) -> Iterator[Finding]:
+    if machine.cpu.overflows:
+        slow = "INT8 files with weights beyond ±64 run on slower, exact kernels (16-bit sums would overflow)"
+        yield Finding("CPU", NOTE, f"{machine.cpu}: {slow}")
+    else:
+        yield Finding("CPU", OK, str(machine.cpu))
+
+
 def gpu(machine: Machine) -> Iterator[Finding]:
     if machine.cuda is None and machine.gpu is None:
         if machine.facts.is_jetson:
@@ -126,6 +134,7 @@ def remote(machine: Machine) -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     system,
+    cpu,
     gpu,
     libraries,
     runtimes,

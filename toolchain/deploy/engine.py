@@ -9,8 +9,8 @@ from pathlib import Path
 from slimdeploy.toolchain.deploy.manifest import Manifest, Variant
 from slimdeploy.toolchain.errors import SlimdeployError, missing_library
 
-# Backend, best first -> the models to prefer on it, best first: precision and whom it was quantised for.
-# On a CPU, INT8 in TensorRT's form is no faster than FP32, and FP16 is computed as FP32.
+# Backend, best first -> the models to prefer on it, best first: precision and whom it was quantised for. On
+# TensorRT the first one is taken, because an engine takes minutes to build; on a CPU all of them are timed.
 PREFERENCES: dict[str, tuple[tuple[str, str], ...]] = {
     "tensorrt": (
         ("int8", "tensorrt"),
@@ -65,16 +65,22 @@ class Engine:
     notes: tuple[str, ...]
 
 
-def choose(manifest: Manifest, options: EngineOptions) -> Choice:
-    """Choose model and backend. Raises SlimdeployError where none fits."""
+def candidates(manifest: Manifest, options: EngineOptions) -> tuple[Choice, ...]:
+    """Which models to try here, and the backend: one for TensorRT, all that fit for onnxruntime. Raises
+    SlimdeployError where none fits.
+    """
     if options.precision not in (None, *(v.precision for v in manifest.variants)):
         has = ", ".join(v.id for v in manifest.variants)
         raise SlimdeployError(f"the bundle has no {options.precision} model; it has {has}")
     backend, notes = _choose_backend(options.backend)
     variants = {(v.precision, v.target): v for v in manifest.variants}
-    for wanted in PREFERENCES[backend]:
-        if wanted in variants and options.precision in (None, wanted[0]):
-            return Choice(variants[wanted], backend, notes)
+    fitting = tuple(
+        Choice(variants[wanted], backend, notes)
+        for wanted in PREFERENCES[backend]
+        if wanted in variants and options.precision in (None, wanted[0])
+    )
+    if fitting:
+        return fitting[:1] if backend == "tensorrt" else fitting
     has = ", ".join(v.id for v in manifest.variants)
     raise SlimdeployError(f"none of the bundle's models runs on {backend}; it has {has}")
 

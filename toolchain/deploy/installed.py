@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,16 @@ def check_signer(folder: Path, store: Store) -> None:
         )
 
 
-def current_if_same(store: Store, sha256: str, choice: Choice, *, batch: int) -> Path | None:
-    """The folder of the current version where it is this bundle's model on this backend; else None."""
+def current_if_same(store: Store, sha256: str, choices: Sequence[Choice], *, batch: int) -> Path | None:
+    """The folder of the current version where it is one of `choices` of this bundle; else None."""
     if not store.active():
         return None
     folder = store.current()
-    wanted = {
-        "bundle_sha256": sha256,
-        "variant": choice.variant.id,
-        "runtime": choice.backend,
-        "batch": batch,
-    }
+    wanted = {"bundle_sha256": sha256, "batch": batch}
     try:
         document = read_document(folder)
     except SlimdeployError:
         return None
-    return folder if all(document.get(key) == value for key, value in wanted.items()) else None
+    same = all(document.get(key) == value for key, value in wanted.items())
+    runs = (document.get("variant"), document.get("runtime"))
+    return folder if same and runs in {(c.variant.id, c.backend) for c in choices} else None

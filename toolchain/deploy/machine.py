@@ -17,6 +17,7 @@ from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.deploy import sysfs
 from slimdeploy.toolchain.deploy.store import default_root
 from slimdeploy.toolchain.deploy.sysfs import DeviceFacts
+from slimdeploy.toolchain.runtime.cpu import Cpu, this_cpu
 from slimdeploy.toolchain.runtime.providers import load_error
 
 
@@ -54,6 +55,7 @@ class Machine:
     """Path of nvcc, also where it is not on the PATH."""
     disk_free_mb: float
     disk: Path
+    cpu: Cpu
 
 
 def this_machine(role: str | None = None) -> Machine:
@@ -83,6 +85,7 @@ def this_machine(role: str | None = None) -> Machine:
         nvcc=shutil.which("nvcc") or _existing("/usr/local/cuda/bin/nvcc"),
         disk_free_mb=shutil.disk_usage(disk).free / 2**20,
         disk=disk,
+        cpu=this_cpu(),
     )
 
 

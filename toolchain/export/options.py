@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 
 DEFAULT_OPSET = 19
+TARGETS = ("tensorrt", "cpu")
 OPSETS = (13, 22)
 """Lowest and highest opset that can be asked for. 17 is what TensorRT 8 (JetPack 5) reads."""
 
@@ -34,6 +35,8 @@ class ExportOptions:
 
     opset: int = DEFAULT_OPSET
     precision: str = "fp32"
+    target: str = "tensorrt"
+    """Where an INT8 file will run: `tensorrt`, or `cpu` (onnxruntime)."""
     parity_images: int = 512
     max_abs_error: float | None = None
     min_agreement: float | None = None
@@ -46,6 +49,8 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
+        if self.target not in TARGETS:
+            raise unknown("target", self.target, TARGETS)
         if not OPSETS[0] <= self.opset <= OPSETS[1]:
             raise SlimdeployError(f"opset {self.opset}: {OPSETS[0]} to {OPSETS[1]} can be written")
         if self.parity_images < 1:

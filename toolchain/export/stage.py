@@ -74,7 +74,7 @@ def export_stage(
     if options.precision == "fp16":
         model, fp32_layers = _half(model, balanced_subset(dataset.train, options.parity_images), dataset)
     elif options.precision == "int8":
-        model = _quantised(model, dataset, output)
+        model = _quantised(model, dataset, options.target, output)
     images = balanced_subset(dataset.test, options.parity_images)
     candidate = output.with_name(f".{output.stem}.{os.getpid()}.candidate.onnx")
     try:
@@ -110,13 +110,13 @@ def _half(model: onnx.ModelProto, images: Split, dataset: Dataset) -> tuple[onnx
     return set_precision(half, "mixed" if kept else "fp16"), tuple(kept)
 
 
-def _quantised(model: onnx.ModelProto, dataset: Dataset, output: Path) -> onnx.ModelProto:
-    """The model in INT8 for TensorRT, as `slimdeploy calibrate` makes it with its defaults."""
+def _quantised(model: onnx.ModelProto, dataset: Dataset, target: str, output: Path) -> onnx.ModelProto:
+    """The model in INT8 for `target`, as `slimdeploy calibrate` makes it with its defaults."""
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder) / f"{output.stem}.fp32.onnx", Path(folder) / output.name
         artifacts.write_bytes(source, model.SerializeToString())
         result = calibrate_stage(
-            source, data=calibration_data(dataset), options=CalibrateOptions(), output=made
+            source, data=calibration_data(dataset), options=CalibrateOptions(target=target), output=made
         )
         if result.onnx is None:
             raise CheckFailed(

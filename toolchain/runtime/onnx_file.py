@@ -25,6 +25,8 @@ PRECISIONS = ("fp32", "fp16", "int8", "mixed")
 TARGETS = ("any", "cpu", "tensorrt")
 """For whom a model was quantised: the two forms of INT8 suit different runtimes."""
 MAX_FILE_BYTES = 2 << 30  # protobuf's own limit for one message
+REDUCED_RANGE = "reduced_range"
+"""Metadata: `True` where INT8 weights are so small that no CPU's 16-bit sums overflow."""
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 # Message -> field number -> message: every way from a model to a tensor (onnx.proto, IR version 10).
@@ -59,6 +61,11 @@ class OnnxFacts:
     @property
     def quantised(self) -> bool:
         return "int8" in self.layers.values()
+
+    @property
+    def can_overflow(self) -> bool:
+        """Whether CPUs that add two neighbouring products (u8 × s8) in 16 bits may compute something else."""
+        return self.quantised and self.metadata.get(REDUCED_RANGE) != "True"
 
     @property
     def precision(self) -> str:

@@ -118,6 +118,9 @@ def open_session(path: Path, options: SessionOptions) -> OnnxSession:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if on_gpu:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    elif facts.can_overflow:
+        # Slower and exact where the CPU's fast kernels saturate; onnxruntime ignores it on other CPUs.
+        settings.add_session_config_entry("session.x64quantprecision", "1")
     providers = [(name, _provider_options(name, facts, options)) for name in wanted]
     try:
         session = onnxruntime.InferenceSession(str(path), settings, providers=providers)

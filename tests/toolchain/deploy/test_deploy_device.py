@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 
 from slimdeploy.tests.toolchain.deploy.stores import OPTIONS, leftovers, whole
-from slimdeploy.toolchain.deploy import device, engine
+from slimdeploy.toolchain.deploy import check, device, engine
 from slimdeploy.toolchain.deploy.engine import EngineOptions
 from slimdeploy.toolchain.deploy.store import KEPT, default_root
 from slimdeploy.toolchain.deploy.sysfs import read_facts
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
 from slimdeploy.toolchain.export import engine_stage
 from slimdeploy.toolchain.runtime import session
+from slimdeploy.toolchain.runtime.cpu import this_cpu
 from slimdeploy.toolchain.runtime.session import SessionOptions
+from slimdeploy.toolchain.runtime.timing import Latency
 
 CLI = [sys.executable, "-m", "slimdeploy.toolchain"]
 
@@ -31,9 +33,21 @@ def asking(**values: str) -> device.DeployOptions:
     return dataclasses.replace(OPTIONS, engine=EngineOptions(**values))
 
 
-def test_deploy_takes_the_best_model(bundle, store):
+@pytest.fixture
+def milliseconds(monkeypatch):
+    """Let the device take so long for an image, by the model's precision."""
+    times = {"fp32": 2.0, "int8": 1.0}
+    monkeypatch.setattr(
+        check, "time_single_images", lambda opened, seconds: Latency(times[opened.precision], 9.0, 1)
+    )
+    return times
+
+
+def test_deploy_takes_the_fastest_model(bundle, store, milliseconds):
     made = device.deploy(bundle, store, OPTIONS)
     assert (made.version, made.variant, made.backend) == ("0001-net", "int8-cpu", "onnxruntime-cpu")
+    assert made.candidates_ms == {"int8-cpu": 1.0, "fp32": 2.0}
+    assert made.cpu == str(this_cpu())
     assert made.golden.max_error == 0.0
     assert made.golden.images == 6
     assert made.accuracy["device"] == made.accuracy["host"]
@@ -44,6 +58,25 @@ def test_deploy_takes_the_best_model(bundle, store):
         json.dumps(made.to_json())
     )
     assert not leftovers(store)
+
+
+def test_int8_that_is_slower_here_is_not_taken(bundle, store, milliseconds):
+    milliseconds["int8"] = 3.0
+    assert device.deploy(bundle, store, OPTIONS).variant == "fp32"
+    assert device.deploy(bundle, store, asking(precision="int8")).variant == "int8-cpu"
+
+
+def test_a_model_that_fails_here_is_not_taken(bundle, store, milliseconds, monkeypatch):
+    honest = check.compare
+    monkeypatch.setattr(
+        check,
+        "compare",
+        lambda found, expected, precision: honest(found * (1 + (precision == "int8")), expected, precision),
+    )
+    made = device.deploy(bundle, store, OPTIONS)
+    assert (made.variant, made.candidates_ms) == ("fp32", {"fp32": 2.0})
+    assert made.notes[-1].startswith("not used: int8-cpu on onnxruntime-cpu (")
+    assert str(this_cpu()) in made.notes[-1]
 
 
 def test_deployed_model_answers_as_on_the_host(bundle, models, images, store):
@@ -70,7 +103,7 @@ def test_versions_and_rollback(bundle, other_bundle, store):
     assert not leftovers(store)
 
 
-def test_the_same_bundle_again_is_checked_and_makes_no_version(bundle, other_bundle, store):
+def test_the_same_bundle_again_is_checked_and_makes_no_version(bundle, other_bundle, store, milliseconds):
     """So that a rollback never leads to what is there already."""
     device.deploy(other_bundle, store, OPTIONS)
     first = device.deploy(bundle, store, OPTIONS)
@@ -113,8 +146,8 @@ def test_rollback_before_anything(store):
 
 def spoil(monkeypatch, change):
     """Let the device compute something else than the host did."""
-    original = device.compute_logits
-    monkeypatch.setattr(device, "compute_logits", lambda *a, **k: change(original(*a, **k)))
+    original = check.compute_logits
+    monkeypatch.setattr(check, "compute_logits", lambda *a, **k: change(original(*a, **k)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -200,7 +233,7 @@ def test_engine_that_cannot_be_built_keeps_the_old_version(
         device.deploy(other_bundle, store, OPTIONS)
     assert store.active() == ["0001-net"]
     assert not leftovers(store)
-    assert device.deploy(bundle, store, asking(backend="onnxruntime")).variant == "int8-cpu"
+    assert device.deploy(bundle, store, asking(backend="onnxruntime")).backend == "onnxruntime-cpu"
 
 
 def test_tensorrt_asked_for_and_not_there(bundle, store, monkeypatch):
@@ -264,7 +297,7 @@ def test_command_line(bundle, store):
             [*CLI, "deploy", *map(str, arguments)], capture_output=True, text=True, env=environment
         )
 
-    done = call(bundle, "--json", "--seconds", "0.05")
+    done = call(bundle, "--precision", "int8", "--json", "--seconds", "0.05")
     assert json.loads(done.stdout)["version"] == "0001-net"
     done = call(bundle, "--precision", "fp32", "--seconds", "0.05")
     assert "fp32 on onnxruntime-cpu" in done.stdout

@@ -18,6 +18,7 @@ from slimdeploy.toolchain.deploy.findings import MISSING, NOTE, OK, WARNING, Fin
 from slimdeploy.toolchain.deploy.machine import Library, Machine, this_machine
 from slimdeploy.toolchain.deploy.sysfs import read_facts
 from slimdeploy.toolchain.errors import ONNXRUNTIME_ON_GPU
+from slimdeploy.toolchain.runtime.cpu import Cpu
 from slimdeploy.toolchain.runtime.providers import library_error
 
 ALL = {
@@ -64,7 +65,7 @@ def machine(*, without=(), libraries=None, **values) -> Machine:
         packages=frozenset({"onnxruntime"}), providers=("CPUExecutionProvider",), provider_errors={},
         closed_environment=None,
         program=lambda name: f"/usr/bin/{name}", gpu=None, cuda=(12, 6), nvcc="/usr/bin/nvcc",
-        disk_free_mb=50_000.0, disk=Path("/"),
+        disk_free_mb=50_000.0, disk=Path("/"), cpu=Cpu("Cortex-A78AE", "SDOT", overflows=False),
     )  # fmt: skip
     return dataclasses.replace(base, **values)
 
@@ -72,6 +73,12 @@ def machine(*, without=(), libraries=None, **values) -> Machine:
 def found(name: str, findings: list[Finding]) -> Finding:
     (finding,) = [f for f in findings if f.name == name]
     return finding
+
+
+def test_a_cpu_without_vnni_is_named():
+    finding = found("CPU", examine(machine(cpu=Cpu("Some CPU", "AVX2 without VNNI", overflows=True))))
+    assert (finding.status, finding.mend) == (NOTE, None)
+    assert finding.detail.startswith("Some CPU, AVX2 without VNNI: INT8 files with weights beyond ±64")
 
 
 @pytest.mark.parametrize("role", ["host", "device"])

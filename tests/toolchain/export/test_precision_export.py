@@ -64,14 +64,19 @@ def test_a_layer_that_overflows_stays_in_fp32_and_is_named(tmp_path):
     assert described["fp32_layers"] == document["fp32_layers"]
 
 
-def test_int8(tmp_path, monkeypatch):
+@pytest.mark.parametrize("target", ["tensorrt", "cpu"])
+def test_int8(tmp_path, monkeypatch, target):
     # The network is untrained: which of its guesses INT8 changes is chance, so none may end the export.
     monkeypatch.setattr(stage, "CalibrateOptions", functools.partial(CalibrateOptions, max_drop=100))
     monkeypatch.setitem(options.PRECISIONS, "int8", options.Tolerance(float("inf"), 0))
-    result = export(checkpoint(tmp_path), "-o", tmp_path / "m.onnx", "--precision", "int8")
+    given = ("--precision", "int8", "--target", target)
+    result = export(checkpoint(tmp_path), "-o", tmp_path / "m.onnx", *given)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["precision"] == "int8"
-    assert "QuantizeLinear" in {n.op_type for n in onnx.load(tmp_path / "m.onnx").graph.node}
+    model = onnx.load(tmp_path / "m.onnx")
+    assert "QuantizeLinear" in {n.op_type for n in model.graph.node}
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert (facts["target"], facts["reduced_range"]) == (target, str(target == "cpu"))
 
 
 def test_int8_that_costs_too_much(tmp_path, monkeypatch):

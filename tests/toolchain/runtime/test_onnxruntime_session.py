@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.runtime import onnxruntime as runtime
+from slimdeploy.toolchain.runtime.cpu import this_cpu
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
 GPU = SessionOptions(device="cuda")
@@ -147,3 +149,70 @@ def test_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"nonsense")
     with pytest.raises(SlimdeployError, match=r"m\.onnx is not an ONNX file, or is damaged \("):
         open_session(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(("reduced", "exact"), [("True", False), ("False", True), (None, True)])
+def test_int8_weights_that_can_overflow_run_on_exact_kernels(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reduced: str | None, exact: bool
+) -> None:
+    model = onnx.load(models["int8"])
+    if reduced:
+        model.metadata_props.add(key="reduced_range", value=reduced)
+    onnx.save(model, tmp_path / "int8.onnx")
+    asked = []
+    genuine_session = onnxruntime.InferenceSession
+
+    def opened(path: str, settings: Any, providers: list) -> Any:
+        asked.append(settings.get_session_config_entry("session.x64quantprecision") if exact else settings)
+        return genuine_session(path, settings, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    open_session(tmp_path / "int8.onnx").close()
+    if exact:
+        assert asked == ["1"]
+    else:
+        with pytest.raises(RuntimeError):  # not set
+            asked[0].get_session_config_entry("session.x64quantprecision")
+
+
+def full_range_model(path: Path) -> Path:
+    """A quantised 1×1 convolution of four channels whose weights are all 127, and its average."""
+    largest = 4 * 255 * 127
+    constants = {
+        "one": np.float32(1), "zero": np.uint8(0), "step": np.float32(largest / 255),
+        "weight": np.full((2, 4, 1, 1), 127, np.int8),
+        "ones": np.ones(2, np.float32), "zeros": np.zeros(2, np.int8),
+    }  # fmt: skip
+    nodes = [
+        onnx.helper.make_node(operator, inputs.split(), [output], name=output, **attributes)
+        for operator, inputs, output, attributes in (
+            ("QuantizeLinear", "images one zero", "image.q", {}),
+            ("DequantizeLinear", "image.q one zero", "image.dq", {}),
+            ("DequantizeLinear", "weight ones zeros", "weight.dq", {"axis": 0}),
+            ("Conv", "image.dq weight.dq", "sum", {}),
+            ("QuantizeLinear", "sum step zero", "sum.q", {}),
+            ("DequantizeLinear", "sum.q step zero", "sum.dq", {}),
+            ("GlobalAveragePool", "sum.dq", "mean", {}),
+            ("Flatten", "mean", "logits", {}),
+        )
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "full range",
+        [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 4, 2, 2])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 2])],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 19)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+    return path
+
+
+def test_full_range_weights_are_computed_exactly(tmp_path: Path) -> None:
+    """2 × 255 × 127 = 64,770 doesn't fit 16 bits: on CPUs without VNNI, plain onnxruntime saturates."""
+    path = full_range_model(tmp_path / "model.onnx")
+    batch, exact = np.full((1, 4, 2, 2), 255, np.float32), 4 * 255 * 127
+    with open_session(path) as session:
+        np.testing.assert_allclose(session.run(batch), exact, rtol=0.01)
+    plain = genuine(path).run(None, {"images": batch})[0]
+    assert (np.abs(plain - exact) > 0.4 * exact).all() == this_cpu().overflows

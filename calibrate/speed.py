@@ -1,0 +1,43 @@
+"""Whether the quantised file is faster than the float one on the CPU at hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slimdeploy.toolchain.runtime.cpu import this_cpu
+from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
+from slimdeploy.toolchain.runtime.timing import time_single_images
+
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Milliseconds of a single image, and the CPU that they were measured on."""
+
+    float32: float
+    quantised: float
+    cpu: str
+
+    @property
+    def slower(self) -> bool:
+        return self.quantised > self.float32
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "slower": self.slower}
+
+
+def compare_speed(model: Path, quantised: Path, *, threads: int | None, seconds: float) -> Speed:
+    """Time both files in turn, one session at a time (the idle threads of two disturb each other); of each
+    the best median counts. A first answer: `slimdeploy bench` measures with intervals.
+    """
+    options = SessionOptions(device="cpu", threads=threads)
+    best = dict.fromkeys((model, quantised), math.inf)
+    for _ in range(ROUNDS):
+        for path in best:
+            with open_session(path, options=options) as session:
+                best[path] = min(best[path], time_single_images(session, seconds / ROUNDS).p50)
+    return Speed(best[model], best[quantised], str(this_cpu()))

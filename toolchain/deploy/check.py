@@ -1,0 +1,87 @@
+"""Whether a model computes on this device what it computed on the host, how fast it is here, and which of the
+bundle's models is the fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from slimdeploy.toolchain.deploy import bundle as bundles
+from slimdeploy.toolchain.deploy.engine import Choice, Engine, EngineOptions, prepare
+from slimdeploy.toolchain.deploy.golden import MAX_ACCURACY_DROP, compare, compute_logits
+from slimdeploy.toolchain.deploy.manifest import Manifest
+from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
+from slimdeploy.toolchain.runtime.cpu import this_cpu
+from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
+from slimdeploy.toolchain.runtime.timing import time_single_images
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """How to install. `allowed_signers` is kept on the device and holds from then on."""
+
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    threads: int | None = None
+    allowed_signers: Path | None = None
+    measure_seconds: float = 1.0
+
+
+def fastest(
+    folder: Path, manifest: Manifest, choices: Sequence[Choice], options: DeployOptions, *, free_mb: float
+) -> tuple[Engine, dict[str, Any]]:
+    """Check and time each choice on this device; returns the fastest of those that pass, with what was found.
+
+    Raises CheckFailed where none passes.
+    """
+    passed: list[tuple[Engine, dict[str, Any]]] = []
+    failures: list[CheckFailed] = []
+    for choice in choices:
+        engine = prepare(folder, choice, options.engine, free_mb=free_mb)
+        try:
+            passed.append((engine, check_model(folder, manifest, engine, options)))
+        except CheckFailed as error:
+            failures.append(error)
+    if not passed:
+        raise failures[0]
+    engine, checked = min(passed, key=lambda entry: entry[1]["latency_ms"].p50)
+    timed = {engine.variant.id: found["latency_ms"].p50 for engine, found in passed}
+    notes = (*engine.notes, *(f"not used: {error}" for error in failures))
+    return replace(engine, notes=notes), {**checked, "candidates_ms": timed}
+
+
+def check_model(folder: Path, manifest: Manifest, engine: Engine, options: DeployOptions) -> dict[str, Any]:
+    """Golden run, accuracy and latency of a model; raises CheckFailed where it isn't what it was on the
+    host.
+    """
+    variant, prep = engine.variant, manifest.info.preprocessing
+    with open_session(engine.path, engine.backend, SessionOptions(threads=options.threads)) as session:
+        if session.input_shape != (3, prep.size, prep.size):
+            raise SlimdeployError(
+                f"{engine.path.name} takes {session.input_shape}, its manifest says {prep.size}"
+            )
+        batch = options.engine.batch
+        logits = compute_logits(session, bundles.golden_images(folder, manifest), prep, batch=batch)
+        golden = compare(logits, bundles.golden_logits(folder, manifest, variant), variant.precision)
+        if not golden.passed:
+            raise CheckFailed(
+                f"{variant.id} on {session.backend} ({this_cpu()}): golden outputs differ by "
+                f"{golden.max_error:.3g}, {golden.tolerance:g} is allowed; the version before stays in use"
+            )
+        images, labels = bundles.evaluation_set(folder, manifest)
+        accuracy: dict[str, Any] = {"images": len(labels), "host": variant.accuracy, "device": None}
+        if len(labels):
+            right = compute_logits(session, images, prep, batch=batch).argmax(1) == labels
+            accuracy["device"] = round(float(right.mean()), 6)
+            if variant.accuracy is not None and accuracy["device"] < variant.accuracy - MAX_ACCURACY_DROP:
+                raise CheckFailed(
+                    f"{variant.id} on {session.backend}: {accuracy['device']:.1%} of the images right, "
+                    f"{variant.accuracy:.1%} on the host; the version before stays in use"
+                )
+        latency = time_single_images(session, options.measure_seconds)
+        return {
+            "variant": variant.id, "precision": variant.precision, "runtime": engine.backend,
+            "backend": session.backend, "golden": golden, "accuracy": accuracy, "latency_ms": latency,
+        }  # fmt: skip

@@ -1,0 +1,48 @@
+"""What this CPU is and how it multiplies INT8, which decides whether and how fast an INT8 file runs here."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+# Flag in /proc/cpuinfo -> the instructions that multiply INT8, the fastest first.
+_X86 = (("avx512_vnni", "AVX-512 VNNI"), ("avx_vnni", "AVX VNNI"))
+_X86_WITHOUT = (("avx512bw", "AVX-512 without VNNI"), ("avx2", "AVX2 without VNNI"))
+_ARM = (("i8mm", "I8MM"), ("asimddp", "SDOT"), ("asimd", "NEON without SDOT"))
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """`instructions` are those that multiply INT8."""
+
+    name: str
+    instructions: str
+    overflows: bool
+    """Whether it adds two neighbouring products (u8 × s8) in 16 bits: weights beyond ±64 can overflow."""
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.instructions}"
+
+
+def this_cpu(root: Path = Path("/")) -> Cpu:
+    """What /proc/cpuinfo below `root` says."""
+    try:
+        lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = fields.get("model name") or _device_model(root) or platform.machine()
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    for known, overflows in ((_X86, False), (_X86_WITHOUT, True), (_ARM, False)):
+        for flag, instructions in known:
+            if flag in flags:
+                return Cpu(name, instructions, overflows)
+    return Cpu(name, "unknown instructions", False)
+
+
+def _device_model(root: Path) -> str | None:
+    try:
+        return (root / "proc/device-tree/model").read_text(errors="replace").strip("\0 \n") or None
+    except OSError:
+        return None

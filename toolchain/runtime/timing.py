@@ -1,0 +1,34 @@
+"""How long one image takes in an open session."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from slimdeploy.toolchain.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of a single image, the copies to and from the device included."""
+
+    p50: float
+    p99: float
+    runs: int
+
+
+def time_single_images(session: Session, seconds: float) -> Latency:
+    """Time single images for about `seconds`, after a warm-up of a quarter of that."""
+    image = np.zeros((1, *session.input_shape), np.float32)
+    times: list[float] = []
+    start = time.perf_counter()
+    while not times or time.perf_counter() - start < 1.25 * seconds:
+        before = time.perf_counter()
+        session.run(image)
+        now = time.perf_counter()
+        if now - start > 0.25 * seconds:
+            times.append(1e3 * (now - before))
+    p50, p99 = np.percentile(times, [50, 99])
+    return Latency(round(float(p50), 4), round(float(p99), 4), len(times))
