@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, shape_inference
 
-from slimdeploy.calibrate.classifier import attributes
+from slimdeploy.calibrate.classifier import RECTIFIERS, attributes
 from slimdeploy.calibrate.passes import GraphWriter
 
 _TO_NHWC, _TO_NCHW = [0, 2, 3, 1], [0, 3, 1, 2]
@@ -67,7 +67,7 @@ class _Folding:
 
     def _foldable(self, node: onnx.NodeProto) -> bool:
         """Whether `node` computes the same on the folded batch, and nothing but Q reads what it computes."""
-        if node.op_type in ("Relu", "QuantizeLinear"):  # element by element: as it comes
+        if node.op_type in (*RECTIFIERS, "QuantizeLinear"):  # element by element: as it comes
             return node.input[0] in self.folded
         if not self._becomes_int8(node.output[0]):
             return False
@@ -85,7 +85,7 @@ class _Folding:
 
     def _becomes_int8(self, tensor: str) -> bool:
         readers = self.readers[tensor]
-        if len(readers) == 1 and readers[0].op_type == "Relu":
+        if len(readers) == 1 and readers[0].op_type in RECTIFIERS:
             return self._becomes_int8(readers[0].output[0])
         return bool(readers) and all(reader.op_type == "QuantizeLinear" for reader in readers)
 

@@ -18,11 +18,18 @@ from slimdeploy.toolchain.errors import SlimdeployError, shorten
 from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
 from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 
-LAYERS = ("Conv", "Gemm", "GlobalAveragePool", "Add")
+LAYERS = ("Conv", "Gemm", "GlobalAveragePool", "AveragePool", "Add")
 """Operators that compute in INT8, and can each be kept in float."""
-CARRIERS = ("MaxPool", "Flatten", "Pad")
+CARRIERS = ("MaxPool", "Flatten", "Pad", "Slice", "Reshape", "Transpose")
 """Operators that pass values on as they are: what leaves them has the range of what went in."""
-OPERATORS = (*LAYERS, *CARRIERS, "Relu", "BatchNormalization")
+RECTIFIERS = ("Relu", "Clip")
+"""Operators that saturation to the range of an unsigned integer does as well."""
+FLOAT = (
+    "BatchNormalization", "Concat", "Div", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "MatMul",
+    "Mul", "Sigmoid", "Softplus", "Tanh",
+)  # fmt: skip
+"""Operators that compute in float between the others."""
+OPERATORS = (*LAYERS, *CARRIERS, *RECTIFIERS, *FLOAT)
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
 
 
@@ -66,7 +73,22 @@ class Classifier:
 
     def layers(self) -> list[str]:
         """Names of the nodes that quantisation changes, in order."""
-        return [node.name for node in self.nodes if node.op_type in LAYERS]
+        return [node.name for node in self.nodes if self.is_layer(node)]
+
+    def is_layer(self, node: onnx.NodeProto) -> bool:
+        """Whether `node` computes in INT8: one of LAYERS, but for the addition of a constant."""
+        return node.op_type in LAYERS and not (node.op_type == "Add" and len(self.read_by(node)) < 2)
+
+    def read_by(self, node: onnx.NodeProto) -> list[str]:
+        """The activations among the inputs of `node`."""
+        return [name for name in node.input if name and name not in self.constants]
+
+    def from_layer(self, tensor: str) -> bool:
+        """Whether `tensor` comes from a layer, perhaps rectified or carried on: it may exist in INT8."""
+        node = self.producers.get(self.origin(tensor))
+        while node is not None and node.op_type in RECTIFIERS:
+            node = self.producers.get(self.origin(node.input[0]))
+        return node is not None and self.is_layer(node)
 
     def origin(self, tensor: str) -> str:
         """The tensor whose values `tensor` carries on: itself, or what went into the CARRIERS before it."""
@@ -75,11 +97,15 @@ class Classifier:
         return tensor
 
     def is_rectified(self, tensor: str) -> bool:
-        """Whether no image can make a value of `tensor` negative: it comes from a ReLU."""
+        """Whether no image can make a value of `tensor` negative: it comes from a ReLU or a gate."""
         node = self.producers.get(self.origin(tensor))
-        if node is not None and node.op_type == "GlobalAveragePool":
-            return self.is_rectified(node.input[0])
-        return node is not None and node.op_type == "Relu"
+        if node is None:
+            return False
+        if node.op_type in ("GlobalAveragePool", "AveragePool", "Concat"):
+            return all(map(self.is_rectified, node.input))
+        if node.op_type == "Clip":
+            return float(self.constants[node.input[1]]) >= 0
+        return node.op_type in ("Relu", "Sigmoid", "HardSigmoid")
 
 
 def read_classifier(path: Path) -> Classifier:
@@ -135,8 +161,8 @@ def _unusable(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> str | N
     """What about a node of a known operator the passes don't know."""
     if node.op_type in ("Conv", "Gemm") and not all(name in constants for name in node.input[1:]):
         return "its weights and bias must be constants"
-    if node.op_type == "Add" and any(name in constants for name in node.input):
-        return "only two activations can be added, not a constant"
+    if node.op_type == "Clip" and not all(name in constants for name in node.input[1:3]):
+        return "its bounds must be constants"
     found = attributes(node)
     if node.op_type == "Gemm" and (found.get("alpha", 1), found.get("beta", 1), found.get("transA", 0)) != (
         1,

@@ -26,7 +26,7 @@ and did best of 0.5, 0.7 and 1 on held-out images.
 """
 LEAST = 0.01
 """A channel is taken to reach at least so far, as a share of its tensor's widest."""
-_CHANNELWISE = ("Relu", "MaxPool", "GlobalAveragePool", "Flatten", "Add")
+_CHANNELWISE = ("Relu", "MaxPool", "GlobalAveragePool", "AveragePool", "Flatten", "Add")
 """Operators with a channel of the output for each of the input, which a positive factor passes through."""
 
 
@@ -96,14 +96,14 @@ def streams(source: Classifier) -> list[list[str]]:
     fixed = {source.input, source.output}
     channels: dict[str, int] = {}
     for node in source.nodes:
-        if node.op_type in _CHANNELWISE:
+        if node.op_type in _CHANNELWISE and len(source.read_by(node)) == len(node.input):
             for tensor in node.input:
                 parents[root(tensor)] = root(node.output[0])
         elif node.op_type in WEIGHTED and attributes(node).get("group", 1) == 1:
             outputs, shape = _output_axis(node), source.constants[node.input[1]].shape
             channels |= {node.input[0]: shape[1 - outputs], node.output[0]: shape[outputs]}
         else:
-            fixed |= {node.input[0], node.output[0]}
+            fixed |= {*source.read_by(node), node.output[0]}
     found: dict[str, list[str]] = defaultdict(list)
     for tensor in source.activations:
         found[root(tensor)].append(tensor)

@@ -10,7 +10,6 @@ import onnx
 from onnx import helper, numpy_helper
 
 from slimdeploy.calibrate.classifier import Classifier, attributes, classifier
-from slimdeploy.toolchain.errors import SlimdeployError
 
 
 @dataclass
@@ -52,19 +51,15 @@ class GraphWriter:
 
 
 def fold_batchnorm(source: Classifier) -> Classifier:
-    """Fold every BatchNormalization into the convolution before it (the exporters of slimdeploy have done
-    so).
-
-    Raises SlimdeployError where one has no convolution of its own before it.
+    """Fold every BatchNormalization that alone reads a convolution into it (the exporters of slimdeploy have
+    done so); the others compute in float.
     """
     writer = GraphWriter(constants=dict(source.constants))
     for node in source.nodes:
-        if node.op_type != "BatchNormalization":
+        conv = source.producers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
+        if conv is None or conv.op_type != "Conv" or len(source.consumers[conv.output[0]]) != 1:
             writer.copy(node)
             continue
-        conv = source.producers.get(node.input[0])
-        if conv is None or conv.op_type != "Conv" or len(source.consumers[conv.output[0]]) != 1:
-            raise SlimdeployError(f"{node.name}: a BatchNormalization without a convolution to fold it into")
         gamma, beta, mean, variance = (source.constants[name].astype(np.float64) for name in node.input[1:5])
         scale = gamma / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))
         weight = source.constants[conv.input[1]]

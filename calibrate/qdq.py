@@ -7,10 +7,10 @@ everywhere:
 pooling, and on the skip branch of a residual sum (a pair between a convolution and its sum would stop
 TensorRT from fusing the two: NVIDIA, Working with Quantized Types, "Q/DQ Layer-Placement Recommendations").
 Float biases.
-- `cpu`: every activation is quantised, unsigned, so that onnxruntime computes on integers throughout. After a
-  ReLU zero is the smallest value, which makes the ReLU itself disappear; anything else has its zero at 128.
-  INT32 biases. Weights stay within ±64: x86 processors without VNNI add two neighbouring products (u8 × s8)
-  in 16 bits, and 2 × 255 × 64 is the most that fits.
+- `cpu`: every activation that a layer reads or makes is quantised, unsigned, so that onnxruntime computes on
+  integers throughout. After a ReLU zero is the smallest value, which makes the ReLU itself disappear;
+  anything else has its zero at 128. INT32 biases. Weights stay within ±64: x86 processors without VNNI add
+  two neighbouring products (u8 × s8) in 16 bits, and 2 × 255 × 64 is the most that fits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from slimdeploy.calibrate.classifier import CARRIERS, LAYERS, Classifier, attributes
+from slimdeploy.calibrate.classifier import CARRIERS, RECTIFIERS, Classifier, attributes
 from slimdeploy.calibrate.passes import GraphWriter
 
 WEIGHTED = ("Conv", "Gemm")
@@ -76,11 +76,12 @@ class QdqOptions:
 def quantised_inputs(source: Classifier, node: onnx.NodeProto, target: str) -> list[str]:
     """Which inputs of `node` get a Q/DQ pair in the form of `target`; weights not included."""
     everywhere = FORMS[target].everywhere
+    if not source.is_layer(node):
+        # What a float operator reads is quantised where a layer made it: else that couldn't end in integers.
+        return [t for t in source.read_by(node) if everywhere and source.from_layer(t)]
     if node.op_type == "Add":
         return list(node.input) if everywhere else [_skip_branch(source, node)]
-    if node.op_type in LAYERS or (everywhere and node.op_type in ("MaxPool", "Flatten")):
-        return [node.input[0]]
-    return []
+    return [node.input[0]]
 
 
 def insert_qdq(
@@ -96,7 +97,7 @@ def insert_qdq(
     """
     writer = _QdqWriter(source, thresholds, options)
     for node in source.nodes:
-        if node.name in float_layers or node.op_type == "Relu":
+        if node.name in float_layers or node.op_type in RECTIFIERS:
             writer.copy(node)
             continue
         pairs = set(quantised_inputs(source, node, options.target))
@@ -113,17 +114,22 @@ def _feeds_int8(source: Classifier, node: onnx.NodeProto, float_layers: Set[str]
     """Whether any layer behind a carrier is quantised."""
     readers = source.consumers.get(node.output[0], [])
     return any(
-        _feeds_int8(source, r, float_layers) if r.op_type in CARRIERS else r.name not in float_layers
+        _feeds_int8(source, r, float_layers)
+        if r.op_type in (*CARRIERS, *RECTIFIERS)
+        else source.is_layer(r) and r.name not in float_layers
         for r in readers
     )
 
 
 def _skip_branch(source: Classifier, add: onnx.NodeProto) -> str:
-    """The input of a residual sum that isn't the main path's last convolution."""
+    """The input of a residual sum that isn't the main path's last convolution, which nothing else reads."""
     producers = [source.producers.get(name) for name in add.input]
-    from_conv = [node is not None and node.op_type == "Conv" for node in producers]
-    # With a projection shortcut both come from a convolution: exporters write the main path first.
-    return add.input[0] if from_conv == [False, True] else add.input[1]
+    ends_main = [
+        node is not None and node.op_type == "Conv" and len(source.consumers[name]) == 1
+        for name, node in zip(add.input, producers, strict=True)
+    ]
+    # With a projection shortcut both are such: exporters write the main path first.
+    return add.input[0] if ends_main == [False, True] else add.input[1]
 
 
 class _QdqWriter(GraphWriter):

@@ -169,7 +169,8 @@ def _quantised(model: Any, images: Tensor, expected: Tensor) -> dict[str, Any]:
     """INT8 in both forms on the images themselves, and what NVIDIA's builder says of FP32 and INT8."""
     source, batch = classifier(model, source="the export"), images.numpy()
     widths = collect_widths(source, tensors_to_equalise(source), [batch])
-    even, histograms = equalise(source, widths), collect(source, [batch])
+    even = equalise(source, widths)
+    histograms = collect(even, [batch])
     row: dict[str, Any] = {"builds_fp32": _builds(model.SerializeToString())}
     for target in ("cpu", "tensorrt"):
         quantiser = Quantiser(even, histograms, CalibrateOptions(target=target))
