@@ -106,6 +106,7 @@ def _of_torchvision(name: str, classes: int | None, arguments: dict[str, Any]) -
 
 
 def _of_timm(name: str, classes: int | None, arguments: dict[str, Any]) -> nn.Module:
+    import_torchvision()  # which timm imports: with a CPU-only torch this way only
     try:
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
