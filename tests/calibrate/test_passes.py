@@ -122,7 +122,7 @@ def test_missing_and_damaged_files(tmp_path):
     with pytest.raises(SlimdeployError, match=r"no model at .*none\.onnx"):
         read_classifier(tmp_path / "none.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"\x08\x07 not onnx")
-    with pytest.raises(SlimdeployError, match=r"bad\.onnx is not a valid ONNX file"):
+    with pytest.raises(SlimdeployError, match=r"bad\.onnx is not an ONNX file, or is damaged"):
         read_classifier(tmp_path / "bad.onnx")
 
 
