@@ -233,4 +233,4 @@ def test_a_process_that_dies_is_named_with_its_end():
     with pytest.raises(
         SlimdeployError, match=r"^fragile: its process ended during (warm_up|block) \(exit code 7\)$"
     ):
-        measure([fake("steady"), fake("fragile", dies_at_run=60)], QUICK, Surroundings())
+        measure([fake("steady"), fake("fragile", dies_at_run=8)], QUICK, Surroundings())
