@@ -99,7 +99,7 @@ class Connection(H11Protocol):
     def _close_after_answer(self) -> None:
         self.cycle.keep_alive = False
         if not self.cycle.response_started:
-            self.headers.append(_CLOSE)  # uvicorn answers a request that has it with the same
+            self.cycle.default_headers = [*self.cycle.default_headers, _CLOSE]
 
     def _make_place(self) -> None:
         """Close the connection that has been idle longest; this one where all have a request."""
