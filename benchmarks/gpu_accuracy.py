@@ -6,7 +6,7 @@ where they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -69,7 +69,8 @@ def count_correct(
     device, stream = session.device, session.stream
     size, batch = preprocessing.size, session.max_batch
     kinds = [PRECISIONS[tensor.host.dtype] for tensor in (session.input, session.output)]
-    preprocess = Preprocess(device, ImageLayout("rgb", size, size), preprocessing, precision=kinds[0])
+    fitted = replace(preprocessing, resize=None, interpolation="bilinear")  # as the images are
+    preprocess = Preprocess(device, ImageLayout("rgb", size, size), fitted, precision=kinds[0])
     accuracy = Accuracy(device, classes=classes, precision=kinds[1])
     staged = device.pinned((batch, size, size, 3), np.uint8)
     truth, counted = device.pinned(labels.shape, np.int32), device.pinned((1,), np.uint32)

@@ -11,7 +11,7 @@ import numpy as np
 from slimdeploy.kernels import compile
 from slimdeploy.kernels.classify import Accuracy, TopK
 from slimdeploy.kernels.preprocess import ImageLayout, Preprocess
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from slimdeploy.toolchain.runtime.device import Buffer, Device, Stream
 
 COPY = np.dtype([("from", "<u8"), ("to", "<u8"), ("count", "<i8")], align=True)
@@ -89,7 +89,7 @@ def _preprocess(
     device: Device, memory: _Memory, load: Workload, kind: str, precision: str, launches: int
 ) -> Bandwidth:
     layout = ImageLayout(kind, load.width, load.height)
-    preprocessing = Preprocessing(load.size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    preprocessing = Preprocessing(load.size, IMAGENET_MEAN, IMAGENET_STD, (load.size, load.size))
     kernel = Preprocess(device, layout, preprocessing, precision=precision)
     try:
         images, output = memory.renew(layout.stride * load.batch, kernel.output_bytes(load.batch))

@@ -122,7 +122,7 @@ class ImageLayout:
 
 
 class Preprocess:
-    """The kernel for one image layout and one network input. Resizes to a square, without keeping the aspect.
+    """The kernel for one image layout and one network input: resizes, cuts the centre out and normalises.
 
     `queue` neither allocates nor waits, so it can be captured in a CUDA graph.
     """
@@ -130,18 +130,40 @@ class Preprocess:
     def __init__(
         self, device: Device, layout: ImageLayout, preprocessing: Preprocessing, *, precision: str = "fp32"
     ) -> None:
-        """`precision` is that of the network's input, `fp32` or `fp16`."""
+        """`precision` is that of the network's input, `fp32` or `fp16`. Raises SlimdeployError for what only
+        the host does: bicubic interpolation, and black around images that are smaller than the input.
+        """
         if precision not in ("fp32", "fp16"):
             raise SlimdeployError(f"network input is fp32 or fp16, not {precision!r}")
         self._device, self.layout, self._size = device, layout, preprocessing.size
+        self._geometry = preprocessing.geometry
+        self._check_geometry()
         self._item_bytes = 4 if precision == "fp32" else 2
         name = f"preprocess_{'nv12' if layout.format == 'nv12' else 'hwc'}_{precision}"
         self._kernel = compile.kernel(device, "preprocess", name)
         self._tables: list[Buffer] = []
         self._parameters = self._prepare(preprocessing)
 
+    def _check_geometry(self) -> None:
+        geometry, size = self._geometry, self._size
+        if geometry.interpolation != "bilinear":
+            raise SlimdeployError(
+                f"the CUDA kernel resizes bilinear, not {geometry.interpolation}: use the host"
+            )
+        width, height = self._resized
+        if min(width, height) < size:
+            raise SlimdeployError(
+                f"the CUDA kernel adds no black around an image: {width}×{height} is less than {size}×{size}"
+            )
+
+    @property
+    def _resized(self) -> tuple[int, int]:
+        """Width and height of a resized image, of which the centre is taken."""
+        return self._geometry.resized(self.layout.width, self.layout.height)
+
     def _prepare(self, preprocessing: Preprocessing) -> np.ndarray:
         layout, size = self.layout, self._size
+        reverse = preprocessing.channels == "bgr"
         if layout.format == "nv12":
             parameters = np.zeros((), NV12)
             width, height = layout.chroma_size
@@ -150,15 +172,16 @@ class Preprocess:
                 parameters["chroma"], 2, width, height, extent=(layout.width / 2, layout.height / 2)
             )
             tile = choose_tile([(luma_columns, 1), (chroma_columns, 2)], SPAN // 2)
-            parameters["to_rgb"] = yuv_to_rgb(layout.standard, full_range=layout.full_range)
+            to_rgb = yuv_to_rgb(layout.standard, full_range=layout.full_range)
+            parameters["to_rgb"] = to_rgb[::-1] if reverse else to_rgb
         else:
             parameters = np.zeros((), HWC)
             columns = self._plane(parameters["image"], 3, layout.width, layout.height)
             tile = choose_tile([(columns, 3)], SPAN)
-            parameters["bgr"] = layout.format == "bgr"
+            parameters["bgr"] = (layout.format == "bgr") != reverse
         out = parameters["out"]
         out["width"], out["height"], out["tile"] = size, size, tile
-        mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
+        mean, std = (np.array(v[::-1] if reverse else v) for v in (preprocessing.mean, preprocessing.std))
         out["scale"], out["shift"] = 1 / (255 * std), -mean / std
         return parameters
 
@@ -171,15 +194,18 @@ class Preprocess:
         extent: tuple[float, float] | None = None,
     ) -> np.ndarray:
         """Fill in a plane's parameters, its tables on the device included; the table of its columns."""
-        size, (wide, high) = self._size, extent or (width, height)
-        columns, rows = resize.taps(width, size, extent=wide), resize.taps(height, size, extent=high)
-        plane["peak"] = peak = choose_peak(high / size)
+        (new_width, new_height), (wide, high) = self._resized, extent or (width, height)
+        left, top = self._geometry.crop(new_width, new_height)
+        columns = resize.taps(width, new_width, extent=wide)[left : left + self._size]
+        rows = resize.taps(height, new_height, extent=high)[top : top + self._size]
+        plane["peak"] = peak = choose_peak(high / new_height)
         rows["norm"] /= peak
         plane["columns"], plane["rows"] = self._table(columns), self._table(rows)
-        plane["column_step"], plane["row_step"] = resize.step(wide, size), resize.step(high, size)
+        plane["column_step"] = resize.step(wide, new_width)
+        plane["row_step"] = resize.step(high, new_height)
         plane["pitch"], plane["image_stride"] = self.layout.row_pitch, self.layout.stride
         plane["row_bytes"] = width * channels
-        plane["reuse"] = high >= size
+        plane["reuse"] = high >= new_height
         return columns
 
     def _table(self, table: np.ndarray) -> int:

@@ -61,12 +61,25 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Header metadata and tensors of a safetensors file; raises SlimdeployError where it isn't one."""
     if not path.is_file():
         raise SlimdeployError(f"no checkpoint at {path}")
+    if is_pytorch_file(path):
+        raise SlimdeployError(
+            f"{path} is PyTorch's own format, not a checkpoint: convert it with slimdeploy train "
+            f"--weights {path} --data … --epochs 0 -o {path.stem}.safetensors"
+        )
     try:
         with safetensors.safe_open(str(path), "pt") as file:
             names = file.keys()
             return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except (safetensors.SafetensorError, OSError) as error:
         raise SlimdeployError(f"{path} is not a safetensors file, or is damaged ({error})") from error
+
+
+def is_pytorch_file(path: Path) -> bool:
+    """Whether `torch.save` wrote it: a zip archive or, before torch 1.6, a pickle."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    # The length of a safetensors header can look like a pickle's first bytes; behind it comes a brace.
+    return start[8:] != b"{" and start.startswith((b"PK\x03\x04", b"\x80"))
 
 
 def load_state(network: GraphNetwork, tensors: dict[str, Tensor], *, source: str) -> None:

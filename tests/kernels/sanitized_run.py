@@ -39,7 +39,9 @@ def run_kernels(device):
         (ImageLayout("nv12", 7, 5), 8, 1, "fp32"),
         (ImageLayout("bgr", 3000, 4), 1, 1, "fp16"),  # more than a block filters in one go
     ]:
-        kernel = Preprocess(device, layout, Preprocessing(size, (0, 0, 0), (1, 1, 1)), precision=precision)
+        kernel = Preprocess(
+            device, layout, Preprocessing(size, (0, 0, 0), (1, 1, 1), (size, size)), precision=precision
+        )
         images = exact(layout.stride * (batch - 1) + layout.nbytes)
         kernel.queue(images, exact(kernel.output_bytes(batch)), batch, stream)
         kernel.close()

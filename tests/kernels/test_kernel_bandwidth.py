@@ -18,7 +18,9 @@ from slimdeploy.toolchain.model_info import Preprocessing
 )
 def test_preprocessing_moves_each_sample_once(fake, kind, precision, nbytes):
     layout = ImageLayout(kind, 1920, 1080, pitch=8192)  # padding is not moved
-    kernel = Preprocess(fake, layout, Preprocessing(224, (0, 0, 0), (1, 1, 1)), precision=precision)
+    kernel = Preprocess(
+        fake, layout, Preprocessing(224, (0, 0, 0), (1, 1, 1), (224, 224)), precision=precision
+    )
     assert kernel.bytes_moved(64) == nbytes
     kernel.close()
 

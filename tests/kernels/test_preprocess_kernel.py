@@ -17,10 +17,12 @@ from slimdeploy.kernels.preprocess import (
 )
 from slimdeploy.kernels.resize import taps
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.images import fit_pixels
+from slimdeploy.toolchain.preprocessing import Preprocessing
+from slimdeploy.toolchain.runtime.preprocess import normalise
 
 PLAIN = Preprocessing(8, (0, 0, 0), (1 / 255, 1 / 255, 1 / 255))
-"""Leaves values at 0…255; the size is replaced."""
+"""Leaves values at 0…255."""
 TOLERANCE = 0.02
 """Of 255. Weights of rows are rounded to 16 bits: 255 ÷ 65535 in luma at worst, twice that in blue (2.11
 U).
@@ -40,8 +42,9 @@ def triangle(samples, size, extent=None):
 
 
 def resized(plane, size, extent=(None, None)):
-    """(H, W, C) → (C, size, size) float64."""
-    rows, columns = triangle(plane.shape[0], size, extent[0]), triangle(plane.shape[1], size, extent[1])
+    """(H, W, C) → (C, size, size) float64; `size` may be (width, height)."""
+    width, height = size if isinstance(size, tuple) else (size, size)
+    rows, columns = triangle(plane.shape[0], height, extent[0]), triangle(plane.shape[1], width, extent[1])
     return np.einsum("yh,hwc,xw->cyx", rows, plane.astype(np.float64), columns, optimize=True)
 
 
@@ -87,7 +90,8 @@ def run(device, memory, raw, layout, preprocessing, precision="fp32", offset=0):
 
 
 def plain(size):
-    return Preprocessing(size, PLAIN.mean, PLAIN.std)
+    """The whole image as a square."""
+    return Preprocessing(size, PLAIN.mean, PLAIN.std, (size, size))
 
 
 def noise(layout, batch=1, seed=0):
@@ -145,6 +149,39 @@ def test_agrees_with_torch_and_pil(device, memory, width, height, size):
     by_pil = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR), np.float64)
     # PIL rounds to whole numbers after each of the two passes.
     assert np.abs(got - by_pil.transpose(2, 0, 1)).max() <= 1.01
+
+
+@pytest.mark.parametrize("kind", ["rgb", "bgr", "nv12"])
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+@pytest.mark.parametrize(
+    ("width", "height", "size", "resize"),
+    [(333, 500, 56, 64), (500, 333, 56, 56), (64, 47, 40, 47), (90, 61, 33, (37, 50)), (30, 20, 48, 57)],
+)
+def test_the_centre_of_the_resized_image_as_the_host_takes_it(
+    device, memory, width, height, size, resize, channels, kind
+):
+    mean, std = (0.3, 0.4, 0.5), (0.21, 0.22, 0.23)
+    preprocessing = Preprocessing(size, mean, std, resize, channels=channels)
+    layout = ImageLayout(kind, width, height)
+    raw = noise(layout, 2)
+    got = run(device, memory, raw, layout, preprocessing)
+    to = preprocessing.geometry.resized(width, height)
+    left, top = preprocessing.geometry.crop(*to)
+    whole = expected(raw, layout, to)[:, :, top : top + size, left : left + size]
+    wanted = (whole / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    wanted = wanted[:, ::-1] if channels == "bgr" else wanted
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE / 255 / min(std))
+    if kind == "rgb":
+        pixels = fit_pixels(raw.reshape(2, height, width, 3), preprocessing.geometry)
+        assert np.abs(got - normalise(pixels, preprocessing)).max() <= 1.01 / 255 / min(std)
+
+
+def test_what_only_the_host_does_is_refused(fake):
+    layout = ImageLayout("rgb", 90, 60)
+    with pytest.raises(SlimdeployError, match="the CUDA kernel resizes bilinear, not bicubic: use the host"):
+        Preprocess(fake, layout, Preprocessing(8, (0,) * 3, (1,) * 3, 9, "bicubic"))
+    with pytest.raises(SlimdeployError, match="adds no black around an image: 30×20 is less than 24×24"):
+        Preprocess(fake, layout, Preprocessing(24, (0,) * 3, (1,) * 3, 20))
 
 
 def test_normalises_per_channel(device, memory):

@@ -72,7 +72,7 @@ class Alignment(click.ParamType):
     help="What `slimdeploy lut` measured on the machine in question.",
 )
 @click.option("--measure/--no-measure", default=True, show_default=True,
-              help="On the machine of --latency-table: measure what it predicts, correct it.")  # fmt: skip
+              help="Time the pruned network here and adjust the budget.")  # fmt: skip
 @click.option("--criterion", default="gamma", show_default=True,
               help="gamma, l1, l2, fpgm, random; with --data also taylor and surgeon.")  # fmt: skip
 @click.option("--residual", type=click.Choice(["keep", "couple"]), default="keep", show_default=True,
@@ -90,7 +90,7 @@ class Alignment(click.ParamType):
 @click.option("--fold/--no-fold", default=True, show_default=True,
               help="Fold the constants that removed channels passed on into what follows.")  # fmt: skip
 @click.option("--compensate/--no-compensate", default=True, show_default=True,
-              help="With --data: let the kept channels take over what the removed ones carried.")  # fmt: skip
+              help="With --data: refit the next layer by least squares.")  # fmt: skip
 @click.option("--statistics-images", type=click.IntRange(min=16), default=2048, show_default=True,
               help="Training images to measure activations on.")  # fmt: skip
 @click.option("--recalibration-images", type=click.IntRange(min=2), default=5120, show_default=True,
@@ -117,7 +117,7 @@ def prune(
 ) -> Output:
     """Remove the channels of CHECKPOINT that matter least, down to one target.
 
-    With --data, the kept channels take over what the removed ones carried, BN statistics are measured anew
+    With --data, the layers behind are refitted to the kept channels, BN statistics are measured anew
     (both on training images), and the test accuracy is reported at each step. Without, it only cuts.
     """
     from slimdeploy.toolchain.pruning.options import PruneOptions
@@ -164,4 +164,4 @@ def _folding_line(result: PruneResult) -> str:
     if not folding.channels:
         return "none"
     exact, rough = len(folding.exact), len(folding.approximate)
-    return f"{folding.channels} channels: exactly into {exact} layers, but for the border into {rough}"
+    return f"{folding.channels} channels: exactly into {exact} layers, not exact at borders into {rough}"

@@ -2,7 +2,8 @@
 there by torchvision's v2 transforms.
 
 The random choices are made by the caller and are the same as for images in memory, and so are the batches,
-bit for bit.
+bit for bit. Batches come from the workers through a pipe, as numpy arrays: tensors would come through
+/dev/shm, of which a container has 64 MB, and a worker that finds it full dies.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -46,7 +48,6 @@ class Reader:
             collate_fn=_collate,
             persistent_workers=True,
             prefetch_factor=AHEAD,
-            pin_memory=device == "cuda",
             generator=torch.Generator(),  # leaves torch's own as it is
         )
 
@@ -56,7 +57,7 @@ class Reader:
         for images in self._loader:
             if isinstance(images, SlimdeployError):
                 raise images
-            yield images.to(self._device, non_blocking=True)
+            yield torch.from_numpy(images).to(self._device)
 
 
 class _Batches:
@@ -90,13 +91,13 @@ class _Cropped(Dataset[Tensor | SlimdeployError]):
         return image.permute(1, 2, 0)
 
 
-def _collate(images: list[Tensor | SlimdeployError]) -> Tensor | SlimdeployError:
+def _collate(images: list[Tensor | SlimdeployError]) -> np.ndarray | SlimdeployError:
     tensors = []
     for image in images:
         if isinstance(image, SlimdeployError):
             return image
         tensors.append(image)
-    return torch.stack(tensors)
+    return torch.stack(tensors).numpy()
 
 
 def _workers() -> int:

@@ -56,8 +56,14 @@ def carry_out(base: Recipe, point: Point, folder: Path, options: SweepOptions) -
 
 def training_name(recipe: Recipe) -> str:
     """Names the folder of everything that doesn't depend on the pruning."""
-    images = load_dataset(recipe.data).digest()
-    facts = [images, recipe.data.size, asdict(recipe.network), recipe.train.to_json(), asdict(recipe.export)]
+    data = load_dataset(recipe.data)
+    facts = [
+        data.digest(),
+        data.preprocessing.to_json(),
+        asdict(recipe.network),
+        recipe.train.to_json(),
+        asdict(recipe.export),
+    ]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"sparsity-{recipe.train.sparsity:.12g}_{digest[:10]}"
 

@@ -4,17 +4,15 @@ checkpoint of slimdeploy.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from slimdeploy.toolchain import artifacts, checkpoint
-from slimdeploy.toolchain.checkpoint import Checkpoint, load_checkpoint, load_state, read_safetensors
+from slimdeploy.toolchain.checkpoint import Checkpoint, load_checkpoint, load_state
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.model_info import ModelInfo
@@ -26,12 +24,16 @@ from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from slimdeploy.toolchain.progress import log
+from slimdeploy.toolchain.training.state_dicts import (
+    read_state_dict,
+    recognised_resnet,
+    unwrapped,
+    without_wrappers,
+)
 
+_COUNTER = ".num_batches_tracked"
 IMPORT_SIZE = 224
 """Side of the images that an imported network is traced with where the data's isn't known yet."""
-PICKLE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
-_WRAPPERS = ("state_dict", "model")
-"""Keys under which training scripts put the state dict beside their optimiser's state."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Weights:
     sha256: str
     info: ModelInfo | None
     """Of a slimdeploy checkpoint."""
+    classifier: bool = True
+    """Whether the file has one; else it is random."""
 
     @property
     def source(self) -> str | None:
@@ -67,14 +71,14 @@ class Weights:
     def for_classes(self, dataset: Dataset, seed: int) -> Checkpoint:
         """The network for the classes of `dataset`; its classifier is drawn anew where they are others."""
         own = self.network.graph
-        same = (
-            self.info.class_names == dataset.class_names
-            if self.info
-            else own.classes == len(dataset.class_names)
-        )
+        if self.info:
+            same = self.info.class_names == dataset.class_names
+        else:
+            same = self.classifier and own.classes == len(dataset.class_names)
         network = self.network
         if not same:
-            log(f"new classifier for {len(dataset.class_names)} classes ({self.path} has {own.classes})")
+            there = own.classes if self.classifier else "none"
+            log(f"new classifier for {len(dataset.class_names)} classes ({self.path} has {there})")
             network = build_network(with_classes(own, len(dataset.class_names)), seed=seed)
             classifier = f"{classifier_of(own).name}."
             fresh = {name: t for name, t in network.state_dict().items() if name.startswith(classifier)}
@@ -95,30 +99,42 @@ def read_weights(
 ) -> Weights:
     """The network in `path`.
 
-    Widths and whether the shortcut BN has γ and β are read off the tensors, so a pruned network loads too.
-    `arch` and `stem` default to the reference's, or to the checkpoint's own; its stem may be changed for one
-    with the same weights. Raises SlimdeployError where the file can't be read safely (pickles are read with
-    weights_only) or doesn't hold such a network.
+    Widths, whether the shortcut BN has γ and β, and of a ResNet, where they aren't given, `arch` and an
+    ImageNet `stem` are read off the tensors, so a pruned network loads too. A checkpoint's stem may be
+    changed for one with the same weights. Raises SlimdeployError where the file can't be read safely or
+    doesn't hold such a network.
     """
-    if path.is_file() and path.suffix.lower() not in PICKLE_ENDINGS:
-        header, _ = read_safetensors(path)
-        if checkpoint.HEADER_KEY in header:
-            return _from_checkpoint(load_checkpoint(path), path, arch, stem)
-    tensors = read_tensors(path)
-    full = named_network(arch, size=size or IMPORT_SIZE, stem=stem, arguments=arguments).graph
-    network = GraphNetwork(_fitted(full, tensors, path))
+    header, tensors = _read(path)
+    if checkpoint.HEADER_KEY in header:
+        return _from_checkpoint(load_checkpoint(path), path, arch, stem)
+    if arch is None:
+        arch, imagenet = recognised_resnet(tensors, path)
+        stem = stem or ("imagenet" if imagenet else None)
+    fresh = named_network(arch, size=size or IMPORT_SIZE, stem=stem, arguments=arguments)
+    classifier = classifier_of(fresh.graph).name
+    names = [n for n in fresh.state_dict() if not n.startswith(classifier) and not n.endswith(_COUNTER)]
+    tensors = _as_float32(unwrapped(tensors, names, classifier, path))
+    has_classifier = f"{classifier}.weight" in tensors
+    if not has_classifier:
+        tensors |= {n: t for n, t in fresh.state_dict().items() if n.startswith(f"{classifier}.")}
+    network = GraphNetwork(_fitted(fresh.graph, tensors, path))
     own = network.state_dict()
-    counters = {name: own[name] for name in own if name.endswith(".num_batches_tracked")}
+    counters = {name: own[name] for name in own if name.endswith(_COUNTER)}
     load_state(network, counters | tensors, source=str(path))
-    return Weights(network, path, artifacts.sha256_file(path), None)
+    if (counted := counters.keys() & tensors.keys()) and not any(tensors[name].any() for name in counted):
+        log(f"warning: {path} was never trained: its BN layers counted no batches (num_batches_tracked is 0)")
+    return Weights(network, path, artifacts.sha256_file(path), None, has_classifier)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .pth or safetensors file, in float32; raises SlimdeployError where it has none."""
+    """The state dict in a file of weights, in float32; raises SlimdeployError where it has none."""
+    return _as_float32(without_wrappers(_read(path)[1]))
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
         raise SlimdeployError(f"no weights at {path}")
-    tensors = _read_pickle(path) if path.suffix.lower() in PICKLE_ENDINGS else read_safetensors(path)[1]
-    return {name.removeprefix("module."): _as_float32(t) for name, t in tensors.items()}
+    return read_state_dict(path)
 
 
 def _from_checkpoint(found: Checkpoint, path: Path, arch: str | None, stem: str | None) -> Weights:
@@ -143,23 +159,8 @@ def _with_stem(found: Checkpoint, stem: str, path: Path) -> Checkpoint:
     return replace(found, network=network, info=replace(found.info, graph=graph))
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise SlimdeployError(
-            f"{path} is not a state dict that can be read safely: save the network's state_dict() alone"
-        ) from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise SlimdeployError(f"{path} holds no state dict: save the network's state_dict() alone")
-    return content
-
-
-def _as_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+def _as_float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
 def _fitted(full: Graph, tensors: dict[str, Tensor], path: Path) -> Graph:

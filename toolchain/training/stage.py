@@ -181,16 +181,19 @@ def _train(
         "parent": start.sha256 or None,
         "teacher": teacher.sha256 if teacher else None,
     }
+    chosen = json.loads(json.dumps(dataset.preprocessing.to_json()))
     setup = {
         "stage": stage,
         "network": {"arch": info.graph.arch, "digest": info.graph.digest()},
         **options.to_json(),
         "data": data.name,
         "classes": list(info.class_names),
-        **json.loads(json.dumps(dataset.preprocessing.to_json())),
+        # In this order: other images have another mean, too.
+        **{name: chosen[name] for name in ("size", "resize", "interpolation", "channels")},
+        "images": dataset.digest(),
+        **{name: chosen[name] for name in ("mean", "std")},
         "parent": facts["parent"],
         "teacher": facts["teacher"],
-        "images": dataset.digest(),
     }
     history = fit(
         network,

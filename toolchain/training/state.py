@@ -107,6 +107,10 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 def _check_setup(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     for key in dict.fromkeys([*wanted, *stored]):  # in this order: another size has another mean, too
         if stored.get(key) != wanted.get(key):
+            if key == "images":
+                raise SlimdeployError(
+                    f"{path} belongs to a run on other images: the data has changed; delete it to start again"
+                )
             raise SlimdeployError(
                 f"{path} belongs to a run with {key} = {stored.get(key)!r}, "
                 f"this one has {wanted.get(key)!r}: give the same options, or delete it to start again"

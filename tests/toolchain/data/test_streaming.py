@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import process_environment
 from tiny import write_checkpoint, write_image_folder
 
 from slimdeploy.toolchain.checkpoint import load_checkpoint
@@ -174,6 +177,28 @@ def test_a_changed_file_repeats_the_stages_of_a_run(tmp_path: Path) -> None:
     assert _load(folder, stream=True).digest() == first
     shutil.copy(*sorted((folder / "test/red").iterdir()))
     assert _load(folder, stream=True).digest() != first
+
+
+_FULL = """
+import sys
+from slimdeploy.toolchain.data.batches import plain_batches
+from slimdeploy.toolchain.data.dataset import DataOptions, load_dataset
+data = load_dataset(DataOptions(f"folder:{sys.argv[1]}", size=512, stream=True))
+batches = plain_batches(data.train, data.preprocessing, batch_size=4, device="cpu")
+print(sum(len(labels) for _, labels in batches))
+"""
+
+
+def test_workers_need_no_shared_memory(tmp_path: Path) -> None:
+    """In a container with next to no /dev/shm, whose batches of 3 MiB don't fit in it."""
+    own = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    mount = "mount -t tmpfs -o size=256k tmpfs /dev/shm"
+    if shutil.which("unshare") is None or subprocess.run([*own, mount], capture_output=True).returncode:
+        pytest.skip("this machine doesn't allow a /dev/shm of one's own (unshare, mount)")
+    folder = write_image_folder(tmp_path / "images", train=4, test=1)
+    command = [*own, f'{mount} && exec "$0" "$@"', sys.executable, "-c", _FULL, folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=process_environment())
+    assert (done.returncode, done.stdout.strip()) == (0, "12"), done.stderr
 
 
 def test_pruning_with_data_takes_streamed_images(

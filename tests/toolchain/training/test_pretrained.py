@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import tiny
 import torch
 
 from slimdeploy.toolchain.checkpoint import load_checkpoint
+from slimdeploy.toolchain.data.torchvision import import_torchvision
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Geometry, Preprocessing
+from slimdeploy.toolchain.training.pretrained import read_weights
 
 Command = Callable[..., Any]
 
@@ -44,19 +49,111 @@ def assert_same(found: GraphNetwork, expected: GraphNetwork, *, classifier: bool
             assert torch.equal(tensor, own[name]), name
 
 
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
-def test_a_torchvision_state_dict_is_taken_over_bit_for_bit(
-    convert: Command, tmp_path: Path, wrapper: str | None
-) -> None:
+def _named(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def _zeros(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+
+
+WRAPPINGS: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
+    "plain": lambda s: s,
+    "state_dict": lambda s: {"state_dict": _named("module.", s), "epoch": 3},
+    "model": lambda s: {"model": s, "optimizer": {"state": {}}, "args": argparse.Namespace(lr=0.1)},
+    "lightning": lambda s: {
+        "state_dict": {**_named("model.", s), "criterion.weight": torch.ones(3)}, "callbacks": {},
+    },
+    "compiled": lambda s: {"model_state_dict": _named("_orig_mod.", s), "best": np.float64(0.9)},
+    "compiled in parallel": lambda s: _named("module._orig_mod.", s),
+    "backbone": lambda s: {"net": _named("backbone.", s)},
+    "averaged beside": lambda s: {"state_dict_ema": _zeros(s), "state_dict": s},
+    "averaged alone": lambda s: {"state_dict_ema": s},
+    "contrastive": lambda s: {
+        "state_dict": {
+            **_named("module.encoder_k.", _zeros(s)), **_named("module.encoder_q.", s),
+            "module.queue": torch.ones(2, 2),
+        },
+    },
+    "behind a dropout": lambda s: {n.replace("fc.", "fc.1."): t for n, t in s.items()},
+    "nested": lambda s: {"checkpoint": {"network": {"weights": s}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_weights_in_any_wrapping_are_taken_over_bit_for_bit(tmp_path: Path, wrapping: str) -> None:
     expected = network()
-    state = {f"module.{n}" if wrapper else n: t for n, t in expected.state_dict().items()}
-    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "in.pth")
+    for name in ("in.pth", "in.pth.tar", "in"):
+        torch.save(WRAPPINGS[wrapping](expected.state_dict()), tmp_path / name)
+        found = read_weights(tmp_path / name, arch="tiny", stem="cifar")
+        assert found.classifier
+        assert_same(found.network, expected)
+
+
+def test_a_torchvision_state_dict_becomes_a_checkpoint(convert: Command, tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "in.pth", _use_new_zipfile_serialization=False)
     done = convert(tmp_path / "in.pth", "--arch", "tiny", "--stem", "cifar")
     assert done.exit_code == 0, done.err
     found = load_checkpoint(tmp_path / "out.safetensors")
-    assert_same(found.network, expected)
+    assert_same(found.network, network())
     assert found.info.class_names == tiny.CLASSES
     assert done.json["epochs"] == 0
+
+
+@pytest.mark.parametrize("kind", ["none", "two layers"])
+def test_without_a_linear_classifier_one_is_drawn(convert: Command, tmp_path: Path, kind: str) -> None:
+    state = {n: t for n, t in network().state_dict().items() if not n.startswith("fc.")}
+    if kind == "two layers":
+        state |= {"fc.0.weight": torch.ones(8, 32), "fc.2.weight": torch.ones(3, 8)}
+    torch.save(state, tmp_path / "in.pth")
+    done = convert(tmp_path / "in.pth", "--arch", "tiny", "--stem", "cifar")
+    assert done.exit_code == 0, done.err
+    assert "new classifier for 3 classes" in done.err
+    assert_same(load_checkpoint(tmp_path / "out.safetensors").network, network(), classifier=False)
+
+
+def test_a_resnet_is_recognised_by_its_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = import_torchvision().models.resnet18(weights=None).state_dict()
+    torch.save(_named("model.", expected), tmp_path / "r18")
+    found = read_weights(tmp_path / "r18").network
+    assert (found.graph.arch, found.graph.origin.get("stem")) == ("resnet18", "imagenet")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "r18: resnet18, by its blocks" in said
+    assert "was never trained: its BN layers counted no batches" in said
+
+
+def test_what_cannot_be_read_is_told_by_what_it_is(tmp_path: Path) -> None:
+    def error(path: Path) -> str:
+        with pytest.raises(SlimdeployError) as refused:
+            read_weights(path, arch="tiny", stem="cifar")
+        assert "\n" not in str(refused.value)
+        return str(refused.value)
+
+    scripted = tmp_path / "scripted.pt"
+    torch.jit.trace(torch.nn.Conv2d(3, 4, 3), torch.ones(1, 3, 8, 8)).save(scripted)
+    assert "is a TorchScript archive, which is a program" in error(scripted)
+    assert f"torch.save(torch.jit.load('{scripted}').state_dict(), 'weights.pth')" in error(scripted)
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
+    assert "a pickle that holds torch.nn.modules.linear.Linear, and such can't be read safely; save" in error(
+        tmp_path / "whole.pth"
+    )
+    names = [f"features.{i}.weight" for i in range(9)]
+    other = error(_saved(tmp_path / "vgg.pth", {name: torch.ones(2, 2, 3, 3) for name in names}))
+    assert "expected conv1.weight, " in other
+    assert "found features.0.weight, features.1.weight" in other
+    assert "(9 in all)" in other
+
+
+@pytest.mark.parametrize("command", ["summary", "export", "prune"])
+def test_other_commands_say_how_to_convert_pytorchs_files(
+    slimdeploy_command: Command, tmp_path: Path, command: str
+) -> None:
+    file, output = _saved(tmp_path / "net.pth", network().state_dict()), tmp_path / "x.onnx"
+    more = {"summary": [], "export": ["-o", output], "prune": ["--ratio", 0.5, "-o", output]}
+    done = slimdeploy_command(command, file, *more[command])
+    assert done.exit_code == 2
+    assert f"slimdeploy train --weights {file} --data … --epochs 0 -o net.safetensors" in done.error
 
 
 def test_half_precision_safetensors_without_counters(convert: Command, tmp_path: Path) -> None:
@@ -155,18 +252,15 @@ def test_errors_are_one_line_each(convert: Command, tmp_path: Path) -> None:
 
     tiny_options = ("--arch", "tiny", "--stem", "cifar")
     assert "no weights at" in error(tmp_path / "missing.pth")
-    whole = tmp_path / "whole.pth"
-    torch.save(network(), whole)
-    assert "can be read safely" in error(whole, *tiny_options)
     (tmp_path / "evil.pth").write_bytes(pickle.dumps(print, protocol=2))
-    assert "can be read safely" in error(tmp_path / "evil.pth", *tiny_options)
+    assert "can't be read safely" in error(tmp_path / "evil.pth", *tiny_options)
     torch.save([1, 2], tmp_path / "list.pth")
     assert "holds no state dict" in error(tmp_path / "list.pth", *tiny_options)
     (tmp_path / "half.safetensors").write_bytes(b"\x08")
     assert "is damaged" in error(tmp_path / "half.safetensors", *tiny_options)
     good = tmp_path / "good.pth"
     torch.save(network().state_dict(), good)
-    assert "is missing; is it a resnet50?" in error(good, "--stem", "cifar")
+    assert "is missing; is it a tiny-deep?" in error(good, "--arch", "tiny-deep", "--stem", "cifar")
     assert "has a 3×3 stem, --stem imagenet is 7×7" in error(good, "--arch", "tiny", "--stem", "imagenet")
     assert "fc.extra is not part of a tiny" in error(
         _saved(tmp_path / "extra.pth", {**network().state_dict(), "fc.extra": torch.zeros(1)}), *tiny_options

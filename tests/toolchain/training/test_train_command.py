@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import CLASSES, PREPROCESSING, learnable_split, write_checkpoint
+from tiny import CLASSES, PREPROCESSING, learnable_split, write_checkpoint, write_image_folder
 
 from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset
@@ -253,6 +253,10 @@ def interrupted(
     slimdeploy_command: Callable, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """The output of a run of two epochs that Ctrl-C ended in the second."""
+    return _interrupt(slimdeploy_command, image_folder, tmp_path / "net.safetensors", monkeypatch)
+
+
+def _interrupt(command: Callable, folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     epoch = loop._Run.epoch
 
     def stopping(self: loop._Run, index: int):
@@ -260,10 +264,9 @@ def interrupted(
             raise KeyboardInterrupt
         return epoch(self, index)
 
-    output = tmp_path / "net.safetensors"
     with monkeypatch.context() as patch:
         patch.setattr(loop._Run, "epoch", stopping)
-        ran = slimdeploy_command(*_train(image_folder, output))
+        ran = command(*_train(folder, output))
     assert (ran.exit_code, ran.error) == (130, "interrupted")
     assert state_path(output).exists()
     assert not output.exists()
@@ -306,6 +309,58 @@ def test_resume_with_other_options_names_the_key(
     assert ran.exit_code == 2
     assert re.fullmatch(
         f".* belongs to a run with {re.escape(message)}: give the same options, .*", ran.error
+    )
+
+
+def _swap(folder: Path) -> None:
+    for split in ("train", "test"):
+        (folder / split / "red").rename(folder / split / "x")
+        (folder / split / "blue").rename(folder / split / "red")
+        (folder / split / "x").rename(folder / split / "blue")
+
+
+def _rename(folder: Path) -> None:
+    """The order of the classes stays, and so do all labels."""
+    for split in ("train", "test"):
+        (folder / split / "red").rename(folder / split / "ruby")
+
+
+def _replace_one(folder: Path) -> None:
+    shutil.copy(*sorted((folder / "train/red").iterdir())[:2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_swap, "other images: the data has changed"),
+        (_rename, "classes = ['blue', 'green', 'red'], this one has ['blue', 'green', 'ruby']"),
+        (_replace_one, "other images: the data has changed"),
+    ],
+)
+def test_resume_on_changed_data_is_refused(
+    slimdeploy_command: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None],
+    message: str,
+) -> None:
+    folder = write_image_folder(tmp_path / "images", train=8, test=2)
+    output = _interrupt(slimdeploy_command, folder, tmp_path / "net.safetensors", monkeypatch)
+    change(folder)
+    ran = slimdeploy_command(*_train(folder, output, "--resume"))
+    assert ran.exit_code == 2
+    assert message in ran.error
+
+
+def test_resume_without_an_unfinished_run_says_so(
+    slimdeploy_command: Callable, image_folder: Path, interrupted: Path
+) -> None:
+    mistyped = interrupted.with_name("nett.safetensors")
+    ran = slimdeploy_command(*_train(image_folder, mistyped, "--resume", epochs=0))
+    assert ran.exit_code == 0, ran.err
+    said = " ".join(ran.err.split())
+    assert (
+        f"no unfinished run of {mistyped}, so it starts afresh; unfinished there: {interrupted.name}" in said
     )
 
 

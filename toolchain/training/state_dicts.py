@@ -1,0 +1,175 @@
+"""Any file of weights to a state dict by the network's own names, whatever was wrapped around it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import pickle
+import re
+import zipfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slimdeploy.toolchain.checkpoint import is_pytorch_file, read_safetensors
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.architectures.resnet import RESNETS
+from slimdeploy.toolchain.progress import log
+
+PREFERRED = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+"""Keys of the state dict, beside an average of the weights, a teacher or an optimiser's state."""
+_SECONDARY = re.compile(r"ema|teacher|momentum|target|encoder_k|swa|average")
+_WRAPPER = re.compile(r"(module|model|_orig_mod|net|network)\.")
+_LISTED = 6
+
+
+def read_state_dict(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header (of safetensors) and tensors of `path`, named as the file names them.
+
+    What the file is, is told by its content. Pickles are read with weights_only. Raises SlimdeployError where
+    it holds no state dict, or can't be read safely.
+    """
+    if not is_pytorch_file(path):
+        return read_safetensors(path)
+    candidates = dict(_state_dicts(_unpickled(path), ""))
+    if not candidates:
+        raise SlimdeployError(f"{path} holds no state dict: save the network's state_dict() alone")
+    ranked = sorted(candidates, key=lambda key: (bool(_SECONDARY.search(key)), _preference(key)))
+    chosen, *others = ranked
+    if others:
+        log(f"{path}: weights under {chosen!r} are taken, not those under {', '.join(map(repr, others))}")
+    return {}, candidates[chosen]
+
+
+def unwrapped(
+    tensors: dict[str, Tensor], names: Collection[str], classifier: str, path: Path
+) -> dict[str, Tensor]:
+    """The tensors of a network that calls them `names`: without what was put before these (`module.`,
+    `model.`, `backbone.`, `_orig_mod.`, `module.encoder_q.` …) and without what belongs to something else.
+    Its layer `classifier` may be part of a sequence, such as `fc.1` behind a dropout, or be missing.
+
+    Raises SlimdeployError that shows the names expected and found where there is no such network.
+    """
+    prefix = _prefix(tensors, names, path)
+    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    if left := len(tensors) - len(own):
+        log(f"{path}: {left} tensors outside of {prefix!r} are left out")
+    if f"{classifier}.weight" in own:
+        return own
+    inside = re.compile(rf"{re.escape(classifier)}\.(.+\.)?weight")
+    layers = [n for n, t in own.items() if inside.fullmatch(n) and t.dim() == 2]
+    found = {n: t for n, t in own.items() if not n.startswith(f"{classifier}.")}
+    if len(layers) == 1:
+        layer = layers[0].removesuffix("weight")
+        found |= {n.replace(layer, f"{classifier}.", 1): t for n, t in own.items() if n.startswith(layer)}
+    else:
+        there = f"{len(layers)} layers" if layers else "nothing"
+        log(f"{path} has {there} in place of the classifier {classifier}")
+    return found
+
+
+def recognised_resnet(tensors: dict[str, Tensor], path: Path) -> tuple[str, bool]:
+    """Which ResNet these are the tensors of, by its blocks, and whether its stem is ImageNet's 7×7."""
+    pivots = ("conv1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight")
+    prefix = _prefix(tensors, pivots, path)
+    names = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
+    blocks = {m[1] for name in names if (m := re.match(r"(layer\d\.\d+)\.", name))}
+    depths = tuple(sum(block.startswith(f"layer{i}.") for block in blocks) for i in range(1, 5))
+    bottleneck = "layer1.0.conv3.weight" in names
+    for arch in RESNETS.values():
+        if (arch.depths, arch.bottleneck) == (depths, bottleneck):
+            log(f"{path}: {arch.name}, by its blocks")
+            return arch.name, tensors[prefix + "conv1.weight"].shape[-1] == 7
+    kind = "bottleneck" if bottleneck else "basic"
+    raise SlimdeployError(
+        f"{path}: no known ResNet has {depths} {kind} blocks; say which network it is with --arch"
+    )
+
+
+def without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the wrappers that stand before every name."""
+    while tensors and (found := _WRAPPER.match(next(iter(tensors)))):
+        if not all(name.startswith(found[0]) for name in tensors):
+            break
+        tensors = {name.removeprefix(found[0]): t for name, t in tensors.items()}
+    return tensors
+
+
+def _prefix(tensors: dict[str, Tensor], names: Collection[str], path: Path) -> str:
+    """What stands before the network's own names; of several networks in the file the main one's."""
+    first = next(iter(names))
+    candidates = [name.removesuffix(first) for name in tensors if name.endswith(first)]
+    counts = {p: sum(p + name in tensors for name in names) for p in candidates}
+    best = max(counts.values(), default=0)
+    if best < len(names) / 2:
+        some = list(names)[:3]
+        raise SlimdeployError(
+            f"{path} holds another network (--arch): expected {', '.join(some)}, …; found {listed(tensors)}"
+        )
+    whole = sorted(
+        (p for p in counts if counts[p] == best), key=lambda p: (bool(_SECONDARY.search(p)), len(p))
+    )
+    if len(whole) > 1:
+        log(f"{path}: the network {whole[0]!r} is taken, not {', '.join(map(repr, whole[1:]))}")
+    return whole[0]
+
+
+def listed(tensors: dict[str, Tensor]) -> str:
+    """The first few names."""
+    names = list(tensors)
+    return ", ".join(names[:_LISTED]) + (f", … ({len(names)} in all)" if len(names) > _LISTED else "")
+
+
+def _preference(key: str) -> int:
+    first = key.split("/")[0]
+    return PREFERRED.index(first) if first in PREFERRED else len(PREFERRED)
+
+
+def _state_dicts(content: Any, key: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Key (`a/b` where nested) -> each dict of tensors with a convolution in it."""
+    if not isinstance(content, dict) or depth > 3:
+        return
+    tensors = {name: t for name, t in content.items() if isinstance(name, str) and isinstance(t, Tensor)}
+    if any(t.dim() == 4 for t in tensors.values()):
+        yield key, tensors
+        return
+    for name, value in content.items():
+        yield from _state_dicts(value, f"{key}/{name}".lstrip("/"), depth + 1)
+
+
+def _unpickled(path: Path) -> Any:
+    how = "save the network's state_dict() alone: torch.save(network.state_dict(), 'weights.pth')"
+    if _is_torchscript(path):
+        raise SlimdeployError(
+            f"{path} is a TorchScript archive, which is a program: "
+            f"torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pth') writes its state dict"
+        )
+    try:
+        with torch.serialization.safe_globals(_harmless()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"is a pickle that holds {found[1]}" if found else "is not a state dict"
+        raise SlimdeployError(f"{path} {what}, and such can't be read safely; {how}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, TypeError) as error:
+        raise SlimdeployError(
+            f"{path} is damaged, or no state dict that can be read safely; {how}"
+        ) from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
+    return False
+
+
+def _harmless() -> list[Any]:
+    """What training scripts keep beside the weights, and which does nothing when it is loaded."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    dtypes = [type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")]
+    return [argparse.Namespace, *((scalar, name) for name in names), np.dtype, *dtypes]
