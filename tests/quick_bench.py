@@ -13,19 +13,35 @@ def bench(recipe: Any, models: list[Path], output: Path, threads: int | None) ->
     """Writes what the table of a run and a sweep's row are made from."""
     rows = [_row(model) for model in models]
     old, new = (row["latency_ms"]["p50"] for row in rows)
-    compared = {"baseline": rows[0]["model"], "model": rows[1]["model"], "batch": 2, "speedup": old / new,
-                "ci95": [0.9 * old / new, 1.1 * old / new],
-                "realised": 1.0, "interval_reached": True}  # fmt: skip
-    document = results.document("bench", command="-", rows=rows, comparisons=[compared], remarks=[])
+    compared = {
+        "baseline": rows[0]["model"], "baseline_backend": "onnxruntime-cpu", "model": rows[1]["model"],
+        "backend": "onnxruntime-cpu", "precision": "fp32", "batch": 2, "speedup": old / new,
+        "ci95": [0.9 * old / new, 1.1 * old / new], "interval_reached": True, "mac_ratio": 1.0,
+        "realised": 1.0, "accuracy_difference": None,
+    }  # fmt: skip
+    timing = {"seconds": 1.0, "ci": 0.1, "seed": 0, "minimum_runs": 2, "lead_in": 1, "warm_up_floor_s": 0.1}
+    document = results.document(
+        "bench", command="-", options={"batches": [2], "threads": threads, **timing},
+        conditions={"before": {}, "after": {}, "missing": []}, remarks=[], rows=rows, comparisons=[compared],
+        guards=[],
+    )  # fmt: skip
     results.write(output, document)
     return pipeline.BenchResult(document)
 
 
 def _row(model: Path) -> dict[str, Any]:
     size = len(artifacts.sidecar(model).read_bytes()) + model.stat().st_size
-    time = {"p50": size / 1e5, "ci95": [0.9 * size / 1e5, 1.1 * size / 1e5]}
-    return {"model": str(model), "batch": 2, "accuracy": 0.5, "images": 24, "params": size, "macs": size,
-            "latency_ms": time, "interval_reached": True, "remarks": []}  # fmt: skip
+    p50 = size / 1e5
+    time = dict.fromkeys(("mean", "min", "p50", "p90", "p95", "p99", "p99.9", "max"), p50) | {"runs": 2}
+    memory = dict.fromkeys(("file", "weights", "idle", "peak", "peak_above_idle", "growth"), 1.0)
+    return {
+        "model": str(model), "sha256": None, "backend": "onnxruntime-cpu", "precision": "fp32", "batch": 2,
+        "latency_ms": time | {"ci95": [0.9 * p50, 1.1 * p50]}, "interval_reached": True, "half_width": 0.1,
+        "images_per_second": 2000 / p50, "stages_ms": {}, "gpu": None, "memory_mb": memory | {"device": {}},
+        "power": None, "accuracy": 0.5, "accuracy_ci95": [0.4, 0.6], "loss": 1.0, "images": 24,
+        "params": size, "macs": size, "warm_up": {"runs": 1, "seconds": 0.1, "settled": True}, "remarks": [],
+        "samples_ms": [[p50], [p50]],
+    }  # fmt: skip
 
 
 def install() -> None:

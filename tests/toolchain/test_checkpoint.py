@@ -169,7 +169,7 @@ def test_no_pickle_is_read(slimdeploy_command: Callable, tmp_path: Path, zipped:
         path.write_bytes(pickle.dumps(Trap(target)))
     ran = slimdeploy_command("summary", path)
     assert ran.exit_code == 2
-    assert ran.error.startswith(f"{path} is not a safetensors file, or is damaged (")
+    assert ran.error.startswith(f"{path} is PyTorch's own format, not a checkpoint: convert it with")
     assert not target.exists()
 
 

@@ -119,7 +119,7 @@ def test_a_killed_process_ends_the_run_with_one_line_and_another_number_goes_on(
     lines = [
         line
         for line in processes[1 - killed].err.splitlines()
-        if not line.startswith(("epoch ", "preprocessing: "))
+        if not line.startswith(("epoch ", "preprocessing: ", "only "))
     ]
     assert lines == [
         "slimdeploy: another process of the run ended, or torchrun was told to stop: the same command with "
@@ -141,7 +141,7 @@ def _one_error(processes: list[Forked]) -> str:
     assert 2 in codes
     assert codes <= {1, 2}, "1 where one of the others ended first"
     lines = "".join(process.err for process in processes).splitlines()
-    (line,) = (line for line in lines if not line.startswith("preprocessing: "))
+    (line,) = (line for line in lines if not line.startswith(("preprocessing: ", "only ")))
     return line.removeprefix("slimdeploy: ")
 
 
