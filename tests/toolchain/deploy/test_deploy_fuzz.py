@@ -272,9 +272,7 @@ def disguised_pickle(path: Path, evil: Evil) -> None:
 def test_checkpoint_that_is_a_pickle(tmp_path, write: Callable[[Path, Evil], None], ending):
     path = tmp_path / f"net{ending}"
     write(path, Evil(tmp_path / "evil"))
-    with pytest.raises(
-        SlimdeployError, match="is not a safetensors file|is PyTorch's own format, not a checkpoint"
-    ):
+    with pytest.raises(SlimdeployError, match=r"is not a safetensors file|is PyTorch's own format"):
         load_checkpoint(path)
     with pytest.raises(SlimdeployError):
         open_session(path)
