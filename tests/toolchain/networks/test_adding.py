@@ -13,7 +13,7 @@ from torch import nn
 import slimdeploy
 from slimdeploy.toolchain.export.onnx import build_onnx
 from slimdeploy.toolchain.model_info import ModelInfo
-from slimdeploy.toolchain.networks import importing
+from slimdeploy.toolchain.networks import aten
 from slimdeploy.toolchain.networks.architectures import ARCHITECTURES, build_graph
 from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.networks.operators import OPERATORS
@@ -30,7 +30,7 @@ def _printed(word: str) -> str:
 
 @torch.no_grad()
 def test_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    for table in (OPERATORS, importing._READERS):
+    for table in (OPERATORS, aten.READERS):
         monkeypatch.setitem(table, "softplus", None)  # put back afterwards
     exec(_printed("register_operator("), {})
     module = nn.Sequential(
