@@ -71,6 +71,27 @@ def network_graph(
     return named_network(arch, size=size, classes=classes, stem=stem, arguments=given).graph
 
 
+def network_or_checkpoint(
+    checkpoint: Path | None,
+    arch: str | None,
+    *,
+    arguments: Sequence[str],
+    stem: str | None,
+    classes: int,
+    size: int | None,
+) -> tuple[Graph, int]:
+    """The graph in `checkpoint`, else of the network that `network_options` name, and the images' side: as
+    given, else the checkpoint's, else 32.
+    """
+    if checkpoint:
+        from slimdeploy.toolchain.checkpoint import load_checkpoint
+
+        info = load_checkpoint(checkpoint).info
+        return info.graph, size or info.preprocessing.size
+    size = size or 32
+    return network_graph(arch, arguments=arguments, stem=stem, classes=classes, size=size), size
+
+
 def resume_option(function: F) -> F:
     """`--resume`."""
     return click.option("--resume", is_flag=True, help="Go on with the unfinished run of this output.")(

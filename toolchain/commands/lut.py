@@ -11,7 +11,7 @@ from rich.text import Text
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.formatting import facts_table, percent
-from slimdeploy.toolchain.options import IMAGE_SIDE, network_graph, network_options, threads_option
+from slimdeploy.toolchain.options import IMAGE_SIDE, network_options, network_or_checkpoint, threads_option
 from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
@@ -53,14 +53,9 @@ def lut(
     from slimdeploy.benchmarks.lut_measure import measure_table
     from slimdeploy.toolchain.progress import log
 
-    if checkpoint:
-        from slimdeploy.toolchain.checkpoint import load_checkpoint
-
-        info = load_checkpoint(checkpoint).info
-        graph, size = info.graph, size or info.preprocessing.size
-    else:
-        size = size or 32
-        graph = network_graph(arch, arguments=arguments, stem=stem, classes=classes, size=size)
+    graph, size = network_or_checkpoint(
+        checkpoint, arch, arguments=arguments, stem=stem, classes=classes, size=size
+    )
     options = LutOptions(batch=batch, threads=threads, backend=backend, precision=precision)
     with open_backend(options) as opened:
         result = measure_table(graph, size, opened, output, seconds=seconds, progress=log)

@@ -13,7 +13,7 @@ from slimdeploy.toolchain.networks.architectures import channel_numbers
 from slimdeploy.toolchain.networks.cost import Cost, network_cost
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import Layer, parameter_layers
-from slimdeploy.toolchain.options import IMAGE_SIDE, network_graph, network_options
+from slimdeploy.toolchain.options import IMAGE_SIDE, network_options, network_or_checkpoint
 from slimdeploy.toolchain.paths import InputPath
 
 
@@ -33,14 +33,9 @@ def summary(
 
     Memory is for one float32 image, by torchsummary's convention: the output of every module call, twice.
     """
-    if checkpoint:
-        from slimdeploy.toolchain.checkpoint import load_checkpoint
-
-        info = load_checkpoint(checkpoint).info
-        graph, size = info.graph, size or info.preprocessing.size
-    else:
-        size = size or 32
-        graph = network_graph(arch, arguments=arguments, stem=stem, classes=classes, size=size)
+    graph, size = network_or_checkpoint(
+        checkpoint, arch, arguments=arguments, stem=stem, classes=classes, size=size
+    )
     cost = network_cost(graph, size, alignment=alignment)
     return Output(_json(graph, size, cost), _text(graph, size, cost))
 
