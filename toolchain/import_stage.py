@@ -10,25 +10,30 @@ from typing import Any
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.checkpoint import save_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.model_info import ModelInfo
 from slimdeploy.toolchain.named_networks import imported_network
 from slimdeploy.toolchain.networks.architectures import is_imported
 from slimdeploy.toolchain.networks.cost import network_cost
+from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from slimdeploy.toolchain.preprocessing_options import PreprocessingOptions
+from slimdeploy.toolchain.progress import log
+from slimdeploy.toolchain.published_weights import PublishedWeights, published_weights
 from slimdeploy.toolchain.training.pretrained import read_tensors
 
-Triple = tuple[float, float, float]
+DEFAULT_PREPROCESSING = Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD)
+"""Of a network of which nothing else is known."""
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What to import, and what its images are like: `mean` and `std` of pixels in 0…1."""
+    """What to import, and how images become its input: what is left open there is as `weights` say where they
+    are torchvision's own, else DEFAULT_PREPROCESSING.
+    """
 
     name: str
-    size: int = 224
     arguments: Mapping[str, Any] = field(default_factory=dict)
     classes: int | None = None
-    mean: Triple = (0.485, 0.456, 0.406)
-    std: Triple = (0.229, 0.224, 0.225)
+    images: PreprocessingOptions = field(default_factory=PreprocessingOptions)
 
 
 @dataclass(frozen=True)
@@ -65,20 +70,26 @@ def import_stage(
             f"{options.name} is built in: slimdeploy train --arch {options.name} makes it; import takes "
             "torchvision:NAME, timm:NAME or FILE.py:FUNCTION"
         )
+    published = _published(options.name, weights) if weights else None
+    preprocessing = options.images.applied_to(published.preprocessing if published else DEFAULT_PREPROCESSING)
     found = imported_network(
         options.name,
-        size=options.size,
+        size=preprocessing.size,
         classes=options.classes,
         arguments=options.arguments,
         tensors=read_tensors(weights) if weights else None,
     )
+    log(f"preprocessing: {preprocessing}, {_origin(options.images, published)}")
     graph = found.network.graph
-    info = ModelInfo(
-        graph,
-        Preprocessing(options.size, options.mean, options.std),
-        _class_names(class_names, graph.classes),
-    ).after("import", metrics={}, name=options.name, arguments=dict(options.arguments))
-    cost = network_cost(graph, options.size)
+    names = _class_names(class_names, graph.classes, published)
+    info = ModelInfo(graph, preprocessing, names).after(
+        "import",
+        metrics={},
+        name=options.name,
+        arguments=dict(options.arguments),
+        weights=published.name if published else None,
+    )
+    cost = network_cost(graph, preprocessing.size)
     return ImportResult(
         checkpoint=output,
         sha256=save_checkpoint(output, found.network, info),
@@ -90,7 +101,23 @@ def import_stage(
     )
 
 
-def _class_names(path: Path | None, classes: int) -> tuple[str, ...]:
+def _published(name: str, weights: Path) -> PublishedWeights | None:
+    source, _, model = name.partition(":")
+    return published_weights(model, artifacts.sha256_file(weights)) if source == "torchvision" else None
+
+
+def _origin(images: PreprocessingOptions, published: PublishedWeights | None) -> str:
+    """Where the preprocessing is from."""
+    if published:
+        return f"of {published}, which the weights are, where no option says otherwise"
+    if images.geometry and all(images.statistics):
+        return "as given"
+    return "the default where no option says otherwise"
+
+
+def _class_names(path: Path | None, classes: int, published: PublishedWeights | None) -> tuple[str, ...]:
+    if path is None and published and len(published.class_names) == classes:
+        return published.class_names
     if path is None:
         return tuple(f"class {i}" for i in range(classes))
     try:

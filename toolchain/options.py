@@ -11,7 +11,8 @@ import click
 from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, MAX_SEED
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.paths import InputPath, OutputPath
-from slimdeploy.toolchain.preprocessing import CHANNEL_ORDERS, INTERPOLATIONS, PRESETS
+from slimdeploy.toolchain.preprocessing import CHANNEL_ORDERS, INTERPOLATIONS
+from slimdeploy.toolchain.preprocessing_options import PRESETS, PreprocessingOptions
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.graph import Graph
@@ -106,7 +107,7 @@ def data_options(
     on it, how images become the network's input; the function gets them as one argument, `data: DataOptions |
     None`.
     """
-    options = [*_DATA_OPTIONS, *(_PREPROCESSING_OPTIONS if preprocessing else ())]
+    options = [*_DATA_OPTIONS, *(_preprocessing_options(unknown="measured") if preprocessing else ())]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(data: str | None, **arguments: Any) -> Any:
@@ -154,23 +155,52 @@ _DATA_OPTIONS = (
     click.option("--skip-unreadable", is_flag=True, help="Leave unreadable images out, and name them."),
 )  # fmt: skip
 _CHOICES = ("preprocessing", "resize", "interpolation", "mean", "std", "channels")
-_PREPROCESSING_OPTIONS = (
-    click.option(
-        "--preprocessing", metavar="NAME",
-        help=f"A preset of resize, crop, mean and std: {', '.join(PRESETS)}. The options below go before it.",
-    ),
-    click.option(
-        "--resize", metavar="N|HxW",
-        help="Resize the shorter side to N pixels, or to H×W whatever the aspect ratio. [default: --size]",
-    ),
-    click.option("--interpolation", type=click.Choice(INTERPOLATIONS), help="[default: bilinear]"),
-    click.option("--mean", type=float, nargs=3, metavar="R G B",
-                 help="Mean of the pixels, 0…1. [default: of the weights, or measured]"),
-    click.option("--std", type=float, nargs=3, metavar="R G B",
-                 help="Their deviation. [default: of the weights, or measured]"),
-    click.option("--channels", type=click.Choice(CHANNEL_ORDERS),
-                 help="Order of the colours in the network's input. [default: rgb]"),
-)  # fmt: skip
+
+
+def _preprocessing_options(*, unknown: str) -> tuple[Callable[[F], F], ...]:
+    """Those of _CHOICES; `unknown`: the mean and deviation where nothing tells them."""
+    return (
+        click.option(
+            "--preprocessing", metavar="NAME",
+            help=f"Preset of resize, crop, mean and std: {', '.join(PRESETS)}. Options below override it.",
+        ),
+        click.option(
+            "--resize", metavar="N|HxW",
+            help="Resize the shorter side to N, or to H×W ignoring the aspect ratio. [default: --size]",
+        ),
+        click.option("--interpolation", type=click.Choice(INTERPOLATIONS), help="[default: bilinear]"),
+        click.option("--mean", type=float, nargs=3, metavar="R G B",
+                     help=f"Mean of the pixels, 0…1. [default: of the weights, or {unknown}]"),
+        click.option("--std", type=float, nargs=3, metavar="R G B",
+                     help=f"Their deviation. [default: of the weights, or {unknown}]"),
+        click.option("--channels", type=click.Choice(CHANNEL_ORDERS),
+                     help="Order of the colours in the network's input. [default: rgb]"),
+    )  # fmt: skip
+
+
+def preprocessing_options(*, size: str, unknown: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--size` and how images become the network's input, for a command without data; the function gets them
+    as one argument, `images: PreprocessingOptions`.
+
+    `size`: what `--help` says its default is; `unknown`: the mean and deviation where nothing tells them.
+    """
+    side = click.option(
+        "--size", "--crop", "size", type=IMAGE_SIDE,
+        help=f"Side of the network's input: the centre cut out of the resized image. [default: {size}]",
+    )  # fmt: skip
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(**arguments: Any) -> Any:
+            chosen = {name: arguments.pop(name) for name in ("size", *_CHOICES)}
+            return function(images=PreprocessingOptions(**chosen), **arguments)
+
+        wrapped.__doc__ = function.__doc__
+        wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        for option in reversed((side, *_preprocessing_options(unknown=unknown))):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return decorate
 
 
 def seed_option(function: F) -> F:

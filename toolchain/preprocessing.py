@@ -1,4 +1,5 @@
 """How an image becomes the network's input, as plain data: part of the network, from training to the device.
+What a user may choose of it is in preprocessing_options.py.
 
 The definition is torchvision's on PIL images (`Resize`, `CenterCrop`, `Normalize`); `runtime/preprocess.py`
 carries it out. No torch and no numpy here.
@@ -104,6 +105,11 @@ class Preprocessing:
     def geometry(self) -> Geometry:
         return Geometry(self.size, self.resize, self.interpolation)
 
+    def __str__(self) -> str:
+        colours = "" if self.channels == "rgb" else f", {self.channels.upper()}"
+        mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
+        return f"{self.geometry}{colours}; mean {mean}, std {std}"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "size": self.size,
@@ -132,34 +138,6 @@ class Preprocessing:
         check_statistics(mean, std)
         channels = str(document.get("channels", "rgb"))
         return cls(size, mean, std, geometry.resize, geometry.interpolation, channels)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """The preprocessing of a family of published weights."""
-
-    geometry: Geometry
-    about: str
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
-
-
-PRESETS = {
-    "imagenet": Preset(Geometry(224, 256), "torchvision's V1 weights"),
-    "imagenet-v2": Preset(Geometry(224, 232), "torchvision's V2 weights"),
-    "imagenet-bicubic": Preset(Geometry(224, 256, "bicubic"), "many of timm's weights"),
-    "inception": Preset(Geometry(299, 342), "torchvision's Inception v3"),
-    "squash-224": Preset(Geometry(224, (224, 224)), "Resize((224, 224)): the aspect ratio isn't kept"),
-}
-"""`--preprocessing` -> what it stands for."""
-
-
-def parse_resize(value: int | str) -> int | tuple[int, int]:
-    """`--resize`: `256` is the shorter side, `224x320` height and width."""
-    parts = str(value).lower().replace("×", "x").split("x")
-    if not all(part.isascii() and part.isdecimal() for part in parts) or len(parts) > 2:
-        raise SlimdeployError(f"resize {value!r}: give the shorter side, such as 256, or HEIGHTxWIDTH")
-    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
 def triple(values: Sequence[Any]) -> Triple:

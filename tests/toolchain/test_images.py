@@ -18,7 +18,8 @@ from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.deploy.images import FrameFormat, ImageLimits, decode_image, read_frames
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.images import fit, fit_pixels
-from slimdeploy.toolchain.preprocessing import PRESETS, Geometry, Preprocessing, parse_resize
+from slimdeploy.toolchain.preprocessing import Geometry, Preprocessing
+from slimdeploy.toolchain.preprocessing_options import PRESETS, parse_resize
 from slimdeploy.toolchain.runtime.preprocess import normalise
 
 IMAGENET = DataOptions("digits", preprocessing="imagenet").completed(

@@ -11,20 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, check_range
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
-from slimdeploy.toolchain.preprocessing import (
-    CHANNEL_ORDERS,
-    PRESETS,
-    Geometry,
-    Preprocessing,
-    Preset,
-    Triple,
-    check_statistics,
-    parse_resize,
-    triple,
-)
+from slimdeploy.toolchain.preprocessing import Preprocessing
+from slimdeploy.toolchain.preprocessing_options import PreprocessingOptions
 
 
 @dataclass(frozen=True)
@@ -81,97 +71,21 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(PreprocessingOptions):
     """Which data: the name that `--data` takes, where it is, and how its images become the network's input.
 
-    `stream` says whether images stay in their files, and None that they do where they don't fit in memory. Of
-    the preprocessing, None leaves a choice to `preprocessing`, a preset's name, to the model, or to the data:
-    its images' own size, their mean and deviation. Raises SlimdeployError for values that can't be.
+    `stream` says whether images stay in their files, and None that they do where they don't fit in memory.
     """
 
     name: str
     data_dir: Path = Path("data")
-    size: int | None = None
     stream: bool | None = None
-    preprocessing: str | None = None
-    resize: int | str | None = None
-    interpolation: str | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    channels: str | None = None
     skip_unreadable: bool = False
     """Leave files out that aren't readable images, instead of refusing them."""
 
-    def __post_init__(self) -> None:
-        check_range("size", self.size, 1, MAX_IMAGE_SIZE)
-        if self.preprocessing not in (None, *PRESETS):
-            raise unknown("preprocessing", str(self.preprocessing), PRESETS)
-        for name in ("mean", "std"):
-            if (given := getattr(self, name)) is not None:
-                if len(given) != 3:
-                    raise SlimdeployError(f"{name} takes three numbers, not {len(given)}")
-                object.__setattr__(self, name, triple(given))
-        if self.channels not in (None, *CHANNEL_ORDERS):
-            raise unknown("order of channels", str(self.channels), CHANNEL_ORDERS)
-        check_statistics(self.mean, self.std)
-        self.geometry  # noqa: B018  (refuses what can't be)
-
-    @property
-    def geometry(self) -> Geometry | None:
-        """What of it is chosen; None: the images' own size."""
-        preset = self._preset
-        resize = preset.geometry.resize if preset else None
-        if self.resize is not None:
-            resize = parse_resize(self.resize)
-        size = self.size or (preset.geometry.size if preset else None)
-        if size is None and resize is not None:
-            size = min(resize) if isinstance(resize, tuple) else resize
-        if size is None:
-            if self.interpolation:
-                raise SlimdeployError("an interpolation needs a size to resize to: pass --size or --resize")
-            return None
-        own = preset.geometry if preset else Geometry(size)
-        return Geometry(size, resize, self.interpolation or own.interpolation)
-
-    @property
-    def statistics(self) -> tuple[Triple | None, Triple | None]:
-        """Mean and deviation, where they are chosen."""
-        preset = self._preset
-        return self.mean or (preset.mean if preset else None), self.std or (preset.std if preset else None)
-
-    @property
-    def _preset(self) -> Preset | None:
-        return PRESETS[self.preprocessing] if self.preprocessing else None
-
-    def geometry_or(self, size: int) -> Geometry:
-        """What of it is chosen, else images of `size`×`size` pixels."""
-        return self.geometry or Geometry(size)
-
-    def completed(self, size: int, measure: Callable[[], tuple[Triple, Triple]]) -> Preprocessing:
-        """The preprocessing of data whose images have become `size`×`size` pixels; `measure` gives the mean
-        and deviation where they aren't chosen.
-        """
-        geometry, (mean, std) = self.geometry_or(size), self.statistics
-        if mean is None or std is None:
-            own_mean, own_std = measure()
-            mean, std = mean or own_mean, std or own_std
-        return Preprocessing(
-            size, mean, std, geometry.resize, geometry.interpolation, self.channels or CHANNEL_ORDERS[0]
-        )
-
     def or_else(self, model: Preprocessing) -> DataOptions:
         """The same data with the preprocessing of a model where nothing is chosen."""
-        (mean, std), geometry = self.statistics, self.geometry or model.geometry
-        chosen = replace(
-            model,
-            size=geometry.size,
-            mean=mean or model.mean,
-            std=std or model.std,
-            resize=geometry.resize,
-            interpolation=geometry.interpolation,
-            channels=self.channels or model.channels,
-        )
-        return self.fed_to(chosen)
+        return self.fed_to(self.applied_to(model))
 
     def fed_to(self, model: Preprocessing) -> DataOptions:
         """The same data with the preprocessing of a model."""

@@ -24,6 +24,7 @@ from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from slimdeploy.toolchain.progress import log
+from slimdeploy.toolchain.published_weights import PublishedWeights, published_weights
 from slimdeploy.toolchain.training.state_dicts import (
     read_state_dict,
     recognised_resnet,
@@ -47,12 +48,16 @@ class Weights:
     """Of a slimdeploy checkpoint."""
     classifier: bool = True
     """Whether the file has one; else it is random."""
+    published: PublishedWeights | None = None
+    """What torchvision says of the file."""
 
     @property
     def source(self) -> str | None:
         """Where its preprocessing is known from; None: it isn't."""
         if self.info:
             return f"of {self.path}"
+        if self.published:
+            return f"of {self.published}, which {self.path} is, where no option says otherwise"
         return "of ImageNet, as the weights have its stem" if self._has_imagenet_stem else None
 
     @property
@@ -63,6 +68,8 @@ class Weights:
         """`data` with what the weights were trained with, where nothing else is chosen."""
         if self.info:
             return data.or_else(self.info.preprocessing)
+        if self.published:
+            return data.or_else(self.published.preprocessing)
         if self._has_imagenet_stem:
             mean, std = data.statistics
             return replace(data, mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD)
@@ -123,7 +130,9 @@ def read_weights(
     load_state(network, counters | tensors, source=str(path))
     if (counted := counters.keys() & tensors.keys()) and not any(tensors[name].any() for name in counted):
         log(f"warning: {path} was never trained: its BN layers counted no batches (num_batches_tracked is 0)")
-    return Weights(network, path, artifacts.sha256_file(path), None, has_classifier)
+    sha256 = artifacts.sha256_file(path)
+    published = published_weights(arch.removeprefix("torchvision:"), sha256)
+    return Weights(network, path, sha256, None, has_classifier, published)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -84,7 +84,8 @@ def train_stage(
     chosen = data.statistics
     found = None
     if weights:
-        found = read_weights(weights, arch=arch, arguments=arguments, stem=stem, size=data.size)
+        size = data.geometry.size if data.geometry else None
+        found = read_weights(weights, arch=arch, arguments=arguments, stem=stem, size=size)
     data = found.prepared(data) if found else data
     with first_on_machine(ranks):
         dataset = load_dataset(data)
@@ -150,10 +151,10 @@ def _described(
     preprocessing: Preprocessing, given: tuple[Triple | None, Triple | None], weights: Weights | None
 ) -> str:
     """One line: how images become the network's input, and where its mean and deviation are from."""
-    origin = "as given" if all(given) else (weights and weights.source) or "of the training data"
-    colours = "" if preprocessing.channels == "rgb" else f", {preprocessing.channels.upper()}"
-    mean, std = (" ".join(f"{v:g}" for v in values) for values in (preprocessing.mean, preprocessing.std))
-    return f"preprocessing: {preprocessing.geometry}{colours}; mean {mean}, std {std}, {origin}"
+    origin = (weights and weights.source) or "of the training data"
+    if all(given) and not (weights and weights.published):
+        origin = "as given"
+    return f"preprocessing: {preprocessing}, {origin}"
 
 
 def _train(

@@ -85,7 +85,7 @@ def test_cifar10(cifar10_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert dataset.preprocessing.mean == CIFAR10_MEAN
     assert dataset.preprocessing.std == CIFAR10_STD
     assert capfd.readouterr().out == ""
-    assert load_dataset(DataOptions("cifar10", cifar10_dir, 16)).test.images.shape == (20, 16, 16, 3)
+    assert load_dataset(DataOptions("cifar10", cifar10_dir, size=16)).test.images.shape == (20, 16, 16, 3)
 
 
 def test_a_changed_cifar10_file_is_never_unpickled(

@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.checkpoint import load_checkpoint
+from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.named_networks import named_network, parse_arguments
 from slimdeploy.toolchain.networks.importing import from_module
+from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Geometry, Preprocessing
+from slimdeploy.toolchain.published_weights import published_weights
 
 MODEL = """
 import torch
@@ -171,3 +175,59 @@ def test_weights_that_do_not_fit_name_the_first_keys(
         "the weights don't fit: 0.bias is missing; 1.weight is missing; 1.bias is missing (and" in done.error
     )
     assert not output.exists()
+
+
+def test_preprocessing_is_as_given(slimdeploy_command: Callable, model_file: Path, tmp_path: Path) -> None:
+    def imported(*options: object) -> tuple[Preprocessing, str]:
+        output = tmp_path / "net.safetensors"
+        done = slimdeploy_command("import", f"{model_file}:build", *options, "-o", output, "--force")
+        assert done.exit_code == 0, done.err
+        return load_checkpoint(output).info.preprocessing, done.err
+
+    found, said = imported("--size", 16)
+    assert found == Preprocessing(16, IMAGENET_MEAN, IMAGENET_STD)
+    assert "std 0.229 0.224 0.225, the default where no option says otherwise" in said
+    found, _ = imported("--preprocessing", "imagenet-bicubic", "--crop", 24)
+    assert found.geometry == Geometry(24, 256, "bicubic")
+    found, said = imported(
+        "--resize", "20x24", "--crop", 18, "--interpolation", "bicubic", "--channels", "bgr",
+        "--mean", .1, .2, .3, "--std", .4, .5, .6,
+    )  # fmt: skip
+    assert found == Preprocessing(18, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (20, 24), "bicubic", "bgr")
+    assert "0.4 0.5 0.6, as given" in said
+    done = slimdeploy_command(
+        "import", f"{model_file}:build", "--mean", 123.6, .2, .3, "-o", tmp_path / "no.safetensors"
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert "mean 123.6 isn't a figure of pixels in 0…1: divide by 255, 0.4847" in done.error
+
+
+def test_weights_that_torchvision_publishes_are_told_by_their_hash() -> None:
+    v1, v2 = (published_weights("resnet50", digits + 56 * "0") for digits in ("0676ba61", "11ad3fa6"))
+    assert v1
+    assert v1.preprocessing.geometry == Geometry(224, 256)
+    assert v2
+    assert v2.preprocessing.geometry == Geometry(224, 232)
+    assert str(v2) == "ResNet50_Weights.IMAGENET1K_V2 (--preprocessing imagenet-v2)"
+    assert v1.class_names[:2] == ("tench", "goldfish")
+    bicubic = published_weights("efficientnet_b0", "7f5810bc" + 56 * "0")
+    assert bicubic
+    assert bicubic.preprocessing.interpolation == "bicubic"
+    assert published_weights("resnet50", "f37072fd" + 56 * "0") is None  # of another network
+    assert published_weights("tiny", 64 * "0") is None
+
+
+def test_published_weights_bring_their_preprocessing_and_classes(
+    slimdeploy_command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, output = tmp_path / "renamed.pth", tmp_path / "net.safetensors"
+    torch.save(import_torchvision().models.squeezenet1_1(weights=None).state_dict(), weights)
+    monkeypatch.setattr(artifacts, "sha256_file", lambda path: "b8a52dc0" + 56 * "0")
+    done = slimdeploy_command("import", "torchvision:squeezenet1_1", "--weights", weights, "-o", output)
+    assert done.exit_code == 0, done.err
+    info = load_checkpoint(output).info
+    assert info.preprocessing == Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD, 256)
+    assert (info.class_names[0], len(info.class_names)) == ("tench", 1000)
+    assert (
+        "of SqueezeNet1_1_Weights.IMAGENET1K_V1 (--preprocessing imagenet), which the weights are" in done.err
+    )

@@ -1,0 +1,134 @@
+"""What a user may choose of the preprocessing: a preset by its name, or each part. No torch, no numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, check_range
+from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.preprocessing import (
+    CHANNEL_ORDERS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Geometry,
+    Preprocessing,
+    Triple,
+    check_statistics,
+    triple,
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The preprocessing of a family of published weights."""
+
+    geometry: Geometry
+    about: str
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+
+
+PRESETS = {
+    "imagenet": Preset(Geometry(224, 256), "torchvision's V1 weights"),
+    "imagenet-v2": Preset(Geometry(224, 232), "torchvision's V2 weights"),
+    "imagenet-bicubic": Preset(Geometry(224, 256, "bicubic"), "many of timm's weights"),
+    "inception": Preset(Geometry(299, 342), "torchvision's Inception v3"),
+    "squash-224": Preset(Geometry(224, (224, 224)), "Resize((224, 224)): the aspect ratio isn't kept"),
+}
+"""`--preprocessing` -> what it stands for."""
+
+
+def parse_resize(value: int | str) -> int | tuple[int, int]:
+    """`--resize`: `256` is the shorter side, `224x320` height and width."""
+    parts = str(value).lower().replace("×", "x").split("x")
+    if not all(part.isascii() and part.isdecimal() for part in parts) or len(parts) > 2:
+        raise SlimdeployError(f"resize {value!r}: give the shorter side, such as 256, or HEIGHTxWIDTH")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessingOptions:
+    """How images become the network's input, as far as it is chosen.
+
+    None leaves a choice to `preprocessing`, a preset's name, to the model, or to the data: its images' own
+    size, their mean and deviation. Raises SlimdeployError for values that can't be.
+    """
+
+    size: int | None = None
+    preprocessing: str | None = None
+    resize: int | str | None = None
+    interpolation: str | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+    channels: str | None = None
+
+    def __post_init__(self) -> None:
+        check_range("size", self.size, 1, MAX_IMAGE_SIZE)
+        if self.preprocessing not in (None, *PRESETS):
+            raise unknown("preprocessing", str(self.preprocessing), PRESETS)
+        for name in ("mean", "std"):
+            if (given := getattr(self, name)) is not None:
+                if len(given) != 3:
+                    raise SlimdeployError(f"{name} takes three numbers, not {len(given)}")
+                object.__setattr__(self, name, triple(given))
+        if self.channels not in (None, *CHANNEL_ORDERS):
+            raise unknown("order of channels", str(self.channels), CHANNEL_ORDERS)
+        check_statistics(self.mean, self.std)
+        self.geometry  # noqa: B018  (refuses what can't be)
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """What of it is chosen; None: the images' own size."""
+        preset = self._preset
+        resize = preset.geometry.resize if preset else None
+        if self.resize is not None:
+            resize = parse_resize(self.resize)
+        size = self.size or (preset.geometry.size if preset else None)
+        if size is None and resize is not None:
+            size = min(resize) if isinstance(resize, tuple) else resize
+        if size is None:
+            if self.interpolation:
+                raise SlimdeployError("an interpolation needs a size to resize to: pass --size or --resize")
+            return None
+        own = preset.geometry if preset else Geometry(size)
+        return Geometry(size, resize, self.interpolation or own.interpolation)
+
+    @property
+    def statistics(self) -> tuple[Triple | None, Triple | None]:
+        """Mean and deviation, where they are chosen."""
+        preset = self._preset
+        return self.mean or (preset.mean if preset else None), self.std or (preset.std if preset else None)
+
+    @property
+    def _preset(self) -> Preset | None:
+        return PRESETS[self.preprocessing] if self.preprocessing else None
+
+    def geometry_or(self, size: int) -> Geometry:
+        """What of it is chosen, else images of `size`×`size` pixels."""
+        return self.geometry or Geometry(size)
+
+    def completed(self, size: int, measure: Callable[[], tuple[Triple, Triple]]) -> Preprocessing:
+        """The preprocessing of data whose images have become `size`×`size` pixels; `measure` gives the mean
+        and deviation where they aren't chosen.
+        """
+        geometry, (mean, std) = self.geometry_or(size), self.statistics
+        if mean is None or std is None:
+            own_mean, own_std = measure()
+            mean, std = mean or own_mean, std or own_std
+        return Preprocessing(
+            size, mean, std, geometry.resize, geometry.interpolation, self.channels or CHANNEL_ORDERS[0]
+        )
+
+    def applied_to(self, default: Preprocessing) -> Preprocessing:
+        """`default`, but for what is chosen."""
+        (mean, std), geometry = self.statistics, self.geometry or default.geometry
+        return replace(
+            default,
+            size=geometry.size,
+            mean=mean or default.mean,
+            std=std or default.std,
+            resize=geometry.resize,
+            interpolation=geometry.interpolation,
+            channels=self.channels or default.channels,
+        )

@@ -1,0 +1,51 @@
+"""Files of weights that torchvision publishes: told by their hash, which is part of their address."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from slimdeploy.toolchain.data.torchvision import import_torchvision
+from slimdeploy.toolchain.preprocessing import Preprocessing, triple
+from slimdeploy.toolchain.preprocessing_options import PRESETS
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """What torchvision says about a file of its weights. `name` is such as ResNet50_Weights.IMAGENET1K_V2."""
+
+    name: str
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        geometry, statistics = self.preprocessing.geometry, (self.preprocessing.mean, self.preprocessing.std)
+        presets = [n for n, p in PRESETS.items() if (p.geometry, (p.mean, p.std)) == (geometry, statistics)]
+        return f"{self.name} (--preprocessing {presets[0]})" if presets else self.name
+
+
+def published_weights(model: str, sha256: str) -> PublishedWeights | None:
+    """torchvision's weights for its classifier `model` in a file of this hash; None where it has no such."""
+    models = import_torchvision().models
+    if model not in models.list_models(module=models):
+        return None
+    for weights in models.get_model_weights(model):
+        # As torch.hub checks a download: NAME-DIGITS.pth, the first digits of the hash of the content.
+        digits = weights.url.removesuffix(".pth").rpartition("-")[2]
+        if len(digits) >= 8 and sha256.startswith(digits):
+            return _published(weights)
+    return None
+
+
+def _published(weights: Enum) -> PublishedWeights:
+    described: Any = weights
+    transforms = described.transforms()
+    preprocessing = Preprocessing(
+        size=transforms.crop_size[0],
+        mean=triple(transforms.mean),
+        std=triple(transforms.std),
+        resize=transforms.resize_size[0],
+        interpolation=transforms.interpolation.value,
+    )
+    return PublishedWeights(str(weights), preprocessing, tuple(described.meta["categories"]))
