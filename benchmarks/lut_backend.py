@@ -1,12 +1,11 @@
 """The runtimes that a latency table can be measured on, and what they have in common.
 
-A backend is one file and one line in BACKENDS: a module with `open_backend(options)`.
+A backend is one file and one entry in BACKENDS: a function that opens it as `options` say.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from slimdeploy.benchmarks.lut_fit import Sample
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import Layer
+from slimdeploy.toolchain.registry import Registry
 
 PRECISIONS = ("fp32", "fp16", "int8")
 WARM_UP_RUNS, MINIMUM_RUNS, MAXIMUM_RUNS, RUNS_S = 2, 3, 50, 0.15
@@ -71,11 +71,15 @@ class LutBackend(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
-BACKENDS = {
-    "onnxruntime": "slimdeploy.benchmarks.lut_onnxruntime",
-    "tensorrt": "slimdeploy.benchmarks.lut_tensorrt",
-}
-"""Name -> its module."""
+BACKENDS: Registry[Callable[[LutOptions], LutBackend]] = Registry(
+    "backend",
+    Callable,
+    {
+        "onnxruntime": "slimdeploy.benchmarks.lut_onnxruntime:open_backend",
+        "tensorrt": "slimdeploy.benchmarks.lut_tensorrt:open_backend",
+    },
+)
+"""Name -> what opens it."""
 HARDWARE = ("cpu", "threads", "gpu", "compute_capability")
 """Keys of a table's `device` without which its times mean nothing; versions may move them a little."""
 
@@ -86,12 +90,10 @@ def open_backend(options: LutOptions) -> LutBackend:
     Raises SlimdeployError for an unknown one, a precision that it doesn't compute in, and a device that isn't
     here; ModuleNotFoundError where its library isn't installed.
     """
-    if options.backend not in BACKENDS:
-        raise unknown("backend", options.backend, BACKENDS)
+    backend = BACKENDS.find(options.backend)
     if options.precision not in PRECISIONS:
         raise unknown("precision", options.precision, PRECISIONS)
-    backend: LutBackend = importlib.import_module(BACKENDS[options.backend]).open_backend(options)
-    return backend
+    return backend(options)
 
 
 def open_for_table(device: dict[str, Any]) -> LutBackend:

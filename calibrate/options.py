@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from slimdeploy.calibrate.qdq import FORMS
-from slimdeploy.calibrate.thresholds import find_method
+from slimdeploy.calibrate.thresholds import METHODS
 from slimdeploy.toolchain.data.dataset import Dataset, Split, balanced_subset
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.model_info import Preprocessing
@@ -62,7 +62,7 @@ class CalibrateOptions:
 
     def __post_init__(self) -> None:
         if self.method != "auto":
-            find_method(self.method)
+            METHODS.check(self.method)
         if self.target not in FORMS:
             raise unknown("target", self.target, FORMS)
         if self.compute not in ("fp32", "fp16"):

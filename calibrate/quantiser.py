@@ -16,7 +16,7 @@ from slimdeploy.calibrate.inference import Network
 from slimdeploy.calibrate.options import CalibrateOptions, CalibrationData
 from slimdeploy.calibrate.passes import pad_image_channels
 from slimdeploy.calibrate.qdq import FORMS, QdqOptions, insert_qdq, set_precision
-from slimdeploy.calibrate.thresholds import find_method
+from slimdeploy.calibrate.thresholds import METHODS
 from slimdeploy.toolchain.data.dataset import balanced_subset
 from slimdeploy.toolchain.export.precision import overflowing_layers, to_fp16
 from slimdeploy.toolchain.runtime.onnx_file import REDUCED_RANGE
@@ -45,7 +45,7 @@ class Quantiser:
         )
 
     def thresholds(self, method: str) -> dict[str, float]:
-        form, choose = FORMS[self.options.target], find_method(method)
+        form, choose = FORMS[self.options.target], METHODS.find(method)
         return {
             name: choose(histogram, form.steps(rectified=self.source.is_rectified(name)))
             for name, histogram in self.histograms.items()

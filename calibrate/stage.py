@@ -21,7 +21,7 @@ from slimdeploy.calibrate.qdq import quantised_layers
 from slimdeploy.calibrate.quantiser import Quantiser, Trial, best_method
 from slimdeploy.calibrate.sensitivity import Sensitivity, layers_to_keep, sensitivities
 from slimdeploy.calibrate.speed import Speed, compare_speed
-from slimdeploy.calibrate.thresholds import METHODS, find_method
+from slimdeploy.calibrate.thresholds import METHODS
 from slimdeploy.calibrate.trt8_cache import trt8_cache
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
@@ -99,7 +99,7 @@ def calibrate_stage(
     )
     quantiser = Quantiser(equalise(source, found.widths), found.histograms, options)
     trial = Trial(quantiser, data, options)
-    names = list(METHODS) if options.method == "auto" else [options.method]
+    names = METHODS.usable() if options.method == "auto" else [options.method]
     with progress("comparing methods", len(names)) as advance:
         methods = {}
         for name in names:
@@ -193,7 +193,7 @@ def _fallback(
 def _trt8_cache(source: Classifier, method: str, data: CalibrationData, threads: int | None) -> bytes:
     """TensorRT 8 reads the cache beside the float32 file, whose channels are as they were."""
     histograms = collect(source, batches(data.ranges.images, data.preprocessing), threads=threads)
-    return trt8_cache({name: find_method(method)(h, 127) for name, h in histograms.items()})
+    return trt8_cache({name: METHODS[method](h, 127) for name, h in histograms.items()})
 
 
 def _check_data(source: Classifier, data: CalibrationData, options: CalibrateOptions, model: Path) -> None:

@@ -1,7 +1,7 @@
 """Where to clip a tensor: the |x| that the largest quantised value stands for.
 
 Each method is a pure function of a histogram and of the number of steps between 0 and the threshold (127 for
-signed INT8, 255 for unsigned). Another method is one more function under `@register_method("name")`.
+signed INT8, 255 for unsigned). Another method is one more function under `@METHODS.register("name")`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable
 import numpy as np
 
 from slimdeploy.calibrate.histogram import BINS, Histogram
-from slimdeploy.toolchain.errors import unknown
+from slimdeploy.toolchain.registry import Registry
 
 Method = Callable[[Histogram, int], float]
-METHODS: dict[str, Method] = {}
+METHODS: Registry[Method] = Registry("method", Callable)
 
 PERCENTILE = 0.9999
 """99.9 % clips too much of a ResNet; 99.99 % costs it nothing."""
@@ -26,30 +26,13 @@ STRIDE = 8
 """The searching methods try every eighth bin's edge: finer makes no difference to the accuracy."""
 
 
-def register_method(name: str) -> Callable[[Method], Method]:
-    """Decorator: make a function the method that `--method NAME` calls."""
-
-    def register(method: Method) -> Method:
-        METHODS[name] = method
-        return method
-
-    return register
-
-
-def find_method(name: str) -> Method:
-    """Look a method up; raises SlimdeployError that names the nearest known one."""
-    if name not in METHODS:
-        raise unknown("method", name, ["auto", *METHODS])
-    return METHODS[name]
-
-
-@register_method("minmax")
+@METHODS.register("minmax")
 def minmax(histogram: Histogram, steps: int) -> float:
     """The largest |x| seen: nothing is clipped."""
     return histogram.largest
 
 
-@register_method("percentile")
+@METHODS.register("percentile")
 def percentile(histogram: Histogram, steps: int) -> float:
     """The |x| that PERCENTILE of all values stay below (upper edge of its bin)."""
     below = histogram.zeros + np.cumsum(histogram.counts)
@@ -57,7 +40,7 @@ def percentile(histogram: Histogram, steps: int) -> float:
     return min((reached + 1) * histogram.width, histogram.largest)
 
 
-@register_method("mse")
+@METHODS.register("mse")
 def mse(histogram: Histogram, steps: int) -> float:
     """The threshold with the least squared error, rounding and clipping together."""
     centres = np.arange(BINS) + 0.5  # in bin widths
@@ -69,7 +52,7 @@ def mse(histogram: Histogram, steps: int) -> float:
     return _threshold(histogram, candidates, errors)
 
 
-@register_method("entropy")
+@METHODS.register("entropy")
 def entropy(histogram: Histogram, steps: int) -> float:
     """The threshold that loses the least information: smallest Kullback-Leibler divergence of the quantised
     distribution from the clipped one (Migacz, 8-bit Inference with TensorRT, GTC 2017).

@@ -22,7 +22,7 @@ from slimdeploy.toolchain.data.of_model import dataset_for
 from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.networks.fitting import classifier_of, fit_to_tensors
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.pruning.criteria import Evidence, channel_scores
+from slimdeploy.toolchain.pruning.criterion import Evidence, channel_scores
 from slimdeploy.toolchain.pruning.groups import channel_groups
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.recalibration import recalibrate

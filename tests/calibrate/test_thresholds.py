@@ -9,7 +9,7 @@ import pytest
 
 from slimdeploy.calibrate import thresholds
 from slimdeploy.calibrate.histogram import BINS, Histogram, histogram
-from slimdeploy.calibrate.thresholds import METHODS, STRIDE, find_method, register_method
+from slimdeploy.calibrate.thresholds import METHODS, STRIDE
 from slimdeploy.toolchain.errors import SlimdeployError
 
 STEPS = [127, 255]
@@ -127,15 +127,13 @@ def test_all_zeros(name):
 
 
 def test_another_method_is_one_function(monkeypatch):
-    monkeypatch.setattr(thresholds, "METHODS", dict(METHODS))
-
-    @register_method("half")
     def half(h: Histogram, steps: int) -> float:
         return h.largest / 2
 
-    assert find_method("half")(histogram(np.float32([3, -4])), 127) == 2
+    monkeypatch.setitem(METHODS, "half", half)
+    assert METHODS.find("half")(histogram(np.float32([3, -4])), 127) == 2
 
 
 def test_an_unknown_method_names_the_nearest():
     with pytest.raises(SlimdeployError, match=r"unknown method 'entropie'.*Did you mean 'entropy'"):
-        find_method("entropie")
+        METHODS.find("entropie")

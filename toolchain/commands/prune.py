@@ -18,6 +18,7 @@ from slimdeploy.toolchain.options import (
     torch_device,
 )
 from slimdeploy.toolchain.paths import InputPath
+from slimdeploy.toolchain.pruning.criterion import CRITERIA
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -74,7 +75,7 @@ class Alignment(click.ParamType):
 @click.option("--measure/--no-measure", default=True, show_default=True,
               help="Time the pruned network here and adjust the budget.")  # fmt: skip
 @click.option("--criterion", default="gamma", show_default=True,
-              help="gamma, l1, l2, fpgm, random; with --data also taylor and surgeon.")  # fmt: skip
+              help=f"{', '.join(CRITERIA)}; taylor and surgeon need --data.")  # fmt: skip
 @click.option("--residual", type=click.Choice(["keep", "couple"]), default="keep", show_default=True,
               help="couple prunes the layers' outputs too, all blocks of a layer together.")  # fmt: skip
 @click.option("--align", type=Alignment(), default="auto", show_default=True,

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from slimdeploy.toolchain.data.files import FileImages
-from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.preprocessing_options import PreprocessingOptions
+from slimdeploy.toolchain.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -106,29 +107,19 @@ class DataOptions(PreprocessingOptions):
 
 
 Source = Callable[[str, DataOptions], Dataset]
-SOURCES: dict[str, Source] = {}
-
-
-def register_source(name: str) -> Callable[[Source], Source]:
-    """Decorator: make a function the source that `--data NAME` or `--data NAME:ARGUMENT` calls."""
-
-    def register(source: Source) -> Source:
-        SOURCES[name] = source
-        return source
-
-    return register
+"""What `--data NAME` or `--data NAME:ARGUMENT` calls, with the argument."""
+_OWN = ("digits", "cifar10", "folder")
+SOURCES: Registry[Source] = Registry(
+    "data", Callable, {name: f"slimdeploy.toolchain.data.sources:{name}" for name in _OWN}
+)
 
 
 def load_dataset(options: DataOptions) -> Dataset:
     """Load what `options` names. Raises SlimdeployError for an unknown name and for data that can't be
     used.
     """
-    import slimdeploy.toolchain.data.sources  # noqa: F401  (registers the built-in ones)
-
     name, _, argument = options.name.partition(":")
-    if name not in SOURCES:
-        raise unknown("data", options.name, SOURCES)
-    dataset = SOURCES[name](argument, options)
+    dataset = SOURCES.find(name)(argument, options)
     if options.stream and not isinstance(dataset.train.stored, FileImages):
         raise SlimdeployError(f"{name} can't be streamed: only folder:PATH is in files")
     if len(dataset.class_names) < 2:

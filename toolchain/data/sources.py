@@ -1,6 +1,6 @@
 """The built-in sources of images: `digits`, `cifar10` and `folder:PATH`.
 
-Another source is one more function under `@register_source("name")`.
+Each is in the table dataset.SOURCES.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from slimdeploy.toolchain.data import cache
-from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, Split, register_source
+from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, Split
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.data.folder import read_folder
 from slimdeploy.toolchain.data.torchvision import import_torchvision
@@ -24,7 +24,6 @@ pixel wide.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
-@register_source("digits")
 def digits(argument: str, options: DataOptions) -> Dataset:
     """scikit-learn's 1,797 handwritten digits (8×8 grey). A fixed fifth of each class is the test split."""
     from sklearn.datasets import load_digits
@@ -42,7 +41,6 @@ def digits(argument: str, options: DataOptions) -> Dataset:
     return Dataset(tuple(str(i) for i in range(10)), train, test, preprocessing)
 
 
-@register_source("cifar10")
 def cifar10(argument: str, options: DataOptions) -> Dataset:
     """CIFAR-10 as torchvision reads it, from `--data-dir`; downloaded there if it isn't there yet."""
     _no_argument("cifar10", argument)
@@ -61,7 +59,6 @@ def cifar10(argument: str, options: DataOptions) -> Dataset:
     return Dataset(tuple(read.classes), splits[0], splits[1], preprocessing)
 
 
-@register_source("folder")
 def folder(argument: str, options: DataOptions) -> Dataset:
     """One's own images, in folders of classes or named by tables; see `listing.list_images`."""
     if not argument:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from slimdeploy.toolchain.registry import Registry
+
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.importing import Importer
 
@@ -227,44 +229,47 @@ LEAVES = (
 )  # fmt: skip
 """Module classes that are one operator: the node takes the module's own path as its name."""
 
-READERS: dict[str, Callable[[Importer, fx.Node], Any]] = {
-    "conv2d": _conv,
-    "batch_norm": _batch_norm,
-    "linear": _linear,
-    **{name: _activation(name) for name in ("relu", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh")},
-    "relu6": _activation("relu6"),
-    "hardtanh": _hardtanh,
-    "clamp": _clamp,
-    "clamp_min": _clamp,
-    "leaky_relu": _leaky_relu,
-    "gelu": _gelu,
-    "add": _elementwise("add"),
-    "mul": _elementwise("multiply"),
-    "cat": _cat,
-    "max_pool2d": _max_pool,
-    "avg_pool2d": _avg_pool,
-    "adaptive_avg_pool2d": _adaptive_avg_pool,
-    "mean": _mean,
-    "dropout": _dropout,
-    "feature_dropout": _dropout,
-    "flatten": _reshape,
-    "view": _reshape,
-    "reshape": _reshape,
-    "transpose": _transpose,
-    "channel_shuffle": _channel_shuffle,
-    "chunk": _pieces,
-    "split": _pieces,
-    "split_with_sizes": _pieces,
-    "slice": _slice,
-    "getitem": _item,
-    "contiguous": _same,
-    "clone": _same,
-    "alias": _same,
-    "detach": _same,
-}
-"""ATen operator, functional or in place -> how it is written down."""
-
-
-def register_reader(operator: str, reader: Callable[[Importer, fx.Node], Any]) -> None:
-    """Make an ATen operator known by its name without namespace and underscores (`softplus`)."""
-    READERS[operator] = reader
+Reader = Callable[["Importer", fx.Node], Any]
+"""Writes a call of an ATen operator down: returns what the call stands for."""
+READERS: Registry[Reader] = Registry("aten", Callable)
+"""ATen operator, by its name without namespace and underscores (`softplus`) -> how it is written down."""
+READERS.update(
+    {
+        "conv2d": _conv,
+        "batch_norm": _batch_norm,
+        "linear": _linear,
+        **{
+            name: _activation(name)
+            for name in ("relu", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh")
+        },
+        "relu6": _activation("relu6"),
+        "hardtanh": _hardtanh,
+        "clamp": _clamp,
+        "clamp_min": _clamp,
+        "leaky_relu": _leaky_relu,
+        "gelu": _gelu,
+        "add": _elementwise("add"),
+        "mul": _elementwise("multiply"),
+        "cat": _cat,
+        "max_pool2d": _max_pool,
+        "avg_pool2d": _avg_pool,
+        "adaptive_avg_pool2d": _adaptive_avg_pool,
+        "mean": _mean,
+        "dropout": _dropout,
+        "feature_dropout": _dropout,
+        "flatten": _reshape,
+        "view": _reshape,
+        "reshape": _reshape,
+        "transpose": _transpose,
+        "channel_shuffle": _channel_shuffle,
+        "chunk": _pieces,
+        "split": _pieces,
+        "split_with_sizes": _pieces,
+        "slice": _slice,
+        "getitem": _item,
+        "contiguous": _same,
+        "clone": _same,
+        "alias": _same,
+        "detach": _same,
+    }
+)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.operators import OPERATORS, Operator, Shape
 
 INPUT = "images"
@@ -171,8 +171,7 @@ class Graph:
 
 
 def _check_node(node: Node, known: set[str]) -> None:
-    if node.operator not in OPERATORS:
-        raise unknown("operator", node.operator, OPERATORS)
+    OPERATORS.check(node.operator)
     if node.name in known or not node.name:
         raise SlimdeployError(f"two nodes are called {node.name!r}")
     if missing := [name for name in node.inputs if name not in known]:

@@ -45,9 +45,13 @@ class InputMoments:
         return InputMoments(self.mean[channels], covariance, self.sensitivity, self.taylor[channels])
 
 
+Moments = dict[str, InputMoments]
+"""By layer."""
+
+
 def measure_inputs(
     network: GraphNetwork, layers: Iterable[str], images: Split, preprocessing: Preprocessing, *, device: str
-) -> dict[str, InputMoments]:
+) -> Moments:
     """Moments of the named layers' inputs over `images`, in eval mode; the network is left as it was."""
     graph = network.graph
     meters = {name: _Meter(source_of(graph, graph.by_name[name])[1]) for name in layers}

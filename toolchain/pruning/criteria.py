@@ -1,92 +1,23 @@
-"""How much a channel matters: the criteria, by name. Adding one is one function with `register_criterion`."""
+"""How much a channel matters: the built-in criteria. Each is in the table criterion.CRITERIA."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from slimdeploy.toolchain.errors import SlimdeployError, unknown
-from slimdeploy.toolchain.networks.graph import Graph
-from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning.activations import InputMoments
 from slimdeploy.toolchain.pruning.compensation import surgeon_scores
+from slimdeploy.toolchain.pruning.criterion import Evidence, criterion
 from slimdeploy.toolchain.pruning.groups import ChannelGroup, source_of
-
-Moments = dict[str, InputMoments]
 
 SURGEON_STEPS = 64
 """Removals are taken in so many steps at most: each one costs a rank update of the inverse covariance."""
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What a criterion may look at. `moments` are of the layers that read prunable channels; None without
-    data.
-    """
-
-    network: GraphNetwork
-    moments: Moments | None
-    seed: int
-
-
-Score = Callable[[Evidence, ChannelGroup], np.ndarray]
-"""Scores (width,) float64 ≥ 0 of a group's units: what removing each one costs."""
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """A score, and what it needs: images, BN scales."""
-
-    score: Score
-    needs_data: bool
-    needs_gamma: bool
-
-    def applies(self, graph: Graph, group: ChannelGroup) -> bool:
-        """Whether it can tell the units of `group` apart."""
-        return not self.needs_gamma or any(graph.by_name[bn].attributes["affine"] for bn in group.batchnorms)
-
-
-CRITERIA: dict[str, Criterion] = {}
-
-
-def register_criterion(
-    name: str, *, needs_data: bool = False, needs_gamma: bool = False
-) -> Callable[[Score], Score]:
-    """Decorator: make a function a criterion by its name."""
-
-    def register(score: Score) -> Score:
-        CRITERIA[name] = Criterion(score, needs_data, needs_gamma)
-        return score
-
-    return register
-
-
-def channel_scores(evidence: Evidence, groups: list[ChannelGroup], criterion: str) -> dict[str, np.ndarray]:
-    """Scores of the units of every group that the criterion applies to, by group name.
-
-    Raises SlimdeployError for an unknown criterion, for one that needs data where there is none, and for one
-    that needs BN scales in a network without BN.
-    """
-    if criterion not in CRITERIA:
-        raise unknown("criterion", criterion, CRITERIA)
-    found = CRITERIA[criterion]
-    if found.needs_data and evidence.moments is None:
-        raise SlimdeployError(f"the criterion {criterion} looks at real images: pass --data")
-    chosen = [group for group in groups if found.applies(evidence.network.graph, group)]
-    if groups and not chosen:
-        raise SlimdeployError(
-            f"the criterion {criterion} needs BN scales γ, and none of this network's prunable channels has "
-            f"one: use --criterion l2, or taylor or surgeon with --data"
-        )
-    return {group.name: found.score(evidence, group) for group in chosen}
-
-
-@register_criterion("gamma", needs_gamma=True)
+@criterion(needs_gamma=True)
 def gamma(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
     """Mean |γ| of the BNs behind the channel (network slimming, Liu et al., arXiv 1708.06519, section 3).
 
@@ -102,7 +33,7 @@ def gamma(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
     return torch.stack([scale.cpu() for scale in scales]).mean(0).numpy()
 
 
-@register_criterion("l1")
+@criterion()
 def l1(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
     """Mean |w| over the filters of all producers: per weight, so that large and small filters compare.
 
@@ -111,13 +42,13 @@ def l1(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
     return _mean_norm(evidence, group, 1)
 
 
-@register_criterion("l2")
+@criterion()
 def l2(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
     """Root mean square of the filters' weights over all producers."""
     return _mean_norm(evidence, group, 2)
 
 
-@register_criterion("fpgm")
+@criterion()
 def fpgm(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
     """Mean distance to all filters of the group (He et al., arXiv 1811.00250), per weight, mean over
     producers: near the geometric median a filter is replaceable by the rest.
@@ -130,7 +61,7 @@ def fpgm(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
     return torch.stack(distances).mean(0).cpu().numpy()
 
 
-@register_criterion("taylor", needs_data=True)
+@criterion(needs_data=True)
 def taylor(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
     """Mean over images of (Σ activation·gradient)², summed over the layers that read the channel.
 
@@ -140,7 +71,7 @@ def taylor(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
     return torch.stack([s.unflatten(0, (group.width, -1)).sum(1) for s in scores]).sum(0).numpy()
 
 
-@register_criterion("surgeon", needs_data=True)
+@criterion(needs_data=True)
 def surgeon(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
     """Optimal Brain Surgeon on channels: the loss that is left after the best compensation. See
     `compensation.surgeon_scores`.
@@ -153,8 +84,8 @@ def surgeon(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
     return scores.reshape(group.width, -1).sum(1)
 
 
-@register_criterion("random")
-def random_control(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
+@criterion()
+def random(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
     """Uniform in 0…1, the same for the same seed and group: a control that a criterion must beat."""
     return np.random.default_rng([evidence.seed, zlib.crc32(group.name.encode())]).random(group.width)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from slimdeploy.toolchain.checks import MAX_SEED, check_finite, check_range
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.pruning.criterion import CRITERIA
 from slimdeploy.toolchain.pruning.groups import RESIDUAL_MODES
 from slimdeploy.toolchain.training.options import MAX_RATE
 
@@ -74,10 +75,7 @@ class PruneOptions:
             raise SlimdeployError(f"{name.replace('_', '-')} must be above 0, not {value:g}")
         if self.latency_ms is not None and self.latency_table is None:
             raise SlimdeployError("latency-ms needs a latency-table: slimdeploy lut … measures one")
-        from slimdeploy.toolchain.pruning.criteria import CRITERIA  # brings torch
-
-        if self.criterion not in CRITERIA:
-            raise unknown("criterion", self.criterion, CRITERIA)
+        CRITERIA.check(self.criterion)
         if self.residual not in RESIDUAL_MODES:
             raise unknown("residual mode", self.residual, RESIDUAL_MODES)
         if self.target not in TARGETS:

@@ -9,8 +9,9 @@ import numpy as np
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.pruning.activations import Moments
 from slimdeploy.toolchain.pruning.costs import ChannelCount, Widths, mac_model, parameter_model
-from slimdeploy.toolchain.pruning.criteria import Evidence, Moments, channel_scores
+from slimdeploy.toolchain.pruning.criterion import Evidence, channel_scores
 from slimdeploy.toolchain.pruning.groups import ChannelGroup, channel_groups, removable_blocks, unit_channels
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.selection import Costs, Kept, Rules, select

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from slimdeploy.toolchain.networks.graph import Graph
-from slimdeploy.toolchain.pruning.criteria import CRITERIA
+from slimdeploy.toolchain.pruning.criterion import CRITERIA
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.plan import budget_for, choose_channels, plan_groups
 

@@ -22,8 +22,7 @@ from slimdeploy.toolchain.networks.cost import Cost, network_cost
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.progress import working
-from slimdeploy.toolchain.pruning.activations import measure_inputs
-from slimdeploy.toolchain.pruning.criteria import Moments
+from slimdeploy.toolchain.pruning.activations import Moments, measure_inputs
 from slimdeploy.toolchain.pruning.cutting import pruned_graph
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.plan import (

@@ -14,7 +14,6 @@ from slimdeploy.toolchain.data.dataset import (
     Split,
     balanced_subset,
     load_dataset,
-    register_source,
     split_validation,
 )
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -121,14 +120,12 @@ def test_an_unknown_source_suggests_the_nearest() -> None:
 
 
 def test_another_source_is_one_registration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slimdeploy.toolchain.data.dataset.SOURCES", dict(SOURCES))
-
-    @register_source("stripes")
     def stripes(argument: str, options: DataOptions) -> Dataset:
         names = tuple(argument.split(","))
         split = _numbered([0, 1])
         return Dataset(names, split, split, Preprocessing(1, (0.0,) * 3, (1.0,) * 3))
 
+    monkeypatch.setitem(SOURCES, "stripes", stripes)
     assert load_dataset(DataOptions("stripes:wide,narrow")).class_names == ("wide", "narrow")
     with pytest.raises(
         SlimdeployError, match=r"stripes:wide: only one class \(wide\); at least 2 are needed"

@@ -32,7 +32,7 @@ def _printed(word: str) -> str:
 def test_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     for table in (OPERATORS, aten.READERS):
         monkeypatch.setitem(table, "softplus", None)  # put back afterwards
-    exec(_printed("register_operator("), {})
+    exec(_printed('OPERATORS["softplus"]'), {})
     module = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
     )
@@ -46,5 +46,5 @@ def test_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARCHITECTURES, "small", None)  # put back afterwards
-    exec(_printed("register_architecture("), {})
+    exec(_printed('ARCHITECTURES["small"]'), {})
     assert [group.width for group in channel_groups(build_graph("small", classes=3, width=24))] == [24]

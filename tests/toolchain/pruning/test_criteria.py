@@ -8,9 +8,8 @@ import torch
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.pruning import criteria
 from slimdeploy.toolchain.pruning.activations import measure_inputs
-from slimdeploy.toolchain.pruning.criteria import Evidence, channel_scores, register_criterion
+from slimdeploy.toolchain.pruning.criterion import CRITERIA, Evidence, channel_scores, criterion
 from slimdeploy.toolchain.pruning.groups import ChannelGroup, channel_groups
 
 
@@ -86,11 +85,25 @@ def test_an_unknown_criterion_names_its_nearest(network: GraphNetwork) -> None:
         score(network, "gama")
 
 
-def test_one_more_criterion_is_one_function(network: GraphNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(criteria, "CRITERIA", dict(criteria.CRITERIA))
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [([1.0], r"gives \(1,\) scores for the \d+ channels of layer1.0.conv1"), ([np.nan], "NaN or infinite")],
+)
+def test_scores_that_cannot_be_are_refused(
+    network: GraphNetwork, monkeypatch: pytest.MonkeyPatch, scores: list[float], message: str
+) -> None:
+    def wrong(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
+        return np.array(scores if scores == [1.0] else scores * group.width)
 
-    @register_criterion("position")
+    monkeypatch.setitem(CRITERIA, "wrong", criterion()(wrong))
+    with pytest.raises(SlimdeployError, match=message):
+        score(network, "wrong")
+
+
+def test_one_more_criterion_is_one_function(network: GraphNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    @criterion()
     def position(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
         return np.arange(group.width, dtype=float)
 
+    monkeypatch.setitem(CRITERIA, "position", position)
     assert list(score(network, "position")) == list(range(network.graph.channels["layer1.0.conv1"]))

@@ -1,4 +1,4 @@
-"""Networks that are built by name. Adding one is one file with a call of `register_architecture`."""
+"""Networks that are built by name. Another one is one file and one entry in ARCHITECTURES."""
 
 from slimdeploy.toolchain.networks.architectures import resnet
 from slimdeploy.toolchain.networks.architectures.registry import (
@@ -7,7 +7,6 @@ from slimdeploy.toolchain.networks.architectures.registry import (
     build_graph,
     is_imported,
     read_network,
-    register_architecture,
 )
 from slimdeploy.toolchain.networks.graph import Graph
 
@@ -18,7 +17,6 @@ __all__ = [
     "channel_numbers",
     "is_imported",
     "read_network",
-    "register_architecture",
     "resnet",
 ]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.registry import Registry
 
 DEFAULT = "resnet50"
 
@@ -15,12 +16,7 @@ Builder = Callable[..., Graph]
 """Makes the unpruned network for `classes`, or what further keywords say: for ResNets stem, channels,
 shortcut_affine.
 """
-ARCHITECTURES: dict[str, Builder] = {}
-
-
-def register_architecture(name: str, builder: Builder) -> None:
-    """Make an architecture known by its name to every command."""
-    ARCHITECTURES[name] = builder
+ARCHITECTURES: Registry[Builder] = Registry("arch", Callable)
 
 
 def is_imported(name: str) -> bool:
@@ -34,10 +30,9 @@ def build_graph(arch: str | None = None, *, classes: int = 10, **options: Any) -
     """
     given = {name: value for name, value in options.items() if value is not None}
     name = arch or DEFAULT
-    if name not in ARCHITECTURES:
-        raise unknown("arch", name, ARCHITECTURES)
+    builder = ARCHITECTURES.find(name)
     try:
-        return ARCHITECTURES[name](classes=classes, **given)
+        return builder(classes=classes, **given)
     except TypeError as error:  # an architecture without stems, for one
         raise SlimdeployError(f"{name} can't be built with {', '.join(given)}: {error}") from error
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
-from slimdeploy.toolchain.networks.architectures.registry import register_architecture
+from slimdeploy.toolchain.networks.architectures.registry import ARCHITECTURES
 from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph, Node
 
 
@@ -234,7 +234,7 @@ RESNETS: dict[str, ResNet] = {}
 def register(arch: ResNet) -> ResNet:
     """Make a ResNet known by its name."""
     RESNETS[arch.name] = arch
-    register_architecture(arch.name, arch.graph)
+    ARCHITECTURES[arch.name] = arch.graph
     return arch
 
 

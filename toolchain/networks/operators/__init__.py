@@ -12,7 +12,7 @@ from slimdeploy.toolchain.networks.operators import (
     pooling,
     shuffle,
 )
-from slimdeploy.toolchain.networks.operators.base import OPERATORS, Operator, Shape, Tensor, register_operator
+from slimdeploy.toolchain.networks.operators.base import OPERATORS, Operator, Shape, Tensor
 
 __all__ = [
     "OPERATORS",
@@ -28,6 +28,5 @@ __all__ = [
     "flatten",
     "linear",
     "pooling",
-    "register_operator",
     "shuffle",
 ]

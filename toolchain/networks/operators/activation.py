@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slimdeploy.toolchain.networks.operators.base import (
+    OPERATORS,
     Arrays,
     OnnxNodes,
     Operator,
     Shape,
     number,
-    register_operator,
 )
 
 if TYPE_CHECKING:
@@ -122,16 +122,12 @@ def _gelu(x: np.ndarray) -> np.ndarray:
     return x * 0.5 * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2)))
 
 
-register_operator(
-    "relu", Activation("relu", lambda x: np.maximum(x, 0), "Relu", idempotent=True, inplace=True)
-)
-register_operator("relu6", Relu6("relu6", lambda x: np.clip(x, 0, 6), "Clip", idempotent=True, inplace=True))
-register_operator("silu", Silu("silu", lambda x: x * _sigmoid(x), "Sigmoid"))
-register_operator("hardswish", Activation("hardswish", lambda x: x * _hardsigmoid(x), "HardSwish"))
-register_operator(
-    "hardsigmoid", Activation("hardsigmoid", _hardsigmoid, "HardSigmoid", alpha=1 / 6, beta=0.5)
-)
-register_operator("sigmoid", Activation("sigmoid", _sigmoid, "Sigmoid"))
-register_operator("tanh", Activation("tanh", np.tanh, "Tanh"))
-register_operator("leaky_relu", LeakyRelu("leaky_relu", np.abs, "LeakyRelu"))
-register_operator("gelu", Gelu("gelu", _gelu, "Gelu"))
+OPERATORS["relu"] = Activation("relu", lambda x: np.maximum(x, 0), "Relu", idempotent=True, inplace=True)
+OPERATORS["relu6"] = Relu6("relu6", lambda x: np.clip(x, 0, 6), "Clip", idempotent=True, inplace=True)
+OPERATORS["silu"] = Silu("silu", lambda x: x * _sigmoid(x), "Sigmoid")
+OPERATORS["hardswish"] = Activation("hardswish", lambda x: x * _hardsigmoid(x), "HardSwish")
+OPERATORS["hardsigmoid"] = Activation("hardsigmoid", _hardsigmoid, "HardSigmoid", alpha=1 / 6, beta=0.5)
+OPERATORS["sigmoid"] = Activation("sigmoid", _sigmoid, "Sigmoid")
+OPERATORS["tanh"] = Activation("tanh", np.tanh, "Tanh")
+OPERATORS["leaky_relu"] = LeakyRelu("leaky_relu", np.abs, "LeakyRelu")
+OPERATORS["gelu"] = Gelu("gelu", _gelu, "Gelu")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.registry import Registry
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.graph import Node
@@ -151,13 +152,7 @@ class Operator:
         return inputs[0]
 
 
-OPERATORS: dict[str, Operator] = {}
-
-
-def register_operator(name: str, operator: Operator) -> Operator:
-    """Make an operator known by its name."""
-    OPERATORS[name] = operator
-    return operator
+OPERATORS: Registry[Operator] = Registry("operator", Operator)
 
 
 def pair(node: Node, name: str) -> tuple[int, int]:

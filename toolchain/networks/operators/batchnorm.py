@@ -10,6 +10,7 @@ import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.operators.base import (
+    OPERATORS,
     Arrays,
     OnnxNodes,
     Operator,
@@ -18,7 +19,6 @@ from slimdeploy.toolchain.networks.operators.base import (
     count,
     flag,
     number,
-    register_operator,
 )
 
 if TYPE_CHECKING:
@@ -80,4 +80,4 @@ class BatchNorm(Operator):
         return np.where(removed, arrays["bias"], passed)
 
 
-register_operator("batchnorm", BatchNorm())
+OPERATORS["batchnorm"] = BatchNorm()

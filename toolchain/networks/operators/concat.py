@@ -9,12 +9,12 @@ import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.operators.base import (
+    OPERATORS,
     Arrays,
     OnnxNodes,
     Operator,
     Shape,
     Ties,
-    register_operator,
 )
 
 if TYPE_CHECKING:
@@ -53,4 +53,4 @@ def _concat(*values: Any) -> Any:
     return torch.cat(values, 1)
 
 
-register_operator("concat", Concat())
+OPERATORS["concat"] = Concat()

@@ -10,6 +10,7 @@ import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.operators.base import (
+    OPERATORS,
     Arrays,
     OnnxNodes,
     Operator,
@@ -20,7 +21,6 @@ from slimdeploy.toolchain.networks.operators.base import (
     flag,
     margin,
     pair,
-    register_operator,
     sides,
     steps,
     window,
@@ -121,4 +121,4 @@ class Convolution(Operator):
         return (taps * by_group[:, None]).sum(2).ravel() + bias
 
 
-register_operator("conv", Convolution())
+OPERATORS["conv"] = Convolution()

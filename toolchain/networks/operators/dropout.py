@@ -7,12 +7,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from slimdeploy.toolchain.networks.operators.base import (
+    OPERATORS,
     Arrays,
     OnnxNodes,
     Operator,
     Shape,
     number,
-    register_operator,
 )
 
 if TYPE_CHECKING:
@@ -35,4 +35,4 @@ class Dropout(Operator):
         return inputs[0]
 
 
-register_operator("dropout", Dropout())
+OPERATORS["dropout"] = Dropout()

@@ -11,12 +11,12 @@ import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.operators.base import (
+    OPERATORS,
     Arrays,
     OnnxNodes,
     Operator,
     Shape,
     Ties,
-    register_operator,
 )
 
 if TYPE_CHECKING:
@@ -74,5 +74,5 @@ class Elementwise(Operator):
         return functools.reduce(self.function, values)
 
 
-register_operator("add", Elementwise("Add", operator.add, summed=True))
-register_operator("multiply", Elementwise("Mul", operator.mul, summed=False))
+OPERATORS["add"] = Elementwise("Add", operator.add, summed=True)
+OPERATORS["multiply"] = Elementwise("Mul", operator.mul, summed=False)

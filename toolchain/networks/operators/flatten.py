@@ -11,13 +11,13 @@ import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.operators.base import (
+    OPERATORS,
     Arrays,
     OnnxNodes,
     Operator,
     Shape,
     Ties,
     count,
-    register_operator,
     sides,
 )
 
@@ -60,4 +60,4 @@ class Flatten(Operator):
         return np.repeat(inputs[0], node.attributes["positions"])
 
 
-register_operator("flatten", Flatten())
+OPERATORS["flatten"] = Flatten()

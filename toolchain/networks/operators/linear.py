@@ -10,6 +10,7 @@ import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.operators.base import (
+    OPERATORS,
     Arrays,
     OnnxNodes,
     Operator,
@@ -18,7 +19,6 @@ from slimdeploy.toolchain.networks.operators.base import (
     Ties,
     count,
     flag,
-    register_operator,
 )
 
 if TYPE_CHECKING:
@@ -72,4 +72,4 @@ class Linear(Operator):
         return np.where(removed, arrays.get("bias", np.zeros(len(removed))), np.nan)
 
 
-register_operator("linear", Linear())
+OPERATORS["linear"] = Linear()

@@ -11,6 +11,7 @@ import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.operators.base import (
+    OPERATORS,
     Arrays,
     OnnxNodes,
     Operator,
@@ -18,7 +19,6 @@ from slimdeploy.toolchain.networks.operators.base import (
     flag,
     margin,
     pair,
-    register_operator,
     sides,
     steps,
     window,
@@ -111,6 +111,6 @@ def _means(size: int, count: int) -> np.ndarray:
     return found
 
 
-register_operator("max_pool", Pool("max_pool2d", "MaxPool"))
-register_operator("avg_pool", Pool("avg_pool2d", "AveragePool"))
-register_operator("adaptive_avg_pool", AdaptiveAveragePool())
+OPERATORS["max_pool"] = Pool("max_pool2d", "MaxPool")
+OPERATORS["avg_pool"] = Pool("avg_pool2d", "AveragePool")
+OPERATORS["adaptive_avg_pool"] = AdaptiveAveragePool()

@@ -13,6 +13,7 @@ import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.operators.base import (
+    OPERATORS,
     Arrays,
     OnnxNodes,
     Operator,
@@ -20,7 +21,6 @@ from slimdeploy.toolchain.networks.operators.base import (
     Ties,
     count,
     index,
-    register_operator,
     sides,
 )
 
@@ -112,5 +112,5 @@ def _shuffle(x: Any, *, groups: int) -> Any:
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
-register_operator("slice", Slice())
-register_operator("channel_shuffle", ChannelShuffle())
+OPERATORS["slice"] = Slice()
+OPERATORS["channel_shuffle"] = ChannelShuffle()
