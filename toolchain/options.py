@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, MAX_SEED
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -114,7 +115,9 @@ def data_options(
             from slimdeploy.toolchain.data.dataset import DataOptions
 
             chosen = {name: arguments.pop(name) for name in [*_NAMES, *(_CHOICES if preprocessing else ())]}
-            if data is None and (unused := [n for n in chosen if chosen[n] and n != "data_dir"]):
+            source = click.get_current_context().get_parameter_source
+            unused = [name for name in chosen if source(name) is ParameterSource.COMMANDLINE]
+            if data is None and unused:
                 raise SlimdeployError(f"--{unused[0].replace('_', '-')} goes with --data, which is missing")
             return function(data=DataOptions(data, **chosen) if data else None, **arguments)
 

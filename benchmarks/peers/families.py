@@ -71,7 +71,7 @@ COLUMNS = {
     "builds_fp32": "NVIDIA's builder accepts FP32",
     "builds_int8": "NVIDIA's builder accepts INT8",
     "peer_prunes": "Torch-Pruning prunes it to half of its MACs and the result runs, or why not",
-    "peer_exports": "the result exports to ONNX by torch.onnx.export, or why not",
+    "peer_exports": "one of torch.onnx.export's two exporters writes the result, or why not",
 }
 
 
@@ -216,11 +216,15 @@ def _peer(name: str, size: int, images: Tensor) -> dict[str, Any]:
     if not isinstance(prunes, torch.nn.Module):
         return {"peer_prunes": prunes, "peer_exports": "nothing to export"}
 
-    def export() -> bool:
-        torch.onnx.export(prunes, (images,), "/dev/null", dynamo=False, verbose=False)
-        return True
+    exports = _attempt(functools.partial(_exports, prunes, images, dynamo=False))
+    if exports is not True:
+        exports = _attempt(functools.partial(_exports, prunes, images, dynamo=True))
+    return {"peer_prunes": True, "peer_exports": exports}
 
-    return {"peer_prunes": True, "peer_exports": _attempt(export)}
+
+def _exports(module: torch.nn.Module, images: Tensor, *, dynamo: bool) -> bool:
+    torch.onnx.export(module, (images,), "/dev/null", dynamo=dynamo, verbose=False)
+    return True
 
 
 def _torch_pruning(name: str, size: int, images: Tensor) -> torch.nn.Module:

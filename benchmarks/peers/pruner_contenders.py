@@ -42,6 +42,7 @@ class Task:
     data: DataOptions
     params: float
     latency_table: Path
+    size: int = 32
 
 
 Contender = Callable[[Task, Path], dict[str, float]]
@@ -103,11 +104,13 @@ def plain_threshold(task: Task, output: Path) -> dict[str, float]:
         kept = {name: best_channels(scores[name], count) for name, count in counts.items()}
         return prune_network(parent.network, groups, kept, fold=False)[0]
 
-    index = _first(len(values) - 1, lambda i: network_cost(cut(i).graph, 32).params <= task.params)
+    index = _first(len(values) - 1, lambda i: network_cost(cut(i).graph, task.size).params <= task.params)
     return _finish(parent, cut(index), task, output, time.perf_counter() - started)
 
 
-def _torch_pruning(importance_name: str, round_to: int | None, macs: float | None = None) -> Contender:
+def by_torch_pruning(importance_name: str, round_to: int | None, macs: float | None = None) -> Contender:
+    """Torch-Pruning, down to at most `macs`, or to the parameters of the task."""
+
     def run(task: Task, output: Path) -> dict[str, float]:
         import torch_pruning
 
@@ -140,7 +143,7 @@ def _torch_pruning(importance_name: str, round_to: int | None, macs: float | Non
             return _as_pruned(network)
 
         def fits(step: int) -> bool:
-            cost = network_cost(cut(step).graph, 32)
+            cost = network_cost(cut(step).graph, task.size)
             return cost.macs <= macs if macs else cost.params <= task.params
 
         started = time.perf_counter()
@@ -154,8 +157,8 @@ def _torch_pruning(importance_name: str, round_to: int | None, macs: float | Non
 for _importance in ("BN-scale", "group-norm"):
     for _round_to in (None, 8):
         _name = f"Torch-Pruning {_importance}" + (f", round_to={_round_to}" if _round_to else "")
-        CONTENDERS[_name] = _torch_pruning(_importance, _round_to)
-CONTENDERS["Torch-Pruning BN-scale, round_to=8, 64 M MACs"] = _torch_pruning("BN-scale", 8, macs=64e6)
+        CONTENDERS[_name] = by_torch_pruning(_importance, _round_to)
+CONTENDERS["Torch-Pruning BN-scale, round_to=8, 64 M MACs"] = by_torch_pruning("BN-scale", 8, macs=64e6)
 
 
 def _as_pruned(network: GraphNetwork) -> GraphNetwork:
