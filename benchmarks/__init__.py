@@ -1,1 +1,1 @@
-"""The measuring: latency, memory, power and accuracy of anything that is a Session. No torch here."""
+"""The laboratory: experiments that a reader can repeat, their results, and other tools beside (`peers/`)."""

@@ -23,11 +23,12 @@ from typing import Any
 
 import click
 
-from slimdeploy.benchmarks import gpu_models, gpu_targets, gpu_tests, results
-from slimdeploy.benchmarks.bench import BenchOptions, find_surroundings, measure
+from slimdeploy.benchmarks import gpu_models, gpu_targets, gpu_tests
 from slimdeploy.benchmarks.gpu_models import Contestant, LeftOut
-from slimdeploy.benchmarks.latency import TimingOptions
 from slimdeploy.toolchain.errors import SlimdeployError, missing_library
+from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.measure.bench import BenchOptions, find_surroundings, measure
+from slimdeploy.toolchain.measure.timing import TimingOptions
 from slimdeploy.toolchain.runtime.device import open_device
 
 RESULTS = Path(__file__).parent / "results"

@@ -12,8 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from slimdeploy.benchmarks.subjects import Subject
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.measure.subjects import Subject
 from slimdeploy.toolchain.runtime.session import BACKENDS, SessionOptions, backend_for, open_session
 
 ROLES = ("original", "pruned")

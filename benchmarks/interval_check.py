@@ -25,10 +25,10 @@ from typing import Any
 import click
 import numpy as np
 
-from slimdeploy.benchmarks import results, statistics
-from slimdeploy.benchmarks.latency import Timing, TimingOptions, time_models
-from slimdeploy.benchmarks.process import launched
-from slimdeploy.benchmarks.subjects import Subject, subjects_for
+from slimdeploy.toolchain.measure import results, statistics
+from slimdeploy.toolchain.measure.process import launched
+from slimdeploy.toolchain.measure.subjects import Subject, subjects_for
+from slimdeploy.toolchain.measure.timing import Timing, TimingOptions, time_models
 from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_session
 
 COLUMNS = {

@@ -18,15 +18,15 @@ from typing import Any
 import click
 import numpy as np
 
-from slimdeploy.benchmarks import results
-from slimdeploy.benchmarks.lut import KIND, table_of
-from slimdeploy.benchmarks.lut_backend import open_for_table
-from slimdeploy.benchmarks.lut_drift import measure_with_drift
-from slimdeploy.benchmarks.lut_measure import full_network, samples_of
+from slimdeploy.toolchain.latency.backend import open_for_table
+from slimdeploy.toolchain.latency.drift import measure_with_drift
+from slimdeploy.toolchain.latency.measure import full_network, samples_of
+from slimdeploy.toolchain.latency.table import KIND, table_of
+from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.cost import network_cost
+from slimdeploy.toolchain.networks.cutting import at_widths
 from slimdeploy.toolchain.networks.graph import Graph
-from slimdeploy.toolchain.pruning.cutting import at_widths
-from slimdeploy.toolchain.pruning.groups import channel_groups
 
 # Name -> share of the inner widths, share of the residual streams, alignment.
 NETWORKS = {

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from slimdeploy.toolchain.errors import SlimdeployError, shorten
-from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
+from slimdeploy.toolchain.models.model_info import METADATA_KEY, ModelInfo
 from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 
 LAYERS = ("Conv", "Gemm", "GlobalAveragePool", "AveragePool", "Add")

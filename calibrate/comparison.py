@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from slimdeploy.benchmarks.statistics import Interval, paired_difference
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.measure.statistics import Interval, paired_difference
 
 
 @dataclass(frozen=True)

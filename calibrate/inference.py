@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 

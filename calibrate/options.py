@@ -8,7 +8,7 @@ from slimdeploy.calibrate.qdq import FORMS
 from slimdeploy.calibrate.thresholds import METHODS
 from slimdeploy.toolchain.data.dataset import Dataset, Split, balanced_subset
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.models.model_info import Preprocessing
 
 HELD_OUT = 0.1
 """Share of the training images to choose with: the validation split that training holds out by default."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from slimdeploy.benchmarks.statistics import Z95
 from slimdeploy.calibrate.batch_folding import fold_batch
 from slimdeploy.calibrate.classifier import Classifier
 from slimdeploy.calibrate.comparison import Comparison, compare_logits
@@ -19,6 +18,7 @@ from slimdeploy.calibrate.qdq import FORMS, QdqOptions, insert_qdq, set_precisio
 from slimdeploy.calibrate.thresholds import METHODS
 from slimdeploy.toolchain.data.dataset import balanced_subset
 from slimdeploy.toolchain.export.precision import overflowing_layers, to_fp16
+from slimdeploy.toolchain.measure.statistics import Z95
 from slimdeploy.toolchain.runtime.onnx_file import REDUCED_RANGE
 
 _PREBUILT_WEIGHTS_OPSET = 19

@@ -9,7 +9,7 @@ from typing import Any
 
 from slimdeploy.toolchain.runtime.cpu import this_cpu
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
-from slimdeploy.toolchain.runtime.timing import time_single_images
+from slimdeploy.toolchain.runtime.single_image import time_single_images
 
 ROUNDS = 3
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from slimdeploy.kernels import compile, resize
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.runtime.device import Buffer, Device, Stream
 
 # What preprocess.cu is compiled with.

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.torchvision import import_torchvision
 
 SIZE, CLASSES = 32, 5
 tv = import_torchvision().models

@@ -7,4 +7,4 @@ import torch.utils.tensorboard  # noqa: F401
 import slimdeploy.toolchain.commands.finetune
 import slimdeploy.toolchain.commands.train
 import slimdeploy.toolchain.data.sources
-import slimdeploy.toolchain.training.stage  # noqa: F401
+import slimdeploy.toolchain.stages.train  # noqa: F401

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from slimdeploy.toolchain.training.layout import place
+from slimdeploy.toolchain.networks.memory_layout import place
 
 WIDEST = 17
 """One more than the widest block of channels that a CPU computes at once."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from slimdeploy.benchmarks import results
-from slimdeploy.toolchain import artifacts, pipeline
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.pipeline import run as pipeline
 
 
 def bench(recipe: Any, models: list[Path], output: Path, threads: int | None) -> pipeline.BenchResult:

@@ -18,8 +18,8 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A narrow ResNet-18 for 16×16 images, 4 classes, its BN statistics away from 0 and 1."""
     import torch
 
-    from slimdeploy.toolchain.checkpoint import save_checkpoint
-    from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
+    from slimdeploy.toolchain.models.checkpoint import save_checkpoint
+    from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
     from slimdeploy.toolchain.networks.architectures import build_graph
     from slimdeploy.toolchain.networks.module import build_network
 
@@ -44,8 +44,8 @@ def models(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """`small_checkpoint` as ONNX: `fp32`, `fp16` and `int8` at opset 17, `opset19`, and `batch2` of a fixed
     batch size.
     """
-    from slimdeploy.toolchain.checkpoint import load_checkpoint
     from slimdeploy.toolchain.export.onnx import build_onnx
+    from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 
     small = load_checkpoint(small_checkpoint)
     folder = tmp_path_factory.mktemp("models")

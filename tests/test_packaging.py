@@ -186,7 +186,14 @@ print(json.dumps({"missing": missing, "broken": broken}))
 
 
 def _for_the_device() -> list[str]:
-    packages = ("toolchain.runtime", "kernels", "benchmarks", "toolchain.deploy", "deploy")
+    packages = (
+        "toolchain.runtime",
+        "toolchain.measure",
+        "toolchain.latency",
+        "toolchain.deploy",
+        "kernels",
+        "benchmarks",
+    )
     starts = tuple(f"slimdeploy.{name}" for name in packages)
     return [name for name in _modules() if name.startswith(starts)]
 
@@ -198,9 +205,9 @@ def test_what_runs_on_the_device_imports_without_the_host_libraries(fresh_python
     found = ran.json
     assert found["broken"] == {}
     for module, library in found["missing"].items():
-        own = module.rsplit(".", 1)[1].removeprefix("lut_")
+        own = module.rsplit(".", 1)[1].removesuffix("_device")
         assert library in INSTALL_COMMANDS
-        backends = ("slimdeploy.toolchain.runtime.", "slimdeploy.benchmarks.lut_")
+        backends = ("slimdeploy.toolchain.runtime.", "slimdeploy.toolchain.latency.")
         assert module.startswith(backends), f"{module} needs {library}"
         assert library == NAMED_FOR.get(own, own) or own == "torch", f"{module} needs {library}"
     assert "slimdeploy.toolchain.runtime.torch" in found["missing"], "nothing was blocked"
@@ -267,34 +274,55 @@ def test_no_import_goes_in_a_circle() -> None:
 
 
 T = "slimdeploy.toolchain."
-# Package -> what it must not import, not even inside a function.
-FORBIDDEN = {
-    "slimdeploy.kernels": (T + "cli", T + "pipeline", T + "commands"),
-    "slimdeploy.calibrate": (T + "cli", T + "pipeline", T + "commands"),
-    "slimdeploy.benchmarks": (T + "cli", T + "pipeline", T + "commands"),
-    **{
-        T + stage: (T + "cli", T + "pipeline", T + "commands", T + "recipe")
-        for stage in ("training", "pruning", "export", "runtime", "checkpoint", "deploy")
-    },
-    **{
-        T + base: tuple(
-            T + above
-            for above in ("cli", "pipeline", "commands", "recipe", "training", "pruning", "export", "runtime",
-                          "checkpoint", "deploy", "report")
-        )
-        for base in ("data", "networks")
-    },
-}  # fmt: skip
+LAYERS = (
+    "benchmarks.peers",
+    "benchmarks",
+    "toolchain.commands",
+    "toolchain.sweep",
+    "toolchain.pipeline",
+    "toolchain.report",
+    "toolchain.deploy",
+    "toolchain.stages",
+    "toolchain.training",
+    "toolchain.pruning",
+    "toolchain.latency",
+    "calibrate",
+    "toolchain.export",
+    "toolchain.measure",
+    "kernels",
+    "toolchain.runtime.devices",
+    "toolchain.runtime",
+    "toolchain.data",
+    "toolchain.models",
+    "toolchain.networks.architectures",
+    "toolchain.networks",
+    "toolchain.networks.operators",
+    "toolchain.recipes",
+    "toolchain",
+    "",
+)
+"""The folders, top first. A folder imports only from those below it, in functions too: no two folders import
+each other, and `toolchain` never imports the laboratory.
+"""
 
 
-@pytest.mark.parametrize("package", FORBIDDEN)
-def test_arrows_point_one_way(package: str) -> None:
+def _files_with_peers() -> dict[str, Path]:
+    peers = (ROOT / "benchmarks/peers").glob("*.py")
+    return {**_modules(), **{f"slimdeploy.benchmarks.peers.{file.stem}": file for file in peers}}
+
+
+def _folder(file: Path) -> str:
+    return ".".join(file.parent.relative_to(ROOT).parts)
+
+
+def test_a_folder_imports_only_from_those_below_it() -> None:
+    files = _files_with_peers()
+    assert {_folder(file) for file in files.values()} == set(LAYERS)
     wrong = [
         f"{name} imports {target}"
-        for name, file in _modules().items()
-        if name == package or name.startswith(package + ".")
+        for name, file in files.items()
         for target in _imports(file, name, lazy=True)
-        if any(target == f or target.startswith(f + ".") for f in FORBIDDEN[package])
+        if LAYERS.index(_folder(files[target])) < LAYERS.index(_folder(file))
     ]
     assert not wrong
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from slimdeploy.benchmarks import results
-from slimdeploy.benchmarks.lut import LatencyTable
-from slimdeploy.toolchain.checkpoint import save_checkpoint
 from slimdeploy.toolchain.data.dataset import Split
-from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.latency.table import LatencyTable
+from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.models.checkpoint import save_checkpoint
+from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.architectures import build_graph, channel_numbers
 from slimdeploy.toolchain.networks.architectures.resnet import ResNet, register
 from slimdeploy.toolchain.networks.graph import Graph

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.preprocessing import Preprocessing, triple
 from slimdeploy.toolchain.preprocessing_options import PRESETS
+from slimdeploy.toolchain.torchvision import import_torchvision
 
 
 @dataclass(frozen=True)

@@ -25,26 +25,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slimdeploy.benchmarks import results
 from slimdeploy.calibrate.classifier import classifier
 from slimdeploy.calibrate.collect import collect, collect_widths
 from slimdeploy.calibrate.equalisation import equalise, tensors_to_equalise
 from slimdeploy.calibrate.options import CalibrateOptions
 from slimdeploy.calibrate.quantiser import Quantiser
-from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.export.onnx import build_onnx
-from slimdeploy.toolchain.model_info import ModelInfo
-from slimdeploy.toolchain.named_networks import foreign_module, imported_network
+from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.models.named_networks import foreign_module, imported_network
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.cost import network_cost
+from slimdeploy.toolchain.networks.cutting import keep_masks
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.residual import batchnorm_behind
 from slimdeploy.toolchain.preprocessing import Preprocessing
-from slimdeploy.toolchain.pruning.cutting import keep_masks
-from slimdeploy.toolchain.pruning.groups import channel_groups
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.plan import budget_for, choose_channels, plan_groups, score_channels
 from slimdeploy.toolchain.pruning.selection import Kept
 from slimdeploy.toolchain.pruning.surgery import prune_network
+from slimdeploy.toolchain.torchvision import import_torchvision
 
 FAMILIES = (
     "alexnet", "densenet", "efficientnet", "googlenet", "inception", "mnasnet", "mobilenet", "regnet",

@@ -16,19 +16,19 @@ import click
 import numpy as np
 import torch
 
-from slimdeploy.toolchain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, balanced_subset
 from slimdeploy.toolchain.data.of_model import dataset_for
+from slimdeploy.toolchain.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.networks.fitting import classifier_of, fit_to_tensors
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning.criterion import Evidence, channel_scores
-from slimdeploy.toolchain.pruning.groups import channel_groups
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
 from slimdeploy.toolchain.pruning.selection import best_channels
-from slimdeploy.toolchain.pruning.stage import prune_stage
 from slimdeploy.toolchain.pruning.surgery import prune_network
+from slimdeploy.toolchain.stages.prune import prune_stage
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 
 RECALIBRATION_IMAGES = 5120

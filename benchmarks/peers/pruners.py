@@ -21,18 +21,18 @@ from typing import Any
 import click
 from pruner_contenders import CONTENDERS, Task
 
-from slimdeploy.benchmarks import results
-from slimdeploy.benchmarks.bench import BenchOptions, find_surroundings, measure
-from slimdeploy.benchmarks.latency import TimingOptions
-from slimdeploy.benchmarks.subjects import subjects_for
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.commands.prune import Amount
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.export.options import ExportOptions
-from slimdeploy.toolchain.export.stage import export_stage
+from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.measure.bench import BenchOptions, find_surroundings, measure
+from slimdeploy.toolchain.measure.subjects import subjects_for
+from slimdeploy.toolchain.measure.timing import TimingOptions
 from slimdeploy.toolchain.progress import log
+from slimdeploy.toolchain.stages.export import export_stage
+from slimdeploy.toolchain.stages.train import finetune_stage
 from slimdeploy.toolchain.training.options import TrainOptions
-from slimdeploy.toolchain.training.stage import finetune_stage
 from slimdeploy.toolchain.training.state import state_path
 
 

@@ -30,10 +30,6 @@ import numpy as np
 import onnx
 from quantizer_tools import TOOLS
 
-from slimdeploy.benchmarks import results
-from slimdeploy.benchmarks.bench import BenchOptions, find_surroundings, measure
-from slimdeploy.benchmarks.latency import TimingOptions
-from slimdeploy.benchmarks.subjects import subjects_for
 from slimdeploy.calibrate.classifier import model_info, read_classifier
 from slimdeploy.calibrate.comparison import compare_logits
 from slimdeploy.calibrate.inference import Network
@@ -42,10 +38,14 @@ from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export import trt_cpu
+from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.measure.bench import BenchOptions, find_surroundings, measure
+from slimdeploy.toolchain.measure.subjects import subjects_for
+from slimdeploy.toolchain.measure.timing import TimingOptions
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import SessionOptions
-from slimdeploy.toolchain.training.stage import dataset_for
+from slimdeploy.toolchain.stages.train import dataset_for
 
 COLUMNS = {
     "tool": "who quantised, and how",

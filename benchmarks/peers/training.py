@@ -25,16 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimdeploy.benchmarks import results
 from slimdeploy.toolchain.data.batches import Augmentation, TrainingBatches
 from slimdeploy.toolchain.data.dataset import Split
-from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.launch import cpu_count
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
+from slimdeploy.toolchain.torchvision import import_torchvision
 from slimdeploy.toolchain.training.compiling import compiled
-from slimdeploy.toolchain.training.layout import place
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.precision import autocast, resolve_precision
 from slimdeploy.toolchain.training.setup import build_optimizer, build_penalty

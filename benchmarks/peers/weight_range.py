@@ -19,7 +19,6 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from slimdeploy.benchmarks import conditions, results
 from slimdeploy.calibrate.classifier import model_info, read_classifier
 from slimdeploy.calibrate.comparison import compare_logits
 from slimdeploy.calibrate.equalisation import equalise
@@ -31,6 +30,7 @@ from slimdeploy.calibrate.qdq import FORMS
 from slimdeploy.calibrate.quantiser import Quantiser
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.data.of_model import dataset_for
+from slimdeploy.toolchain.measure import conditions, results
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.runtime.cpu import this_cpu
 

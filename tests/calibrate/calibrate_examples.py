@@ -20,7 +20,7 @@ from slimdeploy.calibrate.inference import Network, batches
 from slimdeploy.calibrate.options import CalibrationData
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.export.onnx import build_onnx
-from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.architectures.resnet import ChannelConfig
 from slimdeploy.toolchain.networks.module import build_network

@@ -15,7 +15,7 @@ from slimdeploy.calibrate.options import CalibrateOptions
 from slimdeploy.calibrate.qdq import quantised_layers
 from slimdeploy.calibrate.quantiser import Quantiser
 from slimdeploy.toolchain.export.onnx import build_onnx
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.preprocessing import Preprocessing
 
 

@@ -28,7 +28,7 @@ from PIL import Image
 import slimdeploy
 from slimdeploy.toolchain.data.dataset import DataOptions, load_dataset
 from slimdeploy.toolchain.export.onnx import build_onnx
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.module import build_network
 

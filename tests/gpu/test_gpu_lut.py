@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from slimdeploy.benchmarks.lut_accuracy import scaled
-from slimdeploy.benchmarks.lut_backend import LutBackend, LutOptions, open_backend
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.latency.backend import LutBackend, LutOptions, open_backend
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.layers import convolutions
 

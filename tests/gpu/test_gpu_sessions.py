@@ -12,12 +12,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from slimdeploy.benchmarks import gpu as benchmarks_gpu
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.engine import export_engine
 from slimdeploy.toolchain.export.engine_options import EngineOptions
+from slimdeploy.toolchain.measure import gpu as benchmarks_gpu
 from slimdeploy.toolchain.runtime.device import Device, open_device
-from slimdeploy.toolchain.runtime.manifest import read_manifest
+from slimdeploy.toolchain.runtime.engine_record import read_engine_record
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
 pytestmark = pytest.mark.gpu
@@ -101,7 +101,7 @@ def test_tensorrt_builds_audits_and_runs(
     path = tmp_path / "m.engine"
     engine = export_engine(tensorrt, models[precision], path, EngineOptions(batch=(1, 3, 4)), device=device)
     assert engine.audit.failed is None
-    manifest = read_manifest(path)
+    manifest = read_engine_record(path)
     assert manifest is not None
     assert manifest.machine.gpu == device.name
     with open_session(path, "tensorrt" if graphs else "tensorrt-no-graph") as session:

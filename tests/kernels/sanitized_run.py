@@ -12,7 +12,7 @@ import numpy as np
 from slimdeploy.kernels import compile
 from slimdeploy.kernels.classify import Accuracy, TopK
 from slimdeploy.kernels.preprocess import ImageLayout, Preprocess
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.runtime.devices.fake import FakeDevice
 
 FAULTY = r"""

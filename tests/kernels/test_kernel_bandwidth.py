@@ -6,7 +6,7 @@ import pytest
 from slimdeploy.kernels import bandwidth
 from slimdeploy.kernels.classify import Accuracy, TopK
 from slimdeploy.kernels.preprocess import ImageLayout, Preprocess
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.models.model_info import Preprocessing
 
 
 @pytest.mark.parametrize(

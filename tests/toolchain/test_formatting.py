@@ -14,7 +14,7 @@ from tiny import model_info
 
 from slimdeploy.toolchain.errors import SlimdeployError, nearest, unknown
 from slimdeploy.toolchain.formatting import count, facts_table, grid, percent, short
-from slimdeploy.toolchain.model_info import ModelInfo, versions
+from slimdeploy.toolchain.models.model_info import ModelInfo, versions
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.progress import console, log
 
@@ -56,7 +56,7 @@ def test_a_stage_adds_to_the_provenance_and_replaces_the_metrics() -> None:
 
 
 def test_versions_do_not_depend_on_what_is_imported(fresh_python: Callable) -> None:
-    code = "from slimdeploy.toolchain.model_info import versions; import json; "
+    code = "from slimdeploy.toolchain.models.model_info import versions; import json; "
     ran = fresh_python(code + "import sys; assert 'torch' not in sys.modules; print(json.dumps(versions()))")
     assert ran.json == versions()
     assert versions()["torch"] == torch.__version__

@@ -25,8 +25,6 @@ from PIL import Image
 from tiny_recipe import recipe_text
 
 import slimdeploy
-from slimdeploy.benchmarks import results
-from slimdeploy.benchmarks.lut import TERMS, LatencyTable, shape_of
 from slimdeploy.calibrate.classifier import read_classifier
 from slimdeploy.calibrate.measure import measured
 from slimdeploy.calibrate.options import calibration_data
@@ -38,6 +36,8 @@ from slimdeploy.toolchain.deploy import container
 from slimdeploy.toolchain.deploy.bundle import write_bundle
 from slimdeploy.toolchain.deploy.samples import noise_images
 from slimdeploy.toolchain.export.onnx import build_onnx
+from slimdeploy.toolchain.latency.table import TERMS, LatencyTable, shape_of
+from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.layers import convolutions
 

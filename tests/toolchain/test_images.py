@@ -14,13 +14,13 @@ from PIL import Image, ImageOps
 from slimdeploy.toolchain.data.batches import Normalise
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.data.decoding import decode
-from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.deploy.images import FrameFormat, ImageLimits, decode_image, read_frames
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.images import fit, fit_pixels
 from slimdeploy.toolchain.preprocessing import Geometry, Preprocessing
 from slimdeploy.toolchain.preprocessing_options import PRESETS, parse_resize
 from slimdeploy.toolchain.runtime.preprocess import normalise
+from slimdeploy.toolchain.torchvision import import_torchvision
 
 IMAGENET = DataOptions("digits", preprocessing="imagenet").completed(
     224, lambda: pytest.fail("nothing to measure")

@@ -10,8 +10,8 @@ import click
 
 from slimdeploy.toolchain.checks import MAX_BATCH, MAX_SEED
 from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.commands.options import data_options, machine_options
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.options import data_options, machine_options
 from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
@@ -105,9 +105,10 @@ def bench(
     Every launch starts a fresh process for each, and times them in turn and in random order. Accuracy is
     measured where --data is given, on its test images.
     """
-    from slimdeploy.benchmarks import compare as comparing
-    from slimdeploy.benchmarks import results, table
     from slimdeploy.toolchain import artifacts
+    from slimdeploy.toolchain.measure import bench_table as table
+    from slimdeploy.toolchain.measure import compare as comparing
+    from slimdeploy.toolchain.measure import results
 
     conditions = [comparing.parse_guard(text) for text in guards]
     if compare:
@@ -146,10 +147,10 @@ def _measure(
 ) -> dict[str, Any]:
     from rich.console import Console
 
-    from slimdeploy.benchmarks.bench import BenchOptions, find_surroundings, measure
-    from slimdeploy.benchmarks.images import dataset_images
-    from slimdeploy.benchmarks.latency import TimingOptions
-    from slimdeploy.benchmarks.subjects import subjects_for
+    from slimdeploy.toolchain.measure.bench import BenchOptions, find_surroundings, measure
+    from slimdeploy.toolchain.measure.labelled_images import dataset_images
+    from slimdeploy.toolchain.measure.subjects import subjects_for
+    from slimdeploy.toolchain.measure.timing import TimingOptions
     from slimdeploy.toolchain.runtime.session import SessionOptions
 
     subjects = subjects_for(models, backends, SessionOptions(device=device, threads=threads))

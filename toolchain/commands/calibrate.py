@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.options import data_options, output_option, threads_option
+from slimdeploy.toolchain.commands.options import data_options, output_option, threads_option
 from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
-    from slimdeploy.calibrate.stage import Calibration
     from slimdeploy.toolchain.data.dataset import DataOptions
+    from slimdeploy.toolchain.stages.calibrate import Calibration
 
 
 @command("calibrate")
@@ -79,10 +79,10 @@ def calibrate(
     """
     from slimdeploy.calibrate.classifier import model_info, read_classifier
     from slimdeploy.calibrate.options import CalibrateOptions, calibration_data
-    from slimdeploy.calibrate.stage import calibrate_stage
     from slimdeploy.toolchain.artifacts import check_output
     from slimdeploy.toolchain.data.of_model import data_of, dataset_for
     from slimdeploy.toolchain.progress import progress_bar
+    from slimdeploy.toolchain.stages.calibrate import calibrate_stage
 
     check_output(output, force=force)
     options = CalibrateOptions(float_layers=tuple(given.pop("keep")), **given)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from slimdeploy.toolchain.cli import Output, command, wants_json
+from slimdeploy.toolchain.commands.options import threads_option
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.formatting import printable
-from slimdeploy.toolchain.options import threads_option
 from slimdeploy.toolchain.paths import InputPath
 from slimdeploy.toolchain.standard_output import result_stream
 

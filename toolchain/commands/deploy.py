@@ -9,9 +9,9 @@ import click
 from click.core import ParameterSource
 
 from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.commands.options import threads_option
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.formatting import printable
-from slimdeploy.toolchain.options import threads_option
 from slimdeploy.toolchain.paths import InputPath
 
 if TYPE_CHECKING:

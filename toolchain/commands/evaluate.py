@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.commands.options import data_options, machine_options
 from slimdeploy.toolchain.formatting import count, facts_table, percent
-from slimdeploy.toolchain.options import data_options, machine_options
 from slimdeploy.toolchain.paths import InputPath
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def evaluate(
 
     --data defaults to the data that the model was trained on.
     """
-    from slimdeploy.benchmarks.evaluate import evaluate_model
-    from slimdeploy.benchmarks.subjects import subjects_for
+    from slimdeploy.toolchain.measure.evaluate import evaluate_model
+    from slimdeploy.toolchain.measure.subjects import subjects_for
     from slimdeploy.toolchain.runtime.session import SessionOptions
 
     (subject,) = subjects_for([model], [backend], SessionOptions(device=device, threads=threads))

@@ -11,16 +11,16 @@ from click.core import ParameterSource
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.commands.engine_options import ENGINE_OPTION_NAMES, engine_options
+from slimdeploy.toolchain.commands.options import data_options
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.formatting import facts_table, percent
-from slimdeploy.toolchain.options import data_options
 from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
     from slimdeploy.toolchain.export.engine_options import EngineOptions
-    from slimdeploy.toolchain.export.engine_stage import EngineResult
-    from slimdeploy.toolchain.export.stage import ExportResult
+    from slimdeploy.toolchain.stages.engine import EngineResult
+    from slimdeploy.toolchain.stages.export import ExportResult
 
 
 OF_CHECKPOINTS = (
@@ -90,7 +90,7 @@ def export(
     With --trt the ONNX is built into an engine too, and audited: a layer that isn't in the precision that
     the ONNX asks for means exit code 1. MODEL may then be an ONNX file, and no torch is needed.
     """
-    from slimdeploy.toolchain.export.engine_stage import (
+    from slimdeploy.toolchain.stages.engine import (
         ENGINE_SUFFIX,
         EngineJob,
         check_engine_output,
@@ -116,7 +116,7 @@ def export(
         )
 
     from slimdeploy.toolchain.export.options import ExportOptions
-    from slimdeploy.toolchain.export.stage import export_stage
+    from slimdeploy.toolchain.stages.export import export_stage
 
     if output is None:
         raise SlimdeployError("-o/--output is needed: the ONNX file to write")
@@ -175,13 +175,13 @@ def _engine_rows(result: EngineResult) -> list[tuple[str, str]]:
             ("plan", f"{len(check.content) / 2**20:.1f} MiB in {check.seconds:.1f} s"),
         ]
     if engine := result.engine:
-        manifest, audit = engine.manifest, engine.audit
-        machine = manifest.machine
+        record, audit = engine.record, engine.audit
+        machine = record.machine
         rows += [
             ("engine", str(engine.path)),
             ("built for", f"TensorRT {machine.tensorrt}, {machine.gpu} ({machine.compute_capability})"),
-            ("batch", " … ".join(map(str, sorted(set(manifest.batch))))),
-            ("plan", f"{manifest.plan_bytes / 2**20:.1f} MiB in {manifest.build_seconds:.1f} s"),
+            ("batch", " … ".join(map(str, sorted(set(record.batch))))),
+            ("plan", f"{record.plan_bytes / 2**20:.1f} MiB in {record.build_seconds:.1f} s"),
             ("layers", ", ".join(f"{count} {name}" for name, count in sorted(audit.precisions.items()))),
             ("fused", str(audit.fused)),
             ("reformats", str(len(audit.reformats))),

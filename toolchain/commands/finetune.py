@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.commands.train import training_output
-from slimdeploy.toolchain.commands.training_options import training_options
-from slimdeploy.toolchain.options import (
+from slimdeploy.toolchain.commands.options import (
     checkpoint_argument,
     data_options,
     machine_options,
     output_option,
     resume_option,
-    torch_device,
 )
+from slimdeploy.toolchain.commands.train import training_output
+from slimdeploy.toolchain.commands.training_options import training_options
+from slimdeploy.toolchain.runtime.torch_device import torch_device
 from slimdeploy.toolchain.training.options import FINETUNE_LR, INHERITED, TrainOptions
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def finetune(
     threads: int | None,
 ) -> Output:
     """Train CHECKPOINT on without sparsity, by default on the data that it was trained on."""
+    from slimdeploy.toolchain.stages.train import finetune_stage
     from slimdeploy.toolchain.training.distributed import joined
-    from slimdeploy.toolchain.training.stage import finetune_stage
 
     name = torch_device(device, threads)
     with joined(name) as ranks:

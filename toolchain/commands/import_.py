@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.commands.options import output_option, preprocessing_options
 from slimdeploy.toolchain.formatting import count, facts_table, short
-from slimdeploy.toolchain.options import output_option, preprocessing_options
 from slimdeploy.toolchain.paths import InputPath
 from slimdeploy.toolchain.preprocessing_options import PreprocessingOptions
 
@@ -37,8 +37,8 @@ def import_(
     Weights that torchvision publishes are recognised by their hash: their preprocessing and class names are
     the default.
     """
-    from slimdeploy.toolchain.import_stage import ImportOptions, import_stage
-    from slimdeploy.toolchain.named_networks import parse_arguments
+    from slimdeploy.toolchain.models.named_networks import parse_arguments
+    from slimdeploy.toolchain.stages.import_network import ImportOptions, import_stage
 
     options = ImportOptions(name, arguments=parse_arguments(arguments), classes=classes, images=images)
     result = import_stage(options, weights=weights, class_names=class_names, output=output, force=force)

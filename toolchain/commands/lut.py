@@ -10,12 +10,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.commands.options import IMAGE_SIDE, network_options, threads_option
 from slimdeploy.toolchain.formatting import facts_table, percent
-from slimdeploy.toolchain.options import IMAGE_SIDE, network_options, network_or_checkpoint, threads_option
+from slimdeploy.toolchain.models.graphs import network_or_checkpoint
 from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
-    from slimdeploy.benchmarks.lut_measure import LutResult
+    from slimdeploy.toolchain.latency.measure import LutResult
 
 
 @command("lut")
@@ -49,8 +50,8 @@ def lut(
     Networks of random widths are run and profiled, and what each convolution costs is fitted to them. The
     same command goes on from the table that it wrote.
     """
-    from slimdeploy.benchmarks.lut_backend import LutOptions, open_backend
-    from slimdeploy.benchmarks.lut_measure import measure_table
+    from slimdeploy.toolchain.latency.backend import LutOptions, open_backend
+    from slimdeploy.toolchain.latency.measure import measure_table
     from slimdeploy.toolchain.progress import log
 
     graph, size = network_or_checkpoint(

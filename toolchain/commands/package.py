@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.options import data_options, output_option
+from slimdeploy.toolchain.commands.options import data_options, output_option
 from slimdeploy.toolchain.paths import InputPath
 
 if TYPE_CHECKING:

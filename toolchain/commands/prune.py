@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.formatting import count, facts_table, percent, short
-from slimdeploy.toolchain.options import (
+from slimdeploy.toolchain.commands.options import (
     checkpoint_argument,
     data_options,
     machine_options,
     output_option,
     seed_option,
-    torch_device,
 )
+from slimdeploy.toolchain.formatting import count, facts_table, percent, short
 from slimdeploy.toolchain.paths import InputPath
 from slimdeploy.toolchain.pruning.criterion import CRITERIA
+from slimdeploy.toolchain.runtime.torch_device import torch_device
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from slimdeploy.toolchain.data.dataset import DataOptions
-    from slimdeploy.toolchain.pruning.stage import PruneResult
+    from slimdeploy.toolchain.stages.prune import PruneResult
 
 
 class Amount(click.ParamType):
@@ -122,7 +122,7 @@ def prune(
     (both on training images), and the test accuracy is reported at each step. Without, it only cuts.
     """
     from slimdeploy.toolchain.pruning.options import PruneOptions
-    from slimdeploy.toolchain.pruning.stage import prune_stage
+    from slimdeploy.toolchain.stages.prune import prune_stage
 
     result = prune_stage(
         checkpoint,

@@ -23,7 +23,7 @@ def report(run: Path, kind: str, output: Path | None, force: bool) -> Output:
     """Write what became of RUN, a folder of `slimdeploy run` or `slimdeploy sweep`, as one page to look
     at.
     """
-    from slimdeploy.toolchain.report.stage import report_stage
+    from slimdeploy.toolchain.report.write import report_stage
 
     written = report_stage(run, format=kind, output=output, force=force)
     rows = [("report", str(written[0])), ("bytes", f"{written[0].stat().st_size:,}")]

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.options import machine_options, torch_device
+from slimdeploy.toolchain.commands.options import machine_options
 from slimdeploy.toolchain.paths import OutputFolder
+from slimdeploy.toolchain.runtime.torch_device import torch_device
 
 
 @command("run")
@@ -31,9 +32,9 @@ def run(
 
     What is done and unchanged is skipped, so the same command goes on after an interruption.
     """
-    from slimdeploy.toolchain.pipeline import run_recipe
-    from slimdeploy.toolchain.recipe import find_recipe, load_recipe
-    from slimdeploy.toolchain.run_table import table_text
+    from slimdeploy.toolchain.pipeline.recipe import find_recipe, load_recipe
+    from slimdeploy.toolchain.pipeline.run import run_recipe
+    from slimdeploy.toolchain.pipeline.table import table_text
 
     chosen = load_recipe(find_recipe(recipe), settings)
     result = run_recipe(

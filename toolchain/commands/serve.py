@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.options import threads_option
+from slimdeploy.toolchain.commands.options import threads_option
 from slimdeploy.toolchain.paths import InputPath
 
 COUNT = click.IntRange(min=1)

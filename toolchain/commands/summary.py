@@ -8,12 +8,13 @@ import click
 from rich.console import RenderableType
 
 from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.commands.options import IMAGE_SIDE, network_options
 from slimdeploy.toolchain.formatting import count, facts_table, grid, short
+from slimdeploy.toolchain.models.graphs import network_or_checkpoint
 from slimdeploy.toolchain.networks.architectures import channel_numbers
 from slimdeploy.toolchain.networks.cost import Cost, network_cost
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import Layer, parameter_layers
-from slimdeploy.toolchain.options import IMAGE_SIDE, network_options, network_or_checkpoint
 from slimdeploy.toolchain.paths import InputPath
 
 

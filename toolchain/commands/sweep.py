@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.options import machine_options, torch_device
+from slimdeploy.toolchain.commands.options import machine_options
 from slimdeploy.toolchain.paths import OutputFolder
+from slimdeploy.toolchain.runtime.torch_device import torch_device
 
 
 @command("sweep")
@@ -78,7 +79,7 @@ def sweep(
     same --storage, that machine joins in.
     """
     from slimdeploy.toolchain.errors import SlimdeployError
-    from slimdeploy.toolchain.recipe import find_recipe, load_recipe
+    from slimdeploy.toolchain.pipeline.recipe import find_recipe, load_recipe
     from slimdeploy.toolchain.sweep.choice import parse_conditions
     from slimdeploy.toolchain.sweep.options import SweepOptions
     from slimdeploy.toolchain.sweep.space import read_space
@@ -91,7 +92,7 @@ def sweep(
 
     from slimdeploy.toolchain.launch import cpu_count
     from slimdeploy.toolchain.sweep.result import table_text
-    from slimdeploy.toolchain.sweep.stage import sweep_stage
+    from slimdeploy.toolchain.sweep.run import sweep_stage
     from slimdeploy.toolchain.sweep.storage import default_storage
     from slimdeploy.toolchain.sweep.worker import Job
 

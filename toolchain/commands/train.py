@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING
 import click
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.commands.training_options import training_options
-from slimdeploy.toolchain.formatting import facts_table, percent
-from slimdeploy.toolchain.options import (
+from slimdeploy.toolchain.commands.options import (
     data_options,
     machine_options,
     network_options,
     output_option,
     resume_option,
-    torch_device,
 )
+from slimdeploy.toolchain.commands.training_options import training_options
+from slimdeploy.toolchain.formatting import facts_table, percent
 from slimdeploy.toolchain.paths import InputPath
+from slimdeploy.toolchain.runtime.torch_device import torch_device
 from slimdeploy.toolchain.training.options import WEIGHTS_LR, TrainOptions
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
-    from slimdeploy.toolchain.training.stage import TrainResult
+    from slimdeploy.toolchain.stages.train import TrainResult
 
 
 @command("train")
@@ -61,9 +61,9 @@ def train(
     history goes to OUTPUT's .history.jsonl and .tensorboard. After Ctrl-C or a crash, the same command with
     --resume goes on.
     """
-    from slimdeploy.toolchain.named_networks import parse_arguments
+    from slimdeploy.toolchain.models.named_networks import parse_arguments
+    from slimdeploy.toolchain.stages.train import train_stage
     from slimdeploy.toolchain.training.distributed import joined
-    from slimdeploy.toolchain.training.stage import train_stage
 
     name = torch_device(device, threads)
     with joined(name) as ranks:

@@ -19,7 +19,7 @@ from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.data.streaming import Crop, Reader
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.models.model_info import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, load_dataset
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.models.model_info import ModelInfo
 
 
 def data_of(info: ModelInfo, source: Path) -> DataOptions:

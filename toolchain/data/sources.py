@@ -11,10 +11,10 @@ from slimdeploy.toolchain.data import cache
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, Split
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.data.folder import read_folder
-from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.images import fit_pixels
 from slimdeploy.toolchain.preprocessing import Triple, triple
+from slimdeploy.toolchain.torchvision import import_torchvision
 
 DIGITS_SIZE = 16
 """The 8×8 digits are enlarged twice: the least at which a ResNet's last layer still sees more than one

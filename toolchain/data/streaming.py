@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from slimdeploy.toolchain.data.files import FileImages
-from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.launch import cpu_count, launch
+from slimdeploy.toolchain.torchvision import import_torchvision
 
 AHEAD = 4
 """Batches that each worker keeps ready."""

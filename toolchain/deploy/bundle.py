@@ -14,12 +14,13 @@ import numpy as np
 
 from slimdeploy.calibrate.ranges import read_ranges
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.deploy import container, manifest, signature
+from slimdeploy.toolchain.deploy import bundle_manifest as manifest
+from slimdeploy.toolchain.deploy import container, signature
+from slimdeploy.toolchain.deploy.bundle_manifest import BundleFile, BundleManifest, Variant
 from slimdeploy.toolchain.deploy.golden import compute_logits
-from slimdeploy.toolchain.deploy.manifest import BundleFile, Manifest, Variant
 from slimdeploy.toolchain.deploy.samples import Images
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.onnx_file import carried_info, read_onnx
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
@@ -36,7 +37,7 @@ class Bundle:
     """A bundle whose manifest was read. `content` is the manifest's bytes: what a signature is of."""
 
     path: Path
-    manifest: Manifest
+    manifest: BundleManifest
     content: bytes
     signature: bytes | None
 
@@ -48,7 +49,7 @@ def write_bundle(
     *,
     calibration: Path | None = None,
     signing_key: Path | None = None,
-) -> Manifest:
+) -> BundleManifest:
     """Pack ONNX files of one network, one a precision, with all that a device needs to run and to check them.
 
     The same input gives the same bytes. Raises SlimdeployError where a model isn't slimdeploy's, the models
@@ -84,7 +85,7 @@ def write_bundle(
     )
     parents = {file.path: file.sha256 for file in files if file.path.endswith(".onnx")}
     info = infos[0].after("package", metrics=infos[0].metrics, parents=parents, images=images.source)
-    made = Manifest(
+    made = BundleManifest(
         name=path.name.removesuffix(ENDING), info=info, variants=tuple(variants),
         golden_images=len(images.golden), evaluation_images=len(images.evaluation), files=files,
     )  # fmt: skip
@@ -128,11 +129,11 @@ def unpack(bundle: Bundle, folder: Path) -> None:
         _check_one_network([bundle.path, model], [bundle.manifest.info, carried_info(model, facts)])
 
 
-def read_folder(folder: Path) -> Manifest:
+def read_folder(folder: Path) -> BundleManifest:
     """The manifest of an unpacked bundle; raises SlimdeployError where a file has changed since."""
     path = folder / container.MANIFEST
     try:
-        found = Manifest.from_json(path.read_bytes(), str(path))
+        found = BundleManifest.from_json(path.read_bytes(), str(path))
     except OSError as error:
         raise SlimdeployError(f"cannot read {path}: {error.strerror}") from error
     for entry in found.files:
@@ -143,19 +144,19 @@ def read_folder(folder: Path) -> Manifest:
     return found
 
 
-def golden_images(folder: Path, bundle: Manifest) -> np.ndarray:
+def golden_images(folder: Path, bundle: BundleManifest) -> np.ndarray:
     """(N, size, size, 3) uint8 from an unpacked bundle."""
     return _numbers(folder / manifest.GOLDEN_IMAGES, np.uint8, _image_shape(bundle, bundle.golden_images))
 
 
-def golden_logits(folder: Path, bundle: Manifest, variant: Variant) -> np.ndarray:
+def golden_logits(folder: Path, bundle: BundleManifest, variant: Variant) -> np.ndarray:
     """(N, classes) float32: what the host computed for the golden images."""
     return _numbers(
         folder / variant.golden, np.dtype("<f4"), (bundle.golden_images, bundle.info.graph.classes)
     )
 
 
-def evaluation_set(folder: Path, bundle: Manifest) -> tuple[np.ndarray, np.ndarray]:
+def evaluation_set(folder: Path, bundle: BundleManifest) -> tuple[np.ndarray, np.ndarray]:
     """Images (M, size, size, 3) uint8 and labels (M,) int32; both empty in a bundle made without data."""
     count = bundle.evaluation_images
     shape = _image_shape(bundle, count)
@@ -165,7 +166,7 @@ def evaluation_set(folder: Path, bundle: Manifest) -> tuple[np.ndarray, np.ndarr
     return images, _numbers(folder / manifest.EVALUATION_LABELS, np.dtype("<i4"), (count,))
 
 
-def _image_shape(bundle: Manifest, count: int) -> tuple[int, ...]:
+def _image_shape(bundle: BundleManifest, count: int) -> tuple[int, ...]:
     size = bundle.info.preprocessing.size
     return (count, size, size, 3)
 
@@ -256,7 +257,7 @@ def _read_head(reader: container.Reader, path: Path) -> Bundle:
     signed = None
     if reader.next_is(container.SIGNATURE):
         signed = reader.small_member(container.SIGNATURE, container.MAX_SIGNATURE_BYTES)
-    found = Manifest.from_json(content, str(path))
+    found = BundleManifest.from_json(content, str(path))
     members = [
         len(content),
         *([] if signed is None else [len(signed)]),

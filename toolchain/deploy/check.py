@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from slimdeploy.toolchain.deploy import bundle as bundles
+from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest
 from slimdeploy.toolchain.deploy.engine import Choice, Engine, EngineOptions, prepare
 from slimdeploy.toolchain.deploy.golden import MAX_ACCURACY_DROP, compare, compute_logits
-from slimdeploy.toolchain.deploy.manifest import Manifest
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
 from slimdeploy.toolchain.runtime.cpu import this_cpu
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
-from slimdeploy.toolchain.runtime.timing import time_single_images
+from slimdeploy.toolchain.runtime.single_image import time_single_images
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,12 @@ class DeployOptions:
 
 
 def fastest(
-    folder: Path, manifest: Manifest, choices: Sequence[Choice], options: DeployOptions, *, free_mb: float
+    folder: Path,
+    manifest: BundleManifest,
+    choices: Sequence[Choice],
+    options: DeployOptions,
+    *,
+    free_mb: float,
 ) -> tuple[Engine, dict[str, Any]]:
     """Check and time each choice on this device; returns the fastest of those that pass, with what was found.
 
@@ -52,7 +57,9 @@ def fastest(
     return replace(engine, notes=notes), {**checked, "candidates_ms": timed}
 
 
-def check_model(folder: Path, manifest: Manifest, engine: Engine, options: DeployOptions) -> dict[str, Any]:
+def check_model(
+    folder: Path, manifest: BundleManifest, engine: Engine, options: DeployOptions
+) -> dict[str, Any]:
     """Golden run, accuracy and latency of a model; raises CheckFailed where it isn't what it was on the
     host.
     """

@@ -14,7 +14,7 @@ from slimdeploy.toolchain.deploy.device import open_deployed
 from slimdeploy.toolchain.deploy.predict import NOT_FINITE, Prediction, top_classes
 from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_session
 

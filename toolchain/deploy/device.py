@@ -12,6 +12,7 @@ from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.deploy import bundle as bundles
 from slimdeploy.toolchain.deploy import signature
 from slimdeploy.toolchain.deploy.bundle import Bundle
+from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest, Variant
 from slimdeploy.toolchain.deploy.check import DeployOptions, check_model, fastest
 from slimdeploy.toolchain.deploy.engine import candidates
 from slimdeploy.toolchain.deploy.golden import GoldenResult
@@ -22,16 +23,15 @@ from slimdeploy.toolchain.deploy.installed import (
     installed_engine,
     read_document,
 )
-from slimdeploy.toolchain.deploy.manifest import Manifest, Variant
 from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.deploy.sysfs import DeviceFacts, read_facts
 from slimdeploy.toolchain.deploy.trial import try_model
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import versions
+from slimdeploy.toolchain.models.model_info import versions
 from slimdeploy.toolchain.runtime.cpu import this_cpu
 from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_session
-from slimdeploy.toolchain.runtime.timing import Latency
+from slimdeploy.toolchain.runtime.single_image import Latency
 
 DISK_MARGIN = 64 << 20
 """Bytes that stay free on the device."""
@@ -176,7 +176,7 @@ def _check_again(folder: Path, options: DeployOptions) -> Deployment:
         raise SlimdeployError(f"{folder} was deployed by another version of slimdeploy") from None
 
 
-def _check_resources(manifest: Manifest, variant: Variant, root: Path, facts: DeviceFacts) -> None:
+def _check_resources(manifest: BundleManifest, variant: Variant, root: Path, facts: DeviceFacts) -> None:
     """Room for the bundle, an engine as large as its model twice over, and the model in memory with its
     copy.
     """

@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from slimdeploy.toolchain.deploy.manifest import Manifest, Variant
+from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest, Variant
 from slimdeploy.toolchain.errors import SlimdeployError, missing_library
 
 # Backend, best first -> the models to prefer on it, best first: precision and whom it was quantised for. On
@@ -65,7 +65,7 @@ class Engine:
     notes: tuple[str, ...]
 
 
-def candidates(manifest: Manifest, options: EngineOptions) -> tuple[Choice, ...]:
+def candidates(manifest: BundleManifest, options: EngineOptions) -> tuple[Choice, ...]:
     """Which models to try here, and the backend: one for TensorRT, all that fit for onnxruntime. Raises
     SlimdeployError where none fits.
     """
@@ -94,7 +94,8 @@ def prepare(folder: Path, choice: Choice, options: EngineOptions, *, free_mb: fl
     model = folder / choice.variant.model
     if choice.backend != "tensorrt":
         return Engine(model, choice.variant, choice.backend, choice.notes)
-    from slimdeploy.toolchain.export import engine_options, engine_stage
+    from slimdeploy.toolchain.export import engine_options
+    from slimdeploy.toolchain.stages import engine as engine_stage
 
     build = engine_options.EngineOptions(
         batch=(1, options.batch, options.batch), workspace_mb=max(16, min(WORKSPACE_MB, int(free_mb / 2)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import Session
 

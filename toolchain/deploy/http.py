@@ -28,7 +28,7 @@ from slimdeploy.toolchain.deploy.lag import LoopLag
 from slimdeploy.toolchain.deploy.metrics import Metrics
 from slimdeploy.toolchain.deploy.predict import NOT_FINITE, top_classes
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import Session
 

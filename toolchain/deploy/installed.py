@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest
 from slimdeploy.toolchain.deploy.engine import Choice, Engine
-from slimdeploy.toolchain.deploy.manifest import Manifest
 from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.errors import SlimdeployError
 
@@ -23,7 +23,7 @@ def read_document(folder: Path) -> dict[str, Any]:
     return document
 
 
-def installed_engine(folder: Path, manifest: Manifest) -> Engine:
+def installed_engine(folder: Path, manifest: BundleManifest) -> Engine:
     """The engine that `deployment.json` names, unchanged since."""
     document = read_document(folder)
     try:

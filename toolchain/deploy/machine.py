@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.deploy import sysfs
 from slimdeploy.toolchain.deploy.store import default_root
 from slimdeploy.toolchain.deploy.sysfs import DeviceFacts
 from slimdeploy.toolchain.runtime.cpu import Cpu, this_cpu
 from slimdeploy.toolchain.runtime.providers import load_error
+from slimdeploy.toolchain.torchvision import import_torchvision
 
 
 @dataclass(frozen=True)

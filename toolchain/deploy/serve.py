@@ -16,9 +16,9 @@ from typing import Any
 import uvicorn
 
 from slimdeploy.toolchain.deploy.connections import Connection
+from slimdeploy.toolchain.deploy.heap import return_large_blocks
 from slimdeploy.toolchain.deploy.http import ServeOptions, Service, build_app
 from slimdeploy.toolchain.deploy.images import decode_image
-from slimdeploy.toolchain.deploy.memory import return_large_blocks
 from slimdeploy.toolchain.deploy.metrics import Metrics
 from slimdeploy.toolchain.deploy.reload import Source, close, reloading
 from slimdeploy.toolchain.deploy.running import Registration

@@ -1,4 +1,4 @@
-"""From an ONNX file to an engine file: build, audit what was built, save it with its manifest."""
+"""From an ONNX file to an engine file: build, audit what was built, save it with its record."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.audit import Audit, audit, read_layers
 from slimdeploy.toolchain.export.engine_options import EngineOptions
 from slimdeploy.toolchain.export.tensorrt import Plan, build_plan
-from slimdeploy.toolchain.model_info import METADATA_KEY
+from slimdeploy.toolchain.models.model_info import METADATA_KEY
 from slimdeploy.toolchain.runtime.device import Device
-from slimdeploy.toolchain.runtime.manifest import Machine, Manifest, this_machine, write_manifest
+from slimdeploy.toolchain.runtime.engine_record import (
+    EngineRecord,
+    Machine,
+    this_machine,
+    write_engine_record,
+)
 from slimdeploy.toolchain.runtime.tensorrt import deserialize
 from slimdeploy.toolchain.runtime.tensorrt_callbacks import Progress
 
@@ -28,12 +33,12 @@ class Engine:
     """An engine file that was just built."""
 
     path: Path
-    manifest: Manifest
+    record: EngineRecord
     audit: Audit
 
     def to_json(self) -> dict[str, Any]:
-        manifest = asdict(self.manifest)
-        return {"file": str(self.path), **{name: manifest[name] for name in manifest if name != "model"}}
+        record = asdict(self.record)
+        return {"file": str(self.path), **{name: record[name] for name in record if name != "model"}}
 
 
 def export_engine(
@@ -45,7 +50,7 @@ def export_engine(
     device: Device,
     progress: Progress | None = None,
 ) -> Engine:
-    """Build `onnx` for the GPU `device` and write the plan and its manifest to `output`.
+    """Build `onnx` for the GPU `device` and write the plan and its record to `output`.
 
     The engine is audited (`Engine.audit.failed`) and saved in any case. Raises SlimdeployError where it can't
     be built.
@@ -58,10 +63,10 @@ def export_engine(
         artifacts.write_bytes(cache, plan.timing_cache)
     engine = deserialize(trt, plan.content, host_code=options.version_compatible)
     built = audit(read_layers(inspect_engine(trt, engine, batch=options.batch[1])), plan.facts.layers)
-    manifest = _manifest(plan, onnx, output, options, machine, built)
+    record = _engine_record(plan, onnx, output, options, machine, built)
     artifacts.write_bytes(output, plan.content)
-    write_manifest(output, manifest)
-    return Engine(output, manifest, built)
+    write_engine_record(output, record)
+    return Engine(output, record, built)
 
 
 def inspect_engine(trt: ModuleType, engine: Any, *, batch: int) -> dict[str, Any]:
@@ -100,10 +105,10 @@ def rebuild_command(onnx: Path, output: Path, options: EngineOptions) -> str:
     return shlex.join([*words, "-o", str(output), "--force"])
 
 
-def _manifest(
+def _engine_record(
     plan: Plan, onnx: Path, output: Path, options: EngineOptions, machine: Machine, built: Audit
-) -> Manifest:
-    return Manifest(
+) -> EngineRecord:
+    return EngineRecord(
         parent={"file": onnx.name, "sha256": artifacts.sha256_file(onnx)},
         machine=machine,
         precision=plan.facts.precision,

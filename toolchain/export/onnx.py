@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slimdeploy.toolchain.export.graph import INPUT, build_graph
 from slimdeploy.toolchain.export.options import DEFAULT_OPSET
-from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
+from slimdeploy.toolchain.models.model_info import METADATA_KEY, ModelInfo
 from slimdeploy.toolchain.networks.graph import Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.data.dataset import Split
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.models.model_info import Preprocessing
+from slimdeploy.toolchain.networks.channel_groups import source_of
+from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.pruning.groups import source_of
-from slimdeploy.toolchain.training.layout import place
 
 BATCH_SIZE = 128
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from slimdeploy.toolchain.networks.channel_groups import ChannelGroup
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import Layer, parameter_layers
-from slimdeploy.toolchain.pruning.groups import ChannelGroup
 
 Widths = dict[str, int]
 """Group name -> units. 0 stands for a removed branch."""

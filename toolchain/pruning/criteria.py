@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, source_of
 from slimdeploy.toolchain.pruning.activations import InputMoments
 from slimdeploy.toolchain.pruning.compensation import surgeon_scores
 from slimdeploy.toolchain.pruning.criterion import Evidence, criterion
-from slimdeploy.toolchain.pruning.groups import ChannelGroup, source_of
 
 SURGEON_STEPS = 64
 """Removals are taken in so many steps at most: each one costs a rank update of the inverse covariance."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.channel_groups import ChannelGroup
 from slimdeploy.toolchain.networks.graph import Graph
-from slimdeploy.toolchain.pruning.groups import ChannelGroup
 from slimdeploy.toolchain.registry import Registry
 
 if TYPE_CHECKING:

@@ -10,17 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from slimdeploy.benchmarks import results
-from slimdeploy.benchmarks.lut import KIND, LatencyTable, table_of
-from slimdeploy.benchmarks.lut_backend import open_for_table
-from slimdeploy.benchmarks.lut_drift import measure_with_drift
-from slimdeploy.benchmarks.lut_measure import samples_of
 from slimdeploy.toolchain.errors import SlimdeployError, missing_library
+from slimdeploy.toolchain.latency.backend import open_for_table
+from slimdeploy.toolchain.latency.drift import measure_with_drift
+from slimdeploy.toolchain.latency.measure import samples_of
+from slimdeploy.toolchain.latency.table import KIND, LatencyTable, table_of
+from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.networks.channel_groups import ChannelGroup
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import Layer, priced_layers
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.pruning.costs import CostModel
-from slimdeploy.toolchain.pruning.groups import ChannelGroup
 
 TOLERANCE = 0.05
 """How far below the time asked for a network may end up."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from slimdeploy.toolchain.checks import MAX_SEED, check_finite, check_range
+from slimdeploy.toolchain.checks import MAX_RATE, MAX_SEED, check_finite, check_range
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.networks.channel_groups import RESIDUAL_MODES
 from slimdeploy.toolchain.pruning.criterion import CRITERIA
-from slimdeploy.toolchain.pruning.groups import RESIDUAL_MODES
-from slimdeploy.toolchain.training.options import MAX_RATE
 
 TARGETS = {"cpu": 8, "tensorrt": 8, "tensorrt-int8": 32}
 """Where the network will run -> the multiple of channels that it computes without padding."""

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.channel_groups import (
+    ChannelGroup,
+    channel_groups,
+    removable_blocks,
+    unit_channels,
+)
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning.activations import Moments
 from slimdeploy.toolchain.pruning.costs import ChannelCount, Widths, mac_model, parameter_model
 from slimdeploy.toolchain.pruning.criterion import Evidence, channel_scores
-from slimdeploy.toolchain.pruning.groups import ChannelGroup, channel_groups, removable_blocks, unit_channels
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.selection import Costs, Kept, Rules, select
 
@@ -36,7 +41,7 @@ def budget_for(graph: Graph, groups: list[ChannelGroup], options: PruneOptions, 
     if options.macs is not None:
         return Budget(mac_model(graph, groups, size), options.macs, "MACs")
     if options.latency_ms is not None and options.latency_table is not None:
-        from slimdeploy.benchmarks.lut import load_table
+        from slimdeploy.toolchain.latency.table import load_table
         from slimdeploy.toolchain.pruning.latency import latency_model
 
         table = load_table(options.latency_table)

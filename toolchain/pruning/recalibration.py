@@ -10,10 +10,10 @@ import torch
 
 from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.data.dataset import Split
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.models.model_info import Preprocessing
+from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.progress import progress_bar
-from slimdeploy.toolchain.training.layout import place
 
 BATCH_SIZE = 256
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, source_of
+from slimdeploy.toolchain.networks.cutting import Masks, cut_graph, keep_masks
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.residual import batchnorm_behind
 from slimdeploy.toolchain.pruning.activations import InputMoments
 from slimdeploy.toolchain.pruning.compensation import compensate
 from slimdeploy.toolchain.pruning.constants import removed_constants
-from slimdeploy.toolchain.pruning.cutting import Masks, cut_graph, keep_masks
-from slimdeploy.toolchain.pruning.groups import ChannelGroup, source_of
 from slimdeploy.toolchain.pruning.selection import Kept
 
 State = dict[str, Tensor]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from slimdeploy.benchmarks.layers import OTHER
 from slimdeploy.toolchain.formatting import percent
+from slimdeploy.toolchain.latency.profile import OTHER
 from slimdeploy.toolchain.networks.cost import round_up
 from slimdeploy.toolchain.report.axes import Axis
 from slimdeploy.toolchain.report.layer_bars import Kept, kept_charts

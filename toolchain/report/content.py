@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from slimdeploy.benchmarks.table import NOISY
 from slimdeploy.toolchain.formatting import percent, short
+from slimdeploy.toolchain.measure.bench_table import NOISY
 from slimdeploy.toolchain.report import charts, headline
 from slimdeploy.toolchain.report.headline import Figure
 from slimdeploy.toolchain.report.predictions import Predictions

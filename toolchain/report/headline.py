@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from slimdeploy.benchmarks.table import NOISY
 from slimdeploy.toolchain.formatting import count, percent, short
+from slimdeploy.toolchain.measure.bench_table import NOISY
 
 Bench = dict[str, Any]
 

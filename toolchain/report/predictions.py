@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from slimdeploy.benchmarks.images import dataset_images, images_for
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.data.of_model import data_of
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.measure.labelled_images import dataset_images, images_for
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 

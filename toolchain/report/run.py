@@ -10,16 +10,16 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from slimdeploy.benchmarks import results
 from slimdeploy.toolchain.artifacts import parse_json, read_text
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.layers import Layer, convolutions
-from slimdeploy.toolchain.pruning.groups import channel_groups
 from slimdeploy.toolchain.run_record import read_record
 
 HEADER_KEY = "slimdeploy"
-"""Where a checkpoint carries its ModelInfo (toolchain.checkpoint, which needs torch)."""
+"""Where a checkpoint carries its ModelInfo (toolchain.models.checkpoint, which needs torch)."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from slimdeploy.benchmarks import results
 from slimdeploy.toolchain.formatting import count, percent, short
+from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.report import sweep_charts
 from slimdeploy.toolchain.report.content import Report, Rows, Section, sentence
 from slimdeploy.toolchain.report.sweep_charts import Trial, label

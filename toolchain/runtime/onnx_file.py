@@ -16,7 +16,7 @@ from pathlib import Path
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.checks import MAX_BATCH
 from slimdeploy.toolchain.errors import SlimdeployError, shorten
-from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
+from slimdeploy.toolchain.models.model_info import METADATA_KEY, ModelInfo
 from slimdeploy.toolchain.runtime.onnx_graph import FLOAT16, Graph, read_graph
 from slimdeploy.toolchain.runtime.onnx_shapes import activation_shapes
 from slimdeploy.toolchain.runtime.protobuf import DamagedError, Message, integer, nested, text

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 
 from slimdeploy.toolchain.errors import ONNXRUNTIME_ON_GPU, SlimdeployError, shorten
-from slimdeploy.toolchain.model_info import METADATA_KEY, ModelInfo
+from slimdeploy.toolchain.models.model_info import METADATA_KEY, ModelInfo
 from slimdeploy.toolchain.runtime.onnx_file import OnnxFacts, read_onnx
 from slimdeploy.toolchain.runtime.providers import load_error, mend
 from slimdeploy.toolchain.runtime.session import SessionOptions

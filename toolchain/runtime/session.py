@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.models.model_info import ModelInfo
 
 
 class Session(Protocol):

@@ -14,7 +14,12 @@ import numpy as np
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.runtime.capabilities import Capabilities, capabilities
 from slimdeploy.toolchain.runtime.device import Buffer, Device, Graph, open_device
-from slimdeploy.toolchain.runtime.manifest import Manifest, check_loadable, read_manifest, this_machine
+from slimdeploy.toolchain.runtime.engine_record import (
+    EngineRecord,
+    check_loadable,
+    read_engine_record,
+    this_machine,
+)
 from slimdeploy.toolchain.runtime.session import SessionOptions
 from slimdeploy.toolchain.runtime.tensorrt_callbacks import error_log, layer_profiler
 
@@ -45,7 +50,7 @@ class TensorrtSession:
         device: Device,
         *,
         path: Path,
-        manifest: Manifest | None,
+        record: EngineRecord | None,
         graphs: bool,
     ) -> None:
         self._trt, self._able = trt, capabilities(trt.__version__)
@@ -57,8 +62,8 @@ class TensorrtSession:
         self.min_batch, self.max_batch = profile[0], profile[-1]
         self.input_shape = (channels, height, width)
         self.backend = "tensorrt" if graphs else "tensorrt-no-graph"
-        self.precision = manifest.precision if manifest else "unknown"
-        self.info = manifest.info(str(path)) if manifest else None
+        self.precision = record.precision if record else "unknown"
+        self.info = record.info(str(path)) if record else None
 
         self.stream = device.stream()
         self._buffers: list[Buffer] = []
@@ -258,18 +263,16 @@ def open_session(path: Path, options: SessionOptions) -> TensorrtSession:
 
 def load(trt: ModuleType, path: Path, device: Device, *, graphs: bool) -> TensorrtSession:
     """Load an engine on `device`, which the session then owns."""
-    manifest = read_manifest(path)
-    if manifest:
-        check_loadable(path, manifest, this_machine(trt, device))
-    rebuild = (
-        manifest.rebuild_here(path) if manifest else f"slimdeploy export {path.with_suffix('.onnx')} --trt"
-    )
-    host_code = manifest is not None and manifest.version_compatible
+    record = read_engine_record(path)
+    if record:
+        check_loadable(path, record, this_machine(trt, device))
+    rebuild = record.rebuild_here(path) if record else f"slimdeploy export {path.with_suffix('.onnx')} --trt"
+    host_code = record is not None and record.version_compatible
     try:
         engine = deserialize(trt, path.read_bytes(), host_code=host_code)
     except SlimdeployError as error:
         raise SlimdeployError(f"{path}: {error}; build it on this machine: {rebuild}") from error
-    return TensorrtSession(trt, engine, device, path=path, manifest=manifest, graphs=graphs)
+    return TensorrtSession(trt, engine, device, path=path, record=record, graphs=graphs)
 
 
 def deserialize(trt: ModuleType, plan: bytes, *, host_code: bool) -> Any:

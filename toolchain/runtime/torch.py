@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo
-from slimdeploy.toolchain.options import torch_device
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.session import SessionOptions
+from slimdeploy.toolchain.runtime.torch_device import torch_device
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 WARM_UP_RUNS = 3

@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from slimdeploy.benchmarks import results
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.formatting import grid, percent, short
+from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.sweep import choice
 from slimdeploy.toolchain.sweep.choice import Condition, Row
 from slimdeploy.toolchain.sweep.space import Point
@@ -26,7 +26,7 @@ FILE = "sweep.json"
 def sweep_document(
     job: Job, rows: Sequence[Row], failed: dict[Point, str], picked: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """A `sweep` document (benchmarks/schemas/sweep-1.json)."""
+    """A `sweep` document (toolchain/measure/schemas/sweep-1.json)."""
     recipe, options = job.recipe, job.options
     return results.document(
         "sweep",

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.recipe import Recipe
+from slimdeploy.toolchain.pipeline.recipe import Recipe
 
 Number = TypeVar("Number", int, float)
 

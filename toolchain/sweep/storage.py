@@ -17,7 +17,7 @@ import sqlalchemy.exc
 from slimdeploy import __version__
 from slimdeploy.toolchain.data.dataset import load_dataset
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.recipe import Recipe
+from slimdeploy.toolchain.pipeline.recipe import Recipe
 from slimdeploy.toolchain.sweep.options import SweepOptions
 from slimdeploy.toolchain.sweep.space import Space
 

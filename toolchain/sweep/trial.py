@@ -22,8 +22,8 @@ import numpy as np
 
 from slimdeploy.toolchain.data.dataset import load_dataset
 from slimdeploy.toolchain.locks import exclusive, readers_and_writer
-from slimdeploy.toolchain.pipeline import RunResult, adopt_original, run_original, run_recipe
-from slimdeploy.toolchain.recipe import Recipe
+from slimdeploy.toolchain.pipeline.recipe import Recipe
+from slimdeploy.toolchain.pipeline.run import RunResult, adopt_original, run_original, run_recipe
 from slimdeploy.toolchain.report.run import read_history, read_model
 from slimdeploy.toolchain.sweep.options import SweepOptions
 from slimdeploy.toolchain.sweep.space import Point

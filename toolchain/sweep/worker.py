@@ -18,8 +18,8 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.pipeline.recipe import Recipe
 from slimdeploy.toolchain.progress import log
-from slimdeploy.toolchain.recipe import Recipe
 from slimdeploy.toolchain.sweep import choice, queue
 from slimdeploy.toolchain.sweep.options import SweepOptions
 from slimdeploy.toolchain.sweep.space import Point, Space

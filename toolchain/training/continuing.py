@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.training.options import INHERITED, TrainOptions
 

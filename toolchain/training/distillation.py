@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint
+from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.preprocessing import Triple
-from slimdeploy.toolchain.training.layout import place
 
 
 @dataclass(frozen=True)

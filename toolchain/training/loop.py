@@ -15,10 +15,12 @@ from torch import Tensor
 from slimdeploy.toolchain.data.batches import Augmentation, TrainingBatches
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.models.model_info import Preprocessing
+from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.progress import log, progress_bar
 from slimdeploy.toolchain.training.averaging import WeightAverage
+from slimdeploy.toolchain.training.batch_memory import attempt_step, is_out_of_memory, out_of_memory
 from slimdeploy.toolchain.training.batchnorm import synchronise
 from slimdeploy.toolchain.training.compiling import compile_errors_explained, compiled
 from slimdeploy.toolchain.training.distillation import Teacher
@@ -26,8 +28,6 @@ from slimdeploy.toolchain.training.distributed import ALONE, Ranks, peers_explai
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import TensorBoardLog, write_history
 from slimdeploy.toolchain.training.interruption import resumable, workers_explained
-from slimdeploy.toolchain.training.layout import place
-from slimdeploy.toolchain.training.memory import attempt_step, is_out_of_memory, out_of_memory
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
 from slimdeploy.toolchain.training.precision import resolve_precision
 from slimdeploy.toolchain.training.setup import build_optimizer, build_penalty, learning_rate

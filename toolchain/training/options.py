@@ -6,7 +6,14 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from slimdeploy.toolchain.checks import MAX_BATCH, MAX_IMAGE_SIZE, MAX_SEED, check_finite, check_range
+from slimdeploy.toolchain.checks import (
+    MAX_BATCH,
+    MAX_IMAGE_SIZE,
+    MAX_RATE,
+    MAX_SEED,
+    check_finite,
+    check_range,
+)
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.training.schedules import SCHEDULES
 
@@ -15,8 +22,6 @@ SPARSITY_STEPS = ("proximal", "subgradient")
 SPARSE_LAYERS = ("prunable", "all")
 FLIP_MODES = ("random", "alternating")
 AUTO = "auto:"
-MAX_RATE = 1e4
-"""Of learning rate, temperature, weight decay and λ: beyond it float32 overflows within a few steps."""
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (0, 10**6),
     "batch_size": (2, MAX_BATCH),  # BN needs two images

@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from slimdeploy.toolchain import artifacts, checkpoint
-from slimdeploy.toolchain.checkpoint import Checkpoint, load_checkpoint, load_state
+from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo
-from slimdeploy.toolchain.named_networks import named_network
+from slimdeploy.toolchain.models import checkpoint
+from slimdeploy.toolchain.models.checkpoint import Checkpoint, load_checkpoint, load_state
+from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.models.named_networks import named_network
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.architectures.resnet import STEMS, channel_config
 from slimdeploy.toolchain.networks.fitting import classifier_of, fit_to_tensors, with_classes

@@ -13,9 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.pruning.groups import channel_groups
 
 
 def penalised_scales(network: GraphNetwork, layers: str) -> list[Tensor]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.checkpoint import read_safetensors
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.models.checkpoint import read_safetensors
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.training.options import EpochRecord
 

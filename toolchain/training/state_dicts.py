@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slimdeploy.toolchain.checkpoint import is_pytorch_file, read_safetensors
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.models.checkpoint import is_pytorch_file, read_safetensors
 from slimdeploy.toolchain.networks.architectures.resnet import RESNETS
 from slimdeploy.toolchain.progress import log
 

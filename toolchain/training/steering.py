@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, channel_groups, unit_channels
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning.costs import ChannelCount
-from slimdeploy.toolchain.pruning.groups import ChannelGroup, channel_groups, unit_channels
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.selection import Kept, Rules, select
 from slimdeploy.toolchain.training.sparsity import penalised_batchnorms, proximal_step, threshold_of

@@ -12,11 +12,11 @@ import onnx
 import pytest
 
 import slimdeploy
-from slimdeploy.benchmarks import results
-from slimdeploy.toolchain.checkpoint import save_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions, load_dataset
 from slimdeploy.toolchain.export.onnx import build_onnx
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.models.checkpoint import save_checkpoint
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.architectures.resnet import RESNETS, ChannelConfig
 from slimdeploy.toolchain.networks.module import build_network
@@ -62,7 +62,7 @@ def test_onnx_against_torch_with_accuracy_and_a_result_file(models, tmp_path):
         "--limit", "20", *QUICK, "-o", output, "--fail-if", "macs > 1x", "--json",
     )  # fmt: skip
     shown, kept = json.loads(stdout), results.read(output, "bench")
-    schema = json.loads((ROOT / "benchmarks/schemas/bench-1.json").read_text())
+    schema = json.loads((ROOT / "toolchain/measure/schemas/bench-1.json").read_text())
     jsonschema.validate(kept, schema)
     assert results.without_samples(kept) == shown
     assert [row["backend"] for row in kept["rows"]] == ["onnxruntime-cpu", "torch-cpu"]
@@ -146,7 +146,7 @@ def test_measuring_needs_none_of_the_runtimes():
         "for name in ('torch', 'torchvision', 'onnxruntime', 'tensorrt', 'pycuda', 'pynvml'):\n"
         "    sys.modules[name] = None\n"
         f"for name in {modules}:\n    __import__(name)\n"
-        "for name in ('slimdeploy.toolchain.cli', 'slimdeploy.toolchain.pipeline'):\n"
+        "for name in ('slimdeploy.toolchain.cli', 'slimdeploy.toolchain.pipeline.run'):\n"
         "    assert name not in sys.modules, name\n"
     )
     done = subprocess.run(

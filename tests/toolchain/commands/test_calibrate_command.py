@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from slimdeploy.toolchain.cli import cli
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.onnx import build_onnx
-from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.architectures.resnet import ChannelConfig
 from slimdeploy.toolchain.networks.module import build_network
@@ -68,7 +68,7 @@ def test_a_person_sees_tables(exported, tmp_path):
 
 
 def test_a_drop_beyond_the_budget_ends_with_1(exported, tmp_path, monkeypatch):
-    from slimdeploy.calibrate import stage
+    from slimdeploy.toolchain.stages import calibrate as stage
 
     honest = stage.compare_logits
     monkeypatch.setattr(stage, "compare_logits", lambda b, x, labels: honest(b, -x, b.argmax(axis=1)))

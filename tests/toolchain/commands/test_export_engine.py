@@ -15,9 +15,9 @@ from PIL import Image
 
 from slimdeploy.tests.toolchain.tensorrt_fake import FakeTensorrt
 from slimdeploy.toolchain.cli import cli
-from slimdeploy.toolchain.export import engine_stage
 from slimdeploy.toolchain.runtime.device import Device
 from slimdeploy.toolchain.runtime.session import open_session
+from slimdeploy.toolchain.stages import engine as engine_stage
 
 PARENT = Path(__file__).parents[4]
 
@@ -173,7 +173,7 @@ def test_check_and_build_need_neither_torch_nor_onnx(models: dict[str, Path], tm
         "import sys\n"
         "for name in ('torch', 'torchvision', 'onnx', 'onnxruntime', 'safetensors', 'pycuda'):\n"
         "    sys.modules[name] = None\n"
-        "import slimdeploy.toolchain.runtime.tensorrt, slimdeploy.toolchain.export.engine_stage\n"
+        "import slimdeploy.toolchain.runtime.tensorrt, slimdeploy.toolchain.stages.engine\n"
         "sys.argv[0] = 'slimdeploy'\n"
         "from slimdeploy.toolchain.cli import main\n"
         "main()\n"

@@ -18,7 +18,7 @@ from slimdeploy.toolchain.data.batches import (
 )
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.runtime.preprocess import normalise
 
 RAW = Preprocessing(8, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))

@@ -28,7 +28,7 @@ def names(root: Path, split: str) -> list[str]:
 
 
 def test_folders_are_read_to_any_depth_as_torchvision_does(tmp_path: Path) -> None:
-    from slimdeploy.toolchain.data.torchvision import import_torchvision
+    from slimdeploy.toolchain.torchvision import import_torchvision
 
     root = touch(
         tmp_path, "train/b/1.jpg", "train/b/2/x.PNG", "train/b/2/a/y.webp", "train/b/10/z.bmp",

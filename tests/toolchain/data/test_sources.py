@@ -15,8 +15,8 @@ import pytest
 
 from slimdeploy.toolchain.data.dataset import DataOptions, load_dataset
 from slimdeploy.toolchain.data.sources import CIFAR10_MEAN, CIFAR10_STD, statistics
-from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.torchvision import import_torchvision
 
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

@@ -14,12 +14,12 @@ import torch
 from processes import process_environment
 from tiny import write_checkpoint, write_image_folder
 
-from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.data import decoding, files
 from slimdeploy.toolchain.data.batches import Augmentation, TrainingBatches, plain_batches
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, load_dataset
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 
 
 def _load(folder: Path, *, stream: bool | None, size: int | None = None) -> Dataset:

@@ -13,11 +13,12 @@ import onnx
 import pytest
 
 from slimdeploy.toolchain.deploy import bundle as bundles
-from slimdeploy.toolchain.deploy import container, manifest
+from slimdeploy.toolchain.deploy import bundle_manifest as manifest
+from slimdeploy.toolchain.deploy import container
 from slimdeploy.toolchain.errors import SlimdeployError
 
 
-def unpack(path: Path, folder: Path) -> manifest.Manifest:
+def unpack(path: Path, folder: Path) -> manifest.BundleManifest:
     found = bundles.read_bundle(path)
     bundles.unpack(found, folder)
     return found.manifest

@@ -11,12 +11,13 @@ import onnx
 import pytest
 
 from slimdeploy.toolchain.deploy import bundle as bundles
-from slimdeploy.toolchain.deploy import container, manifest
+from slimdeploy.toolchain.deploy import bundle_manifest as manifest
+from slimdeploy.toolchain.deploy import container
 from slimdeploy.toolchain.deploy.samples import Images, images_for, noise_images
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
 
 
-def unpack(path: Path, folder: Path) -> manifest.Manifest:
+def unpack(path: Path, folder: Path) -> manifest.BundleManifest:
     found = bundles.read_bundle(path)
     bundles.unpack(found, folder)
     return found.manifest

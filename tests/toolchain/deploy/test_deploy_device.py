@@ -20,11 +20,11 @@ from slimdeploy.toolchain.deploy.engine import EngineOptions
 from slimdeploy.toolchain.deploy.store import KEPT, default_root
 from slimdeploy.toolchain.deploy.sysfs import read_facts
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
-from slimdeploy.toolchain.export import engine_stage
 from slimdeploy.toolchain.runtime import session
 from slimdeploy.toolchain.runtime.cpu import this_cpu
 from slimdeploy.toolchain.runtime.session import SessionOptions
-from slimdeploy.toolchain.runtime.timing import Latency
+from slimdeploy.toolchain.runtime.single_image import Latency
+from slimdeploy.toolchain.stages import engine as engine_stage
 
 CLI = [sys.executable, "-m", "slimdeploy.toolchain"]
 

@@ -23,11 +23,11 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.deploy import bundle as bundles
 from slimdeploy.toolchain.deploy import container
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint, save_checkpoint
+from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.module import build_network
 from slimdeploy.toolchain.runtime.onnx_file import read_onnx
@@ -185,7 +185,7 @@ def test_manifests_with_other_values(bundle, where, value):
     original = json.loads(bundles.read_bundle(bundle).content)
     text = json.dumps(replaced(original, where, value))
     with refused_or_harmless():
-        bundles.Manifest.from_json(text.encode(), "x.slim.tar")
+        bundles.BundleManifest.from_json(text.encode(), "x.slim.tar")
 
 
 @FUZZ

@@ -17,18 +17,18 @@ from strategies import network_specs
 from tiny import PREPROCESSING, model_info, random_images, random_network, random_split, write_checkpoint
 
 from slimdeploy.toolchain.artifacts import sha256_file
-from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
 from slimdeploy.toolchain.export.onnx import build_onnx, folded_parameters
 from slimdeploy.toolchain.export.options import OPSETS, ExportOptions
 from slimdeploy.toolchain.export.parity import compare
-from slimdeploy.toolchain.export.stage import _check, export_stage
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.graph import Graph, Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
+from slimdeploy.toolchain.stages.export import _check, export_stage
 
 ALLOWED = {"Conv", "Relu", "MaxPool", "Add", "GlobalAveragePool", "Flatten", "Gemm"}
 # The IR version that came with the ONNX release of each opset (onnx/docs/Versioning.md).

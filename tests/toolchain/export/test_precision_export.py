@@ -12,13 +12,14 @@ import torch
 from click.testing import CliRunner
 
 from slimdeploy.calibrate.options import CalibrateOptions
-from slimdeploy.toolchain.checkpoint import save_checkpoint
 from slimdeploy.toolchain.cli import cli
-from slimdeploy.toolchain.export import options, stage
-from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.export import options
+from slimdeploy.toolchain.models.checkpoint import save_checkpoint
+from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.architectures.resnet import ChannelConfig
 from slimdeploy.toolchain.networks.module import build_network
+from slimdeploy.toolchain.stages import export as stage
 
 CHANNELS = ChannelConfig(4, ((4, 4),) * 2 + ((4, 8),) * 2 + ((4, 8),) * 2 + ((4, 8),) * 2)
 

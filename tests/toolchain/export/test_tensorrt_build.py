@@ -15,10 +15,10 @@ from slimdeploy.tests.toolchain.tensorrt_fake import VERSIONS, FakeTensorrt
 from slimdeploy.tests.toolchain.tensorrt_fake_build import DAMAGED, MISMATCHED
 from slimdeploy.toolchain import progress
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.export import engine_stage
 from slimdeploy.toolchain.export.engine_options import EngineOptions, parse_batch
 from slimdeploy.toolchain.export.tensorrt import build_plan
 from slimdeploy.toolchain.runtime.capabilities import TABLE, capabilities
+from slimdeploy.toolchain.stages import engine as engine_stage
 
 OPTIONS = EngineOptions(batch=(1, 2, 4))
 EVERYTHING = EngineOptions(

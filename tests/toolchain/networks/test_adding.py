@@ -12,13 +12,13 @@ from torch import nn
 
 import slimdeploy
 from slimdeploy.toolchain.export.onnx import build_onnx
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks import aten
 from slimdeploy.toolchain.networks.architectures import ARCHITECTURES, build_graph
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.networks.operators import OPERATORS
 from slimdeploy.toolchain.preprocessing import Preprocessing
-from slimdeploy.toolchain.pruning.groups import channel_groups
 
 
 def _printed(word: str) -> str:

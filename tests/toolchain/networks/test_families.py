@@ -12,14 +12,14 @@ import torch
 from families import CLASSES, FAMILIES, SIZE, family
 
 from slimdeploy.toolchain.export.onnx import build_onnx
-from slimdeploy.toolchain.model_info import ModelInfo
+from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.cost import network_cost, parameter_count
+from slimdeploy.toolchain.networks.cutting import keep_masks
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.residual import batchnorm_behind
 from slimdeploy.toolchain.preprocessing import Preprocessing
-from slimdeploy.toolchain.pruning.cutting import keep_masks
-from slimdeploy.toolchain.pruning.groups import channel_groups
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.plan import budget_for, choose_channels, plan_groups, score_channels
 from slimdeploy.toolchain.pruning.selection import Kept

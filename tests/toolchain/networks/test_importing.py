@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.checkpoint import load_checkpoint
-from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.named_networks import named_network, parse_arguments
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint
+from slimdeploy.toolchain.models.named_networks import named_network, parse_arguments
 from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Geometry, Preprocessing
 from slimdeploy.toolchain.published_weights import published_weights
+from slimdeploy.toolchain.torchvision import import_torchvision
 
 MODEL = """
 import torch

@@ -9,12 +9,12 @@ from strategies import network_specs
 from tiny import DEEP, random_images, random_network
 from torch import nn
 
-from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.architectures.resnet import ChannelConfig
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import convolutions
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
+from slimdeploy.toolchain.torchvision import import_torchvision
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50", "resnet101"])

@@ -8,10 +8,10 @@ import tiny
 import torch
 
 from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.pruning import compensation
 from slimdeploy.toolchain.pruning.activations import InputMoments, measure_inputs
 from slimdeploy.toolchain.pruning.compensation import compensate, surgeon_scores
-from slimdeploy.toolchain.pruning.groups import channel_groups
 from slimdeploy.toolchain.pruning.surgery import prune_compensated, prune_network
 from slimdeploy.toolchain.runtime.preprocess import normalise
 

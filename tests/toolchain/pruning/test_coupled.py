@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import network_specs
 
-from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.export.onnx import build_onnx
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.networks.architectures import build_graph, channel_numbers
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.graph import Graph
-from slimdeploy.toolchain.pruning.groups import channel_groups
 from slimdeploy.toolchain.pruning.options import PruneOptions
-from slimdeploy.toolchain.pruning.stage import prune_stage
 from slimdeploy.toolchain.pruning.surgery import prune_network
+from slimdeploy.toolchain.stages.prune import prune_stage
 
 ALLOWED = {"Conv", "Relu", "MaxPool", "Add", "GlobalAveragePool", "Flatten", "Gemm"}
 

@@ -7,10 +7,10 @@ import torch
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, channel_groups
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning.activations import measure_inputs
 from slimdeploy.toolchain.pruning.criterion import CRITERIA, Evidence, channel_scores, criterion
-from slimdeploy.toolchain.pruning.groups import ChannelGroup, channel_groups
 
 
 @pytest.fixture

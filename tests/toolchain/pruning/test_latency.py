@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from tiny import write_latency_table
 
-from slimdeploy.benchmarks import lut_backend, lut_onnxruntime
-from slimdeploy.benchmarks.lut import TERMS, LatencyTable, shape_of
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.latency import backend as lut_backend
+from slimdeploy.toolchain.latency import onnxruntime as lut_onnxruntime
+from slimdeploy.toolchain.latency.table import TERMS, LatencyTable, shape_of
 from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import convolutions
 from slimdeploy.toolchain.pruning import latency
-from slimdeploy.toolchain.pruning.groups import channel_groups
 
 SPEC = build_graph("resnet50")
 

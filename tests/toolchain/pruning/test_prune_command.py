@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny import write_checkpoint, write_latency_table
 
-from slimdeploy.benchmarks.lut import TERMS, LatencyTable, load_table, shape_of
-from slimdeploy.benchmarks.lut_backend import LutOptions, open_backend
-from slimdeploy.benchmarks.lut_onnxruntime import OnnxruntimeBackend
-from slimdeploy.toolchain.checkpoint import load_checkpoint, save_checkpoint
+from slimdeploy.toolchain.latency.backend import LutOptions, open_backend
+from slimdeploy.toolchain.latency.onnxruntime import OnnxruntimeBackend
+from slimdeploy.toolchain.latency.table import TERMS, LatencyTable, load_table, shape_of
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.networks.layers import convolutions
 
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning import recalibration
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
-from slimdeploy.toolchain.training.layout import place
 
 SPLIT = random_split(24)
 

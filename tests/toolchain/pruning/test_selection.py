@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.channel_groups import channel_groups, removable_blocks
 from slimdeploy.toolchain.networks.cost import network_cost
+from slimdeploy.toolchain.networks.cutting import pruned_graph
 from slimdeploy.toolchain.pruning.costs import ChannelCount, mac_model, parameter_model
-from slimdeploy.toolchain.pruning.cutting import pruned_graph
-from slimdeploy.toolchain.pruning.groups import channel_groups, removable_blocks
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.selection import Rules, best_channels, select
 

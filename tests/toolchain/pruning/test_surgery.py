@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from strategies import network_specs
 from tiny import random_images, random_network, write_checkpoint
 
-from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, channel_groups
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.pruning.groups import ChannelGroup, channel_groups
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.selection import Kept
-from slimdeploy.toolchain.pruning.stage import prune_stage
 from slimdeploy.toolchain.pruning.surgery import Folding, prune_network
+from slimdeploy.toolchain.stages.prune import prune_stage
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from slimdeploy.benchmarks import results
+from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.sweep.choice import pareto_front
 from slimdeploy.toolchain.sweep.space import Point
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from slimdeploy.benchmarks.layers import OTHER, layer_of, layer_times, sum_by_layer
 from slimdeploy.toolchain.export.onnx import build_onnx
-from slimdeploy.toolchain.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.latency.profile import OTHER, layer_of, layer_times, sum_by_layer
+from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.layers import convolutions, layer_of_nodes
 from slimdeploy.toolchain.networks.module import build_network

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 import slimdeploy
-from slimdeploy.benchmarks import results
 from slimdeploy.tests.toolchain.report import sweep_example
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.pipeline import run_recipe
-from slimdeploy.toolchain.recipe import find_recipe, load_recipe
+from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.pipeline.recipe import find_recipe, load_recipe
+from slimdeploy.toolchain.pipeline.run import run_recipe
 from slimdeploy.toolchain.report.predictions import Predictions
 from slimdeploy.toolchain.report.run import read_run
-from slimdeploy.toolchain.report.stage import report_stage
+from slimdeploy.toolchain.report.write import report_stage
 
 pytestmark = pytest.mark.xdist_group("report")  # one worker makes what they share
 
@@ -135,7 +135,7 @@ def test_what_is_read_of_a_run(run):
     assert set(found.pruned) == {"compare-0.5", "pruned"}
     assert found.final.info.graph == found.pruned["pruned"].info.graph
     spec = found.final.info.graph
-    from slimdeploy.toolchain.pruning.groups import channel_groups
+    from slimdeploy.toolchain.networks.channel_groups import channel_groups
 
     # Prunable of a ResNet-18: the stem and the first convolution of each block.
     assert len(found.final.scales) == sum(group.width for group in channel_groups(spec))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import METADATA_KEY
+from slimdeploy.toolchain.models.model_info import METADATA_KEY
 from slimdeploy.toolchain.runtime.onnx_file import parse_onnx, read_onnx
 
 

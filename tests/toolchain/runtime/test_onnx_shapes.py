@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import METADATA_KEY
+from slimdeploy.toolchain.models.model_info import METADATA_KEY
 from slimdeploy.toolchain.runtime.onnx_file import parse_onnx, read_onnx
 from slimdeploy.toolchain.runtime.onnx_graph import Graph, read_graph
 from slimdeploy.toolchain.runtime.onnx_shapes import activation_shapes

@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slimdeploy.benchmarks import gpu as benchmarks_gpu
 from slimdeploy.tests.toolchain.tensorrt_fake import VERSIONS, FakeTensorrt
 from slimdeploy.tests.toolchain.tensorrt_fake_run import REFORMAT, REFORMAT_MS, layer_ms
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.engine import export_engine
 from slimdeploy.toolchain.export.engine_options import EngineOptions
+from slimdeploy.toolchain.measure import gpu as benchmarks_gpu
 from slimdeploy.toolchain.runtime import tensorrt as runtime
 from slimdeploy.toolchain.runtime.devices.fake import FakeDevice
-from slimdeploy.toolchain.runtime.manifest import Machine, differences, read_manifest
+from slimdeploy.toolchain.runtime.engine_record import Machine, differences, read_engine_record
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
 OPTIONS = EngineOptions(batch=(2, 3, 4))
@@ -172,18 +172,20 @@ def test_wrong_image_size_is_refused(
         session.run(small_batch[:, :, :8, :8])
 
 
-def test_manifest_tells_what_was_built(models: dict[str, Path], tmp_path: Path, cache_folder: Path) -> None:
+def test_engine_record_tells_what_was_built(
+    models: dict[str, Path], tmp_path: Path, cache_folder: Path
+) -> None:
     trt = FakeTensorrt("10.3.0")
     path = build(trt, models["int8"], tmp_path, replace(OPTIONS, optimization_level=5))
-    manifest = read_manifest(path)
-    assert manifest is not None
-    assert manifest.machine.tensorrt == "10.3.0"
-    assert manifest.parent == {"file": "int8.onnx", "sha256": artifacts.sha256_file(models["int8"])}
-    assert (manifest.precision, manifest.batch, manifest.typing) == ("int8", (2, 3, 4), "strong")
-    assert manifest.audit is not None
-    assert manifest.audit["missed"] == []
-    assert manifest.audit["precisions"] == {"int8": 21}
-    assert manifest.rebuild == (
+    record = read_engine_record(path)
+    assert record is not None
+    assert record.machine.tensorrt == "10.3.0"
+    assert record.parent == {"file": "int8.onnx", "sha256": artifacts.sha256_file(models["int8"])}
+    assert (record.precision, record.batch, record.typing) == ("int8", (2, 3, 4), "strong")
+    assert record.audit is not None
+    assert record.audit["missed"] == []
+    assert record.audit["precisions"] == {"int8": 21}
+    assert record.rebuild == (
         f"slimdeploy export {models['int8']} --trt --batch 2,3,4 --optimization-level 5 -o {path} --force"
     )
     assert [p.name for p in (cache_folder / "slimdeploy/timing").iterdir()] == [
@@ -260,9 +262,9 @@ def test_version_compatible_engine_runs_on_a_later_version(
 def test_another_gpu_needs_a_compatible_plan(
     level: str | None, gpu: str, capability: str, loads: bool, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    manifest = read_manifest(build(FakeTensorrt("10.3.0"), models["fp32"], tmp_path))
-    assert manifest is not None
-    built = replace(manifest, machine=Machine("10.3.0", "Orin", "8.7"), hardware_compatible=level)
+    record = read_engine_record(build(FakeTensorrt("10.3.0"), models["fp32"], tmp_path))
+    assert record is not None
+    built = replace(record, machine=Machine("10.3.0", "Orin", "8.7"), hardware_compatible=level)
     found = differences(built, Machine("10.3.0", gpu, capability))
     assert found == ([] if loads else [f"Orin, compute capability 8.7 (here: {gpu}, {capability})"])
 
@@ -279,7 +281,7 @@ def test_damaged_files_are_named(models: dict[str, Path], tmp_path: Path) -> Non
         runtime.load(trt, path, trt._device, graphs=True)
 
 
-def test_plan_without_a_manifest_loads_or_tells_how_to_build(
+def test_plan_without_an_engine_record_loads_or_tells_how_to_build(
     models: dict[str, Path], small_batch: np.ndarray, tmp_path: Path
 ) -> None:
     trt = FakeTensorrt("10.3.0")

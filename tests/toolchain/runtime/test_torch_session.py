@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 from slimdeploy.toolchain.runtime.torch import GraphedForward
 

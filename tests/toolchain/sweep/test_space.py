@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.recipe import find_recipe, load_recipe
+from slimdeploy.toolchain.pipeline.recipe import find_recipe, load_recipe
 from slimdeploy.toolchain.sweep.space import Point, read_space
 
 RECIPE = load_recipe(find_recipe("digits"))

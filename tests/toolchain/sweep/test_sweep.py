@@ -17,11 +17,11 @@ from tiny_recipe import recipe_text
 pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slimdeploy[sweep]'")
 
 import slimdeploy
-from slimdeploy.toolchain import pipeline
-from slimdeploy.toolchain.checkpoint import load_checkpoint
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint
+from slimdeploy.toolchain.pipeline import run as pipeline
 from slimdeploy.toolchain.report.run import read_run
 
-SCHEMA = json.loads((Path(slimdeploy.__file__).parent / "benchmarks/schemas/sweep-1.json").read_text())
+SCHEMA = json.loads((Path(slimdeploy.__file__).parent / "toolchain/measure/schemas/sweep-1.json").read_text())
 
 
 @pytest.fixture

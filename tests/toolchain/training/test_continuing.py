@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny import model_info
 
-from slimdeploy.toolchain.checkpoint import load_checkpoint
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.training.continuing import as_before
 from slimdeploy.toolchain.training.options import WEIGHTS_LR, TrainOptions

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from tiny import PREPROCESSING, model_info, random_images, random_network, write_checkpoint
 
-from slimdeploy.toolchain.checkpoint import save_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.model_info import Preprocessing
+from slimdeploy.toolchain.models.checkpoint import save_checkpoint
+from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.training.distillation import Teacher, distillation_loss, load_teacher
 from slimdeploy.toolchain.training.options import TrainOptions

@@ -14,7 +14,7 @@ import torch
 from forked import Forked, ranks, until
 from processes import process_environment
 
-from slimdeploy.toolchain.checkpoint import load_checkpoint
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.training.history import history_path, read_history, tensorboard_path
 from slimdeploy.toolchain.training.options import EpochRecord
 from slimdeploy.toolchain.training.state import state_path

@@ -14,12 +14,12 @@ import safetensors.torch
 import tiny
 import torch
 
-from slimdeploy.toolchain.checkpoint import load_checkpoint
-from slimdeploy.toolchain.data.torchvision import import_torchvision
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Geometry, Preprocessing
+from slimdeploy.toolchain.torchvision import import_torchvision
 from slimdeploy.toolchain.training.pretrained import read_weights
 
 Command = Callable[..., Any]

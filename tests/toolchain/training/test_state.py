@@ -11,11 +11,11 @@ import safetensors.torch
 import torch
 from tiny import random_images, random_network
 
-from slimdeploy.toolchain.checkpoint import read_safetensors, save_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.models.checkpoint import read_safetensors, save_checkpoint
 from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.training.layout import place
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
 from slimdeploy.toolchain.training.setup import build_optimizer
 from slimdeploy.toolchain.training.state import HEADER_KEY, TrainingState, load_state, save_state, state_path

@@ -15,15 +15,15 @@ import pytest
 import torch
 from tiny import CLASSES, PREPROCESSING, learnable_split, write_checkpoint, write_image_folder
 
-from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset
 from slimdeploy.toolchain.data.of_model import dataset_for
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
+from slimdeploy.toolchain.stages.train import training_data
 from slimdeploy.toolchain.training import loop
 from slimdeploy.toolchain.training.history import history_path, read_history
 from slimdeploy.toolchain.training.options import TrainOptions
-from slimdeploy.toolchain.training.stage import training_data
 from slimdeploy.toolchain.training.state import state_path
 
 
@@ -74,7 +74,7 @@ def test_limit_trains_on_a_balanced_subset(
         seen["labels"] = torch.tensor([*data.train.labels, *data.validation.labels]).bincount().tolist()
         return fit(network, data, *arguments, **options)
 
-    monkeypatch.setattr("slimdeploy.toolchain.training.stage.fit", watched)
+    monkeypatch.setattr("slimdeploy.toolchain.stages.train.fit", watched)
     ran = slimdeploy_command(
         *_train(image_folder, tmp_path / "net", "--limit", 31, "--validation", 0.2, epochs=0)
     )

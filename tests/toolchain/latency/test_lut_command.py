@@ -1,0 +1,150 @@
+"""`slimdeploy lut` on real, tiny networks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnxruntime", reason="latency tables are measured on onnxruntime")
+
+from slimdeploy.benchmarks import lut_accuracy
+from slimdeploy.toolchain.latency import fit as lut_fit
+from slimdeploy.toolchain.latency import measure as lut_measure
+from slimdeploy.toolchain.latency.backend import LutOptions
+from slimdeploy.toolchain.latency.onnxruntime import open_backend
+from slimdeploy.toolchain.latency.table import load_table
+from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
+from slimdeploy.toolchain.networks.cutting import widths_of
+from slimdeploy.toolchain.networks.layers import convolutions
+
+SMALL = lut_accuracy.scaled(build_graph("resnet18"), 0.25, 0.25, 8)
+
+
+def slimdeploy(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "slimdeploy.toolchain", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> tuple[Path, dict]:
+    """One pass over a small architecture and small images."""
+    path = tmp_path_factory.mktemp("lut") / "table.json"
+    done = slimdeploy("lut", "--arch", "resnet18", "--size", 8, "--threads", 1, "--seconds", 0,
+                      "-o", path, "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return path, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("widths", [8, 16, 20])
+def test_every_convolution_has_a_time(widths):
+    spec = lut_accuracy.scaled(build_graph("resnet50"), widths / 512, widths / 512, widths)
+    with open_backend(LutOptions(threads=1)) as backend:
+        sample = backend.profile(spec, 8)
+    assert list(sample.convs_ms) == [conv.name for conv in convolutions(spec, 8)]
+    assert min(sample.convs_ms.values()) > 0
+    assert sample.rest_ms > 0
+    assert sample.total_ms > 0
+
+
+def test_the_command_tells_what_it_measured(table):
+    path, told = table
+    assert told["table"] == str(path)
+    assert told["networks"] == lut_fit.PASS
+    assert told["shapes"] == len(load_table(path).shapes)
+    assert told["stable"] is False
+    assert told["error"] == {"median": None, "worst": None}
+    assert load_table(path).network_ms(SMALL, 8) > 0
+
+
+def test_the_command_shows_a_table_and_goes_on_from_it(table):
+    path, _ = table
+    before = path.read_text()
+    done = slimdeploy("lut", "--arch", "resnet18", "--size", 8, "--threads", 1, "--seconds", 0, "-o", path)
+    assert done.returncode == 0, done.stderr
+    assert "not yet: run it again" in done.stdout
+    assert path.read_text() == before  # no time, no change
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--backend", "tensorrt"], "this needs tensorrt, which is not installed: pip install"),
+        (["--backend", "openvino"], "unknown backend 'openvino'; known: onnxruntime, tensorrt"),
+        (["--precision", "fp16"], "--precision fp16: latency tables of onnxruntime are in fp32; --backend"),
+        (["--precision", "bf16"], "unknown precision 'bf16'; known: fp32, fp16, int8"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line(
+    tmp_path, monkeypatch, slimdeploy_command, options, said
+):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    done = slimdeploy_command("lut", *options, "-o", tmp_path / "t.json")
+    assert done.exit_code == 2
+    assert said in done.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_batch_size_is_refused_in_one_line(table):
+    path, _ = table
+    done = slimdeploy("lut", "--arch", "resnet18", "--size", 8, "--threads", 1, "--batch", 2, "-o", path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "batch 1 (here 2)" in done.stderr
+
+
+def test_a_whole_network_is_measured_in_its_own_process():
+    with open_backend(LutOptions(batch=2, threads=1)) as backend:
+        (ms,) = backend.whole_ms([SMALL], 8, seconds=0.1)
+    assert 0 < ms < 60_000
+
+
+def test_predictions_are_compared_with_measurements(table, monkeypatch):
+    path, _ = table
+    monkeypatch.setattr(lut_accuracy, "NETWORKS", {"all ×0.1": (0.1, 0.1, 8)})
+    (row,) = lut_accuracy.compare(path, seconds=0.1)
+    assert list(row) == list(lut_accuracy.COLUMNS)
+    assert row["error"] == pytest.approx(row["predicted_ms"] / row["measured_ms"] - 1)
+
+
+def test_a_device_that_became_slower_is_told_from_a_wrong_table(table, monkeypatch):
+    path, _ = table
+    document = json.loads(path.read_text())
+    full = lut_measure.full_network(document)
+    groups = channel_groups(full, residual="couple")
+    then = {tuple(row["widths"]): row["total_ms"] for row in document["samples"]}
+    predicted = load_table(path)
+
+    class Slowed:
+        """Takes twice as long as the samples, and as predicted for networks that aren't among them."""
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+        def whole_ms(self, specs, size, *, seconds):
+            return [
+                2 * then.get(tuple(widths_of(one, groups)), predicted.network_ms(one, size)) for one in specs
+            ]
+
+    monkeypatch.setattr(lut_accuracy, "open_for_table", lambda device: Slowed())
+    monkeypatch.setattr(lut_accuracy, "NETWORKS", {"all ×0.3": (0.3, 0.3, 8)})
+    (row,) = lut_accuracy.compare(path, seconds=0.1)
+    assert row["drift"] == pytest.approx(2)
+    assert row["error"] == pytest.approx(-0.5)
+    assert row["steady_error"] == pytest.approx(0, abs=1e-9)
+
+
+def test_no_torch_is_needed():
+    code = (
+        "import sys; sys.modules['torch'] = None; "
+        "import slimdeploy.toolchain.latency.measure, slimdeploy.benchmarks.lut_accuracy, "
+        "slimdeploy.toolchain.commands.lut"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,272 @@
+"""`slimdeploy run`: everything in order, skipped where it is done, and going on where it was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from processes import process_environment
+from tiny_recipe import recipe_text
+
+import slimdeploy
+from slimdeploy.toolchain import locks
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint
+from slimdeploy.toolchain.pipeline import run as pipeline
+from slimdeploy.toolchain.pipeline.recipe import load_recipe
+
+# One worker runs them all: they share what the fixture `first` takes seconds to make.
+pytestmark = pytest.mark.xdist_group("pipeline")
+
+STAGES = ["train", "compare-0.25", "pruned", "finetune", "export-original", "export-final", "bench"]
+
+
+def _write_recipe(folder: Path, images: Path, epochs: int = 2) -> Path:
+    path = folder / "small.toml"
+    path.write_text("compare_ratios = [0.25]\n" + recipe_text(images, epochs=epochs, sparsity=0.1, ratio=0.5))
+    return path
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
+    """A folder with a recipe and, in `run`, what it made. Not to be changed."""
+    folder = tmp_path_factory.mktemp("first")
+    recipe = load_recipe(_write_recipe(folder, image_folder))
+    with pytest.MonkeyPatch.context() as patch:
+        # The processes that bench starts know the tiny networks then.
+        patch.setenv("PYTHONPATH", process_environment()["PYTHONPATH"])
+        pipeline.run_recipe(recipe, folder / "run", device="cpu", threads=1)
+    return folder
+
+
+@pytest.fixture
+def run(first: Path, tmp_path: Path) -> Path:
+    """A copy of `first` that a test may change."""
+    shutil.copytree(first, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def quick_bench(first: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Bench writes what it wrote in `first`; the list has an entry for each time that it was asked to."""
+    document = json.loads((first / "run" / "bench.json").read_text())
+    asked: list[Path] = []
+
+    def bench(recipe: object, models: list[Path], output: Path, threads: int | None) -> pipeline.BenchResult:
+        asked.append(output)
+        pipeline.results.write(output, document)
+        return pipeline.BenchResult(pipeline.results.without_samples(document))
+
+    monkeypatch.setattr(pipeline, "_bench", bench)
+    return asked
+
+
+def _stages(err: str) -> dict[str, bool]:
+    """Stage -> whether it ran, as the log says, in order."""
+    found = re.findall(r"^(\S+)( …|: up to date)$", err, re.MULTILINE)
+    return {name: how == " …" for name, how in found}
+
+
+def _rerun(slimdeploy_command: Callable, folder: Path, *settings: str) -> Any:
+    options = [part for setting in settings for part in ("--set", setting)]
+    ran = slimdeploy_command("run", folder / "small.toml", "-o", folder / "run", "--device", "cpu",
+                             "--threads", 1, "--json", *options)  # fmt: skip
+    assert ran.exit_code == 0, ran.err
+    return ran
+
+
+def test_everything_is_there(first: Path) -> None:
+    run = first / "run"
+    files = {path.name for path in run.iterdir()}
+    assert {"sparse.safetensors", "compare-0.25.safetensors", "pruned.safetensors", "final.safetensors",
+            "original.onnx", "original.onnx.json", "final.onnx", "final.onnx.json", "bench.json", "run.json",
+            "table.json", "sparse.history.jsonl", "final.history.jsonl"} <= files  # fmt: skip
+    assert not [name for name in files if name.endswith((".state", ".tmp"))]
+    record = json.loads((run / "run.json").read_text())
+    assert list(record) == STAGES
+    assert all({"inputs", "sha256", "result"} == set(entry) for entry in record.values())
+    stages = [entry["stage"] for entry in load_checkpoint(run / "final.safetensors").info.provenance]
+    assert stages == ["train", "prune", "finetune"]
+
+
+def test_the_table_says_what_the_stages_said(first: Path) -> None:
+    run = first / "run"
+    table = json.loads((run / "table.json").read_text())
+    schema = Path(slimdeploy.__file__).parent / "benchmarks" / "schemas" / "table-1.json"
+    jsonschema.validate(table, json.loads(schema.read_text()))
+    record = {name: entry["result"] for name, entry in json.loads((run / "run.json").read_text()).items()}
+    rows = {row["step"]: row for row in table["rows"]}
+    assert rows["trained"]["accuracy"] == record["train"]["accuracy"]["test"]
+    assert rows["trained"]["params"] == record["pruned"]["params"]["before"]
+    assert rows["fine-tuned"]["accuracy"] == record["finetune"]["accuracy"]["test"]
+    assert rows["fine-tuned"]["params"] == record["pruned"]["params"]["after"]
+    assert rows["pruned 50%, after"]["accuracy"] == record["pruned"]["accuracy"]["after"]
+    assert rows["pruned 25%, after"]["params"] == record["compare-0.25"]["params"]["after"]
+    measured = [row for row in table["rows"] if row["batch"] == 2]
+    assert [row["step"] for row in measured] == ["original.onnx", "final.onnx"]
+    assert measured[0]["speedup"] is None
+    (comparison,) = record["bench"]["comparisons"]
+    assert measured[1]["speedup"] == comparison["speedup"]
+    assert measured[1]["realised"] == comparison["realised"]
+    assert measured[1]["accuracy"] == record["finetune"]["accuracy"]["test"]
+    for row in table["rows"]:
+        assert set(row) == set(table["columns"])
+
+
+def test_a_second_run_skips_everything(
+    slimdeploy_command: Callable, run: Path, quick_bench: list[Path]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (run / "run").glob("*.safetensors")}
+    ran = _rerun(slimdeploy_command, run)
+    assert _stages(ran.err) == dict.fromkeys(STAGES, False)
+    assert quick_bench == []
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert ran.json["run"] == str(run / "run")
+    assert list(ran.json["stages"]) == STAGES
+    assert ran.json["table"]["rows"] == json.loads((run / "run" / "table.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "repeated"),
+    [
+        ("finetune.teacher=trained", ["finetune", "export-final", "bench"]),
+        ("finetune.epochs=2", ["finetune", "export-final", "bench"]),
+        ("prune.min_channels=2", ["compare-0.25", "pruned", "finetune", "export-final", "bench"]),
+        ("compare_ratios=[0.4]", ["compare-0.4"]),
+        ("export.opset=17", ["export-original", "export-final", "bench"]),
+        ("export.precision=fp16", ["export-final", "bench"]),
+        ("bench.ci=0.9", ["bench"]),
+        ("train.seed=1", STAGES),
+    ],
+)
+def test_a_changed_key_repeats_what_depends_on_it(
+    slimdeploy_command: Callable, run: Path, quick_bench: list[Path], setting: str, repeated: list[str]
+) -> None:
+    ran = _rerun(slimdeploy_command, run, setting)
+    assert [name for name, ran_again in _stages(ran.err).items() if ran_again] == repeated
+    assert len(quick_bench) == ("bench" in repeated)
+
+
+def test_the_network_before_pruning_can_teach(
+    slimdeploy_command: Callable, run: Path, quick_bench: list[Path]
+) -> None:
+    _rerun(slimdeploy_command, run, "finetune.teacher=trained")
+    entry = load_checkpoint(run / "run" / "final.safetensors").info.provenance[-1]
+    assert entry["teacher"] == load_checkpoint(run / "run" / "sparse.safetensors").sha256
+    again = _rerun(slimdeploy_command, run, "finetune.teacher=trained")
+    assert not any(_stages(again.err).values())
+
+
+def test_a_teacher_that_is_not_there_is_said_before_training(
+    slimdeploy_command: Callable, run: Path, tmp_path: Path
+) -> None:
+    ran = slimdeploy_command("run", run / "small.toml", "-o", tmp_path / "fresh", "--set",
+                             "finetune.teacher=nowhere.safetensors")  # fmt: skip
+    assert (ran.exit_code, ran.error) == (2, "no teacher at nowhere.safetensors")
+    assert not (tmp_path / "fresh").exists()
+
+
+def _delete_final(run: Path) -> str:
+    (run / "final.safetensors").unlink()
+    return "finetune"
+
+
+def _tamper_pruned(run: Path) -> str:
+    with (run / "pruned.safetensors").open("ab") as file:
+        file.write(b"x")
+    return "pruned"
+
+
+def _delete_onnx(run: Path) -> str:
+    (run / "original.onnx").unlink()
+    return "export-original"
+
+
+@pytest.mark.parametrize("harm", [_delete_final, _tamper_pruned, _delete_onnx])
+def test_a_lost_or_changed_output_is_made_again(
+    slimdeploy_command: Callable, run: Path, quick_bench: list[Path], harm: Callable[[Path], str]
+) -> None:
+    harmed = harm(run / "run")
+    ran = _stages(_rerun(slimdeploy_command, run).err)
+    before = STAGES[: STAGES.index(harmed)]
+    assert ran[harmed]
+    assert not any(ran[name] for name in before)
+    assert not any(_stages(_rerun(slimdeploy_command, run).err).values())
+
+
+def test_other_images_repeat_everything(
+    slimdeploy_command: Callable, run: Path, quick_bench: list[Path], image_folder: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    images = tmp_path / "images"
+    shutil.copytree(image_folder, images)
+    Image.new("RGB", (16, 16)).save(images / "train" / "red" / "9999.png")
+    ran = _rerun(slimdeploy_command, run, f"data.name=folder:{images}")
+    assert all(_stages(ran.err).values())
+
+
+def test_a_killed_run_goes_on(
+    slimdeploy_command: Callable, start_command: Callable, first: Path, quick_bench: list[Path],
+    image_folder: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    epochs = 12
+    recipe = _write_recipe(tmp_path, image_folder, epochs)
+    process = start_command("run", recipe, "-o", tmp_path / "run", "--device", "cpu", "--threads", 1)
+    state = tmp_path / "run" / "sparse.safetensors.state"
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
+    ran = _rerun(slimdeploy_command, tmp_path)
+    assert re.search(rf"resuming after epoch \d+ of {epochs}", ran.err)
+    assert all(_stages(ran.err).values())
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    _write_recipe(whole, image_folder, epochs)
+    expected = _rerun(slimdeploy_command, whole).json["stages"]
+    for stage in ("train", "finetune"):
+        for key in ("accuracy", "loss", "zero_share", "epochs"):
+            assert ran.json["stages"][stage][key] == expected[stage][key], stage
+    assert ran.json["stages"]["pruned"]["channels"] == expected["pruned"]["channels"]
+
+
+def test_a_damaged_record_is_one_line(slimdeploy_command: Callable, run: Path) -> None:
+    (run / "run" / "run.json").write_text("{")
+    ran = slimdeploy_command("run", run / "small.toml", "-o", run / "run")
+    assert ran.exit_code == 2
+    assert ran.error.startswith(f"{run / 'run' / 'run.json'} is not a readable record of a run: ")
+
+
+@pytest.mark.parametrize("target", ["params=100", "macs=1k", "ratio=0.999"])
+def test_a_target_out_of_reach_is_told_before_anything_is_trained(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path, target: str
+) -> None:
+    recipe = _write_recipe(tmp_path, image_folder)
+    ran = slimdeploy_command("run", recipe, "-o", tmp_path / "run", "--set", f"prune.{target}")
+    assert ran.exit_code == 2
+    assert "is out of reach: the smallest network that the other settings allow has" in ran.error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_on_one_folder_is_refused(
+    slimdeploy_command: Callable, run: Path, quick_bench: list[Path]
+) -> None:
+    with locks.exclusive(run / "run", "the test's folder"):
+        before = (run / "run" / "run.json").read_bytes()
+        ran = slimdeploy_command("run", run / "small.toml", "-o", run / "run", "--set", "train.epochs=1")
+        assert ran.exit_code == 2
+        assert (
+            ran.error
+            == f"the run folder {run / 'run'} is in use by process {os.getpid()}: wait for it to end"
+        )
+        assert (run / "run" / "run.json").read_bytes() == before

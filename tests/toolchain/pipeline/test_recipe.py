@@ -1,0 +1,237 @@
+"""Recipes: those that come along, and what is wrong with others."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.pipeline.recipe import DEFAULT_RECIPE, RECIPES, find_recipe, load_recipe
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_that_comes_along_is_valid(path: Path) -> None:
+    recipe = load_recipe(find_recipe(path.stem))
+    assert recipe.name == path.stem
+    assert recipe.finetune.sparsity == 0
+    assert recipe.train.is_sparse or recipe.name == "cifar10-resnet18", "whose report is of a dense one"
+    assert recipe.finetune.epochs > 0
+
+
+def test_the_recipes_promised_are_there() -> None:
+    names = {path.stem for path in RECIPES.glob("*.toml")}
+    assert {"digits", "cifar10-resnet50", "cifar10-resnet18", "folder"} <= names
+    digits = load_recipe(find_recipe(DEFAULT_RECIPE))
+    assert (digits.data.name, digits.network.arch, digits.prune.ratio) == ("digits", "resnet50", 0.9)
+
+
+def test_the_resnet18_report_s_settings() -> None:
+    recipe = load_recipe(find_recipe("cifar10-resnet18"))
+    train = recipe.train
+    assert (train.lr, train.momentum, train.weight_decay, train.batch_size) == (0.1, 0.9, 5e-4, 128)
+    assert (train.schedule, train.step_epochs, train.epochs) == ("step", 30, 200)
+    assert (train.patience, train.validation) == (20, 0.2)
+    assert (recipe.network.arch, recipe.data.name) == ("resnet18", "cifar10")
+    assert not train.is_sparse
+
+
+def test_the_reference_s_settings() -> None:
+    recipe = load_recipe(find_recipe("cifar10-resnet50"))
+    assert (recipe.network.arch, recipe.network.stem) == ("resnet50", "cifar-pool")
+    assert (recipe.train.sparsity, recipe.train.epochs) == (1e-4, 20)
+    assert recipe.compare_ratios == (0.5,)
+    assert (recipe.prune.ratio, recipe.finetune.lr, recipe.finetune.epochs) == (0.9, 1e-3, 20)
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "my.toml"
+    path.write_text(text)
+    return path
+
+
+MINIMAL = '[data]\nname = "digits"\n[prune]\nratio = 0.5\n'
+
+
+def test_a_recipe_needs_little(tmp_path: Path) -> None:
+    recipe = load_recipe(_write(tmp_path, MINIMAL))
+    assert recipe.name == "my"
+    assert recipe.network.arch == "resnet50"
+    assert recipe.finetune.lr == 1e-3
+
+
+def test_fine_tuning_is_like_training_where_the_recipe_does_not_say(tmp_path: Path) -> None:
+    train = "[train]\nflip = false\nbatch_size = 32\nlr = 0.5\nsparsity = 1e-3\nepochs = 7\n"
+    found = load_recipe(_write(tmp_path, MINIMAL + train + "[finetune]\nbatch_size = 64\n")).finetune
+    assert (found.flip, found.batch_size, found.lr) == (False, 64, 1e-3)
+    assert (found.sparsity, found.epochs) == (0, 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[data", "is not TOML: "),
+        ("", "data is missing"),
+        ("[data]\nsize = 32", "data.name is missing"),
+        (MINIMAL + "[trian]\nepochs = 1", "unknown key 'trian'. Did you mean 'train'?"),
+        (MINIMAL + "[train]\nepoch = 1", "unknown key 'train.epoch'. Did you mean 'epochs'?"),
+        (MINIMAL + "[train]\nxyzzy = 1", "unknown key 'train.xyzzy'."),
+        (MINIMAL + "[train]\nepochs = 1.5", "train.epochs must be a whole number, not 1.5"),
+        (MINIMAL + "[train]\nepochs = true", "train.epochs must be a whole number, not True"),
+        (MINIMAL + "[train]\nlr = '0.1'", "train.lr must be a number, not '0.1'"),
+        (MINIMAL + "[train]\nlr = false", "train.lr must be a number, not False"),
+        (MINIMAL + "[train]\nflip = 1", "train.flip must be true or false, not 1"),
+        (MINIMAL + "[train]\nschedule = 3", "train.schedule must be a string, not 3"),
+        ("[data]\nname = 'digits'\ndata_dir = 3", "data.data_dir must be a string, not 3"),
+        ("train = 3\n" + MINIMAL, "train must be a section, [train]"),
+        ("compare_ratios = 0.5\n" + MINIMAL, "compare_ratios must be a list, not 0.5"),
+        ("compare_ratios = ['a']\n" + MINIMAL, "compare_ratios must be a number, not 'a'"),
+        ("compare_ratios = [1.0]\n" + MINIMAL, "compare_ratios must be from 0 to below 1, not 1"),
+        (MINIMAL + "[train]\nsparsity = true", "train.sparsity must be a number, not True"),
+        (MINIMAL + "[train]\nsparsity = 'auto:2'", "[train] sparsity must be λ, or auto: and a share "),
+        (MINIMAL + "[train]\nflip_mode = 'both'", "[train] unknown flip mode 'both'; known: random, "),
+        (MINIMAL + "[train]\nema = 1", "[train] ema must be from 0 to below 1, not 1"),
+        (MINIMAL + "[train]\nteacher = 'trained'", "[train] teacher can't be 'trained', the network that "),
+        (MINIMAL + "[finetune]\nteacher = 3", "finetune.teacher must be a string, not 3"),
+        (MINIMAL + "[train]\nlr = 0", "[train] lr must be above 0, not 0"),
+        (MINIMAL + "[finetune]\nschedule = 'cosin'", "[finetune] unknown schedule 'cosin'; known: one-cycle, "
+         "cosine, step, constant. Did you mean 'cosine'?"),
+        (MINIMAL + "[network]\narch = 'resnet20'", "[network] unknown arch 'resnet20'; known: "),
+        (MINIMAL + "[network]\nstem = 'cifr'", "[network] unknown stem 'cifr'; known: "),
+        ("[data]\nname = 'digits'\n[prune]\nratio = 2", "[prune] ratio must be from 0 to below 1, not 2"),
+        (MINIMAL + "criterion = 'gama'", "[prune] unknown criterion 'gama'; known: gamma, "),
+        (MINIMAL + "residual = 'kep'", "[prune] unknown residual mode 'kep'; known: "),
+        ("compare_ratios = [0.5, 0.25, 0.5]\n" + MINIMAL, "compare_ratios holds 0.5 twice"),
+        ("[data]\nname = 'digits'\n[prune]\nlatency_ms = 2\nlatency_table = 'none.json'",
+         "[prune] no latency table at none.json"),
+        ("[data]\nname = 'digits'\n[prune]\nfold = true", "[prune] give one target, "),
+        (MINIMAL + "[export]\nopset = 9", "[export] opset 9: 13 to 22 can be written"),
+        (MINIMAL + "[bench]\nbatches = []", "[bench] batches must be a list of sizes from 1 on"),
+        (MINIMAL + "[bench]\nbatches = [1, 0]", "[bench] batches must be a list of sizes from 1 on"),
+        (MINIMAL + "[bench]\nseconds = 0", "[bench] seconds and ci must be above 0"),
+        (MINIMAL + "[bench]\nbatches = [1000000]", "[bench] batches must be at most 65536, not 1e+06"),
+        (MINIMAL + "[train]\nlr = nan", "train.lr must be a finite number, not nan"),
+        (MINIMAL + "[train]\nsparsity = -inf", "train.sparsity must be a finite number, not -inf"),
+        (MINIMAL + "[train]\nlr = 1e38", "[train] lr must be at most 10000, not 1e+38"),
+        (MINIMAL + "[train]\ncrop_pad = 1000000", "[train] crop-pad must be at most 256, not 1e+06"),
+        (MINIMAL + "[train]\nseed = 18446744073709551616", "train.seed must be a 64-bit number, not 184467"),
+        (MINIMAL + "[train]\nseed = -1", "[train] seed must be at least 0, not -1"),
+        (MINIMAL + f"[train]\nseed = {'9' * 5000}", "is not TOML: "),
+        (MINIMAL + '[finetune]\nteacher = "a\\u0000b"', "finetune.teacher must not hold a NUL character"),
+        ("x = " + "[" * 5000, "is not TOML: nested too deeply"),
+        ("compare_ratios = [nan]\n" + MINIMAL, "compare_ratios must be a finite number, not nan"),
+        ("[data]\nname = 'digits'\nsize = 100000\n[prune]\nratio = 0.5",
+         "[data] size must be at most 4096, not 100000"),
+        ("[data]\nname = 'digits'\n[prune]\nparams = '3X'",
+         "prune.params must be a number such as 3.94M, not '3X'"),
+        ("[data]\nname = 'digits'\n[prune]\nmacs = 'nan'", "[prune] macs must be a finite number, not nan"),
+        (MINIMAL + "align = 'automatic'", "prune.align must be auto or a whole number, not 'automatic'"),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_named_by_its_key(tmp_path: Path, text: str, message: str) -> None:
+    path = _write(tmp_path, text)
+    with pytest.raises(SlimdeployError) as refused:
+        load_recipe(path)
+    assert str(refused.value).startswith(f"{path} {message}" if "TOML" in message else f"{path}: {message}")
+    assert "\n" not in str(refused.value)
+
+
+def test_whole_numbers_pass_for_numbers(tmp_path: Path) -> None:
+    recipe = load_recipe(_write(tmp_path, "compare_ratios = [0]\n" + MINIMAL + "[train]\nlr = 1"))
+    assert recipe.train.lr == 1.0
+    assert recipe.compare_ratios == (0.0,)
+
+
+def test_sparsity_is_a_number_or_a_share(tmp_path: Path) -> None:
+    path = _write(tmp_path, MINIMAL + "[train]\nsparsity = 'auto:0.8'\n[finetune]\nteacher = 'trained'")
+    assert load_recipe(path).train.sparsity_target == 0.8
+    assert load_recipe(path).finetune.teacher == "trained"
+    assert load_recipe(path, ("train.sparsity=auto:0.5",)).train.sparsity_target == 0.5
+    assert load_recipe(path, ("train.sparsity=1e-4",)).train.sparsity == 1e-4
+    assert load_recipe(path, ("train.sparsity=0",)).train.sparsity == 0.0
+
+
+def test_int8_is_for_where_the_run_measures(tmp_path: Path) -> None:
+    path = _write(tmp_path, MINIMAL + '[export]\nprecision = "int8"\n')
+    assert load_recipe(path).export.target == "cpu"
+    assert load_recipe(path, ("export.target=tensorrt",)).export.target == "tensorrt"
+
+
+def test_settings_on_the_command_line_win(tmp_path: Path) -> None:
+    path = _write(tmp_path, MINIMAL + "[train]\nepochs = 5\nlr = 0.5")
+    settings = ("train.epochs=2", "network.arch=resnet18", "bench.batches=[1, 8]", "data.name=folder:a=b",
+                "train.flip=false", "compare_ratios=[0.25]")  # fmt: skip
+    recipe = load_recipe(path, settings)
+    assert (recipe.train.epochs, recipe.train.lr, recipe.train.flip) == (2, 0.5, False)
+    assert recipe.network.arch == "resnet18"
+    assert recipe.bench.batches == (1, 8)
+    assert recipe.data.name == "folder:a=b"
+    assert recipe.compare_ratios == (0.25,)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.epochs", "--set train.epochs: write it as section.key=value, such as train.epochs=2"),
+        ("=2", "--set =2: write it as section.key=value, such as train.epochs=2"),
+        ("name.x=2", "--set name.x=2: name is not a section"),
+        ("train.epoch=2", "{path}: unknown key 'train.epoch'. Did you mean 'epochs'?"),
+        ("train.epochs=many", "{path}: train.epochs must be a whole number, not 'many'"),
+        ("train=2", "{path}: train must be a section, [train]"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, setting: str, message: str) -> None:
+    path = _write(tmp_path, 'name = "x"\n' + MINIMAL)
+    with pytest.raises(SlimdeployError, match=f"^{re.escape(message.format(path=path))}$"):
+        load_recipe(path, (setting,))
+
+
+def test_numbers_may_be_written_as_on_the_command_line(tmp_path: Path) -> None:
+    text = '[data]\nname = "digits"\n[prune]\nparams = "3M"\nalign = "auto"'
+    prune = load_recipe(_write(tmp_path, text)).prune
+    assert (prune.params, prune.align, prune.alignment) == (3e6, None, 8)
+    prune = load_recipe(_write(tmp_path, MINIMAL), ("prune.macs=1.5G", "prune.align=16")).prune
+    assert (prune.macs, prune.align) == (1.5e9, 16)
+
+
+def test_a_target_that_is_set_takes_the_place_of_the_recipe_s(tmp_path: Path) -> None:
+    prune = load_recipe(_write(tmp_path, MINIMAL), ("prune.params=3M",)).prune
+    assert (prune.ratio, prune.params) == (None, 3e6)
+    with pytest.raises(SlimdeployError, match=r"give one target, .* not params and macs"):
+        load_recipe(_write(tmp_path, MINIMAL), ("prune.params=3M", "prune.macs=40M"))
+
+
+def test_what_may_have_no_value_is_set_to_none(tmp_path: Path) -> None:
+    path = _write(tmp_path, MINIMAL + "[train]\npatience = 3\nteacher = 'x'")
+    settings = ("train.patience=none", "train.teacher=none", "prune.ratio=none", "prune.macs=4M")
+    recipe = load_recipe(path, settings)
+    assert (recipe.train.patience, recipe.train.teacher, recipe.prune.ratio) == (None, None, None)
+    with pytest.raises(SlimdeployError, match=r"train\.epochs must be a whole number, not 'none'"):
+        load_recipe(path, ("train.epochs=none",))
+
+
+def test_paths_in_a_recipe_may_begin_with_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _write(tmp_path, MINIMAL + "[finetune]\nteacher = '~/t.safetensors'\n")
+    recipe = load_recipe(find_recipe("~/my.toml"), ("data.data_dir=~/data",))
+    assert recipe.finetune.teacher == f"{tmp_path}/t.safetensors"
+    assert recipe.data.data_dir == tmp_path / "data"
+
+
+def test_the_text_of_a_recipe_is_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
+    assert load_recipe(path).prune.ratio == 0.5
+    path.write_bytes(MINIMAL.encode("utf-16"))
+    with pytest.raises(SlimdeployError, match=r"my\.toml is not a readable recipe: not UTF-8 text"):
+        load_recipe(path)
+
+
+def test_unknown_recipes_suggest_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(SlimdeployError, match=r"^no recipe 'digit'; there are .*Did you mean 'digits'\?$"):
+        find_recipe("digit")
+    with pytest.raises(SlimdeployError, match=r"^no recipe at nowhere\.toml$"):
+        find_recipe("nowhere.toml")
+    path = _write(tmp_path, MINIMAL)
+    assert find_recipe(str(path)) == path

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import io
+
+import rich.console
+
+from slimdeploy.toolchain.pipeline.table import COLUMNS, table_text
+
+
+def shown(table) -> str:
+    console = rich.console.Console(width=200, record=True, file=io.StringIO())
+    console.print(table_text(table))
+    return console.export_text()
+
+
+def row(**given):
+    return {
+        **dict.fromkeys(COLUMNS),
+        "step": "final.onnx",
+        "accuracy": 0.9,
+        "params": 10,
+        "macs": 20,
+        **given,
+    }
+
+
+def test_a_figure_that_is_not_known_well_says_so():
+    speed = {
+        "batch": 1,
+        "latency_p50_ms": 1.5,
+        "speedup": 127.0,
+        "speedup_ci95_low": 90.0,
+        "speedup_ci95_high": 160.0,
+    }
+    noisy = row(**speed, realised=2.0, interval_reached=False)
+    remark = "final.onnx, batch 1: noisy: the median is known to ±25.8%"
+    text = shown({"title": "t", "rows": [row(), noisy], "remarks": ["the machine was busy before", remark]})
+    assert "~1.50 ms" in text
+    assert "~127.00× [90.00, 160.00]" in text
+    assert "! the machine was busy before" in text
+    assert f"! {remark}" in text
+    steady = row(**speed, realised=2.0, interval_reached=True)
+    assert "~" not in shown({"title": "t", "rows": [row(), steady], "remarks": []})

@@ -1,0 +1,194 @@
+"""Command-line options that several commands share, so that they read and behave alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, MAX_SEED
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.paths import InputPath, OutputPath
+from slimdeploy.toolchain.preprocessing import CHANNEL_ORDERS, INTERPOLATIONS
+from slimdeploy.toolchain.preprocessing_options import PRESETS, PreprocessingOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+IMAGE_SIDE = click.IntRange(8, MAX_IMAGE_SIZE)
+MAX_THREADS = 1024
+"""Far beyond it the libraries crash instead of refusing."""
+
+
+def checkpoint_argument(function: F) -> F:
+    """The checkpoint that the command reads."""
+    return click.argument("checkpoint", type=InputPath())(function)
+
+
+def output_option(function: F) -> F:
+    """`-o/--output` and `--force`."""
+    function = click.option("--force", is_flag=True, help="Replace the output where it exists.")(function)
+    return click.option("-o", "--output", type=OutputPath(".json"), required=True, help="File to write.")(
+        function
+    )
+
+
+def network_options(default: str | None = None) -> Callable[[F], F]:
+    """`--arch`, `--arg` and `--stem`; the function gets them as `arch`, `arguments` and `stem`."""
+
+    def decorate(function: F) -> F:
+        stem = click.option(
+            "--stem", help="First layers of a ResNet: cifar-pool, cifar or imagenet. [default: cifar-pool]"
+        )
+        argument = click.option(
+            "--arg", "arguments", multiple=True, metavar="NAME=VALUE",
+            help="Argument for what builds an imported network, such as width=0.5. Repeatable.",
+        )  # fmt: skip
+        arch = click.option(
+            "--arch", default=default, metavar="NAME",
+            help="resnet18, 34, 50, 101 or 152; torchvision:NAME, timm:NAME, or FILE.py:FUNCTION that "
+            "returns a torch.nn.Module. [default: resnet50]",
+        )  # fmt: skip
+        return arch(argument(stem(function)))
+
+    return decorate
+
+
+def resume_option(function: F) -> F:
+    """`--resume`."""
+    return click.option("--resume", is_flag=True, help="Go on with the unfinished run of this output.")(
+        function
+    )
+
+
+def data_options(
+    *, required: bool, preprocessing: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--data`, `--data-dir`, `--size` and `--stream`, and with `preprocessing`, for a command that decides
+    on it, how images become the network's input; the function gets them as one argument, `data: DataOptions |
+    None`.
+    """
+    options = [*_DATA_OPTIONS, *(_preprocessing_options(unknown="measured") if preprocessing else ())]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(data: str | None, **arguments: Any) -> Any:
+            from slimdeploy.toolchain.data.dataset import DataOptions
+
+            chosen = {name: arguments.pop(name) for name in [*_NAMES, *(_CHOICES if preprocessing else ())]}
+            source = click.get_current_context().get_parameter_source
+            unused = [name for name in chosen if source(name) is ParameterSource.COMMANDLINE]
+            if data is None and unused:
+                raise SlimdeployError(f"--{unused[0].replace('_', '-')} goes with --data, which is missing")
+            return function(data=DataOptions(data, **chosen) if data else None, **arguments)
+
+        wrapped.__doc__ = function.__doc__
+        wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        return click.option(
+            "--data",
+            required=required,
+            metavar="NAME",
+            help="digits, cifar10, or folder:PATH with PATH/{train,val,test}/<class>/… or a CSV table.",
+        )(wrapped)
+
+    return decorate
+
+
+_NAMES = ("data_dir", "size", "stream", "skip_unreadable")
+_DATA_OPTIONS = (
+    click.option(
+        "--data-dir",
+        type=InputPath(),
+        default=Path("data"),
+        show_default=True,
+        help="Where cifar10 lies or is downloaded to.",
+    ),
+    click.option(
+        "--size", "--crop", "size", type=IMAGE_SIDE,
+        help="Side of the network's input: the centre of N×N pixels is cut out of the resized image (needed "
+        "where sizes differ).",
+    ),
+    click.option(
+        "--stream/--no-stream",
+        default=None,
+        help="Leave images in their files until needed. [default: where they don't fit in half of the free "
+        "memory]",
+    ),
+    click.option("--skip-unreadable", is_flag=True, help="Leave unreadable images out, and name them."),
+)  # fmt: skip
+_CHOICES = ("preprocessing", "resize", "interpolation", "mean", "std", "channels")
+
+
+def _preprocessing_options(*, unknown: str) -> tuple[Callable[[F], F], ...]:
+    """Those of _CHOICES; `unknown`: the mean and deviation where nothing tells them."""
+    return (
+        click.option(
+            "--preprocessing", metavar="NAME",
+            help=f"Preset of resize, crop, mean and std: {', '.join(PRESETS)}. Options below override it.",
+        ),
+        click.option(
+            "--resize", metavar="N|HxW",
+            help="Resize the shorter side to N, or to H×W ignoring the aspect ratio. [default: --size]",
+        ),
+        click.option("--interpolation", type=click.Choice(INTERPOLATIONS), help="[default: bilinear]"),
+        click.option("--mean", type=float, nargs=3, metavar="R G B",
+                     help=f"Mean of the pixels, 0…1. [default: of the weights, or {unknown}]"),
+        click.option("--std", type=float, nargs=3, metavar="R G B",
+                     help=f"Their deviation. [default: of the weights, or {unknown}]"),
+        click.option("--channels", type=click.Choice(CHANNEL_ORDERS),
+                     help="Order of the colours in the network's input. [default: rgb]"),
+    )  # fmt: skip
+
+
+def preprocessing_options(*, size: str, unknown: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--size` and how images become the network's input, for a command without data; the function gets them
+    as one argument, `images: PreprocessingOptions`.
+
+    `size`: what `--help` says its default is; `unknown`: the mean and deviation where nothing tells them.
+    """
+    side = click.option(
+        "--size", "--crop", "size", type=IMAGE_SIDE,
+        help=f"Side of the network's input: the centre cut out of the resized image. [default: {size}]",
+    )  # fmt: skip
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(**arguments: Any) -> Any:
+            chosen = {name: arguments.pop(name) for name in ("size", *_CHOICES)}
+            return function(images=PreprocessingOptions(**chosen), **arguments)
+
+        wrapped.__doc__ = function.__doc__
+        wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        for option in reversed((side, *_preprocessing_options(unknown=unknown))):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return decorate
+
+
+def seed_option(function: F) -> F:
+    """`--seed`."""
+    return click.option(
+        "--seed",
+        type=click.IntRange(0, MAX_SEED),
+        default=0,
+        show_default=True,
+        help="Seed of every random choice.",
+    )(function)
+
+
+def threads_option(function: F) -> F:
+    """`--threads`."""
+    count = click.IntRange(1, MAX_THREADS)
+    return click.option("--threads", type=count, help="CPU threads. [default: all cores]")(function)
+
+
+def machine_options(function: F) -> F:
+    """`--device` and `--threads`."""
+    function = threads_option(function)
+    devices = click.Choice(["auto", "cpu", "cuda"])
+    return click.option(
+        "--device", type=devices, default="auto", show_default=True, help="Where to compute."
+    )(function)

@@ -1,0 +1,188 @@
+"""What a bundle says of itself: its files with their hashes, its models, and the network's description."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from slimdeploy.toolchain.artifacts import json_text
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.runtime.onnx_file import MAX_FILE_BYTES, PRECISIONS, TARGETS
+
+FORMAT = 1
+
+MAX_FILES = 64
+GOLDEN_IMAGES, EVALUATION_IMAGES, EVALUATION_LABELS = (
+    "golden/images.u8", "evaluation/images.u8", "evaluation/labels.i32",
+)  # fmt: skip
+CALIBRATION = "calibration.json"
+
+# Lower case only and no leading dot: the same file on every file system, and never one outside the folder.
+_PATH = re.compile(r"[a-z0-9][a-z0-9._-]{0,40}(/[a-z0-9][a-z0-9._-]{0,40}){0,2}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """One file of a bundle, by its path inside."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The network in one precision. Its ONNX file and its golden outputs are named after `id`."""
+
+    precision: str
+    target: str
+    accuracy: float | None
+    """Share of the evaluation images that the host got right with it."""
+
+    @property
+    def id(self) -> str:
+        return self.precision if self.target == "any" else f"{self.precision}-{self.target}"
+
+    @property
+    def model(self) -> str:
+        return f"models/{self.id}.onnx"
+
+    @property
+    def golden(self) -> str:
+        """(golden_images, classes) float32: the logits that the host computed."""
+        return f"golden/{self.id}.f32"
+
+
+@dataclass(frozen=True)
+class BundleManifest:
+    """Everything in a bundle. Raises SlimdeployError when built with values that contradict each other."""
+
+    name: str
+    info: ModelInfo
+    variants: tuple[Variant, ...]
+    golden_images: int
+    evaluation_images: int
+    files: tuple[BundleFile, ...]
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise SlimdeployError(f"{self.name!r} is no name for a bundle: letters, digits, '.', '_' and '-'")
+        if len(self.files) > MAX_FILES:
+            raise SlimdeployError(f"{len(self.files)} files; at most {MAX_FILES} can be")
+        if not self.variants or len({variant.id for variant in self.variants}) != len(self.variants):
+            raise SlimdeployError("a bundle needs at least one model, and each precision once")
+        if self.golden_images < 1 or self.evaluation_images < 0:
+            raise SlimdeployError("a bundle needs at least one golden image")
+        self._check_paths()
+        self._check_sizes()
+
+    def file(self, path: str) -> BundleFile:
+        """The entry of `path`; raises SlimdeployError where there is none."""
+        for file in self.files:
+            if file.path == path:
+                return file
+        raise SlimdeployError(f"{path} is not in the bundle")
+
+    @property
+    def content_bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    def to_json(self) -> bytes:
+        document = {
+            "format": FORMAT,
+            "name": self.name,
+            "info": json.loads(self.info.to_json()),
+            "variants": [asdict(variant) for variant in self.variants],
+            "golden_images": self.golden_images,
+            "evaluation_images": self.evaluation_images,
+            "files": [asdict(file) for file in self.files],
+        }
+        return (json_text(document, indent=1) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, content: bytes, source: str) -> BundleManifest:
+        """Read a manifest; raises SlimdeployError where it is damaged, too new, or contradicts itself."""
+        try:
+            document = json.loads(content)
+            if document["format"] != FORMAT:
+                raise SlimdeployError(f"format {document['format']!r}; this slimdeploy reads {FORMAT}")
+            return cls(
+                name=_string(document["name"]),
+                info=ModelInfo.from_json(json.dumps(document["info"]), "info"),
+                variants=tuple(_variant(entry) for entry in document["variants"]),
+                golden_images=_count(document["golden_images"]),
+                evaluation_images=_count(document["evaluation_images"]),
+                files=tuple(_file(entry) for entry in document["files"]),
+            )
+        except SlimdeployError as error:
+            raise SlimdeployError(f"{source}: the manifest can't be used: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            raise SlimdeployError(f"{source}: the manifest is damaged ({error!r})") from error
+
+    def _check_paths(self) -> None:
+        paths = [file.path for file in self.files]
+        for path in paths:
+            if not _PATH.fullmatch(path):
+                raise SlimdeployError(f"{path!r} is no path inside a bundle")
+        if len(set(paths)) != len(paths):
+            raise SlimdeployError("a path is listed twice")
+        expected = set(self._expected_paths())
+        for path in sorted(expected ^ (set(paths) - {CALIBRATION})):
+            raise SlimdeployError(f"{path} is {'missing' if path in expected else 'not part of a bundle'}")
+
+    def _expected_paths(self) -> Iterator[str]:
+        yield GOLDEN_IMAGES
+        if self.evaluation_images:
+            yield from (EVALUATION_IMAGES, EVALUATION_LABELS)
+        for variant in self.variants:
+            yield from (variant.model, variant.golden)
+
+    def _check_sizes(self) -> None:
+        """Image and logit files hold bare numbers: their sizes follow from the counts."""
+        image = 3 * self.info.preprocessing.size**2
+        expected = {
+            GOLDEN_IMAGES: self.golden_images * image,
+            EVALUATION_IMAGES: self.evaluation_images * image,
+            EVALUATION_LABELS: self.evaluation_images * 4,
+        }
+        expected |= {v.golden: self.golden_images * self.info.graph.classes * 4 for v in self.variants}
+        for file in self.files:
+            if file.bytes > MAX_FILE_BYTES:
+                raise SlimdeployError(f"{file.path} has {file.bytes} bytes; at most {MAX_FILE_BYTES} can be")
+            if file.bytes != expected.get(file.path, file.bytes):
+                raise SlimdeployError(f"{file.path} has {file.bytes} bytes, not {expected[file.path]}")
+
+
+def _variant(entry: Any) -> Variant:
+    accuracy = entry["accuracy"]
+    if accuracy is not None and not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1):
+        raise SlimdeployError(f"an accuracy of {accuracy!r}")
+    for key, known in (("precision", PRECISIONS), ("target", TARGETS)):
+        if entry[key] not in known:
+            raise SlimdeployError(f"{key} {entry[key]!r}; known: {', '.join(known)}")
+    return Variant(entry["precision"], entry["target"], accuracy)
+
+
+def _file(entry: Any) -> BundleFile:
+    sha256 = _string(entry["sha256"])
+    if not _SHA256.fullmatch(sha256):
+        raise SlimdeployError(f"{sha256!r} is no SHA-256")
+    return BundleFile(_string(entry["path"]), _count(entry["bytes"]), sha256)
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise SlimdeployError(f"{value!r} is no text")
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise SlimdeployError(f"{value!r} is no count")
+    return value

@@ -1,0 +1,239 @@
+"""Fits a latency table to measured networks: pure functions from samples to coefficients.
+
+Every fit minimises the sum of absolute relative errors, as a median does: networks that other work disturbed
+while they were measured don't move it. It is iteratively reweighted least squares (Schlossmacher, JASA 68,
+1973) over coefficients that may not be negative (Lawson & Hanson, Solving Least Squares Problems, 1974,
+chapter 23).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from slimdeploy.toolchain.latency.table import LatencyTable, ends, shape_of, streamed_share, terms, weights_mb
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import priced_layers
+
+GRANULARITIES = (1, 8, 16, 32)
+CACHES_MB = (2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0, None)
+"""Candidates: kept are the granularity that explains the measured layers best and the cache that explains
+whole runs best. None: no limit that shows.
+"""
+PASS = 12
+"""Networks that are measured in one go, minutes from the next ones."""
+STEADY = 0.05
+"""Passes that differ by less in speed were measured on the same machine, as far as one can tell."""
+SEARCH_ROUNDS, ROUNDS = 3, 12
+FLOOR = 0.01
+"""Relative errors below it count alike: reweighting would divide by zero."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measured network: ms of each convolution by name and of the rest, as its profile tells them, and of
+    a whole run without a profile.
+    """
+
+    graph: Graph
+    convs_ms: dict[str, float]
+    rest_ms: float
+    total_ms: float
+
+
+def fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> LatencyTable:
+    """The table that explains `samples` best, given in the order they were measured; at least a few networks
+    of different widths are needed.
+    """
+    table = _fit(samples, size, device)
+    evened = even_out(samples, 1 + prediction_errors(table, samples, size))
+    return table if evened is samples else _fit(evened, size, device)
+
+
+def even_out(samples: Sequence[Sample], pace: np.ndarray) -> Sequence[Sample]:
+    """`samples` with the passes that a slower or faster machine measured brought to the speed of the others.
+
+    `pace` is predicted ÷ measured of each: its median over a pass's networks of all sizes says how fast the
+    machine was then. Passes within STEADY of the middle one stay as they are; `samples` where all do.
+    """
+    passes = [slice(start, start + PASS) for start in range(0, len(samples), PASS)]
+    paces = np.array([np.median(pace[own]) for own in passes])
+    factors = paces / np.median(paces)
+    factors[np.abs(factors - 1) <= STEADY] = 1.0
+    if (factors == 1).all():
+        return samples
+    return [
+        _times(sample, factor) for own, factor in zip(passes, factors, strict=True) for sample in samples[own]
+    ]
+
+
+def _times(sample: Sample, factor: float) -> Sample:
+    convs_ms = {name: ms * factor for name, ms in sample.convs_ms.items()}
+    return Sample(sample.graph, convs_ms, sample.rest_ms * factor, sample.total_ms * factor)
+
+
+def _fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> LatencyTable:
+    measured = _by_shape(samples, size, device)
+
+    def error(granularity: int) -> float:
+        fits = (_fit_shape(own, granularity, None, rounds=SEARCH_ROUNDS) for own in measured.values())
+        return sum(left for _, left in fits)
+
+    granularity = min(GRANULARITIES, key=error)
+    # By the whole runs: a profiled one writes its notes between the layers, and more weights leave the cache.
+    rest = _fit_rest(samples)
+    tables = [
+        _fit_table(samples, measured, rest, size, device, granularity, megabytes) for megabytes in CACHES_MB
+    ]
+    return min(tables, key=lambda table: float(np.abs(prediction_errors(table, samples, size)).mean()))
+
+
+def _fit_table(
+    samples: Sequence[Sample],
+    measured: dict[str, _Shape],
+    rest: np.ndarray,
+    size: int,
+    device: dict[str, Any],
+    granularity: int,
+    cache_mb: float | None,
+) -> LatencyTable:
+    """The table for a given granularity and cache."""
+    shapes = {
+        shape: _fit_shape(own, granularity, cache_mb, rounds=ROUNDS)[0] for shape, own in measured.items()
+    }
+    raw = _table(device, granularity, cache_mb, shapes, rest)
+    scale, each = _fit_totals(samples, raw, size)
+    shapes = {shape: scale * found for shape, found in shapes.items()}
+    rest = np.maximum(scale * rest + np.array([each, 0, 0]), 0)
+    return _table(device, granularity, cache_mb, shapes, rest, each)
+
+
+def prediction_errors(table: LatencyTable, samples: Sequence[Sample], size: int) -> np.ndarray:
+    """(predicted − measured) ÷ measured of each sample's whole run."""
+    predicted = np.array([table.network_ms(sample.graph, size) for sample in samples])
+    return predicted / np.array([sample.total_ms for sample in samples]) - 1
+
+
+def least_absolute(
+    features: np.ndarray, target: np.ndarray, *, rounds: int = ROUNDS, signed: tuple[int, ...] = ()
+) -> np.ndarray:
+    """Coefficients (k,) ≥ 0 of `features` (n, k) that minimise Σ |features @ x ÷ target − 1|, target (n,) >
+    0.
+
+    The columns in `signed` may have negative ones.
+    """
+    relative = features / target[:, None]
+    relative = np.concatenate([relative, -relative[:, list(signed)]], axis=1)
+    size = np.abs(relative).max(axis=0)
+    scaled = relative / np.where(size > 0, size, 1)
+    weights = np.ones(len(target))
+    for _ in range(rounds):
+        weighted = scaled * weights[:, None]
+        found = nonnegative(weighted.T @ weighted, weighted.T @ weights)
+        weights = 1 / np.sqrt(np.maximum(np.abs(scaled @ found - 1), FLOOR))
+    found = np.where(size > 0, found / np.where(size > 0, size, 1), 0)
+    coefficients = found[: features.shape[1]].copy()
+    coefficients[list(signed)] -= found[features.shape[1] :]
+    return coefficients
+
+
+def nonnegative(gram: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """The x ≥ 0 that minimises ½ xᵀ gram x − momentsᵀ x: Lawson and Hanson's active sets."""
+    k = len(moments)
+    found, passive = np.zeros(k), np.zeros(k, dtype=bool)
+    tolerance = 1e-10 * max(1.0, float(np.abs(moments).max()))
+    for _ in range(3 * k):
+        gradient = np.where(passive, -np.inf, moments - gram @ found)
+        if gradient.max() <= tolerance:
+            break
+        passive[gradient.argmax()] = True
+        while True:
+            best = np.zeros(k)
+            own = np.ix_(passive, passive)
+            best[passive] = np.linalg.lstsq(gram[own], moments[passive], rcond=None)[0]
+            falling = passive & (best <= 0)
+            if not falling.any():
+                found = best
+                break
+            # As far towards the best as all stay ≥ 0; what reaches 0 leaves.
+            reach = found[falling] / (found[falling] - best[falling])
+            found = found + reach.min() * (best - found)
+            passive &= found > 1e-12
+            found[~passive] = 0
+            if not passive.any():
+                break
+    return found
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Every measured convolution of one shape, (n,) each."""
+
+    inputs: np.ndarray
+    outputs: np.ndarray
+    ms: np.ndarray
+    weights_mb: np.ndarray
+    """Of the whole network that it was measured in."""
+    importance: np.ndarray
+    """Its share of that network's time."""
+
+
+def _by_shape(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> dict[str, _Shape]:
+    rows: dict[str, list[tuple[float, ...]]] = {}
+    for sample in samples:
+        convs = priced_layers(sample.graph, size)
+        total, whole = weights_mb(convs, device), sum(sample.convs_ms.values())
+        for conv in convs:
+            ms = sample.convs_ms[conv.name]
+            row = (conv.in_channels, conv.out_channels, ms, total, ms / whole)
+            rows.setdefault(shape_of(conv), []).append(row)
+    return {shape: _Shape(*np.array(found, dtype=float).T) for shape, found in rows.items()}
+
+
+def _fit_shape(
+    own: _Shape, granularity: int, cache_mb: float | None, *, rounds: int
+) -> tuple[np.ndarray, float]:
+    """Coefficients of one shape, and the error that they leave: what it adds to its networks' totals."""
+    streamed = streamed_share(own.weights_mb, cache_mb)
+    columns = terms(own.inputs, own.outputs, streamed, granularity)
+    features = np.stack(np.broadcast_arrays(*columns), axis=1)
+    found = least_absolute(features, own.ms, rounds=rounds)
+    return found, float((np.abs(features @ found / own.ms - 1) * own.importance).sum())
+
+
+def _fit_rest(samples: Sequence[Sample]) -> np.ndarray:
+    widths = [(1, *ends(sample.graph)) for sample in samples]
+    return least_absolute(np.array(widths, dtype=float), np.array([sample.rest_ms for sample in samples]))
+
+
+def _fit_totals(samples: Sequence[Sample], raw: LatencyTable, size: int) -> tuple[float, float]:
+    """How the layers' times become that of a run without a profile: a factor, and ms for each layer."""
+    predicted = np.array([raw.network_ms(sample.graph, size) for sample in samples])
+    nodes = np.array([len(sample.convs_ms) + 1.0 for sample in samples])
+    total = np.array([sample.total_ms for sample in samples])
+    scale, each = least_absolute(np.stack([predicted, nodes], axis=1), total, signed=(1,))
+    return float(scale), float(each)
+
+
+def _table(
+    device: dict[str, Any],
+    granularity: int,
+    cache_mb: float | None,
+    shapes: dict[str, Any],
+    rest: np.ndarray,
+    layer_ms: float = 0.0,
+) -> LatencyTable:
+    values = {shape: tuple(float(c) for c in found) for shape, found in shapes.items()}
+    constant, by_stem, by_classifier = (float(c) for c in rest)
+    return LatencyTable(
+        device,
+        int(device["batch"]),
+        granularity,
+        cache_mb,
+        values,
+        (constant, by_stem, by_classifier),
+        layer_ms,
+    )

@@ -1,0 +1,80 @@
+"""The networks that a latency table is measured on: random widths, weights of noise."""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+
+import numpy as np
+import onnx
+
+from slimdeploy.toolchain.export.graph import build_graph
+from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, channel_groups, unit_channels
+from slimdeploy.toolchain.networks.cutting import at_widths
+from slimdeploy.toolchain.networks.graph import Graph, Node
+
+ALIGNMENT = 8
+"""Widths drawn are multiples of it."""
+OPSET = 17
+RANGE = 4.0
+"""Values beyond it are clipped where activations are INT8: noise of variance 1 is mostly within."""
+
+
+def random_network(full: Graph, rng: random.Random) -> Graph:
+    """The network at random widths: some overall share, each width around it; residual streams whole or
+    narrowed like the rest.
+    """
+    share = math.exp(rng.uniform(math.log(0.06), 0))
+    coupled = rng.random() < 0.5
+    groups = channel_groups(full, residual="couple")
+    channels = unit_channels(groups)
+
+    def narrow(group: ChannelGroup) -> int:
+        wanted = min(1.0, share * rng.uniform(0.5, 1.6)) * group.width
+        step = ALIGNMENT // math.gcd(ALIGNMENT, channels[group.name])
+        return min(group.width, max(step, round(wanted / step) * step))
+
+    widths = {g.name: narrow(g) if coupled or not g.residual else g.width for g in groups}
+    return at_widths(full, groups, widths)
+
+
+def build_noise(graph: Graph, size: int, precision: str = "fp32", *, opset: int = OPSET) -> bytes:
+    """The network as a serialised ONNX model in `precision`, with weights of noise.
+
+    `int8` has Q/DQ pairs in the form for TensorRT, and from opset 19 on computes the rest in FP16.
+    """
+    model = build_graph(graph, size, parameters=_noise, opset=opset)
+    if precision == "int8":
+        model = _quantised(model, half=opset >= 19)
+    elif precision == "fp16":
+        from slimdeploy.toolchain.export.precision import to_fp16
+
+        model = to_fp16(model)
+    return model.SerializeToString()
+
+
+def _quantised(model: onnx.ModelProto, *, half: bool) -> onnx.ModelProto:
+    from slimdeploy.calibrate.classifier import classifier
+    from slimdeploy.calibrate.qdq import QdqOptions, insert_qdq
+    from slimdeploy.toolchain.export.precision import to_fp16
+
+    source = classifier(model, source="a network of noise")
+    options = QdqOptions(half_scales=half, float_weights=not half)
+    made = insert_qdq(source, dict.fromkeys(source.activations, RANGE), options=options)
+    return to_fp16(made) if half else made
+
+
+@functools.cache
+def _pool() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)
+
+
+def _noise(node: Node, batchnorm: Node | None) -> dict[str, np.ndarray]:
+    """Tensors that keep activations near 1: no time is lost to denormal or infinite numbers."""
+    shapes = {name: tensor.shape for name, tensor in node.op.tensors(node).items()}
+    found = {name: np.resize(_pool(), shape) for name, shape in shapes.items()}
+    if node.operator == "batchnorm":
+        return found | {"running_var": np.ones(shapes["running_var"], np.float32)}
+    weight = found["weight"] / np.float32(math.sqrt(math.prod(shapes["weight"][1:])))
+    return {"weight": weight, "bias": np.resize(_pool(), shapes["weight"][0])}

@@ -1,0 +1,82 @@
+"""Latency tables on onnxruntime's CPU provider: layers by its own profiler."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.export.graph import INPUT
+from slimdeploy.toolchain.latency.backend import WARM_UP_RUNS, LutOptions, run_times, sample, time_whole
+from slimdeploy.toolchain.latency.fit import Sample
+from slimdeploy.toolchain.latency.networks import build_noise
+from slimdeploy.toolchain.latency.profile import end_profile, profiling_session, sum_by_layer
+from slimdeploy.toolchain.measure import conditions
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import priced_layers
+
+
+@dataclass(frozen=True)
+class OnnxruntimeBackend:
+    """onnxruntime on this machine's CPU."""
+
+    options: LutOptions
+    device: dict[str, Any]
+    revisits: bool = True
+
+    def profile(self, graph: Graph, size: int) -> Sample:
+        images = np.random.default_rng(0).random((self.options.batch, 3, size, size), dtype=np.float32)
+        with tempfile.TemporaryDirectory() as folder:
+            session = profiling_session(build_noise(graph, size), Path(folder), threads=self.options.threads)
+            run = functools.partial(session.run, None, {INPUT: images})
+            run_times(run)
+            events = end_profile(session)
+        total_ms = float(np.median(run_times(run)))  # from here on nothing is recorded
+        convs = priced_layers(graph, size)
+        layers = sum_by_layer(events, graph, skip=WARM_UP_RUNS)
+        return sample(graph, convs, layers, total_ms, f"onnxruntime {onnxruntime.__version__}")
+
+    def whole_ms(self, graphs: Sequence[Graph], size: int, *, seconds: float) -> list[float]:
+        with tempfile.TemporaryDirectory() as folder:
+            models = [Path(folder) / f"{i}.onnx" for i in range(len(graphs))]
+            for model, graph in zip(models, graphs, strict=True):
+                model.write_bytes(build_noise(graph, size))
+            return time_whole(
+                models, "onnxruntime", batch=self.options.batch, threads=self.options.threads, device="cpu",
+                seconds=seconds,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Nothing is kept from one network to the next."""
+
+    def __enter__(self) -> OnnxruntimeBackend:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def open_backend(options: LutOptions) -> OnnxruntimeBackend:
+    """Raises SlimdeployError for another precision than FP32."""
+    if options.precision != "fp32":
+        raise SlimdeployError(
+            f"--precision {options.precision}: latency tables of onnxruntime are in fp32; "
+            "--backend tensorrt has fp16 and int8"
+        )
+    machine = conditions.machine()
+    device = {
+        "cpu": machine["cpu"],
+        "cores": machine["cores"],
+        "backend": "onnxruntime-cpu",
+        "threads": options.threads or machine["cores"],
+        "batch": options.batch,
+        "versions": {"onnxruntime": onnxruntime.__version__},
+    }
+    return OnnxruntimeBackend(options, device)

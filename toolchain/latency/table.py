@@ -1,0 +1,175 @@
+"""The latency table: what every convolution of an architecture costs at any width, on one device.
+
+For each shape (kernel, stride, input size, and whether the residual sum is fused in) the table holds the
+terms of a convolution's time that hardware has: one launch, so much for each input channel, for each output
+channel, for each pair of them, and for each weight that has to come from memory because the network's weights
+don't fit into the cache. No term is negative, so a narrower convolution never costs more. `slimdeploy lut`
+measures and fits it (lut_measure.py, lut_fit.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.networks.cost import round_up
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import Layer, priced_layers
+
+KIND = "lut"
+TERMS = ("launch", "input", "output", "product", "blocks", "streaming")
+"""What the coefficients of a shape multiply: see `terms`."""
+BLOCK = 4
+"""Kernels compute several vectors of output channels at a time (onnxruntime's up to 4) and waste the rest."""
+WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+
+
+def shape_of(conv: Layer) -> str:
+    """Key of the layers that share coefficients: `3x3/2@16` has stride 2 and an input of 16×16; `3x3/1@16 of
+    1` is depthwise, with one input channel a group.
+    """
+    if conv.operator == "linear":
+        return "linear"
+    height, width = conv.kernel
+    grouped = f" of {conv.in_channels // conv.groups}" if conv.groups > 1 else ""
+    key = f"{height}x{width}/{_side(conv.stride)}@{_side(conv.in_size)}"
+    return f"{key}{grouped}{'+sum' if conv.summed else ''}"
+
+
+def _side(pair: tuple[int, int]) -> str:
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
+
+
+def terms(inputs: Any, outputs: Any, streamed: Any, granularity: int) -> tuple[Any, ...]:
+    """What TERMS stand for, of one convolution or, given arrays, of many.
+
+    `inputs` and `outputs` are its widths, which count as the multiples of `granularity` that the runtime pads
+    them to; `streamed` is the share of the weights that comes from memory in every run.
+    """
+    wide, out = round_up(inputs, granularity), round_up(outputs, granularity)
+    blocks = round_up(outputs, BLOCK * granularity)
+    product = wide * out
+    return 1.0, wide, out, product, wide * blocks, product * streamed
+
+
+def streamed_share(weights_mb: Any, cache_mb: float | None) -> Any:
+    """The share of a network's weights that can't stay in the cache from run to run; of many, given an
+    array.
+    """
+    return np.maximum(0.0, 1 - cache_mb / weights_mb) if cache_mb else 0.0 * weights_mb
+
+
+def weights_mb(convs: Iterable[Layer], device: dict[str, Any]) -> float:
+    """Weights of the convolutions in MB (2^20 bytes), in the precision of a table's `device`."""
+    return sum(conv.weights for conv in convs) * WEIGHT_BYTES[precision_of(device)] / 2**20
+
+
+def precision_of(device: dict[str, Any]) -> str:
+    """What a table's `device` computes in; FP32 where it doesn't say so."""
+    return str(device.get("precision", "fp32"))
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Predicts times in ms on `device` for batches of `batch` images."""
+
+    device: dict[str, Any]
+    batch: int
+    granularity: int
+    """Widths that are no multiple of it cost as much as the next one: what to align to on this device."""
+    cache_mb: float | None
+    """Weights beyond so many MB are read from memory in every run; None where that never showed."""
+    shapes: dict[str, tuple[float, ...]]
+    """Shape -> ms for each of TERMS."""
+    rest: tuple[float, float, float]
+    """Pooling, classifier and what a run costs in itself: ms, ms per stem channel, ms per classifier input.
+    """
+    layer_ms: float = 0.0
+    """Added to each convolution; below 0 by what profiling cost where the shapes were measured."""
+
+    @property
+    def precision(self) -> str:
+        return precision_of(self.device)
+
+    def conv_ms(self, conv: Layer, *, streamed: float = 0.0) -> float:
+        """Time of one convolution, with its ReLU and residual sum, within a network.
+
+        Raises SlimdeployError for a shape that wasn't measured.
+        """
+        shape = shape_of(conv)
+        if shape not in self.shapes:
+            raise SlimdeployError(
+                f"the latency table has no {shape} convolution ({conv.name}): measure one of this network "
+                "with slimdeploy lut CHECKPOINT"
+            )
+        values = terms(conv.in_channels, conv.out_channels, streamed, self.granularity)
+        ms = sum(value * each for value, each in zip(values, self.shapes[shape], strict=True))
+        return max(0.0, ms + self.layer_ms)
+
+    def rest_ms(self, *, stem: int, classifier_in: int) -> float:
+        """Time of everything that isn't a convolution, for so many channels."""
+        constant, by_stem, by_classifier = self.rest
+        return constant + by_stem * stem + by_classifier * classifier_in
+
+    def streamed(self, convs: Iterable[Layer]) -> float:
+        """The share of the weights of a network of `convs` that comes from memory in every run."""
+        return float(streamed_share(weights_mb(convs, self.device), self.cache_mb))
+
+    def network_ms(self, graph: Graph, size: int) -> float:
+        """Time of a run of the network on a batch of square images with a side of `size` pixels.
+
+        Raises SlimdeployError where the table lacks one of its shapes.
+        """
+        convs = priced_layers(graph, size)
+        streamed = self.streamed(convs)
+        stem, classifier_in = ends(graph)
+        rest = self.rest_ms(stem=stem, classifier_in=classifier_in)
+        return rest + sum(self.conv_ms(conv, streamed=streamed) for conv in convs)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a `lut` document holds as `model`."""
+        return {
+            "granularity": self.granularity,
+            "cache_mb": self.cache_mb,
+            "terms": list(TERMS),
+            "shapes": {name: list(values) for name, values in self.shapes.items()},
+            "rest": list(self.rest),
+            "layer_ms": self.layer_ms,
+        }
+
+
+def ends(graph: Graph) -> tuple[int, int]:
+    """Output channels of the first layer and inputs of the last, which the time of everything that isn't
+    priced by itself goes with.
+    """
+    weighted = [node for node in graph.nodes if node.operator in ("conv", "linear")]
+    return int(weighted[0].attributes["out"]), int(weighted[-1].attributes["in"])
+
+
+def load_table(path: Path | str) -> LatencyTable:
+    """Read what `slimdeploy lut` wrote; raises SlimdeployError where it is missing, damaged or of another
+    kind.
+    """
+    return table_of(results.read(Path(path), KIND), Path(path))
+
+
+def table_of(document: dict[str, Any], path: Path) -> LatencyTable:
+    """The table in a `lut` document that came from `path`."""
+    try:
+        device, model = document["device"], document["model"]
+        shapes = {str(name): tuple(map(float, values)) for name, values in model["shapes"].items()}
+        if model["terms"] != list(TERMS) or any(len(values) != len(TERMS) for values in shapes.values()):
+            raise ValueError(f"terms {model['terms']}")
+        constant, by_stem, by_classifier = map(float, model["rest"])
+        return LatencyTable(
+            device, int(device["batch"]), int(model["granularity"]), model["cache_mb"], shapes,
+            (constant, by_stem, by_classifier), float(model["layer_ms"]),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SlimdeployError(f"{path}: damaged latency table ({error!r}): measure it again") from error

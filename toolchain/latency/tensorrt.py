@@ -1,0 +1,138 @@
+"""Latency tables on TensorRT: layers by its profiler, mapped to convolutions as the audit of an engine does.
+
+An engine is built for each network, so a pass takes minutes; TensorRT's timing cache makes the later ones
+quicker.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.export.audit import EngineLayer, read_layers
+from slimdeploy.toolchain.export.engine import export_engine, inspect_engine
+from slimdeploy.toolchain.export.engine_options import EngineOptions
+from slimdeploy.toolchain.latency.backend import LutOptions, run_times, sample, time_whole
+from slimdeploy.toolchain.latency.fit import Sample
+from slimdeploy.toolchain.latency.networks import OPSET, build_noise
+from slimdeploy.toolchain.latency.profile import OTHER
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.layers import Layer, priced_layers
+from slimdeploy.toolchain.runtime.capabilities import capabilities
+from slimdeploy.toolchain.runtime.device import Device, open_device
+from slimdeploy.toolchain.runtime.engine_record import read_engine_record, this_machine
+from slimdeploy.toolchain.runtime.tensorrt import TensorrtSession, deserialize
+
+WARM_UP_S = 0.2
+"""A GPU raises its clocks under load."""
+INT8_OPSET = 19
+"""The first in which what INT8 leaves over can compute in FP16."""
+
+
+class TensorrtBackend:
+    """TensorRT on this machine's GPU, TF32 off."""
+
+    revisits = False  # each visit builds an engine
+
+    def __init__(self, trt: ModuleType, gpu: Device, options: LutOptions) -> None:
+        self._trt, self._gpu, self._options = trt, gpu, options
+        machine = this_machine(trt, gpu)
+        self._name = f"TensorRT {machine.tensorrt}"
+        self.device: dict[str, Any] = {
+            "gpu": machine.gpu,
+            "compute_capability": machine.compute_capability,
+            "backend": "tensorrt",
+            "precision": options.precision,
+            "batch": options.batch,
+            "versions": {"tensorrt": machine.tensorrt, "driver": machine.driver or "unknown"},
+        }
+
+    def profile(self, graph: Graph, size: int) -> Sample:
+        batch = self._options.batch
+        with tempfile.TemporaryDirectory(prefix="slimdeploy-lut-") as folder:
+            path = self._build(graph, size, Path(folder), "network")
+            engine = deserialize(self._trt, path.read_bytes(), host_code=False)
+            described = read_layers(inspect_engine(self._trt, engine, batch=batch))
+            session = TensorrtSession(
+                self._trt, engine, open_device(), path=path, record=read_engine_record(path), graphs=True
+            )
+            del engine  # the session's from here on, which lets it go before the memory that it needs
+            with session:
+                images = np.random.default_rng(0).random((batch, 3, size, size), dtype=np.float32)
+                total_ms = float(
+                    np.median(run_times(functools.partial(session.run, images), warm_up_s=WARM_UP_S))
+                )
+                profiled = session.layer_ms(batch)
+        convs = priced_layers(graph, size)
+        return sample(graph, convs, by_convolution(profiled, described, convs), total_ms, self._name)
+
+    def whole_ms(self, graphs: Sequence[Graph], size: int, *, seconds: float) -> list[float]:
+        with tempfile.TemporaryDirectory(prefix="slimdeploy-lut-") as folder:
+            engines = [self._build(graph, size, Path(folder), str(i)) for i, graph in enumerate(graphs)]
+            return time_whole(
+                engines, "tensorrt", batch=self._options.batch, threads=None, device="cuda", seconds=seconds
+            )
+
+    def _build(self, graph: Graph, size: int, folder: Path, name: str) -> Path:
+        """The engine of the network; raises SlimdeployError where it isn't in the precision asked for."""
+        options, onnx = self._options, folder / f"{name}.onnx"
+        highest = capabilities(self._trt.__version__).highest_opset or INT8_OPSET
+        opset = min(highest, INT8_OPSET) if options.precision == "int8" else OPSET
+        onnx.write_bytes(build_noise(graph, size, options.precision, opset=opset))
+        batches = (options.batch, options.batch, options.batch)
+        built = export_engine(
+            self._trt, onnx, folder / f"{name}.engine", EngineOptions(batch=batches), device=self._gpu
+        )
+        if built.audit.failed:
+            raise SlimdeployError(f"--precision {options.precision}: {built.audit.failed}")
+        return built.path
+
+    def close(self) -> None:
+        self._gpu.close()
+
+    def __enter__(self) -> TensorrtBackend:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def open_backend(options: LutOptions) -> TensorrtBackend:
+    """Raises ModuleNotFoundError where TensorRT is missing, SlimdeployError where there is no GPU, and where
+    CPU threads are asked for.
+    """
+    if options.threads:
+        raise SlimdeployError("--threads: a network runs on the GPU with --backend tensorrt")
+    import tensorrt as trt
+
+    return TensorrtBackend(trt, open_device(), options)
+
+
+def by_convolution(
+    profiled: Mapping[str, float], layers: Sequence[EngineLayer], convs: Sequence[Layer]
+) -> dict[str, float]:
+    """Times of an engine's layers as times of convolutions, by name, and OTHER for what computes none.
+
+    What is fused into a convolution (ReLU, residual sum, quantisation) counts as part of it. A layer that
+    computes several convolutions is shared out by their MACs.
+    """
+    by_name = {conv.name: conv for conv in convs}
+    computed: dict[str, list[Layer]] = {}
+    for layer in layers:
+        if not layer.reformat:
+            computed.setdefault(layer.name, []).extend(by_name[n] for n in layer.nodes if n in by_name)
+    found: dict[str, float] = {OTHER: 0.0}
+    for name, ms in profiled.items():
+        own = computed.get(name) or []
+        for conv in own:
+            found[conv.name] = found.get(conv.name, 0.0) + ms * conv.macs / sum(one.macs for one in own)
+        if not own:
+            found[OTHER] += ms
+    return found

@@ -1,0 +1,192 @@
+"""Models side by side: accuracy, latency, memory and power in one run, as one `bench` result."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from slimdeploy.toolchain.measure import accuracy, conditions, results, rows
+from slimdeploy.toolchain.measure.labelled_images import Images, LoadImages, images_for
+from slimdeploy.toolchain.measure.nvml import Nvml, find_nvml
+from slimdeploy.toolchain.measure.power import Meter, Sensor, find_sensor
+from slimdeploy.toolchain.measure.process import Worker, launched, settle
+from slimdeploy.toolchain.measure.rows import Measured
+from slimdeploy.toolchain.measure.subjects import Subject, baseline_of, unique
+from slimdeploy.toolchain.measure.timing import TimingOptions, time_models
+
+STAGES_S = 1.0
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """`threads` is recorded only: the sessions were given it."""
+
+    batches: tuple[int, ...] = (1, 64)
+    timing: TimingOptions = field(default_factory=TimingOptions)
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run is given beside its models. No `images`, no accuracy; no `sensor`, no power."""
+
+    images: LoadImages | None = None
+    sensor: Sensor | None = None
+    nvml: Nvml | None = None
+    progress: Callable[[str], None] = lambda message: None
+
+
+def find_surroundings(images: LoadImages | None, progress: Callable[[str], None]) -> Surroundings:
+    """This machine's own sensors. Images are read once for each size."""
+    nvml = find_nvml()
+    return Surroundings(functools.cache(images) if images else None, find_sensor(nvml=nvml), nvml, progress)
+
+
+def measure(
+    subjects: Sequence[Subject],
+    options: BenchOptions,
+    around: Surroundings,
+    *,
+    command: Sequence[str] = ("slimdeploy", "bench"),
+) -> dict[str, Any]:
+    """Measure `subjects`, the first being the baseline; returns a `bench` result (schemas/bench-1.json).
+
+    Raises SlimdeployError where a model can't be opened, fed or run.
+    """
+    subjects = unique(subjects)
+    before = _state(around.nvml)
+    # Accuracy is the same at every batch size, and quickest at the largest.
+    measured = {
+        b: _measure_batch(subjects, b, options, around, b == max(options.batches)) for b in options.batches
+    }
+    after = _state(around.nvml)
+    evaluations = [found.evaluation for found in measured[max(options.batches)]]
+    all_rows, comparisons = [], []
+    for batch, found in measured.items():
+        for one, evaluation in zip(found, evaluations, strict=True):
+            one.evaluation = evaluation
+        own = [
+            rows.row(subject, one, batch=batch, ci=options.timing.ci)
+            for subject, one in zip(subjects, found, strict=True)
+        ]
+        all_rows += own
+        for i in range(len(subjects)):
+            base = baseline_of(i, subjects)
+            if base is not None:
+                comparisons.append(
+                    rows.comparison(own[base], own[i], found[base], found[i], ci=options.timing.ci)
+                )
+    machine = conditions.machine()
+    for one in measured[max(options.batches)]:
+        machine["versions"] |= one.opened.versions
+    missing = list(before.pop("missing"))
+    after.pop("missing")
+    during = conditions.during([one.timing.others for found in measured.values() for one in found])
+    if around.nvml:
+        machine["gpu"] = around.nvml.machine()
+    if around.sensor is None:
+        missing.append("power")
+    return results.document(
+        "bench",
+        command=shlex.join(command),
+        machine=machine,
+        options={"batches": list(options.batches), "threads": options.threads, **asdict(options.timing)},
+        conditions={"before": before, "during": during, "after": after, "missing": missing},
+        remarks=conditions.remarks(before, after, cores=machine["cores"], during=during),
+        rows=all_rows,
+        comparisons=comparisons,
+        guards=[],
+    )
+
+
+def _measure_batch(
+    subjects: Sequence[Subject], batch: int, options: BenchOptions, around: Surroundings, evaluate: bool
+) -> list[Measured]:
+    """Time the subjects against each other; in the last launch take also what each does alone."""
+
+    def progress(text: str) -> None:
+        around.progress(f"batch {batch}: {text}")
+
+    @contextlib.contextmanager
+    def launch(order: Sequence[int]) -> Iterator[list[Worker]]:
+        with launched(subjects, batch, order) as workers:
+            for worker in workers:
+                _use_images(worker, batch, around.images)
+            yield workers
+
+    found: list[Measured] = []
+
+    def last(workers: list[Worker]) -> None:
+        found.extend(_alone(worker, workers, options, around, progress) for worker in workers)
+        for worker, one in zip(workers, found, strict=True):
+            if evaluate:
+                one.evaluation = _evaluation(worker, batch, around.images, progress)
+
+    meter = _meter(around)
+    sampled = meter.around if meter else None
+    timings = time_models(launch, len(subjects), options.timing, around=sampled, last=last, progress=progress)
+    for one, subject, timing in zip(found, subjects, timings, strict=True):
+        one.timing = timing
+        one.power = meter.figures(subject.label, batch=batch) if meter else None
+    return found
+
+
+def _use_images(worker: Worker, batch: int, load: LoadImages | None) -> None:
+    own = _data(worker, load)
+    if own is not None:  # as many as the batch takes, from the start again where there are too few
+        worker.call("use_images", np.resize(own.images[:batch], (batch, *own.images.shape[1:])))
+
+
+def _alone(
+    worker: Worker,
+    workers: Sequence[Worker],
+    options: BenchOptions,
+    around: Surroundings,
+    progress: Callable[[str], None],
+) -> Measured:
+    """Memory and stages of one of the `workers`."""
+    progress(f"stages of {worker.label}")
+    memory = worker.call("memory")  # before anything but the timed runs could raise the peak
+    if around.nvml and (used := around.nvml.used_mb(worker.pid)) is not None:
+        memory.device["process"] = used
+    settle(workers)
+    seconds = min(STAGES_S, options.timing.seconds)
+    stages = worker.call("stages", seconds, options.timing.minimum_runs)
+    return Measured(worker.opened, stages=stages, memory=memory)
+
+
+def _evaluation(
+    worker: Worker, batch: int, load: LoadImages | None, progress: Callable[[str], None]
+) -> accuracy.Evaluation | None:
+    own = _data(worker, load)
+    if own is None:
+        return None
+    progress(f"accuracy of {worker.label} on {len(own.labels)} images")
+    predict = functools.partial(worker.call, "logits")
+    return accuracy.evaluate(predict, own.images, own.labels, batch=batch)
+
+
+def _data(worker: Worker, load: LoadImages | None) -> Images | None:
+    """None where there are no images, or the model doesn't say how to feed it."""
+    opened = worker.opened
+    if load is None or opened.preprocessing is None or opened.class_names is None:
+        return None
+    return images_for(opened.preprocessing, opened.class_names, worker.label, load)
+
+
+def _meter(around: Surroundings) -> Meter | None:
+    if around.sensor is None:
+        return None
+    meter = Meter(around.sensor)
+    meter.measure_idle()  # before any model is loaded
+    return meter
+
+
+def _state(nvml: Nvml | None) -> dict[str, Any]:
+    return conditions.state() | ({"gpu": nvml.state()} if nvml else {})

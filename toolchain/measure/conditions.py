@@ -1,0 +1,162 @@
+"""What a measurement was made on and under: the machine, and its state before and after.
+
+Everything is read from Linux's /proc and /sys below `root`, so that a test can hand in a tree of its own.
+What a machine doesn't have is left out and listed by name.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slimdeploy.toolchain.launch import cpu_count
+from slimdeploy.toolchain.models.model_info import versions
+
+ROOT = Path("/")
+BUSY = 0.5
+"""A load average above this share of the processors, before anything ran, is other work that disturbs."""
+OTHERS = 0.1
+"""So is other work that takes this share of the processors while the models are timed."""
+
+
+def machine(root: Path = ROOT) -> dict[str, Any]:
+    """The machine itself: what doesn't change while measuring."""
+    device = _read(root / "proc/device-tree/model")
+    return {
+        "cpu": _proc_field(root / "proc/cpuinfo", "model name")
+        or device
+        or platform.processor()
+        or "unknown",
+        "device": device,
+        "cores": cpu_count(),
+        "memory_mb": _memory_mb(root),
+        "architecture": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "l4t": (_read(root / "etc/nv_tegra_release") or "").split("\n")[0] or None,
+        "versions": versions(),
+    }
+
+
+def state(root: Path = ROOT) -> dict[str, Any]:
+    """Its state now: load, governor, clocks, temperature, throttling, power mode. `missing` names what it
+    doesn't tell.
+    """
+    cpus = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*"))
+    found = {
+        "load_average": _load(root),
+        "governor": _common(cpu / "cpufreq/scaling_governor" for cpu in cpus),
+        "cpu_mhz": [int(khz) // 1000 for cpu in cpus if (khz := _read(cpu / "cpufreq/scaling_cur_freq"))],
+        "temperature_c": _temperatures(root),
+        "throttled": _throttle_count(cpus),
+        "gpu_mhz": _gpu_mhz(root),
+        "power_mode": _power_mode() if root == ROOT else None,
+    }
+    missing = sorted(name for name, value in found.items() if value in (None, [], {}))
+    return {name: value for name, value in found.items() if name not in missing} | {"missing": missing}
+
+
+def during(others: Sequence[Sequence[float]]) -> dict[str, float]:
+    """The state while measuring, of the processors that others kept busy, by model and launch."""
+    told = [processors for launches in others for processors in launches]
+    return {"other_work": round(sum(told) / len(told), 3)} if told else {}
+
+
+def busy(result: dict[str, Any]) -> bool:
+    """Whether other work disturbed a `bench` result."""
+    cores, told = result["machine"]["cores"], result["conditions"]
+    return told.get("during", {}).get("other_work", 0.0) > OTHERS * cores or _loaded(told["before"], cores)
+
+
+def remarks(
+    before: dict[str, Any], after: dict[str, Any], *, cores: int, during: dict[str, float] | None = None
+) -> list[str]:
+    """What the states say against the measurement, a sentence each."""
+    said = []
+    if during and during.get("other_work", 0.0) > OTHERS * cores:
+        said.append(
+            f"the machine was busy: other programs took {during['other_work']:.2f} of {cores} "
+            f"processor{'s' if cores > 1 else ''} while the models were timed"
+        )
+    if _loaded(before, cores):
+        said.append(
+            f"the machine was busy before: load average {before['load_average'][0]:.2f} on {cores} "
+            f"processor{'s' if cores > 1 else ''}"
+        )
+    if after.get("throttled", 0) > before.get("throttled", 0):
+        said.append(f"the CPU throttled {after['throttled'] - before.get('throttled', 0)} times")
+    if reasons := after.get("gpu", {}).get("slowed_by"):
+        said.append(f"the GPU is slowed down: {', '.join(reasons)}")
+    for name in ("governor", "power_mode"):
+        if before.get(name) != after.get(name):
+            said.append(f"{name.replace('_', ' ')} changed from {before.get(name)} to {after.get(name)}")
+    return said
+
+
+def _loaded(before: dict[str, Any], cores: int) -> bool:
+    return before.get("load_average", [0])[0] > BUSY * cores
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace").strip("\0 \n") or None
+    except OSError:
+        return None
+
+
+def _proc_field(path: Path, field: str) -> str | None:
+    for line in (_read(path) or "").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == field:
+            return value.strip()
+    return None
+
+
+def _memory_mb(root: Path) -> int | None:
+    value = _proc_field(root / "proc/meminfo", "MemTotal")
+    return int(value.split()[0]) // 1024 if value else None
+
+
+def _load(root: Path) -> list[float] | None:
+    text = _read(root / "proc/loadavg")
+    if text:
+        return [float(value) for value in text.split()[:3]]
+    return list(os.getloadavg()) if root == ROOT else None
+
+
+def _common(paths: Any) -> str | None:
+    """What all files say, or all that they say where they differ."""
+    return "/".join(sorted({text for path in paths if (text := _read(path))})) or None
+
+
+def _temperatures(root: Path) -> dict[str, float]:
+    zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
+    told = {_read(zone / "type") or zone.name: _read(zone / "temp") for zone in zones}
+    return {name: int(value) / 1000 for name, value in told.items() if value and value.lstrip("-").isdigit()}
+
+
+def _throttle_count(cpus: list[Path]) -> int | None:
+    counts = [_read(cpu / "thermal_throttle/core_throttle_count") for cpu in cpus]
+    told = [int(count) for count in counts if count is not None]
+    return sum(told) if told else None
+
+
+def _gpu_mhz(root: Path) -> int | None:
+    """The integrated GPU of a Jetson (devfreq)."""
+    for device in sorted((root / "sys/class/devfreq").glob("*")):
+        if "gpu" in device.name or "ga10b" in device.name or "gv11b" in device.name:
+            hertz = _read(device / "cur_freq")
+            return int(hertz) // 1_000_000 if hertz else None
+    return None
+
+
+def _power_mode() -> str | None:
+    """Name and id that a Jetson's `nvpmodel -q` prints."""
+    if not shutil.which("nvpmodel"):
+        return None
+    answer = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, timeout=10, check=False)
+    return " ".join(answer.stdout.split()) or None

@@ -1,0 +1,108 @@
+"""The other end of a worker: starts its process, sends it commands, waits for it to be quiet, ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.measure import worker
+from slimdeploy.toolchain.measure.load import stat_fields
+from slimdeploy.toolchain.measure.subjects import Subject
+
+SETTLE_STEP_S = 0.001
+SETTLE_LIMIT_S = 1.0
+TASKS, BLIND_STEP_S = Path("/proc/self/task"), 0.03
+"""Where threads can't be seen, so long is waited."""
+
+
+class Worker:
+    """A model in a fresh process of its own. `label` names it in errors. A context manager that ends it."""
+
+    def __init__(self, label: str, opener: worker.Opener, modules: tuple[str, ...] = ()) -> None:
+        self.label = label
+        self.opened: worker.Opened
+        context = multiprocessing.get_context("spawn")  # a fork would inherit our threads and our memory
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=worker.serve, args=(theirs, opener, modules), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
+    def call(self, command: str, *arguments: Any) -> Any:
+        """Have the worker do one of `worker.Bench`'s commands and return what it answers.
+
+        Raises SlimdeployError, with the label in front, where the worker does, or where its process dies.
+        """
+        try:
+            self._pipe.send((command, arguments))
+            result, error = self._pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self._process.join(5)
+            raise SlimdeployError(
+                f"{self.label}: its process ended during {command} ({_ending(self._process.exitcode)})"
+            ) from None
+        if error is not None:
+            message = str(error)
+            raise type(error)(message if self.label in message else f"{self.label}: {message}")
+        return result
+
+    def close(self) -> None:
+        """End the process. Safe to call twice."""
+        self._pipe.close()  # the worker sees the end of its commands and returns
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def launched(subjects: Sequence[Subject], batch: int, order: Sequence[int]) -> Iterator[list[Worker]]:
+    """A fresh process for each of `subjects`, its model loaded for `batch` images; all end with the block.
+
+    They are started in `order`, numbers of subjects.
+    """
+    with contextlib.ExitStack() as stack:
+        workers: dict[int, Worker] = {}
+        for i in order:  # all at once: they import their libraries side by side
+            subject = subjects[i]
+            workers[i] = stack.enter_context(Worker(subject.label, subject.opener, subject.modules))
+        for worker in workers.values():
+            worker.opened = worker.call("open", batch)
+        yield [workers[i] for i in range(len(subjects))]
+
+
+def settle(workers: Iterable[Worker]) -> None:
+    """Wait until no thread of a worker runs: a runtime's threads spin on for a while after a run."""
+    end = time.monotonic() + SETTLE_LIMIT_S
+    time.sleep(SETTLE_STEP_S if TASKS.exists() else BLIND_STEP_S)
+    while any(_runs(worker.pid) for worker in workers) and time.monotonic() < end:
+        time.sleep(SETTLE_STEP_S)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a thread of the process runs or waits for a processor (proc(5): state R)."""
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # a thread that ended meanwhile
+            if stat_fields(path)[0] == "R":
+                return True
+    return False
+
+
+def _ending(exitcode: int | None) -> str:
+    if exitcode == -9:
+        return "killed: is there enough memory?"
+    return f"exit code {exitcode}"

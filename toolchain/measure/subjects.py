@@ -1,0 +1,63 @@
+"""What is measured: a model on a backend, and how to open it in a process of its own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.measure.worker import Opener
+from slimdeploy.toolchain.runtime.session import BACKENDS, SessionOptions, backend_for, open_session
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`model` names it in the results, `asked` is the backend asked for; `label` is unique."""
+
+    model: str
+    asked: str
+    opener: Opener
+    path: Path | None = None
+    modules: tuple[str, ...] = ()
+    """Imported before the model is loaded, so that the library's own memory counts as idle."""
+    label: str = ""
+
+
+def subjects_for(paths: Sequence[Path], backends: Sequence[str], options: SessionOptions) -> list[Subject]:
+    """Every model on every backend asked for, in that order.
+
+    Raises SlimdeployError for a file that is missing or that the backend doesn't open.
+    """
+    subjects = []
+    for backend in backends:
+        for path in paths:
+            module = BACKENDS[backend_for(path, backend)][0]
+            if not path.is_file():
+                raise SlimdeployError(f"no model at {path}")
+            opener = functools.partial(open_session, path, backend, options)
+            subjects.append(Subject(str(path), backend, opener, path, (module,)))
+    return unique(subjects)
+
+
+def unique(subjects: Sequence[Subject]) -> list[Subject]:
+    """The same with labels: the model's name, its backend where there are several, a number for a
+    repetition.
+    """
+    several = len({subject.asked for subject in subjects}) > 1
+    labelled: list[Subject] = []
+    for subject in subjects:
+        base = f"{subject.model} ({subject.asked})" if several else subject.model
+        count = sum(other.model == subject.model and other.asked == subject.asked for other in labelled)
+        label = f"{base} #{count + 1}" if count else base
+        labelled.append(replace(subject, label=label))
+    return labelled
+
+
+def baseline_of(index: int, subjects: Sequence[Subject]) -> int | None:
+    """What subject `index` is compared with: the first one on its backend; for that one, the very first."""
+    first = next(i for i, other in enumerate(subjects) if other.asked == subjects[index].asked)
+    if first != index:
+        return first
+    return 0 if index else None

@@ -1,0 +1,237 @@
+"""The process that one model is measured in: its session, its clock and its memory, and nothing else.
+
+It obeys commands that come over a pipe and blocks in between, so an idle model takes no CPU time.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from slimdeploy.toolchain.errors import SlimdeployError, missing_library
+from slimdeploy.toolchain.measure import gpu
+from slimdeploy.toolchain.measure import process_memory as memory
+from slimdeploy.toolchain.models.model_info import Preprocessing, versions
+from slimdeploy.toolchain.networks.cost import network_cost
+from slimdeploy.toolchain.runtime.preprocess import normalise
+from slimdeploy.toolchain.runtime.session import Session
+
+Opener = Callable[[], Session]
+"""Opens the session to measure. It travels to the process, so it must be picklable."""
+
+RAW = Preprocessing(0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""For a model that doesn't say how to feed it: pixels scaled to 0…1. Its time is right, not its accuracy."""
+
+Block = dict[str, np.ndarray]
+"""Samples in ms, run by run: HOST always, and what the session tells of its GPU (gpu.RUN_FIGURES)."""
+HOST = "host_ms"
+
+WINDOWS = 3
+"""Warm-up ends when the medians of this many windows, one after the other, agree."""
+WINDOW_AGREEMENT = 0.05
+WINDOW_RUNS = 2
+LEAD_IN_S = 0.05
+"""Untimed runs before a block end after this time, however few they are: caches are filled by then."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a worker says of its model once it is loaded."""
+
+    backend: str
+    precision: str
+    input_shape: tuple[int, int, int]
+    params: int | None
+    macs: int | None
+    preprocessing: Preprocessing | None
+    """None for a model that doesn't carry it: no accuracy can be measured then."""
+    class_names: tuple[str, ...] | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """`settled` False: the windows never agreed, or never came to an end within the time allowed."""
+
+    runs: int
+    seconds: float
+    settled: bool
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """MB (2^20 bytes). `idle` is the process with the library loaded and no model; `growth` is what was
+    resident after the last timed run less what was after the first runs of the warm-up.
+    """
+
+    idle: float
+    peak: float
+    growth: float
+    device: dict[str, float]
+    """What the session says of its memory on the device: plan, context, workspace, peak."""
+
+
+class Bench:
+    """The commands. Each public method is one; its arguments and its result travel over the pipe."""
+
+    def __init__(self, opener: Opener, modules: tuple[str, ...]) -> None:
+        self._opener = opener
+        for name in modules:
+            importlib.import_module(name)
+        gc.collect()
+        memory.reset_peak()
+        self._idle_mb = memory.resident_mb()
+        self._warm_mb = self._idle_mb
+
+    def open(self, batch: int) -> Opened:
+        """Load the model and make an input for it, `batch` images of fixed noise."""
+        self._session = self._opener()
+        session, info = self._session, self._session.info
+        channels, height, width = session.input_shape
+        cost = None
+        if info is not None:
+            cost = network_cost(info.graph, info.preprocessing.size)
+        self._preprocessing = info.preprocessing if info else RAW
+        random = np.random.default_rng(0)
+        self._images = random.integers(0, 256, (batch, height, width, channels), dtype=np.uint8)
+        self._batch = normalise(self._images, self._preprocessing)
+        return Opened(
+            session.backend,
+            session.precision,
+            session.input_shape,
+            cost.params if cost else None,
+            cost.macs if cost else None,
+            info.preprocessing if info else None,
+            info.class_names if info else None,
+            versions(),
+        )
+
+    def use_images(self, images: np.ndarray) -> None:
+        """Time on `images` (batch, H, W, 3) uint8 instead of noise."""
+        self._images = images
+        self._batch = normalise(images, self._preprocessing)
+
+    def warm_up(self, floor_s: float, limit_s: float) -> WarmUp:
+        """Run for at least `floor_s`, and on until the last windows agree; at most about `limit_s`.
+
+        Two windows are always done.
+        """
+        start, runs = time.perf_counter(), 0
+        medians: list[float] = []
+        window_s = floor_s / WINDOWS
+        while True:
+            samples = self.block(window_s, WINDOW_RUNS, 0)[HOST]
+            runs += len(samples)
+            if not medians:
+                gc.collect()
+                self._warm_mb = memory.resident_mb()
+            medians.append(float(np.median(samples)))
+            last, elapsed = medians[-WINDOWS:], time.perf_counter() - start
+            agree = len(last) > 1 and max(last) <= min(last) * (1 + WINDOW_AGREEMENT)
+            done = agree and len(last) == WINDOWS and elapsed >= floor_s
+            if done or (len(last) > 1 and elapsed >= limit_s):
+                return WarmUp(runs, elapsed, agree)
+
+    def block(self, seconds: float, minimum_runs: int, lead_in: int) -> Block:
+        """Time single runs for `seconds`, at least `minimum_runs` of them: ms each.
+
+        `lead_in` runs go before, untimed, or fewer that take LEAD_IN_S: they bring back the caches that the
+        other models used meanwhile.
+        """
+        session, batch = self._session, self._batch
+        begin = time.perf_counter()
+        for _ in range(lead_in):
+            session.run(batch)
+            if time.perf_counter() - begin >= LEAD_IN_S:
+                break
+        figures = gpu.available(session)
+        times: list[int] = []
+        told: dict[str, list[float]] = {name: [] for name in figures}
+        gc.disable()  # a collection inside a run would be Python's time, not the model's
+        try:
+            end = time.perf_counter_ns() + int(seconds * 1e9)
+            stop = 0
+            while stop < end or len(times) < minimum_runs:
+                start = time.perf_counter_ns()
+                session.run(batch)
+                stop = time.perf_counter_ns()
+                times.append(stop - start)
+                for name in figures:
+                    told[name].append(getattr(session, name))
+        finally:
+            gc.enable()
+        return {HOST: np.array(times) / 1e6} | {name: np.array(told[name]) for name in figures}
+
+    def stages(self, seconds: float, minimum_runs: int) -> dict[str, np.ndarray]:
+        """Time the whole way of a batch, uint8 images to class numbers: ms for each stage of each run."""
+        rows: dict[str, list[float]] = {}
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(rows["total"]) < minimum_runs:
+            t0 = time.perf_counter_ns()
+            batch = normalise(self._images, self._preprocessing)
+            t1 = time.perf_counter_ns()
+            logits = self._session.run(batch)
+            t2 = time.perf_counter_ns()
+            logits.argmax(axis=1)
+            t3 = time.perf_counter_ns()
+            times = {"preprocess": t1 - t0, "inference": t2 - t1, "postprocess": t3 - t2, "total": t3 - t0}
+            for name, value in times.items():
+                rows.setdefault(name, []).append(value / 1e6)
+        return {name: np.array(values) for name, values in rows.items()}
+
+    def memory(self) -> MemoryUse:
+        gc.collect()
+        return MemoryUse(
+            self._idle_mb,
+            memory.peak_resident_mb(),
+            memory.resident_mb() - self._warm_mb,
+            gpu.device_memory(self._session),
+        )
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Logits (n, classes) of n images (n, H, W, 3) uint8, n at most the batch; a short batch is filled
+        up.
+        """
+        missing = len(self._images) - len(images)
+        filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
+        return self._session.run(normalise(filled, self._preprocessing))[: len(images)]
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def serve(connection: Connection, opener: Opener, modules: tuple[str, ...]) -> None:
+    """Answer commands until the other end closes. An answer is `(result, None)` or `(None, error)`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it closes the pipe
+    bench, failed = None, None
+    try:
+        bench = Bench(opener, modules)  # before the first command: workers get ready side by side
+    except Exception as error:
+        failed = _portable(error)
+    while True:
+        try:
+            name, arguments = connection.recv()
+        except EOFError:
+            return
+        if bench is None:
+            connection.send((None, failed))
+            continue
+        try:
+            connection.send((getattr(bench, name)(*arguments), None))
+        except Exception as error:
+            connection.send((None, _portable(error)))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as one that surely travels over the pipe."""
+    if isinstance(error, SlimdeployError):
+        return error
+    missing = missing_library(error) if isinstance(error, ModuleNotFoundError) else None
+    return missing or SlimdeployError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")

@@ -1,0 +1,42 @@
+"""The graph of a network by name or in a checkpoint. A built-in architecture needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from slimdeploy.toolchain.networks.architectures import build_graph, is_imported
+from slimdeploy.toolchain.networks.graph import Graph
+
+
+def network_graph(
+    arch: str | None, *, arguments: Sequence[str], stem: str | None, classes: int, size: int
+) -> Graph:
+    """The graph of the network that `network_options` name, unpruned."""
+    if arch is None or not is_imported(arch):
+        return build_graph(arch, stem=stem, classes=classes)
+    from slimdeploy.toolchain.models.named_networks import named_network, parse_arguments
+
+    given = parse_arguments(arguments)
+    return named_network(arch, size=size, classes=classes, stem=stem, arguments=given).graph
+
+
+def network_or_checkpoint(
+    checkpoint: Path | None,
+    arch: str | None,
+    *,
+    arguments: Sequence[str],
+    stem: str | None,
+    classes: int,
+    size: int | None,
+) -> tuple[Graph, int]:
+    """The graph in `checkpoint`, else of the network that `network_options` name, and the images' side: as
+    given, else the checkpoint's, else 32.
+    """
+    if checkpoint:
+        from slimdeploy.toolchain.models.checkpoint import load_checkpoint
+
+        info = load_checkpoint(checkpoint).info
+        return info.graph, size or info.preprocessing.size
+    size = size or 32
+    return network_graph(arch, arguments=arguments, stem=stem, classes=classes, size=size), size

@@ -1,0 +1,170 @@
+"""A network by name: built in, of torchvision or timm, or made by a function in a user's file."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from slimdeploy.toolchain.errors import SlimdeployError, nearest
+from slimdeploy.toolchain.networks.architectures import ARCHITECTURES, build_graph, is_imported
+from slimdeploy.toolchain.networks.importing import Imported, from_module
+from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
+from slimdeploy.toolchain.torchvision import import_torchvision
+
+
+def named_network(
+    name: str | None,
+    *,
+    size: int,
+    classes: int | None = None,
+    stem: str | None = None,
+    seed: int = 0,
+    arguments: Mapping[str, Any] | None = None,
+) -> GraphNetwork:
+    """The network called `name` (None: the reference) with fresh weights, the same for the same `seed`.
+
+    `classes` is passed on as `num_classes`; to a user's function only where it is one of `arguments`. Raises
+    SlimdeployError for a name that isn't known, a file that can't be run, and what importing refuses.
+    """
+    if name is None or not is_imported(name):
+        if arguments:
+            raise SlimdeployError(f"--arg is for imported networks; {name or 'resnet50'} is built in")
+        return build_network(build_graph(name, stem=stem, classes=classes or 10), seed=seed)
+    if stem is not None:
+        raise SlimdeployError(f"--stem is for {', '.join(ARCHITECTURES)}; {name} has its own first layers")
+    return imported_network(name, size=size, classes=classes, arguments=arguments, seed=seed).network
+
+
+def imported_network(
+    name: str,
+    *,
+    size: int,
+    classes: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    seed: int = 0,
+) -> Imported:
+    """The network called `name`, made elsewhere, with the state dict `tensors` or, without, as it is built.
+
+    Raises SlimdeployError as named_network does, and for tensors that don't fit, naming the first.
+    """
+    module = foreign_module(name, classes=classes, arguments=arguments, seed=seed)
+    try:
+        if tensors is not None:
+            _load(module, tensors)
+        return from_module(module, size=size, arch=name)
+    except SlimdeployError as error:
+        raise SlimdeployError(f"{name}: {error}") from error
+
+
+def foreign_module(
+    name: str, *, classes: int | None = None, arguments: Mapping[str, Any] | None = None, seed: int = 0
+) -> nn.Module:
+    """The module itself, as it is built; raises SlimdeployError as named_network does."""
+    source, _, rest = name.rpartition(":")
+    given = dict(arguments or {})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if source == "torchvision":
+            return _of_torchvision(rest, classes, given)
+        if source == "timm":
+            return _of_timm(rest, classes, given)
+        return _of_file(Path(source), rest, given)
+
+
+def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
+    """`width=0.5` and the like as keyword arguments: Python literals, anything else a string."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise SlimdeployError(f"--arg {text}: write it as name=value, such as width=0.5")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
+
+
+def _of_torchvision(name: str, classes: int | None, arguments: dict[str, Any]) -> nn.Module:
+    models = import_torchvision().models
+    known = models.list_models(module=models)
+    if name not in known:
+        raise SlimdeployError(f"torchvision has no classifier {name!r}.{nearest(name, known)}")
+    if name in ("googlenet", "inception_v3"):  # without it torchvision warns, and takes a minute
+        arguments = {"init_weights": False, **arguments}
+    return _called(
+        models.get_model, f"torchvision:{name}", name, weights=None, **_counted(classes), **arguments
+    )
+
+
+def _of_timm(name: str, classes: int | None, arguments: dict[str, Any]) -> nn.Module:
+    import_torchvision()  # which timm imports: with a CPU-only torch this way only
+    try:
+        timm = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise SlimdeployError("timm isn't installed: pip install timm") from error
+    if not timm.is_model(name):
+        raise SlimdeployError(f"timm has no model {name!r}.{nearest(name, timm.list_models())}")
+    return _called(
+        timm.create_model, f"timm:{name}", name, pretrained=False, **_counted(classes), **arguments
+    )
+
+
+def _of_file(path: Path, function: str, arguments: dict[str, Any]) -> nn.Module:
+    if not path.is_file():
+        raise SlimdeployError(f"no file at {path}: write FILE.py:FUNCTION, torchvision:NAME or timm:NAME")
+    spec = importlib.util.spec_from_file_location(f"slimdeploy_user_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise SlimdeployError(f"{path} is not a Python file")
+    user = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(user)
+    except Exception as error:  # whatever the user's file raises
+        raise SlimdeployError(f"{path} can't be imported: {type(error).__name__}: {_line(error)}") from error
+    build = getattr(user, function, None)
+    if not callable(build):
+        names = [name for name, value in vars(user).items() if callable(value) and not name.startswith("_")]
+        raise SlimdeployError(f"{path} has no function {function!r}.{nearest(function, names)}")
+    return _called(build, f"{path}:{function}", **arguments)
+
+
+def _load(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give `module` the tensors; raises SlimdeployError with the first three that don't fit."""
+    own = module.state_dict()
+    wrong = [f"{n} is missing" for n in own if n not in tensors and not n.endswith("num_batches_tracked")]
+    wrong += [f"{n} isn't part of it" for n in tensors if n not in own]
+    wrong += [
+        f"{n} has shape {tuple(tensors[n].shape)}, expected {tuple(tensor.shape)}"
+        for n, tensor in own.items()
+        if n in tensors and tensors[n].shape != tensor.shape
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise SlimdeployError(f"the weights don't fit: {'; '.join(wrong[:3])}{more}")
+    module.load_state_dict(dict(tensors), strict=False)
+
+
+def _called(build: Callable[..., Any], name: str, *positional: Any, **arguments: Any) -> nn.Module:
+    try:
+        module = build(*positional, **arguments)
+    except Exception as error:  # whatever a foreign builder raises
+        raise SlimdeployError(f"{name} can't be built: {type(error).__name__}: {_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise SlimdeployError(f"{name} gives a {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def _counted(classes: int | None) -> dict[str, Any]:
+    return {} if classes is None else {"num_classes": classes}
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,67 @@
+"""The graph of a pruned network, from the channels that stay. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from slimdeploy.toolchain.networks.channel_groups import ChannelGroup
+from slimdeploy.toolchain.networks.graph import Graph, Node
+
+Masks = dict[str, np.ndarray]
+"""Value -> (channels,) bool: those that stay."""
+
+
+def keep_masks(graph: Graph, groups: list[ChannelGroup], kept: Mapping[str, np.ndarray]) -> Masks:
+    """The channels that stay when of each group only the units `kept` do."""
+    masks = {name: np.ones(count, dtype=bool) for name, count in graph.channels.items()}
+    for group in groups:
+        removed = np.ones(group.width, dtype=bool)
+        removed[kept[group.name]] = False
+        for value, positions in group.positions.items():
+            masks[value][positions[removed].ravel()] = False
+    return masks
+
+
+def pruned_graph(graph: Graph, groups: list[ChannelGroup], kept: Mapping[str, np.ndarray]) -> Graph:
+    """`graph` with only the `kept` units of each group; a branch none of whose channels stay is removed."""
+    return cut_graph(graph, keep_masks(graph, groups, kept))
+
+
+def at_widths(graph: Graph, groups: list[ChannelGroup], widths: Mapping[str, int]) -> Graph:
+    """`graph` with so many units of each group, the first ones."""
+    return pruned_graph(graph, groups, {name: np.arange(width) for name, width in widths.items()})
+
+
+def widths_of(graph: Graph, groups: list[ChannelGroup]) -> list[int]:
+    """How many units of each group of the unpruned network `graph` has left."""
+    return [
+        graph.channels.get(group.producers[0], 0) // group.positions[group.producers[0]].shape[1]
+        for group in groups
+    ]
+
+
+def cut_graph(graph: Graph, masks: Masks) -> Graph:
+    """`graph` with the channels at True of `masks` only. A value without channels is gone, and with it what
+    nothing but it feeds; a sum of one value is that value.
+    """
+    made: dict[str, Node] = {}
+    instead: dict[str, str] = {}
+    gone: set[str] = set()
+    for node in graph.nodes:
+        left = [name for name in node.inputs if name not in gone]
+        blind = node.op.reads_all(node) and not masks[node.inputs[0]].any()
+        if not left or blind or not masks[node.name].any():
+            gone.add(node.name)
+            continue
+        inputs = tuple(instead.get(name, name) for name in left)
+        before = made.get(inputs[0])
+        repeated = before and node.op.idempotent and before.operator == node.operator
+        if repeated or (node.operator == "add" and len(inputs) == 1):
+            instead[node.name] = inputs[0]
+            continue
+        changes = node.op.cut(node, [masks[name] for name in left], masks[node.name])
+        made[node.name] = replace(node.with_attributes(**changes), inputs=inputs)
+    return graph.with_nodes(made.values())

@@ -1,0 +1,1 @@
+"""`slimdeploy run`: a recipe, its stages in order, and the table of results."""

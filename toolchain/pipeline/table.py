@@ -1,0 +1,135 @@
+"""The result of a run as one table: a row for each step, with accuracy, costs and measured speed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Any
+
+from rich.console import Group, RenderableType
+
+from slimdeploy.toolchain.formatting import grid, percent, short
+from slimdeploy.toolchain.measure import bench_table, results, statistics
+from slimdeploy.toolchain.pipeline.recipe import Recipe
+
+COLUMNS = {
+    "step": "what was done",
+    "accuracy": "test accuracy, 0 to 1",
+    "params": "parameters",
+    "macs": "multiply-accumulates for one image",
+    "batch": "images in a call, for the figures to the right",
+    "latency_p50_ms": "median latency on onnxruntime, ms",
+    "speedup": "median latency of the original over this one's",
+    "speedup_ci95_low": "lower end of the 95 % interval of the speed-up",
+    "speedup_ci95_high": "upper end of it",
+    "realised": "speed-up over MAC ratio",
+    "interval_reached": "whether the 95 % intervals of latency and speed-up are as narrow as asked for",
+}
+
+
+def result_table(recipe: Recipe, stages: dict[str, Any]) -> dict[str, Any]:
+    """A `table` document with COLUMNS."""
+    rows = [_row(step, accuracy, costs) for step, accuracy, costs in _steps(recipe, stages)]
+    rows += [_latency_row(row, stages["bench"]) for row in stages["bench"]["rows"]]
+    return results.document(
+        "table",
+        command=shlex.join(["slimdeploy", *sys.argv[1:]]),
+        machine=stages["bench"]["machine"],
+        title=f"{recipe.name}: {recipe.network.arch}, stem {recipe.network.stem}, on {_data(recipe, stages)}",
+        columns=COLUMNS,
+        rows=rows,
+        remarks=[*_accuracy_doubt(stages), *bench_table.doubts(stages["bench"])],
+    )
+
+
+def _steps(recipe: Recipe, stages: dict[str, Any]) -> list[tuple[str, float, dict[str, Any]]]:
+    """What was done, the test accuracy after it, and parameters and MACs of the network by then."""
+    full, slim = _costs(stages["pruned"], "before"), _costs(stages["pruned"], "after")
+    steps = [("trained", stages["train"]["accuracy"]["test"], full)]
+    for name, stage in stages.items():
+        if name == "pruned" or name.startswith("compare-"):
+            title = recipe.prune.describe() if name == "pruned" else f"pruned {float(name[8:]):.0%}"
+            steps += [
+                (f"{title}, {key.replace('_', ' ')}", accuracy, _costs(stage, "after"))
+                for key, accuracy in stage["accuracy"].items()
+                if key.startswith("after") or key == "final"
+            ]
+    return [*steps, ("fine-tuned", stages["finetune"]["accuracy"]["test"], slim)]
+
+
+def _costs(stage: dict[str, Any], side: str) -> dict[str, Any]:
+    return {"params": stage["params"][side], "macs": stage["macs"][side]}
+
+
+def _row(step: str, accuracy: float | None, costs: dict[str, Any]) -> dict[str, Any]:
+    return {**dict.fromkeys(COLUMNS), "step": step, "accuracy": accuracy, **costs}
+
+
+def _latency_row(row: dict[str, Any], bench: dict[str, Any]) -> dict[str, Any]:
+    """One model at one batch size; the comparison is absent for the original."""
+    found = next(
+        (c for c in bench["comparisons"] if (c["model"], c["batch"]) == (row["model"], row["batch"])), None
+    )
+    filled = {
+        **_row(row["model"].rsplit("/", 1)[-1], row["accuracy"], {}),
+        "params": row["params"],
+        "macs": row["macs"],
+        "batch": row["batch"],
+        "latency_p50_ms": row["latency_ms"]["p50"],
+        "interval_reached": row["interval_reached"],
+    }
+    if found:
+        low, high = found["ci95"]
+        filled |= {"speedup": found["speedup"], "speedup_ci95_low": low, "speedup_ci95_high": high}
+        filled["realised"] = found["realised"]
+        filled["interval_reached"] &= found["interval_reached"]
+    return filled
+
+
+def _accuracy_doubt(stages: dict[str, Any]) -> list[str]:
+    images, accuracy = stages["bench"]["rows"][0]["images"], stages["finetune"]["accuracy"]["test"]
+    if not images:
+        return []
+    low, high = statistics.proportion_interval(round(accuracy * images), images)
+    known = f"±{50 * (high - low):.1f} points"
+    return [f"{images:,} test images tell an accuracy of {percent(accuracy)} to {known} (95 %)"]
+
+
+def _data(recipe: Recipe, stages: dict[str, Any]) -> str:
+    limit = f", {recipe.train.limit:,} training images" if recipe.train.limit else ""
+    return f"{recipe.data.name}{limit}, {stages['bench']['rows'][0]['images']:,} test images"
+
+
+def table_text(table: dict[str, Any]) -> RenderableType:
+    """The table for a terminal: what happened to the network, and what that makes of its speed."""
+    steps = [row for row in table["rows"] if row["batch"] is None]
+    speeds = [row for row in table["rows"] if row["batch"] is not None]
+    first = grid(
+        ["step", "accuracy", "parameters", "MACs"],
+        [[r["step"], percent(r["accuracy"]), short(r["params"]), short(r["macs"])] for r in steps],
+        title=table["title"],
+    )
+    second = grid(
+        ["onnxruntime", "batch", "p50", "speed-up [95 %]", "realised"],
+        [
+            [
+                row["step"],
+                str(row["batch"]),
+                f"{_noisy(row)}{row['latency_p50_ms']:.2f} ms",
+                "" if row["speedup"] is None else _interval(row),
+                "" if row["speedup"] is None else f"{row['realised']:.2f}",
+            ]
+            for row in speeds
+        ],
+    )
+    return Group(first, second, *bench_table.doubt_lines(table["remarks"], any(map(_noisy, speeds))))
+
+
+def _noisy(row: dict[str, Any]) -> str:
+    return "" if row["interval_reached"] else bench_table.NOISY
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return (
+        f"{_noisy(row)}{row['speedup']:.2f}× [{row['speedup_ci95_low']:.2f}, {row['speedup_ci95_high']:.2f}]"
+    )

@@ -1,0 +1,1 @@
+"""The stages: each reads one artifact, does one thing and writes the next."""

@@ -1,0 +1,228 @@
+"""The stage `calibrate`: a float32 ONNX model and images in, an INT8 one out that was compared with it."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from slimdeploy.calibrate.classifier import Classifier, read_classifier
+from slimdeploy.calibrate.collect import collect
+from slimdeploy.calibrate.comparison import Comparison, compare_logits
+from slimdeploy.calibrate.equalisation import equalise
+from slimdeploy.calibrate.inference import batches, file_logits
+from slimdeploy.calibrate.measure import Progress, measured, no_progress
+from slimdeploy.calibrate.options import CalibrateOptions, CalibrationData
+from slimdeploy.calibrate.passes import fold_batchnorm
+from slimdeploy.calibrate.qdq import quantised_layers
+from slimdeploy.calibrate.quantiser import Quantiser, Trial, best_method
+from slimdeploy.calibrate.sensitivity import Sensitivity, layers_to_keep, sensitivities
+from slimdeploy.calibrate.speed import Speed, compare_speed
+from slimdeploy.calibrate.thresholds import METHODS
+from slimdeploy.calibrate.trt8_cache import trt8_cache
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.models.model_info import versions
+
+_NOT_OF_THE_FILE = ("onnx", "engine", "latency_ms")
+"""Keys of the result that its sidecar leaves out: where it lies and this machine's speed."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What came out. `onnx` is None where the accuracy fell by more than allowed, and nothing was written."""
+
+    onnx: Path | None
+    precision: str
+    method: str
+    parity: Comparison
+    """On the test images, of the written file."""
+    methods: dict[str, Comparison]
+    """Every method that was tried, on the selection images."""
+    float_layers: tuple[str, ...]
+    """Layers left in float."""
+    reasons: dict[str, str]
+    """Layer left in float -> why."""
+    overflowing: tuple[str, ...]
+    """Nodes left in FP32 because FP16 can't hold their values."""
+    sensitivity: tuple[Sensitivity, ...]
+    speed: Speed | None
+    """Of the written file; None for a target other than this CPU."""
+    options: CalibrateOptions = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "onnx": str(self.onnx) if self.onnx else None,
+            "precision": self.precision,
+            "target": self.options.target,
+            "compute": self.options.compute,
+            "method": self.method,
+            "parity": self.parity.to_json(),
+            "max_drop": self.options.max_drop,
+            "methods": {name: result.to_json() for name, result in self.methods.items()},
+            "float_layers": list(self.float_layers),
+            "float_reasons": self.reasons,
+            "fp16_overflow": list(self.overflowing),
+            "sensitivity": [entry.to_json() for entry in self.sensitivity],
+            "latency_ms": self.speed.to_json() if self.speed else None,
+            "engine": None,
+        }
+
+
+def calibrate_stage(
+    model: Path,
+    *,
+    data: CalibrationData,
+    options: CalibrateOptions,
+    output: Path,
+    ranges: Path | None = None,
+    trt8: Path | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> Calibration:
+    """Quantise the float32 ONNX file `model` and write it to `output` with its sidecar.
+
+    `ranges` is where the measurements are kept: read where the file exists, written where it doesn't; a
+    stale one is refused, or replaced with `force`. `trt8` is a calibration cache for TensorRT 8 to write.
+    Raises SlimdeployError for anything that can't be quantised; nothing is written then, and
+    neither is where the accuracy falls by more than `options.max_drop`.
+    """
+    for path in filter(None, (output, trt8)):
+        artifacts.check_output(path, force=force)
+    source = fold_batchnorm(read_classifier(model))
+    _check_data(source, data, options, model)
+    found = measured(
+        source, model, data, path=ranges, force=force, threads=options.threads, progress=progress
+    )
+    quantiser = Quantiser(equalise(source, found.widths), found.histograms, options)
+    trial = Trial(quantiser, data, options)
+    names = METHODS.usable() if options.method == "auto" else [options.method]
+    with progress("comparing methods", len(names)) as advance:
+        methods = {}
+        for name in names:
+            methods[name] = trial.measure(name, frozenset(options.float_layers))
+            advance(1)
+    method = best_method(methods)
+    float_layers, sensitivity = _fallback(method, methods[method], trial, options, progress)
+    made = quantiser.model(method, float_layers)
+    parity, speed = _measure(model, made, data, options)
+    fits = parity.drop <= options.max_drop
+    result = Calibration(
+        onnx=output if fits else None,
+        precision=quantiser.precision(float_layers),
+        method=method,
+        parity=parity,
+        methods=methods,
+        float_layers=tuple(name for name in source.layers() if name in float_layers),
+        reasons=_reasons(float_layers, sensitivity, methods[method], options),
+        overflowing=tuple(quantiser.overflowing),
+        sensitivity=sensitivity,
+        speed=speed,
+        options=options,
+    )
+    if fits:
+        cache = _trt8_cache(source, method, data, options.threads) if trt8 else b""
+        artifacts.remove_sidecar(output)
+        artifacts.write_bytes(output, made.SerializeToString())
+        artifacts.write_sidecar(output, _description(result, quantiser, model, made))
+        if trt8:
+            artifacts.write_bytes(trt8, cache)
+    return result
+
+
+def _measure(
+    model: Path, made: onnx.ModelProto, data: CalibrationData, options: CalibrateOptions
+) -> tuple[Comparison, Speed | None]:
+    """The file as it will be written beside the float one, each through the session that its user opens."""
+    images, threads = data.test.images, options.threads
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "quantised.onnx"
+        written.write_bytes(made.SerializeToString())
+        baseline, logits = (
+            file_logits(path, images, data.preprocessing, threads=threads) for path in (model, written)
+        )
+        speed = None
+        if options.target == "cpu":
+            speed = compare_speed(model, written, threads=threads, seconds=options.timing_seconds)
+    return compare_logits(baseline, logits, data.test.labels), speed
+
+
+def _reasons(
+    float_layers: frozenset[str],
+    sensitivity: tuple[Sensitivity, ...],
+    whole: Comparison,
+    options: CalibrateOptions,
+) -> dict[str, str]:
+    """Layer left in float -> why."""
+    gains = {entry.layer: entry.gain for entry in sensitivity}
+    everywhere = (
+        f"INT8 everywhere drops {whole.drop:.2f} points ({options.max_drop:g} allowed) "
+        f"with a logit error of {whole.relative_error:.1%}"
+    )
+    return {
+        name: "asked for"
+        if name in options.float_layers
+        else f"{everywhere}, {gains[name]:.1%} of it by this layer"
+        for name in sorted(float_layers)
+    }
+
+
+def _fallback(
+    method: str, result: Comparison, trial: Trial, options: CalibrateOptions, progress: Progress
+) -> tuple[frozenset[str], tuple[Sensitivity, ...]]:
+    """Which layers stay in float, and the table that this was decided by (empty where it wasn't needed)."""
+    asked = frozenset(options.float_layers)
+    if result.drop <= options.max_drop and not options.sensitivity:
+        return asked, ()
+    layers = [name for name in trial.quantiser.source.layers() if name not in asked]
+    small = trial.on(options.sensitivity_images)
+    with progress("measuring layers", len(layers)) as advance:
+        table = sensitivities(layers, lambda kept: small.measure(method, asked | kept), advance=advance)
+    if result.drop <= options.max_drop:
+        return asked, tuple(table)
+    ranked = [entry.layer for entry in table]
+    kept, _ = layers_to_keep(
+        ranked, lambda more: trial.measure(method, asked | more), max_drop=options.max_drop
+    )
+    return asked | kept, tuple(table)
+
+
+def _trt8_cache(source: Classifier, method: str, data: CalibrationData, threads: int | None) -> bytes:
+    """TensorRT 8 reads the cache beside the float32 file, whose channels are as they were."""
+    histograms = collect(source, batches(data.ranges.images, data.preprocessing), threads=threads)
+    return trt8_cache({name: METHODS[method](h, 127) for name, h in histograms.items()})
+
+
+def _check_data(source: Classifier, data: CalibrationData, options: CalibrateOptions, model: Path) -> None:
+    for what, part in (("calibrate", data.ranges), ("choose", data.selection), ("test", data.test)):
+        if not len(part.labels):
+            raise SlimdeployError(f"no images to {what} with")
+        _, height, width = source.image_shape
+        given_height, given_width = part.images.shape[1:3]
+        if (given_height, given_width) != (height, width):
+            raise SlimdeployError(
+                f"the images are {given_width}×{given_height}, but {model} takes {width}×{height}"
+            )
+    for name in options.float_layers:
+        if name not in source.layers():
+            raise unknown("layer", name, source.layers())
+
+
+def _description(
+    result: Calibration, quantiser: Quantiser, model: Path, made: onnx.ModelProto
+) -> dict[str, Any]:
+    """The sidecar: everything that decided the file."""
+    channels, height, width = quantiser.source.image_shape
+    return {
+        **{key: value for key, value in result.to_json().items() if key not in _NOT_OF_THE_FILE},
+        "parent_sha256": artifacts.sha256_file(model),
+        "opset": quantiser.source.opset,
+        "shapes": {quantiser.source.input: ["batch", channels, height, width]},
+        "thresholds": quantiser.thresholds(result.method),
+        "quantised_layers": quantised_layers(made),
+        "options": asdict(result.options),
+        "versions": versions(),
+    }

@@ -1,0 +1,129 @@
+"""The stage `import`: a network made elsewhere in, a checkpoint out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.models.checkpoint import save_checkpoint
+from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.models.named_networks import imported_network
+from slimdeploy.toolchain.networks.architectures import is_imported
+from slimdeploy.toolchain.networks.cost import network_cost
+from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from slimdeploy.toolchain.preprocessing_options import PreprocessingOptions
+from slimdeploy.toolchain.progress import log
+from slimdeploy.toolchain.published_weights import PublishedWeights, published_weights
+from slimdeploy.toolchain.training.pretrained import read_tensors
+
+DEFAULT_PREPROCESSING = Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD)
+"""Of a network of which nothing else is known."""
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What to import, and how images become its input: what is left open there is as `weights` say where they
+    are torchvision's own, else DEFAULT_PREPROCESSING.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    classes: int | None = None
+    images: PreprocessingOptions = field(default_factory=PreprocessingOptions)
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """The checkpoint written. `relative_error` is the largest difference of a logit to the original's."""
+
+    checkpoint: Path
+    sha256: str
+    operators: int
+    classes: int
+    params: int
+    macs: int
+    relative_error: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "checkpoint": str(self.checkpoint)}
+
+
+def import_stage(
+    options: ImportOptions,
+    *,
+    output: Path,
+    weights: Path | None = None,
+    class_names: Path | None = None,
+    force: bool = False,
+) -> ImportResult:
+    """Import the network that `options` name, with the state dict in `weights`, and write it to `output`.
+
+    Raises SlimdeployError for an output that exists, weights that don't fit, and what importing refuses.
+    """
+    artifacts.check_output(output, force=force)
+    if not is_imported(options.name):
+        raise SlimdeployError(
+            f"{options.name} is built in: slimdeploy train --arch {options.name} makes it; import takes "
+            "torchvision:NAME, timm:NAME or FILE.py:FUNCTION"
+        )
+    published = _published(options.name, weights) if weights else None
+    preprocessing = options.images.applied_to(published.preprocessing if published else DEFAULT_PREPROCESSING)
+    found = imported_network(
+        options.name,
+        size=preprocessing.size,
+        classes=options.classes,
+        arguments=options.arguments,
+        tensors=read_tensors(weights) if weights else None,
+    )
+    log(f"preprocessing: {preprocessing}, {_origin(options.images, published)}")
+    graph = found.network.graph
+    names = _class_names(class_names, graph.classes, published)
+    info = ModelInfo(graph, preprocessing, names).after(
+        "import",
+        metrics={},
+        name=options.name,
+        arguments=dict(options.arguments),
+        weights=published.name if published else None,
+    )
+    cost = network_cost(graph, preprocessing.size)
+    return ImportResult(
+        checkpoint=output,
+        sha256=save_checkpoint(output, found.network, info),
+        operators=len(graph.nodes),
+        classes=graph.classes,
+        params=cost.params,
+        macs=cost.macs,
+        relative_error=found.relative_error,
+    )
+
+
+def _published(name: str, weights: Path) -> PublishedWeights | None:
+    source, _, model = name.partition(":")
+    return published_weights(model, artifacts.sha256_file(weights)) if source == "torchvision" else None
+
+
+def _origin(images: PreprocessingOptions, published: PublishedWeights | None) -> str:
+    """Where the preprocessing is from."""
+    if published:
+        return f"of {published}, which the weights are, where no option says otherwise"
+    if images.geometry and all(images.statistics):
+        return "as given"
+    return "the default where no option says otherwise"
+
+
+def _class_names(path: Path | None, classes: int, published: PublishedWeights | None) -> tuple[str, ...]:
+    if path is None and published and len(published.class_names) == classes:
+        return published.class_names
+    if path is None:
+        return tuple(f"class {i}" for i in range(classes))
+    try:
+        names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise SlimdeployError(f"{path}: no class names can be read ({error})") from error
+    if len(names) != classes:
+        raise SlimdeployError(f"{path} has {len(names)} class names, the network {classes} classes")
+    return names

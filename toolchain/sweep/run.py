@@ -1,0 +1,108 @@
+"""The stage `sweep`: a recipe and a space in, trials and their Pareto front out."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.progress import log
+from slimdeploy.toolchain.sweep import choice, queue
+from slimdeploy.toolchain.sweep.choice import Condition
+from slimdeploy.toolchain.sweep.result import FILE, hand_on, sweep_document
+from slimdeploy.toolchain.sweep.storage import identity, open_study, storage_errors
+from slimdeploy.toolchain.sweep.worker import Job, work
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """`problem`: why the sweep isn't what was asked for, though it was carried out."""
+
+    document: dict[str, Any]
+    problem: str | None
+
+
+def sweep_stage(job: Job, *, workers: int, conditions: Sequence[Condition]) -> SweepResult:
+    """Do all trials with `workers` processes, wait for those of other machines, write `sweep.json`.
+
+    Raises SlimdeployError for a storage that can't be used and where nothing came out at all.
+    """
+    wanted = identity(job.recipe, job.space, job.options)
+    study = open_study(wanted, job.options)
+    if workers == 1:
+        work(study, job)
+    else:
+        _work_in_processes(wanted, job, workers)
+    with storage_errors(job.options.storage):
+        trials = study.get_trials(deepcopy=False)
+    rows = queue.results(trials)
+    failed = queue.given_up(trials, since=job.options.started)
+    if not rows:
+        why = next(iter(failed.values()), "all workers ended early")
+        raise SlimdeployError(f"no trial came to an end: {why}")
+    best = choice.pick(rows, conditions) if conditions else None
+    picked = hand_on(best, conditions, job.folder) if best else None
+    document = sweep_document(job, rows, failed, picked)
+    results.write(job.folder / FILE, document)
+    return SweepResult(document, _problem(job, trials, rows, failed, conditions, best))
+
+
+def _problem(
+    job: Job,
+    trials: Sequence[optuna.trial.FrozenTrial],
+    rows: Sequence[choice.Row],
+    failed: dict[Any, str],
+    conditions: Sequence[Condition],
+    best: choice.Row | None,
+) -> str | None:
+    if failed:
+        point, why = next(iter(failed.items()))
+        more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+        return f"{point.name} failed: {why}{more}; the same command tries again"
+    points = job.space.points() if job.options.trials is None else None
+    left = queue.to_queue(points, trials, since=job.options.started)
+    if left or queue.is_open(trials, limit=job.options.trials, since=job.options.started):
+        return "the workers ended before all trials were done: the same command goes on"
+    if conditions and best is None:
+        return choice.why_none(rows, conditions)
+    return None
+
+
+def _work_in_processes(wanted: dict[str, Any], job: Job, workers: int) -> None:
+    """Start the workers and wait for them. One that dies is said; the others take up what it left."""
+    context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
+    processes = [context.Process(target=_worker_process, args=(wanted, job)) for _ in range(workers)]
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers end, too
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+            if process.exitcode:
+                log(f"a worker ended with exit code {process.exitcode}")
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _worker_process(wanted: dict[str, Any], job: Job) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it ends this process
+    if job.options.threads:
+        import torch
+
+        torch.set_num_threads(job.options.threads)
+    try:
+        work(open_study(wanted, job.options), job)
+    except SlimdeployError as error:
+        print(f"slimdeploy: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
