@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from slimdeploy.benchmarks import training_ablation as training_options
+from slimdeploy.benchmarks import training_ablation
 from slimdeploy.benchmarks.training_ablation import (
     Bench,
     finetune_rows,
@@ -48,12 +48,12 @@ def test_gains_are_from_run_to_run(bench: MadeUp) -> None:
     assert (plain["accuracy"], plain["accuracy_sd"]) == (pytest.approx(0.51), pytest.approx(0.01))
     assert plain["gain"] is None
     assert (cutout["gain"], cutout["gain_sd"]) == (pytest.approx(0.1), pytest.approx(0.0, abs=1e-9))
-    assert rows[training_options.RECALIBRATED]["gain"] == pytest.approx(0.01)
+    assert rows[training_ablation.RECALIBRATED]["gain"] == pytest.approx(0.01)
 
 
 def test_rows_have_the_columns_and_make_tables(bench: MadeUp) -> None:
     rows = [*objective_rows(bench, 2), *sparsity_rows(bench, 2), *finetune_rows(bench, 2)]
-    assert all(set(row) == set(training_options.COLUMNS) for row in rows)
+    assert all(set(row) == set(training_ablation.COLUMNS) for row in rows)
     text = markdown(rows)
     assert "| cutout 4 | 60.5 ± 0.7 | +10.0 ± 0.0 |" in text
     assert "| auto:0.9 | 90.0 | 50.5 ± 0.7 | 30.0 ± 0.0 | 40.0 |" in text
@@ -68,11 +68,11 @@ def test_a_run_on_record_is_not_made_again(tmp_path: Path) -> None:
         output.touch()
         return {"accuracy": 0.5}
 
-    output, options = tmp_path / "x.safetensors", training_options.BASE
+    output, options = tmp_path / "x.safetensors", training_ablation.BASE
     assert bench._once(output, options, work) == bench._once(output, options, work) == {"accuracy": 0.5}
     assert asked == [False]
     record = json.loads(output.with_suffix(".json").read_text())
     output.with_suffix(".json").write_text(json.dumps({"given": record["given"]}))  # it was broken off
     bench._once(output, options, work)
-    bench._once(output, training_options.FINETUNE, work)
+    bench._once(output, training_ablation.FINETUNE, work)
     assert asked == [False, True, False]

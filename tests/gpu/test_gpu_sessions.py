@@ -15,7 +15,7 @@ import pytest
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.engine import export_engine
 from slimdeploy.toolchain.export.engine_options import EngineOptions
-from slimdeploy.toolchain.measure import gpu as benchmarks_gpu
+from slimdeploy.toolchain.measure import gpu
 from slimdeploy.toolchain.runtime.device import Device, open_device
 from slimdeploy.toolchain.runtime.engine_record import read_engine_record
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
@@ -76,8 +76,8 @@ def test_torch_sessions(
     with open_session(small_checkpoint, backend, replace(GPU, precision=precision)) as session:
         for count in (9, 3, 9):  # a graph for each size, and back to the first
             assert_close(session.run(small_batch[:count]), expected[:count], precision)
-        assert {"gpu_ms", "enqueue_ms"} <= set(benchmarks_gpu.available(session))
-        assert benchmarks_gpu.device_memory(session)["peak"] > 0
+        assert {"gpu_ms", "enqueue_ms"} <= set(gpu.available(session))
+        assert gpu.device_memory(session)["peak"] > 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -107,11 +107,11 @@ def test_tensorrt_builds_audits_and_runs(
     with open_session(path, "tensorrt" if graphs else "tensorrt-no-graph") as session:
         assert_close(session.run(small_batch), expected, precision)
         assert_close(session.run(small_batch[:1]), expected[:1], precision)
-        assert benchmarks_gpu.available(session) == benchmarks_gpu.RUN_FIGURES
+        assert gpu.available(session) == gpu.RUN_FIGURES
         started = time.perf_counter()
         session.run(small_batch[:4])
         host = (time.perf_counter() - started) * 1000
-        told = {name: getattr(session, name) for name in benchmarks_gpu.RUN_FIGURES}
+        told = {name: getattr(session, name) for name in gpu.RUN_FIGURES}
         assert min(told.values()) > 0
         assert told["copy_in_ms"] + told["gpu_ms"] + told["copy_out_ms"] < host
         assert told["enqueue_ms"] < host

@@ -100,7 +100,7 @@ def test_everything_is_there(first: Path) -> None:
 def test_the_table_says_what_the_stages_said(first: Path) -> None:
     run = first / "run"
     table = json.loads((run / "table.json").read_text())
-    schema = Path(slimdeploy.__file__).parent / "benchmarks" / "schemas" / "table-1.json"
+    schema = Path(slimdeploy.__file__).parent / "toolchain" / "measure" / "schemas" / "table-1.json"
     jsonschema.validate(table, json.loads(schema.read_text()))
     record = {name: entry["result"] for name, entry in json.loads((run / "run.json").read_text()).items()}
     rows = {row["step"]: row for row in table["rows"]}

@@ -19,7 +19,7 @@ from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.engine import export_engine
 from slimdeploy.toolchain.export.engine_options import EngineOptions
-from slimdeploy.toolchain.measure import gpu as benchmarks_gpu
+from slimdeploy.toolchain.measure import gpu
 from slimdeploy.toolchain.runtime import tensorrt as runtime
 from slimdeploy.toolchain.runtime.devices.fake import FakeDevice
 from slimdeploy.toolchain.runtime.engine_record import Machine, differences, read_engine_record
@@ -100,7 +100,7 @@ def test_each_time_is_that_of_its_own_step(
             done = getattr(owner, name)
             patch.setattr(owner, name, lambda *args: (time.sleep(0.2), done(*args)))
             session.run(small_batch[:4])
-            told = {figure: getattr(session, figure) for figure in benchmarks_gpu.RUN_FIGURES}
+            told = {figure: getattr(session, figure) for figure in gpu.RUN_FIGURES}
     together = {"gpu_ms", "enqueue_ms"}
     for figure, milliseconds in told.items():
         assert (milliseconds >= 200) == (figure == slow or {figure, slow} == together), told
@@ -134,10 +134,10 @@ def test_closing_twice_is_safe_and_frees_all_memory(
 ) -> None:
     trt = FakeTensorrt("10.3.0")
     session = runtime.load(trt, build(trt, models["fp32"], tmp_path), trt._device, graphs=True)
-    assert benchmarks_gpu.available(session) == ()
+    assert gpu.available(session) == ()
     session.run(small_batch)
-    assert benchmarks_gpu.available(session) == benchmarks_gpu.RUN_FIGURES
-    assert benchmarks_gpu.device_memory(session) == {
+    assert gpu.available(session) == gpu.RUN_FIGURES
+    assert gpu.device_memory(session) == {
         "plan": (tmp_path / "m.engine").stat().st_size / 2**20,
         "workspace": 4096 / 2**20,
         "io": 4 * (3 * 16 * 16 + 4) * 4 / 2**20,
