@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,14 @@ import click
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.commands.options import data_options, machine_options
-from slimdeploy.toolchain.formatting import count, facts_table, percent
+from slimdeploy.toolchain.formatting import count, facts_table, grid, percent
 from slimdeploy.toolchain.paths import InputPath
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from slimdeploy.toolchain.data.dataset import DataOptions
+    from slimdeploy.toolchain.measure.accuracy import Evaluation
 
 
 @command("evaluate")
@@ -33,31 +37,59 @@ def evaluate(
     device: str,
     threads: int | None,
 ) -> Output:
-    """Accuracy and loss of MODEL (a checkpoint, an ONNX file or an engine) on the test split.
+    """Evaluate MODEL (a checkpoint, an ONNX file or an engine) on the test split: accuracy, loss, precision
+    and recall of each class, and the expected calibration error.
 
-    --data defaults to the data that the model was trained on.
+    --data defaults to the data that the model was trained on. --json also holds the confusion matrix (a row a
+    true class) and the bins of the calibration error. `slimdeploy report` draws them.
     """
+    from rich.console import Group
+
+    from slimdeploy.toolchain.measure.accuracy import TOP
     from slimdeploy.toolchain.measure.evaluate import evaluate_model
+    from slimdeploy.toolchain.measure.gpu_accuracy import Count
+    from slimdeploy.toolchain.measure.reliability import BINS
     from slimdeploy.toolchain.measure.subjects import subjects_for
     from slimdeploy.toolchain.runtime.session import SessionOptions
 
     (subject,) = subjects_for([model], [backend], SessionOptions(device=device, threads=threads))
-    found, used, precision = evaluate_model(subject, data, limit=limit, accuracy_only=accuracy_only)
-    low, high = found.interval
+    found = evaluate_model(subject, data, limit=limit, accuracy_only=accuracy_only)
+    evaluation = found.evaluation
     document = {
         "model": str(model),
-        "backend": used,
-        "precision": precision,
-        "accuracy": found.accuracy,
-        "accuracy_ci95": [low, high],
-        "loss": found.loss,
-        "images": found.images,
+        "backend": found.backend,
+        "precision": found.precision,
+        **evaluation.to_json(found.class_names),
     }
+    low, high = evaluation.interval
     rows = [
         ("model", str(model)),
-        ("ran on", f"{used}, {precision}"),
-        ("test accuracy", f"{percent(found.accuracy)} (95 %: {percent(low)} to {percent(high)})"),
-        *([("test loss", f"{found.loss:.4f}")] if found.loss is not None else []),
-        ("images", count(found.images)),
+        ("ran on", f"{found.backend}, {found.precision}"),
+        ("images", count(evaluation.images)),
+        ("test accuracy", f"{percent(evaluation.accuracy)} (95 %: {percent(low)} to {percent(high)})"),
     ]
-    return Output(document, facts_table(rows))
+    if isinstance(evaluation, Count):
+        return Output(document, facts_table(rows))
+    if evaluation.classes > TOP:
+        rows.append((f"among the first {TOP} answers", percent(evaluation.top5_accuracy)))
+    rows.append(("test loss", f"{evaluation.loss:.4f}"))
+    rows.append((f"calibration error, {BINS} bins", percent(evaluation.reliability.error)))
+    return Output(document, Group(facts_table(rows), _by_class(evaluation, found.class_names)))
+
+
+def _by_class(evaluation: Evaluation, names: Sequence[str], most: int = 20) -> Table:
+    """Precision and recall of each class, or of the `most` of the lowest recall."""
+    columns = (names, evaluation.confusion.sum(1), evaluation.precision, evaluation.recall)
+    rows = [row for row in zip(*columns, strict=True) if row[1] or row[2] is not None]
+    if len(rows) > most:
+        rows = sorted(rows, key=lambda row: -1 if row[3] is None else row[3])[:most]
+    title = None if len(rows) < most else f"the {most} classes of the lowest recall"
+
+    def share(value: float | None) -> str:
+        return "–" if value is None else percent(value)
+
+    return grid(
+        ("class", "images", "precision", "recall"),
+        [(name, count(images), share(precision), share(recall)) for name, images, precision, recall in rows],
+        title=title,
+    )

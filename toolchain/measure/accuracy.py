@@ -1,30 +1,45 @@
-"""Right or wrong, image by image: what paired differences between models are made of."""
+"""What a classifier answers to labelled images: accuracies, errors by class, and how sure it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import statistics
+from slimdeploy.toolchain.measure.reliability import Reliability
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """Logits (n, classes) of images (n, H, W, 3) uint8."""
+TOP = 5
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`correct` (N,) bool, and the mean cross-entropy in nats."""
+    """`labels` and `answers` (N,): the true class and the one of the largest logit, the first of equal ones.
+    `top5_accuracy`: share of images whose label is among the five largest logits. `loss`: mean cross-entropy
+    in nats.
+    """
 
-    correct: np.ndarray
+    classes: int
+    labels: np.ndarray
+    answers: np.ndarray
+    top5_accuracy: float
     loss: float
+    reliability: Reliability
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.labels == self.answers
 
     @property
     def images(self) -> int:
-        return len(self.correct)
+        return len(self.labels)
 
     @property
     def accuracy(self) -> float:
@@ -34,26 +49,89 @@ class Evaluation:
     def interval(self) -> statistics.Interval:
         return statistics.proportion_interval(int(self.correct.sum()), self.images)
 
+    @property
+    def confusion(self) -> np.ndarray:
+        """(classes, classes) images: row by true class, column by answer."""
+        cells = np.bincount(self.labels * self.classes + self.answers, minlength=self.classes**2)
+        return cells.reshape(self.classes, self.classes)
+
+    @property
+    def recall(self) -> list[float | None]:
+        """Share of each class's images that get its name; None for a class without images."""
+        return _shares(self.confusion, axis=1)
+
+    @property
+    def precision(self) -> list[float | None]:
+        """Share of each class's answers that are right; None for a class that was never answered."""
+        return _shares(self.confusion, axis=0)
+
+    def to_json(self, class_names: Sequence[str]) -> dict[str, Any]:
+        low, high = self.interval
+        confusion = self.confusion
+        columns = (class_names, confusion.sum(1).tolist(), self.precision, self.recall)
+        keys = ("name", "images", "precision", "recall")
+        return {
+            "accuracy": self.accuracy,
+            "accuracy_ci95": [low, high],
+            "top5_accuracy": self.top5_accuracy,
+            "loss": self.loss,
+            "images": self.images,
+            "classes": [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)],
+            "confusion": confusion.tolist(),
+            "calibration_error": self.reliability.error,
+            "calibration_bins": self.reliability.to_json(),
+        }
+
 
 def evaluate(
     predict: Predict, images: np.ndarray | FileImages, labels: np.ndarray, *, batch: int
 ) -> Evaluation:
     """Run `predict` over `images` (N, H, W, 3) uint8, `batch` at a time, and compare with `labels` (N,).
 
-    Raises SlimdeployError where the labels don't fit the model's classes, or there are no images.
+    Raises SlimdeployError where the labels don't fit the model's classes, a logit isn't a number, or there
+    are no images.
     """
     if not len(images):
         raise SlimdeployError("no images to evaluate on")
-    parts = [predict(images[i : i + batch]) for i in range(0, len(images), batch)]
-    logits = np.concatenate(parts).astype(np.float64)
-    check_labels(labels, logits.shape[1])
-    # log-sum-exp around the largest logit, which can't overflow
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
-    return Evaluation(logits.argmax(axis=1) == labels, float(losses.mean()))
+    answers, ranks, losses = (np.empty(len(labels), kind) for kind in (np.int64, np.int64, np.float64))
+    reliability, classes = None, 0
+    for start in range(0, len(images), batch):
+        part = slice(start, start + batch)
+        logits, truth = predict(images[part]).astype(np.float64), labels[part]
+        classes = logits.shape[1]
+        if not start:
+            check_labels(labels, classes)
+        if not np.isfinite(logits).all():
+            raise SlimdeployError("the model's logits hold NaN or infinity: it can't be evaluated")
+        answers[part], ranks[part] = logits.argmax(axis=1), _ranks(logits, truth)
+        # log-sum-exp around the largest logit, which can't overflow
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        totals = np.exp(shifted).sum(axis=1)
+        losses[part] = np.log(totals) - shifted[np.arange(len(truth)), truth]
+        found = Reliability.of(1 / totals, ranks[part] == 0)  # the largest logit's exponential is 1
+        reliability = reliability + found if reliability else found
+    assert reliability
+    return Evaluation(
+        classes, labels, answers, float((ranks < TOP).mean()), float(losses.mean()), reliability
+    )
 
 
 def check_labels(labels: np.ndarray, classes: int) -> None:
     """Raises SlimdeployError where a label isn't one of the model's `classes`."""
     if labels.max() >= classes:
         raise SlimdeployError(f"the data has a class number {labels.max()}, the model only {classes} classes")
+
+
+def _ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(n,): how many classes come before the label, by logit and among equal ones by number."""
+    own = logits[np.arange(len(labels)), labels][:, None]
+    before = np.arange(logits.shape[1]) < labels[:, None]
+    return ((logits > own) | ((logits == own) & before)).sum(axis=1)
+
+
+def _shares(confusion: np.ndarray, *, axis: int) -> list[float | None]:
+    totals = confusion.sum(axis=axis)
+    return [
+        int(right) / int(all_) if all_ else None
+        for right, all_ in zip(confusion.diagonal(), totals, strict=True)
+    ]

@@ -1,8 +1,11 @@
-"""Accuracy and loss of one model, in this process."""
+"""The evaluation of one model, in this process."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.data.of_model import data_of
@@ -11,6 +14,7 @@ from slimdeploy.toolchain.measure.accuracy import Evaluation, evaluate
 from slimdeploy.toolchain.measure.gpu_accuracy import Count, count_correct
 from slimdeploy.toolchain.measure.labelled_images import dataset_images, images_for
 from slimdeploy.toolchain.measure.subjects import Subject
+from slimdeploy.toolchain.progress import progress_bar
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import Session
 from slimdeploy.toolchain.runtime.tensorrt import TensorrtSession
@@ -18,14 +22,24 @@ from slimdeploy.toolchain.runtime.tensorrt import TensorrtSession
 BATCH = 64
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What came of a model, on which backend in which precision, and the names of its classes."""
+
+    evaluation: Evaluation | Count
+    backend: str
+    precision: str
+    class_names: tuple[str, ...]
+
+
 def evaluate_model(
     subject: Subject, data: DataOptions | None, *, limit: int | None = None, accuracy_only: bool = False
-) -> tuple[Evaluation | Count, str, str]:
+) -> Evaluated:
     """Run the model over the test split of `data`, or of the data that it was trained on, a class-balanced
     `limit` of it; `accuracy_only` counts on the GPU, which takes an engine.
 
-    Returns what came of it, the backend and its precision. Raises SlimdeployError where the model can't be
-    opened or doesn't say how to feed it, and where the data isn't its own.
+    Raises SlimdeployError where the model can't be opened or doesn't say how to feed it, and where the data
+    isn't its own.
     """
     with subject.opener() as session:
         engine = _engine(session, subject) if accuracy_only else None
@@ -38,13 +52,15 @@ def evaluate_model(
         if engine:
             found = count_correct(engine, images.images, images.labels, info.preprocessing)
         else:
-            found = evaluate(
-                lambda batch: session.run(normalise(batch, info.preprocessing)),
-                images.images,
-                images.labels,
-                batch=BATCH,
-            )
-        return found, session.backend, session.precision
+            with progress_bar("evaluating", total=len(images.labels)) as advance:
+
+                def predict(batch: np.ndarray) -> np.ndarray:
+                    logits = session.run(normalise(batch, info.preprocessing))
+                    advance(len(batch))
+                    return logits
+
+                found = evaluate(predict, images.images, images.labels, batch=BATCH)
+        return Evaluated(found, session.backend, session.precision, info.class_names)
 
 
 def _engine(session: Session, subject: Subject) -> TensorrtSession:

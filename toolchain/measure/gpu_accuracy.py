@@ -6,7 +6,9 @@ where they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +26,10 @@ PRECISIONS = {np.dtype(np.float32): "fp32", np.dtype(np.float16): "fp16"}
 
 @dataclass(frozen=True)
 class Count:
-    """Images, and how many of them were right: an Evaluation without a loss, which takes the logits."""
+    """Images, and how many of them were right: all that an Evaluation knows without the logits."""
 
     correct: int
     images: int
-    loss: None = None
 
     @property
     def accuracy(self) -> float:
@@ -37,6 +38,15 @@ class Count:
     @property
     def interval(self) -> statistics.Interval:
         return statistics.proportion_interval(self.correct, self.images)
+
+    def to_json(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """The keys of an Evaluation; null where it takes the logits."""
+        unknown = (
+            "top5_accuracy", "loss", "classes", "confusion", "calibration_error", "calibration_bins",
+        )  # fmt: skip
+        low, high = self.interval
+        known = {"accuracy": self.accuracy, "accuracy_ci95": [low, high], "images": self.images}
+        return {**known, **dict.fromkeys(unknown)}
 
 
 @dataclass

@@ -56,7 +56,7 @@ def row(subject: Subject, found: Measured, *, batch: int, ci: float) -> dict[str
         "accuracy": evaluation.accuracy if evaluation else None,
         "accuracy_ci95": list(evaluation.interval) if evaluation else None,
         "loss": evaluation.loss if evaluation else None,
-        "images": len(evaluation.correct) if evaluation else 0,
+        "images": evaluation.images if evaluation else 0,
         "params": opened.params,
         "macs": opened.macs,
         "warm_up": _warm_up(timing),

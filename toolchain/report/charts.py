@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
 
-from slimdeploy.toolchain.formatting import percent
 from slimdeploy.toolchain.latency.profile import OTHER
 from slimdeploy.toolchain.networks.cost import round_up
 from slimdeploy.toolchain.report.axes import Axis
 from slimdeploy.toolchain.report.layer_bars import Kept, kept_charts
-from slimdeploy.toolchain.report.predictions import Predictions
 from slimdeploy.toolchain.report.run import Model, Run
 from slimdeploy.toolchain.report.svg import (
-    LEFT,
-    LETTER,
-    RIGHT,
-    WIDTH,
     Chart,
     Series,
-    bar_chart,
     xy_chart,
 )
 
@@ -185,20 +175,6 @@ def layer_scatter(run: Run, times: dict[str, dict[str, float]], *, batch: int) -
     return xy_chart("layers", "MACs against measured time, layer by layer", series, x=x, y=y, note=note)
 
 
-def class_accuracy(found: Predictions) -> Chart:
-    """Accuracy within each class, original against final."""
-    series = [
-        Series(name, [(i, value) for i, value in enumerate(found.class_accuracy(answers))], colour)
-        for colour, (name, answers) in enumerate((("original", found.original), ("final", found.final)))
-    ]
-    low = min(value for one in series for _, value in one.points)
-    y = Axis("accuracy", SHARE.write, low=max(0.0, np.floor(low * 10 - 1) / 10), high=1.0)
-    note = f"The axis begins at {percent(y.low)}." if y.low else ""
-    names = list(found.class_names)
-    title = "Test accuracy, class by class"
-    return bar_chart("classes", title, names, series, y=y, marks=_fitting_marks(names), note=note)
-
-
 def removed_share(run: Run, stage: str) -> float:
     """Share of the prunable channels that a pruning stage removed, whatever its target was."""
     return 1 - len(run.pruned[stage].scales) / len(run.original.scales)
@@ -207,15 +183,6 @@ def removed_share(run: Run, stage: str) -> float:
 def run_option(run: Run, stage: str, name: str) -> float | str:
     """An option of a stage, as the final checkpoint's provenance tells it."""
     return next(entry["options"][name] for entry in run.final.info.provenance if entry["stage"] == stage)
-
-
-def _fitting_marks(names: Sequence[str]) -> list[tuple[int, str]]:
-    """As many of the categories' names, shortened, as fit below the axis side by side."""
-    shown = [name if len(name) <= 9 else f"{name[:8]}…" for name in names]
-    needed = (max(map(len, shown)) + 1) * LETTER
-    slot = (WIDTH - LEFT - RIGHT) / len(shown)
-    every = math.ceil(needed / slot)
-    return [(i, name) for i, name in enumerate(shown) if i % every == 0]
 
 
 def compact(value: float) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from slimdeploy.toolchain.formatting import percent, short
 from slimdeploy.toolchain.measure.bench_table import NOISY
 from slimdeploy.toolchain.report import charts, headline
+from slimdeploy.toolchain.report.class_charts import class_charts
 from slimdeploy.toolchain.report.headline import Figure
 from slimdeploy.toolchain.report.predictions import Predictions
 from slimdeploy.toolchain.report.run import Run
@@ -161,7 +162,8 @@ def _answers(predictions: Predictions | str, most: int = 24) -> Section:
     shown = [*lost[: most // 2], *gained[: most // 2]]
     thumbnails = []
     for i in shown:
-        true, old, new = (names[k[i]] for k in (predictions.labels, predictions.original, predictions.final))
+        found = (predictions.labels, predictions.original.answers, predictions.final.answers)
+        true, old, new = (names[numbers[i]] for numbers in found)
         thumbnails.append(Thumbnail(predictions.images[i], f"{true}: {old} → {new}"))
     text = (
         f"Of {len(predictions.labels):,} test images, {len(lost):,} that the original gets right are wrong "
@@ -171,7 +173,7 @@ def _answers(predictions: Predictions | str, most: int = 24) -> Section:
     return Section(
         "Answers",
         [text, *([more] if more else [])],
-        charts=[charts.class_accuracy(predictions)],
+        charts=class_charts(predictions),
         thumbnails=thumbnails,
     )
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.data.of_model import data_of
-from slimdeploy.toolchain.measure.labelled_images import dataset_images, images_for
+from slimdeploy.toolchain.measure.accuracy import Evaluation, evaluate
+from slimdeploy.toolchain.measure.labelled_images import Images, dataset_images, images_for
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
@@ -19,29 +20,25 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Predictions:
-    """`images` (N, H, W, 3) uint8; `labels`, `original` and `final` (N,): the class numbers, true and
-    answered.
-    """
+    """`images` (N, H, W, 3) uint8, and what both networks answer to them."""
 
     images: np.ndarray | FileImages
-    labels: np.ndarray
-    original: np.ndarray
-    final: np.ndarray
+    original: Evaluation
+    final: Evaluation
     class_names: tuple[str, ...]
 
-    def class_accuracy(self, answers: np.ndarray) -> list[float]:
-        """Accuracy within each class; a class without test images counts as 0."""
-        right = answers == self.labels
-        return [float(right[self.labels == k].mean()) if (self.labels == k).any() else 0.0
-                for k in range(len(self.class_names))]  # fmt: skip
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,): the true class numbers."""
+        return self.final.labels
 
     def lost(self) -> np.ndarray:
         """Numbers of the images that only the original gets right."""
-        return np.flatnonzero((self.original == self.labels) & (self.final != self.labels))
+        return np.flatnonzero(self.original.correct & ~self.final.correct)
 
     def gained(self) -> np.ndarray:
         """Numbers of the images that only the final network gets right."""
-        return np.flatnonzero((self.original != self.labels) & (self.final == self.labels))
+        return np.flatnonzero(~self.original.correct & self.final.correct)
 
 
 def predict(folder: Path, info: ModelInfo) -> Predictions:
@@ -51,15 +48,15 @@ def predict(folder: Path, info: ModelInfo) -> Predictions:
     """
     load = dataset_images(data_of(info, folder))
     found = images_for(info.preprocessing, info.class_names, str(folder), load)
-    original = _answers(folder / "original.onnx", info, found.images)
-    final = _answers(folder / "final.onnx", info, found.images)
-    return Predictions(found.images, found.labels, original, final, found.class_names)
+    original, final = (_evaluation(folder / f"{name}.onnx", info, found) for name in ("original", "final"))
+    return Predictions(found.images, original, final, found.class_names)
 
 
-def _answers(path: Path, info: ModelInfo, images: np.ndarray | FileImages) -> np.ndarray:
+def _evaluation(path: Path, info: ModelInfo, found: Images) -> Evaluation:
     with open_session(path, options=SessionOptions(device="cpu")) as session:
-        parts = [
-            session.run(normalise(images[i : i + BATCH], info.preprocessing)).argmax(axis=1)
-            for i in range(0, len(images), BATCH)
-        ]
-    return np.concatenate(parts)
+        return evaluate(
+            lambda images: session.run(normalise(images, info.preprocessing)),
+            found.images,
+            found.labels,
+            batch=BATCH,
+        )

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import slimdeploy
@@ -20,7 +19,6 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.pipeline.recipe import find_recipe, load_recipe
 from slimdeploy.toolchain.pipeline.run import run_recipe
-from slimdeploy.toolchain.report.predictions import Predictions
 from slimdeploy.toolchain.report.run import read_run
 from slimdeploy.toolchain.report.write import report_stage
 
@@ -29,6 +27,7 @@ pytestmark = pytest.mark.xdist_group("report")  # one worker makes what they sha
 CHARTS = {
     "sparse-accuracy", "sparse-loss", "sparse-zero", "final-accuracy", "final-loss", "final-zero",
     "gamma", "channels-1", "ratio", "latency-1", "latency-4", "layers", "classes",
+    "confusion-original", "confusion-final", "reliability",
 }  # fmt: skip
 SWEEP_CHARTS = {
     "pareto", "ratio-0-1", "ratio-0-8", "ratio-0.001-1", "ratio-0.001-8", "gamma-0", "gamma-1",
@@ -170,14 +169,6 @@ def test_the_command_writes_where_it_says(run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["report"] == str(tmp_path / "r.html")
     assert (tmp_path / "r.html").stat().st_size > 10_000
-
-
-def test_images_that_changed_their_class():
-    labels, original, final = np.array([0, 1, 2, 0]), np.array([0, 1, 0, 1]), np.array([0, 2, 2, 2])
-    found = Predictions(np.zeros((4, 8, 8, 3), np.uint8), labels, original, final, ("a", "b", "c", "d"))
-    assert found.lost().tolist() == [1]
-    assert found.gained().tolist() == [2]
-    assert found.class_accuracy(original) == [0.5, 1.0, 0.0, 0.0]
 
 
 # In a browser.
