@@ -20,13 +20,14 @@ from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 
 LAYERS = ("Conv", "Gemm", "GlobalAveragePool", "AveragePool", "Add")
 """Operators that compute in INT8, and can each be kept in float."""
-CARRIERS = ("MaxPool", "Flatten", "Pad", "Slice", "Reshape", "Transpose")
+CARRIERS = ("MaxPool", "GlobalMaxPool", "Flatten", "Pad", "Slice", "Reshape", "Transpose")
 """Operators that pass values on as they are: what leaves them has the range of what went in."""
 RECTIFIERS = ("Relu", "Clip")
 """Operators that saturation to the range of an unsigned integer does as well."""
 FLOAT = (
-    "BatchNormalization", "Concat", "Div", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "MatMul",
-    "Mul", "Sigmoid", "Softplus", "Tanh",
+    "BatchNormalization", "Concat", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish",
+    "InstanceNormalization", "LayerNormalization", "LeakyRelu", "MatMul", "Mul", "PRelu", "Sigmoid",
+    "Softplus", "Sub", "Tanh",
 )  # fmt: skip
 """Operators that compute in float between the others."""
 OPERATORS = (*LAYERS, *CARRIERS, *RECTIFIERS, *FLOAT)

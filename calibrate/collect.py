@@ -54,6 +54,8 @@ def collect_widths(
     advance: Callable[[int], object] = lambda images: None,
 ) -> dict[str, np.ndarray]:
     """The largest |x| of each channel, (C,), of the activations named; NaN where one is NaN."""
+    if not tensors:
+        return {}
     network = Network(_with_outputs(classifier, list(tensors)), threads=threads, inner=True)
     found: dict[str, np.ndarray] = {}
     for batch in batches:

@@ -39,6 +39,35 @@ def _regnet() -> nn.Module:
     return tv.RegNet(parameters, num_classes=CLASSES)
 
 
+def _convnext() -> nn.Module:
+    from torchvision.models.convnext import CNBlockConfig
+
+    settings = [CNBlockConfig(16, 24, 1), CNBlockConfig(24, None, 2)]
+    return tv.ConvNeXt(settings, layer_scale=0.5, num_classes=CLASSES)
+
+
+class _Custom(nn.Module):
+    """What people write by themselves: normalises in the forward pass, mixes norms, ends with a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.3]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1), persistent=False)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.PReLU(16), nn.ZeroPad2d((0, 1, 0, 1)),
+            nn.Conv2d(16, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ELU(),
+            nn.Conv2d(16, 24, 3, stride=2), nn.InstanceNorm2d(24), nn.Mish(),
+        )  # fmt: skip
+        self.gain, self.scale = nn.Parameter(torch.tensor(0.7)), nn.Parameter(torch.rand(24, 1, 1))
+        self.mix, self.fc = nn.Conv2d(24, 24, 1), nn.Linear(48, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body((x / 2 + 0.5 - self.mean) / self.std)
+        x = self.scale * nn.functional.hardtanh(x + self.gain * self.mix(x), -1, 2)
+        x = torch.cat([nn.functional.adaptive_avg_pool2d(x, 1), x.amax((2, 3), keepdim=True)], 1)
+        return nn.functional.log_softmax(self.fc(x[:, :, 0, 0]), dim=1)
+
+
 class _Inception(nn.Module):
     """Branches side by side, as in GoogLeNet and Inception."""
 
@@ -76,6 +105,8 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "densenet": lambda: tv.DenseNet(8, (2, 2), 16, num_classes=CLASSES),
     "squeezenet": lambda: tv.SqueezeNet("1_1", num_classes=CLASSES),
     "inception": _Inception,
+    "convnext": _convnext,
+    "custom": _Custom,
     "shufflenet": lambda: tv.ShuffleNetV2([1, 2, 1], [16, 32, 48, 64, 96], num_classes=CLASSES),
 }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -18,6 +19,8 @@ class PublishedWeights:
     name: str
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What torchvision builds the network with for them."""
 
     def __str__(self) -> str:
         geometry, statistics = self.preprocessing.geometry, (self.preprocessing.mean, self.preprocessing.std)
@@ -34,11 +37,11 @@ def published_weights(model: str, sha256: str) -> PublishedWeights | None:
         # As torch.hub checks a download: NAME-DIGITS.pth, the first digits of the hash of the content.
         digits = weights.url.removesuffix(".pth").rpartition("-")[2]
         if len(digits) >= 8 and sha256.startswith(digits):
-            return _published(weights)
+            return _published(model, weights)
     return None
 
 
-def _published(weights: Enum) -> PublishedWeights:
+def _published(model: str, weights: Enum) -> PublishedWeights:
     described: Any = weights
     transforms = described.transforms()
     preprocessing = Preprocessing(
@@ -48,4 +51,6 @@ def _published(weights: Enum) -> PublishedWeights:
         resize=transforms.resize_size[0],
         interpolation=transforms.interpolation.value,
     )
-    return PublishedWeights(str(weights), preprocessing, tuple(described.meta["categories"]))
+    # These two were trained on images normalised otherwise, and bring the conversion in their forward pass.
+    arguments = {"transform_input": True} if model in ("googlenet", "inception_v3") else {}
+    return PublishedWeights(str(weights), preprocessing, tuple(described.meta["categories"]), arguments)

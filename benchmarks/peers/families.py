@@ -47,10 +47,10 @@ from slimdeploy.toolchain.pruning.surgery import prune_network
 from slimdeploy.toolchain.torchvision import import_torchvision
 
 FAMILIES = (
-    "alexnet", "densenet", "efficientnet", "googlenet", "inception", "mnasnet", "mobilenet", "regnet",
-    "resnet", "resnext", "shufflenet", "squeezenet", "vgg", "wide_resnet",
+    "alexnet", "convnext", "densenet", "efficientnet", "googlenet", "inception", "mnasnet", "mobilenet",
+    "regnet", "resnet", "resnext", "shufflenet", "squeezenet", "vgg", "wide_resnet",
 )  # fmt: skip
-"""Of torchvision: all but ConvNeXt and the transformers."""
+"""Of torchvision: all but the transformers."""
 TIMM = (
     "resnet50d", "resnext50_32x4d", "wide_resnet50_2", "regnetx_002", "regnety_002", "mobilenetv3_small_100",
     "efficientnet_b0",

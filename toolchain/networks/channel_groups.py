@@ -3,7 +3,7 @@
 Each operator says what it does to channels (Operator.spread): a dense convolution makes new ones, BN and
 activations pass theirs on, sums and products tie those of their inputs together, a grouped convolution ties
 the inputs of a group to its outputs. Classes with channels in the same places form a group, of which any
-number may be removed.
+number may be removed. Normalisation over channels keeps them all.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class _Ties:
     def __init__(self) -> None:
         self._parents = np.empty(0, dtype=np.int64)
         self._summed: list[np.ndarray] = []
+        self.fixed: list[np.ndarray] = []
 
     def new(self, count: int) -> np.ndarray:
         made = np.arange(len(self._parents), len(self._parents) + count)
@@ -91,6 +92,9 @@ class _Ties:
             a, b = self._root(one), self._root(other)
             if a != b:
                 self._parents[max(a, b)] = min(a, b)
+
+    def fix(self, channels: np.ndarray) -> None:
+        self.fixed.append(channels)
 
     def _root(self, channel: int) -> int:
         parents = self._parents
@@ -123,7 +127,8 @@ def _find_groups(graph: Graph) -> tuple[ChannelGroup, ...]:
     roots = ties.roots()
     classes = {value: roots[found] for value, found in channels.items()}
     summed, places = ties.summed(roots), _places(classes, len(roots))
-    fixed = {*places[classes[INPUT]].tolist(), *places[classes[graph.output]].tolist()}
+    stay = [channels[INPUT], channels[graph.output], *ties.fixed]
+    fixed = {*places[roots[np.concatenate(stay)]].tolist()}
     positions = _positions(classes, places, fixed)
     groups = [_group(graph, found, bool(summed[unit])) for unit, found in positions.values()]
     order = {name: number for number, name in enumerate(graph.by_name)}

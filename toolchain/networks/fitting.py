@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph, Node
+from slimdeploy.toolchain.networks.operators.base import tensor_name
 
 TensorShapes = Mapping[str, tuple[int, ...]]
 """Name in a state dict -> shape."""
@@ -32,7 +33,10 @@ def _fitted(node: Node, inputs: int, shapes: TensorShapes) -> Node:
         mean = _shape(node, "running_mean", shapes)
         return node.with_attributes(channels=mean[0], affine=f"{node.name}.weight" in shapes)
     if node.operator not in ("conv", "linear"):
-        return node
+        widths = {"channels": inputs} if "channels" in node.attributes else {}
+        if "shape" in node.attributes:
+            widths = {"shape": list(_shape(node, "", shapes))}
+        return node.with_attributes(**widths)
     weight = _shape(node, "weight", shapes)
     expected = node.op.tensors(node)["weight"].shape
     if len(weight) != len(expected) or weight[2:] != expected[2:]:
@@ -45,7 +49,7 @@ def _fitted(node: Node, inputs: int, shapes: TensorShapes) -> Node:
 
 
 def _shape(node: Node, part: str, shapes: TensorShapes) -> tuple[int, ...]:
-    name = f"{node.name}.{part}"
+    name = tensor_name(node.name, part)
     if name not in shapes:
         raise SlimdeployError(f"{name} is missing")
     return tuple(shapes[name])

@@ -138,9 +138,10 @@ class Graph:
         node = self.producer(value)
         if node is None:
             return False
-        return node.operator in ("flatten", "linear") or (
-            node.op.elementwise and self._is_flat(node.inputs[0])
-        )
+        if node.operator in ("flatten", "linear"):
+            return not node.attributes.get("pixels")
+        keeps = node.op.elementwise or node.operator in ("batchnorm", "layer_norm")
+        return keeps and self._is_flat(node.inputs[0])
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -4,6 +4,7 @@ module path.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +12,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.aten import LEAVES, READERS
+from slimdeploy.toolchain.networks.aten import LEAVES, POINTWISE, READERS
+from slimdeploy.toolchain.networks.aten_shapes import ChannelsLast, Constant, permute
 from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph, Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
 
+SOFTMAX = {
+    "softmax": torch.softmax,
+    "log_softmax": torch.log_softmax,
+}
+"""What a module may end with, by the ATen operator: left out, for a classifier gives logits."""
 TOLERANCE = 1e-5
 """Largest difference of a logit between the module and its graph, relative to the largest logit."""
 
@@ -32,18 +39,19 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom") -> Import
     (N, 3, size, size).
 
     `arch` is what to call it. Raises SlimdeployError for a module that can't be traced or takes another
-    input, for an operator that a graph can't say, and where the two differ.
+    input, for an operator that a graph can't say, and where the two differ. A softmax or log-softmax at the
+    end is left out: what goes into it are the logits.
     """
     was_training = module.training
     module.eval()
     try:
         images = torch.randn(2, IMAGE_CHANNELS, size, size, generator=torch.Generator().manual_seed(0))
         expected = _logits(module, images)
-        graph = Importer(_traced(module, images), arch).graph()
-        network = GraphNetwork(graph).eval()
-        tensors = module.state_dict()
+        importer = Importer(_traced(module, images), arch)
+        network = GraphNetwork(importer.graph()).eval()
+        tensors = {**importer.program.constants, **module.state_dict()}
         network.load_state_dict({name: tensors[name] for name in network.state_dict()})
-        return Imported(network, _difference(expected, network, images))
+        return Imported(network, _difference(expected, network, images, importer.behind))
     finally:
         module.train(was_training)
 
@@ -77,8 +85,12 @@ def _traced(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
 
 
 @torch.no_grad()
-def _difference(expected: Tensor, network: GraphNetwork, images: Tensor) -> float:
+def _difference(
+    expected: Tensor, network: GraphNetwork, images: Tensor, behind: Callable[..., Tensor] | None
+) -> float:
     found = network(images)
+    if behind:
+        found = behind(found, dim=1)
     error = ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
     if not error <= TOLERANCE:
         raise SlimdeployError(f"the imported network's logits differ from the module's by {error:.1e}")
@@ -98,24 +110,29 @@ class Importer:
     arch: str
     nodes: list[Node] = field(default_factory=list)
     values: dict[fx.Node, Any] = field(default_factory=dict)
-    """What each node of the program stands for: a value's name, a View, or a list of names."""
+    """What each node of the program stands for: a value's name, several, or a class of aten_shapes."""
+    behind: Callable[..., Tensor] | None = None
+    """The softmax or log-softmax behind the logits."""
 
     def __post_init__(self) -> None:
         signature = self.program.graph_signature
-        self.tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self.tensors = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        self._trained = set(signature.inputs_to_parameters.values())
         self.used: set[str] = set()
 
     def graph(self) -> Graph:
-        output = None
+        output = next(node for node in self.program.graph.nodes if node.op == "output").args[0][0]
+        logits = self._logits(output)
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
-                self.values[node] = self.tensors.get(node.name, INPUT)
-            elif node.op == "call_function":
+                self.values[node] = Constant(self.tensors[node.name]) if node.name in self.tensors else INPUT
+            elif node.op == "call_function" and not (node is output and self.behind):
                 self._call(node)
-            elif node.op == "output":
-                output = node.args[0][0]
-        assert isinstance(output, fx.Node)
-        wanted, made = self.values[output], self.nodes
+        wanted, made = self.values[logits], self.nodes
         if not isinstance(wanted, str):
             raise SlimdeployError("the module's output isn't computed from the images")
         needed = {wanted}
@@ -124,15 +141,34 @@ class Importer:
                 needed.update(node.inputs)
         return Graph(tuple(node for node in made if node.name in needed), {"arch": self.arch})
 
+    def _logits(self, output: fx.Node) -> fx.Node:
+        """What goes into the softmax at the end, where there is one."""
+        function = SOFTMAX.get(self.operator(output))
+        if function is None or len(output.args) < 2 or output.args[1] not in (1, -1):
+            return output
+        self.behind, logits = function, output.args[0]
+        assert isinstance(logits, fx.Node)
+        return logits
+
     def _call(self, node: fx.Node) -> None:
         if not isinstance(node.meta.get("val"), Tensor | list | tuple):
             return  # arithmetic on sizes, checks: nothing that computes with pixels
-        target = getattr(node.target, "__name__", str(node.target))
-        name = target.partition(".")[0].rstrip("_")
+        name = self.operator(node)
         reader = READERS.get(name)
         if reader is None:
             raise self.refused(node, f"aten.{name} isn't supported")
-        self.values[node] = reader(self, node)
+        inputs = [self.values.get(argument) for argument in node.all_input_nodes]
+        last = [isinstance(value, ChannelsLast) for value in inputs if not isinstance(value, Constant)]
+        if not any(last) or reader is permute:
+            self.values[node] = reader(self, node)
+        elif all(last) and name in POINTWISE:
+            self.values[node] = ChannelsLast(str(reader(self, node)))
+        else:
+            raise self.refused(node, f"aten.{name} isn't supported on an image whose channels come last")
+
+    def operator(self, node: fx.Node) -> str:
+        """The ATen operator that a node calls, without namespace, overload and the underscores around it."""
+        return str(getattr(node.target, "__name__", node.target)).partition(".")[0].strip("_")
 
     def refused(self, node: fx.Node, why: str) -> SlimdeployError:
         """The error that names the module in which `node` is."""
@@ -165,11 +201,33 @@ class Importer:
         """The value that argument `index` names."""
         argument = node.args[index]
         found = self.values.get(argument) if isinstance(argument, fx.Node) else None
+        if isinstance(found, Constant):
+            raise self.refused(node, f"{node.target} of the parameter {found.name} isn't supported")
+        if isinstance(found, ChannelsLast):
+            return found.value
         if not isinstance(found, str):
             raise self.refused(node, f"{node.target} of something that isn't an image or a vector")
-        if isinstance(argument, fx.Node) and argument.name in self.tensors:
-            raise self.refused(node, f"{node.target} of the parameter {found} isn't supported")
-        return str(found)
+        return found
+
+    def channels(self, node: fx.Node) -> int:
+        """Channels of what `node` gives, whose first argument has as many."""
+        shape = list(node.meta["val"].shape)
+        return int(shape[-1 if isinstance(self.values.get(node.all_input_nodes[0]), ChannelsLast) else 1])
+
+    def constant(self, argument: Any) -> str:
+        """The name of the parameter, buffer or constant that `argument` is."""
+        found = self.values[argument]
+        assert isinstance(found, Constant)
+        return found.name
+
+    def tensor(self, name: str) -> Tensor:
+        """The values of a parameter, buffer or constant."""
+        found = {**self.program.constants, **self.program.state_dict}[name]
+        assert isinstance(found, Tensor)
+        return found
+
+    def is_trained(self, name: str) -> bool:
+        return name in self._trained
 
     def module_of(self, node: fx.Node, index: int, part: str = "weight") -> str:
         """The module whose tensor argument `index` is."""

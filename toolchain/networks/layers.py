@@ -15,7 +15,9 @@ from slimdeploy.toolchain.networks.residual import batchnorm_behind, main_branch
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution and its BN, a linear layer (as a convolution of one pixel), or a BN by itself."""
+    """A convolution and its BN, a linear layer (as a convolution of 1×1), or something else with parameters
+    by itself, such as a BN.
+    """
 
     name: str
     operator: str
@@ -38,7 +40,7 @@ class Layer:
 
     @property
     def weights(self) -> int:
-        if self.operator == "batchnorm":
+        if self.operator not in ("conv", "linear"):
             return 0
         return self.out_channels * (self.in_channels // self.groups) * self.kernel[0] * self.kernel[1]
 
@@ -63,8 +65,8 @@ def parameter_layers(graph: Graph, size: int) -> list[Layer]:
     for node in graph.nodes:
         if node.operator in ("conv", "linear"):
             found.append(_layer(graph, node, shapes[node.inputs[0]], shapes[node.name], summed))
-        elif node.operator == "batchnorm" and node.name not in {layer.batchnorm for layer in found}:
-            found.append(_lone_batchnorm(node, shapes[node.name]))
+        elif node.op.tensors(node) and node.name not in {layer.batchnorm for layer in found}:
+            found.append(_without_weights(node, shapes[node.name]))
     return found
 
 
@@ -75,7 +77,7 @@ def convolutions(graph: Graph, size: int) -> list[Layer]:
 
 def priced_layers(graph: Graph, size: int) -> list[Layer]:
     """What a latency table prices one by one: the convolutions, and the linear layers but for the last."""
-    layers = [layer for layer in parameter_layers(graph, size) if layer.operator != "batchnorm"]
+    layers = [layer for layer in parameter_layers(graph, size) if layer.operator in ("conv", "linear")]
     return [layer for layer in layers if layer.operator == "conv" or layer is not layers[-1]]
 
 
@@ -111,8 +113,8 @@ def _layer(graph: Graph, node: Node, before: Shape, after: Shape, summed: set[st
         groups=a["groups"] if is_conv else 1,
         kernel=_pair(a["kernel"]) if is_conv else (1, 1),
         stride=_pair(a["stride"]) if is_conv else (1, 1),
-        in_size=_pair(before[1:]) if is_conv else (1, 1),
-        out_size=_pair(after[1:]) if is_conv else (1, 1),
+        in_size=_pair(before[1:]) if len(before) == 3 else (1, 1),
+        out_size=_pair(after[1:]) if len(after) == 3 else (1, 1),
         bias=bool(a["bias"]),
         batchnorm=bn.name if bn else None,
         affine=bool(bn and bn.attributes["affine"]),
@@ -121,11 +123,13 @@ def _layer(graph: Graph, node: Node, before: Shape, after: Shape, summed: set[st
     )
 
 
-def _lone_batchnorm(node: Node, shape: Shape) -> Layer:
-    width, size = node.attributes["channels"], _pair(shape[1:]) if len(shape) == 3 else (1, 1)
+def _without_weights(node: Node, shape: Shape) -> Layer:
+    """A norm, or a parameter for each channel."""
+    width, size = shape[0], _pair(shape[1:]) if len(shape) == 3 else (1, 1)
+    affine = bool(node.attributes.get("affine"))
     return Layer(
-        node.name, "batchnorm", width, width, width, (1, 1), (1, 1), size, size, bias=False, batchnorm=None,
-        affine=bool(node.attributes["affine"]), activation=False, summed=False,
+        node.name, node.operator, width, width, width, (1, 1), (1, 1), size, size, batchnorm=None,
+        bias="affine" not in node.attributes, affine=affine, activation=False, summed=False,
     )  # fmt: skip
 
 

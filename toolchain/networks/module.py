@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from slimdeploy.toolchain.networks import operators
 from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node
+from slimdeploy.toolchain.networks.operators.base import tensor_name
 from slimdeploy.toolchain.networks.residual import main_branches
 
 KEEP_NO_OUTPUT = ("conv", "linear", "batchnorm", "add", "concat")
@@ -23,6 +26,16 @@ class _Step:
         self.inputs, self.output = node.inputs, node.name
 
 
+class _WithTensor:
+    """A function whose last argument is a tensor, looked up at each call: it may be moved or replaced."""
+
+    def __init__(self, container: nn.Module, key: str, function: Callable[..., Tensor]) -> None:
+        self.container, self.key, self.function = container, key, function
+
+    def __call__(self, *values: Tensor) -> Tensor:
+        return self.function(*values, getattr(self.container, self.key))
+
+
 class GraphNetwork(nn.Module):
     """Image classifier: (N, 3, H, W) float → (N, classes) logits. `graph` says what it is.
 
@@ -35,6 +48,10 @@ class GraphNetwork(nn.Module):
         self._steps: list[_Step] = []
         for node, done in _with_last_uses(graph):
             made = node.op.run(node, inplace=_may_overwrite(graph, node))
+            if own := node.op.tensors(node).get(""):
+                container, key = _container(self, node.name), node.name.rpartition(".")[2]
+                _register(container, key, own)
+                made = _WithTensor(container, key, made)
             if isinstance(made, nn.Module):
                 # Looked up in the container at each call: a module may be replaced.
                 container, key = _container(self, node.name), node.name.rpartition(".")[2]
@@ -55,10 +72,7 @@ class GraphNetwork(nn.Module):
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Parameters and buffers of the node, by the names that its operator gives them."""
         node = self.graph.by_name[name]
-        if not node.op.tensors(node):
-            return {}
-        module = self.get_submodule(name)
-        return {part: getattr(module, part) for part in node.op.tensors(node)}
+        return {part: operator.attrgetter(tensor_name(name, part))(self) for part in node.op.tensors(node)}
 
     def weight(self, name: str) -> Tensor:
         """The weight of a convolution (O, I, k, k), of a linear layer (O, I), or γ of a BN (C,)."""
@@ -99,6 +113,14 @@ def _container(root: nn.Module, name: str) -> nn.Module:
             module.add_module(part, nn.Module())
         module = module.get_submodule(part)
     return module
+
+
+def _register(container: nn.Module, key: str, tensor: operators.Tensor) -> None:
+    values = torch.ones(tensor.shape)
+    if tensor.trained:
+        container.register_parameter(key, nn.Parameter(values))
+    else:
+        container.register_buffer(key, values)
 
 
 def _may_overwrite(graph: Graph, node: Node) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,9 @@ from torch import Tensor
 
 from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, source_of
 from slimdeploy.toolchain.networks.cutting import Masks, cut_graph, keep_masks
+from slimdeploy.toolchain.networks.graph import Graph, Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.networks.operators.base import tensor_name
 from slimdeploy.toolchain.networks.residual import batchnorm_behind
 from slimdeploy.toolchain.pruning.activations import InputMoments
 from slimdeploy.toolchain.pruning.compensation import compensate
@@ -111,11 +112,12 @@ class _Cut:
             own = self.graph.by_name[node.name]
             stays = {"output": self.masks[own.name], "input": self.masks[own.inputs[0]]}
             for part, tensor in own.op.tensors(own).items():
-                values = self._state[f"{node.name}.{part}"]
+                key = tensor_name(node.name, part)
+                values = self._state[key]
                 for dimension, axis in enumerate(tensor.axes):
                     if axis and not (axis == "input" and node.name in self._narrowed):
                         values = _narrow(values, dimension, stays[axis])
-                state[f"{node.name}.{part}"] = values
+                state[key] = values
         made.load_state_dict(state)
         return made.to(next(iter(state.values())).device).train(self._training)
 
@@ -150,10 +152,12 @@ def _fold_constants(network: GraphNetwork, cut: _Cut, groups: list[ChannelGroup]
         touched.append(node)
     return Folding(
         channels,
-        exact=tuple(node.name for node in touched if not _pads(node.attributes)),
-        approximate=tuple(node.name for node in touched if _pads(node.attributes)),
+        exact=tuple(node.name for node in touched if not _pads(graph, node)),
+        approximate=tuple(node.name for node in touched if _pads(graph, node)),
     )
 
 
-def _pads(attributes: Mapping[str, object]) -> bool:
-    return attributes.get("padding", [0, 0]) != [0, 0]
+def _pads(graph: Graph, node: Node) -> bool:
+    before = graph.producer(node.inputs[0])
+    padded = before is not None and before.operator == "pad"
+    return padded or node.attributes.get("padding", [0, 0]) != [0, 0]

@@ -223,9 +223,9 @@ def _values(constant: Constant | None) -> list[int]:
     return list(constant.values)
 
 
-_UNARY = ("BatchNormalization", "Cast", "Clip", "DequantizeLinear", "Erf", "Gelu", "HardSigmoid", "HardSwish",
-          "Identity", "LayerNormalization", "LeakyRelu", "QuantizeLinear", "Relu", "Sigmoid", "Softmax",
-          "Sqrt", "Tanh")  # fmt: skip
+_UNARY = ("BatchNormalization", "Cast", "Clip", "DequantizeLinear", "Elu", "Erf", "Gelu", "HardSigmoid",
+          "HardSwish", "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "PRelu",
+          "QuantizeLinear", "Relu", "Sigmoid", "Softmax", "Softplus", "Sqrt", "Tanh")  # fmt: skip
 OPERATORS: dict[str, Rule] = {
     **dict.fromkeys(_UNARY, _same),
     **dict.fromkeys(("Add", "Div", "Mul", "Pow", "Sub"), _broadcast),
@@ -236,6 +236,7 @@ OPERATORS: dict[str, Rule] = {
     "Flatten": _flatten,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_pool,
+    "GlobalMaxPool": _global_pool,
     "MatMul": _matmul,
     "Pad": _pad,
     "ReduceMean": _reduce,

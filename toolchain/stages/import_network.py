@@ -76,7 +76,7 @@ def import_stage(
         options.name,
         size=preprocessing.size,
         classes=options.classes,
-        arguments=options.arguments,
+        arguments={**(published.arguments if published else {}), **options.arguments},
         tensors=read_tensors(weights) if weights else None,
     )
     log(f"preprocessing: {preprocessing}, {_origin(options.images, published)}")

@@ -72,7 +72,7 @@ def test_removing_equals_masking(name: str) -> None:
     _assert_same(pruned(_images()), _silenced(network, kept, constants=False)(_images()))
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet", "resnext"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet", "resnext", "convnext"])
 @torch.no_grad()
 def test_constants_fold_exactly_through_any_activation(name: str) -> None:
     """Where no layer that reads them pads its input: else the border differs. Gates aren't constant."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,10 @@ from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.models.named_networks import named_network, parse_arguments
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Geometry, Preprocessing
+from slimdeploy.toolchain.pruning.surgery import prune_network
 from slimdeploy.toolchain.published_weights import published_weights
 from slimdeploy.toolchain.torchvision import import_torchvision
 
@@ -68,12 +71,18 @@ class _Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-SHARED = nn.Conv2d(8, 8, 1)
+SHARED, RAMP = nn.Conv2d(8, 8, 1), torch.linspace(0, 1, 16)
 
 REFUSED = {
     "rolled": (_Net(_Function(lambda x: x.roll(1, 1))), "middle: aten.roll isn't supported"),
     "flipped": (_Net(_Function(lambda x: x.transpose(2, 3))), "middle: aten.transpose isn't supported"),
-    "scaled": (_Net(_Function(lambda x: x * 2)), "middle: multiply of a number isn't supported"),
+    "upside down": (
+        _Net(_Function(lambda x: x.permute(0, 1, 3, 2))),
+        "middle: aten.permute is supported from",
+    ),
+    "by pixels": (_Net(_Function(lambda x: x * RAMP)), "a parameter that isn't one value a channel"),
+    "in rows": (_Net(nn.LayerNorm((8, 16, 16))), "middle: layer_norm is supported over the channels only"),
+    "mirrored": (_Net(nn.ReflectionPad2d(1)), "middle: padding is supported with zeros"),
     "branching": (_Net(_Branching()), "does its forward branch on the values"),
     "shared": (_Net(nn.Sequential(SHARED, nn.ReLU(), SHARED)), "is called twice: shared weights"),
     "two outputs": (_Function(lambda x: (x, x)), "the module gives 2 outputs"),
@@ -99,7 +108,11 @@ def test_what_cannot_be_said_is_refused(what: str) -> None:
         nn.Conv2d(8, 12, 3, dilation=2, groups=4), nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
         nn.MaxPool2d(3, 2, ceil_mode=True), nn.GELU(), nn.Hardswish(), nn.Sigmoid(), nn.Tanh(), nn.ReLU6(),
         nn.ChannelShuffle(2), nn.Sequential(nn.BatchNorm2d(8, affine=False), nn.SiLU(inplace=True)),
-        nn.Identity(), nn.Dropout2d(0.3),
+        nn.Identity(), nn.Dropout2d(0.3), nn.PReLU(), nn.PReLU(8), nn.ELU(0.5), nn.Mish(),
+        nn.Hardtanh(-0.5, 2), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True),
+        nn.ConstantPad2d((1, 0, 2, 0), 0.0),
+        nn.AdaptiveMaxPool2d(1), _Function(lambda x: 1 - x / 3), _Function(lambda x: x.clamp(-1, 1) * 2 - 1),
+        _Function(lambda x: torch.cat([x[:, 3].unsqueeze(1), x[:, 1:]], 1)),
     ],
     ids=str,
 )  # fmt: skip
@@ -108,6 +121,33 @@ def test_operators_are_taken_over(middle: nn.Module) -> None:
     if isinstance(middle, nn.Conv2d) and middle.out_channels == 12:
         net.fc = nn.Linear(12, 2)
     assert from_module(net, size=16).relative_error < 1e-5
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(-1)], ids=str)
+@torch.no_grad()
+def test_a_softmax_at_the_end_is_left_out(end: nn.Module) -> None:
+    module = nn.Sequential(_Net(nn.ReLU()), end)
+    found, images = from_module(module, size=16), torch.randn(3, 3, 16, 16)
+    assert "softmax" not in {node.operator for node in found.network.graph.nodes}
+    torch.testing.assert_close(end(found.network(images)), module(images))
+
+
+@torch.no_grad()
+def test_constants_pass_through_arithmetic_and_norms() -> None:
+    """A removed channel is f(β) of everything behind it: 1 − x makes a 1 of a 0."""
+    torch.manual_seed(0)
+    middle = nn.Sequential(
+        nn.BatchNorm2d(8), nn.PReLU(8), _Function(lambda x: 1 - x / 3), nn.InstanceNorm2d(8, affine=True)
+    )
+    network = from_module(_Net(middle), size=16).network
+    for norm in (network.get_submodule("middle.0"), network.get_submodule("middle.3")):
+        norm.weight.uniform_(0.5, 1), norm.bias.uniform_(-1, 1)  # type: ignore[union-attr, operator]
+    (group,) = channel_groups(network.graph)
+    pruned, folding = prune_network(network, [group], {group.name: np.array([0, 2, 3])})
+    network.get_submodule("middle.0").weight[[1, 4, 5, 6, 7]] = 0  # type: ignore[index, operator]
+    images = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(pruned(images), network(images))
+    assert folding.exact == ("fc",)
 
 
 def test_arguments_are_literals() -> None:

@@ -16,7 +16,10 @@ from slimdeploy.toolchain.networks.operators.base import (
     OnnxNodes,
     Operator,
     Shape,
+    Tensor,
+    count,
     number,
+    signed,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +58,8 @@ class Activation(Operator):
     def constant(
         self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
     ) -> np.ndarray:
-        return self.values(inputs[0])
+        with np.errstate(invalid="ignore"):  # what isn't constant is NaN
+            return self.values(inputs[0])
 
 
 class Relu6(Activation):
@@ -91,6 +95,83 @@ class LeakyRelu(Activation):
         self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
     ) -> np.ndarray:
         return np.where(inputs[0] < 0, float(node.attributes["slope"]) * inputs[0], inputs[0])
+
+
+class Elu(Activation):
+    """Attribute: alpha. x, and below 0 α·(exp(x) − 1)."""
+
+    attributes = MappingProxyType({"alpha": number})
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        from torch.nn import functional
+
+        return functools.partial(functional.elu, alpha=float(node.attributes["alpha"]))
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        return to.node("Elu", inputs, node.name, alpha=float(node.attributes["alpha"]))
+
+    def constant(
+        self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
+    ) -> np.ndarray:
+        negative = float(node.attributes["alpha"]) * np.expm1(np.minimum(inputs[0], 0))
+        return np.where(inputs[0] < 0, negative, inputs[0])
+
+
+class Clip(Activation):
+    """Attributes: low, high. min(max(x, low), high)."""
+
+    attributes = MappingProxyType({"low": signed, "high": signed})
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        from torch.nn import functional
+
+        low, high = float(node.attributes["low"]), float(node.attributes["high"])
+        return functools.partial(functional.hardtanh, min_val=low, max_val=high)
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        bounds = [to.constant(f"{node.name}.{n}", np.float32(node.attributes[n])) for n in ("low", "high")]
+        return to.node("Clip", [*inputs, *bounds], node.name)
+
+    def constant(
+        self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
+    ) -> np.ndarray:
+        return np.clip(inputs[0], node.attributes["low"], node.attributes["high"])
+
+
+class PRelu(Activation):
+    """Attribute: slopes, how many: one for each channel, or one for all. x, and below 0 slope·x."""
+
+    attributes = MappingProxyType({"slopes": count})
+
+    def tensors(self, node: Node) -> dict[str, Tensor]:
+        slopes = node.attributes["slopes"]
+        return {"weight": Tensor((slopes,), ("output" if slopes > 1 else "",))}
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        from torch import nn
+
+        return nn.PReLU(node.attributes["slopes"])
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        slopes = arrays["weight"].reshape(-1, *[1] * (len(shape) - 1))
+        return to.node("PRelu", [*inputs, to.constant(f"{node.name}.slopes", slopes)], node.name)
+
+    def cut(self, node: Node, inputs: Sequence[np.ndarray], output: np.ndarray) -> dict[str, Any]:
+        return {"slopes": int(output.sum()) if node.attributes["slopes"] > 1 else 1}
+
+    def constant(
+        self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
+    ) -> np.ndarray:
+        return np.where(inputs[0] < 0, arrays["weight"] * inputs[0], inputs[0])
+
+
+class Mish(Activation):
+    """x · tanh(ln(1 + exp x)), which ONNX has no operator for before opset 18."""
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        x = to.node("Softplus", inputs, f"{node.name}.softplus")
+        x = to.node("Tanh", [x], f"{node.name}.tanh")
+        return to.node("Mul", [inputs[0], x], node.name)
 
 
 class Gelu(Activation):
@@ -130,4 +211,8 @@ OPERATORS["hardsigmoid"] = Activation("hardsigmoid", _hardsigmoid, "HardSigmoid"
 OPERATORS["sigmoid"] = Activation("sigmoid", _sigmoid, "Sigmoid")
 OPERATORS["tanh"] = Activation("tanh", np.tanh, "Tanh")
 OPERATORS["leaky_relu"] = LeakyRelu("leaky_relu", np.abs, "LeakyRelu")
+OPERATORS["prelu"] = PRelu("prelu", np.abs, "PRelu")
+OPERATORS["elu"] = Elu("elu", np.abs, "Elu")
+OPERATORS["clip"] = Clip("hardtanh", np.abs, "Clip")
+OPERATORS["mish"] = Mish("mish", lambda x: x * np.tanh(np.logaddexp(0, x)), "Mish")
 OPERATORS["gelu"] = Gelu("gelu", _gelu, "Gelu")

@@ -33,6 +33,11 @@ class Tensor:
     trained: bool = True
 
 
+def tensor_name(node: str, part: str) -> str:
+    """The name in the state dict of a node's tensor `part`; "" is a node that is a tensor itself."""
+    return f"{node}.{part}" if part else node
+
+
 class Ties(Protocol):
     """Classes of channels that can only be removed together, while they are found."""
 
@@ -42,6 +47,10 @@ class Ties(Protocol):
 
     def tie(self, first: np.ndarray, second: np.ndarray, *, summed: bool = False) -> None:
         """Channel i of one goes with channel i of the other; `summed` where the values are added."""
+        ...
+
+    def fix(self, channels: np.ndarray) -> None:
+        """None of these channels can be removed."""
         ...
 
 
@@ -84,6 +93,11 @@ def number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
+def signed(value: Any) -> bool:
+    """A finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def flag(value: Any) -> bool:
     """True or false."""
     return isinstance(value, bool)
@@ -118,7 +132,7 @@ class Operator:
         return inputs[0]
 
     def tensors(self, node: Node) -> dict[str, Tensor]:
-        """Parameters and buffers by name, in the order of the state dict."""
+        """Parameters and buffers by name, in the order of the state dict; see tensor_name."""
         return {}
 
     def macs(self, node: Node, output: Shape) -> int:
@@ -126,7 +140,9 @@ class Operator:
         return 0
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
-        """A torch function, or a module that holds the tensors. `inplace`: the input may be overwritten."""
+        """A torch function, or a module that holds the tensors; with a tensor called "" a function that gets
+        it as its last argument. `inplace`: the input may be overwritten.
+        """
         raise NotImplementedError(node.operator)
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:

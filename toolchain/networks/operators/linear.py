@@ -1,7 +1,8 @@
-"""`linear`: a fully connected layer."""
+"""`linear`: a fully connected layer, of vectors or of each pixel by itself."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
 
 
 class Linear(Operator):
-    """Attributes: in, out, bias."""
+    """Attributes: in, out, bias, and `pixels` where it reads (N, C, H, W)."""
 
     attributes = MappingProxyType({"in": count, "out": count, "bias": flag})
+    optional = MappingProxyType({"pixels": flag})
 
     def reads_all(self, node: Node) -> bool:
         return True
@@ -39,9 +41,9 @@ class Linear(Operator):
         return int(node.attributes["out"])
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
-        if len(inputs[0]) != 1:
+        if len(inputs[0]) != (3 if node.attributes.get("pixels") else 1):
             raise SlimdeployError(f"{node.name}: linear needs a vector, not an image: flatten it first")
-        return (int(node.attributes["out"]),)
+        return (int(node.attributes["out"]), *inputs[0][1:])
 
     def tensors(self, node: Node) -> dict[str, Tensor]:
         a = node.attributes
@@ -49,15 +51,24 @@ class Linear(Operator):
         return {"weight": Tensor((a["out"], a["in"]), ("output", "input")), **bias}
 
     def macs(self, node: Node, output: Shape) -> int:
-        return int(node.attributes["in"] * node.attributes["out"])
+        return int(node.attributes["in"] * node.attributes["out"] * math.prod(output[1:]))
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
         from torch import nn
 
-        return nn.Linear(node.attributes["in"], node.attributes["out"], bias=node.attributes["bias"])
+        from slimdeploy.toolchain.networks.pixelwise import PixelLinear
+
+        kind = PixelLinear if node.attributes.get("pixels") else nn.Linear
+        return kind(node.attributes["in"], node.attributes["out"], bias=node.attributes["bias"])
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        if node.attributes.get("pixels"):
+            arrays = {**arrays, "weight": arrays["weight"][:, :, None, None]}
         names = [to.constant(f"{node.name}.{part}", arrays[part]) for part in ("weight", "bias")]
+        if node.attributes.get("pixels"):
+            return to.node(
+                "Conv", [inputs[0], *names], node.name, kernel_shape=[1, 1], strides=[1, 1], pads=[0, 0, 0, 0]
+            )
         return to.node("Gemm", [inputs[0], *names], node.name, transB=1)
 
     def spread(self, node: Node, inputs: Sequence[np.ndarray], ties: Ties) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`max_pool`, `avg_pool` and `adaptive_avg_pool`: windows over each channel by itself."""
+"""`max_pool`, `avg_pool`, `adaptive_avg_pool` and `global_max_pool`: windows over each channel by itself."""
 
 from __future__ import annotations
 
@@ -102,6 +102,21 @@ class AdaptiveAveragePool(Operator):
         return to.node("MatMul", [rows, across], node.name)
 
 
+class GlobalMaxPool(Operator):
+    """The largest value of each channel, (C, 1, 1)."""
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        return (sides(node, inputs[0])[0], 1, 1)
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        import torch
+
+        return functools.partial(torch.amax, dim=(2, 3), keepdim=True)
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        return to.node("GlobalMaxPool", inputs, node.name)
+
+
 def _means(size: int, count: int) -> np.ndarray:
     """(count, size) float32: row i averages window i."""
     found = np.zeros((count, size), np.float32)
@@ -114,3 +129,4 @@ def _means(size: int, count: int) -> np.ndarray:
 OPERATORS["max_pool"] = Pool("max_pool2d", "MaxPool")
 OPERATORS["avg_pool"] = Pool("avg_pool2d", "AveragePool")
 OPERATORS["adaptive_avg_pool"] = AdaptiveAveragePool()
+OPERATORS["global_max_pool"] = GlobalMaxPool()

@@ -1,0 +1,113 @@
+"""ATen operators that compute with each value by itself: what each becomes in a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from slimdeploy.toolchain.networks.aten_shapes import ChannelsLast, Constant, argument, shape_of
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.networks.importing import Importer
+
+
+def activation(operator: str) -> Callable[[Importer, fx.Node], str]:
+    def read(at: Importer, node: fx.Node) -> str:
+        return at.add(node, operator, at.value(node, 0))
+
+    return read
+
+
+def clamp(at: Importer, node: fx.Node) -> str:
+    return _clip(at, node, argument(node, 1, None), argument(node, 2, None))
+
+
+def hardtanh(at: Importer, node: fx.Node) -> str:
+    return _clip(at, node, argument(node, 1, -1), argument(node, 2, 1))
+
+
+def _clip(at: Importer, node: fx.Node, low: Any, high: Any) -> str:
+    if low == 0 and high in (None, 6):
+        return at.add(node, "relu" if high is None else "relu6", at.value(node, 0))
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        raise at.refused(node, f"a clamp to {low} … {high} isn't supported")
+    return at.add(node, "clip", at.value(node, 0), low=float(low), high=float(high))
+
+
+def prelu(at: Importer, node: fx.Node) -> str:
+    slopes = int(shape_of(node.args[1])[0])
+    return at.add(node, "prelu", at.value(node, 0), name=at.module_of(node, 1), slopes=slopes)
+
+
+def elu(at: Importer, node: fx.Node) -> str:
+    if (argument(node, 2, 1), argument(node, 3, 1)) != (1, 1):
+        raise at.refused(node, "elu is supported without scales only")
+    return at.add(node, "elu", at.value(node, 0), alpha=float(argument(node, 1, 1)))
+
+
+def leaky_relu(at: Importer, node: fx.Node) -> str:
+    return at.add(node, "leaky_relu", at.value(node, 0), slope=float(argument(node, 1, 0.01)))
+
+
+def gelu(at: Importer, node: fx.Node) -> str:
+    if node.kwargs.get("approximate", "none") != "none":
+        raise at.refused(node, "gelu is supported without approximation only")
+    return at.add(node, "gelu", at.value(node, 0))
+
+
+def add(at: Importer, node: fx.Node) -> str:
+    return _arithmetic(at, node, "add", "plus", lambda n: (1.0, n))
+
+
+def subtract(at: Importer, node: fx.Node) -> str:
+    return _arithmetic(at, node, "", "minus", lambda n: (1.0, -n))
+
+
+def multiply(at: Importer, node: fx.Node) -> str:
+    return _arithmetic(at, node, "multiply", "multiply_by", lambda n: (n, 0.0))
+
+
+def divide(at: Importer, node: fx.Node) -> str:
+    return _arithmetic(at, node, "", "divide_by", lambda n: (1 / n, 0.0))
+
+
+def subtract_from(at: Importer, node: fx.Node) -> str:
+    return _arithmetic(at, node, "", "", lambda n: (-1.0, n))
+
+
+def _arithmetic(
+    at: Importer,
+    node: fx.Node,
+    of_values: str,
+    with_constant: str,
+    by: Callable[[float], tuple[float, float]],
+) -> str:
+    """Of two values, of a value and a parameter, or of a value and a number: `by` gives factor and offset."""
+    name, second = at.operator(node), node.args[1]
+    if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("rounding_mode"):
+        raise at.refused(node, f"{name} with alpha or rounding isn't supported")
+    if isinstance(second, int | float):
+        factor, offset = by(float(second))
+        return at.add(node, "affine", at.value(node, 0), factor=factor, offset=offset)
+    constants = [i for i in (0, 1) if isinstance(at.values.get(node.args[i]), Constant)]  # type: ignore[arg-type]
+    if constants == [1] or (constants == [0] and of_values):
+        return _with_constant(at, node, with_constant, constants[0])
+    if constants or not of_values:
+        raise at.refused(node, f"{name} of these two isn't supported")
+    return at.add(node, of_values, at.value(node, 0), at.value(node, 1))
+
+
+def _with_constant(at: Importer, node: fx.Node, operator: str, index: int) -> str:
+    """A parameter of one value for each channel, or one for all."""
+    constant, value = node.args[index], at.value(node, 1 - index)
+    shape = shape_of(constant)
+    axis = 3 if isinstance(at.values.get(node.args[1 - index]), ChannelsLast) else 1  # type: ignore[arg-type]
+    aligned = [1] * (len(shape_of(node)) - len(shape)) + shape
+    if [i for i, n in enumerate(aligned) if n > 1] not in ([], [axis]):
+        raise at.refused(node, f"aten.{at.operator(node)} of a parameter that isn't one value a channel")
+    name = at.constant(constant)
+    return at.add(
+        node, operator, value, name=name, shape=list(at.tensor(name).shape), trained=at.is_trained(name)
+    )

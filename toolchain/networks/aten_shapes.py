@@ -1,0 +1,160 @@
+"""ATen operators that put the same values in another shape: what each becomes in a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.networks.importing import Importer
+
+
+@dataclass(frozen=True)
+class View:
+    """A value in another shape, while it is not yet known what for: channels in groups, transposed or not."""
+
+    value: str
+    groups: int
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class ChannelsLast:
+    """An image (N, C, H, W) that the program holds as (N, H, W, C)."""
+
+    value: str
+
+
+@dataclass(frozen=True)
+class Squeezed:
+    """An image (N, C, 1, 1) that the program holds as (N, C, 1)."""
+
+    value: str
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One channel (N, 1, H, W) of an image, which the program holds as (N, H, W)."""
+
+    value: str
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A parameter, buffer or constant of the module, by its name, in this or another shape."""
+
+    name: str
+
+
+def argument(node: fx.Node, index: int, default: Any) -> Any:
+    """Argument `index` of the call, `default` where it is left out or None."""
+    found = node.args[index] if len(node.args) > index else default
+    return default if found is None else found
+
+
+def shape_of(node: Any) -> list[Any]:
+    return list(node.meta["val"].shape)
+
+
+def same(at: Importer, node: fx.Node) -> Any:
+    return at.values[node.args[0]]  # type: ignore[index]
+
+
+def reshape(at: Importer, node: fx.Node) -> Any:
+    before, after = shape_of(node.args[0]), shape_of(node)
+    found = at.values.get(node.args[0])  # type: ignore[arg-type]
+    if isinstance(found, Constant):
+        return found
+    if isinstance(found, View):
+        if found.transposed and len(after) == 4:
+            return at.add(node, "channel_shuffle", found.value, groups=found.groups)
+    elif len(after) == len(before) and after[1:] == before[1:]:
+        return at.value(node, 0)
+    elif len(before) == 4 and len(after) == 2:
+        return at.add(node, "flatten", at.value(node, 0), positions=int(before[2] * before[3]))
+    elif len(before) == 4 and len(after) == 5 and after[3:] == before[2:]:
+        return View(at.value(node, 0), int(after[1]))
+    raise at.refused(node, f"aten.{at.operator(node)} from {_told(before)} to {_told(after)} isn't supported")
+
+
+def _told(shape: list[Any]) -> str:
+    return "×".join("N" if i == 0 else str(n) for i, n in enumerate(shape))
+
+
+def squeeze(at: Importer, node: fx.Node) -> Any:
+    before, after = shape_of(node.args[0]), shape_of(node)
+    found = at.values.get(node.args[0])  # type: ignore[arg-type]
+    if isinstance(found, Squeezed) and len(after) == 2:
+        return at.add(node, "flatten", found.value, positions=1)
+    if len(before) == 4 and before[2:] == [1, 1] and after[:2] == before[:2] and len(after) in (2, 3):
+        value = at.value(node, 0)
+        return Squeezed(value) if len(after) == 3 else at.add(node, "flatten", value, positions=1)
+    return reshape(at, node)
+
+
+def select(at: Importer, node: fx.Node) -> Any:
+    """`x[:, 0]` is a channel; `x[:, :, 0]` of an image of one pixel leaves a dimension out, as squeeze."""
+    before, axis, index = shape_of(node.args[0]), argument(node, 1, 0), int(argument(node, 2, 0))
+    if len(before) == 4 and axis == 1:
+        start = index % int(before[1])
+        return Channel(at.add(node, "slice", at.value(node, 0), start=start, stop=start + 1))
+    if axis % len(before) < 2 or before[axis] != 1:
+        raise at.refused(node, "select is supported for one channel, and on images of one pixel")
+    return squeeze(at, node)
+
+
+def unsqueeze(at: Importer, node: fx.Node) -> Any:
+    found = at.values.get(node.args[0])  # type: ignore[arg-type]
+    if isinstance(found, Constant):
+        return found
+    if isinstance(found, Channel) and argument(node, 1, 0) in (1, -3):
+        return found.value
+    raise at.refused(node, "aten.unsqueeze isn't supported")
+
+
+def transpose(at: Importer, node: fx.Node) -> Any:
+    found = at.values.get(node.args[0])  # type: ignore[arg-type]
+    if isinstance(found, View) and {int(a) for a in node.args[1:]} == {1, 2}:  # type: ignore[arg-type]
+        return View(found.value, found.groups, transposed=True)
+    raise at.refused(node, "aten.transpose isn't supported")
+
+
+def permute(at: Importer, node: fx.Node) -> Any:
+    found, order = at.values.get(node.args[0]), [axis % 4 for axis in argument(node, 1, [])]  # type: ignore[arg-type]
+    if isinstance(found, str) and order == [0, 2, 3, 1]:
+        return ChannelsLast(found)
+    if isinstance(found, ChannelsLast) and order == [0, 3, 1, 2]:
+        return found.value
+    raise at.refused(node, "aten.permute is supported from (N, C, H, W) to (N, H, W, C) and back only")
+
+
+def channel_shuffle(at: Importer, node: fx.Node) -> str:
+    return at.add(node, "channel_shuffle", at.value(node, 0), groups=int(argument(node, 1, 1)))
+
+
+def pieces(at: Importer, node: fx.Node) -> list[str]:
+    if argument(node, 2, 0) % len(shape_of(node.args[0])) != 1:
+        raise at.refused(node, "chunk and split are supported along the channels only")
+    found, start = [], 0
+    for piece in node.meta["val"]:
+        stop = start + int(piece.shape[1])
+        found.append(at.add(node, "slice", at.value(node, 0), start=start, stop=stop))
+        start = stop
+    return found
+
+
+def cut(at: Importer, node: fx.Node) -> Any:
+    before, after = shape_of(node.args[0]), shape_of(node)
+    if before[1:] == after[1:]:  # x[:, :]: all of it
+        return at.values[node.args[0]]  # type: ignore[index]
+    if argument(node, 1, 0) != 1 or argument(node, 4, 1) != 1:
+        raise at.refused(node, "slices are supported along the channels only, without a step")
+    start = int(argument(node, 2, 0)) % int(before[1])
+    return at.add(node, "slice", at.value(node, 0), start=start, stop=start + int(after[1]))
+
+
+def item(at: Importer, node: fx.Node) -> str:
+    found = at.values[node.args[0]]  # type: ignore[index]
+    return found if isinstance(found, str) else str(found[node.args[1]])
