@@ -37,6 +37,7 @@ from slimdeploy.toolchain.networks.aten_shapes import (
     transpose,
     unsqueeze,
 )
+from slimdeploy.toolchain.networks.torch_modules import StochasticDepth
 from slimdeploy.toolchain.registry import Registry
 
 if TYPE_CHECKING:
@@ -196,11 +197,13 @@ def _pad(at: Importer, node: fx.Node) -> str:
 
 
 def _dropout(at: Importer, node: fx.Node) -> str:
-    return at.add(node, "dropout", at.value(node, 0), share=float(argument(node, 1, 0.5)))
+    operator = "stochastic_depth" if at.class_of_module(node) == StochasticDepth.__name__ else "dropout"
+    return at.add(node, operator, at.value(node, 0), share=float(argument(node, 1, 0.5)))
 
 
 LEAVES = (
     "relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "gelu", "leakyrelu", "dropout",
+    "stochasticdepth",
     "maxpool", "avgpool", "adaptiveavgpool", "flatten", "identity", "prelu", "elu", "mish", "hardtanh",
 )  # fmt: skip
 """Module classes that are one operator: the node takes the module's own path as its name."""

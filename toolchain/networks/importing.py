@@ -4,7 +4,8 @@ module path.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from slimdeploy.toolchain.networks.aten import LEAVES, POINTWISE, READERS
 from slimdeploy.toolchain.networks.aten_shapes import ChannelsLast, Constant, permute
 from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph, Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.networks.torch_modules import StochasticDepth
 
 SOFTMAX = {
     "softmax": torch.softmax,
@@ -74,9 +76,31 @@ def _logits(module: nn.Module, images: Tensor) -> Tensor:
     return found
 
 
+@contextlib.contextmanager
+def _visible_stochastic_depth(module: nn.Module) -> Iterator[None]:
+    """Those of torchvision and timm do nothing in eval mode, so torch.export leaves them out: meanwhile they
+    are slimdeploy's own.
+    """
+    found = [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if type(child).__name__ in ("StochasticDepth", "DropPath") and getattr(child, "mode", "row") == "row"
+    ]
+    try:
+        for parent, name, child in found:
+            share = getattr(child, "p", None) or getattr(child, "drop_prob", None) or 0.0
+            setattr(parent, name, StochasticDepth(float(share)).eval())
+        yield
+    finally:
+        for parent, name, child in found:
+            setattr(parent, name, child)
+
+
 def _traced(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     try:
-        return torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        with _visible_stochastic_depth(module):
+            return torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     except Exception as error:  # torch.export has some twenty classes of its own
         raise SlimdeployError(
             "torch.export can't trace the module (does its forward branch on the values of a tensor?): "
@@ -174,6 +198,11 @@ class Importer:
         """The error that names the module in which `node` is."""
         return SlimdeployError(f"{self._path(node) or 'the module'}: {why}")
 
+    def class_of_module(self, node: fx.Node) -> str:
+        """The name of the class of the module whose forward calls `node`."""
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        return str(stack[-1][1]).rpartition(".")[2] if stack else ""
+
     def _path(self, node: fx.Node) -> str:
         stack = node.meta.get("nn_module_stack") or {}
         return str(list(stack.values())[-1][0]) if stack else ""
@@ -188,9 +217,7 @@ class Importer:
         return wanted
 
     def _free_name(self, node: fx.Node, operator: str) -> str:
-        path, stack = self._path(node), list((node.meta.get("nn_module_stack") or {}).values())
-        module = str(stack[-1][1]) if stack else ""
-        own = module.rpartition(".")[2].lower().replace("2d", "")
+        path, own = self._path(node), self.class_of_module(node).lower().replace("2d", "")
         base = path if path and own in LEAVES else f"{path}.{operator}" if path else operator
         number = 1
         while (f"{base}.{number}" if number > 1 else base) in self.used:

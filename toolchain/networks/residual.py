@@ -14,11 +14,19 @@ def main_branches(graph: Graph) -> dict[str, Node]:
     found = {}
     for node in graph.nodes:
         if node.operator == "add":
-            ends = [graph.producer(name) for name in node.inputs if graph.only_consumer(name) is node]
+            ends = [_before_dropout(graph, name) for name in node.inputs if graph.only_consumer(name) is node]
             own = [end for end in ends if end and conv_before(graph, end)]
             if own:
                 found[node.name] = own[0]
     return found
+
+
+def _before_dropout(graph: Graph, value: str) -> Node | None:
+    """The node that makes `value`, where it reaches further than a dropout that nobody else reads."""
+    node = graph.producer(value)
+    while node and node.operator in ("dropout", "stochastic_depth") and graph.only_consumer(node.inputs[0]):
+        node = graph.producer(node.inputs[0])
+    return node
 
 
 def conv_before(graph: Graph, node: Node) -> Node | None:

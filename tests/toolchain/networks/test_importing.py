@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,12 @@ class _Function(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
+
+
+def _mbconv_settings() -> tuple[Any]:
+    from torchvision.models.efficientnet import MBConvConfig
+
+    return (MBConvConfig(2, 3, 1, 8, 8, 1, 1.0, 1.0),)
 
 
 class _Branching(nn.Module):
@@ -148,6 +155,21 @@ def test_constants_pass_through_arithmetic_and_norms() -> None:
     images = torch.randn(3, 3, 16, 16)
     torch.testing.assert_close(pruned(images), network(images))
     assert folding.exact == ("fc",)
+
+
+def test_stochastic_depth_is_taken_over() -> None:
+    module = import_torchvision().models.efficientnet.MBConv(
+        *_mbconv_settings(), stochastic_depth_prob=0.25, norm_layer=nn.BatchNorm2d
+    )
+    network = from_module(_Net(module), size=16).network
+    (node,) = (node for node in network.graph.nodes if node.operator == "stochastic_depth")
+    assert (node.name, node.attributes["share"]) == ("middle.stochastic_depth", 0.25)
+    branch = network.get_submodule(node.name).train()
+    torch.manual_seed(0)
+    found = branch(torch.ones(400, 2, 3, 3)).flatten(1)
+    torch.testing.assert_close(found.unique(), torch.tensor([0, 4 / 3]))
+    assert (found[:, :1] == found).all()
+    assert 0.15 < (found[:, 0] == 0).float().mean() < 0.35
 
 
 def test_arguments_are_literals() -> None:

@@ -1,0 +1,36 @@
+"""Torch modules of operators that torch.nn has none for."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation of (N, C) or, pixel by pixel, of (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class PixelLinear(nn.Linear):
+    """(N, C, H, W) → (N, O, H, W): a linear layer (O, C) on each pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight[:, :, None, None], self.bias)
+
+
+class StochasticDepth(nn.Module):
+    """Sets the branch of a `share` of the images to 0 while training, and scales the others up to the same
+    mean (Huang et al., arXiv 1603.09382).
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.dropout(x, self.share, training=False)  # for torch.export, which would see nothing
+        kept = x.new_empty((len(x), *[1] * (x.dim() - 1))).bernoulli_(1 - self.share)
+        return x * kept / (1 - self.share) if self.share < 1 else x * kept
