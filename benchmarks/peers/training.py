@@ -25,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimdeploy.toolchain.data.batches import Augmentation, TrainingBatches
+from slimdeploy.toolchain.data.augmentation import Augmentation
+from slimdeploy.toolchain.data.batches import TrainingBatches
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.launch import cpu_count
 from slimdeploy.toolchain.measure import results

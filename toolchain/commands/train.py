@@ -32,7 +32,12 @@ if TYPE_CHECKING:
               help="Start from a torchvision .pth, safetensors with its names, or a checkpoint.")  # fmt: skip
 @data_options(required=True, preprocessing=True)
 @training_options(
-    TrainOptions(), sparsity=True, shown={"lr": f"{TrainOptions.lr:g}; {WEIGHTS_LR:g} with --weights"}
+    TrainOptions(),
+    sparsity=True,
+    shown={
+        "lr": f"{TrainOptions.lr:g}; {WEIGHTS_LR:g} with --weights",
+        **dict.fromkeys(("crop_pad", "resized_crop"), "by --augmentation"),
+    },
 )
 @output_option
 @resume_option

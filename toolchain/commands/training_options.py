@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from slimdeploy.toolchain.paths import InputPath
 from slimdeploy.toolchain.training.options import (
+    AUGMENTATIONS,
     FLIP_MODES,
     PRECISIONS,
     SPARSE_LAYERS,
@@ -40,10 +41,18 @@ _HELP: dict[str, str | tuple[tuple[str, ...], str]] = {
     "teacher": "Teacher checkpoint for distillation.",
     "distill": "Share of the teacher in the loss.",
     "temperature": "What the logits are divided by before they are compared with the teacher's.",
+    "augmentation": (
+        tuple(AUGMENTATIONS),
+        "Preset of the random crop: cifar pads 4 pixels, for small images; imagenet is --resized-crop 0.08.",
+    ),
     "crop_pad": "Random crop out of the image with so many black pixels around.",
+    "resized_crop": "Random rectangle of at least this share of the image, resized; 0 disables.",
     "flip": "Flip half of the images; not for digits or text.",
     "flip_mode": (FLIP_MODES, "alternating flips each image in every second epoch."),
+    "color_jitter": "Change brightness, contrast and saturation by up to this share, e.g. 0.4.",
     "cutout": "Blank a square of so many pixels in every image.",
+    "mixup": "α of mixup, e.g. 0.2: blend pairs of images and their labels; 0 disables.",
+    "cutmix": "α of CutMix, e.g. 1: paste part of another image; with --mixup, either at random.",
     "limit": "Use a class-balanced subset of N training images.",
     "precision": (PRECISIONS, "bf16 and fp16 are mixed; auto takes bf16 where the hardware has it."),
     "compile": "Compile the network's passes (torch.compile, CUDA graphs); on CUDA only.",
@@ -70,6 +79,8 @@ class _Strength(click.ParamType):
 _TYPES: dict[str, click.ParamType] = {
     "patience": click.INT,
     "limit": click.INT,
+    "crop_pad": click.INT,
+    "resized_crop": click.FLOAT,
     "teacher": InputPath(text=True),
     "sparsity": _Strength(),
 }

@@ -1,5 +1,5 @@
-"""Batches of a split that lives on the device as uint8: cropped, flipped and normalised there, many images
-at once. Of one that stays in its files, workers read, crop and flip the images, the device normalises them.
+"""Batches of a split that lives on the device as uint8: augmented and normalised there, many images at once.
+Of one that stays in its files, workers read, crop, flip and colour the images; the device does the rest.
 
 Every random choice is a function of (seed, epoch) alone, so a resumed run sees the batches that an
 uninterrupted one would have seen.
@@ -8,35 +8,21 @@ uninterrupted one would have seen.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slimdeploy.toolchain.data.augmentation import Augmentation
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.data.files import FileImages
+from slimdeploy.toolchain.data.mixing import draw_mixes
 from slimdeploy.toolchain.data.streaming import Crop, Reader
+from slimdeploy.toolchain.data.views import Views, cut_out, draw_views, jittered, resized_crops
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.model_info import Preprocessing
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random crop out of the image with `pad` black pixels on each side, a horizontal flip of every other
-    one, and a blank square.
-
-    Digits and text must not be flipped. `flip_mode="alternating"` draws once which images are flipped in the
-    first epoch; those are as they are in the second, and so on: all images are seen in both ways in any two
-    epochs (Jordan, arXiv 2404.00498). `cutout` is the side of a square around a random pixel
-    that takes the mean colour (DeVries & Taylor, arXiv 1708.04552); it may reach over the border.
-    """
-
-    pad: int = 4
-    flip: bool = True
-    flip_mode: str = "random"
-    cutout: int = 0
 
 
 class Normalise:
@@ -73,10 +59,11 @@ class TrainingBatches:
         augmentation: Augmentation,
         device: str,
         seed: int,
+        classes: int = 0,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        """Raises SlimdeployError where the cutout covers a whole image."""
+        """`classes` is for mixed labels. Raises SlimdeployError where the cutout covers a whole image."""
         if augmentation.cutout >= split.stored.shape[1]:
             raise SlimdeployError(
                 f"cutout must be below the {split.stored.shape[1]} pixels of an image's side, "
@@ -85,7 +72,8 @@ class TrainingBatches:
         self._normalise = Normalise(preprocessing, device)
         self._augmentation, self._device, self._seed = augmentation, device, seed
         self._side = split.stored.shape[1]
-        pad = augmentation.pad
+        pad = 0 if augmentation.resized_crop else augmentation.pad
+        self._classes = classes
         self._reader = None
         if isinstance(split.stored, FileImages):
             self._reader = Reader(split.stored, pad=pad, device=device)
@@ -115,65 +103,73 @@ class TrainingBatches:
         return len(range(self._rank, self.batch_size, self._ranks)) * self._ranks / self.batch_size
 
     def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of epoch `index`: images (B, 3, H, W) float32, labels (B,) int64."""
+        """Batches of epoch `index`: images (B, 3, H, W) float32, and their labels: (B,) int64, or where
+        images are mixed, (B, classes) float32.
+        """
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + index)
-        count, pad = len(self._labels), self._augmentation.pad
+        count, chosen = len(self._labels), self._augmentation
         order = torch.randperm(count, generator=generator)
-        offsets = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
-        flips = self._flips(generator, index)
-        centres = torch.randint(0, self._side, (2, count), generator=generator).to(self._device)
-        starts = range(0, len(self) * self.batch_size, self.batch_size)
-        batches = [order[start + self._rank : start + self.batch_size : self._ranks] for start in starts]
+        views = draw_views(
+            chosen, count, self._side, generator=generator, draw_flips=partial(self._flips, index)
+        )
+        batches = order[: len(self) * self.batch_size].view(len(self), self.batch_size)
+        own = batches[:, self._rank :: self._ranks]
+        if not (chosen.mixup or chosen.cutmix):
+            yield from self._batches(own, views)
+            return
+        mixes = draw_mixes(chosen.mixup, chosen.cutmix, len(self), self._side, seed=(self._seed, index))
+        others = batches.roll(1, 1)[:, self._rank :: self._ranks]
+        # Alone, the images that go with a batch are in it; of several processes, others may have them.
+        alone = self._ranks == 1
+        read = own if alone else torch.cat([own, others], 1)
+        mine = slice(0, own.shape[1])
+        theirs = torch.arange(own.shape[1]).roll(1) if alone else slice(own.shape[1], None)
+        for mix, (images, labels) in zip(mixes, self._batches(read, views), strict=True):
+            mixed = mix.images(images[mine], images[theirs])
+            yield mixed, mix.labels(labels[mine], labels[theirs], self._classes)
+
+    def _batches(self, batches: Tensor, views: Views) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, 3, H, W) float32 and labels (B,) of each row of `batches`, numbers of images."""
         read = self._read if self._reader else self._gather
-        for chosen, images in read(batches, offsets, flips):
+        centres = views.centres.to(self._device)
+        for chosen, images in read(batches, views):
             images = self._normalise(images)
             if self._augmentation.cutout:
                 images = cut_out(images, self._augmentation.cutout, *centres[:, chosen])
             yield images, self._labels[chosen]
 
-    def _gather(
-        self, batches: list[Tensor], offsets: Tensor, flips: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Numbers (B,) and cropped and flipped images (B, H, W, 3) uint8 of each batch, from memory."""
-        offsets, flips = offsets.to(self._device), flips.to(self._device)
+    def _gather(self, batches: Tensor, views: Views) -> Iterator[tuple[Tensor, Tensor]]:
+        """Numbers (B,) and augmented images (B, H, W, 3) uint8 of each batch, from memory."""
+        views = views.to(self._device)
         side = torch.arange(self._side, device=self._device)
-        for chosen in torch.stack(batches).to(self._device):
-            rows = offsets[0, chosen, None] + side
-            columns = offsets[1, chosen, None] + torch.where(flips[chosen, None], side.flip(0), side)
-            yield chosen, self._images[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
+        for chosen in batches.to(self._device):
+            boxes, flips = views.boxes[:, chosen], views.flips[chosen]
+            if self._augmentation.resized_crop:
+                images = resized_crops(self._images[chosen], boxes, flips)
+            else:
+                rows = boxes[0, :, None] + side
+                columns = boxes[1, :, None] + torch.where(flips[:, None], side.flip(0), side)
+                images = self._images[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
+            yield chosen, jittered(images, views.colours[:, chosen]) if len(views.colours) else images
 
-    def _read(self, batches: list[Tensor], offsets: Tensor, flips: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _read(self, batches: Tensor, views: Views) -> Iterator[tuple[Tensor, Tensor]]:
         """The same from files."""
         assert self._reader
-        tops, lefts = offsets
 
         def crops(chosen: Tensor) -> list[Crop]:
-            columns = (chosen, tops[chosen], lefts[chosen], flips[chosen])
+            columns = (chosen, views.boxes[:, chosen].T, views.flips[chosen], views.colours[:, chosen].T)
             return [Crop(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
         for chosen, images in zip(batches, self._reader.read(map(crops, batches)), strict=True):
             yield chosen.to(self._device), images
 
-    def _flips(self, generator: torch.Generator, index: int) -> Tensor:
+    def _flips(self, index: int, generator: torch.Generator) -> Tensor:
         """(N,) bool: which images are mirrored in epoch `index`."""
         drawn = torch.rand(len(self._labels), generator=generator) < 0.5
         if self._augmentation.flip_mode == "alternating":
             first = torch.Generator().manual_seed(self._seed * 1_000_003 + 1_000_002)
             drawn = (torch.rand(len(self._labels), generator=first) < 0.5) ^ bool(index % 2)
         return drawn & self._augmentation.flip
-
-
-def cut_out(images: Tensor, size: int, rows: Tensor, columns: Tensor) -> Tensor:
-    """(N, C, H, W) with a square of `size` pixels at zero, which is the mean colour once normalised, around
-    the pixel (rows[i], columns[i]) of image i. Of an even square the pixel is below and right of the middle.
-    """
-    pixels = torch.arange(images.shape[-1], device=images.device)
-    first = -(size // 2)
-    in_rows, in_columns = (
-        (pixels >= (at + first)[:, None]) & (pixels < (at + first + size)[:, None]) for at in (rows, columns)
-    )
-    blank = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
-    return images * ~blank  # which keeps the layout, as masked_fill doesn't
 
 
 def plain_batches(
@@ -194,7 +190,8 @@ def _slices(split: Split, starts: range, batch_size: int, device: str) -> Iterat
     if isinstance(split.stored, FileImages):
         ends = (min(start + batch_size, len(split)) for start in starts)
         batches = zip(starts, ends, strict=True)
-        crops = ([Crop(i, 0, 0, False) for i in range(start, end)] for start, end in batches)
+        whole = (0, 0, split.stored.size, split.stored.size)
+        crops = ([Crop(i, whole) for i in range(start, end)] for start, end in batches)
         yield from Reader(split.stored, pad=0, device=device).read(crops)
     else:
         for start in starts:

@@ -1,9 +1,10 @@
-"""Batches of images that are read while training goes on: by the workers of a DataLoader, cropped and flipped
-there by torchvision's v2 transforms.
+"""Batches of images that are read while training goes on: by the workers of a DataLoader, augmented there by
+torchvision's v2 transforms.
 
 The random choices are made by the caller and are the same as for images in memory, and so are the batches,
-bit for bit. Batches come from the workers through a pipe, as numpy arrays: tensors would come through
-/dev/shm, of which a container has 64 MB, and a worker that finds it full dies.
+bit for bit; resized crops and changed colours differ by the rounding of a pixel. Batches come from the
+workers through a pipe, as numpy arrays: tensors would come through /dev/shm, of which a container has 64 MB,
+and a worker that finds it full dies.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ AHEAD = 4
 
 @dataclass(frozen=True)
 class Crop:
-    """Image `index`, cut out of it with black pixels around at row `top` and column `left`."""
+    """Image `index`: `box` (top, left, height, width) of it with black pixels around, resized to the image's
+    own size where it has another, maybe flipped, and with other `colours` (the factors of brightness,
+    contrast and saturation).
+    """
 
     index: int
-    top: int
-    left: int
-    flip: bool
+    box: tuple[int, int, int, int]
+    flip: bool = False
+    colours: tuple[float, ...] = ()
 
 
 class Reader:
@@ -85,9 +89,16 @@ class _Cropped(Dataset[Tensor | SlimdeployError]):
             return error
         f, side = self._transforms, self._images.size
         if self._pad:
-            image = f.crop(f.pad(image, [self._pad] * 4), crop.top, crop.left, side, side)
+            image = f.pad(image, [self._pad] * 4)
+        if crop.box[2:] == (side, side):
+            image = f.crop(image, *crop.box)
+        else:
+            image = f.resized_crop(image, *crop.box, [side, side], antialias=True)
         if crop.flip:
             image = f.horizontal_flip(image)
+        adjusts = (f.adjust_brightness, f.adjust_contrast, f.adjust_saturation)
+        for adjust, factor in zip(adjusts, crop.colours, strict=False):
+            image = adjust(image, factor)
         return image.permute(1, 2, 0)
 
 

@@ -20,7 +20,7 @@ from slimdeploy.toolchain.export.options import ExportOptions
 from slimdeploy.toolchain.measure.timing import TimingOptions
 from slimdeploy.toolchain.networks.architectures import build_graph, is_imported
 from slimdeploy.toolchain.pruning.options import PruneOptions, parse_alignment, parse_amount
-from slimdeploy.toolchain.training.options import FINETUNE_LR, INHERITED, TrainOptions
+from slimdeploy.toolchain.training.options import FINETUNE_LR, TrainOptions, inherited
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 DEFAULT_RECIPE = "digits"
@@ -158,7 +158,7 @@ def _finetuned_as_trained(document: dict[str, Any]) -> dict[str, Any]:
     train, finetune = document.get("train", {}), document.get("finetune", {})
     if not isinstance(train, dict) or not isinstance(finetune, dict):
         return document  # refused later, by name
-    kept = {name: value for name, value in train.items() if name in INHERITED}
+    kept = {name: train[name] for name in inherited(finetune) if name in train}
     return {**document, "finetune": {"lr": FINETUNE_LR, **kept, **finetune}}
 
 

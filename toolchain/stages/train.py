@@ -32,7 +32,7 @@ from slimdeploy.toolchain.training.history import history_path
 from slimdeploy.toolchain.training.loop import TrainingData, fit
 from slimdeploy.toolchain.training.options import ALL_OPTIONS, WEIGHTS_LR, TrainOptions
 from slimdeploy.toolchain.training.pretrained import Weights, read_weights
-from slimdeploy.toolchain.training.setup import short_run
+from slimdeploy.toolchain.training.setup import short_run, small_crop
 from slimdeploy.toolchain.training.sparsity import penalised_scales, zero_share
 from slimdeploy.toolchain.training.state import state_path
 
@@ -174,6 +174,8 @@ def _train(
     info.graph.shapes(dataset.preprocessing.size)  # refuses images too small to pass through
     parts = training_data(dataset, options)
     if not start.sha256 and (line := short_run(options, len(parts.train))):
+        log(line)
+    if options.epochs and (line := small_crop(options, dataset.preprocessing.size)):
         log(line)
     teacher = load_teacher(Path(options.teacher), info, device=device) if options.teacher else None
     facts: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.progress import log
-from slimdeploy.toolchain.training.options import INHERITED, TrainOptions
+from slimdeploy.toolchain.training.options import TrainOptions, inherited
 
 OF_IMAGES = ("validation", "limit")
 """Which images are trained on: with other data they start anew."""
@@ -19,7 +19,7 @@ def as_before(options: TrainOptions, info: ModelInfo, *, given: Collection[str],
     """`options`, but those not `given` as the network that `info` describes was last trained, on `data`."""
     before = _last_training(info)
     values = before.get("options") or {}
-    kept = {name: values[name] for name in INHERITED if name in values and name not in given}
+    kept = {name: values[name] for name in inherited(given) if name in values}
     if not _same_data((before.get("data") or {}).get("name", ""), data):
         kept = {name: value for name, value in kept.items() if name not in OF_IMAGES}
     changed = {name: value for name, value in kept.items() if value != getattr(options, name)}

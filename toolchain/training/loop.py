@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slimdeploy.toolchain.data.batches import Augmentation, TrainingBatches
+from slimdeploy.toolchain.data.batches import TrainingBatches
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.model_info import Preprocessing
@@ -128,7 +128,8 @@ class _Run:
             data.train,
             data.preprocessing,
             batch_size=options.batch_size,
-            augmentation=Augmentation(options.crop_pad, options.flip, options.flip_mode, options.cutout),
+            augmentation=options.augmentations,
+            classes=network.graph.classes,
             device=device,
             seed=options.seed,
             rank=ranks.rank,
@@ -203,7 +204,7 @@ class _Run:
 
     def _train(self, index: int) -> tuple[Tensor, Tensor]:
         """Take the steps of an epoch; returns the loss of each, and how many images were told right, both
-        over all processes and on the device.
+        over all processes and on the device; of mixed images the class of the larger share counts.
         """
         steps = len(self.batches)
         losses = torch.zeros(steps, device=self.device)
@@ -216,7 +217,7 @@ class _Run:
                 losses[step], logits = self.step(images, labels, number)
                 if self.average:
                     self.average.update(number)
-                correct += (logits.argmax(1) == labels).sum()
+                correct += (logits.argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))).sum()
                 advance(1)
         return self.ranks.sum(losses).div_(self.ranks.size), self.ranks.sum(correct)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -14,6 +15,7 @@ from slimdeploy.toolchain.checks import (
     check_finite,
     check_range,
 )
+from slimdeploy.toolchain.data.augmentation import Augmentation
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.training.schedules import SCHEDULES
 
@@ -21,6 +23,11 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SPARSITY_STEPS = ("proximal", "subgradient")
 SPARSE_LAYERS = ("prunable", "all")
 FLIP_MODES = ("random", "alternating")
+AUGMENTATIONS = {
+    "cifar": {"crop_pad": 4, "resized_crop": 0.0},
+    "imagenet": {"crop_pad": 0, "resized_crop": 0.08},
+}
+"""`--augmentation` -> how images are cropped: for some 32 pixels; for 224, as torchvision trains."""
 AUTO = "auto:"
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (0, 10**6),
@@ -28,6 +35,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "sparse_align": (1, MAX_IMAGE_SIZE),
     "crop_pad": (0, 256),
     "cutout": (0, MAX_IMAGE_SIZE),
+    "resized_crop": (0, 1),
+    "color_jitter": (0, 1),
+    "mixup": (0, 100),
+    "cutmix": (0, 100),
     "recalibration_images": (0, math.inf),
     "step_epochs": (1, math.inf),
     "weight_decay": (0, MAX_RATE),
@@ -75,11 +86,19 @@ class TrainOptions:
     distill: float = 0.5
     """Share of the teacher in the loss."""
     temperature: float = 4.0
-    crop_pad: int = 4
+    augmentation: str = "cifar"
+    """A preset of `crop_pad` and `resized_crop`, for where these are None."""
+    crop_pad: int | None = None
+    resized_crop: float | None = None
+    """Least share of the image that a random crop, resized to the whole, has; 0: none."""
     flip: bool = True
     flip_mode: str = "random"
+    color_jitter: float = 0.0
     cutout: int = 0
     """Side in pixels of a square that is blanked in every image."""
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    """α of the Beta distribution that the shares of two images are drawn from; 0: none."""
     limit: int | None = None
     precision: str = "auto"
     compile: bool = False
@@ -93,6 +112,7 @@ class TrainOptions:
             ("sparsity step", self.sparsity_step, SPARSITY_STEPS),
             ("sparse layers", self.sparse_layers, SPARSE_LAYERS),
             ("flip mode", self.flip_mode, FLIP_MODES),
+            ("augmentation", self.augmentation, AUGMENTATIONS),
         ):
             if value not in known:
                 raise unknown(what, value, known)
@@ -100,6 +120,8 @@ class TrainOptions:
         self._check_sparsity()
         for name, (least, most) in _RANGES.items():
             check_range(name, getattr(self, name), least, most)
+        if self.crop_pad and self.resized_crop:
+            raise SlimdeployError("crop-pad and resized-crop are two ways to crop: set one of them to 0")
         for name, share in (
             ("momentum", self.momentum),
             ("label-smoothing", self.label_smoothing),
@@ -115,6 +137,22 @@ class TrainOptions:
             if rate <= 0:
                 raise SlimdeployError(f"{name} must be above 0, not {rate:g}")
             check_range(name, rate, 0, MAX_RATE)
+
+    @property
+    def augmentations(self) -> Augmentation:
+        """What is done to the images; a crop that is given takes the place of the preset's other one."""
+        preset = AUGMENTATIONS[self.augmentation]
+        pad, share = self.crop_pad, self.resized_crop
+        return Augmentation(
+            pad=(0 if share else preset["crop_pad"]) if pad is None else pad,
+            flip=self.flip,
+            flip_mode=self.flip_mode,
+            cutout=self.cutout,
+            resized_crop=(0 if pad else preset["resized_crop"]) if share is None else share,
+            color_jitter=self.color_jitter,
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+        )
 
     @property
     def sparsity_target(self) -> float | None:
@@ -162,14 +200,30 @@ INHERITED = (
     "label_smoothing",
     "validation",
     "limit",
+    "augmentation",
     "crop_pad",
+    "resized_crop",
     "flip",
     "flip_mode",
+    "color_jitter",
     "cutout",
+    "mixup",
+    "cutmix",
 )
 """Options of an earlier training that hold for a later one. The others are that training's own: how long, at
 which rates, and with which aim.
 """
+CROPS = frozenset({"augmentation", "crop_pad", "resized_crop"})
+
+
+def inherited(given: Collection[str]) -> list[str]:
+    """Those of INHERITED that a later training takes over where `given` are its own: who chooses a crop,
+    chooses it whole.
+    """
+    own = CROPS.union(given) if CROPS & set(given) else given
+    return [name for name in INHERITED if name not in own]
+
+
 FINETUNE_LR = 1e-3
 WEIGHTS_LR = 3e-3
 """Default rate of a training that starts from weights: a fresh network's would destroy them."""

@@ -16,6 +16,10 @@ FEW_STEPS = 200
 """The embedded digits, the easiest of data, take as many."""
 
 
+LARGE_IMAGES = 128
+"""Side from which on a crop that moves by a few pixels is next to no augmentation."""
+
+
 def learning_rate(options: TrainOptions, number: int, *, steps_per_epoch: int) -> float:
     """The rate of step `number`, counted from 0 over all epochs."""
     factor = lr_factor(
@@ -40,6 +44,15 @@ def short_run(options: TrainOptions, images: int) -> str | None:
         advice = f"--batch-size {sizes[0]} makes {images // sizes[0] * options.epochs} of them, or {advice}"
     plural = "s" if steps > 1 else ""
     return f"only {steps} step{plural}, which is too few for a fresh network (--lr {options.lr:g}): {advice}"
+
+
+def small_crop(options: TrainOptions, size: int) -> str | None:
+    """The line to print where the default crop is left for images that it hardly changes."""
+    default = options.augmentation == TrainOptions.augmentation and options.crop_pad is None
+    if size < LARGE_IMAGES or not default or options.resized_crop is not None:
+        return None
+    pad = options.augmentations.pad
+    return f"crops move images of {size} pixels by {pad} at most: --augmentation imagenet crops and enlarges"
 
 
 def build_penalty(network: GraphNetwork, options: TrainOptions, *, steps_per_epoch: int) -> Penalty:

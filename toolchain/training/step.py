@@ -15,7 +15,9 @@ from slimdeploy.toolchain.training.state import part
 
 
 class Objective:
-    """The loss: cross-entropy, and with a teacher a share `options.distill` of distillation."""
+    """The loss: smoothed cross-entropy with the labels (N,) or, where images are mixed, with probabilities
+    (N, classes); with a teacher, which sees the same images, a share `options.distill` of distillation.
+    """
 
     def __init__(self, options: TrainOptions, teacher: Teacher | None, preprocessing: Preprocessing) -> None:
         self._options, self._teacher, self._preprocessing = options, teacher, preprocessing
@@ -31,7 +33,7 @@ class Objective:
 
 
 class TrainingStep:
-    """Call it with images (B, 3, H, W), labels (B,) and the step's number, counted from 0 over all epochs;
+    """Call it with images (B, 3, H, W), their labels and the step's number, counted from 0 over all epochs;
     the network, the optimiser and the γ of `penalty` are changed in place. `weight` is what these
     images' mean loss counts.
     """

@@ -9,14 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import PREPROCESSING, random_split
 
-from slimdeploy.toolchain.data.batches import (
-    Augmentation,
-    Normalise,
-    TrainingBatches,
-    cut_out,
-    plain_batches,
-)
+from slimdeploy.toolchain.data.augmentation import Augmentation
+from slimdeploy.toolchain.data.batches import Normalise, TrainingBatches, plain_batches
 from slimdeploy.toolchain.data.dataset import Split
+from slimdeploy.toolchain.data.views import cut_out
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.runtime.preprocess import normalise

@@ -15,7 +15,8 @@ from processes import process_environment
 from tiny import write_checkpoint, write_image_folder
 
 from slimdeploy.toolchain.data import decoding, files
-from slimdeploy.toolchain.data.batches import Augmentation, TrainingBatches, plain_batches
+from slimdeploy.toolchain.data.augmentation import Augmentation
+from slimdeploy.toolchain.data.batches import TrainingBatches, plain_batches
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, load_dataset
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -50,7 +51,10 @@ def test_classes_statistics_and_images_are_the_same(both: tuple[Dataset, Dataset
         assert mine.take(np.arange(0)).images.shape == theirs.take(np.arange(0)).images.shape
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation(0, False), Augmentation(3, True)])
+@pytest.mark.parametrize(
+    "augmentation",
+    [Augmentation(0, False), Augmentation(3, True, mixup=0.2, cutmix=1.0, cutout=3)],
+)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_training_batches_are_the_same_bit_for_bit(
     both: tuple[Dataset, Dataset], augmentation: Augmentation, rank: int
@@ -61,6 +65,7 @@ def test_training_batches_are_the_same_bit_for_bit(
             data.preprocessing,
             batch_size=17,
             augmentation=augmentation,
+            classes=len(data.class_names),
             device="cpu",
             seed=3,
             rank=rank,
@@ -76,6 +81,21 @@ def test_training_batches_are_the_same_bit_for_bit(
             assert torch.equal(images, expected)
             assert torch.equal(labels, expected_labels)
             assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_crops_and_colours_are_the_same_to_a_few_levels(both: tuple[Dataset, Dataset]) -> None:
+    augmentation = Augmentation(resized_crop=0.2, color_jitter=0.4)
+    streamed, memory = (
+        next(
+            TrainingBatches(
+                data.train, data.preprocessing, batch_size=40, augmentation=augmentation, device="cpu", seed=3
+            ).epoch(0)
+        )[0]
+        for data in both
+    )  # fmt: skip
+    level = 1 / (255 * min(both[0].preprocessing.std))
+    assert (streamed - memory).abs().max() < 5 * level  # a level of the crop, amplified twice
+    assert (streamed - memory).abs().mean() < 0.1 * level
 
 
 def test_plain_batches_are_the_same(both: tuple[Dataset, Dataset]) -> None:

@@ -82,3 +82,28 @@ def test_other_data_has_its_own_validation_images() -> None:
     assert (found.flip, found.validation, found.limit) == (True, 0.3, 9)
     fresh = model_info(build_graph("tiny", classes=3))
     assert as_before(TrainOptions(), fresh, given=(), data="digits") == TrainOptions()
+
+
+@pytest.mark.parametrize(
+    ("given", "crop"),
+    [
+        ({}, (0, 0.3)),
+        ({"crop_pad": 2}, (2, 0)),
+        ({"augmentation": "cifar"}, (4, 0)),
+        ({"flip": False}, (0, 0.3)),
+    ],
+)
+def test_a_crop_is_taken_over_whole(given: dict[str, Any], crop: tuple[int, float]) -> None:
+    before = TrainOptions(augmentation="imagenet", resized_crop=0.3, mixup=0.2)
+    info = model_info(build_graph("tiny", classes=3))
+    info = info.after("train", metrics={}, options=before.to_json(), data={"name": "digits"})
+    found = as_before(TrainOptions(**given), info, given=given, data="digits")
+    assert (found.augmentations.pad, found.augmentations.resized_crop) == crop
+    assert found.mixup == 0.2
+
+
+def test_what_an_older_file_says_of_its_crop_holds() -> None:
+    info = model_info(build_graph("tiny", classes=3))
+    info = info.after("train", metrics={}, options={"crop_pad": 4, "flip": False}, data={"name": "digits"})
+    found = as_before(TrainOptions(), info, given=(), data="digits").augmentations
+    assert (found.pad, found.resized_crop, found.flip) == (4, 0, False)

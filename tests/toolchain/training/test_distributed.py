@@ -69,7 +69,7 @@ def test_the_number_of_processes_changes_nothing(
 
 def test_nor_does_it_with_other_options(image_folder: Path, tmp_path: Path) -> None:
     options = ["--ema", 0.9, "--cutout", 5, "--flip-mode", "alternating", "--recalibration-images", 40,
-               "--sparsity", "auto:0.3", "--sparse-align", 1]  # fmt: skip
+               "--sparsity", "auto:0.3", "--sparse-align", 1, "--mixup", 0.4, "--cutmix", 1]  # fmt: skip
     alone = Forked(_train(image_folder, tmp_path / "one", *options, "--json"), tmp_path / "printed-one", {})
     assert alone.wait() == 0, alone.err
     with ranks(

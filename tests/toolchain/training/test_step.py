@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tiny_runs import OPTIONS, SPEC, STEPS, Stopped, at_step, run, same, stop, u
 
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
 from slimdeploy.toolchain.training import loop
+from slimdeploy.toolchain.training.distillation import Teacher
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.setup import build_optimizer, build_penalty
 from slimdeploy.toolchain.training.sparsity import penalised_scales
@@ -38,6 +40,19 @@ def _step(network: GraphNetwork, options: TrainOptions) -> TrainingStep:
 
 def _gammas(network: GraphNetwork) -> torch.Tensor:
     return torch.cat([scale.detach() for scale in penalised_scales(network, "prunable")])
+
+
+def test_the_loss_of_mixed_labels_by_hand() -> None:
+    """Smoothed by 0.3 over 3 classes (½, ½, 0) is (0.45, 0.45, 0.1); of the teacher a quarter."""
+    network, images = random_network(SPEC).eval(), random_images(2)
+    options = replace(OPTIONS, label_smoothing=0.3, distill=0.25, temperature=1.0)
+    objective = Objective(options, Teacher(network, PREPROCESSING, ""), PREPROCESSING)
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.25]] * 2))
+    taught = network(images).detach().softmax(1)
+    mixed = -sum(share * math.log(p) for share, p in zip((0.45, 0.45, 0.1), (0.5, 0.25, 0.25), strict=True))
+    learnt = (taught * (taught.log() - logits)).sum(1).mean().item()
+    loss = objective(logits, images, torch.tensor([[0.5, 0.5, 0.0]] * 2))
+    assert loss.item() == pytest.approx(0.75 * mixed + 0.25 * learnt, rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

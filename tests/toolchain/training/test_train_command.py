@@ -100,7 +100,8 @@ def test_every_option_of_the_objective_goes_through_and_resumes(
     slimdeploy_command: Callable, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = ("--sparsity", "auto:0.3", "--sparse-align", 1, "--ema", 0.8, "--cutout", 4, "--flip-mode",
-            "alternating", "--label-smoothing", 0.1, "--recalibration-images", 32, "--json")  # fmt: skip
+            "alternating", "--label-smoothing", 0.1, "--recalibration-images", 32, "--resized-crop", 0.4,
+            "--color-jitter", 0.2, "--mixup", 0.4, "--cutmix", 1, "--json")  # fmt: skip
     whole = tmp_path / "whole.safetensors"
     expected = slimdeploy_command(*_train(image_folder, whole, *more, epochs=4))
     assert expected.exit_code == 0, expected.err

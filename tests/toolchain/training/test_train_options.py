@@ -21,6 +21,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"sparse_layers": "al"}, "unknown sparse layers 'al'; known: prunable, all. Did you mean 'all'?"),
     ({"flip_mode": "alternate"}, "unknown flip mode 'alternate'; known: random, alternating. "
                                  "Did you mean 'alternating'?"),
+    ({"augmentation": "imagnet"}, "unknown augmentation 'imagnet'; known: cifar, imagenet. "
+                                  "Did you mean 'imagenet'?"),
+    ({"crop_pad": 2, "resized_crop": 0.5},
+     "crop-pad and resized-crop are two ways to crop: set one of them to 0"),
+    ({"resized_crop": 1.5}, "resized-crop must be at most 1, not 1.5"),
+    ({"mixup": -0.1}, "mixup must be at least 0, not -0.1"),
     ({"sparsity": "auto"}, "sparsity must be λ, or auto: and a share between 0 and 1 such as auto:0.9, "
                            "not 'auto'"),
     ({"sparsity": "auto:1"}, "sparsity must be λ, or auto: and a share"),
@@ -98,3 +104,21 @@ def test_a_run_with_too_few_steps_is_told_what_to_change(
     options: dict[str, Any], images: int, message: str | None
 ) -> None:
     assert short_run(TrainOptions(**options), images) == message
+
+
+@pytest.mark.parametrize(
+    ("values", "crop"),
+    [
+        ({}, (4, 0)),
+        ({"augmentation": "imagenet"}, (0, 0.08)),
+        ({"crop_pad": 2}, (2, 0)),
+        ({"resized_crop": 0.25}, (0, 0.25)),
+        ({"augmentation": "imagenet", "resized_crop": 0.25}, (0, 0.25)),
+        ({"augmentation": "imagenet", "crop_pad": 2}, (2, 0)),
+        ({"augmentation": "imagenet", "resized_crop": 0}, (0, 0)),
+        ({"crop_pad": 0}, (0, 0)),
+    ],
+)
+def test_one_way_to_crop(values: dict[str, Any], crop: tuple[int, float]) -> None:
+    found = TrainOptions(**values).augmentations
+    assert (found.pad, found.resized_crop) == crop
