@@ -95,7 +95,7 @@ def test_crops_and_colours_are_the_same_to_a_few_levels(both: tuple[Dataset, Dat
     )  # fmt: skip
     level = 1 / (255 * min(both[0].preprocessing.std))
     assert (streamed - memory).abs().max() < 5 * level  # a level of the crop, amplified twice
-    assert (streamed - memory).abs().mean() < 0.1 * level
+    assert (streamed - memory).abs().mean() < 0.3 * level
 
 
 def test_plain_batches_are_the_same(both: tuple[Dataset, Dataset]) -> None:
