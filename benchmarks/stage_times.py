@@ -59,7 +59,9 @@ def measure_network(checkpoint: Path, data: DataOptions, repetitions: int) -> li
     model = checkpoint.with_name("model.onnx")
 
     def prune() -> float:
-        return prune_stage(checkpoint, options=PruneOptions(ratio=0.9), output=pruned, force=True).seconds
+        return prune_stage(
+            checkpoint, options=PruneOptions(ratio=0.9), output=pruned, force=True
+        ).result.seconds
 
     def export(source: Path) -> float:
         options = ExportOptions()

@@ -283,6 +283,7 @@ LAYERS = (
     "toolchain.report",
     "toolchain.deploy",
     "toolchain.stages",
+    "toolchain.library",
     "toolchain.training",
     "toolchain.pruning",
     "toolchain.latency",

@@ -1,4 +1,4 @@
-"""Range checks that options share: each error names the option, the range and the value."""
+"""Range checks that options share: each error names the parameter, the range and the value."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_finite(options: Any) -> None:
     for field in fields(options):
         value = getattr(options, field.name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise SlimdeployError(f"{_name(field.name)} must be a finite number, not {value:g}")
+            raise SlimdeployError(f"`{field.name}` must be a finite number, not {value:g}")
 
 
 def check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
@@ -29,9 +29,5 @@ def check_range(name: str, value: float | None, least: float, most: float = math
     if value is None or least <= value <= most:
         return
     if value < least:
-        raise SlimdeployError(f"{_name(name)} must be at least {least:g}, not {value:g}")
-    raise SlimdeployError(f"{_name(name)} must be at most {most:g}, not {value:g}")
-
-
-def _name(field: str) -> str:
-    return field.replace("_", "-")
+        raise SlimdeployError(f"`{name}` must be at least {least:g}, not {value:g}")
+    raise SlimdeployError(f"`{name}` must be at most {most:g}, not {value:g}")

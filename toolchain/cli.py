@@ -11,8 +11,8 @@ import keyword
 import math
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -92,7 +92,7 @@ class Command(click.Command):
         check_command(self.name or "")
         check_numbers(ctx)
         check_paths(ctx)
-        with _alone(ctx), only_results(), _waiting(self.name or ""):
+        with _alone(ctx), only_results(), _waiting(self.name or ""), _flags_named(self):
             output: Output = super().invoke(ctx)
         if not launch().main:
             return
@@ -104,6 +104,24 @@ class Command(click.Command):
             Console().print(output.text)
         if output.failed:
             raise CheckFailed(output.failed)
+
+
+@contextmanager
+def _flags_named(command: click.Command) -> Iterator[None]:
+    """An error of the library names a parameter of a function: here it becomes the command's flag."""
+    try:
+        yield
+    except SlimdeployError as error:
+        error.message = error.told(lambda parameter: _flag_of(command, parameter))
+        raise
+
+
+def _flag_of(command: click.Command, parameter: str) -> str:
+    """The flag of the command's parameter; the parameter itself where the command has no such flag."""
+    for param in command.params:
+        if param.name == parameter and isinstance(param, click.Option):
+            return max(param.opts, key=len)
+    return parameter
 
 
 def _alone(context: click.Context) -> AbstractContextManager[None]:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 
 
 class SlimdeployError(Exception):
-    """The input or the call was wrong; nothing was written. Ends the command with exit code 2."""
+    """The input or the call was wrong; nothing was written. Ends the command with exit code 2.
+
+    A parameter of a function stands in backquotes in the message: `str` gives its bare name, the command line
+    its flag.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.told(lambda parameter: parameter)
+
+    def told(self, naming: Callable[[str], str]) -> str:
+        """The message with each parameter as `naming` has it."""
+        return re.sub(r"`(\w+)`", lambda found: naming(found[1]), self.message)
 
 
 class CheckFailed(SlimdeployError):

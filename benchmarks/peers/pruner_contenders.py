@@ -25,7 +25,7 @@ from slimdeploy.toolchain.networks.fitting import classifier_of, fit_to_tensors
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning.criterion import Evidence, channel_scores
 from slimdeploy.toolchain.pruning.options import PruneOptions
-from slimdeploy.toolchain.pruning.recalibration import recalibrate
+from slimdeploy.toolchain.pruning.recalibration import recalibrate, shuffled
 from slimdeploy.toolchain.pruning.selection import best_channels
 from slimdeploy.toolchain.pruning.surgery import prune_network
 from slimdeploy.toolchain.stages.prune import prune_stage
@@ -63,7 +63,7 @@ def _slimdeploy(options_for: Callable[[Task], PruneOptions]) -> Contender:
     def run(task: Task, output: Path) -> dict[str, float]:
         result = prune_stage(
             task.source, options=options_for(task), output=output, data=task.data, force=True
-        )
+        ).result
         assert result.accuracy is not None
         found = result.accuracy
         return {
@@ -176,7 +176,7 @@ def _finish(
     dataset = dataset_for(parent.info, task.data, task.source)
     found = {"cut": _accuracy(pruned, dataset), "seconds": seconds}
     images = balanced_subset(dataset.train, RECALIBRATION_IMAGES)
-    recalibrate(pruned, images, dataset.preprocessing, device="cpu")
+    recalibrate(pruned, shuffled(images, dataset.preprocessing, device="cpu"), device="cpu")
     found["recalibrated"] = _accuracy(pruned, dataset)
     info = parent.info.after("prune", graph=pruned.graph, metrics={}, data=task.data.to_json())
     save_checkpoint(output, pruned, info)

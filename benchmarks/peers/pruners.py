@@ -22,7 +22,7 @@ import click
 from pruner_contenders import CONTENDERS, Task
 
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.commands.prune import Amount
+from slimdeploy.toolchain.commands.flags import Written
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.export.options import ExportOptions
 from slimdeploy.toolchain.measure import results
@@ -30,6 +30,7 @@ from slimdeploy.toolchain.measure.bench import BenchOptions, find_surroundings, 
 from slimdeploy.toolchain.measure.subjects import subjects_for
 from slimdeploy.toolchain.measure.timing import TimingOptions
 from slimdeploy.toolchain.progress import log
+from slimdeploy.toolchain.pruning.options import AMOUNT
 from slimdeploy.toolchain.stages.export import export_stage
 from slimdeploy.toolchain.stages.train import finetune_stage
 from slimdeploy.toolchain.training.options import TrainOptions
@@ -91,7 +92,7 @@ COLUMNS = {
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
 @click.option("--data", required=True)
 @click.option("--data-dir", type=click.Path(path_type=Path), default=Path("data"))
-@click.option("--params", type=Amount(), default="3.94M", show_default=True)
+@click.option("--params", type=Written(AMOUNT), default="3.94M", show_default=True)
 @click.option("--latency-table", type=click.Path(path_type=Path, exists=True), required=True,
               help="For the contender with a budget of milliseconds: of batch 64.")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Of fine-tuning.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.commands.flags import flags, given
 from slimdeploy.toolchain.commands.options import (
     checkpoint_argument,
     data_options,
@@ -14,9 +15,8 @@ from slimdeploy.toolchain.commands.options import (
     resume_option,
 )
 from slimdeploy.toolchain.commands.train import training_output
-from slimdeploy.toolchain.commands.training_options import training_options
 from slimdeploy.toolchain.runtime.torch_device import torch_device
-from slimdeploy.toolchain.training.options import FINETUNE_LR, INHERITED, TrainOptions
+from slimdeploy.toolchain.training.options import FINETUNE_LR, INHERITED, SPARSITY, TrainOptions
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 @command("finetune")
 @checkpoint_argument
 @data_options(required=False)
-@training_options(
-    TrainOptions(lr=FINETUNE_LR),
-    sparsity=False,
+@flags(
+    TrainOptions,
+    but=SPARSITY,
+    defaults={"lr": FINETUNE_LR},
     shown=dict.fromkeys(INHERITED, "as CHECKPOINT was trained"),
 )
 @output_option
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 @machine_options
 def finetune(
     options: TrainOptions,
-    given: frozenset[str],
     checkpoint: Path,
     data: DataOptions | None,
     output: Path,
@@ -54,7 +54,7 @@ def finetune(
             checkpoint,
             data=data,
             options=options,
-            given=given,
+            given=given(TrainOptions),
             output=output,
             device=name,
             resume=resume,

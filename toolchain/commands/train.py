@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.commands.flags import flags, given
 from slimdeploy.toolchain.commands.options import (
     data_options,
     machine_options,
@@ -15,7 +16,6 @@ from slimdeploy.toolchain.commands.options import (
     output_option,
     resume_option,
 )
-from slimdeploy.toolchain.commands.training_options import training_options
 from slimdeploy.toolchain.formatting import facts_table, percent
 from slimdeploy.toolchain.paths import InputPath
 from slimdeploy.toolchain.runtime.torch_device import torch_device
@@ -31,20 +31,12 @@ if TYPE_CHECKING:
 @click.option("--weights", type=InputPath(), metavar="FILE",
               help="Start from a torchvision .pth, safetensors with its names, or a checkpoint.")  # fmt: skip
 @data_options(required=True, preprocessing=True)
-@training_options(
-    TrainOptions(),
-    sparsity=True,
-    shown={
-        "lr": f"{TrainOptions.lr:g}; {WEIGHTS_LR:g} with --weights",
-        **dict.fromkeys(("crop_pad", "resized_crop"), "by --augmentation"),
-    },
-)
+@flags(TrainOptions, shown={"lr": f"{TrainOptions.lr:g}; {WEIGHTS_LR:g} with --weights"})
 @output_option
 @resume_option
 @machine_options
 def train(
     options: TrainOptions,
-    given: frozenset[str],
     arch: str | None,
     arguments: tuple[str, ...],
     stem: str | None,
@@ -79,7 +71,7 @@ def train(
             weights=weights,
             data=data,
             options=options,
-            given=given,
+            given=given(TrainOptions),
             output=output,
             device=name,
             resume=resume,

@@ -7,7 +7,6 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from typing import Any
 from slimdeploy.toolchain.artifacts import read_text
 from slimdeploy.toolchain.checks import MAX_BATCH, check_finite, check_range
 from slimdeploy.toolchain.data.dataset import DataOptions
+from slimdeploy.toolchain.declared import Declaration, Form, declarations
 from slimdeploy.toolchain.errors import SlimdeployError, nearest, shorten
 from slimdeploy.toolchain.export.options import ExportOptions
 from slimdeploy.toolchain.measure.timing import TimingOptions
 from slimdeploy.toolchain.networks.architectures import build_graph, is_imported
-from slimdeploy.toolchain.pruning.options import PruneOptions, parse_alignment, parse_amount
+from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.training.options import FINETUNE_LR, TrainOptions, inherited
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -29,13 +29,6 @@ TRAINED = "trained"
 NONE = "none"
 """The value of an option that is to have no value: TOML has no word for that."""
 _TARGETS = {"prune.ratio", "prune.params", "prune.macs", "prune.latency_ms"}
-_PATHS = {"train.teacher", "finetune.teacher", "prune.latency_table"}
-_TEXTS: dict[str, Callable[[str], Any]] = {
-    "prune.params": parse_amount,
-    "prune.macs": parse_amount,
-    "prune.align": parse_alignment,
-}
-"""Numbers that may be written as a text, as on the command line."""
 
 
 @dataclass(frozen=True)
@@ -189,12 +182,12 @@ def _apply(document: dict[str, Any], setting: str) -> None:
 def _build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
     """A dataclass from a TOML table, each key checked against the field's type."""
     hints = typing.get_type_hints(kind)
-    known = [f.name for f in fields(kind)]
+    known, declared = [f.name for f in fields(kind)], declarations(kind)
     built = {}
     for key, value in values.items():
         if key not in known:
             raise SlimdeployError(f"unknown key {prefix + key!r}.{nearest(key, known)}")
-        built[key] = _convert(hints[key], value, prefix + key)
+        built[key] = _convert(hints[key], value, prefix + key, declared.get(key))
     for f in fields(kind):
         if f.name not in built and f.default is MISSING and f.default_factory is MISSING:
             raise SlimdeployError(f"{prefix + f.name} is missing")
@@ -204,7 +197,7 @@ def _build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
         raise SlimdeployError(f"[{prefix.rstrip('.')}] {error}" if prefix else str(error)) from error
 
 
-def _convert(hint: Any, value: Any, key: str) -> Any:
+def _convert(hint: Any, value: Any, key: str, declared: Declaration | None = None) -> Any:
     """`value` as the type `hint`, or SlimdeployError naming `key`."""
     if hasattr(hint, "__dataclass_fields__"):
         if isinstance(value, dict):
@@ -216,8 +209,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         kinds = [part for part in typing.get_args(hint) if part is not types.NoneType]
         if value == NONE and types.NoneType in typing.get_args(hint):
             return None
-        if isinstance(value, str) and key in _TEXTS:
-            return _from_text(value, key)
+        if isinstance(value, str) and declared and declared.form:
+            return _written(value, key, declared.form)
         hint = str if str in kinds and isinstance(value, str) else kinds[0]
     if typing.get_origin(hint) is tuple:
         if isinstance(value, list):
@@ -225,7 +218,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         raise SlimdeployError(f"{key} must be a list, not {shorten(repr(value))}")
     if hint is Path and isinstance(value, str):
         return Path(value).expanduser()
-    if hint is str and isinstance(value, str) and key in _PATHS:
+    if hint is str and isinstance(value, str) and declared and declared.path:
         return os.path.expanduser(value)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise SlimdeployError(f"{key} must be a 64-bit number, not {shorten(value, 40)}")
@@ -239,9 +232,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     return value
 
 
-def _from_text(value: str, key: str) -> Any:
+def _written(value: str, key: str, form: Form) -> Any:
     try:
-        return _TEXTS[key](value)
+        return form.parse(value)
     except ValueError:
-        what = "auto or a whole number" if key == "prune.align" else "a number such as 3.94M"
-        raise SlimdeployError(f"{key} must be {what}, not {shorten(repr(value))}") from None
+        raise SlimdeployError(f"{key} must be {form.expected}, not {shorten(repr(value))}") from None

@@ -13,14 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimdeploy.toolchain.data.batches import plain_batches
-from slimdeploy.toolchain.data.dataset import Split
-from slimdeploy.toolchain.models.model_info import Preprocessing
+from slimdeploy.toolchain.data.feed import Feed
 from slimdeploy.toolchain.networks.channel_groups import source_of
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
-
-BATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -49,26 +45,28 @@ Moments = dict[str, InputMoments]
 """By layer."""
 
 
-def measure_inputs(
-    network: GraphNetwork, layers: Iterable[str], images: Split, preprocessing: Preprocessing, *, device: str
-) -> Moments:
-    """Moments of the named layers' inputs over `images`, in eval mode; the network is left as it was."""
+def measure_inputs(network: GraphNetwork, layers: Iterable[str], feed: Feed, *, device: str) -> Moments:
+    """Moments of the named layers' inputs over the images of `feed`, in eval mode; the network is left as it
+    was.
+    """
     graph = network.graph
     meters = {name: _Meter(source_of(graph, graph.by_name[name])[1]) for name in layers}
     was_training, flags = network.training, [p.requires_grad for p in network.parameters()]
     place(network, device).eval().requires_grad_(False)
+    seen = 0
     try:
         with contextlib.ExitStack() as stack:
             for name, meter in meters.items():
                 stack.enter_context(_watching(network.get_submodule(name), meter))
-            for batch, labels in plain_batches(images, preprocessing, batch_size=BATCH_SIZE, device=device):
-                logits = network(batch.requires_grad_())
+            for batch, labels in feed:
+                logits = network(batch.detach().requires_grad_())
                 F.cross_entropy(logits, labels, reduction="sum").backward()
+                seen += len(labels)
     finally:
         network.train(was_training)
         for parameter, flag in zip(network.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
-    return {name: meter.moments(len(images)) for name, meter in meters.items()}
+    return {name: meter.moments(seen) for name, meter in meters.items()}
 
 
 class _Meter:

@@ -65,12 +65,12 @@ def channel_scores(evidence: Evidence, groups: list[ChannelGroup], criterion: st
     """
     found = CRITERIA.find(criterion)
     if found.needs_data and evidence.moments is None:
-        raise SlimdeployError(f"the criterion {criterion} looks at real images: pass --data")
+        raise SlimdeployError(f"the criterion {criterion} looks at real images: pass `data`")
     chosen = [group for group in groups if found.applies(evidence.network.graph, group)]
     if groups and not chosen:
         raise SlimdeployError(
             f"the criterion {criterion} needs BN scales γ, and none of this network's prunable channels has "
-            f"one: use --criterion l2, or taylor or surgeon with --data"
+            f"one: use `criterion` l2, or taylor or surgeon with `data`"
         )
     return {group.name: _checked(found.score(evidence, group), group, criterion) for group in chosen}
 

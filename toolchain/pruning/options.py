@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from slimdeploy.toolchain.checks import MAX_RATE, MAX_SEED, check_finite, check_range
-from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.checks import MAX_RATE, MAX_SEED
+from slimdeploy.toolchain.declared import Form, check_declared, option
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.channel_groups import RESIDUAL_MODES
 from slimdeploy.toolchain.pruning.criterion import CRITERIA
 
@@ -29,63 +30,68 @@ def parse_alignment(text: str) -> int | None:
     return int(text)
 
 
+AMOUNT = Form(parse_amount, "a number such as 3.94M", "AMOUNT")
+ALIGNMENT = Form(parse_alignment, "auto or a whole number such as 1, 8, 16 or 32", "auto|N")
+
+
 @dataclass(frozen=True)
 class PruneOptions:
     """What to remove and how. Exactly one of `ratio`, `params`, `macs` and `latency_ms` is the target."""
 
-    ratio: float | None = None
-    """Share of all prunable channels to remove."""
-    params: float | None = None
-    macs: float | None = None
-    """For one image."""
-    latency_ms: float | None = None
-    latency_table: str | None = None
-    measure: bool = True
-    """On the machine of the latency table: measure what it predicts, and correct that."""
-    criterion: str = "gamma"
-    residual: str = "keep"
-    align: int | None = None
-    """Multiple that kept widths are rounded to; None takes the target's."""
-    target: str = "cpu"
-    min_channels: int = 3
-    allow_block_removal: bool = False
-    fold: bool = True
-    compensate: bool = True
-    """Where there is data: let the kept channels take over what the removed ones carried."""
-    statistics_images: int = 2048
-    recalibration_images: int = 5120
-    steps: int = 1
-    """Prune in so many steps, with `step_epochs` of fine-tuning between them."""
-    step_epochs: int = 1
-    step_lr: float = 0.01
-    seed: int = 0
+    ratio: float | None = option(None, "Target: the share of the prunable channels to remove.")
+    params: float | None = option(None, "Target: at most so many parameters, such as 3.94M.", form=AMOUNT)
+    macs: float | None = option(
+        None, "Target: at most so many multiply-accumulates an image, such as 40M.", form=AMOUNT
+    )
+    latency_ms: float | None = option(None, "Target: at most so many milliseconds, by the latency table.")
+    latency_table: str | None = option(
+        None, "What `slimdeploy lut` measured on the machine in question.", path=True
+    )
+    measure: bool = option(True, "Time the pruned network here and adjust the budget.")
+    criterion: str = option(
+        "gamma", "What a channel is worth; taylor and surgeon need data.", choices=CRITERIA
+    )
+    residual: str = option(
+        "keep",
+        "couple prunes the layers' outputs too, all blocks of a layer together.",
+        choices=RESIDUAL_MODES,
+    )
+    align: int | None = option(
+        None,
+        "Kept widths are multiples of this; auto goes by the target.",
+        form=ALIGNMENT,
+        unset="auto",
+        least=1,
+    )
+    target: str = option("cpu", "Where the network will run: alignment 8, 8 or 32.", choices=TARGETS)
+    min_channels: int = option(3, "Keep at least so many in a layer.", least=1)
+    allow_block_removal: bool = option(False, "Let blocks with nothing left become their shortcut.")
+    fold: bool = option(True, "Fold the constants that removed channels passed on into what follows.")
+    compensate: bool = option(True, "With data: refit the next layer by least squares.")
+    statistics_images: int = option(2048, "Training images to measure activations on.", least=16)
+    recalibration_images: int = option(5120, "Training images for the new BN statistics.", least=2)
+    steps: int = option(1, "Prune in so many steps, fine-tuning between.", least=1)
+    step_epochs: int = option(1, "Epochs between two steps.", least=1)
+    step_lr: float = option(0.01, "Peak learning rate between steps.", most=MAX_RATE)
+    seed: int = option(0, "Seed of every random choice.", least=0, most=MAX_SEED)
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_declared(self)
         given = {name: value for name, value in self.budgets.items() if value is not None}
         if len(given) != 1:
             raise SlimdeployError(
-                f"give one target, ratio, params, macs or latency-ms, not {' and '.join(given) or 'none'}"
+                "give one target, `ratio`, `params`, `macs` or `latency_ms`, not "
+                + (" and ".join(f"`{name}`" for name in given) or "none")
             )
         (name, value), *_ = given.items()
         if name == "ratio" and not 0 <= value < 1:
-            raise SlimdeployError(f"ratio must be from 0 to below 1, not {value:g}")
+            raise SlimdeployError(f"`ratio` must be from 0 to below 1, not {value:g}")
         if name != "ratio" and value <= 0:
-            raise SlimdeployError(f"{name.replace('_', '-')} must be above 0, not {value:g}")
+            raise SlimdeployError(f"`{name}` must be above 0, not {value:g}")
         if self.latency_ms is not None and self.latency_table is None:
-            raise SlimdeployError("latency-ms needs a latency-table: slimdeploy lut … measures one")
-        CRITERIA.check(self.criterion)
-        if self.residual not in RESIDUAL_MODES:
-            raise unknown("residual mode", self.residual, RESIDUAL_MODES)
-        if self.target not in TARGETS:
-            raise unknown("target", self.target, TARGETS)
-        for name in ("min_channels", "steps", "step_epochs", "alignment", "recalibration_images"):
-            check_range(name, getattr(self, name), 1)
-        check_range("statistics_images", self.statistics_images, 16)
-        check_range("seed", self.seed, 0, MAX_SEED)
+            raise SlimdeployError("`latency_ms` needs a `latency_table`: slimdeploy lut … measures one")
         if self.step_lr <= 0:
-            raise SlimdeployError(f"step-lr must be above 0, not {self.step_lr:g}")
-        check_range("step_lr", self.step_lr, 0, MAX_RATE)
+            raise SlimdeployError(f"`step_lr` must be above 0, not {self.step_lr:g}")
 
     @property
     def budgets(self) -> dict[str, float | None]:

@@ -77,7 +77,7 @@ def choose_channels(graph: Graph, scores: Scores, options: PruneOptions, budget:
     try:
         return everything | select(scores, costs, budget.limit, rules, unit=budget.unit)
     except SlimdeployError as error:
-        raise SlimdeployError(f"{error}{_what_holds(graph, options, groups, scored)}") from error
+        raise SlimdeployError(f"{error.message}{_what_holds(graph, options, groups, scored)}") from error
 
 
 def _what_holds(
@@ -85,11 +85,11 @@ def _what_holds(
 ) -> str:
     """Why channels can't go, for a budget out of reach."""
     if unscored := [group.name for group in groups if group not in scored]:
-        return f"; --criterion {options.criterion} leaves {_some(unscored)} whole (no BN)"
+        return f"; `criterion` {options.criterion} leaves {_some(unscored)} whole (no BN)"
     tied = [group for group in channel_groups(graph, residual="couple") if group.residual]
     if options.residual == "keep" and tied:
         layers = _some(list(max(tied, key=lambda group: len(group.producers)).producers))
-        return f"; --residual keep holds what sums tie together ({layers}, …): --residual couple cuts it"
+        return f"; `residual` keep holds what sums tie together ({layers}, …): `residual` couple cuts it"
     return ""
 
 

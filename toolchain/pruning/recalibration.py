@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.data.dataset import Split
+from slimdeploy.toolchain.data.feed import Feed, SplitFeed
 from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
@@ -19,19 +19,24 @@ BATCH_SIZE = 256
 
 
 @torch.no_grad()
-def recalibrate(network: GraphNetwork, images: Split, preprocessing: Preprocessing, *, device: str) -> None:
-    """Replace every BN's running mean and variance by the averages over `images`, in place.
+def recalibrate(network: GraphNetwork, feed: Feed, *, device: str) -> None:
+    """Replace every BN's running mean and variance by the averages over the images of `feed`, in place.
 
-    Weights, γ and β stay, and so does every training flag. The images are shuffled first (a folder's come
-    class by class, and a batch of one class has another variance than the mixture).
+    Weights, γ and β stay, and so does every training flag. A batch must hold a mixture of classes: one class
+    has another variance (`shuffled` sees to that).
     """
-    images = images.take(np.random.default_rng(0).permutation(len(images)))
     place(network, device)
-    with _measuring(network), progress_bar("measuring BN statistics", total=len(images)) as advance:
-        for batch, _ in plain_batches(images, preprocessing, batch_size=BATCH_SIZE, device=device):
+    with _measuring(network), progress_bar("measuring BN statistics", total=feed.images) as advance:
+        for batch, _ in feed:
             if len(batch) > 1:  # one image has no variance at 1×1 pixels
                 network(batch)
             advance(len(batch))
+
+
+def shuffled(images: Split, preprocessing: Preprocessing, *, device: str) -> SplitFeed:
+    """`images` in random order, always the same: a folder's come class by class."""
+    order = np.random.default_rng(0).permutation(len(images))
+    return SplitFeed(images.take(order), preprocessing, device, BATCH_SIZE)
 
 
 @contextlib.contextmanager

@@ -23,18 +23,19 @@ from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.models.named_networks import named_network
 from slimdeploy.toolchain.preprocessing import Triple
 from slimdeploy.toolchain.progress import log
-from slimdeploy.toolchain.pruning.recalibration import recalibrate
+from slimdeploy.toolchain.pruning.recalibration import recalibrate, shuffled
 from slimdeploy.toolchain.training.continuing import as_before
 from slimdeploy.toolchain.training.distillation import load_teacher
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks, first_on_machine
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import history_path
-from slimdeploy.toolchain.training.loop import TrainingData, fit
+from slimdeploy.toolchain.training.loop import fit
 from slimdeploy.toolchain.training.options import ALL_OPTIONS, WEIGHTS_LR, TrainOptions
 from slimdeploy.toolchain.training.pretrained import Weights, read_weights
 from slimdeploy.toolchain.training.setup import short_run, small_crop
 from slimdeploy.toolchain.training.sparsity import penalised_scales, zero_share
 from slimdeploy.toolchain.training.state import state_path
+from slimdeploy.toolchain.training.training_data import training_data
 
 
 @dataclass(frozen=True)
@@ -135,18 +136,6 @@ def finetune_stage(
     return _train(parent, dataset, data, options, "finetune", output, device, resume, ranks)
 
 
-def training_data(dataset: Dataset, options: TrainOptions) -> TrainingData:
-    """Training and validation split as every stage of a run sees them: `limit` first, then the held-out
-    share.
-    """
-    train, validation = dataset.held_out(options.validation, limit=options.limit)
-    if len(train) < 2:
-        raise SlimdeployError(
-            f"{len(train)} image is left to train on, and BN needs 2: lower --validation, or raise --limit"
-        )
-    return TrainingData(train, validation, dataset.preprocessing)
-
-
 def _described(
     preprocessing: Preprocessing, given: tuple[Triple | None, Triple | None], weights: Weights | None
 ) -> str:
@@ -211,7 +200,7 @@ def _train(
     )
     if options.recalibration_images:
         images = balanced_subset(parts.train, options.recalibration_images)
-        recalibrate(network, images, dataset.preprocessing, device=device)
+        recalibrate(network, shuffled(images, dataset.preprocessing, device=device), device=device)
     preprocessing = dataset.preprocessing
     validation = evaluate_network(network, parts.validation, preprocessing, device=device, ranks=ranks)
     test = evaluate_network(network, dataset.test, preprocessing, device=device, ranks=ranks)

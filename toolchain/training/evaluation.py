@@ -7,14 +7,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.data.dataset import Split
+from slimdeploy.toolchain.data.feed import Feed, SplitFeed
 from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.progress import progress_bar
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks
 from slimdeploy.toolchain.training.precision import autocast
+
+BATCH_SIZE = 250
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,6 @@ class Evaluation:
     images: int
 
 
-@torch.no_grad()
 def evaluate_network(
     network: GraphNetwork,
     split: Split,
@@ -40,19 +41,29 @@ def evaluate_network(
 
     Of several `ranks` each looks at its share of `split`; all return the same.
     """
+    share = SplitFeed(ranks.share_of(split), preprocessing, device, BATCH_SIZE)
+    return evaluate_feed(network, share, device=device, precision=precision, ranks=ranks)
+
+
+@torch.no_grad()
+def evaluate_feed(
+    network: GraphNetwork, feed: Feed, *, device: str, precision: str = "fp32", ranks: Ranks = ALONE
+) -> Evaluation:
+    """The same on the images of `feed`; of several `ranks` each has its own."""
     was_training = network.training
     place(network, device).eval()
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    correct, count = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    share = ranks.share_of(split)
-    with progress_bar("evaluating", total=len(share)) as advance:
-        for images, labels in plain_batches(share, preprocessing, batch_size=250, device=device):
+    with progress_bar("evaluating", total=feed.images) as advance:
+        for images, labels in feed:
             with autocast(precision, device):
                 logits = network(images)
             loss += F.cross_entropy(logits.float(), labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
+            count += len(labels)
             advance(len(labels))
     network.train(was_training)
-    ranks.sum(correct)
-    ranks.sum(loss)
-    return Evaluation(correct.item() / len(split), loss.item() / len(split), len(split))
+    for total in (correct, loss, count):
+        ranks.sum(total)
+    images_seen = int(count.item())
+    return Evaluation(correct.item() / images_seen, loss.item() / images_seen, images_seen)

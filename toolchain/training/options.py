@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from slimdeploy.toolchain.checks import (
-    MAX_BATCH,
-    MAX_IMAGE_SIZE,
-    MAX_RATE,
-    MAX_SEED,
-    check_finite,
-    check_range,
-)
+from slimdeploy.toolchain.checks import MAX_BATCH, MAX_IMAGE_SIZE, MAX_RATE, MAX_SEED
 from slimdeploy.toolchain.data.augmentation import Augmentation
-from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.declared import Form, check_declared, option
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.training.schedules import SCHEDULES
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -29,114 +22,125 @@ AUGMENTATIONS = {
 }
 """`--augmentation` -> how images are cropped: for some 32 pixels; for 224, as torchvision trains."""
 AUTO = "auto:"
-_RANGES: dict[str, tuple[float, float]] = {
-    "epochs": (0, 10**6),
-    "batch_size": (2, MAX_BATCH),  # BN needs two images
-    "sparse_align": (1, MAX_IMAGE_SIZE),
-    "crop_pad": (0, 256),
-    "cutout": (0, MAX_IMAGE_SIZE),
-    "resized_crop": (0, 1),
-    "color_jitter": (0, 1),
-    "mixup": (0, 100),
-    "cutmix": (0, 100),
-    "recalibration_images": (0, math.inf),
-    "step_epochs": (1, math.inf),
-    "weight_decay": (0, MAX_RATE),
-    "patience": (1, math.inf),
-    "limit": (1, math.inf),
-    "seed": (0, MAX_SEED),
-}
-"""Least and greatest value of each option that is a count."""
+
+
+def _parse_strength(text: str) -> float | str:
+    """λ as a number; any other text as it is, for TrainOptions to judge."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+STRENGTH = Form(_parse_strength, "λ, or auto: and a share such as auto:0.9", "FLOAT|auto:SHARE")
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """Options of one run. Raises SlimdeployError when built with values that make no sense."""
 
-    epochs: int = 20
-    batch_size: int = 128
-    lr: float = 0.1
-    """Peak learning rate."""
-    schedule: str = "one-cycle"
-    step_epochs: int = 30
-    """`step` schedule: epochs between two divisions of the learning rate by 10."""
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    """On convolution and classifier weights only: never on γ, β or biases."""
-    label_smoothing: float = 0.0
-    sparsity: float | str = 0.0
-    """λ of the L1 penalty on γ; or `auto:SHARE`, which steers λ so that this share is exactly zero at the
-    end.
-    """
-    sparsity_step: str = "proximal"
-    sparse_layers: str = "prunable"
-    """Which γ: those of channels that pruning can remove, or `all`."""
-    sparse_align: int = 8
-    """With `auto:SHARE`: leave multiples of so many channels in a layer, as `prune --align` does."""
-    validation: float = 0.1
-    """Share of the training images held out."""
-    patience: int | None = None
-    """Stop after so many epochs without a better validation accuracy, and keep the best epoch's weights."""
-    ema: float = 0.0
-    """Share that the average of the weights keeps of itself at each step; 0 keeps no average."""
-    recalibration_images: int = 0
-    """At the end, measure BN statistics anew on so many training images, without augmentation."""
-    teacher: str | None = None
-    """A checkpoint whose logits are learnt too; in a recipe also `trained`, the network before pruning."""
-    distill: float = 0.5
-    """Share of the teacher in the loss."""
-    temperature: float = 4.0
-    augmentation: str = "cifar"
-    """A preset of `crop_pad` and `resized_crop`, for where these are None."""
-    crop_pad: int | None = None
-    resized_crop: float | None = None
-    """Least share of the image that a random crop, resized to the whole, has; 0: none."""
-    flip: bool = True
-    flip_mode: str = "random"
-    color_jitter: float = 0.0
-    cutout: int = 0
-    """Side in pixels of a square that is blanked in every image."""
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    """α of the Beta distribution that the shares of two images are drawn from; 0: none."""
-    limit: int | None = None
-    precision: str = "auto"
-    compile: bool = False
-    """One compiled program for forward and backward; on CUDA only."""
-    seed: int = 0
+    epochs: int = option(20, "Passes over the training images.", least=0, most=10**6)
+    batch_size: int = option(128, "Images in a step; BN needs two.", least=2, most=MAX_BATCH)
+    lr: float = option(0.1, "Peak learning rate.", most=MAX_RATE)
+    schedule: str = option("one-cycle", "How the learning rate moves.", choices=SCHEDULES)
+    step_epochs: int = option(30, "With the schedule step: epochs between two divisions by 10.", least=1)
+    momentum: float = option(0.9, "Nesterov momentum.")
+    weight_decay: float = option(5e-4, "On weights; never on γ, β and biases.", least=0, most=MAX_RATE)
+    label_smoothing: float = option(0.0, "Share of the target spread over all classes.")
+    sparsity: float | str = option(
+        0.0,
+        "λ of the L1 penalty on γ; auto:0.9 steers it until nine tenths are exactly zero.",
+        form=STRENGTH,
+        least=0,
+        most=MAX_RATE,
+    )
+    sparsity_step: str = option(
+        "proximal", "proximal gives exact zeros; subgradient is the reference's form.", choices=SPARSITY_STEPS
+    )
+    sparse_layers: str = option(
+        "prunable",
+        "Which γ the penalty acts on: those of channels that pruning can remove, or all.",
+        choices=SPARSE_LAYERS,
+    )
+    sparse_align: int = option(
+        8,
+        "With sparsity auto: leave multiples of so many channels in a layer, as pruning does.",
+        least=1,
+        most=MAX_IMAGE_SIZE,
+    )
+    validation: float = option(0.1, "Share of the training images held out.")
+    patience: int | None = option(
+        None,
+        "Stop after so many epochs without a better validation accuracy, and keep the best epoch's weights.",
+        least=1,
+    )
+    ema: float = option(0.0, "Decay of the weights' moving average, e.g. 0.999; 0 disables.")
+    recalibration_images: int = option(
+        0, "Measure BN statistics anew at the end, on so many training images without augmentation.", least=0
+    )
+    teacher: str | None = option(None, "Teacher checkpoint for distillation.", path=True)
+    distill: float = option(0.5, "Share of the teacher in the loss.")
+    temperature: float = option(
+        4.0, "What the logits are divided by before they are compared with the teacher's.", most=MAX_RATE
+    )
+    augmentation: str = option(
+        "cifar",
+        "Preset of the random crop: cifar pads 4 pixels, for small images; imagenet has resized_crop 0.08.",
+        choices=AUGMENTATIONS,
+    )
+    crop_pad: int | None = option(
+        None,
+        "Random crop out of the image with so many black pixels around.",
+        least=0,
+        most=256,
+        unset="by the augmentation",
+    )
+    resized_crop: float | None = option(
+        None,
+        "Random rectangle of at least this share of the image, resized; 0 disables.",
+        least=0,
+        most=1,
+        unset="by the augmentation",
+    )
+    flip: bool = option(True, "Flip half of the images; not for digits or text.")
+    flip_mode: str = option(
+        "random", "alternating flips each image in every second epoch.", choices=FLIP_MODES
+    )
+    color_jitter: float = option(
+        0.0, "Change brightness, contrast and saturation by up to this share, e.g. 0.4.", least=0, most=1
+    )
+    cutout: int = option(0, "Blank a square of so many pixels in every image.", least=0, most=MAX_IMAGE_SIZE)
+    mixup: float = option(
+        0.0, "α of mixup, e.g. 0.2: blend pairs of images and their labels; 0 disables.", least=0, most=100
+    )
+    cutmix: float = option(
+        0.0,
+        "α of CutMix, e.g. 1: paste part of another image; with mixup, either at random.",
+        least=0,
+        most=100,
+    )
+    limit: int | None = option(None, "Use a class-balanced subset of so many training images.", least=1)
+    precision: str = option(
+        "auto", "bf16 and fp16 are mixed; auto takes bf16 where the hardware has it.", choices=PRECISIONS
+    )
+    compile: bool = option(False, "Compile the network's passes (torch.compile, CUDA graphs); on CUDA only.")
+    seed: int = option(0, "Seed of every random choice.", least=0, most=MAX_SEED)
 
     def __post_init__(self) -> None:
-        for what, value, known in (
-            ("schedule", self.schedule, SCHEDULES),
-            ("precision", self.precision, PRECISIONS),
-            ("sparsity step", self.sparsity_step, SPARSITY_STEPS),
-            ("sparse layers", self.sparse_layers, SPARSE_LAYERS),
-            ("flip mode", self.flip_mode, FLIP_MODES),
-            ("augmentation", self.augmentation, AUGMENTATIONS),
-        ):
-            if value not in known:
-                raise unknown(what, value, known)
-        check_finite(self)
+        check_declared(self)
         self._check_sparsity()
-        for name, (least, most) in _RANGES.items():
-            check_range(name, getattr(self, name), least, most)
         if self.crop_pad and self.resized_crop:
-            raise SlimdeployError("crop-pad and resized-crop are two ways to crop: set one of them to 0")
-        for name, share in (
-            ("momentum", self.momentum),
-            ("label-smoothing", self.label_smoothing),
-            ("ema", self.ema),
-        ):
-            if not 0 <= share < 1:
-                raise SlimdeployError(f"{name} must be from 0 to below 1, not {share:g}")
+            raise SlimdeployError("`crop_pad` and `resized_crop` are two ways to crop: set one of them to 0")
+        for name in ("momentum", "label_smoothing", "ema"):
+            if not 0 <= (share := getattr(self, name)) < 1:
+                raise SlimdeployError(f"`{name}` must be from 0 to below 1, not {share:g}")
         if not 0 < self.validation < 1:
-            raise SlimdeployError(f"validation must be a share between 0 and 1, not {self.validation:g}")
+            raise SlimdeployError(f"`validation` must be a share between 0 and 1, not {self.validation:g}")
         if not 0 < self.distill <= 1:
-            raise SlimdeployError(f"distill must be a share above 0, up to 1, not {self.distill:g}")
-        for name, rate in (("lr", self.lr), ("temperature", self.temperature)):
-            if rate <= 0:
-                raise SlimdeployError(f"{name} must be above 0, not {rate:g}")
-            check_range(name, rate, 0, MAX_RATE)
+            raise SlimdeployError(f"`distill` must be a share above 0, up to 1, not {self.distill:g}")
+        for name in ("lr", "temperature"):
+            if (rate := getattr(self, name)) <= 0:
+                raise SlimdeployError(f"`{name}` must be above 0, not {rate:g}")
 
     @property
     def augmentations(self) -> Augmentation:
@@ -168,7 +172,6 @@ class TrainOptions:
 
     def _check_sparsity(self) -> None:
         if not isinstance(self.sparsity, str):
-            check_range("sparsity", self.sparsity, 0, MAX_RATE)
             return
         try:
             target = self.sparsity_target or 0.0
@@ -176,17 +179,17 @@ class TrainOptions:
             target = 0.0
         if not self.sparsity.startswith(AUTO) or not 0 < target < 1:
             raise SlimdeployError(
-                f"sparsity must be λ, or auto: and a share between 0 and 1 such as auto:0.9, "
+                f"`sparsity` must be λ, or auto: and a share between 0 and 1 such as auto:0.9, "
                 f"not {self.sparsity!r}"
             )
         for name, own, needed, why in (
-            ("sparsity-step", self.sparsity_step, "proximal", "only it makes exact zeros"),
-            ("sparse-layers", self.sparse_layers, "prunable", "it steers those that pruning can remove"),
+            ("sparsity_step", self.sparsity_step, "proximal", "only it makes exact zeros"),
+            ("sparse_layers", self.sparse_layers, "prunable", "it steers those that pruning can remove"),
             ("patience", self.patience, None, "the zeros are complete at the end of the run only"),
         ):
             if own != needed:
-                advice = f"needs {name} {needed}" if needed else f"goes without {name}"
-                raise SlimdeployError(f"sparsity {self.sparsity} {advice}: {why}")
+                advice = f"needs `{name}` {needed}" if needed else f"goes without `{name}`"
+                raise SlimdeployError(f"`sparsity` {self.sparsity} {advice}: {why}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -224,6 +227,8 @@ def inherited(given: Collection[str]) -> list[str]:
     return [name for name in INHERITED if name not in own]
 
 
+SPARSITY = ("sparsity", "sparsity_step", "sparse_layers", "sparse_align")
+"""Options of the penalty, which fine-tuning does without."""
 FINETUNE_LR = 1e-3
 WEIGHTS_LR = 3e-3
 """Default rate of a training that starts from weights: a fresh network's would destroy them."""

@@ -9,7 +9,7 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.schedules import lr_factor
-from slimdeploy.toolchain.training.sparsity import FixedPenalty, Penalty, penalised_scales
+from slimdeploy.toolchain.training.sparsity import FixedPenalty, Penalty, parameter_groups, penalised_scales
 from slimdeploy.toolchain.training.steering import SteeredPenalty
 
 FEW_STEPS = 200
@@ -80,11 +80,6 @@ def build_penalty(network: GraphNetwork, options: TrainOptions, *, steps_per_epo
 
 def build_optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.SGD:
     """SGD with Nesterov momentum; weight decay on convolution and classifier weights only."""
-    decayed = [p for p in network.parameters() if p.dim() > 1]
-    others = [p for p in network.parameters() if p.dim() <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    groups = parameter_groups(network, options.weight_decay)
     momentum = options.momentum
     return torch.optim.SGD(groups, lr=options.lr, momentum=momentum, nesterov=momentum > 0, fused=True)

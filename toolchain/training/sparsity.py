@@ -8,10 +8,10 @@ reference reports do: γ then swings around zero without staying there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.graph import Graph
@@ -19,12 +19,27 @@ from slimdeploy.toolchain.networks.module import GraphNetwork
 
 
 def penalised_scales(network: GraphNetwork, layers: str) -> list[Tensor]:
-    """The γ that the penalty acts on: those of prunable channels, or with `layers="all"` every one."""
+    """The γ that the penalty acts on."""
+    return [network.weight(name) for name in penalised_names(network.graph, layers)]
+
+
+def penalised_names(graph: Graph, layers: str) -> list[str]:
+    """The BNs whose γ the penalty acts on: those of prunable channels, or with `layers="all"` every one."""
     if layers == "all":
-        names = [n.name for n in network.graph.nodes if n.operator == "batchnorm" and n.attributes["affine"]]
-    else:
-        names = penalised_batchnorms(network.graph)
-    return [network.weight(name) for name in names]
+        return [n.name for n in graph.nodes if n.operator == "batchnorm" and n.attributes["affine"]]
+    return penalised_batchnorms(graph)
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for an optimiser: weight decay on the weights of convolutions and linear layers only, never on
+    γ, β and biases.
+    """
+    decayed = [p for p in network.parameters() if p.dim() > 1]
+    others = [p for p in network.parameters() if p.dim() <= 1]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
 
 
 def penalised_batchnorms(graph: Graph) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 
+from slimdeploy.toolchain.data.feed import SplitFeed
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.pruning import compensation
@@ -80,7 +81,9 @@ def test_moments_are_the_plain_ones_and_leave_the_network_as_it_was() -> None:
     network.get_submodule("layer1.0.bn1").train()
     split = tiny.random_split(24)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    moments = measure_inputs(network, ["layer1.0.conv2", "fc"], split, tiny.PREPROCESSING, device="cpu")
+    moments = measure_inputs(
+        network, ["layer1.0.conv2", "fc"], SplitFeed(split, tiny.PREPROCESSING, "cpu"), device="cpu"
+    )
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert all(p.requires_grad for p in network.parameters())
     inputs: list[torch.Tensor] = []
@@ -106,7 +109,7 @@ def test_compensation_brings_a_pruned_network_nearer_to_the_original(residual: s
     ]
     split = tiny.random_split(60)
     readers = {name for group in groups for name in group.consumers}
-    moments = measure_inputs(network, readers, split, tiny.PREPROCESSING, device="cpu")
+    moments = measure_inputs(network, readers, SplitFeed(split, tiny.PREPROCESSING, "cpu"), device="cpu")
     images = torch.from_numpy(normalise(split.images, tiny.PREPROCESSING))
     gains = []
     for group in groups:  # one at a time: a random network's errors multiply from layer to layer
@@ -123,7 +126,9 @@ def test_nothing_removed_is_the_identity_bit_for_bit() -> None:
     network = tiny.random_network(build_graph("tiny-deep", stem="cifar", classes=3))
     groups = channel_groups(network.graph, residual="couple")
     readers = {name for group in groups for name in group.consumers}
-    moments = measure_inputs(network, readers, tiny.random_split(24), tiny.PREPROCESSING, device="cpu")
+    moments = measure_inputs(
+        network, readers, SplitFeed(tiny.random_split(24), tiny.PREPROCESSING, "cpu"), device="cpu"
+    )
     kept = {group.name: np.arange(group.width) for group in groups}
     same = prune_compensated(network, groups, kept, moments)
     assert all(torch.equal(t, network.state_dict()[n]) for n, t in same.state_dict().items())
@@ -137,7 +142,7 @@ def test_channels_that_sparse_training_silenced_are_folded_without_noise() -> No
         bn.weight[:] = torch.tensor([1.0, 0.0, 0.0, 0.5])
         bn.bias[:] = torch.tensor([0.1, 3.0, 5.0, 0.2])
     moments = measure_inputs(
-        network, ["layer1.0.conv2"], tiny.random_split(24), tiny.PREPROCESSING, device="cpu"
+        network, ["layer1.0.conv2"], SplitFeed(tiny.random_split(24), tiny.PREPROCESSING, "cpu"), device="cpu"
     )
     found = compensate(network.weight("layer1.0.conv2"), moments["layer1.0.conv2"], torch.tensor([0, 2, 3]))
     weight = network.weight("layer1.0.conv2").detach()

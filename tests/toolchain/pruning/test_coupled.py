@@ -97,7 +97,8 @@ def test_every_combination_prunes_exports_and_survives_saving(
         allow_block_removal=True,
     )
     data = DataOptions(f"folder:{image_folder}")
-    result = prune_stage(source, options=options, output=folder / "pruned.safetensors", data=data)
+    written = prune_stage(source, options=options, output=folder / "pruned.safetensors", data=data)
+    result = written.result
     assert result.after.params < result.before.params
     assert result.accuracy is not None
     assert {"before", "after", "after_folding", "after_compensation", "after_recalibration", "final"} <= set(
@@ -105,7 +106,7 @@ def test_every_combination_prunes_exports_and_survives_saving(
     )
     again = load_checkpoint(folder / "pruned.safetensors")
     assert channel_numbers(again.network.graph) == result.channels
-    assert save_checkpoint(folder / "copy.safetensors", again.network, again.info) == result.sha256
+    assert save_checkpoint(folder / "copy.safetensors", again.network, again.info) == written.sha256
     model = build_onnx(again.network, again.info)
     assert {node.op_type for node in model.graph.node} <= ALLOWED
     onnx.checker.check_model(model)
@@ -117,8 +118,8 @@ def test_steps_reach_the_same_budget(tmp_path: Path, image_folder: Path) -> None
     widths = []
     for steps in (1, 2):
         options = PruneOptions(ratio=0.5, align=1, min_channels=1, steps=steps)
-        result = prune_stage(source, options=options, output=tmp_path / f"{steps}.safetensors", data=data)
-        pruned = load_checkpoint(result.checkpoint).info.graph
+        written = prune_stage(source, options=options, output=tmp_path / f"{steps}.safetensors", data=data)
+        pruned = load_checkpoint(written.checkpoint).info.graph
         widths.append(sum(group.width for group in channel_groups(pruned)))
         assert list(tmp_path.glob("*.state")) == []
     assert widths[0] == widths[1]

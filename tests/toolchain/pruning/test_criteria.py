@@ -5,6 +5,7 @@ import pytest
 import tiny
 import torch
 
+from slimdeploy.toolchain.data.feed import SplitFeed
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, channel_groups
@@ -59,7 +60,7 @@ def test_random_is_the_same_for_the_same_seed_only(network: GraphNetwork) -> Non
 def test_taylor_is_the_squared_change_of_the_loss_to_first_order(network: GraphNetwork) -> None:
     """Against the derivative with respect to a gate on each channel, image by image."""
     split, name = tiny.random_split(6), "layer2.0.conv2"
-    moments = measure_inputs(network, [name], split, tiny.PREPROCESSING, device="cpu")
+    moments = measure_inputs(network, [name], SplitFeed(split, tiny.PREPROCESSING, "cpu"), device="cpu")
     from slimdeploy.toolchain.data.batches import plain_batches
 
     expected = torch.zeros(network.get_submodule(name).in_channels)
@@ -76,7 +77,7 @@ def test_taylor_is_the_squared_change_of_the_loss_to_first_order(network: GraphN
 
 @pytest.mark.parametrize("criterion", ["taylor", "surgeon"])
 def test_criteria_that_look_at_images_say_so(network: GraphNetwork, criterion: str) -> None:
-    with pytest.raises(SlimdeployError, match=f"{criterion} looks at real images: pass --data"):
+    with pytest.raises(SlimdeployError, match=f"{criterion} looks at real images: pass data"):
         score(network, criterion)
 
 

@@ -142,12 +142,12 @@ def test_the_text_names_folded_constants(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give one target, ratio, params, macs or latency-ms, not none"),
-        (["--ratio", 0.5, "--params", "1M"], "give one target, ratio, params, macs or latency-ms, "
-                                             "not ratio and params"),
-        (["--ratio", 1.0], "ratio must be from 0 to below 1, not 1"),
-        (["--ratio", -0.1], "ratio must be from 0 to below 1, not -0.1"),
-        (["--ratio", 0.5, "--min-channels", 0], "min-channels must be at least 1, not 0"),
+        ([], "give one target, --ratio, --params, --macs or --latency-ms, not none"),
+        (["--ratio", 0.5, "--params", "1M"], "give one target, --ratio, --params, --macs or --latency-ms, "
+                                             "not --ratio and --params"),
+        (["--ratio", 1.0], "--ratio must be from 0 to below 1, not 1"),
+        (["--ratio", -0.1], "--ratio must be from 0 to below 1, not -0.1"),
+        (["--ratio", 0.5, "--min-channels", 0], "--min-channels must be at least 1, not 0"),
         (["--ratio", 0.5, "--criterion", "gama"], "unknown criterion 'gama'; known: "),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning import recalibration
-from slimdeploy.toolchain.pruning.recalibration import recalibrate
+from slimdeploy.toolchain.pruning.recalibration import recalibrate, shuffled
 
 SPLIT = random_split(24)
 
@@ -45,7 +45,7 @@ def _statistics(network: GraphNetwork, order: np.ndarray, batch_size: int) -> di
 def test_statistics_are_the_plain_averages(monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
     monkeypatch.setattr(recalibration, "BATCH_SIZE", batch_size)
     network = _network()
-    recalibrate(network, SPLIT, PREPROCESSING, device="cpu")
+    recalibrate(network, shuffled(SPLIT, PREPROCESSING, device="cpu"), device="cpu")
     order = np.random.default_rng(0).permutation(len(SPLIT))
     expected = _statistics(_network(), order, batch_size)
     assert len(expected) == 2 * sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
@@ -57,7 +57,7 @@ def test_statistics_are_the_plain_averages(monkeypatch: pytest.MonkeyPatch, batc
 def test_a_single_image_left_over_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recalibration, "BATCH_SIZE", 23)
     network = _network()
-    recalibrate(network, SPLIT, PREPROCESSING, device="cpu")
+    recalibrate(network, shuffled(SPLIT, PREPROCESSING, device="cpu"), device="cpu")
     assert int(network.get_submodule("bn1").num_batches_tracked) == 1
     assert all(torch.isfinite(tensor).all() for tensor in network.state_dict().values())
 
@@ -72,9 +72,9 @@ def test_flags_momenta_and_weights_are_put_back(monkeypatch: pytest.MonkeyPatch,
     if fails:
         network.fc.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
         with pytest.raises(RuntimeError, match="out of memory"):
-            recalibrate(network, SPLIT, PREPROCESSING, device="cpu")
+            recalibrate(network, shuffled(SPLIT, PREPROCESSING, device="cpu"), device="cpu")
     else:
-        recalibrate(network, SPLIT, PREPROCESSING, device="cpu")
+        recalibrate(network, shuffled(SPLIT, PREPROCESSING, device="cpu"), device="cpu")
     assert {name: module.training for name, module in network.named_modules()} == flags
     assert network.get_submodule("bn1").momentum == 0.3
     assert network.get_submodule("layer1.0.bn2").momentum == 0.1

@@ -136,7 +136,7 @@ def test_blocks_go_only_when_allowed_and_whole() -> None:
         ({"params": -3.0}, "params must be above 0"),
         ({"latency_ms": 1.0}, "slimdeploy lut"),
         ({"ratio": 0.5, "residual": "coupel"}, "Did you mean 'couple'"),
-        ({"ratio": 0.5, "min_channels": 0}, "min-channels must be at least 1"),
+        ({"ratio": 0.5, "min_channels": 0}, "min_channels must be at least 1"),
         ({"ratio": 0.5, "steps": 0}, "steps must be at least 1"),
     ],
 )

@@ -40,7 +40,7 @@ def test_a_point_changes_the_recipe_where_it_says_and_nowhere_else():
         ({"align": "8,1.5"}, "--align 8,1.5: '1.5' is not a whole number; write a list such as 1,8"),
         ({"ratio": "0.5,1.5"}, "ratio must be from 0 to below 1, not 1.5"),
         ({"sparsity": "-1"}, "sparsity must be at least 0, not -1"),
-        ({"align": "0"}, "alignment must be at least 1, not 0"),
+        ({"align": "0"}, "align must be at least 1, not 0"),
     ],
 )
 def test_bad_lists_are_one_line(lists, message):

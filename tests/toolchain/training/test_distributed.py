@@ -148,7 +148,7 @@ def _one_error(processes: list[Forked]) -> str:
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (["--lr", -1], "lr must be above 0, not -1"),
+        (["--lr", -1], "--lr must be above 0, not -1"),
         (
             ["--data", "folder:/nowhere"],
             "no folder /nowhere/train: expected /nowhere/train/<class>/… and /nowhe",

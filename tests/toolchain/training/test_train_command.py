@@ -19,12 +19,12 @@ from slimdeploy.toolchain.data.dataset import DataOptions, Dataset
 from slimdeploy.toolchain.data.of_model import dataset_for
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
-from slimdeploy.toolchain.pruning.recalibration import recalibrate
-from slimdeploy.toolchain.stages.train import training_data
+from slimdeploy.toolchain.pruning.recalibration import recalibrate, shuffled
 from slimdeploy.toolchain.training import loop
 from slimdeploy.toolchain.training.history import history_path, read_history
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.state import state_path
+from slimdeploy.toolchain.training.training_data import training_data
 
 
 def _train(folder: Path, output: Path, *more: object, epochs: int = 2) -> list[object]:
@@ -146,7 +146,7 @@ def test_a_share_that_the_network_does_not_allow_is_one_line(
     assert ran.error.endswith("a smaller share, or a smaller --sparse-align")
     ran = slimdeploy_command(*_train(image_folder, tmp_path / "net", "--sparsity", "much"))
     assert ran.error == (
-        "sparsity must be λ, or auto: and a share between 0 and 1 such as auto:0.9, not 'much'"
+        "--sparsity must be λ, or auto: and a share between 0 and 1 such as auto:0.9, not 'much'"
     )
     assert not list(tmp_path.iterdir())
 
@@ -164,9 +164,8 @@ def test_recalibration_measures_the_statistics_anew(
         assert torch.equal(one, other), name
     again = load_checkpoint(plain)
     dataset = dataset_for(again.info, DataOptions(f"folder:{image_folder}"), plain)
-    recalibrate(
-        again.network, training_data(dataset, TrainOptions()).train, dataset.preprocessing, device="cpu"
-    )
+    train = training_data(dataset, TrainOptions()).train
+    recalibrate(again.network, shuffled(train, dataset.preprocessing, device="cpu"), device="cpu")
     torch.testing.assert_close(b.bn1.running_mean, again.network.bn1.running_mean)
     assert not torch.allclose(a.bn1.running_mean, b.bn1.running_mean)
 
@@ -417,7 +416,7 @@ def test_data_and_device_errors_are_one_line(slimdeploy_command: Callable, tmp_p
     assert ran.exit_code == 2
     assert ran.error.startswith(f"no folder {tmp_path}/nowhere/train: expected")
     ran = slimdeploy_command("train", "--data", "digits", "--limit", 0, "-o", tmp_path / "net")
-    assert (ran.exit_code, ran.error) == (2, "limit must be at least 1, not 0")
+    assert (ran.exit_code, ran.error) == (2, "--limit must be at least 1, not 0")
     if not torch.cuda.is_available():
         ran = slimdeploy_command("train", "--data", "digits", "--device", "cuda", "-o", tmp_path / "net")
         assert (ran.exit_code, ran.error) == (2, "--device cuda: torch sees no CUDA GPU here")

@@ -1,0 +1,114 @@
+"""Command-line flags made from declared options."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from slimdeploy.toolchain.declared import Declaration, Form, declarations
+from slimdeploy.toolchain.paths import InputPath
+from slimdeploy.toolchain.registry import Registry
+
+
+def flags(
+    kind: type,
+    *,
+    but: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    shown: Mapping[str, str] | None = None,
+    into: str = "options",
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: a flag for each declared option of the dataclass `kind`, without those in `but`.
+
+    The function gets them as one argument `into`, an instance of `kind`. `defaults` go before those of the
+    fields; `shown` says in words what the default of a field is.
+    """
+    own = {f.name: f.default for f in fields(kind)} | dict(defaults or {})
+    hints = typing.get_type_hints(kind)
+    chosen = {name: declared for name, declared in declarations(kind).items() if name not in but}
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(**arguments: Any) -> Any:
+            values = {name: arguments.pop(name) for name in chosen}
+            return function(**{into: kind(**{**(defaults or {}), **values})}, **arguments)
+
+        wrapped.__doc__ = function.__doc__
+        wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        decorated: Callable[..., Any] = wrapped
+        for name, declared in reversed(chosen.items()):
+            told = (shown or {}).get(name, "")
+            decorated = _flag(name, hints[name], own[name], declared, told)(decorated)
+        return decorated
+
+    return decorate
+
+
+def given(kind: type) -> frozenset[str]:
+    """The fields of `kind` whose flags the running command was called with."""
+    source = click.get_current_context().get_parameter_source
+    return frozenset(f.name for f in fields(kind) if source(f.name) not in (None, ParameterSource.DEFAULT))
+
+
+def _flag(
+    name: str, hint: Any, default: Any, declared: Declaration, told: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    flag = "--" + name.replace("_", "-")
+    kind, several = _type(hint)
+    if kind is bool and default:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
+    told = told or (declared.unset if default is None else "")
+    about = declared.help
+    if isinstance(declared.choices, Registry):
+        about += f" One of {', '.join(declared.choices)}."
+    return click.option(
+        flag,
+        name,
+        type=None if kind is bool else _converter(kind, declared),
+        default=default,
+        is_flag=kind is bool,
+        multiple=several,
+        show_default=not (default is None or default is False or default == () or told),
+        help=about + (f" [default: {told}]" if told else ""),
+    )
+
+
+def _type(hint: Any) -> tuple[type, bool]:
+    """The type of a value, and whether the option takes several."""
+    if isinstance(hint, UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not NoneType)
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True
+    return hint, False
+
+
+def _converter(kind: type, declared: Declaration) -> click.ParamType:
+    if declared.form:
+        return Written(declared.form)
+    if declared.path:
+        return InputPath(text=True)
+    if declared.choices is not None and not isinstance(declared.choices, Registry):
+        return click.Choice(list(declared.choices))
+    types: dict[type, click.ParamType] = {int: click.INT, float: click.FLOAT}
+    return types.get(kind, click.STRING)
+
+
+class Written(click.ParamType):
+    """A value in a form of its own."""
+
+    def __init__(self, form: Form) -> None:
+        self.name, self._form = form.metavar.lower(), form
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return self._form.metavar
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self._form.parse(str(value))
+        except ValueError:
+            return self.fail(f"{value!r} is not {self._form.expected}", param, ctx)

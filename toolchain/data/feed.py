@@ -1,0 +1,96 @@
+"""Images as a network takes them, for work that looks at them as they are: of a split of our own, or of
+whatever gives batches, such as a DataLoader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from slimdeploy.toolchain.data.batches import plain_batches
+from slimdeploy.toolchain.data.dataset import Split
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.preprocessing import Preprocessing
+
+Batch = tuple[Tensor, Tensor]
+"""Images (N, 3, H, W) float32, normalised, and labels (N,) int64."""
+
+
+class Feed(Protocol):
+    """Batches that can be gone through again and again."""
+
+    @property
+    def images(self) -> int:
+        """How many images there are, at most."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class SplitFeed:
+    """A split in order, without augmentation, on `device`; the last batch may be smaller."""
+
+    split: Split
+    preprocessing: Preprocessing
+    device: str
+    batch_size: int = 128
+
+    @property
+    def images(self) -> int:
+        return len(self.split)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return plain_batches(self.split, self.preprocessing, batch_size=self.batch_size, device=self.device)
+
+
+@dataclass(frozen=True)
+class LoaderFeed:
+    """The first `images` images that `source` gives, as it gives them, on `device`. `name` is the parameter
+    that it was given as.
+
+    Raises SlimdeployError for a source that can be gone through only once, and when it gives anything but
+    pairs of images (N, 3, H, W) and labels (N,).
+    """
+
+    source: Iterable[Batch]
+    device: str
+    images: int
+    name: str = "data"
+
+    def __post_init__(self) -> None:
+        if iter(self.source) is self.source:
+            raise SlimdeployError(
+                f"`{self.name}` can be gone through only once: pass a list of batches or a DataLoader"
+            )
+
+    def __iter__(self) -> Iterator[Batch]:
+        left = self.images
+        for batch in self.source:
+            images, labels = self._checked(batch)
+            yield images[:left].to(self.device), labels[:left].to(self.device)
+            left -= len(labels)
+            if left <= 0:
+                return
+        if left == self.images:
+            raise SlimdeployError(f"`{self.name}` gives no images")
+
+    def _checked(self, batch: object) -> Batch:
+        if isinstance(batch, tuple | list) and len(batch) == 2:
+            images, labels = batch
+            if isinstance(images, Tensor) and isinstance(labels, Tensor) and len(images) == len(labels):
+                if images.dim() == 4 and images.is_floating_point() and labels.dim() == 1:
+                    return images.to(torch.float32), labels.long()
+                given = f"{tuple(images.shape)} {images.dtype} and {tuple(labels.shape)} {labels.dtype}"
+                raise SlimdeployError(
+                    f"`{self.name}` gives {given}; pairs of images (N, 3, H, W) float32 and labels (N,) are "
+                    "needed"
+                )
+        raise SlimdeployError(
+            f"`{self.name}` gives {type(batch).__name__}s that are no pairs of images (N, 3, H, W) and "
+            "labels (N,), both tensors"
+        )

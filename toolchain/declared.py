@@ -1,0 +1,69 @@
+"""Options declared once, on the fields of a dataclass: default, help, choices, range.
+
+The checks of the dataclass, the flags of a command (`commands/flags.py`), the keys of a recipe and the
+keywords of the library's functions (`library/keywords.py`) are made from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from slimdeploy.toolchain.checks import check_range
+from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.registry import Registry
+
+_KEY = "slimdeploy.option"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a value that isn't a plain number is written: `parse` raises ValueError for a text that isn't
+    `expected`.
+    """
+
+    parse: Callable[[str], Any]
+    expected: str
+    metavar: str
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What is said of an option beside its type and default."""
+
+    help: str
+    choices: Collection[str] | None = None
+    """Known values: a few fixed ones, or a registry."""
+    least: float = -math.inf
+    most: float = math.inf
+    form: Form | None = None
+    path: bool = False
+    """A text that names an existing file."""
+    unset: str = ""
+    """What stands for None, in words."""
+
+
+def option(default: Any, help: str, **declared: Any) -> Any:
+    """A dataclass field with its Declaration."""
+    return field(default=default, metadata={_KEY: Declaration(help, **declared)})
+
+
+def declarations(kind: Any) -> dict[str, Declaration]:
+    """Field -> its Declaration, in order; of a dataclass or an instance of one."""
+    return {f.name: f.metadata[_KEY] for f in fields(kind) if _KEY in f.metadata}
+
+
+def check_declared(options: Any) -> None:
+    """Raises SlimdeployError for the first value that isn't finite, known or within its range."""
+    for name, declared in declarations(options).items():
+        value = getattr(options, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SlimdeployError(f"`{name}` must be a finite number, not {value:g}")
+        if isinstance(declared.choices, Registry):
+            declared.choices.check(value)
+        elif declared.choices is not None and value not in declared.choices:
+            raise unknown(name.replace("_", " "), value, declared.choices)
+        if isinstance(value, int | float):
+            check_range(name, value, declared.least, declared.most)

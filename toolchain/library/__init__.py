@@ -1,0 +1,1 @@
+"""What `import slimdeploy` offers: objects in, objects out; no files but those asked for."""

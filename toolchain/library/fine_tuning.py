@@ -1,0 +1,43 @@
+"""What trains the network between two steps of pruning."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from slimdeploy.toolchain.data.dataset import Dataset
+from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.pruning.options import PruneOptions
+from slimdeploy.toolchain.training.continuing import as_before
+from slimdeploy.toolchain.training.loop import fit
+from slimdeploy.toolchain.training.options import TrainOptions
+from slimdeploy.toolchain.training.training_data import training_data
+
+Between = Callable[[GraphNetwork, int], None]
+"""Trains the network in place after step number 1, 2, …."""
+
+
+def fine_tuning(
+    info: ModelInfo, dataset: Dataset, options: PruneOptions, *, device: str, data: str = ""
+) -> Between:
+    """Fine-tunes on `dataset` as the network that `info` describes was trained. `data` is what --data calls
+    the dataset: where the network was trained on it, its validation images are the same.
+    """
+    training = TrainOptions(epochs=options.step_epochs, lr=options.step_lr)
+    training = as_before(training, info, given=(), data=data)
+
+    def train(network: GraphNetwork, step: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:  # its history and state are of no use afterwards
+            fit(
+                network,
+                training_data(dataset, training),
+                replace(training, seed=options.seed + step),
+                output=Path(folder) / "step",
+                device=device,
+                setup={},
+            )
+
+    return train

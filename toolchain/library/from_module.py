@@ -1,0 +1,65 @@
+"""What the library's functions work on: a checkpoint, or a module made into one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from torch import nn
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.models.checkpoint import Checkpoint
+from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.networks import importing
+from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+
+def from_module(
+    module: nn.Module,
+    *,
+    size: int | None = None,
+    preprocessing: Preprocessing | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str = "custom",
+) -> Checkpoint:
+    """A network of ours that computes what `module` does in eval mode, with a copy of its weights.
+
+    Args:
+        module: Takes images (N, 3, size, size) float32, gives logits (N, classes).
+        size: Side of the images in pixels; `preprocessing` says it, too.
+        preprocessing: How images become the module's input. Without it: the shorter side resized to `size`,
+            the centre cut out, ImageNet's mean and deviation.
+        class_names: One for each logit. Without them: `class 0`, `class 1`, ….
+        name: What the network is called in reports.
+
+    Raises:
+        SlimdeployError: The module can't be traced by torch.export, or holds an operator that a graph can't
+            say (named by its path), or class names and logits differ in number.
+    """
+    if preprocessing is None:
+        if size is None:
+            raise SlimdeployError("`size` is needed: the side in pixels of the images that the module takes")
+        preprocessing = Preprocessing(size, IMAGENET_MEAN, IMAGENET_STD)
+    elif size not in (None, preprocessing.size):
+        raise SlimdeployError(
+            f"`size` is {size}, but `preprocessing` makes {preprocessing.size}×{preprocessing.size}"
+        )
+    if isinstance(module, GraphNetwork):
+        network = copy.deepcopy(module)
+    else:
+        network = importing.from_module(module, size=preprocessing.size, arch=name).network
+    names = tuple(class_names or (f"class {i}" for i in range(network.graph.classes)))
+    return Checkpoint(network, ModelInfo(network.graph, preprocessing, names), "")
+
+
+def as_checkpoint(network: Checkpoint | nn.Module, *, size: int | None = None) -> Checkpoint:
+    """`network` itself, or of a module what `from_module` makes; raises SlimdeployError as that does, and for
+    a `size` that isn't the checkpoint's.
+    """
+    if not isinstance(network, Checkpoint):
+        return from_module(network, size=size)
+    own = network.info.preprocessing.size
+    if size not in (None, own):
+        raise SlimdeployError(f"`size` is {size}, but the network takes {own}×{own}")
+    return network

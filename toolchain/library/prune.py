@@ -1,0 +1,173 @@
+"""`slimdeploy.prune`: a network in, a smaller one out."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from slimdeploy.toolchain.data.dataset import Dataset
+from slimdeploy.toolchain.data.feed import Batch
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.library.fine_tuning import Between, fine_tuning
+from slimdeploy.toolchain.library.from_module import as_checkpoint
+from slimdeploy.toolchain.library.keywords import takes
+from slimdeploy.toolchain.library.prune_feeds import PruningFeeds, pruning_feeds
+from slimdeploy.toolchain.library.prune_result import PruneResult
+from slimdeploy.toolchain.library.prune_step import Cut, cut_network
+from slimdeploy.toolchain.models.checkpoint import Checkpoint
+from slimdeploy.toolchain.networks.architectures import channel_numbers
+from slimdeploy.toolchain.networks.cost import network_cost
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.progress import working
+from slimdeploy.toolchain.pruning.options import PruneOptions
+from slimdeploy.toolchain.pruning.recalibration import recalibrate
+from slimdeploy.toolchain.training.evaluation import evaluate_feed
+
+
+@takes(PruneOptions)
+def prune(
+    network: Checkpoint | nn.Module,
+    *,
+    data: Dataset | Iterable[Batch] | None = None,
+    test: Iterable[Batch] | None = None,
+    size: int | None = None,
+    device: str | None = None,
+    between: Between | None = None,
+    provenance: dict[str, Any] | None = None,
+    options: PruneOptions,
+) -> PruneResult:
+    """Remove the channels of `network` that matter least, down to one target: `ratio`, `params`, `macs` or
+    `latency_ms`. The network itself stays as it is.
+
+    With `data`, the layers behind are refitted to the kept channels and BN statistics are measured anew, both
+    on these images; without, it only cuts.
+
+    Args:
+        network: A checkpoint, or a module that takes images (N, 3, size, size) float32 and gives logits
+            (N, classes).
+        data: A dataset, or batches that can be gone through again and again (a DataLoader, a list), shuffled:
+            images (N, 3, size, size) float32, normalised, and labels (N,).
+        test: Batches in the same form, to report accuracies on. A dataset brings its own.
+        size: Side of the images in pixels. Needed with a module.
+        device: Where to compute, such as `cuda`. Without it: where the network is.
+        between: With `steps` above 1: called with the network and the number of the step, to train it in
+            place. A dataset does without: the network is fine-tuned on it.
+        provenance: What the pruned checkpoint records of where it came from.
+
+    Returns:
+        The pruned network, in eval mode, with its costs and accuracies before and after.
+
+    Raises:
+        SlimdeployError: A target out of reach (the message names the smallest network that the other settings
+            allow), a criterion that needs data or γ where there is none, options or data that can't be.
+    """
+    start = as_checkpoint(network, size=size)
+    original = copy.deepcopy(start.network).eval()
+    device = device or str(next(original.parameters()).device)
+    feeds = pruning_feeds(data, test, options, device=device) if data is not None else None
+    if options.steps > 1 and between is None:
+        if not isinstance(data, Dataset):
+            also = " as a Dataset, or `between`" if data is not None else ""
+            raise SlimdeployError(f"`steps` fine-tunes between the steps: pass `data`{also}")
+        between = fine_tuning(start.info, data, options, device=device)
+    size = start.info.preprocessing.size
+    last, cut, seconds = _in_steps(original, feeds, options, size, between, device)
+    accuracy = _finished(original, last, cut, feeds, options, device) if feeds else None
+    pruned, graph = cut.network, start.info.graph
+    info = start.info.after(
+        "prune",
+        graph=pruned.graph,
+        metrics={"accuracy": {"test": accuracy["final"]}} if accuracy else {},
+        options=asdict(options),
+        parent=start.sha256,
+        **(provenance or {"data": None}),
+    )
+    return PruneResult(
+        checkpoint=Checkpoint(pruned, info, ""),
+        channels=channel_numbers(pruned.graph),
+        before=network_cost(graph, size, alignment=options.alignment),
+        after=network_cost(pruned.graph, size, alignment=options.alignment),
+        removed_blocks=_removed_blocks(graph, pruned.graph),
+        folding=cut.folding,
+        accuracy=accuracy,
+        seconds=seconds,
+        latency=cut.latency,
+    )
+
+
+def _in_steps(
+    original: GraphNetwork,
+    feeds: PruningFeeds | None,
+    options: PruneOptions,
+    size: int,
+    between: Between | None,
+    device: str,
+) -> tuple[GraphNetwork, Cut, float]:
+    """The network before the last step, what that step made of it, and the seconds that all cuts took."""
+    network, seconds = original, 0.0
+    for step in range(1, options.steps + 1):
+        started = time.perf_counter()
+        with working("pruning" if options.steps == 1 else f"pruning, step {step} of {options.steps}"):
+            cut = cut_network(network, original, feeds, options, size, step / options.steps, device)
+        seconds += time.perf_counter() - started
+        if between and step < options.steps:
+            network = cut.network
+            if feeds:
+                recalibrate(network, feeds.recalibration, device=device)
+            between(network, step)
+            network.eval()
+    return network, cut, seconds
+
+
+def _finished(
+    original: GraphNetwork,
+    before: GraphNetwork,
+    cut: Cut,
+    feeds: PruningFeeds,
+    options: PruneOptions,
+    device: str,
+) -> dict[str, float] | None:
+    """Leaves `cut.network` recalibrated where that lowers the loss on training images: after sparse training
+    that drove γ to zero there is nothing to mend, and the statistics of augmented training serve better.
+
+    Returns the test accuracy before pruning and after each thing done, where there are test images.
+    """
+    stages = {"before": original}
+    if before is not original:
+        stages["before_last_step"] = before
+    stages["after"] = cut.plain
+    if options.fold:
+        stages["after_folding"] = cut.folded
+    if cut.network is not cut.folded:
+        stages["after_compensation"] = cut.network
+    recalibrated = stages["after_recalibration"] = copy.deepcopy(cut.network)
+    recalibrate(recalibrated, feeds.recalibration, device=device)
+    accuracy = {name: _accuracy(stage, feeds, device) for name, stage in stages.items()} if feeds.test else {}
+    without = list(accuracy.values())[-2:-1]
+    better = _loss(recalibrated, feeds, device) < _loss(cut.network, feeds, device)
+    if better:
+        cut.network.load_state_dict(recalibrated.state_dict())
+    if not accuracy:
+        return None
+    return {**accuracy, "final": accuracy["after_recalibration"] if better else without[0]}
+
+
+def _accuracy(network: GraphNetwork, feeds: PruningFeeds, device: str) -> float:
+    assert feeds.test is not None
+    return evaluate_feed(network, feeds.test, device=device).accuracy
+
+
+def _loss(network: GraphNetwork, feeds: PruningFeeds, device: str) -> float:
+    return evaluate_feed(network, feeds.judged, device=device).loss
+
+
+def _removed_blocks(before: Graph, after: Graph) -> tuple[str, ...]:
+    """The modules whose sum is gone."""
+    sums = [node.name for node in before.nodes if node.operator == "add" and node.name not in after.by_name]
+    return tuple(name.rpartition(".")[0] or name for name in sums)

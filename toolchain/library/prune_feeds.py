@@ -1,0 +1,50 @@
+"""The images that pruning looks at, from a dataset of ours or from batches of the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from slimdeploy.toolchain.data.dataset import Dataset, balanced_subset
+from slimdeploy.toolchain.data.feed import Batch, Feed, LoaderFeed, SplitFeed
+from slimdeploy.toolchain.pruning.options import PruneOptions
+from slimdeploy.toolchain.pruning.recalibration import shuffled
+from slimdeploy.toolchain.training.evaluation import BATCH_SIZE
+
+JUDGED_IMAGES = 1024
+"""Training images on which recalibration has to lower the loss."""
+ALL = 2**62
+
+
+@dataclass(frozen=True)
+class PruningFeeds:
+    """Training images to measure activations on, for the new BN statistics and to judge these by; and test
+    images, or None.
+    """
+
+    statistics: Feed
+    recalibration: Feed
+    judged: Feed
+    test: Feed | None
+
+
+def pruning_feeds(
+    data: Dataset | Iterable[Batch], test: Iterable[Batch] | None, options: PruneOptions, *, device: str
+) -> PruningFeeds:
+    """What `options` ask for of `data`. `test` goes before a dataset's own test images."""
+    tested: Feed | None = LoaderFeed(test, device, ALL, "test") if test is not None else None
+    if not isinstance(data, Dataset):
+        return PruningFeeds(
+            LoaderFeed(data, device, options.statistics_images),
+            LoaderFeed(data, device, options.recalibration_images),
+            LoaderFeed(data, device, JUDGED_IMAGES),
+            tested,
+        )
+    how = data.preprocessing
+    recalibration = balanced_subset(data.train, options.recalibration_images)
+    return PruningFeeds(
+        SplitFeed(balanced_subset(data.train, options.statistics_images), how, device),
+        shuffled(recalibration, how, device=device),
+        SplitFeed(balanced_subset(recalibration, JUDGED_IMAGES), how, device, BATCH_SIZE),
+        tested or SplitFeed(data.test, how, device, BATCH_SIZE),
+    )

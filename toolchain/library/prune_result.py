@@ -1,0 +1,59 @@
+"""What pruning gives back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from slimdeploy.toolchain.models.checkpoint import Checkpoint
+from slimdeploy.toolchain.networks.cost import Cost
+from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.pruning.surgery import Folding
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What a run of the pruned network takes by the latency table, and what it took."""
+
+    predicted_ms: float
+    measured_ms: float | None
+    not_measured: str | None
+    """Why it is predicted only."""
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """The pruned network and what pruning did. `accuracy` (0…1) is of the test images, and None where there
+    were none.
+    """
+
+    checkpoint: Checkpoint
+    channels: tuple[int, ...]
+    before: Cost
+    after: Cost
+    removed_blocks: tuple[str, ...]
+    folding: Folding
+    accuracy: dict[str, float] | None
+    seconds: float
+    """Scoring, selection and surgery; neither reading, evaluation nor writing."""
+    latency: Latency | None = None
+    """Where milliseconds were asked for."""
+
+    @property
+    def network(self) -> GraphNetwork:
+        """The pruned network, a `torch.nn.Module`: (N, 3, size, size) → (N, classes)."""
+        return self.checkpoint.network
+
+    def to_json(self) -> dict[str, Any]:
+        document = {
+            "channels": list(self.channels),
+            "params": {"before": self.before.params, "after": self.after.params},
+            "macs": {"before": self.before.macs, "after": self.after.macs},
+            "padded_macs": {"before": self.before.padded_macs, "after": self.after.padded_macs},
+            "removed_blocks": list(self.removed_blocks),
+            "folding": asdict(self.folding),
+            "seconds": self.seconds,
+        }
+        if self.latency is not None:
+            document["latency"] = asdict(self.latency)
+        return document if self.accuracy is None else {**document, "accuracy": self.accuracy}

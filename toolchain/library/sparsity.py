@@ -1,0 +1,99 @@
+"""L1 on the BN scales γ in a training loop of one's own: `slimdeploy.sparsity`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.importing import from_module
+from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.training.sparsity import (
+    FixedPenalty,
+    parameter_groups,
+    penalised_names,
+    zero_share,
+)
+
+__all__ = ["Proximal", "gammas", "parameter_groups"]
+
+
+class Proximal:
+    """Soft-thresholds γ after every step of `optimizer`, by lr·strength/(1 − momentum): the form of the
+    penalty that leaves exact zeros, whatever scales the loss. The training loop stays as it is:
+
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+        sparse = slimdeploy.sparsity.Proximal(optimizer, network, strength=1e-4, size=224)
+
+    Learning rate and momentum are read at each step from the parameter group that holds the γ. Leave γ out of
+    the weight decay: `parameter_groups` does.
+
+    Args:
+        optimizer: Has the γ of `network` among its parameters.
+        network: One of ours, or a module that takes images (N, 3, size, size).
+        strength: λ of the penalty λ·‖γ‖₁.
+        layers: `prunable` acts on the γ of channels that can be removed, `all` on every γ.
+        size: Side of the images in pixels. Needed with a module that isn't ours.
+
+    Raises:
+        SlimdeployError: The network has no γ to act on, `optimizer` doesn't hold it, or the module can't be
+            traced.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        network: nn.Module,
+        *,
+        strength: float,
+        layers: str = "prunable",
+        size: int | None = None,
+    ) -> None:
+        scales = gammas(network, layers=layers, size=size)
+        if not scales:
+            raise SlimdeployError("`network` has no BN scales γ that the penalty could act on")
+        self._group = _group_of(optimizer, scales)
+        momentum = float(self._group.get("momentum", 0.0))
+        self.penalty = FixedPenalty(scales, strength, form="proximal", momentum=momentum)
+        self._hook = optimizer.register_step_post_hook(self._after_step)
+        self._steps = 0
+
+    @property
+    def zero_share(self) -> float:
+        """Share of the penalised γ that are exactly zero, 0…1."""
+        return zero_share(self.penalty.scales)
+
+    def remove(self) -> None:
+        """From now on the optimiser steps without the penalty."""
+        self._hook.remove()
+
+    def _after_step(self, *_: Any) -> None:
+        self.penalty.after_step(float(self._group["lr"]), self._steps)
+        self._steps += 1
+
+
+def gammas(network: nn.Module, *, layers: str = "prunable", size: int | None = None) -> list[Tensor]:
+    """The γ (C,) of `network` itself that a penalty acts on: see Proximal for the arguments and errors."""
+    if isinstance(network, GraphNetwork):
+        graph = network.graph
+    elif size is None:
+        raise SlimdeployError("`size` is needed: the side in pixels of the images that the module takes")
+    else:
+        graph = from_module(network, size=size).network.graph
+    return [_weight(network, name) for name in penalised_names(graph, layers)]
+
+
+def _weight(network: nn.Module, name: str) -> Tensor:
+    weight = network.get_submodule(name).weight
+    assert isinstance(weight, Tensor), name
+    return weight
+
+
+def _group_of(optimizer: torch.optim.Optimizer, scales: list[Tensor]) -> dict[str, Any]:
+    wanted = {id(scale) for scale in scales}
+    holding = [g for g in optimizer.param_groups if wanted & {id(p) for p in g["params"]}]
+    if len(holding) != 1 or wanted - {id(p) for p in holding[0]["params"]}:
+        raise SlimdeployError("`optimizer` must hold all γ of `network`, in one parameter group")
+    return holding[0]

@@ -1,0 +1,20 @@
+"""What a run trains on and what it is steered by."""
+
+from __future__ import annotations
+
+from slimdeploy.toolchain.data.dataset import Dataset
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.training.loop import TrainingData
+from slimdeploy.toolchain.training.options import TrainOptions
+
+
+def training_data(dataset: Dataset, options: TrainOptions) -> TrainingData:
+    """Training and validation split as every stage of a run sees them: `limit` first, then the held-out
+    share.
+    """
+    train, validation = dataset.held_out(options.validation, limit=options.limit)
+    if len(train) < 2:
+        raise SlimdeployError(
+            f"{len(train)} image is left to train on, and BN needs 2: lower `validation`, or raise `limit`"
+        )
+    return TrainingData(train, validation, dataset.preprocessing)
