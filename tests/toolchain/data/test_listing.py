@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -62,6 +63,24 @@ def test_heic_files_without_their_reader_are_told_with_the_command(
     root = touch(tmp_path, "train/a/1.jpg", "train/a/2.HEIC", "train/b/2.jpg", "test/a/1.jpg", "test/b/1.jpg")
     list_images(str(root))
     assert "1 .heic (pip install pillow-heif reads them)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_heic_files_are_read_upright(tmp_path: Path) -> None:
+    """As telephones write them: the file says how to turn the picture twice, in its boxes and in EXIF."""
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    heif.register_heif_opener()
+    picture = np.full((40, 64, 3), (20, 60, 220), np.uint8)
+    picture[:, :32] = (200, 40, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90° clockwise: what is left comes to the top
+    for name in ("train/a/1.HEIC", "train/b/2.heif", "test/a/3.heic", "test/b/4.hif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        with (tmp_path / name).open("wb") as file:
+            Image.fromarray(picture).save(file, "HEIF", exif=exif.tobytes(), quality=90)
+    found = load_dataset(DataOptions(f"folder:{tmp_path}", resize="64x40", size=40))
+    image = found.train.images[0].astype(int)  # the centre of 64×40 pixels
+    assert np.abs(image[:17] - (200, 40, 40)).max() < 25
+    assert np.abs(image[23:] - (20, 60, 220)).max() < 25
 
 
 def test_a_link_in_a_circle_ends(tmp_path: Path) -> None:
