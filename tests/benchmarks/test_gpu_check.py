@@ -15,9 +15,7 @@ from slimdeploy.benchmarks.gpu_check import Findings
 from slimdeploy.benchmarks.gpu_models import Contestant, LeftOut, Models, Pair
 from slimdeploy.tests import small_network
 from slimdeploy.toolchain.errors import SlimdeployError
-
-SCHEMA = Path(str(gpu_check.__file__)).parent / "schemas" / "gpu-check-1.json"
-
+from slimdeploy.toolchain.measure import results
 
 small_checkpoint = small_network.small_checkpoint
 
@@ -174,7 +172,7 @@ def test_check_writes_one_result_that_its_schema_describes(
     )
     assert result.exit_code == 0, result.output
     found = json.loads(output.read_text())
-    jsonschema.validate(found, json.loads(SCHEMA.read_text()))
+    jsonschema.validate(found, results.schema("gpu-check"))
     assert [(r["contest"], r["model"], r["batch"]) for r in found["rows"]] == [
         ("torch fp32", role, batch) for batch in (1, 2) for role in ("original", "pruned")
     ]

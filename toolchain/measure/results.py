@@ -58,13 +58,18 @@ def read(path: Path, kind: str) -> dict[str, Any]:
     return found
 
 
+def schema(kind: str) -> dict[str, Any]:
+    """The JSON schema of the results of `kind`."""
+    file = resources.files(__package__) / "schemas" / f"{kind}-{SCHEMAS[kind]}.json"
+    return json.loads(file.read_text("utf-8"))
+
+
 def _check_shape(result: dict[str, Any], path: Path, kind: str) -> None:
     """Raises SlimdeployError for the first value in `result` that isn't what its schema says."""
     import jsonschema
 
-    text = (resources.files(__package__) / "schemas" / f"{kind}-{SCHEMAS[kind]}.json").read_text("utf-8")
     problem = jsonschema.exceptions.best_match(
-        jsonschema.Draft202012Validator(json.loads(text)).iter_errors(result)
+        jsonschema.Draft202012Validator(schema(kind)).iter_errors(result)
     )
     if problem:
         place = problem.json_path.removeprefix("$").removeprefix(".") or "the document"

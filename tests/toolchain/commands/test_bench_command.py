@@ -62,8 +62,7 @@ def test_onnx_against_torch_with_accuracy_and_a_result_file(models, tmp_path):
         "--limit", "20", *QUICK, "-o", output, "--fail-if", "macs > 1x", "--json",
     )  # fmt: skip
     shown, kept = json.loads(stdout), results.read(output, "bench")
-    schema = json.loads((ROOT / "toolchain/measure/schemas/bench-1.json").read_text())
-    jsonschema.validate(kept, schema)
+    jsonschema.validate(kept, results.schema("bench"))
     assert results.without_samples(kept) == shown
     assert [row["backend"] for row in kept["rows"]] == ["onnxruntime-cpu", "torch-cpu"]
     assert [row["images"] for row in kept["rows"]] == [20, 20]

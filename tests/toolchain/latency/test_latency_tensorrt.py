@@ -19,7 +19,6 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.audit import EngineLayer, read_layers
 from slimdeploy.toolchain.latency import backend as lut_backend
 from slimdeploy.toolchain.latency import networks as lut_networks
-from slimdeploy.toolchain.latency import table as lut
 from slimdeploy.toolchain.latency import tensorrt as lut_tensorrt
 from slimdeploy.toolchain.latency.backend import LutOptions, open_backend
 from slimdeploy.toolchain.latency.measure import PASS, measure_table
@@ -145,8 +144,7 @@ def table(trt: FakeTensorrt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_table_is_the_same_document_and_is_gone_on_with(table: Path, trt: FakeTensorrt) -> None:
     document = results.read(table, "lut")
-    schema = json.loads((Path(lut.__file__).parent / "schemas" / "lut-1.json").read_text())
-    jsonschema.validate(document, schema)
+    jsonschema.validate(document, results.schema("lut"))
     assert document["device"]["gpu"] == "fake"
     assert len(document["samples"]) == PASS
     with open_backend(LutOptions(backend="tensorrt", precision="fp16")) as backend:

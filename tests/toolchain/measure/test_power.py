@@ -76,7 +76,7 @@ def hwmon(root, rails):
 
 def board(root, name):
     """The files that Linux has on a Jetson (tests/toolchain/deploy/jetson_trees)."""
-    tree = Path(__file__).parents[1] / "toolchain/deploy/jetson_trees" / f"{name}.json"
+    tree = Path(__file__).parents[1] / "deploy/jetson_trees" / f"{name}.json"
     for path, content in json.loads(tree.read_text())["files"].items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(content)

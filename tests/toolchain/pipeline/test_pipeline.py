@@ -17,8 +17,8 @@ import pytest
 from processes import process_environment
 from tiny_recipe import recipe_text
 
-import slimdeploy
 from slimdeploy.toolchain import locks
+from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.pipeline import run as pipeline
 from slimdeploy.toolchain.pipeline.recipe import load_recipe
@@ -100,8 +100,7 @@ def test_everything_is_there(first: Path) -> None:
 def test_the_table_says_what_the_stages_said(first: Path) -> None:
     run = first / "run"
     table = json.loads((run / "table.json").read_text())
-    schema = Path(slimdeploy.__file__).parent / "toolchain" / "measure" / "schemas" / "table-1.json"
-    jsonschema.validate(table, json.loads(schema.read_text()))
+    jsonschema.validate(table, results.schema("table"))
     record = {name: entry["result"] for name, entry in json.loads((run / "run.json").read_text()).items()}
     rows = {row["step"]: row for row in table["rows"]}
     assert rows["trained"]["accuracy"] == record["train"]["accuracy"]["test"]

@@ -16,12 +16,10 @@ from tiny_recipe import recipe_text
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slimdeploy[sweep]'")
 
-import slimdeploy
+from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.pipeline import run as pipeline
 from slimdeploy.toolchain.report.run import read_run
-
-SCHEMA = json.loads((Path(slimdeploy.__file__).parent / "toolchain/measure/schemas/sweep-1.json").read_text())
 
 
 @pytest.fixture
@@ -42,7 +40,7 @@ def sweep(
 
 def document(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / "sweep.json").read_text())
-    jsonschema.validate(found, SCHEMA)
+    jsonschema.validate(found, results.schema("sweep"))
     return found
 
 
