@@ -7,34 +7,40 @@ from typing import Any
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.measure import results
-from slimdeploy.toolchain.pipeline import run as pipeline
+from slimdeploy.toolchain.pipeline import plan
+from slimdeploy.toolchain.pipeline.bench import BenchResult
 
 
-def bench(recipe: Any, models: list[Path], output: Path, threads: int | None) -> pipeline.BenchResult:
+def bench(recipe: Any, models: list[Path], output: Path, threads: int | None) -> BenchResult:
     """Writes what the table of a run and a sweep's row are made from."""
     rows = [_row(model) for model in models]
-    old, new = (row["latency_ms"]["p50"] for row in rows)
-    compared = {
-        "baseline": rows[0]["model"], "baseline_backend": "onnxruntime-cpu", "model": rows[1]["model"],
-        "backend": "onnxruntime-cpu", "precision": "fp32", "batch": 2, "speedup": old / new,
-        "ci95": [0.9 * old / new, 1.1 * old / new], "interval_reached": True, "mac_ratio": 1.0,
-        "realised": 1.0, "accuracy_difference": None,
-    }  # fmt: skip
     timing = {"seconds": 1.0, "ci": 0.1, "seed": 0, "minimum_runs": 2, "lead_in": 1, "warm_up_floor_s": 0.1}
     document = results.document(
         "bench", command="-", options={"batches": [2], "threads": threads, **timing},
-        conditions={"before": {}, "after": {}, "missing": []}, remarks=[], rows=rows, comparisons=[compared],
-        guards=[],
+        conditions={"before": {}, "after": {}, "missing": []}, remarks=[], rows=rows,
+        comparisons=[_compared(rows[0], row) for row in rows[1:]], guards=[],
     )  # fmt: skip
     results.write(output, document)
-    return pipeline.BenchResult(document)
+    return BenchResult(document)
+
+
+def _compared(first: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    speedup = first["latency_ms"]["p50"] / row["latency_ms"]["p50"]
+    return {
+        "baseline": first["model"], "baseline_backend": "onnxruntime-cpu", "model": row["model"],
+        "backend": "onnxruntime-cpu", "precision": "fp32", "batch": 2, "speedup": speedup,
+        "ci95": [0.9 * speedup, 1.1 * speedup], "interval_reached": True, "mac_ratio": 1.0,
+        "realised": 1.0, "accuracy_difference": None,
+    }  # fmt: skip
 
 
 def _row(model: Path) -> dict[str, Any]:
     size = len(artifacts.sidecar(model).read_bytes()) + model.stat().st_size
     p50 = size / 1e5
     time = dict.fromkeys(("mean", "min", "p50", "p90", "p95", "p99", "p99.9", "max"), p50) | {"runs": 2}
-    memory = dict.fromkeys(("file", "weights", "idle", "peak", "peak_above_idle", "growth"), 1.0)
+    memory = {"file": model.stat().st_size / 2**20} | dict.fromkeys(
+        ("weights", "idle", "peak", "peak_above_idle", "growth"), 1.0
+    )
     return {
         "model": str(model), "sha256": None, "backend": "onnxruntime-cpu", "precision": "fp32", "batch": 2,
         "latency_ms": time | {"ci95": [0.9 * p50, 1.1 * p50]}, "interval_reached": True, "half_width": 0.1,
@@ -47,4 +53,4 @@ def _row(model: Path) -> dict[str, Any]:
 
 def install() -> None:
     """Let the pipeline use it from now on."""
-    pipeline._bench = bench  # type: ignore[assignment]
+    plan.bench_stage = bench  # type: ignore[assignment]

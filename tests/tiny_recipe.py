@@ -29,6 +29,7 @@ precision = "fp32"
 batches = [2]
 seconds = 0.1
 ci = 1.0
+launches = 2
 """
 
 

@@ -100,13 +100,7 @@ def calibrate(
         force=force,
         progress=lambda title, total: progress_bar(title, total=total),
     )
-    failed = None
-    if result.onnx is None:
-        failed = (
-            f"{model}: INT8 loses {result.parity.drop:.2f} points on {result.parity.images} test images "
-            f"({options.max_drop:g} allowed); no file written. More --selection-images choose better"
-        )
-    return Output(result.to_json(), _text(result), failed)
+    return Output(result.to_json(), _text(result), result.failure(model))
 
 
 def _text(result: Calibration) -> Any:

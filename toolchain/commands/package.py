@@ -44,33 +44,23 @@ def package(
     evaluation set, and a manifest with the SHA-256 of every file. The same input gives the same bytes. Give
     it a name that ends in .slim.tar.
     """
-    from slimdeploy.toolchain import artifacts
-    from slimdeploy.toolchain.deploy.bundle import write_bundle
-    from slimdeploy.toolchain.deploy.samples import images_for, noise_images
+    from slimdeploy.toolchain.deploy.package import package_stage
 
-    artifacts.check_output(output, force=force)
-    images = (
-        noise_images(models[0], golden)
-        if noise
-        else images_for(models[0], data, golden=golden, evaluation=evaluation)
+    result = package_stage(
+        models,
+        data=data,
+        golden=golden,
+        evaluation=evaluation,
+        output=output,
+        noise=noise,
+        ranges=ranges,
+        signing_key=signing_key,
+        force=force,
     )
-    made = write_bundle(output, models, images, calibration=ranges, signing_key=signing_key)
-    document = {
-        "bundle": str(output),
-        "sha256": artifacts.sha256_file(output),
-        "bytes": output.stat().st_size,
-        "name": made.name,
-        "models": [
-            {"precision": v.precision, "target": v.target, "accuracy": v.accuracy} for v in made.variants
-        ],
-        "golden_images": made.golden_images,
-        "evaluation_images": made.evaluation_images,
-        "signed": signing_key is not None,
-    }
-    size, signed = output.stat().st_size / 2**20, "signed" if signing_key else "not signed"
+    made, signed = result.manifest, "signed" if result.signed else "not signed"
     lines = [
-        f"{output}: {', '.join(v.id for v in made.variants)}; {size:.1f} MiB, {signed}",
-        f"{made.golden_images} golden and {made.evaluation_images} evaluation images: {images.source}",
-        f"sha256 {document['sha256']}",
+        f"{output}: {', '.join(v.id for v in made.variants)}; {result.bytes / 2**20:.1f} MiB, {signed}",
+        f"{made.golden_images} golden and {made.evaluation_images} evaluation images: {result.images}",
+        f"sha256 {result.sha256}",
     ]
-    return Output(document, "\n".join(lines))
+    return Output(result.to_json(), "\n".join(lines))

@@ -25,8 +25,9 @@ def report(run: Path, kind: str, output: Path | None, force: bool) -> Output:
     """
     from slimdeploy.toolchain.report.write import report_stage
 
-    written = report_stage(run, format=kind, output=output, force=force)
+    result = report_stage(run, format=kind, output=output, force=force)
+    written = result.files
     rows = [("report", str(written[0])), ("bytes", f"{written[0].stat().st_size:,}")]
     if len(written) > 1:
         rows.append(("beside it", f"{len(written) - 1} images in {written[1].parent}"))
-    return Output({"report": str(written[0]), "files": [str(path) for path in written]}, facts_table(rows))
+    return Output(result.to_json(), facts_table(rows))

@@ -9,6 +9,7 @@ import click
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.commands.options import machine_options
 from slimdeploy.toolchain.paths import OutputFolder
+from slimdeploy.toolchain.pipeline.stage import COMMANDS
 from slimdeploy.toolchain.runtime.torch_device import torch_device
 
 
@@ -22,15 +23,27 @@ from slimdeploy.toolchain.runtime.torch_device import torch_device
 )
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Change the recipe, such as --set train.epochs=2; may be repeated.")  # fmt: skip
+@click.option(
+    "--from", "repeat_from", type=click.Choice(COMMANDS), metavar="STAGE",
+    help=f"Repeat this stage and those after it: {', '.join(COMMANDS)}.",
+)  # fmt: skip
 @machine_options
 def run(
-    recipe: str, output: Path | None, settings: tuple[str, ...], device: str, threads: int | None
+    recipe: str,
+    output: Path | None,
+    settings: tuple[str, ...],
+    repeat_from: str | None,
+    device: str,
+    threads: int | None,
 ) -> Output:
-    """Train sparse, prune, fine-tune, export and bench, as RECIPE says: a TOML file, or the name of one
-    that comes with slimdeploy (digits, the default; cifar10-resnet50; cifar10-resnet18; cifar10-10k;
-    folder).
+    """Carry out all stages of RECIPE, from training to the bundle and the report.
 
-    What is done and unchanged is skipped, so the same command goes on after an interruption.
+    RECIPE is a TOML file, or the name of one that comes with slimdeploy: digits (the default),
+    cifar10-resnet50, cifar10-resnet18, cifar10-10k or folder. The stages are train (sparse), prune, finetune,
+    export, calibrate, bench, package and report.
+
+    Finished stages whose inputs have not changed are skipped, so the same command continues an interrupted
+    run.
     """
     from slimdeploy.toolchain.pipeline.recipe import find_recipe, load_recipe
     from slimdeploy.toolchain.pipeline.run import run_recipe
@@ -38,7 +51,11 @@ def run(
 
     chosen = load_recipe(find_recipe(recipe), settings)
     result = run_recipe(
-        chosen, output or Path("runs") / chosen.name, device=torch_device(device, threads), threads=threads
+        chosen,
+        output or Path("runs") / chosen.name,
+        device=torch_device(device, threads),
+        threads=threads,
+        repeat_from=repeat_from,
     )
     return Output(
         {"run": str(result.folder), "stages": result.stages, "table": result.table}, table_text(result.table)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import os
 import sys
-import types
-import typing
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from slimdeploy.toolchain.artifacts import read_text
-from slimdeploy.toolchain.checks import MAX_BATCH, check_finite, check_range
 from slimdeploy.toolchain.data.dataset import DataOptions
-from slimdeploy.toolchain.declared import Declaration, Form, declarations
 from slimdeploy.toolchain.errors import SlimdeployError, nearest, shorten
 from slimdeploy.toolchain.export.options import ExportOptions
-from slimdeploy.toolchain.measure.timing import TimingOptions
-from slimdeploy.toolchain.networks.architectures import build_graph, is_imported
+from slimdeploy.toolchain.pipeline.choices import (
+    BenchChoice,
+    CalibrateChoice,
+    NetworkChoice,
+    PackageChoice,
+    ReportChoice,
+)
+from slimdeploy.toolchain.pipeline.toml_options import build
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.training.options import FINETUNE_LR, TrainOptions, inherited
 
@@ -26,53 +26,13 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 DEFAULT_RECIPE = "digits"
 TRAINED = "trained"
 """As `finetune.teacher`: the run's own network before pruning."""
-NONE = "none"
-"""The value of an option that is to have no value: TOML has no word for that."""
 _TARGETS = {"prune.ratio", "prune.params", "prune.macs", "prune.latency_ms"}
-
-
-@dataclass(frozen=True)
-class NetworkChoice:
-    """Which network to train: a built-in architecture with its stem (None: its first), or an imported one
-    (`torchvision:NAME`, `timm:NAME`, `FILE.py:FUNCTION`).
-    """
-
-    arch: str = "resnet50"
-    stem: str | None = None
-    arguments: tuple[str, ...] = ()
-    """`name=value` for what builds an imported network."""
-
-    def __post_init__(self) -> None:
-        if not is_imported(self.arch):
-            build_graph(self.arch, stem=self.stem)
-        elif self.stem is not None:
-            raise SlimdeployError(f"stem is for built-in architectures; {self.arch} has its own first layers")
-
-
-@dataclass(frozen=True)
-class BenchChoice:
-    """How to measure original and final network against each other, on onnxruntime."""
-
-    batches: tuple[int, ...] = (1, 64)
-    seconds: float = TimingOptions.seconds
-    ci: float = TimingOptions.ci
-    launches: int = TimingOptions.launches
-
-    def __post_init__(self) -> None:
-        check_finite(self)
-        if not self.batches or min(self.batches) < 1:
-            raise SlimdeployError("batches must be a list of sizes from 1 on")
-        check_range("batches", max(self.batches), 1, MAX_BATCH)
-        if self.seconds <= 0 or self.ci <= 0:
-            raise SlimdeployError("seconds and ci must be above 0")
-        if self.launches < 2:
-            raise SlimdeployError("launches must be at least 2")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """All choices of a run. `compare_ratios` are pruned to and evaluated beside the pruning that
-    goes on.
+    goes on. A stage whose section may be None is left out where it is.
     """
 
     name: str
@@ -82,7 +42,10 @@ class Recipe:
     prune: PruneOptions = field(default_factory=lambda: PruneOptions(ratio=0.9))
     finetune: TrainOptions = field(default_factory=lambda: TrainOptions(lr=FINETUNE_LR))
     export: ExportOptions = field(default_factory=ExportOptions)
+    calibrate: CalibrateChoice | None = None
     bench: BenchChoice = field(default_factory=BenchChoice)
+    package: PackageChoice | None = None
+    report: ReportChoice | None = None
     compare_ratios: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -94,6 +57,12 @@ class Recipe:
         names = [f"{ratio:g}" for ratio in self.compare_ratios]  # of the files that they are written to
         if twice := {name for name in names if names.count(name) > 1}:
             raise SlimdeployError(f"compare_ratios holds {min(twice)} twice")
+        if self.calibrate and self.export.precision != "fp32":
+            raise SlimdeployError(
+                f"[export] precision {self.export.precision}: [calibrate] reads an fp32 file; leave one out"
+            )
+        if self.package and self.package.sign and not Path(self.package.sign).is_file():
+            raise SlimdeployError(f"[package] no key at {self.package.sign}")
         if (table := self.prune.latency_table) and not Path(table).is_file():
             raise SlimdeployError(f"[prune] no latency table at {table}")
 
@@ -126,7 +95,7 @@ def load_recipe(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
     for setting in settings:
         _apply(document, setting)
     try:
-        return _build(Recipe, {"name": path.stem, **_for_its_bench(_finetuned_as_trained(document))}, "")
+        return build(Recipe, {"name": path.stem, **_for_its_bench(_finetuned_as_trained(document))}, "")
     except SlimdeployError as error:
         raise SlimdeployError(f"{path}: {error}") from error
 
@@ -177,63 +146,3 @@ def _apply(document: dict[str, Any], setting: str) -> None:
         if not isinstance(document, dict):
             raise SlimdeployError(f"--set {setting}: {section} is not a section")
     document[name] = parsed
-
-
-def _build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
-    """A dataclass from a TOML table, each key checked against the field's type."""
-    hints = typing.get_type_hints(kind)
-    known, declared = [f.name for f in fields(kind)], declarations(kind)
-    built = {}
-    for key, value in values.items():
-        if key not in known:
-            raise SlimdeployError(f"unknown key {prefix + key!r}.{nearest(key, known)}")
-        built[key] = _convert(hints[key], value, prefix + key, declared.get(key))
-    for f in fields(kind):
-        if f.name not in built and f.default is MISSING and f.default_factory is MISSING:
-            raise SlimdeployError(f"{prefix + f.name} is missing")
-    try:
-        return kind(**built)
-    except SlimdeployError as error:
-        raise SlimdeployError(f"[{prefix.rstrip('.')}] {error}" if prefix else str(error)) from error
-
-
-def _convert(hint: Any, value: Any, key: str, declared: Declaration | None = None) -> Any:
-    """`value` as the type `hint`, or SlimdeployError naming `key`."""
-    if hasattr(hint, "__dataclass_fields__"):
-        if isinstance(value, dict):
-            return _build(hint, value, key + ".")
-        raise SlimdeployError(f"{key} must be a section, [{key}]")
-    if isinstance(value, str) and "\0" in value:
-        raise SlimdeployError(f"{key} must not hold a NUL character")
-    if isinstance(hint, types.UnionType):
-        kinds = [part for part in typing.get_args(hint) if part is not types.NoneType]
-        if value == NONE and types.NoneType in typing.get_args(hint):
-            return None
-        if isinstance(value, str) and declared and declared.form:
-            return _written(value, key, declared.form)
-        hint = str if str in kinds and isinstance(value, str) else kinds[0]
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, list):
-            return tuple(_convert(typing.get_args(hint)[0], item, key) for item in value)
-        raise SlimdeployError(f"{key} must be a list, not {shorten(repr(value))}")
-    if hint is Path and isinstance(value, str):
-        return Path(value).expanduser()
-    if hint is str and isinstance(value, str) and declared and declared.path:
-        return os.path.expanduser(value)
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise SlimdeployError(f"{key} must be a 64-bit number, not {shorten(value, 40)}")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise SlimdeployError(f"{key} must be a finite number, not {value}")
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        names = {int: "a whole number", float: "a number", bool: "true or false"}
-        raise SlimdeployError(f"{key} must be {names.get(hint, 'a string')}, not {shorten(repr(value))}")
-    return value
-
-
-def _written(value: str, key: str, form: Form) -> Any:
-    try:
-        return form.parse(value)
-    except ValueError:
-        raise SlimdeployError(f"{key} must be {form.expected}, not {shorten(repr(value))}") from None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -17,6 +20,7 @@ COLUMNS = {
     "accuracy": "test accuracy, 0 to 1",
     "params": "parameters",
     "macs": "multiply-accumulates for one image",
+    "file_mb": "ONNX file, MiB",
     "batch": "images in a call, for the figures to the right",
     "latency_p50_ms": "median latency on onnxruntime, ms",
     "speedup": "median latency of the original over this one's",
@@ -27,7 +31,23 @@ COLUMNS = {
 }
 
 
-def result_table(recipe: Recipe, stages: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TableResult:
+    """Where the table is."""
+
+    table: Path
+
+    def to_json(self) -> dict[str, Any]:
+        return {"table": str(self.table)}
+
+
+def table_stage(recipe: Recipe, stages: Mapping[str, Any], output: Path) -> TableResult:
+    """Write the result of a run, from what its stages reported, to `output`."""
+    results.write(output, result_table(recipe, stages))
+    return TableResult(output)
+
+
+def result_table(recipe: Recipe, stages: Mapping[str, Any]) -> dict[str, Any]:
     """A `table` document with COLUMNS."""
     rows = [_row(step, accuracy, costs) for step, accuracy, costs in _steps(recipe, stages)]
     rows += [_latency_row(row, stages["bench"]) for row in stages["bench"]["rows"]]
@@ -42,7 +62,7 @@ def result_table(recipe: Recipe, stages: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _steps(recipe: Recipe, stages: dict[str, Any]) -> list[tuple[str, float, dict[str, Any]]]:
+def _steps(recipe: Recipe, stages: Mapping[str, Any]) -> list[tuple[str, float, dict[str, Any]]]:
     """What was done, the test accuracy after it, and parameters and MACs of the network by then."""
     full, slim = _costs(stages["pruned"], "before"), _costs(stages["pruned"], "after")
     steps = [("trained", stages["train"]["accuracy"]["test"], full)]
@@ -54,7 +74,10 @@ def _steps(recipe: Recipe, stages: dict[str, Any]) -> list[tuple[str, float, dic
                 for key, accuracy in stage["accuracy"].items()
                 if key.startswith("after") or key == "final"
             ]
-    return [*steps, ("fine-tuned", stages["finetune"]["accuracy"]["test"], slim)]
+    steps.append(("fine-tuned", stages["finetune"]["accuracy"]["test"], slim))
+    if int8 := stages.get("calibrate"):
+        steps.append((f"INT8, {int8['method']}", int8["parity"]["accuracy"]["quantised"], slim))
+    return steps
 
 
 def _costs(stage: dict[str, Any], side: str) -> dict[str, Any]:
@@ -74,6 +97,7 @@ def _latency_row(row: dict[str, Any], bench: dict[str, Any]) -> dict[str, Any]:
         **_row(row["model"].rsplit("/", 1)[-1], row["accuracy"], {}),
         "params": row["params"],
         "macs": row["macs"],
+        "file_mb": row["memory_mb"]["file"],
         "batch": row["batch"],
         "latency_p50_ms": row["latency_ms"]["p50"],
         "interval_reached": row["interval_reached"],
@@ -86,7 +110,7 @@ def _latency_row(row: dict[str, Any], bench: dict[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _accuracy_doubt(stages: dict[str, Any]) -> list[str]:
+def _accuracy_doubt(stages: Mapping[str, Any]) -> list[str]:
     images, accuracy = stages["bench"]["rows"][0]["images"], stages["finetune"]["accuracy"]["test"]
     if not images:
         return []
@@ -95,7 +119,7 @@ def _accuracy_doubt(stages: dict[str, Any]) -> list[str]:
     return [f"{images:,} test images tell an accuracy of {percent(accuracy)} to {known} (95 %)"]
 
 
-def _data(recipe: Recipe, stages: dict[str, Any]) -> str:
+def _data(recipe: Recipe, stages: Mapping[str, Any]) -> str:
     limit = f", {recipe.train.limit:,} training images" if recipe.train.limit else ""
     return f"{recipe.data.name}{limit}, {stages['bench']['rows'][0]['images']:,} test images"
 
@@ -110,10 +134,11 @@ def table_text(table: dict[str, Any]) -> RenderableType:
         title=table["title"],
     )
     second = grid(
-        ["onnxruntime", "batch", "p50", "speed-up [95 %]", "realised"],
+        ["onnxruntime", "file", "batch", "p50", "speed-up [95 %]", "realised"],
         [
             [
                 row["step"],
+                f"{row['file_mb']:.1f} MiB",
                 str(row["batch"]),
                 f"{_noisy(row)}{row['latency_p50_ms']:.2f} ms",
                 "" if row["speedup"] is None else _interval(row),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -18,10 +20,22 @@ FORMATS = {"html": ".html", "md": ".md"}
 LAYER_BATCH = 64
 
 
-def report_stage(folder: Path, *, format: str, output: Path | None, force: bool = False) -> list[Path]:
+@dataclass(frozen=True)
+class ReportResult:
+    """The files written, the report itself first."""
+
+    files: tuple[Path, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"report": str(self.files[0]), "files": [str(path) for path in self.files]}
+
+
+def report_stage(
+    folder: Path, *, format: str, output: Path | None = None, force: bool = False
+) -> ReportResult:
     """Write the report of the run or the sweep in `folder`, by default to `<folder>/report.html` or `.md`.
 
-    Returns the files written, the report itself first. Raises SlimdeployError for a folder without a
+    Raises SlimdeployError for a folder without a
     finished run or sweep, or an output that exists (the default one is replaced: it is made from the folder
     and nothing else).
     """
@@ -30,9 +44,9 @@ def report_stage(folder: Path, *, format: str, output: Path | None, force: bool 
     artifacts.check_output(output, force=force)
     report = sweep_report(folder) if (folder / SWEEP_FILE).is_file() else build_report(folder)
     if format == "md":
-        return files.write_markdown(report, output)
+        return ReportResult(tuple(files.write_markdown(report, output)))
     files.write_html(report, output)
-    return [output]
+    return ReportResult((output,))
 
 
 def build_report(folder: Path) -> Report:

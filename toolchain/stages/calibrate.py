@@ -53,6 +53,15 @@ class Calibration:
     """Of the written file; None for a target other than this CPU."""
     options: CalibrateOptions = field(repr=False)
 
+    def failure(self, model: Path) -> str | None:
+        """What to say where `model` lost more accuracy than allowed; None where it didn't."""
+        if self.onnx is not None:
+            return None
+        return (
+            f"{model}: INT8 loses {self.parity.drop:.2f} points on {self.parity.images} test images "
+            f"({self.options.max_drop:g} allowed); no file written. More --selection-images choose better"
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {
             "onnx": str(self.onnx) if self.onnx else None,

@@ -49,7 +49,7 @@ def identity(recipe: Recipe, space: Space, options: SweepOptions) -> dict[str, A
     Where the images lie may differ from machine to machine: their content counts.
     """
     document = {name: _plain(value) for name, value in asdict(recipe).items()}
-    for name in ("name", "data", "compare_ratios"):
+    for name in ("name", "data", "compare_ratios", "calibrate", "package", "report"):
         del document[name]
     for name in ("ratio", "params", "macs", "latency_ms", "align"):
         del document["prune"][name]

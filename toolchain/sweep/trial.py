@@ -14,7 +14,7 @@ import socket
 import tempfile
 import time
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,13 @@ GAMMA_EDGES = np.linspace(0, 2, 81)
 
 
 def carry_out(base: Recipe, point: Point, folder: Path, options: SweepOptions) -> dict[str, Any]:
-    """Run `base` at `point` below `folder` and return its row. What is done already is not repeated.
+    """Run `base` at `point` below `folder`, up to its bench, and return its row. What is done already is not
+    repeated.
 
     Raises SlimdeployError as the stages do.
     """
     started = time.perf_counter()
-    recipe = point.recipe(base)
+    recipe = replace(point.recipe(base), calibrate=None, package=None, report=None)
     original, own = folder / "trained" / training_name(recipe), folder / "trials" / point.name
     original.mkdir(parents=True, exist_ok=True)
     own.mkdir(parents=True, exist_ok=True)

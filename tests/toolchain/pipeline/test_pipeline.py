@@ -14,24 +14,40 @@ from typing import Any
 
 import jsonschema
 import pytest
+import quick_bench
 from processes import process_environment
 from tiny_recipe import recipe_text
 
 from slimdeploy.toolchain import locks
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
-from slimdeploy.toolchain.pipeline import run as pipeline
-from slimdeploy.toolchain.pipeline.recipe import load_recipe
+from slimdeploy.toolchain.pipeline import plan
+from slimdeploy.toolchain.pipeline.bench import BenchResult, bench_stage
+from slimdeploy.toolchain.pipeline.recipe import Recipe, load_recipe
+from slimdeploy.toolchain.pipeline.run import run_recipe
+from slimdeploy.toolchain.run_record import read_record
 
 # One worker runs them all: they share what the fixture `first` takes seconds to make.
 pytestmark = pytest.mark.xdist_group("pipeline")
 
-STAGES = ["train", "compare-0.25", "pruned", "finetune", "export-original", "export-final", "bench"]
+AFTER_EXPORT = ["calibrate", "bench", "table", "package", "report"]
+STAGES = ["train", "compare-0.25", "pruned", "finetune", "export-original", "export-final", *AFTER_EXPORT]
+DELIVERED = """
+[calibrate]
+method = "minmax"
+max_drop = 100
+[package]
+golden = 4
+evaluation = 8
+[report]
+"""
 
 
 def _write_recipe(folder: Path, images: Path, epochs: int = 2) -> Path:
     path = folder / "small.toml"
-    path.write_text("compare_ratios = [0.25]\n" + recipe_text(images, epochs=epochs, sparsity=0.1, ratio=0.5))
+    path.write_text(
+        "compare_ratios = [0.25]\n" + recipe_text(images, epochs=epochs, sparsity=0.1, ratio=0.5) + DELIVERED
+    )
     return path
 
 
@@ -41,9 +57,8 @@ def first(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("first")
     recipe = load_recipe(_write_recipe(folder, image_folder))
     with pytest.MonkeyPatch.context() as patch:
-        # The processes that bench starts know the tiny networks then.
-        patch.setenv("PYTHONPATH", process_environment()["PYTHONPATH"])
-        pipeline.run_recipe(recipe, folder / "run", device="cpu", threads=1)
+        patch.setattr(plan, "bench_stage", quick_bench.bench)
+        run_recipe(recipe, folder / "run", device="cpu", threads=1)
     return folder
 
 
@@ -55,17 +70,15 @@ def run(first: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def quick_bench(first: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Bench writes what it wrote in `first`; the list has an entry for each time that it was asked to."""
-    document = json.loads((first / "run" / "bench.json").read_text())
+def benched(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Nothing is timed; the list has an entry for each time that it was asked for."""
     asked: list[Path] = []
 
-    def bench(recipe: object, models: list[Path], output: Path, threads: int | None) -> pipeline.BenchResult:
+    def bench(recipe: Recipe, models: list[Path], output: Path, threads: int | None) -> BenchResult:
         asked.append(output)
-        pipeline.results.write(output, document)
-        return pipeline.BenchResult(pipeline.results.without_samples(document))
+        return quick_bench.bench(recipe, models, output, threads)
 
-    monkeypatch.setattr(pipeline, "_bench", bench)
+    monkeypatch.setattr(plan, "bench_stage", bench)
     return asked
 
 
@@ -89,6 +102,7 @@ def test_everything_is_there(first: Path) -> None:
     assert {"sparse.safetensors", "compare-0.25.safetensors", "pruned.safetensors", "final.safetensors",
             "original.onnx", "original.onnx.json", "final.onnx", "final.onnx.json", "bench.json", "run.json",
             "table.json", "sparse.history.jsonl", "final.history.jsonl"} <= files  # fmt: skip
+    assert {"final.int8.onnx", "final.int8.onnx.json", "final.slim.tar", "report.html"} <= files
     assert not [name for name in files if name.endswith((".state", ".tmp"))]
     record = json.loads((run / "run.json").read_text())
     assert list(record) == STAGES
@@ -110,23 +124,50 @@ def test_the_table_says_what_the_stages_said(first: Path) -> None:
     assert rows["pruned 50%, after"]["accuracy"] == record["pruned"]["accuracy"]["after"]
     assert rows["pruned 25%, after"]["params"] == record["compare-0.25"]["params"]["after"]
     measured = [row for row in table["rows"] if row["batch"] == 2]
-    assert [row["step"] for row in measured] == ["original.onnx", "final.onnx"]
+    assert [row["step"] for row in measured] == ["original.onnx", "final.onnx", "final.int8.onnx"]
+    assert rows["INT8, minmax"]["accuracy"] == record["calibrate"]["parity"]["accuracy"]["quantised"]
+    assert measured[2]["file_mb"] == (run / "final.int8.onnx").stat().st_size / 2**20
     assert measured[0]["speedup"] is None
-    (comparison,) = record["bench"]["comparisons"]
+    comparison, int8 = record["bench"]["comparisons"]
     assert measured[1]["speedup"] == comparison["speedup"]
+    assert measured[2]["speedup"] == int8["speedup"]
     assert measured[1]["realised"] == comparison["realised"]
-    assert measured[1]["accuracy"] == record["finetune"]["accuracy"]["test"]
     for row in table["rows"]:
         assert set(row) == set(table["columns"])
 
 
-def test_a_second_run_skips_everything(
-    slimdeploy_command: Callable, run: Path, quick_bench: list[Path]
+def test_bench_measures_the_files_of_the_run(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The processes that it starts know the tiny networks then.
+    monkeypatch.setenv("PYTHONPATH", process_environment()["PYTHONPATH"])
+    files = [first / "run" / name for name in ("final.onnx", "final.int8.onnx")]
+    recipe = load_recipe(first / "small.toml")
+    told = bench_stage(recipe, files, tmp_path / "bench.json", 1).to_json()
+    record = read_record(first / "run" / "run.json")
+    final, int8 = told["rows"]
+    assert final["accuracy"] == record["finetune"]["result"]["accuracy"]["test"]
+    assert int8["accuracy"] == record["calibrate"]["result"]["parity"]["accuracy"]["quantised"]
+    assert "samples_ms" not in final
+    assert all(row["samples_ms"] for row in results.read(tmp_path / "bench.json", "bench")["rows"])
+
+
+def test_a_stage_and_those_after_it_are_repeated(
+    slimdeploy_command: Callable, run: Path, benched: list[Path]
+) -> None:
+    ran = slimdeploy_command("run", run / "small.toml", "-o", run / "run", "--from", "calibrate")
+    assert [name for name, again in _stages(ran.err).items() if again] == AFTER_EXPORT
+    assert list(json.loads((run / "run" / "run.json").read_text())) == STAGES
+    refused = slimdeploy_command("run", run / "small.toml", "-o", run / "run", "--from", "report",
+                                 "--set", "report=none")  # fmt: skip
+    assert (refused.exit_code, refused.error) == (2, "--from report: the recipe has no section [report]")
+
+
+def test_a_second_run_skips_everything(slimdeploy_command: Callable, run: Path, benched: list[Path]) -> None:
     before = {path: path.stat().st_mtime_ns for path in (run / "run").glob("*.safetensors")}
     ran = _rerun(slimdeploy_command, run)
     assert _stages(ran.err) == dict.fromkeys(STAGES, False)
-    assert quick_bench == []
+    assert benched == []
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert ran.json["run"] == str(run / "run")
     assert list(ran.json["stages"]) == STAGES
@@ -136,26 +177,27 @@ def test_a_second_run_skips_everything(
 @pytest.mark.parametrize(
     ("setting", "repeated"),
     [
-        ("finetune.teacher=trained", ["finetune", "export-final", "bench"]),
-        ("finetune.epochs=2", ["finetune", "export-final", "bench"]),
-        ("prune.min_channels=2", ["compare-0.25", "pruned", "finetune", "export-final", "bench"]),
-        ("compare_ratios=[0.4]", ["compare-0.4"]),
-        ("export.opset=17", ["export-original", "export-final", "bench"]),
-        ("export.precision=fp16", ["export-final", "bench"]),
-        ("bench.ci=0.9", ["bench"]),
+        ("finetune.teacher=trained", ["finetune", "export-final", *AFTER_EXPORT]),
+        ("finetune.epochs=2", ["finetune", "export-final", *AFTER_EXPORT]),
+        ("prune.min_channels=2", ["compare-0.25", "pruned", "finetune", "export-final", *AFTER_EXPORT]),
+        ("compare_ratios=[0.4]", ["compare-0.4", "table", "report"]),
+        ("export.opset=17", ["export-original", "export-final", *AFTER_EXPORT]),
+        ("calibrate.method=mse", AFTER_EXPORT),
+        ("package.evaluation=6", ["package"]),
+        ("bench.ci=0.9", ["bench", "table", "report"]),
         ("train.seed=1", STAGES),
     ],
 )
 def test_a_changed_key_repeats_what_depends_on_it(
-    slimdeploy_command: Callable, run: Path, quick_bench: list[Path], setting: str, repeated: list[str]
+    slimdeploy_command: Callable, run: Path, benched: list[Path], setting: str, repeated: list[str]
 ) -> None:
     ran = _rerun(slimdeploy_command, run, setting)
     assert [name for name, ran_again in _stages(ran.err).items() if ran_again] == repeated
-    assert len(quick_bench) == ("bench" in repeated)
+    assert len(benched) == ("bench" in repeated)
 
 
 def test_the_network_before_pruning_can_teach(
-    slimdeploy_command: Callable, run: Path, quick_bench: list[Path]
+    slimdeploy_command: Callable, run: Path, benched: list[Path]
 ) -> None:
     _rerun(slimdeploy_command, run, "finetune.teacher=trained")
     entry = load_checkpoint(run / "run" / "final.safetensors").info.provenance[-1]
@@ -191,7 +233,7 @@ def _delete_onnx(run: Path) -> str:
 
 @pytest.mark.parametrize("harm", [_delete_final, _tamper_pruned, _delete_onnx])
 def test_a_lost_or_changed_output_is_made_again(
-    slimdeploy_command: Callable, run: Path, quick_bench: list[Path], harm: Callable[[Path], str]
+    slimdeploy_command: Callable, run: Path, benched: list[Path], harm: Callable[[Path], str]
 ) -> None:
     harmed = harm(run / "run")
     ran = _stages(_rerun(slimdeploy_command, run).err)
@@ -202,7 +244,7 @@ def test_a_lost_or_changed_output_is_made_again(
 
 
 def test_other_images_repeat_everything(
-    slimdeploy_command: Callable, run: Path, quick_bench: list[Path], image_folder: Path, tmp_path: Path
+    slimdeploy_command: Callable, run: Path, benched: list[Path], image_folder: Path, tmp_path: Path
 ) -> None:
     from PIL import Image
 
@@ -214,7 +256,7 @@ def test_other_images_repeat_everything(
 
 
 def test_a_killed_run_goes_on(
-    slimdeploy_command: Callable, start_command: Callable, first: Path, quick_bench: list[Path],
+    slimdeploy_command: Callable, start_command: Callable, first: Path, benched: list[Path],
     image_folder: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     epochs = 12
@@ -258,7 +300,7 @@ def test_a_target_out_of_reach_is_told_before_anything_is_trained(
 
 
 def test_a_second_run_on_one_folder_is_refused(
-    slimdeploy_command: Callable, run: Path, quick_bench: list[Path]
+    slimdeploy_command: Callable, run: Path, benched: list[Path]
 ) -> None:
     with locks.exclusive(run / "run", "the test's folder"):
         before = (run / "run" / "run.json").read_bytes()

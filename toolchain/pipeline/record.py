@@ -4,46 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from slimdeploy import __version__
 from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.pipeline.stage import Stage, StageResult
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.run_record import read_record
 from slimdeploy.toolchain.training.state import state_path
 
-StageResult = dict[str, Any]
 Around = Callable[[str], AbstractContextManager[Any]]
 """Stage -> what is entered around it."""
 no_surroundings: Around = nullcontext
 
 
-class Reported(Protocol):
-    """What a stage returns."""
-
-    def to_json(self) -> StageResult: ...
-
-
-class Stages:
+class RunRecord:
     """The stages done so far in a run folder, kept in its `run.json`."""
 
     def __init__(self, folder: Path, around: Around = no_surroundings) -> None:
-        self._path, self._around = folder / "run.json", around
+        self._folder, self._path, self._around = folder, folder / "run.json", around
         self._known: dict[str, dict[str, Any]] = {}
         if self._path.exists():
             self._known = read_record(self._path)
         self.results: dict[str, StageResult] = {}
 
-    def do(self, name: str, output: Path, inputs: list[Any], work: Callable[[bool], Reported]) -> None:
-        """Run `work(resume)` unless `output` is there, made from the same `inputs`.
+    def do(self, stage: Stage) -> None:
+        """Carry `stage` out, unless its output is there, as it was written, made from the same inputs.
 
-        `resume` is true where the same work was started before and left a state.
+        The stages that it reads must be done. It goes on from where it was interrupted, if its inputs are
+        the same and it left a state.
         """
-        key = hashlib.sha256(json.dumps([__version__, name, inputs], sort_keys=True).encode()).hexdigest()
-        known = self._known.get(name, {})
+        key, known = self._key(stage), self._known.get(stage.name, {})
+        output = self._folder / stage.output
         same = known.get("inputs") == key
         if (
             same
@@ -51,27 +46,35 @@ class Stages:
             and output.exists()
             and artifacts.sha256_file(output) == known["sha256"]
         ):
-            log(f"{name}: up to date")
+            log(f"{stage.name}: up to date")
         else:
-            with self._around(name):
-                log(f"{name} …")
-                self._record(name, {"inputs": key})
-                result = work(same and state_path(output).exists()).to_json()
+            with self._around(stage.name):
+                log(f"{stage.name} …")
+                self._record(stage.name, {"inputs": key})
+                result = stage.work(same and state_path(output).exists(), self.results).to_json()
             known = {"inputs": key, "sha256": artifacts.sha256_file(output), "result": result}
-            self._record(name, known)
-        self.results[name] = known["result"]
+            self._record(stage.name, known)
+        self.results[stage.name] = known["result"]
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Let the stages `names` be done again, from their beginning."""
+        for name in names:
+            self._known.pop(name, None)
+        artifacts.write_json(self._path, self._known)
 
     def entry(self, name: str) -> dict[str, Any] | None:
         """What is recorded of stage `name`."""
         return self._known.get(name)
 
-    def adopt(self, name: str, other: Stages) -> None:
+    def adopt(self, name: str, other: RunRecord) -> None:
         """Record stage `name` as `other` has it, whose output lies here too."""
         self._record(name, other._known[name])
 
-    def sha256(self, name: str) -> str:
-        """Hash of what stage `name` wrote."""
-        return self._known[name]["sha256"]
+    def _key(self, stage: Stage) -> str:
+        """Hash of everything that the stage's output depends on."""
+        parents = [self._known[name]["sha256"] for name in stage.reads]
+        inputs = [__version__, stage.name, [*stage.options, *parents]]
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
     def _record(self, name: str, entry: dict[str, Any]) -> None:
         self._known[name] = entry

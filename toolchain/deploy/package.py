@@ -1,0 +1,78 @@
+"""The stage `package`: ONNX files of one network in, a bundle for a device out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.deploy.bundle import write_bundle
+from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest
+from slimdeploy.toolchain.deploy.samples import images_for, noise_images
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.data.dataset import DataOptions
+
+
+@dataclass(frozen=True)
+class PackageResult:
+    """The bundle written; `images` says where its golden and evaluation images come from."""
+
+    bundle: Path
+    sha256: str
+    bytes: int
+    manifest: BundleManifest
+    images: str
+    signed: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "bundle": str(self.bundle),
+            "sha256": self.sha256,
+            "bytes": self.bytes,
+            "name": self.manifest.name,
+            "models": [
+                {"precision": v.precision, "target": v.target, "accuracy": v.accuracy}
+                for v in self.manifest.variants
+            ],
+            "golden_images": self.manifest.golden_images,
+            "evaluation_images": self.manifest.evaluation_images,
+            "signed": self.signed,
+        }
+
+
+def package_stage(
+    models: Sequence[Path],
+    *,
+    data: DataOptions | None,
+    golden: int,
+    evaluation: int,
+    output: Path,
+    noise: bool = False,
+    ranges: Path | None = None,
+    signing_key: Path | None = None,
+    force: bool = False,
+) -> PackageResult:
+    """Pack `models`, one for each precision, into a bundle.
+
+    `data` None means the data that the network was trained on; with `noise`, golden images are
+    noise and there is no evaluation set. Raises SlimdeployError for an output that
+    exists, and as write_bundle does.
+    """
+    artifacts.check_output(output, force=force)
+    images = (
+        noise_images(models[0], golden)
+        if noise
+        else images_for(models[0], data, golden=golden, evaluation=evaluation)
+    )
+    manifest = write_bundle(output, models, images, calibration=ranges, signing_key=signing_key)
+    return PackageResult(
+        bundle=output,
+        sha256=artifacts.sha256_file(output),
+        bytes=output.stat().st_size,
+        manifest=manifest,
+        images=images.source,
+        signed=signing_key is not None,
+    )

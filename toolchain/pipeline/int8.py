@@ -1,0 +1,32 @@
+"""The stage `calibrate` of a run: the final network in INT8, with the images that it was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slimdeploy.calibrate.classifier import model_info, read_classifier
+from slimdeploy.calibrate.options import calibration_data
+from slimdeploy.toolchain.data.dataset import DataOptions, load_dataset
+from slimdeploy.toolchain.errors import CheckFailed
+from slimdeploy.toolchain.pipeline.choices import CalibrateChoice
+from slimdeploy.toolchain.stages.calibrate import Calibration, calibrate_stage
+
+
+def calibrate_final(
+    model: Path, choice: CalibrateChoice, data: DataOptions, *, output: Path, threads: int | None
+) -> Calibration:
+    """Quantise the ONNX file `model` into `output`; raises CheckFailed where that costs more accuracy than
+    `choice` allows.
+    """
+    images = calibration_data(
+        load_dataset(data.fed_to(model_info(read_classifier(model), model).preprocessing)),
+        images=choice.images,
+        selection_images=choice.selection_images,
+        test_images=choice.parity_images,
+    )
+    result = calibrate_stage(
+        model, data=images, options=choice.options(threads=threads), output=output, force=True
+    )
+    if problem := result.failure(model):
+        raise CheckFailed(problem)
+    return result
