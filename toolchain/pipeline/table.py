@@ -138,7 +138,7 @@ def table_text(table: dict[str, Any]) -> RenderableType:
         [
             [
                 row["step"],
-                f"{row['file_mb']:.1f} MiB",
+                "" if row["file_mb"] is None else f"{row['file_mb']:.1f} MiB",
                 str(row["batch"]),
                 f"{_noisy(row)}{row['latency_p50_ms']:.2f} ms",
                 "" if row["speedup"] is None else _interval(row),

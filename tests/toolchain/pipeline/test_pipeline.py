@@ -15,7 +15,6 @@ from typing import Any
 import jsonschema
 import pytest
 import quick_bench
-from processes import process_environment
 from tiny_recipe import recipe_text
 
 from slimdeploy.toolchain import locks
@@ -136,11 +135,7 @@ def test_the_table_says_what_the_stages_said(first: Path) -> None:
         assert set(row) == set(table["columns"])
 
 
-def test_bench_measures_the_files_of_the_run(
-    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The processes that it starts know the tiny networks then.
-    monkeypatch.setenv("PYTHONPATH", process_environment()["PYTHONPATH"])
+def test_bench_measures_the_files_of_the_run(first: Path, tmp_path: Path) -> None:
     files = [first / "run" / name for name in ("final.onnx", "final.int8.onnx")]
     recipe = load_recipe(first / "small.toml")
     told = bench_stage(recipe, files, tmp_path / "bench.json", 1).to_json()
