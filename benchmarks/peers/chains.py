@@ -21,9 +21,9 @@ from typing import Any
 import click
 from pruner_contenders import Task, by_torch_pruning
 
-from slimdeploy.toolchain.checkpoint import load_checkpoint
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.progress import log
 

@@ -37,7 +37,7 @@ from slimdeploy.toolchain.networks.aten_shapes import (
     transpose,
     unsqueeze,
 )
-from slimdeploy.toolchain.networks.torch_modules import StochasticDepth
+from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
 from slimdeploy.toolchain.registry import Registry
 
 if TYPE_CHECKING:

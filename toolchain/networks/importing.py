@@ -17,7 +17,7 @@ from slimdeploy.toolchain.networks.aten import LEAVES, POINTWISE, READERS
 from slimdeploy.toolchain.networks.aten_shapes import ChannelsLast, Constant, permute
 from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph, Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.networks.torch_modules import StochasticDepth
+from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
 
 SOFTMAX = {
     "softmax": torch.softmax,

@@ -39,7 +39,7 @@ class StochasticDepth(Dropout):
     """Attribute: share of the images whose values are all set to 0 while training."""
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
-        from slimdeploy.toolchain.networks.torch_modules import StochasticDepth as Module
+        from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth as Module
 
         return Module(float(node.attributes["share"]))
 

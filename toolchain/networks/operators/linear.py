@@ -56,7 +56,7 @@ class Linear(Operator):
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
         from torch import nn
 
-        from slimdeploy.toolchain.networks.torch_modules import PixelLinear
+        from slimdeploy.toolchain.networks.operators.torch_modules import PixelLinear
 
         kind = PixelLinear if node.attributes.get("pixels") else nn.Linear
         return kind(node.attributes["in"], node.attributes["out"], bias=node.attributes["bias"])

@@ -62,7 +62,7 @@ class LayerNorm(_Normalisation):
     """Over the channels of each pixel, or of a vector."""
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
-        from slimdeploy.toolchain.networks.torch_modules import ChannelNorm
+        from slimdeploy.toolchain.networks.operators.torch_modules import ChannelNorm
 
         a = node.attributes
         return ChannelNorm(a["channels"], eps=a["eps"], elementwise_affine=a["affine"])
