@@ -9,23 +9,43 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from slimdeploy.calibrate.options import CalibrateOptions as CalibrateOptions
+    from slimdeploy.toolchain.data.dataset import DataOptions as DataOptions
+    from slimdeploy.toolchain.data.dataset import Dataset as Dataset
+    from slimdeploy.toolchain.data.dataset import Split as Split
     from slimdeploy.toolchain.errors import CheckFailed as CheckFailed
     from slimdeploy.toolchain.errors import SlimdeployError as SlimdeployError
     from slimdeploy.toolchain.library import sparsity as sparsity
+    from slimdeploy.toolchain.library.evaluate import evaluate as evaluate
+    from slimdeploy.toolchain.library.export import ExportResult as ExportResult
+    from slimdeploy.toolchain.library.export import export as export
+    from slimdeploy.toolchain.library.files import load as load
+    from slimdeploy.toolchain.library.files import load_data as load_data
+    from slimdeploy.toolchain.library.files import save as save
     from slimdeploy.toolchain.library.from_module import from_module as from_module
     from slimdeploy.toolchain.library.prune import prune as prune
     from slimdeploy.toolchain.library.prune_result import PruneResult as PruneResult
+    from slimdeploy.toolchain.library.quantize import Calibration as Calibration
+    from slimdeploy.toolchain.library.quantize import quantize as quantize
     from slimdeploy.toolchain.models.checkpoint import Checkpoint as Checkpoint
+    from slimdeploy.toolchain.preprocessing import Preprocessing as Preprocessing
     from slimdeploy.toolchain.pruning.options import PruneOptions as PruneOptions
 
 _T = "slimdeploy.toolchain."
 _MODULES = {
+    "slimdeploy.calibrate.options": ("CalibrateOptions",),
+    _T + "data.dataset": ("DataOptions", "Dataset", "Split"),
     _T + "errors": ("CheckFailed", "SlimdeployError"),
     _T + "library": ("sparsity",),
+    _T + "library.quantize": ("Calibration", "quantize"),
+    _T + "library.evaluate": ("evaluate",),
+    _T + "library.export": ("ExportResult", "export"),
+    _T + "library.files": ("load", "load_data", "save"),
     _T + "library.from_module": ("from_module",),
     _T + "library.prune": ("prune",),
     _T + "library.prune_result": ("PruneResult",),
     _T + "models.checkpoint": ("Checkpoint",),
+    _T + "preprocessing": ("Preprocessing",),
     _T + "pruning.options": ("PruneOptions",),
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}

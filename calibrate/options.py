@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from slimdeploy.calibrate.qdq import FORMS
 from slimdeploy.calibrate.thresholds import METHODS
+from slimdeploy.toolchain.checks import MAX_THREADS
 from slimdeploy.toolchain.data.dataset import Dataset, Split, balanced_subset
-from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.declared import check_declared, option
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.model_info import Preprocessing
 
 HELD_OUT = 0.1
@@ -45,27 +47,33 @@ def calibration_data(
 class CalibrateOptions:
     """How to quantise."""
 
-    method: str = "auto"
-    target: str = "tensorrt"
-    compute: str = "fp32"
-    """What the layers that aren't INT8 compute in: `fp32` or `fp16`."""
-    max_drop: float = 1.0
-    """Accuracy that INT8 may cost, in percentage points."""
-    sensitivity: bool = False
-    """Measure what every layer costs even where nothing has to stay in float."""
-    sensitivity_images: int = 500
-    float_layers: tuple[str, ...] = ()
-    """Layers that stay in float whatever they cost."""
-    threads: int | None = None
-    timing_seconds: float = 1.0
-    """How long to time each file on this CPU, for the target `cpu`."""
+    method: str = option(
+        "auto",
+        "Where ranges are clipped; auto takes the method that keeps the accuracy best.",
+        choices=METHODS,
+        also=("auto",),
+    )
+    target: str = option("tensorrt", "Where it will run: tensorrt, or cpu (onnxruntime).", choices=FORMS)
+    compute: str = option(
+        "fp32",
+        "What is not INT8 computes in fp32 or fp16 (tensorrt only, opset 19 or more).",
+        choices=("fp32", "fp16"),
+    )
+    max_drop: float = option(
+        1.0,
+        "Accuracy that INT8 may cost, in percentage points; the most sensitive layers stay in float until it "
+        "fits.",
+        least=0,
+    )
+    sensitivity: bool = option(False, "Measure what each layer costs in any case.")
+    sensitivity_images: int = option(500, "Held-out images to measure that on.", least=1)
+    float_layers: tuple[str, ...] = option(
+        (), "Leave this layer in float, whatever it costs; may be repeated.", flag="--keep"
+    )
+    threads: int | None = option(None, "CPU threads.", least=1, most=MAX_THREADS, unset="all cores")
+    timing_seconds: float = option(1.0, "With the target cpu: how long to time each file.", least=0)
 
     def __post_init__(self) -> None:
-        if self.method != "auto":
-            METHODS.check(self.method)
-        if self.target not in FORMS:
-            raise unknown("target", self.target, FORMS)
-        if self.compute not in ("fp32", "fp16"):
-            raise unknown("compute", self.compute, ("fp32", "fp16"))
+        check_declared(self)
         if self.compute == "fp16" and self.target == "cpu":
-            raise SlimdeployError("--compute fp16 is for --target tensorrt: onnxruntime's CPU has no FP16")
+            raise SlimdeployError("`compute` fp16 is for `target` tensorrt: onnxruntime's CPU has no FP16")

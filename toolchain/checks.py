@@ -12,6 +12,8 @@ MAX_SEED = 2**63 - 1
 MAX_IMAGE_SIZE = 4096
 """Side of an image that a network is fed with, in pixels."""
 MAX_BATCH = 1 << 16
+MAX_THREADS = 1024
+"""Far beyond it the libraries crash instead of refusing."""
 MAX_RATE = 1e4
 """Of learning rate, temperature, weight decay and λ: beyond it float32 overflows within a few steps."""
 

@@ -36,11 +36,15 @@ class Declaration:
     help: str
     choices: Collection[str] | None = None
     """Known values: a few fixed ones, or a registry."""
+    also: tuple[str, ...] = ()
+    """Known values beside those of a registry."""
     least: float = -math.inf
     most: float = math.inf
     form: Form | None = None
     path: bool = False
     """A text that names an existing file."""
+    flag: str = ""
+    """Its flag, where that isn't called as the field."""
     unset: str = ""
     """What stands for None, in words."""
 
@@ -62,7 +66,8 @@ def check_declared(options: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise SlimdeployError(f"`{name}` must be a finite number, not {value:g}")
         if isinstance(declared.choices, Registry):
-            declared.choices.check(value)
+            if value not in declared.also:
+                declared.choices.check(value)
         elif declared.choices is not None and value not in declared.choices:
             raise unknown(name.replace("_", " "), value, declared.choices)
         if isinstance(value, int | float):

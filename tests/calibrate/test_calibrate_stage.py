@@ -15,12 +15,12 @@ from slimdeploy.calibrate.options import CalibrateOptions, calibration_data
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import Dataset, Split
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.library import quantize as stage
+from slimdeploy.toolchain.library.quantize import quantize
 from slimdeploy.toolchain.runtime.cpu import this_cpu
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import open_session
 from slimdeploy.toolchain.runtime.single_image import Latency
-from slimdeploy.toolchain.stages import calibrate as stage
-from slimdeploy.toolchain.stages.calibrate import calibrate_stage
 
 FAST = CalibrateOptions(method="percentile", threads=1, max_drop=100, timing_seconds=0.01)
 
@@ -29,7 +29,7 @@ def run(example, folder, *, options=FAST, name="int8.onnx", data=None, **given):
     model = folder / "model.onnx"
     if not model.exists():
         example.save(model)
-    return calibrate_stage(model, data=data or example.data(), options=options, output=folder / name, **given)
+    return quantize(model, data=data or example.data(), options=options, output=folder / name, **given)
 
 
 def change(example, **parts):
@@ -207,7 +207,7 @@ def test_fp16_compute_needs_opset_19(tmp_path):
         ({"method": "kl"}, "unknown method 'kl'"),
         ({"target": "gpu"}, "unknown target 'gpu'; known: tensorrt, cpu"),
         ({"compute": "bf16"}, "unknown compute 'bf16'"),
-        ({"compute": "fp16", "target": "cpu"}, "--compute fp16 is for --target tensorrt"),
+        ({"compute": "fp16", "target": "cpu"}, "compute fp16 is for target tensorrt"),
     ],
 )
 def test_options_that_cannot_be(given, message):

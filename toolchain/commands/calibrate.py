@@ -7,37 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from slimdeploy.calibrate.options import CalibrateOptions
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.commands.options import data_options, output_option, threads_option
+from slimdeploy.toolchain.commands.flags import flags
+from slimdeploy.toolchain.commands.options import data_options, output_option
 from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
-    from slimdeploy.toolchain.stages.calibrate import Calibration
+    from slimdeploy.toolchain.library.quantize import Calibration
 
 
 @command("calibrate")
 @click.argument("model", type=InputPath(".json"))
-@click.option(
-    "--target",
-    default="tensorrt",
-    show_default=True,
-    help="Where it will run: tensorrt, or cpu (onnxruntime).",
-)
-@click.option(
-    "--method", default="auto", show_default=True,
-    help="minmax, percentile, entropy, mse, or auto: the one that keeps the accuracy best.",
-)  # fmt: skip
-@click.option(
-    "--compute", default="fp32", show_default=True,
-    help="What is not INT8 computes in fp32 or fp16 (tensorrt only, opset 19 or more).",
-)  # fmt: skip
-@click.option(
-    "--max-drop", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="POINTS",
-    help="Accuracy that INT8 may cost; the most sensitive layers stay in float until it fits.",
-)  # fmt: skip
-@click.option("--sensitivity", is_flag=True, help="Measure what each layer costs in any case.")
-@click.option("--keep", multiple=True, metavar="LAYER", help="Leave this layer in float; may be repeated.")
+@flags(CalibrateOptions)
 @click.option(
     "--images", type=click.IntRange(min=1), default=1000, show_default=True,
     help="Training images to measure activations on.",
@@ -57,7 +40,6 @@ if TYPE_CHECKING:
 @click.option(
     "--trt8-cache", "trt8", type=OutputPath(), help="Write a calibration cache for TensorRT 8 as well."
 )
-@threads_option
 @data_options(required=False)
 @output_option
 def calibrate(
@@ -70,7 +52,7 @@ def calibrate(
     selection_images: int,
     parity_images: int | None,
     force: bool,
-    **given: Any,
+    options: CalibrateOptions,
 ) -> Output:
     """Write MODEL, a float32 ONNX file from `slimdeploy export`, in INT8, and compare both on real images.
 
@@ -78,17 +60,16 @@ def calibrate(
     even with the most sensitive layers in float, no file is written and the exit code is 1.
     """
     from slimdeploy.calibrate.classifier import model_info, read_classifier
-    from slimdeploy.calibrate.options import CalibrateOptions, calibration_data
+    from slimdeploy.calibrate.options import calibration_data
     from slimdeploy.toolchain.artifacts import check_output
     from slimdeploy.toolchain.data.of_model import data_of, dataset_for
+    from slimdeploy.toolchain.library.quantize import quantize
     from slimdeploy.toolchain.progress import progress_bar
-    from slimdeploy.toolchain.stages.calibrate import calibrate_stage
 
     check_output(output, force=force)
-    options = CalibrateOptions(float_layers=tuple(given.pop("keep")), **given)
     info = model_info(read_classifier(model), model)
     dataset = dataset_for(info, data or data_of(info, model), model)
-    result = calibrate_stage(
+    result = quantize(
         model,
         data=calibration_data(
             dataset, images=images, selection_images=selection_images, test_images=parity_images

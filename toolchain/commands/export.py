@@ -11,24 +11,23 @@ from click.core import ParameterSource
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.commands.engine_options import ENGINE_OPTION_NAMES, engine_options
+from slimdeploy.toolchain.commands.flags import flags
 from slimdeploy.toolchain.commands.options import data_options
+from slimdeploy.toolchain.declared import declarations
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.export.options import ExportOptions
 from slimdeploy.toolchain.formatting import facts_table, percent
 from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
     from slimdeploy.toolchain.export.engine_options import EngineOptions
+    from slimdeploy.toolchain.library.export import ExportResult
     from slimdeploy.toolchain.stages.engine import EngineResult
-    from slimdeploy.toolchain.stages.export import ExportResult
 
 
 OF_CHECKPOINTS = (
-    "opset",
-    "precision",
-    "target",
-    "max_abs_error",
-    "parity_images",
+    *declarations(ExportOptions),
     "data",
     "data_dir",
     "size",
@@ -39,22 +38,7 @@ OF_CHECKPOINTS = (
 
 @command("export")
 @click.argument("model", type=InputPath(".json"))
-@click.option(
-    "--opset", type=int, default=19, show_default=True, help="ONNX opset; 17 is what TensorRT 8 reads."
-)
-@click.option(
-    "--precision", default="fp32", show_default=True,
-    help="fp32, fp16, or int8 (slimdeploy calibrate has all its choices).",
-)  # fmt: skip
-@click.option(
-    "--target", default="tensorrt", show_default=True,
-    help="Where an int8 file will run: tensorrt, or cpu (onnxruntime).",
-)  # fmt: skip
-@click.option(
-    "--max-abs-error", type=float, help="Allowed difference of a logit. [default: by the precision]"
-)
-@click.option("--parity-images", type=click.IntRange(min=1), default=512, show_default=True,
-              help="Test images to compare on.")  # fmt: skip
+@flags(ExportOptions)
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine for this machine's GPU, beside the ONNX.")
 @click.option(
     "--trt-check", is_flag=True, help="Build with NVIDIA's builder on the CPU: does it build? No GPU."
@@ -70,11 +54,7 @@ OF_CHECKPOINTS = (
 @click.option("--force", is_flag=True, help="Replace the output where it exists.")
 def export(
     model: Path,
-    opset: int,
-    precision: str,
-    target: str,
-    max_abs_error: float | None,
-    parity_images: int,
+    options: ExportOptions,
     trt: bool,
     trt_check: bool,
     engine: EngineOptions,
@@ -115,7 +95,6 @@ def export(
             {**_onnx_facts(model), **result.to_json()}, facts_table(_engine_rows(result)), result.failed
         )
 
-    from slimdeploy.toolchain.export.options import ExportOptions
     from slimdeploy.toolchain.stages.export import export_stage
 
     if output is None:
@@ -123,13 +102,6 @@ def export(
     check_machine(job)  # before the work, not after it
     if trt:
         check_engine_output(output, output.with_suffix(ENGINE_SUFFIX), force=force)
-    options = ExportOptions(
-        opset=opset,
-        precision=precision,
-        target=target,
-        max_abs_error=max_abs_error,
-        parity_images=parity_images,
-    )
     exported = export_stage(model, options=options, output=output, data=data, force=force)
     result = engine_stage(exported.onnx, output.with_suffix(ENGINE_SUFFIX), job, force=force)
     rows = [*_onnx_rows(exported), *_engine_rows(result)]

@@ -58,14 +58,14 @@ def given(kind: type) -> frozenset[str]:
 def _flag(
     name: str, hint: Any, default: Any, declared: Declaration, told: str
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    flag = "--" + name.replace("_", "-")
+    flag = declared.flag or "--" + name.replace("_", "-")
     kind, several = _type(hint)
     if kind is bool and default:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     told = told or (declared.unset if default is None else "")
     about = declared.help
     if isinstance(declared.choices, Registry):
-        about += f" One of {', '.join(declared.choices)}."
+        about += f" One of {', '.join([*declared.also, *declared.choices])}."
     return click.option(
         flag,
         name,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, MAX_SEED
+from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, MAX_SEED, MAX_THREADS
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.paths import InputPath, OutputPath
 from slimdeploy.toolchain.preprocessing import CHANNEL_ORDERS, INTERPOLATIONS
@@ -18,8 +18,6 @@ from slimdeploy.toolchain.preprocessing_options import PRESETS, PreprocessingOpt
 F = TypeVar("F", bound=Callable[..., Any])
 
 IMAGE_SIDE = click.IntRange(8, MAX_IMAGE_SIZE)
-MAX_THREADS = 1024
-"""Far beyond it the libraries crash instead of refusing."""
 
 
 def checkpoint_argument(function: F) -> F:

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from slimdeploy.toolchain.data.batches import plain_batches
-from slimdeploy.toolchain.data.dataset import Split
+from slimdeploy.toolchain.data.dataset import Dataset, Split
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.preprocessing import Preprocessing
 
 Batch = tuple[Tensor, Tensor]
 """Images (N, 3, H, W) float32, normalised, and labels (N,) int64."""
+TEST_BATCH_SIZE = 250
+ALL = 2**62
 
 
 class Feed(Protocol):
@@ -46,6 +48,11 @@ class SplitFeed:
 
     def __iter__(self) -> Iterator[Batch]:
         return plain_batches(self.split, self.preprocessing, batch_size=self.batch_size, device=self.device)
+
+
+def feed_of_tests(dataset: Dataset, device: str) -> SplitFeed:
+    """The test images of `dataset`."""
+    return SplitFeed(dataset.test, dataset.preprocessing, device, TEST_BATCH_SIZE)
 
 
 @dataclass(frozen=True)
@@ -94,3 +101,8 @@ class LoaderFeed:
             f"`{self.name}` gives {type(batch).__name__}s that are no pairs of images (N, 3, H, W) and "
             "labels (N,), both tensors"
         )
+
+
+def everything(source: Iterable[Batch], device: str, name: str = "data") -> LoaderFeed:
+    """All that `source` gives."""
+    return LoaderFeed(source, device, ALL, name)

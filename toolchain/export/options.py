@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.declared import check_declared, option
 
 DEFAULT_OPSET = 19
 TARGETS = ("tensorrt", "cpu")
@@ -33,13 +33,25 @@ PRECISIONS = {
 class ExportOptions:
     """How to export, and how far the result may be from torch: None goes by the precision."""
 
-    opset: int = DEFAULT_OPSET
-    precision: str = "fp32"
-    target: str = "tensorrt"
-    """Where an INT8 file will run: `tensorrt`, or `cpu` (onnxruntime)."""
-    parity_images: int = 512
-    max_abs_error: float | None = None
-    min_agreement: float | None = None
+    opset: int = option(
+        DEFAULT_OPSET, "ONNX opset; 17 is what TensorRT 8 reads.", least=OPSETS[0], most=OPSETS[1]
+    )
+    precision: str = option(
+        "fp32", "int8 takes the defaults of calibration, which has more choices.", choices=PRECISIONS
+    )
+    target: str = option(
+        "tensorrt", "Where an int8 file will run: tensorrt, or cpu (onnxruntime).", choices=TARGETS
+    )
+    parity_images: int = option(512, "Test images to compare on.", least=1)
+    max_abs_error: float | None = option(
+        None, "Allowed difference of a logit.", least=0, unset="by the precision"
+    )
+    min_agreement: float | None = option(
+        None,
+        "Share of images whose top class must be the same.",
+        least=0,
+        unset="by the precision",
+    )
 
     @property
     def tolerance(self) -> Tolerance:
@@ -47,11 +59,4 @@ class ExportOptions:
         return replace(PRECISIONS[self.precision], **{k: v for k, v in own.items() if v is not None})
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
-        if self.target not in TARGETS:
-            raise unknown("target", self.target, TARGETS)
-        if not OPSETS[0] <= self.opset <= OPSETS[1]:
-            raise SlimdeployError(f"opset {self.opset}: {OPSETS[0]} to {OPSETS[1]} can be written")
-        if self.parity_images < 1:
-            raise SlimdeployError(f"parity-images must be at least 1, not {self.parity_images}")
+        check_declared(self)

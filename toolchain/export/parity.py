@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,15 +30,23 @@ class Parity:
     images: int
 
 
-def compare(network: GraphNetwork, model: Path, images: Split, preprocessing: Preprocessing) -> Parity:
-    """Run `network` in torch and `model` in its runtime on the same images, both on the CPU."""
-    network = network.cpu().eval()
+def normalised(images: Split, preprocessing: Preprocessing) -> Iterator[np.ndarray]:
+    """Batches of `images`, (N, 3, H, W) float32."""
+    for start in range(0, len(images), BATCH_SIZE):
+        yield normalise(images.images[start : start + BATCH_SIZE], preprocessing)
+
+
+def compare(network: GraphNetwork, model: Path, batches: Iterable[np.ndarray]) -> Parity:
+    """Run `network` in torch and `model` in its runtime on the same images (N, 3, H, W) float32, both on the
+    CPU.
+    """
+    network = copy.deepcopy(network).cpu().eval()
     errors, agreements = [], []
     with open_session(model) as session, torch.no_grad():
-        for start in range(0, len(images), BATCH_SIZE):
-            batch = normalise(images.images[start : start + BATCH_SIZE], preprocessing)
+        for batch in batches:
             expected, found = network(torch.from_numpy(batch)).numpy(), session.run(batch)
             errors.append(np.abs(expected - found).max())
             agreements.append(expected.argmax(1) == found.argmax(1))
     # A NaN on either side makes the maximum NaN, which no tolerance accepts.
-    return Parity(float(np.max(errors)), float(np.concatenate(agreements).mean()), len(images))
+    same = np.concatenate(agreements)
+    return Parity(float(np.max(errors)), float(same.mean()), len(same))

@@ -6,14 +6,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from slimdeploy.toolchain.data.dataset import Dataset, balanced_subset
-from slimdeploy.toolchain.data.feed import Batch, Feed, LoaderFeed, SplitFeed
+from slimdeploy.toolchain.data.feed import (
+    TEST_BATCH_SIZE,
+    Batch,
+    Feed,
+    LoaderFeed,
+    SplitFeed,
+    everything,
+    feed_of_tests,
+)
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.recalibration import shuffled
-from slimdeploy.toolchain.training.evaluation import BATCH_SIZE
 
 JUDGED_IMAGES = 1024
 """Training images on which recalibration has to lower the loss."""
-ALL = 2**62
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ def pruning_feeds(
     data: Dataset | Iterable[Batch], test: Iterable[Batch] | None, options: PruneOptions, *, device: str
 ) -> PruningFeeds:
     """What `options` ask for of `data`. `test` goes before a dataset's own test images."""
-    tested: Feed | None = LoaderFeed(test, device, ALL, "test") if test is not None else None
+    tested: Feed | None = everything(test, device, "test") if test is not None else None
     if not isinstance(data, Dataset):
         return PruningFeeds(
             LoaderFeed(data, device, options.statistics_images),
@@ -45,6 +51,6 @@ def pruning_feeds(
     return PruningFeeds(
         SplitFeed(balanced_subset(data.train, options.statistics_images), how, device),
         shuffled(recalibration, how, device=device),
-        SplitFeed(balanced_subset(recalibration, JUDGED_IMAGES), how, device, BATCH_SIZE),
-        tested or SplitFeed(data.test, how, device, BATCH_SIZE),
+        SplitFeed(balanced_subset(recalibration, JUDGED_IMAGES), how, device, TEST_BATCH_SIZE),
+        tested or feed_of_tests(data, device),
     )

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 
 from slimdeploy.toolchain.data.dataset import Split
-from slimdeploy.toolchain.data.feed import Feed, SplitFeed
+from slimdeploy.toolchain.data.feed import TEST_BATCH_SIZE, Feed, SplitFeed
 from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.progress import progress_bar
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks
 from slimdeploy.toolchain.training.precision import autocast
-
-BATCH_SIZE = 250
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,9 @@ class Evaluation:
     accuracy: float
     loss: float
     images: int
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
 
 
 def evaluate_network(
@@ -41,7 +42,7 @@ def evaluate_network(
 
     Of several `ranks` each looks at its share of `split`; all return the same.
     """
-    share = SplitFeed(ranks.share_of(split), preprocessing, device, BATCH_SIZE)
+    share = SplitFeed(ranks.share_of(split), preprocessing, device, TEST_BATCH_SIZE)
     return evaluate_feed(network, share, device=device, precision=precision, ranks=ranks)
 
 

@@ -68,7 +68,7 @@ def test_a_person_sees_tables(exported, tmp_path):
 
 
 def test_a_drop_beyond_the_budget_ends_with_1(exported, tmp_path, monkeypatch):
-    from slimdeploy.toolchain.stages import calibrate as stage
+    from slimdeploy.toolchain.library import quantize as stage
 
     honest = stage.compare_logits
     monkeypatch.setattr(stage, "compare_logits", lambda b, x, labels: honest(b, -x, b.argmax(axis=1)))

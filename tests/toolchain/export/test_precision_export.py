@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from slimdeploy.calibrate.options import CalibrateOptions
 from slimdeploy.toolchain.cli import cli
 from slimdeploy.toolchain.export import options
+from slimdeploy.toolchain.library import export as stage
 from slimdeploy.toolchain.models.checkpoint import save_checkpoint
 from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.architectures.resnet import ChannelConfig
 from slimdeploy.toolchain.networks.module import build_network
-from slimdeploy.toolchain.stages import export as stage
 
 CHANNELS = ChannelConfig(4, ((4, 4),) * 2 + ((4, 8),) * 2 + ((4, 8),) * 2 + ((4, 8),) * 2)
 
@@ -81,13 +81,13 @@ def test_int8(tmp_path, monkeypatch, target):
 
 
 def test_int8_that_costs_too_much(tmp_path, monkeypatch):
-    honest = stage.calibrate_stage
+    honest = stage.quantize
 
     def costly(*arguments, **given):
         result = honest(*arguments, **given)
         return dataclasses.replace(result, onnx=None, parity=dataclasses.replace(result.parity, drop=7.0))
 
-    monkeypatch.setattr(stage, "calibrate_stage", costly)
+    monkeypatch.setattr(stage, "quantize", costly)
     result = export(checkpoint(tmp_path), "-o", tmp_path / "m.onnx", "--precision", "int8")
     assert "INT8 loses 7.00 points of accuracy; no file written" in str(result.exception)
     assert result.exception.exit_code == 1
@@ -96,7 +96,7 @@ def test_int8_that_costs_too_much(tmp_path, monkeypatch):
 
 def test_an_unknown_precision(tmp_path):
     result = export(checkpoint(tmp_path), "-o", tmp_path / "m.onnx", "--precision", "fp-16")
-    assert "unknown precision 'fp-16'; known: fp32, fp16, int8. Did you mean 'fp16'" in str(result.exception)
+    assert "'fp-16' is not one of 'fp32', 'fp16', 'int8'" in result.output
 
 
 @pytest.mark.parametrize("value", ["0", "1e-9"])

@@ -1,4 +1,4 @@
-"""The stage `calibrate`: a float32 ONNX model and images in, an INT8 one out that was compared with it."""
+"""`slimdeploy.quantize`: a float32 ONNX file and images in, an INT8 one out that was compared with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slimdeploy.calibrate.comparison import Comparison, compare_logits
 from slimdeploy.calibrate.equalisation import equalise
 from slimdeploy.calibrate.inference import batches, file_logits
 from slimdeploy.calibrate.measure import Progress, measured, no_progress
-from slimdeploy.calibrate.options import CalibrateOptions, CalibrationData
+from slimdeploy.calibrate.options import CalibrateOptions, CalibrationData, calibration_data
 from slimdeploy.calibrate.passes import fold_batchnorm
 from slimdeploy.calibrate.qdq import quantised_layers
 from slimdeploy.calibrate.quantiser import Quantiser, Trial, best_method
@@ -24,7 +24,9 @@ from slimdeploy.calibrate.speed import Speed, compare_speed
 from slimdeploy.calibrate.thresholds import METHODS
 from slimdeploy.calibrate.trt8_cache import trt8_cache
 from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.data.dataset import Dataset
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.library.keywords import takes
 from slimdeploy.toolchain.models.model_info import versions
 
 _NOT_OF_THE_FILE = ("onnx", "engine", "latency_ms")
@@ -81,24 +83,41 @@ class Calibration:
         }
 
 
-def calibrate_stage(
-    model: Path,
+@takes(CalibrateOptions)
+def quantize(
+    model: str | Path,
     *,
-    data: CalibrationData,
-    options: CalibrateOptions,
-    output: Path,
+    data: Dataset | CalibrationData,
+    output: str | Path,
     ranges: Path | None = None,
     trt8: Path | None = None,
     force: bool = False,
     progress: Progress = no_progress,
+    options: CalibrateOptions,
 ) -> Calibration:
-    """Quantise the float32 ONNX file `model` and write it to `output` with its sidecar.
+    """Quantise the float32 ONNX file `model` to INT8 and write it to `output`, a JSON file of its thresholds
+    beside it. Both are compared on the test images.
 
-    `ranges` is where the measurements are kept: read where the file exists, written where it doesn't; a
-    stale one is refused, or replaced with `force`. `trt8` is a calibration cache for TensorRT 8 to write.
-    Raises SlimdeployError for anything that can't be quantised; nothing is written then, and
-    neither is where the accuracy falls by more than `options.max_drop`.
+    Args:
+        model: An ONNX file that `export` wrote in fp32.
+        data: A dataset with the model's own preprocessing, or its parts as `calibration_data` makes them,
+            with numbers of images of your own.
+        output: The ONNX file to write.
+        ranges: Where the measured ranges are kept: read where the file exists, written where it doesn't. A
+            stale one is refused, or replaced with `force`.
+        trt8: A calibration cache for TensorRT 8, to write as well.
+        force: Replace files where they exist.
+        progress: Shows how far the work is: a function of title and total that gives a context manager.
+
+    Returns:
+        What came out; its `onnx` is None where the accuracy falls by more than `max_drop` points: nothing is
+        written then.
+
+    Raises:
+        SlimdeployError: A model that can't be quantised, images of another size, files that exist.
     """
+    model, output = Path(model), Path(output)
+    data = calibration_data(data) if isinstance(data, Dataset) else data
     for path in filter(None, (output, trt8)):
         artifacts.check_output(path, force=force)
     source = fold_batchnorm(read_classifier(model))

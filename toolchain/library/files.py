@@ -1,0 +1,50 @@
+"""Checkpoints as files: `slimdeploy.load` and `slimdeploy.save`; data by name: `slimdeploy.load_data`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, load_dataset
+from slimdeploy.toolchain.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+
+def load(path: str | Path) -> Checkpoint:
+    """The checkpoint at `path`, its network rebuilt from the file alone, in eval mode on the CPU.
+
+    Args:
+        path: A `.safetensors` file that slimdeploy wrote.
+
+    Raises:
+        SlimdeployError: The file is missing, isn't a slimdeploy checkpoint, or is damaged.
+    """
+    return load_checkpoint(Path(path))
+
+
+def save(checkpoint: Checkpoint, *, path: str | Path, force: bool = False) -> str:
+    """Write `checkpoint` atomically; the commands read it. Returns the file's SHA-256.
+
+    Args:
+        checkpoint: As `load`, `from_module` or `prune(…).checkpoint` give it; the weights are those that its
+            network has now.
+        path: The `.safetensors` file to write.
+        force: Replace the file where it exists.
+
+    Raises:
+        SlimdeployError: The file exists, or can't be written.
+    """
+    artifacts.check_output(Path(path), force=force)
+    return save_checkpoint(Path(path), checkpoint.network, checkpoint.info)
+
+
+def load_data(data: str | DataOptions) -> Dataset:
+    """The dataset that `--data` names.
+
+    Args:
+        data: `digits`, `cifar10`, `folder:PATH` (`PATH/{train,val,test}/<class>/…`) or what a plugin brings;
+            with `size` (pixels) and how images are preprocessed, as DataOptions.
+
+    Raises:
+        SlimdeployError: An unknown name, or data that can't be used.
+    """
+    return load_dataset(DataOptions(data) if isinstance(data, str) else data)
