@@ -41,7 +41,7 @@ def _setup() -> configparser.ConfigParser:
     return setup
 
 
-def _requirements() -> dict[str, set[str]]:
+def requirements() -> dict[str, set[str]]:
     """Extra -> the distributions that it brings; `""` for what is always installed."""
     setup = _setup()
     sections = {"": setup["options"]["install_requires"], **setup["options.extras_require"]}
@@ -98,13 +98,13 @@ def test_setup_lists_every_data_file() -> None:
 
 
 def test_the_base_is_light() -> None:
-    assert _requirements()[""] <= {"click", "filelock", "numpy", "rich", "tomli"}
+    assert requirements()[""] <= {"click", "filelock", "numpy", "rich", "tomli"}
 
 
 def test_constraints_pin_everything_that_the_tests_install() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
-    wanted = _requirements()
+    wanted = requirements()
     needed = wanted[""] | wanted["host"] | wanted["cpu"] | wanted["sweep"] | wanted["test"]
     assert needed - {"tomli"} <= pinned  # tomli is for Python 3.10, which the pins aren't made with
     assert {"torch==2.13.0", "torchvision==0.28.0"} <= set(lines)
@@ -115,7 +115,7 @@ def test_the_command_named_for_a_missing_library_installs_it(library: str) -> No
     extra = re.search(r"pip install 'slimdeploy\[(\w+)\]'", INSTALL_COMMANDS[library])
     assert extra, INSTALL_COMMANDS[library]
     distribution = DISTRIBUTIONS.get(library, library).replace("_", "-")
-    assert any(name.startswith(distribution) for name in _requirements()[extra[1]])
+    assert any(name.startswith(distribution) for name in requirements()[extra[1]])
     error = missing_library(ModuleNotFoundError("", name=f"{library}.inner"))
     assert str(error) == f"this needs {library}, which is not installed: {INSTALL_COMMANDS[library]}"
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.progress import log
 
 _POLL_S = 0.2
 
@@ -35,7 +34,7 @@ def exclusive(path: Path, what: str, *, waiting: str | None = None) -> Iterator[
         except filelock.Timeout:
             if waiting is None:
                 raise
-            log(waiting)
+            _log(waiting)
             lock.acquire(poll_interval=_POLL_S)
     except filelock.Timeout:
         who = holder or _holder(file) or "another process"
@@ -64,7 +63,7 @@ def readers_and_writer(file: Path, *, alone: bool, waiting: str) -> Iterator[Non
     try:
         acquire(blocking=False)
     except filelock.Timeout:
-        log(waiting)
+        _log(waiting)
         acquire()
     try:
         yield
@@ -89,6 +88,14 @@ def is_held(path: Path) -> bool:
 def lock_file(path: Path) -> Path:
     """Where the lock of `path` is."""
     return path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+
+
+def _log(line: str) -> None:
+    from slimdeploy.toolchain.progress import (
+        log,
+    )  # needs rich, which the doctor of a bare machine goes without
+
+    log(line)
 
 
 def _holder(file: Path) -> str:

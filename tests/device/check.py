@@ -2,22 +2,24 @@
 
     python tests/device/check.py [--keep build/device-check]
 
-Debian's packages for arm64 (Python and what it needs) are unpacked into a folder, slimdeploy and its light
-requirements are installed beside it from real aarch64 wheels, and qemu's user-mode emulation runs that
-Python: no kernel support, no root, no chroot. There a bundle made here is deployed, its golden outputs are
-compared, images are classified, and doctor is asked. Needs apt-get, dpkg and a package index in reach.
+Debian's packages for arm64 (Python and what it needs) are unpacked into a folder, and qemu's user-mode
+emulation runs that Python: no kernel support, no root, no chroot. It is the `python3` of an SSH server on the
+loopback. `deploy --bootstrap` makes the environment there, from real aarch64 wheels and without a package
+index; then a bundle made here is deployed, its golden outputs are compared, images are classified, and doctor
+is asked. Needs apt-get, dpkg, sshd, and a package index in reach of this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ import onnx
 from PIL import Image
 
 import slimdeploy
+from slimdeploy.tests.device import emulated
+from slimdeploy.tests.device.emulated import run
+from slimdeploy.tests.ssh_server import find_sshd, ssh_server
 from slimdeploy.toolchain.data.dataset import DataOptions, load_dataset
 from slimdeploy.toolchain.export.onnx import build_onnx
 from slimdeploy.toolchain.models.model_info import ModelInfo
@@ -33,11 +38,6 @@ from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.module import build_network
 
 REPOSITORY = Path(slimdeploy.__file__).resolve().parent
-CPU = "cortex-a76"
-"""The nearest to Orin's Cortex-A78AE that qemu 7.2 knows."""
-ONNXRUNTIME = "1.23.2"
-"""The newest onnxruntime that runs under qemu 7.2."""
-PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
 
 
 def main() -> int:
@@ -47,22 +47,27 @@ def main() -> int:
     )
     work = parser.parse_args().keep.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    device = Emulated(work)
-    say("bundle", lambda: make_bundle(work))
-    checks = [
-        say(name, function)
-        for name, function in {
-            "ARM64, without torch": device.check_python,
-            "doctor": device.check_doctor,
-            "deploy FP32": lambda: device.check_deploy(work, "fp32"),
-            "deploy INT8": lambda: device.check_deploy(work, "int8"),
-            "classify as the host does": lambda: device.check_classify(work),
-            "rollback": device.check_rollback,
-            "a damaged bundle is refused": lambda: device.check_damaged(work),
-        }.items()
-    ]
+    if not find_sshd():
+        sys.exit("device-check needs sshd: sudo apt install openssh-server")
+    with Emulated(work) as device:
+        say("bundle", lambda: make_bundle(work))
+        checks = [
+            say(name, function)
+            for name, function in {
+                "bootstrap over SSH": lambda: device.check_bootstrap(work),
+                "ARM64, without torch": device.check_python,
+                "doctor": device.check_doctor,
+                "deploy FP32": lambda: device.check_deploy(work, "fp32"),
+                "deploy INT8": lambda: device.check_deploy(work, "int8"),
+                "classify as the host does": lambda: device.check_classify(work),
+                "rollback": device.check_rollback,
+                "a damaged bundle is refused": lambda: device.check_damaged(work),
+            }.items()
+        ]
     print(
-        json.dumps({"emulated": CPU, "checks": checks, "ok": all(check["ok"] for check in checks)}, indent=1)
+        json.dumps(
+            {"emulated": emulated.CPU, "checks": checks, "ok": all(check["ok"] for check in checks)}, indent=1
+        )
     )
     return 0 if all(check["ok"] for check in checks) else 1
 
@@ -79,12 +84,6 @@ def say(name: str, function) -> dict[str, Any]:
     seconds = round(time.monotonic() - started, 1)
     print(f"{'ok    ' if ok else 'FAILED'} {name} ({seconds} s)", file=sys.stderr)
     return {"check": name, "ok": ok, "seconds": seconds, **facts}
-
-
-def run(*command: object, **options: Any) -> str:
-    """Output of a command; raises CalledProcessError where it fails."""
-    words = [str(word) for word in command]
-    return subprocess.run(words, check=True, text=True, capture_output=True, **options).stdout
 
 
 def host_command(*arguments: object) -> str:
@@ -111,24 +110,45 @@ def make_bundle(work: Path) -> None:
 
 
 class Emulated:
-    """An ARM64 machine made of files: `root` is Debian's, `site` holds what pip installed."""
+    """An ARM64 machine made of files: `root` is Debian's, `home` its user's; behind an SSH server here."""
 
     def __init__(self, work: Path) -> None:
-        self.qemu, self.root, self.site = work / "qemu", work / "root", work / "site"
-        self.store = work / "store"
+        self.home, self.store = work / "home", work / "home/store"
         if not (work / "complete").exists():
-            say("qemu and Debian's packages for arm64", lambda: self._fetch_system(work))
+            say("qemu and Debian's packages for arm64", lambda: emulated.fetch_system(work))
             (work / "complete").touch()
-        say("aarch64 wheels", lambda: self._install(work))
+        say("aarch64 wheels", lambda: emulated.fetch_wheels(work))
+        self.wheels = work / "wheels"
+        for folder in (self.home, work / "ssh"):
+            shutil.rmtree(folder, ignore_errors=True)
+        (self.home / "bin").mkdir(parents=True)
+        (self.home / "bin/python3").symlink_to(emulated.python(work))
+        path = f"{self.home}/.local/bin:{self.home}/bin:{os.environ['PATH']}"
+        self._server = contextlib.ExitStack()
+        self._server.enter_context(ssh_server(work / "ssh", {"HOME": str(self.home), "PATH": path}))
+        self.config = work / "ssh/config"
 
-    def python(self, *arguments: object) -> str:
-        interpreter = next(self.root.glob("usr/bin/python3.[0-9]*[0-9]"))
-        emulator = self.qemu / "usr/bin/qemu-aarch64-static"
-        environment = {"PATH": os.environ["PATH"], "HOME": str(self.store), "PYTHONPATH": str(self.site)}
-        return run(emulator, "-cpu", CPU, "-L", self.root, interpreter, *arguments, env=environment)
+    def __enter__(self) -> Emulated:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.close()
+
+    def shell(self, *words: object) -> str:
+        return run("ssh", "-F", self.config, "device", shlex.join(map(str, words)))
 
     def slimdeploy(self, *arguments: object) -> dict[str, Any]:
-        return json.loads(self.python("-m", "slimdeploy.toolchain", *arguments, "--json"))
+        return json.loads(self.shell("slimdeploy", *arguments, "--json"))
+
+    def check_bootstrap(self, work: Path) -> dict[str, Any]:
+        reach = ("--host", "device", "--ssh-config", self.config, "--json")
+        command = ("deploy", "--bootstrap", "--wheels", self.wheels, *reach)
+        (made,), (again,) = (json.loads(host_command(*command))["hosts"] for _ in range(2))
+        assert made["error"] is None, made
+        assert (made["environment"]["made"], again["environment"]["made"]) == (True, False), (made, again)
+        size = int(run("du", "-sm", made["environment"]["path"]).split()[0])
+        facts = {key: made["environment"][key] for key in ("python", "architecture", "extras")}
+        return {**facts, "seconds": [made["seconds"], again["seconds"]], "megabytes": size}
 
     def check_python(self) -> dict[str, Any]:
         script = (
@@ -136,7 +156,8 @@ class Emulated:
             "'machine': platform.machine(), 'python': platform.python_version(), 'numpy': numpy.__version__, "
             "'onnxruntime': onnxruntime.__version__, 'torch': bool(u.find_spec('torch'))}))"
         )
-        facts = json.loads(self.python("-c", script))
+        python = self.home / ".local/lib/slimdeploy/current/bin/python"
+        facts = json.loads(self.shell(python, "-c", script))
         assert (facts["machine"], facts["torch"]) == ("aarch64", False), facts
         return facts
 
@@ -148,9 +169,11 @@ class Emulated:
 
     def check_deploy(self, work: Path, precision: str) -> dict[str, Any]:
         bundle = work / "digits.slim.tar"
-        made = self.slimdeploy(
-            "deploy", bundle, "--root", self.store, "--precision", precision, "--threads", 1, "--seconds", 0.5
-        )
+        settings = ("--root", self.store, "--precision", precision, "--threads", 1, "--seconds", 0.5)
+        command = ("deploy", bundle, "--host", "device", "--ssh-config", self.config, *settings, "--json")
+        (host,) = json.loads(host_command(*command))["hosts"]
+        assert host["error"] is None, host
+        made = host["deployment"]
         assert made["precision"] == precision, made
         assert made["golden"]["max_error"] <= made["golden"]["tolerance"], made
         assert made["accuracy"]["device"] == made["accuracy"]["host"], made
@@ -189,65 +212,6 @@ class Emulated:
             raise AssertionError("a damaged bundle was deployed")
         assert (code, said.count("\n")) == (2, 1), said
         return {"said": said.strip()}
-
-    def _fetch_system(self, work: Path) -> None:
-        for folder in (self.qemu, self.root):
-            shutil.rmtree(folder, ignore_errors=True)
-        unpack(download(work / "apt-host", None, ["qemu-user-static"], alone=True), self.qemu)
-        unpack(download(work / "apt-arm64", "arm64", ["python3", "libstdc++6"]), self.root)
-
-    def _install(self, work: Path) -> None:
-        """slimdeploy as a device installs it; its wheels are resolved for ARM64, not for this machine."""
-        shutil.rmtree(self.site, ignore_errors=True)
-        wheels, source = work / "wheels", work / "source/slimdeploy"
-        shutil.rmtree(wheels, ignore_errors=True)
-        shutil.rmtree(source, ignore_errors=True)
-        shutil.copytree(REPOSITORY, source, ignore=only_the_package)
-        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
-        run(*pip, "wheel", "--no-deps", "--wheel-dir", wheels, source)
-        version = next(self.root.glob("usr/bin/python3.[0-9]*[0-9]")).name.removeprefix("python")
-        platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
-        wheel = next(wheels.glob("slimdeploy-*.whl"))
-        run(
-            *pip, "install", "--target", self.site, *platforms, "--python-version", version,
-            "--only-binary=:all:", f"{wheel}[device,cpu]", f"onnxruntime=={ONNXRUNTIME}",
-        )  # fmt: skip
-
-
-def download(
-    state: Path, architecture: str | None, packages: Sequence[str], *, alone: bool = False
-) -> list[Path]:
-    """Fetch Debian packages, with what they need unless `alone`; in an apt state of its own, as any user."""
-    for folder in ("lists/partial", "cache/archives/partial"):
-        (state / folder).mkdir(parents=True, exist_ok=True)
-    (state / "status").touch()
-    settings = {
-        "Dir::State::Lists": state / "lists", "Dir::State::status": state / "status",
-        "Dir::Cache": state / "cache", "Debug::NoLocking": 1,
-        "APT::Sandbox::User": "", "APT::Install-Recommends": 0,
-    }  # fmt: skip
-    if architecture:
-        settings |= {"APT::Architecture": architecture, "APT::Architectures": architecture}
-    apt = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in settings.items())]
-    run(*apt, "update")
-    if alone:
-        run(*apt, "download", *packages, cwd=state / "cache/archives")
-    else:
-        run(*apt, "--yes", "--download-only", "install", *packages)
-    return sorted((state / "cache/archives").glob("*.deb"))
-
-
-def unpack(packages: Sequence[Path], folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for package in packages:
-        run("dpkg", "-x", package, folder)
-
-
-def only_the_package(folder: str, names: list[str]) -> list[str]:
-    """For copytree: leave out what is not installed (and may be large)."""
-    if Path(folder) != REPOSITORY:
-        return [name for name in names if name == "__pycache__"]
-    return [name for name in names if name.startswith(".") or name in ("tests", "data", "runs", "build")]
 
 
 if __name__ == "__main__":

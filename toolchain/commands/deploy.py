@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.commands.deploy_output import installed_table, remote_output, said
 from slimdeploy.toolchain.commands.options import threads_option
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.formatting import printable
 from slimdeploy.toolchain.paths import InputPath
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from slimdeploy.toolchain.deploy.remote import HostResult
     from slimdeploy.toolchain.deploy.running import ServerState
 
 
 INSTALLING = {"allowed_signers", "precision", "backend", "batch"}
-REACHING = {"ssh_config", "remote_command"}
+REACHING = {"ssh_config", "remote_command", "bootstrap"}
 """Options that have a meaning only where a bundle is installed, and only over SSH."""
 
 
@@ -66,13 +64,14 @@ REACHING = {"ssh_config", "remote_command"}
 @click.option(
     "--ssh-config", type=InputPath(), metavar="FILE", help="SSH configuration to use. [default: your own]"
 )
+@click.option("--remote-command", metavar="COMMAND",
+              help="What runs slimdeploy there, such as a path into a virtual environment. "
+              "[default: the environment of --bootstrap, else slimdeploy]")  # fmt: skip
 @click.option(
-    "--remote-command",
-    default="slimdeploy",
-    show_default=True,
-    metavar="COMMAND",
-    help="What runs slimdeploy there, such as a path into a virtual environment.",
+    "--bootstrap", is_flag=True, help="First install this slimdeploy there, in an environment of its own."
 )
+@click.option("--wheels", type=InputPath(), metavar="DIR",
+              help="With --bootstrap: install from the wheels in DIR alone, without internet.")  # fmt: skip
 def deploy(
     bundle: Path | None,
     rollback: bool,
@@ -86,16 +85,23 @@ def deploy(
     hosts: tuple[str, ...],
     hosts_file: Path | None,
     ssh_config: Path | None,
-    remote_command: str,
+    remote_command: str | None,
+    bootstrap: bool,
+    wheels: Path | None,
 ) -> Output:
     """Install BUNDLE: verify, build, check against the golden outputs, measure, switch over.
 
     Wherever it fails or is killed, the version before stays the current one. With --host or --hosts it is
-    copied and installed there, and the other options apply there.
+    copied and installed there, and the other options apply there. With --bootstrap the environment for it is
+    made there first, and BUNDLE may be left out.
     """
-    if rollback == (bundle is not None):
-        raise SlimdeployError("name a bundle, or pass --rollback")
     given = _given()
+    if rollback + (bundle is not None) != 1 and (rollback or not bootstrap):
+        raise SlimdeployError("name a bundle, or pass --rollback or --bootstrap")
+    if bootstrap:
+        _refuse(given & {"rollback", "remote_command"}, "doesn't go with --bootstrap")
+    else:
+        _refuse(given & {"wheels"}, "goes with --bootstrap")
     if rollback:
         _refuse(given & INSTALLING, "goes with a bundle: --rollback takes the version before as it is")
     if not (hosts or hosts_file):
@@ -114,9 +120,11 @@ def deploy(
             "seconds": seconds,
         }
         forwarded = tuple(f"--{name}={value}" for name, value in values.items() if name in given)
-        reach = remote.RemoteOptions(forwarded, ssh_config, remote_command)
+        reach = remote.RemoteOptions(
+            forwarded, ssh_config, remote_command or remote.COMMAND, bootstrap=bootstrap, wheels=wheels
+        )
         everywhere = [*hosts, *(remote.read_hosts(hosts_file) if hosts_file else [])]
-        return _remote_output(remote.deploy_to_hosts(bundle, everywhere, reach, progress=_say))
+        return remote_output(remote.deploy_to_hosts(bundle, everywhere, reach, tell=_tell))
     from slimdeploy.toolchain.deploy import device
     from slimdeploy.toolchain.deploy.engine import EngineOptions
     from slimdeploy.toolchain.deploy.running import to_json, wait_for_servers
@@ -129,12 +137,12 @@ def deploy(
         version, golden = device.rollback(store, options)
         servers = wait_for_servers(store.root, version)
         document = {"version": version, "golden": vars(golden), "servers": to_json(servers)}
-        text = [f"back to {version}: golden outputs differ by {golden.max_error:.2g}", *map(_said, servers)]
+        text = [f"back to {version}: golden outputs differ by {golden.max_error:.2g}", *map(said, servers)]
         return Output(document, "\n".join(text), _behind(servers, version))
     made = device.deploy(bundle, store, options)
     servers = wait_for_servers(store.root, made.version)
     document = {**made.to_json(), "servers": to_json(servers)}
-    return Output(document, _table(document, store.root, servers), _behind(servers, made.version))
+    return Output(document, installed_table(document, store.root, servers), _behind(servers, made.version))
 
 
 def _given() -> set[str]:
@@ -150,62 +158,11 @@ def _refuse(names: set[str], reason: str) -> None:
         raise SlimdeployError(f"--{name.replace('_', '-')} {reason}")
 
 
-def _said(server: ServerState) -> str:
-    return f"{server.url} serves {server.version}" + (f": {server.error}" if server.error else " now")
-
-
 def _behind(servers: list[ServerState], version: str) -> str | None:
     """What to say where the version is installed, and a running server doesn't serve it."""
     behind = [server for server in servers if server.error]
-    return "; ".join(f"{version} is installed, but {_said(server)}" for server in behind) or None
+    return "; ".join(f"{version} is installed, but {said(server)}" for server in behind) or None
 
 
-def _say(result: HostResult) -> None:
-    click.echo(printable(f"{result.host}: {result.error or 'done'}"), err=True)
-
-
-def _remote_output(results: list[HostResult]) -> Output:
-    from rich.console import Group
-    from rich.markup import escape
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("host", "version", "runs", "one image", "golden", "seconds")
-    for result in results:
-        made = result.deployment
-        if made is None:
-            table.add_row(escape(result.host), "[red]failed[/]", "", "", "", f"{result.seconds:.1f}")
-            continue
-        latency = f"{made['latency_ms']['p50']:.3g} ms" if "latency_ms" in made else ""
-        runs = f"{made['variant']} on {made['backend']}" if "variant" in made else ""
-        golden = f"{made['golden']['max_error']:.2g}"
-        texts = [escape(printable(text)) for text in (result.host, made["version"], runs)]
-        table.add_row(*texts, latency, golden, f"{result.seconds:.1f}")
-    errors = [Text(f"{result.host}: {result.error}") for result in results if result.error]
-    failed = f"{len(errors)} of {len(results)} hosts failed" if errors else None
-    return Output({"hosts": [result.to_json() for result in results]}, Group(table, *errors), failed)
-
-
-def _table(made: dict[str, Any], root: Path, servers: list[ServerState]) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    golden, accuracy, latency = made["golden"], made["accuracy"], made["latency_ms"]
-    table = Table("deployed", made["version"], title=f"{root}")
-    table.add_row("model", f"{made['variant']} on {made['backend']}")
-    table.add_row("golden outputs", f"differ by {golden['max_error']:.2g}; {golden['tolerance']:g} allowed; "
-                  f"top-1 {golden['top1_agreement']:.0%} of {golden['images']}")  # fmt: skip
-    if accuracy["images"]:
-        table.add_row("accuracy", f"{accuracy['device']:.2%} here, {accuracy['host']:.2%} on the host, "
-                      f"{accuracy['images']} images")  # fmt: skip
-    table.add_row("one image", f"{latency['p50']:.3g} ms (p50), {latency['p99']:.3g} ms (p99)")
-    table.add_row("CPU", escape(made["cpu"]))
-    if len(timed := made["candidates_ms"]) > 1:
-        table.add_row("fastest of", ", ".join(f"{name} {ms:.3g} ms" for name, ms in timed.items()))
-    if made["signer"]:
-        table.add_row("signed by", made["signer"])
-    for server in servers:
-        table.add_row("server", escape(_said(server)))
-    for note in made["notes"]:
-        table.add_row("note", escape(note))
-    return table
+def _tell(line: str) -> None:
+    click.echo(printable(line), err=True)

@@ -23,6 +23,8 @@ HOST_EXTRAS = {
     "optuna": "sweep needs it",
     "resvg_py": "report --format md needs it",
 }
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+"""What pip calls a library that is imported by another name."""
 SYSTEM_TENSORRT = "sudo apt install python3-libnvinfer"
 """JetPack's TensorRT for the system's Python."""
 
@@ -38,12 +40,13 @@ def libraries(machine: Machine) -> Iterator[Finding]:
 
 
 def _library(machine: Machine, name: str, where_missing: str, said: str) -> Finding:
-    found, command = machine.library(name), INSTALL_COMMANDS[name]
+    found = machine.library(name)
     if found.version:
         return Finding(name, OK, found.version)
     if found.error:
-        return Finding(name, MISSING, f"can't be imported: {found.error}", f"{command} --force-reinstall")
-    return Finding(name, where_missing, said, command)
+        mend = f"pip install --force-reinstall {DISTRIBUTIONS.get(name, name)}"
+        return Finding(name, MISSING, f"can't be imported: {found.error}", mend)
+    return Finding(name, where_missing, said, INSTALL_COMMANDS[name])
 
 
 def runtimes(machine: Machine) -> Iterator[Finding]:

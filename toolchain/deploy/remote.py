@@ -1,21 +1,11 @@
-"""Deploys to other machines over SSH. On the device nothing but a shell and slimdeploy is needed.
-
-The bundle is copied to a file of this machine and user alone, named after its hash: what a cut connection
-left there is a beginning of the same bytes, and the next attempt goes on behind it. It is removed once it was
-installed or refused, and by the next deploy from here where that one was killed.
-"""
+"""Deploys to other machines over SSH, to all at once; with `--bootstrap` their environments as well."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
-import re
 import shlex
 import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,17 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.deploy.bootstrap import COMMAND, Payload, bootstrap, packed
 from slimdeploy.toolchain.deploy.bundle import read_bundle
-from slimdeploy.toolchain.deploy.ssh import LostError, Shell
+from slimdeploy.toolchain.deploy.ssh import CommandNotFound, LostError
+from slimdeploy.toolchain.deploy.transfer import Connection
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.formatting import printable
-from slimdeploy.toolchain.locks import exclusive
-
-INCOMING = '"$HOME/.cache/slimdeploy/incoming"'
-STALE = "-type f -mtime +0 -exec rm -f {} +"
-"""For find: copies that weren't touched for a day, whoever began them."""
-DISK_MARGIN = 64 << 20
-"""Bytes that stay free on the device's disk after the copy."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +28,12 @@ class RemoteOptions:
 
     arguments: tuple[str, ...] = ()
     ssh_config: Path | None = None
-    command: str = "slimdeploy"
+    command: str = COMMAND
     """The shell command that is slimdeploy there, such as a path into a virtual environment."""
+    bootstrap: bool = False
+    """Make the environment there first."""
+    wheels: Path | None = None
+    """With `bootstrap`: a folder with all wheels that the devices need, for those without a package index."""
     attempts: int = 3
     """Connections in a row that may break without a byte copied."""
     retry_s: float = 1.0
@@ -53,10 +42,13 @@ class RemoteOptions:
 
 @dataclass(frozen=True)
 class HostResult:
-    """How one device did. `deployment` is what `slimdeploy deploy --json` printed there."""
+    """How one device did. `environment` is what `bootstrap` returns, `deployment` what `slimdeploy deploy
+    --json` printed there.
+    """
 
     host: str
     seconds: float
+    environment: dict[str, Any] | None = None
     deployment: dict[str, Any] | None = None
     error: str | None = None
     connections: int = 0
@@ -80,9 +72,10 @@ def deploy_to_hosts(
     hosts: Sequence[str],
     options: RemoteOptions,
     *,
-    progress: Callable[[HostResult], None] = lambda result: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> list[HostResult]:
-    """Deploy `bundle` to all hosts at once, or with None roll them back; results in the order of `hosts`.
+    """Deploy `bundle` to all hosts at once; results in the order of `hosts`. With None roll them back, or
+    with `options.bootstrap` make their environments alone. `tell` is given a line for each host that is done.
 
     Raises SlimdeployError where the bundle is no bundle or a host is no host, before any is touched.
     """
@@ -94,94 +87,57 @@ def deploy_to_hosts(
     if bundle is not None:
         read_bundle(bundle)
     digest = None if bundle is None else artifacts.sha256_file(bundle)
+    with packed(options.wheels) if options.bootstrap else contextlib.nullcontext() as payload:
 
-    def one(host: str) -> HostResult:
-        result = _Remote(host, options).deploy(bundle, digest)
-        progress(result)
-        return result
+        def one(host: str) -> HostResult:
+            connection = Connection(host, options.ssh_config, options.attempts, options.retry_s)
+            remote = _Remote(options, connection, lambda line: tell(f"{host}: {line}"))
+            result = remote.deploy(bundle, digest, payload)
+            remote.tell(result.error or "done")
+            return result
 
-    with ThreadPoolExecutor(options.parallel) as pool:
-        return list(pool.map(one, dict.fromkeys(hosts)))
+        with ThreadPoolExecutor(options.parallel) as pool:
+            return list(pool.map(one, dict.fromkeys(hosts)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Remote:
-    """One device and its connections, one for each command."""
+    """One device and what is to be done there."""
 
-    host: str
     options: RemoteOptions
-    connections: int = 0
+    connection: Connection
+    tell: Callable[[str], None]
 
-    def deploy(self, bundle: Path | None, digest: str | None) -> HostResult:
+    def deploy(self, bundle: Path | None, digest: str | None, payload: Payload | None) -> HostResult:
         started = time.monotonic()
+        environment = deployment = error = None
         try:
-            found, error = self._deploy(bundle, digest), None
+            if payload:
+                environment = bootstrap(self.connection, payload, self.tell)
+            if bundle or not payload:
+                deployment = self._deploy(bundle, digest)
         except (SlimdeployError, LostError) as failure:
-            found, error = None, str(failure)
+            error = str(failure)
         except Exception as failure:  # whatever one host brings about, the results of the others are kept
-            found, error = None, printable(f"internal error, {type(failure).__name__}: {failure}")
-        return HostResult(self.host, round(time.monotonic() - started, 3), found, error, self.connections)
+            error = printable(f"internal error, {type(failure).__name__}: {failure}")
+        seconds, connection = round(time.monotonic() - started, 3), self.connection
+        return HostResult(connection.host, seconds, environment, deployment, error, connection.copies)
 
     def _deploy(self, bundle: Path | None, digest: str | None) -> dict[str, Any]:
         arguments = shlex.join(self.options.arguments)
         if bundle is None:
             return self._slimdeploy(f"--rollback {arguments}")
-        sender = _sender(self.host)
-        place = f"{INCOMING}/{sender}-{digest}"
-        with exclusive(_locks() / sender, f"host {self.host}"):
-            try:
-                self._copy(bundle, place, sender)
-                if self._run(f"sha256sum < {place}").split()[:1] != [digest]:
-                    raise SlimdeployError("the copy was damaged and is removed: deploy again")
-                found = self._slimdeploy(f"{place} {arguments}")
-            except SlimdeployError:
-                self._remove(place)
-                raise
-            self._remove(place)
-            return found
-
-    def _copy(self, bundle: Path, place: str, sender: str) -> None:
-        """Append what is missing of the bundle, again and again as long as something arrives."""
-        total, before, failures = bundle.stat().st_size, -1, 0
-        while True:
-            try:
-                there, free = self._there(place, sender)
-                if there > total:
-                    self._run(f"rm -f {place}")
-                    there = 0
-                failures = 0 if there > before else failures
-                before = there
-                _check_space(total - there, free)
-                if there < total:
-                    self.connections += 1
-                    with open(bundle, "rb") as file:
-                        file.seek(there)
-                        self._run(f"cat >> {place}", stdin=file)
-                return
-            except LostError:
-                failures += 1
-                if failures >= self.options.attempts:
-                    raise
-                time.sleep(self.options.retry_s * failures)
-
-    def _there(self, place: str, sender: str) -> tuple[int, int]:
-        """Bytes of the bundle that are there, and bytes free on that disk. Removes what earlier deploys left:
-        other copies of this sender, and old ones of anybody.
-        """
-        others = f'for f in {INCOMING}/{sender}-*; do [ "$f" = {place} ] || rm -f "$f"; done'
-        made = f"mkdir -p {INCOMING} && touch {place} && {others}; find {INCOMING} {STALE}"
-        output = self._run(f"{made}; wc -c < {place} && df -Pk {INCOMING}")
-        found = re.fullmatch(r"\s*(\d+)\n.*\s(\d+)\s+\d+%[^\n]*\n", output, re.DOTALL)
-        if not found:
-            raise SlimdeployError(f"wc and df there answered {output[:80]!r}")
-        return int(found[1]), int(found[2]) << 10
-
-    def _remove(self, place: str) -> None:
-        with contextlib.suppress(LostError, SlimdeployError):  # the next deploy from here removes it
-            self._run(f"rm -f {place}")
+        with self.connection.sent(bundle, digest) as place:
+            return self._slimdeploy(f"{place} {arguments}")
 
     def _slimdeploy(self, arguments: str) -> dict[str, Any]:
-        output = self._run(f"{self.options.command} deploy {arguments} --json")
+        try:
+            output = self.connection.run(f"{self.options.command} deploy {arguments} --json")
+        except CommandNotFound as error:
+            raise SlimdeployError(
+                f"{error}; install slimdeploy there with slimdeploy deploy --bootstrap --host "
+                f"{shlex.quote(self.connection.host)}, or say where it is with --remote-command"
+            ) from error
         try:
             document = json.loads(output)
         except ValueError:
@@ -189,31 +145,6 @@ class _Remote:
         if not _is_deployment(document):
             raise SlimdeployError(f"slimdeploy there answered {output[:80]!r} instead of JSON")
         return document
-
-    def _run(self, script: str, stdin: Any = subprocess.DEVNULL) -> str:
-        return Shell(self.host, self.options.ssh_config).run(script, stdin)
-
-
-def _sender(host: str) -> str:
-    """Names what this user sends from this machine to `host`: two names may be one device, and two machines
-    may send to one device at once.
-    """
-    facts = (host, socket.gethostname(), os.getuid())
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-
-def _locks() -> Path:
-    """The folder of the locks that keep two deploys from here to one host apart."""
-    return Path(os.environ.get("SLIMDEPLOY_CACHE") or Path.home() / ".cache/slimdeploy") / "deploys"
-
-
-def _check_space(missing: int, free: int) -> None:
-    needed = missing + DISK_MARGIN
-    if missing and free < needed:
-        raise SlimdeployError(
-            f"not enough disk space for the copy: {needed >> 20} MiB needed, {free >> 20} MiB free in "
-            "~/.cache/slimdeploy there"
-        )
 
 
 def _is_deployment(document: Any) -> bool:

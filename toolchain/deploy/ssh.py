@@ -23,6 +23,10 @@ _BEGIN = "slimdeploy: output begins"
 """Printed before a script's own output: a shell's start files may print as well."""
 
 
+class CommandNotFound(SlimdeployError):
+    """The shell there doesn't find a command."""
+
+
 class LostError(Exception):
     """The connection couldn't be made, or broke; trying again may help."""
 
@@ -38,7 +42,8 @@ class Shell:
     def run(self, script: str, stdin: Any = subprocess.DEVNULL) -> str:
         """Run a script there and return its output.
 
-        Raises LostError, and SlimdeployError with the last line of its errors where the script failed.
+        Raises LostError, CommandNotFound, and SlimdeployError with the last line of its errors (of those that
+        begin with ERROR:, where there are any) where the script failed.
         """
         settings = [word for setting in KEEPALIVE for word in ("-o", setting)]
         remote = shlex.join(["sh", "-c", f"echo {shlex.quote(_BEGIN)}; {script}"])
@@ -54,12 +59,10 @@ class Shell:
 
     def _failure(self, code: int, errors: str) -> Exception:
         lines = errors.strip().splitlines()
+        lines = [line for line in lines if line.startswith("ERROR: ")] or lines  # pip's; hints follow
         said = printable(lines[-1].strip()) if lines else f"exit code {code}"
         if code == NOT_FOUND:
-            return SlimdeployError(
-                f"{said}; say where it is with --remote-command, or install it there: "
-                "pip install 'slimdeploy[device,cpu]'"
-            )
+            return CommandNotFound(said)
         if code != CONNECTION_LOST:
             return SlimdeployError(said.removeprefix("slimdeploy: "))
         by_hand = shlex.join(["ssh", *self._config, self.host])

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from slimdeploy.tests.toolchain.deploy.over_ssh import device, device_python, device_wheels, sshd  # noqa: F401
 from slimdeploy.toolchain.deploy.bundle import write_bundle
 from slimdeploy.toolchain.deploy.samples import Images
 from slimdeploy.toolchain.deploy.store import Store

@@ -14,6 +14,7 @@ import pytest
 from slimdeploy.toolchain.deploy import machine as machines
 from slimdeploy.toolchain.deploy.doctor import examine, report, works
 from slimdeploy.toolchain.deploy.doctor_runtimes import HOST_EXTRAS, HOST_LIBRARIES, NEEDED_BY
+from slimdeploy.toolchain.deploy.environment import Needs, needs
 from slimdeploy.toolchain.deploy.findings import MISSING, NOTE, OK, WARNING, Finding
 from slimdeploy.toolchain.deploy.machine import Library, Machine, this_machine
 from slimdeploy.toolchain.deploy.sysfs import read_facts
@@ -75,6 +76,20 @@ def found(name: str, findings: list[Finding]) -> Finding:
     return finding
 
 
+@pytest.mark.parametrize(
+    ("values", "extras", "system_packages"),
+    [
+        ({}, ("device", "cpu", "cuda"), True),
+        ({"nvcc": None}, ("device", "cpu"), True),
+        ({"facts": PC}, ("device", "gpu"), False),
+        ({"facts": PC, "cuda": None, "nvcc": None}, ("device", "cpu"), False),
+    ],
+)
+def test_what_an_environment_needs(values, extras, system_packages):
+    """JetPack's TensorRT on a Jetson, pip's on a workstation with a driver, else onnxruntime."""
+    assert needs(machine(**values)) == Needs(extras, system_packages)
+
+
 def test_a_cpu_without_vnni_is_named():
     finding = found("CPU", examine(machine(cpu=Cpu("Some CPU", "AVX2 without VNNI", overflows=True))))
     assert (finding.status, finding.mend) == (NOTE, None)
@@ -118,7 +133,7 @@ CASES = {
     ),
     "broken torchvision": (
         machine(role="host", libraries={"torchvision": Library(error="RuntimeError: nms")}),
-        "torchvision", MISSING, "pip install 'slimdeploy[host]' --force-reinstall",
+        "torchvision", MISSING, "pip install --force-reinstall torchvision",
     ),
     "no uvicorn": (machine(without=("uvicorn",)), "uvicorn", WARNING, "pip install 'slimdeploy[device]'"),
     "no TensorRT on a Jetson": (

@@ -5,15 +5,11 @@ torch.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import getpass
 import hashlib
 import json
 import os
 import re
 import shlex
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,136 +17,14 @@ from pathlib import Path
 
 import pytest
 
-import slimdeploy
-from slimdeploy.toolchain.deploy import remote
+from slimdeploy.toolchain.deploy import remote, transfer
 from slimdeploy.toolchain.deploy.remote import RemoteOptions, deploy_to_hosts, read_hosts
-from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.locks import exclusive
 
 CLI = [sys.executable, "-m", "slimdeploy.toolchain", "deploy"]
-REPOSITORY = Path(slimdeploy.__file__).resolve().parent
 
 pytestmark = pytest.mark.xdist_group("sshd")  # one worker makes the second environment
-PROXY = """
-import os, socket, sys, threading
-port, counter, limit, cuts = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-link = socket.create_connection(("127.0.0.1", port))
-def back():
-    while data := link.recv(65536):
-        os.write(1, data)
-    os._exit(0)
-threading.Thread(target=back, daemon=True).start()
-sent = 0
-while data := os.read(0, 4096):
-    link.sendall(data)
-    sent += len(data)
-    if sent > limit:
-        done = os.path.getsize(counter) if os.path.exists(counter) else 0
-        if done < cuts:
-            open(counter, "a").write("x")
-            os._exit(1)
-link.shutdown(socket.SHUT_WR)
-threading.Event().wait(20)
-"""
-
-
-def only_the_package(folder: str, names: list[str]) -> list[str]:
-    """For copytree: leave out what is not installed (and may be large)."""
-    if Path(folder) != REPOSITORY:
-        return [name for name in names if name == "__pycache__"]
-    return [name for name in names if name.startswith(".") or name in ("tests", "data", "runs", "build")]
-
-
-def make_environment(place: Path, source: Path) -> None:
-    """A virtual environment with slimdeploy installed as a device installs it."""
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(REPOSITORY, source, ignore=only_the_package)
-    subprocess.run([sys.executable, "-m", "venv", place], check=True)
-    pip = [place / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    done = subprocess.run([*pip, f"{source}[device,cpu]"], capture_output=True, text=True, check=False)
-    if "No matching distribution" in done.stderr or "Could not find a version" in done.stderr:
-        pytest.skip(f"no package index in reach: {done.stderr.strip().splitlines()[-1]}")
-    assert done.returncode == 0, done.stderr
-    (place / "complete").touch()
-
-
-@pytest.fixture(scope="session")
-def device_python(request, tmp_path_factory) -> Path:
-    """The Python of a second environment, with what the extras `device` and `cpu` bring and nothing else.
-
-    Kept in pytest's cache: it is made anew when setup.cfg changes.
-    """
-    key = hashlib.sha256((REPOSITORY / "setup.cfg").read_bytes() + sys.version.encode()).hexdigest()[:12]
-    place = Path(request.config.cache.mkdir("device-environment")) / key
-    with open(f"{place}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # against another test process
-        if not (place / "complete").exists():
-            make_environment(place, tmp_path_factory.mktemp("source") / "slimdeploy")
-    return place / "bin/python"
-
-
-@pytest.fixture(scope="session")
-def sshd(tmp_path_factory):
-    """Folder with an SSH client configuration for the host `device`, an sshd of its own behind it."""
-    program = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-    if program is None or not shutil.which("ssh"):
-        pytest.skip("no sshd or ssh here (apt install openssh-server openssh-client)")
-    folder = tmp_path_factory.mktemp("ssh")
-    (folder / "home").mkdir()
-    if os.getuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # sshd's own, where root runs it
-    for name in ("host", "user"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / "sshd_config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\n"
-        f"PidFile none\nStrictModes no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
-        f"SetEnv HOME={folder}/home\n"
-    )
-    public = (folder / "host.pub").read_text()
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {public}device {public}")
-    (folder / "proxy.py").write_text(PROXY)
-    common = (
-        f"HostName 127.0.0.1\nPort {port}\nUser {getpass.getuser()}\nIdentityFile {folder}/user\n"
-        f"IdentitiesOnly yes\nUserKnownHostsFile {folder}/known_hosts\nStrictHostKeyChecking yes\n"
-    )
-    proxy = f"ProxyCommand {sys.executable} {folder}/proxy.py {port} {folder}/cuts"
-    stranger = common.replace(f"{folder}/user\n", f"{folder}/host\n")
-    (folder / "config").write_text(
-        f"Host device nickname\n{common}\nHost flaky\n{common}{proxy} 60000 2\n"
-        f"\nHost dead\n{common}{proxy} 3000 999\n"
-        f"\nHost stranger\n{stranger}\nHost closed\n{common.replace(f'Port {port}', 'Port 1')}"
-    )
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen([program, "-D", "-e", "-f", folder / "sshd_config"], stderr=log)
-    for _ in range(200):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.05)
-    else:
-        pytest.fail(f"sshd doesn't start: {(folder / 'log').read_text()}")
-    yield folder
-    process.terminate()
-    process.wait()
-
-
-@pytest.fixture
-def device(sshd, device_python, tmp_path):
-    """Options to reach the device, and its store."""
-    parent = tmp_path / "code"
-    parent.mkdir()
-    (parent / "slimdeploy").symlink_to(REPOSITORY)
-    command = f"env PYTHONPATH={parent} {device_python} -m slimdeploy.toolchain"
-    root = tmp_path / "device store"  # with a blank: it has to be quoted on its way
-    shutil.rmtree(sshd / "home", ignore_errors=True)
-    (sshd / "home").mkdir()
-    (sshd / "cuts").unlink(missing_ok=True)
-    options = RemoteOptions((f"--root={root}", "--seconds=0.05"), sshd / "config", command, retry_s=0.01)
-    return options, Store(root)
 
 
 def incoming(sshd: Path) -> list[Path]:
@@ -210,7 +84,7 @@ def test_connection_that_never_holds(bundle, device, sshd):
 def test_copy_is_taken_up_where_an_earlier_run_left_it(bundle, device, sshd):
     options, _ = device
     digest = hashlib.sha256(bundle.read_bytes()).hexdigest()
-    place = sshd / "home/.cache/slimdeploy/incoming" / f"{remote._sender('device')}-{digest}"
+    place = sshd / "home/.cache/slimdeploy/incoming" / f"{transfer.sender_of('device')}-{digest}"
     place.parent.mkdir(parents=True)
     place.write_bytes(bundle.read_bytes())
     assert deploy_to_hosts(bundle, ["device"], options)[0].connections == 0
@@ -228,7 +102,9 @@ def test_what_a_killed_deploy_left_is_removed_by_the_next(bundle, device, sshd):
     options, _ = device
     folder = sshd / "home/.cache/slimdeploy/incoming"
     folder.mkdir(parents=True)
-    own, old, others = (folder / name for name in (f"{remote._sender('device')}-0000", "ab-1111", "cd-2222"))
+    own, old, others = (
+        folder / name for name in (f"{transfer.sender_of('device')}-0000", "ab-1111", "cd-2222")
+    )
     for path in (own, old, others):
         path.write_bytes(b"x")
     os.utime(old, (time.time() - 2 * 86400,) * 2)
@@ -239,14 +115,14 @@ def test_what_a_killed_deploy_left_is_removed_by_the_next(bundle, device, sshd):
 def test_two_deploys_from_here_to_one_host_at_once(bundle, device):
     """The second one ends with one line; both appended to one file for ever before."""
     options, _ = device
-    with exclusive(remote._locks() / remote._sender("device"), "it"):
+    with exclusive(transfer.locks() / transfer.sender_of("device"), "it"):
         (result,) = deploy_to_hosts(bundle, ["device"], options)
     assert result.error == f"host device is in use by process {os.getpid()}: wait for it to end"
 
 
 def test_a_disk_without_room_for_the_copy(bundle, device, sshd, monkeypatch):
     options, store = device
-    monkeypatch.setattr(remote, "DISK_MARGIN", 1 << 50)
+    monkeypatch.setattr(transfer, "DISK_MARGIN", 1 << 50)
     (result,) = deploy_to_hosts(bundle, ["device"], options)
     assert re.fullmatch(
         r"not enough disk space for the copy: \d+ MiB needed, \d+ MiB free in .* there", result.error
@@ -321,8 +197,10 @@ def test_slimdeploy_that_is_not_there(bundle, device):
     (result,) = deploy_to_hosts(
         bundle, ["device"], dataclasses.replace(options, command="slimdeploy-not-here")
     )
-    assert "say where it is with --remote-command" in result.error
-    assert result.error.endswith("install it there: pip install 'slimdeploy[device,cpu]'")
+    assert result.error.endswith(
+        "install slimdeploy there with slimdeploy deploy --bootstrap --host device, or say where it is with "
+        "--remote-command"
+    )
     (result,) = deploy_to_hosts(bundle, ["device"], dataclasses.replace(options, command="echo"))
     assert "instead of JSON" in result.error
 
