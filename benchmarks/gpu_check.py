@@ -15,7 +15,7 @@ import functools
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from slimdeploy.toolchain.runtime.device import open_device
 
 RESULTS = Path(__file__).parent / "results"
 BATCHES = (1, 8, 64, 256)
+PARTS = ("tests", "kernels", *gpu_models.BACKENDS_MEASURED)
 PATH = click.Path(path_type=Path)
 
 
@@ -74,11 +75,12 @@ class Findings:
 @click.option("--data", default="digits", show_default=True, help="What they were trained on.")
 @click.option("--data-dir", type=click.Path(path_type=Path), default=Path("data"), show_default=True)
 @click.option("--seconds", type=float, default=2.0, show_default=True, help="Timed running of each model.")
-@click.option("--skip-tests", is_flag=True, help="Only measure.")
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True,
+              help="Only this; may be repeated. [default: all]")  # fmt: skip
 @click.option("-o", "--output", type=PATH, help="[default: a file in benchmarks/results/]")
 def main(
-    original: Path | None, pruned: Path | None, data: str, data_dir: Path, seconds: float, skip_tests: bool,
-    output: Path | None,
+    original: Path | None, pruned: Path | None, data: str, data_dir: Path, seconds: float,
+    parts: tuple[str, ...], output: Path | None,
 ) -> None:  # fmt: skip
     """Check and measure everything that needs an NVIDIA GPU."""
     try:
@@ -89,11 +91,16 @@ def main(
     found = Findings()
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slimdeploy-gpu-check-")))
-        if not skip_tests:
+        wanted = parts or PARTS
+        if "tests" in wanted:
             found.attempt("GPU tests and kernels against their references", lambda: run_tests(found))
-        found.attempt("bandwidth of the kernels", lambda: measure_kernels(found))
+        if "kernels" in wanted:
+            found.attempt("bandwidth of the kernels", lambda: measure_kernels(found))
         pair = gpu_models.Pair(original, pruned, data, data_dir)
-        found.attempt("original and pruned network", lambda: benchmark(found, pair, work, seconds))
+        if backends := set(wanted) & set(gpu_models.BACKENDS_MEASURED):
+            found.attempt(
+                "original and pruned network", lambda: benchmark(found, pair, work, seconds, backends)
+            )
     document = report(found)
     path = output or RESULTS / f"{_slug(name)}-{datetime.date.today():%Y-%m-%d}.json"
     results.write(path, document)
@@ -149,14 +156,17 @@ def measure_kernels(found: Findings) -> None:
         device.close()
 
 
-def benchmark(found: Findings, pair: gpu_models.Pair, work: Path, seconds: float) -> None:
-    """Original and pruned, side by side, on every backend and in every precision that can be had."""
+def benchmark(
+    found: Findings, pair: gpu_models.Pair, work: Path, seconds: float, backends: Collection[str]
+) -> None:
+    """Original and pruned, side by side, on these backends and in every precision that can be had."""
     models = gpu_models.prepare(pair, work)
     options = BenchOptions(BATCHES, TimingOptions(seconds=seconds))
     around = find_surroundings(None, log)
-    for contest in gpu_models.contests(models):
+    for contest in gpu_models.contests(models, backends):
         found.attempt(contest.name, functools.partial(_measure, found, contest, options, around))
-    found.attempt("layer times of the engine", lambda: _time_layers(found, models))
+    if "tensorrt" in backends:
+        found.attempt("layer times of the engine", lambda: _time_layers(found, models))
 
 
 def _measure(found: Findings, contest: Contestant, options: BenchOptions, around: Any) -> None:

@@ -9,6 +9,7 @@ import functools
 import importlib
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,9 @@ DEVICE = "cuda"
 ENGINE_BATCHES = "1,64,256"
 # Backend -> the precisions that it is measured in.
 BACKENDS_MEASURED = {
-    "torch": ("fp32", "fp16"),
-    "torch-compiled": ("fp32", "fp16"),
-    "torch-graph": ("fp32", "fp16"),
+    "torch": ("fp32", "fp16", "bf16"),
+    "torch-compiled": ("fp32", "fp16", "bf16"),
+    "torch-graph": ("fp32", "fp16", "bf16"),
     "onnxruntime": ("fp32", "fp16", "int8"),
     "tensorrt": ("fp32", "fp16", "int8"),
     "tensorrt-no-graph": ("fp16",),
@@ -107,12 +108,13 @@ class Contestant:
         return self.models.engine(role, self.precision)
 
 
-def contests(models: Models) -> list[Contestant]:
-    """Every backend in every precision that it is measured in."""
+def contests(models: Models, backends: Collection[str]) -> list[Contestant]:
+    """Each of these backends in every precision that it is measured in."""
     return [
         Contestant(backend, precision, models)
         for backend, precisions in BACKENDS_MEASURED.items()
         for precision in precisions
+        if backend in backends
     ]
 
 

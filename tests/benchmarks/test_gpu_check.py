@@ -96,10 +96,12 @@ def test_tests_are_run_in_a_process_of_their_own(tmp_path: Path) -> None:
 
 def test_every_backend_is_measured_in_its_precisions(tmp_path: Path) -> None:
     models = Models({}, Pair(None, None, "digits", tmp_path), tmp_path)
-    names = [contest.name for contest in gpu_models.contests(models)]
+    names = [contest.name for contest in gpu_models.contests(models, gpu_models.BACKENDS_MEASURED)]
     assert {"torch fp32", "torch-compiled fp16", "torch-graph fp16", "onnxruntime int8"} < set(names)
     assert {"tensorrt fp32", "tensorrt fp16", "tensorrt int8", "tensorrt-no-graph fp16"} < set(names)
     assert "torch int8" not in names
+    some = gpu_models.contests(models, {"torch-graph"})
+    assert [contest.name for contest in some] == ["torch-graph fp32", "torch-graph fp16", "torch-graph bf16"]
 
 
 def test_backends_that_this_machine_lacks_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,10 +168,9 @@ def test_check_writes_one_result_that_its_schema_describes(
         gpu_models, "check_equipped", lambda name: None if name == "torch" else equipped(name)
     )
     output = tmp_path / "result.json"
+    parts = [word for part in ("kernels", "torch", "tensorrt") for word in ("--part", part)]
     checkpoints = ["--original", str(small_checkpoint), "--pruned", str(small_checkpoint)]
-    result = CliRunner().invoke(
-        gpu_check.main, [*checkpoints, "--skip-tests", "--seconds", "0.1", "-o", str(output)]
-    )
+    result = CliRunner().invoke(gpu_check.main, [*checkpoints, *parts, "--seconds", "0.1", "-o", str(output)])
     assert result.exit_code == 0, result.output
     found = json.loads(output.read_text())
     jsonschema.validate(found, results.schema("gpu-check"))

@@ -19,7 +19,7 @@ class Session(Protocol):
     backend: str
     """What computes it, such as `onnxruntime-cpu`."""
     precision: str
-    """`fp32`, `fp16`, `int8` or `mixed`."""
+    """`fp32`, `fp16`, `int8` or `mixed`; torch also has `bf16`."""
     info: ModelInfo | None
     """What the file says of itself; None for a model that slimdeploy didn't write."""
     input_shape: tuple[int, int, int]
@@ -49,7 +49,7 @@ class SessionOptions:
     other work they take its time.
     """
     precision: str | None = None
-    """What torch computes in, `fp32` or `fp16`; ONNX files and engines carry their own."""
+    """What torch computes in, `fp32`, `fp16` or `bf16`; ONNX files and engines carry their own."""
     compiled: bool = False
     """torch.compile."""
     channels_last: bool = False

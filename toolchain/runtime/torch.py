@@ -16,7 +16,7 @@ from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.session import SessionOptions
 from slimdeploy.toolchain.runtime.torch_device import torch_device
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WARM_UP_RUNS = 3
 """Runs before a CUDA graph is captured: cuDNN chooses its algorithms and allocates then."""
 
@@ -123,7 +123,7 @@ def open_session(path: Path, options: SessionOptions) -> TorchSession:
     """
     device = torch_device(options.device, options.threads)
     if options.precision not in (None, *DTYPES):
-        raise SlimdeployError(f"torch runs {' and '.join(DTYPES)}, not {options.precision}")
+        raise SlimdeployError(f"torch runs {', '.join(DTYPES)}, not {options.precision}")
     if options.cuda_graph and device != "cuda":
         raise SlimdeployError("a CUDA graph needs --device cuda and an NVIDIA GPU")
     checkpoint = load_checkpoint(path)

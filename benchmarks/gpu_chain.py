@@ -1,0 +1,224 @@
+"""The reference table on a GPU that is borrowed for half an hour: a bare machine without network, and calls
+of under ten minutes each.
+
+    python -m slimdeploy.benchmarks.gpu_chain list
+    python -m slimdeploy.benchmarks.gpu_chain pack cifar10-jpeg wheels -o parts      here
+    python -m slimdeploy.benchmarks.gpu_chain join parts --work /tmp/chain           there, once a part
+    python -m slimdeploy.benchmarks.gpu_chain run --work /tmp/chain -o results       there, again and again
+
+`run` does one piece after the other, the most valuable first, for `--minutes`; the same command goes on where
+it stopped. The results are two JSON files: `gpu-chain.json`, a row a piece, and `gpu-check.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from slimdeploy.benchmarks import gpu_chain_parts, gpu_targets
+from slimdeploy.benchmarks.gpu_chain_pieces import FULL, TINY, Piece, pieces
+from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError, shorten
+from slimdeploy.toolchain.measure import results
+
+PATH = click.Path(path_type=Path)
+GRACE_S = 30.0
+"""How long a training that is told to stop may take to write its state."""
+COLUMNS = {
+    "piece": "name",
+    "seconds": "wall time of its last call",
+    "error": "why it failed; the other columns are empty then",
+    "accuracy": "test accuracy, 0 to 1, of the checkpoint that it wrote",
+    "params": "parameters of that checkpoint",
+    "macs": "multiply-accumulates an image",
+    "epochs": "epochs trained",
+    "images_per_second": "training, augmentation included",
+    "command": "what ran",
+}
+
+
+@click.group()
+def main() -> None:
+    """Measure the reference table on a borrowed GPU, in pieces."""
+
+
+@main.command("list")
+@click.option("--work", type=PATH, help="Say what is done there.")
+def list_pieces(work: Path | None) -> None:
+    """Print the pieces, the most valuable first, and what must be brought along."""
+    for piece in pieces(FULL):
+        done = work is not None and _record(work, piece).is_file()
+        click.echo(f"{'done' if done else '':4} {piece.minutes:4g} min  {piece.name}")
+    click.echo(gpu_chain_parts.SHOPPING_LIST)
+
+
+@main.command()
+@click.argument("paths", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder for the parts.")
+@click.option("--part-mib", type=click.IntRange(1), default=60, show_default=True)
+def pack(paths: tuple[Path, ...], output: Path, part_mib: int) -> None:
+    """Pack files and folders, and slimdeploy's own wheel, into parts that travel one by one."""
+    for part in gpu_chain_parts.pack(paths, output, part_mib << 20):
+        click.echo(part)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+@click.option("--work", type=PATH, required=True, help="Where the chain runs.")
+def join(folder: Path, work: Path) -> None:
+    """Take the parts that lie in FOLDER; once all have come, unpack them and install the wheels."""
+    missing = gpu_chain_parts.join(folder, work)
+    click.echo(f"still to come: {', '.join(missing)}" if missing else f"complete: {work}")
+
+
+@main.command()
+@click.option("--work", type=PATH, required=True, help="Where data lies and checkpoints are written.")
+@click.option("-o", "--output", type=PATH, required=True, help="Folder for the two results.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0), default=8.5, show_default=True, help="Stop after this."
+)
+@click.option("--only", multiple=True, metavar="NAME", help="Only this piece; may be repeated.")
+@click.option("--again", is_flag=True, help="Try pieces that failed again.")
+@click.option("--tiny", is_flag=True, help="Tiny networks and digits, on any machine.")
+def run(work: Path, output: Path, minutes: float, only: tuple[str, ...], again: bool, tiny: bool) -> None:
+    """Do one piece after the other until the time is up."""
+    deadline = time.monotonic() + 60 * minutes
+    chain = pieces(TINY if tiny else FULL)
+    if unknown := set(only) - {piece.name for piece in chain}:
+        raise click.UsageError(f"no piece is called {', '.join(sorted(unknown))}: see list")
+    work.mkdir(parents=True, exist_ok=True)
+    for piece in chain:
+        if (not only or piece.name in only) and not _is_done(work, piece, again=again):
+            said = do(piece, work, deadline)
+            click.echo(f"{piece.name}: {said}", err=True)
+            write_results(chain, work, output)
+    write_results(chain, work, output)
+
+
+def do(piece: Piece, work: Path, deadline: float) -> str:
+    """Run one piece, or say why not. Its result, or its failure, is recorded below `work`."""
+    left = deadline - time.monotonic()
+    lacking = [name for name in piece.needs if "error" in _read(work, name)]
+    if lacking:
+        return f"left out, it needs {', '.join(lacking)}"
+    if left < (GRACE_S if piece.resumes else 60 * piece.minutes):
+        return f"not begun: it takes {piece.minutes:g} min, and {max(0, left) / 60:.1f} are left"
+    command = [sys.executable, "-m", piece.module, *piece.words, *_how(piece, work)]
+    started = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    limit = left - GRACE_S if piece.resumes else left
+    try:
+        out, errors = process.communicate(timeout=max(1.0, limit))
+    except subprocess.TimeoutExpired:
+        _stop(process)
+        return "stopped, it goes on with the next call" if piece.resumes else "stopped, the time was up"
+    seconds = round(time.monotonic() - started, 1)
+    record = {"seconds": seconds, "command": f"python -m {shlex.join([piece.module, *piece.words])}"}
+    try:
+        result = json.loads(out) if piece.module.endswith("toolchain") else _check_result(work, piece)
+    except (ValueError, SlimdeployError):
+        said = errors.strip().splitlines() or ["no message"]
+        artifacts.write_json(_record(work, piece), {**record, "error": shorten(said[-1])})
+        return f"failed, {shorten(said[-1])}"
+    artifacts.write_json(_record(work, piece), {**record, "result": result})
+    return f"done in {seconds:.0f} s"
+
+
+def write_results(chain: tuple[Piece, ...], work: Path, output: Path) -> None:
+    """The two results so far."""
+    done = {piece.name: _read(work, piece.name) for piece in chain if _record(work, piece).is_file()}
+    if not done:
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    command = f"python -m slimdeploy.benchmarks.gpu_chain {shlex.join(sys.argv[1:])}"
+    document = results.document(
+        "table", command=command, title="The reference on a GPU, piece by piece", columns=COLUMNS,
+        rows=[row(name, record) for name, record in done.items()],
+    )  # fmt: skip
+    results.write(output / "gpu-chain.json", document)
+    checks = [
+        record["result"]
+        for name, record in done.items()
+        if name.startswith("gpu-check-") and "result" in record
+    ]
+    if checks:
+        results.write(output / "gpu-check.json", merged(checks))
+
+
+def row(name: str, record: dict[str, Any]) -> dict[str, Any]:
+    """A piece's line in the table."""
+    found = record.get("result") or {}
+    accuracy = found.get("accuracy") or {}
+    sizes = {key: (found.get(key) or {}).get("after") for key in ("params", "macs")}
+    accuracy = accuracy.get("test", accuracy.get("final")) if isinstance(accuracy, dict) else None
+    plain = {key: found.get(key) for key in ("epochs", "images_per_second")}
+    told = {"piece": name, "seconds": record.get("seconds"), "error": record.get("error")}
+    return {**told, "accuracy": accuracy, **sizes, **plain, "command": record.get("command")}
+
+
+def merged(checks: list[dict[str, Any]]) -> dict[str, Any]:
+    """One gpu-check of several that looked at a part each."""
+    whole = dict(checks[0])
+    for key in ("kernels", "rows", "comparisons", "left_out", "failures"):
+        whole[key] = [each for check in checks for each in check[key]]
+    for key in ("tests", "layers_ms"):
+        whole[key] = next((check[key] for check in checks if check[key] is not None), None)
+    whole["command"] = "; ".join(check["command"] for check in checks)
+    judged = gpu_targets.judge(whole["rows"], whole["comparisons"], whole["kernels"], whole["layers_ms"])
+    return {**whole, "targets": judged}
+
+
+def _how(piece: Piece, work: Path) -> list[str]:
+    """What is added to a piece's words: where its result goes, and whether it goes on."""
+    if not piece.module.endswith("toolchain"):
+        return ["-o", str(_check_file(work, piece))]
+    from slimdeploy.toolchain.training.state import state_path
+
+    resume = piece.resumes and piece.checkpoint and state_path(work / piece.checkpoint).exists()
+    return ["--json", "--resume" if resume else "--force"]
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.communicate(timeout=GRACE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def _check_result(work: Path, piece: Piece) -> dict[str, Any]:
+    return results.read(_check_file(work, piece), "gpu-check")
+
+
+def _check_file(work: Path, piece: Piece) -> Path:
+    return work.resolve() / "done" / f"{piece.name}-result.json"
+
+
+def _record(work: Path, piece: Piece) -> Path:
+    return work / "done" / f"{piece.name}.json"
+
+
+def _read(work: Path, name: str) -> dict[str, Any]:
+    """What is recorded of a piece; an error where nothing is."""
+    path = work / "done" / f"{name}.json"
+    return artifacts.read_json(path, "record of a piece") if path.is_file() else {"error": "not done"}
+
+
+def _is_done(work: Path, piece: Piece, *, again: bool) -> bool:
+    return _record(work, piece).is_file() and not (again and "error" in _read(work, piece.name))
+
+
+if __name__ == "__main__":
+    main()

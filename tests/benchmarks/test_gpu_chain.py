@@ -1,0 +1,125 @@
+"""The chain for a borrowed GPU, in tiny sizes on the CPU."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from slimdeploy.benchmarks import gpu_chain, gpu_chain_parts, gpu_check
+from slimdeploy.benchmarks.gpu_chain_pieces import FULL, TINY, Piece, Scale, pieces
+from slimdeploy.toolchain.cli import cli
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.measure import results
+
+
+@pytest.mark.parametrize("scale", [FULL, TINY])
+def test_pieces_fit_together(scale: Scale) -> None:
+    """Each comes after what it reads, fits into a call, and is a command line that its command takes."""
+    chain = pieces(scale)
+    names = [piece.name for piece in chain]
+    assert len(names) == len(set(names))
+    for i, piece in enumerate(chain):
+        assert set(piece.needs) <= set(names[:i])
+        read = {word for word in piece.words[1:] if word.endswith((".safetensors", ".onnx"))}
+        if piece.words[-2] == "-o":
+            read.discard(piece.words[-1])
+        written = {one.words[-1] for one in chain[:i]}
+        assert read <= written, piece.name
+        assert piece.minutes <= 8.5
+        _parse(piece)
+
+
+def _parse(piece: Piece) -> None:
+    """Raises click's UsageError where the command has no such option."""
+    words = list(piece.words)
+    if piece.module.endswith("gpu_check"):
+        gpu_check.main.make_context("gpu-check", words)
+        return
+    command = cli.get_command(click.Context(cli), words[0])
+    assert command is not None
+    command.make_context(words[0], [*words[1:], "--json", "--force"])
+
+
+def test_parts_travel_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/noise").write_bytes(bytes(range(256)) * 5000)
+    parts = list(gpu_chain_parts.pack([tmp_path / "data"], tmp_path / "parts", 1 << 20))
+    assert [part.name for part in parts] == ["part-000", "part-001", "parts.json"]
+    first, second = (part.read_bytes() for part in parts[:2])
+    work = tmp_path / "work"
+    parts[1].unlink()
+    assert gpu_chain_parts.join(tmp_path / "parts", work) == ["part-001"]
+    parts[0].unlink()
+    parts[1].write_bytes(second[:-1] + b"x")
+    with pytest.raises(SlimdeployError, match=r"part-001 differs from its SHA-256 in parts\.json"):
+        gpu_chain_parts.join(tmp_path / "parts", work)
+    parts[1].write_bytes(second)
+    assert gpu_chain_parts.join(tmp_path / "parts", work) == []
+    assert (work / "data/noise").read_bytes() == (tmp_path / "data/noise").read_bytes()
+    assert (work / "site/slimdeploy/benchmarks/gpu_chain.py").is_file()
+    assert len(first) == 1 << 20
+
+
+def test_what_does_not_fit_into_the_time_is_left_for_the_next_call(tmp_path: Path) -> None:
+    piece = Piece("slow", 5.0, ("export", "x.safetensors", "-o", "x.onnx"))
+    assert (
+        gpu_chain.do(piece, tmp_path, time.monotonic() + 60) == "not begun: it takes 5 min, and 1.0 are left"
+    )
+    needy = Piece("needy", 0.0, ("export",), needs=("slow",))
+    assert gpu_chain.do(needy, tmp_path, time.monotonic() + 60) == "left out, it needs slow"
+
+
+@pytest.mark.slow
+def test_the_chain_on_the_cpu(tmp_path: Path) -> None:
+    """A training that is stopped goes on; a piece that fails says why; what is done isn't done again."""
+    name = "lambda-1e-4-seed-0"
+    only = [word for each in (name, f"{name}-pruned-90", "gpu-check-kernels") for word in ("--only", each)]
+    call = ["run", "--tiny", "--work", str(tmp_path / "work"), "-o", str(tmp_path / "out"), *only]
+    ran = CliRunner().invoke(gpu_chain.main, [*call, "--minutes", "9"])
+    assert ran.exit_code == 0, ran.output
+    found = results.read(tmp_path / "out/gpu-chain.json", "table")
+    trained, pruned = found["rows"]
+    assert (trained["piece"], trained["error"], trained["epochs"]) == (name, None, 1)
+    assert 0 < trained["accuracy"] <= 1
+    assert pruned["params"] < 3e6
+    assert f"gpu-check-kernels: left out, it needs {name}-pruned-90-tuned" in ran.output
+    again = CliRunner().invoke(gpu_chain.main, [*call, "--minutes", "9"])
+    assert "done in" not in again.output
+    wrong = CliRunner().invoke(gpu_chain.main, [*call, "--only", "nothing"])
+    assert wrong.exit_code == 2
+
+
+def test_a_failure_is_recorded(tmp_path: Path) -> None:
+    piece = Piece("broken", 0.0, ("export", "none.safetensors", "-o", "x.onnx"))
+    assert gpu_chain.do(piece, tmp_path, time.monotonic() + 60).startswith("failed, slimdeploy: ")
+    record = json.loads((tmp_path / "done/broken.json").read_text())
+    assert "none.safetensors" in record["error"]
+    assert gpu_chain.row("broken", record)["error"] == record["error"]
+
+
+def test_gpu_checks_of_parts_become_one() -> None:
+    part = {"kernels": [], "rows": [], "comparisons": [], "left_out": [], "failures": []}
+    one = {**part, "command": "a", "tests": None, "layers_ms": 0.2, "left_out": [{"what": "x", "why": "y"}]}
+    two = {
+        **part,
+        "command": "b",
+        "tests": {"passed": 3},
+        "layers_ms": None,
+        "failures": [{"what": "z", "why": "w"}],
+    }
+    whole = gpu_chain.merged([one, two])
+    assert (whole["tests"], whole["layers_ms"], whole["command"]) == ({"passed": 3}, 0.2, "a; b")
+    assert (len(whole["left_out"]), len(whole["failures"]), whole["targets"]) == (1, 1, [])
+
+
+def test_the_list_names_what_is_to_be_brought() -> None:
+    said = CliRunner().invoke(gpu_chain.main, ["list"]).output
+    assert all(piece.name in said for piece in pieces(FULL))
+    assert "pip download" in said
+    assert importlib.import_module("filelock").__name__ in said
