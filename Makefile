@@ -3,7 +3,7 @@ BIN := .venv/bin
 # The package is this folder, whatever its name: type checking finds it under its import name through a link.
 TYPES := .venv/types
 
-.PHONY: demo test test-machines lint types install clean gpu-check device-check
+.PHONY: demo test test-machines lint types install clean gpu-check gpu-chain device-check
 
 demo: install
 	$(BIN)/slimdeploy run digits --output runs/digits
@@ -28,6 +28,14 @@ gpu-check:
 	@$(GPU_PYTHON) -c "import slimdeploy.benchmarks" 2>/dev/null || \
 	{ echo "gpu-check: $(GPU_PYTHON) has no slimdeploy: make install, or make gpu-check GPU_PYTHON=… (a Python that has it)" >&2; exit 2; }
 	$(GPU_PYTHON) -m slimdeploy.benchmarks.gpu_check
+
+# The reference table on a borrowed GPU, bare and without network, in calls of nine minutes: docs/gpu.md.
+# WORK: where the data lies and the checkpoints go; RESULTS: where the two JSON files go. CHAIN: more options.
+WORK ?= build/gpu-chain
+RESULTS ?= $(WORK)/results
+gpu-chain:
+	@mkdir -p build/import && ln -sfn "$(CURDIR)" build/import/slimdeploy
+	PYTHONPATH="$(WORK)/site:$(CURDIR)/build/import" $(GPU_PYTHON) -m slimdeploy.benchmarks.gpu_chain run --work "$(WORK)" -o "$(RESULTS)" $(CHAIN)
 
 # The device side on an emulated ARM64 CPU (Debian's qemu-user-static).
 device-check: install

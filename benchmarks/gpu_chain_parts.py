@@ -47,7 +47,7 @@ def pack(paths: Sequence[Path], folder: Path, part_bytes: int) -> Iterator[Path]
                 tar.add(path, path.resolve().name)
             wheel = write_wheel(Path(temporary))
             tar.add(wheel, f"wheels/{wheel.name}")
-        parts = []
+        parts: list[dict[str, str]] = []
         with archive.open("rb") as content:
             while data := content.read(part_bytes):
                 part = folder / f"part-{len(parts):03}"

@@ -134,7 +134,7 @@ def _speed_rows(result: Calibration) -> list[tuple[str, str]]:
     """What the CPU here makes of it."""
     if (speed := result.speed) is None:
         return []
-    times = f"{speed.float32:.2f} / {speed.quantised:.2f} ms"
+    times = f"~{speed.float32:.3g} / ~{speed.quantised:.3g} ms"
     return [
         ("batch 1 float32 / INT8", f"{times}: slower than float32 here" if speed.slower else times),
         ("on", speed.cpu),

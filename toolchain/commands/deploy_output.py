@@ -73,7 +73,7 @@ def _deployments(results: list[HostResult]) -> Table:
         if made is None:
             table.add_row(escape(result.host), "[red]failed[/]", "", "", "", f"{result.seconds:.1f}")
             continue
-        latency = f"{made['latency_ms']['p50']:.3g} ms" if "latency_ms" in made else ""
+        latency = f"~{made['latency_ms']['p50']:.3g} ms" if "latency_ms" in made else ""
         runs = f"{made['variant']} on {made['backend']}" if "variant" in made else ""
         golden = f"{made['golden']['max_error']:.2g}"
         texts = [escape(printable(text)) for text in (result.host, made["version"], runs)]
@@ -93,10 +93,11 @@ def installed_table(made: dict[str, Any], root: Path, servers: list[ServerState]
     if accuracy["images"]:
         table.add_row("accuracy", f"{accuracy['device']:.2%} here, {accuracy['host']:.2%} on the host, "
                       f"{accuracy['images']} images")  # fmt: skip
-    table.add_row("one image", f"{latency['p50']:.3g} ms (p50), {latency['p99']:.3g} ms (p99)")
+    table.add_row("one image", f"~{latency['p50']:.3g} ms (p50), ~{latency['p99']:.3g} ms (p99), "
+                  f"{latency['runs']} runs of one process")  # fmt: skip
     table.add_row("CPU", escape(made["cpu"]))
     if len(timed := made["candidates_ms"]) > 1:
-        table.add_row("fastest of", ", ".join(f"{name} {ms:.3g} ms" for name, ms in timed.items()))
+        table.add_row("fastest of", ", ".join(f"{name} ~{ms:.3g} ms" for name, ms in timed.items()))
     if made["signer"]:
         table.add_row("signed by", made["signer"])
     for server in servers:

@@ -74,10 +74,10 @@ def _text(written: Written[PruneResult]) -> RenderableType:
         ("constants folded", _folding_line(result)),
     ]
     if latency := result.latency:
-        ms = f"{latency.predicted_ms:.3f} ms predicted"
+        ms = f"~{latency.predicted_ms:.3g} ms predicted"
         truth = f"not measured ({latency.not_measured})"
         if latency.measured_ms is not None:
-            truth = f"{latency.measured_ms:.3f} ms measured"
+            truth = f"~{latency.measured_ms:.3g} ms measured"
         rows.append(("latency", f"{ms}, {truth}"))
     for name, accuracy in (result.accuracy or {}).items():
         rows.append((f"test accuracy {name.replace('_', ' ')}", percent(accuracy)))

@@ -9,13 +9,15 @@ from __future__ import annotations
 import ctypes
 import re
 import shlex
+import types
+import typing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.errors import SlimdeployError, shorten
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.capabilities import parse_version
 from slimdeploy.toolchain.runtime.device import Device
@@ -96,21 +98,60 @@ def read_engine_record(plan: Path) -> EngineRecord | None:
         return None
     document = artifacts.read_json(path, "description of an engine")
     try:
-        values = {field.name: document[field.name] for field in fields(EngineRecord)}
-        record = EngineRecord(**{
-            **values,
-            "machine": Machine(**values["machine"]),
-            "batch": tuple(values["batch"]),
-            "input_shape": tuple(values["input_shape"]),
-        })  # fmt: skip
+        values = _typed(EngineRecord, document)
+        machine = Machine(**_typed(Machine, values["machine"]))
+        record = EngineRecord(**{**values, "machine": machine})
+        _check_rebuild(record, plan)
+        for version in (machine.tensorrt, machine.compute_capability):
+            parse_version(version)
         wanted = document["sha256"]
-    except (KeyError, TypeError) as error:
-        raise SlimdeployError(f"{path} is not the description of an engine ({error!r})") from error
+    except (KeyError, ValueError, SlimdeployError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise SlimdeployError(f"{path} is not the description of an engine ({reason})") from error
     if artifacts.sha256_file(plan) != wanted:
         raise SlimdeployError(
             f"{plan} is damaged, or not the file that {path} describes: {record.rebuild_here(plan)}"
         )
     return record
+
+
+def _check_rebuild(record: EngineRecord, plan: Path) -> None:
+    """Raises ValueError where the command builds no engine, KeyError where the parent has no name."""
+    try:
+        record.rebuild_here(plan)
+    except (ValueError, IndexError):
+        raise ValueError(f"rebuild is {shorten(repr(record.rebuild), 60)}") from None
+
+
+def _typed(kind: type, document: Any) -> dict[str, Any]:
+    """The fields of a dataclass out of a JSON document, lists as tuples where those are declared; a field
+    that is a dataclass is left as it is.
+
+    Raises KeyError for a missing field, ValueError for one of another type.
+    """
+    if not isinstance(document, dict):
+        raise ValueError("not an object")
+    hints, found = typing.get_type_hints(kind), {}
+    for field in fields(kind):
+        value, hint = document[field.name], hints[field.name]
+        if not hasattr(hint, "__dataclass_fields__") and not _fits(value, hint):
+            raise ValueError(f"{field.name} is {shorten(repr(value), 60)}")
+        found[field.name] = tuple(value) if typing.get_origin(hint) is tuple else value
+    return found
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value that came from JSON is of a declared type."""
+    parts = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if typing.get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_fits(each, parts[1]) for each in value.values())
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return hint is Any or (isinstance(value, hint) and not (hint is int and isinstance(value, bool)))
 
 
 def check_loadable(plan: Path, record: EngineRecord, here: Machine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import fcntl
 import hashlib
 import importlib.metadata
@@ -62,9 +63,13 @@ def make_environment(place: Path, folder: Path) -> None:
 def device_python(request, tmp_path_factory) -> Path:
     """The Python of a second environment, with what the extras `device` and `cpu` bring and nothing else.
 
-    Kept in pytest's cache: it is made anew when setup.cfg changes.
+    Kept in pytest's cache: it is made anew when what those bring changes.
     """
-    key = hashlib.sha256((REPOSITORY / "setup.cfg").read_bytes() + sys.version.encode()).hexdigest()[:12]
+    setup = configparser.ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    extras = setup["options.extras_require"]
+    brought = [setup["options"]["install_requires"], extras["device"], extras["cpu"], sys.version]
+    key = hashlib.sha256(repr(brought).encode()).hexdigest()[:12]
     place = Path(request.config.cache.mkdir("device-environment")) / key
     with open(f"{place}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # against another test process

@@ -81,10 +81,7 @@ INSTALL = "run sudo apt install python3 python3-venv there"
     ("python", "message"),
     [
         ("echo python3: not found >&2; exit 127", f"no python3 there: {INSTALL}"),
-        (
-            "echo No module ensurepip >&2; exit 1",
-            f"no venv in python3 there (No module ensurepip): {INSTALL}",
-        ),
+        ("echo no ensurepip >&2; exit 1", f"python3 there can't make environments (no ensurepip): {INSTALL}"),
         ("echo 3 8", "Python 3.8 there, slimdeploy needs 3.10: on a Jetson, JetPack 6 has it"),
     ],
 )
