@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph, Node
@@ -33,7 +34,7 @@ def _fitted(node: Node, inputs: int, shapes: TensorShapes) -> Node:
         mean = _shape(node, "running_mean", shapes)
         return node.with_attributes(channels=mean[0], affine=f"{node.name}.weight" in shapes)
     if node.operator not in ("conv", "linear"):
-        widths = {"channels": inputs} if "channels" in node.attributes else {}
+        widths: dict[str, Any] = {"channels": inputs} if "channels" in node.attributes else {}
         if "shape" in node.attributes:
             widths = {"shape": list(_shape(node, "", shapes))}
         return node.with_attributes(**widths)

@@ -148,7 +148,7 @@ class TrainOptions:
         preset = AUGMENTATIONS[self.augmentation]
         pad, share = self.crop_pad, self.resized_crop
         return Augmentation(
-            pad=(0 if share else preset["crop_pad"]) if pad is None else pad,
+            pad=(0 if share else int(preset["crop_pad"])) if pad is None else pad,
             flip=self.flip,
             flip_mode=self.flip_mode,
             cutout=self.cutout,
