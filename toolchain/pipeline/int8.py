@@ -8,8 +8,8 @@ from slimdeploy.calibrate.classifier import model_info, read_classifier
 from slimdeploy.calibrate.options import calibration_data
 from slimdeploy.toolchain.data.dataset import DataOptions, load_dataset
 from slimdeploy.toolchain.errors import CheckFailed
+from slimdeploy.toolchain.library.quantize import Calibration, quantize
 from slimdeploy.toolchain.pipeline.choices import CalibrateChoice
-from slimdeploy.toolchain.stages.calibrate import Calibration, calibrate_stage
 
 
 def calibrate_final(
@@ -24,9 +24,7 @@ def calibrate_final(
         selection_images=choice.selection_images,
         test_images=choice.parity_images,
     )
-    result = calibrate_stage(
-        model, data=images, options=choice.options(threads=threads), output=output, force=True
-    )
+    result = quantize(model, data=images, options=choice.options(threads=threads), output=output, force=True)
     if problem := result.failure(model):
         raise CheckFailed(problem)
     return result
