@@ -12,20 +12,25 @@ from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 
 @command("report")
-@click.argument("run", type=InputPath())
+@click.argument("paths", type=InputPath(), nargs=-1, required=True, metavar="RUN | CHECKPOINTS… BENCH")
 @click.option(
     "--format", "kind", type=click.Choice(["html", "md"]), default="html", show_default=True,
     help="One HTML page, or Markdown with its charts as SVG and PNG.",
 )  # fmt: skip
-@click.option("-o", "--output", type=OutputPath(), help="File. [default: RUN/report.html or .md]")
+@click.option(
+    "-o", "--output", type=OutputPath(), help="File. [default: report.html or .md in RUN or beside BENCH]"
+)
 @click.option("--force", is_flag=True, help="Replace the output where it exists.")
-def report(run: Path, kind: str, output: Path | None, force: bool) -> Output:
+def report(paths: tuple[Path, ...], kind: str, output: Path | None, force: bool) -> Output:
     """Write what became of RUN, a folder of `slimdeploy run` or `slimdeploy sweep`, as one page to look
     at.
+
+    Of stages run one by one, give the checkpoints and the result of `bench`: slimdeploy report
+    sparse.safetensors pruned.safetensors final.safetensors bench.json
     """
     from slimdeploy.toolchain.report.write import report_stage
 
-    result = report_stage(run, format=kind, output=output, force=force)
+    result = report_stage(paths, format=kind, output=output, force=force)
     written = result.files
     rows = [("report", str(written[0])), ("bytes", f"{written[0].stat().st_size:,}")]
     if len(written) > 1:

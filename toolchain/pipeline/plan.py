@@ -238,5 +238,5 @@ def _report(job: Job, before: list[Stage]) -> Stage:
         output.name,
         tuple(stage.name for stage in before if stage.command != "package"),
         [asdict(choice)],
-        lambda *_: report_stage(job.folder, format=choice.format, output=output, force=True),
+        lambda *_: report_stage([job.folder], format=choice.format, output=output, force=True),
     )

@@ -14,21 +14,7 @@ from rich.console import Group, RenderableType
 from slimdeploy.toolchain.formatting import grid, percent, short
 from slimdeploy.toolchain.measure import bench_table, results, statistics
 from slimdeploy.toolchain.pipeline.recipe import Recipe
-
-COLUMNS = {
-    "step": "what was done",
-    "accuracy": "test accuracy, 0 to 1",
-    "params": "parameters",
-    "macs": "multiply-accumulates for one image",
-    "file_mb": "ONNX file, MiB",
-    "batch": "images in a call, for the figures to the right",
-    "latency_p50_ms": "median latency on onnxruntime, ms",
-    "speedup": "median latency of the original over this one's",
-    "speedup_ci95_low": "lower end of the 95 % interval of the speed-up",
-    "speedup_ci95_high": "upper end of it",
-    "realised": "speed-up over MAC ratio",
-    "interval_reached": "whether the 95 % intervals of latency and speed-up are as narrow as asked for",
-}
+from slimdeploy.toolchain.report.steps import COLUMNS, latency_rows, step_row
 
 
 @dataclass(frozen=True)
@@ -49,8 +35,8 @@ def table_stage(recipe: Recipe, stages: Mapping[str, Any], output: Path) -> Tabl
 
 def result_table(recipe: Recipe, stages: Mapping[str, Any]) -> dict[str, Any]:
     """A `table` document with COLUMNS."""
-    rows = [_row(step, accuracy, costs) for step, accuracy, costs in _steps(recipe, stages)]
-    rows += [_latency_row(row, stages["bench"]) for row in stages["bench"]["rows"]]
+    rows = [step_row(step, accuracy, **costs) for step, accuracy, costs in _steps(recipe, stages)]
+    rows += latency_rows(stages["bench"])
     return results.document(
         "table",
         command=shlex.join(["slimdeploy", *sys.argv[1:]]),
@@ -82,32 +68,6 @@ def _steps(recipe: Recipe, stages: Mapping[str, Any]) -> list[tuple[str, float, 
 
 def _costs(stage: dict[str, Any], side: str) -> dict[str, Any]:
     return {"params": stage["params"][side], "macs": stage["macs"][side]}
-
-
-def _row(step: str, accuracy: float | None, costs: dict[str, Any]) -> dict[str, Any]:
-    return {**dict.fromkeys(COLUMNS), "step": step, "accuracy": accuracy, **costs}
-
-
-def _latency_row(row: dict[str, Any], bench: dict[str, Any]) -> dict[str, Any]:
-    """One model at one batch size; the comparison is absent for the original."""
-    found = next(
-        (c for c in bench["comparisons"] if (c["model"], c["batch"]) == (row["model"], row["batch"])), None
-    )
-    filled = {
-        **_row(row["model"].rsplit("/", 1)[-1], row["accuracy"], {}),
-        "params": row["params"],
-        "macs": row["macs"],
-        "file_mb": row["memory_mb"]["file"],
-        "batch": row["batch"],
-        "latency_p50_ms": row["latency_ms"]["p50"],
-        "interval_reached": row["interval_reached"],
-    }
-    if found:
-        low, high = found["ci95"]
-        filled |= {"speedup": found["speedup"], "speedup_ci95_low": low, "speedup_ci95_high": high}
-        filled["realised"] = found["realised"]
-        filled["interval_reached"] &= found["interval_reached"]
-    return filled
 
 
 def _accuracy_doubt(stages: Mapping[str, Any]) -> list[str]:

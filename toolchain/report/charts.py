@@ -55,24 +55,26 @@ def _curve(history: list[dict[str, float]], key: str, title: str, figure: str, y
 
 def gamma_histogram(run: Run) -> Chart:
     """|γ| of the prunable channels before and after pruning, and after fine-tuning."""
-    removed = removed_share(run, "pruned")
+    pruned = run.pruned.get("pruned")
+    removed = removed_share(run.original, pruned or run.final)
+    tuned = "fine-tuned" if run.stages["finetune"]["accuracy"] else "final"
     sets = [
         ("sparse", run.original, ORIGINAL),
-        ("pruned", run.pruned["pruned"], THIRD),
-        ("fine-tuned", run.final, FINAL),
+        *([("pruned", pruned, THIRD)] if pruned else []),
+        (tuned, run.final, FINAL),
     ]
     scales = {name: np.abs(model.scales) for name, model, _ in sets}
     edges = np.linspace(0, max(1e-6, *(float(values.max()) for values in scales.values())) * 1.0001, 41)
     series = [Series(name, _counts(scales[name], edges), colour, "steps") for name, _, colour in sets]
     strength = run_option(run, "train", "sparsity")
-    before, after = scales["sparse"], scales["pruned"]
+    before, after = scales["sparse"], scales["pruned" if pruned else tuned]
     note = (
         f"{len(before):,} channels before, {len(after):,} after pruning; before, {(before == 0).mean():.0%} "
         "of γ were exactly 0. On the logarithmic scale 0.5 stands for none."
     )
     return xy_chart(
         "gamma",
-        f"|γ| of the prunable channels, {strength_text(strength)}",
+        "|γ| of the prunable channels" + ("" if strength is None else f", {strength_text(strength)}"),
         series,
         x=Axis("|γ|", lambda value: f"{value:.3g}"),
         y=Axis("channels", compact, log=True),
@@ -118,12 +120,15 @@ def ratio_curve(run: Run) -> Chart | None:
         "after_folding": ("constants folded", PALE),
         "after_compensation": ("compensated", FOURTH),
         "after_recalibration": ("BN recalibrated", THIRD),
+        "final": ("pruned", THIRD),
     }
     cuts = sorted(
-        (removed_share(run, name), run.stages[name]["accuracy"])
-        for name in run.pruned
+        (removed_share(run.original, model), run.stages[name]["accuracy"])
+        for name, model in run.pruned.items()
         if "accuracy" in run.stages[name]
     )
+    if any("after" in accuracy for _, accuracy in cuts):
+        del steps["final"]  # which is the last of the others
     series = []
     for key, (name, colour) in steps.items():
         found = [(share, accuracy[key]) for share, accuracy in cuts if key in accuracy]
@@ -131,7 +136,10 @@ def ratio_curve(run: Run) -> Chart | None:
             series.append(Series(name, [(0.0, trained), *found], colour))
     tuned = run.stages["finetune"]["accuracy"].get("test")
     if tuned is not None:
-        series.append(Series("fine-tuned", [(removed_share(run, "pruned"), tuned)], FINAL, "dots"))
+        share = removed_share(run.original, run.final)
+        series.append(Series("fine-tuned", [(share, tuned)], FINAL, "dots"))
+    if not series:
+        return None
     x = Axis("share of the prunable channels removed", lambda v: f"{v:.0%}", low=0, high=1)
     return xy_chart("ratio", "Test accuracy against the pruning ratio", series, x=x, y=SHARE)
 
@@ -175,14 +183,15 @@ def layer_scatter(run: Run, times: dict[str, dict[str, float]], *, batch: int) -
     return xy_chart("layers", "MACs against measured time, layer by layer", series, x=x, y=y, note=note)
 
 
-def removed_share(run: Run, stage: str) -> float:
-    """Share of the prunable channels that a pruning stage removed, whatever its target was."""
-    return 1 - len(run.pruned[stage].scales) / len(run.original.scales)
+def removed_share(original: Model, cut: Model) -> float:
+    """Share of the prunable channels that pruning removed, whatever its target was."""
+    return 1 - len(cut.scales) / max(len(original.scales), 1)
 
 
-def run_option(run: Run, stage: str, name: str) -> float | str:
-    """An option of a stage, as the final checkpoint's provenance tells it."""
-    return next(entry["options"][name] for entry in run.final.info.provenance if entry["stage"] == stage)
+def run_option(run: Run, stage: str, name: str) -> float | str | None:
+    """An option of a stage, as the final checkpoint's provenance tells it; None without such a stage."""
+    found = (entry for entry in run.final.info.provenance if entry["stage"] == stage)
+    return next((entry["options"][name] for entry in found), None)
 
 
 def compact(value: float) -> str:

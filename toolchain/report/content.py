@@ -77,7 +77,7 @@ def run_report(
     ]
     ratio = charts.ratio_curve(run)
     pruning = [
-        charts.gamma_histogram(run),
+        *([charts.gamma_histogram(run)] if len(run.final.scales) else []),
         *([ratio] if ratio else []),
         *charts.kept_channels(run.original, run.final),
     ]
@@ -186,7 +186,7 @@ def _options(run: Run) -> Rows:
 
 
 def _commands(run: Run) -> str:
-    return f"{run.table['command']}\n{run.bench['command']}"
+    return "\n".join(filter(None, (run.table["command"], run.bench["command"])))
 
 
 def _machine(bench: dict[str, Any]) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,14 +42,14 @@ class Predictions:
         return np.flatnonzero(~self.original.correct & self.final.correct)
 
 
-def predict(folder: Path, info: ModelInfo) -> Predictions:
-    """Run both ONNX files of the run in `folder` over the test images that the network was trained with.
+def predict(onnx: Mapping[str, Path], info: ModelInfo) -> Predictions:
+    """Run both ONNX files, `original` and `final`, over the test images that the network was trained with.
 
-    Raises SlimdeployError where the data isn't there any more.
+    Raises SlimdeployError where the data or the files aren't there any more.
     """
-    load = dataset_images(data_of(info, folder))
-    found = images_for(info.preprocessing, info.class_names, str(folder), load)
-    original, final = (_evaluation(folder / f"{name}.onnx", info, found) for name in ("original", "final"))
+    load = dataset_images(data_of(info, onnx["final"]))
+    found = images_for(info.preprocessing, info.class_names, str(onnx["final"]), load)
+    original, final = (_evaluation(onnx[name], info, found) for name in ("original", "final"))
     return Predictions(found.images, original, final, found.class_names)
 
 

@@ -38,11 +38,14 @@ class Model:
 class Run:
     """A finished run. Histories are the records of `<name>.history.jsonl`, an entry an epoch."""
 
-    folder: Path
+    onnx: dict[str, Path]
+    """`original` and `final`, which may be gone."""
     original: Model
     final: Model
     pruned: dict[str, Model]
-    """By stage: `pruned`, which was fine-tuned, and `compare-<ratio>`, which were only evaluated."""
+    """By stage: `pruned`, which was fine-tuned, and `compare-<ratio>`, which were only evaluated; empty where
+    there are no files of them.
+    """
     stages: dict[str, dict[str, Any]]
     histories: dict[str, list[dict[str, Any]]]
     bench: dict[str, Any]
@@ -68,7 +71,7 @@ def read_run(folder: Path) -> Run:
         )
     cuts = [name for name in stages if name == "pruned" or name.startswith("compare-")]
     return Run(
-        folder=folder,
+        onnx={name: folder / f"{name}.onnx" for name in ("original", "final")},
         original=read_model(folder / "sparse.safetensors"),
         final=read_model(folder / "final.safetensors"),
         pruned={name: read_model(folder / f"{name}.safetensors") for name in cuts},

@@ -1,7 +1,8 @@
-"""The stage `report`: the folder of a run or a sweep in, a page out."""
+"""The stage `report`: the folder of a run or a sweep, or what its stages wrote, in; a page out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from slimdeploy.toolchain.latency.profile import layer_times
 from slimdeploy.toolchain.report import files
 from slimdeploy.toolchain.report.content import Report, run_report
 from slimdeploy.toolchain.report.predictions import Predictions, predict
-from slimdeploy.toolchain.report.run import read_run
+from slimdeploy.toolchain.report.run import Run, read_run
+from slimdeploy.toolchain.report.stage_files import read_stage_files
 from slimdeploy.toolchain.report.sweep import FILE as SWEEP_FILE
 from slimdeploy.toolchain.report.sweep import sweep_report
 
@@ -31,36 +33,42 @@ class ReportResult:
 
 
 def report_stage(
-    folder: Path, *, format: str, output: Path | None = None, force: bool = False
+    paths: Sequence[Path], *, format: str, output: Path | None = None, force: bool = False
 ) -> ReportResult:
-    """Write the report of the run or the sweep in `folder`, by default to `<folder>/report.html` or `.md`.
+    """Write the report of the run or the sweep in a folder, by default to `<folder>/report.html` or `.md`; or
+    of what was made stage by stage, its checkpoints and the result of `bench`, by default beside the latter.
 
-    Raises SlimdeployError for a folder without a
-    finished run or sweep, or an output that exists (the default one is replaced: it is made from the folder
-    and nothing else).
+    Raises SlimdeployError for a folder without a finished run or sweep, files that don't go together, or an
+    output that exists (a folder's default one is replaced: it is made from the folder and nothing else).
     """
+    folder = paths[0] if len(paths) == 1 and not paths[0].is_file() else None
     if output is None:
-        output, force = folder / f"report{FORMATS[format]}", True
+        place = folder or next((path.parent for path in paths if path.suffix == ".json"), Path())
+        output, force = place / f"report{FORMATS[format]}", force or folder is not None
     artifacts.check_output(output, force=force)
-    report = sweep_report(folder) if (folder / SWEEP_FILE).is_file() else build_report(folder)
+    if folder and (folder / SWEEP_FILE).is_file():
+        report = sweep_report(folder)
+    else:
+        report = build_report(read_run(folder) if folder else read_stage_files(paths))
     if format == "md":
         return ReportResult(tuple(files.write_markdown(report, output)))
     files.write_html(report, output)
     return ReportResult((output,))
 
 
-def build_report(folder: Path) -> Report:
-    """Read the run, classify its test images with both networks, and time their layers."""
-    run = read_run(folder)
+def build_report(run: Run) -> Report:
+    """Classify the run's test images with both networks, and time their layers."""
     predictions: Predictions | str
     try:
-        predictions = predict(folder, run.final.info)
+        predictions = predict(run.onnx, run.final.info)
     except (
         SlimdeployError
     ) as error:  # the data may be gone, or on another machine: the rest is still worth a page
         predictions = str(error)
-    times = {
-        name: layer_times(folder / f"{name}.onnx", model.info.graph, batch=LAYER_BATCH)
-        for name, model in (("original", run.original), ("final", run.final))
-    }
+    times = None
+    if all(path.is_file() for path in run.onnx.values()):
+        times = {
+            name: layer_times(run.onnx[name], model.info.graph, batch=LAYER_BATCH)
+            for name, model in (("original", run.original), ("final", run.final))
+        }
     return run_report(run, predictions=predictions, layer_times=times, layer_batch=LAYER_BATCH)

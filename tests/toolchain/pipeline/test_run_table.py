@@ -4,7 +4,8 @@ import io
 
 import rich.console
 
-from slimdeploy.toolchain.pipeline.table import COLUMNS, table_text
+from slimdeploy.toolchain.pipeline.table import table_text
+from slimdeploy.toolchain.report.steps import COLUMNS
 
 
 def shown(table) -> str:

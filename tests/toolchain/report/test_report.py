@@ -58,13 +58,13 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sweep_page(sweep):
-    (written,) = report_stage(sweep, format="html", output=None)
+    (written,) = report_stage([sweep], format="html", output=None).files
     return written
 
 
 @pytest.fixture(scope="module")
 def page(run):
-    (written,) = report_stage(run, format="html", output=None)
+    (written,) = report_stage([run], format="html", output=None).files
     return written
 
 
@@ -105,7 +105,7 @@ def test_a_sweep_has_its_charts_and_tables(sweep_page):
 
 def test_a_sweep_as_markdown(sweep, tmp_path):
     pytest.importorskip("resvg_py", reason="resvg_py draws the PNGs: pip install 'slimdeploy[report]'")
-    written = report_stage(sweep, format="md", output=tmp_path / "paper.md")
+    written = report_stage([sweep], format="md", output=tmp_path / "paper.md").files
     assert {path.stem for path in written if path.suffix == ".png"} == SWEEP_CHARTS
     assert "| λ 0.001, ratio 0.5, align 8 |" in written[0].read_text()
 
@@ -114,12 +114,12 @@ def test_a_sweep_of_another_version_is_refused(sweep, tmp_path):
     document = json.loads((sweep / "sweep.json").read_text())
     (tmp_path / "sweep.json").write_text(json.dumps({**document, "schema": 99}))
     with pytest.raises(SlimdeployError, match="schema 99; this slimdeploy reads 1"):
-        report_stage(tmp_path, format="html", output=None)
+        report_stage([tmp_path], format="html", output=None)
 
 
 def test_markdown_brings_its_charts_as_svg_and_png(run, tmp_path):
     pytest.importorskip("resvg_py", reason="resvg_py draws the PNGs: pip install 'slimdeploy[report]'")
-    written = report_stage(run, format="md", output=tmp_path / "paper.md")
+    written = report_stage([run], format="md", output=tmp_path / "paper.md").files
     text = written[0].read_text()
     shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert {Path(name).stem for name in shown} >= CHARTS
@@ -143,21 +143,74 @@ def test_what_is_read_of_a_run(run):
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(SlimdeployError, match=r"no run and no sweep in .*: slimdeploy run"):
-        report_stage(tmp_path, format="html", output=None)
+        report_stage([tmp_path], format="html", output=None)
 
 
 def test_a_run_that_was_killed_is_refused(run, tmp_path):
     entries = json.loads((run / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({"train": entries["train"], "finetune": {"inputs": "x"}}))
     with pytest.raises(SlimdeployError, match=r"not finished \(pruned, finetune, bench missing\)"):
-        report_stage(tmp_path, format="html", output=None)
+        report_stage([tmp_path], format="html", output=None)
 
 
 def test_an_output_of_one_s_own_is_not_replaced_unasked(run, tmp_path):
     (tmp_path / "mine.html").write_text("mine")
     with pytest.raises(SlimdeployError, match="exists: pass --force"):
-        report_stage(run, format="html", output=tmp_path / "mine.html")
+        report_stage([run], format="html", output=tmp_path / "mine.html")
     assert (tmp_path / "mine.html").read_text() == "mine"
+
+
+STAGES = ("final.safetensors", "bench.json", "sparse.safetensors", "pruned.safetensors")
+
+
+def test_stages_run_one_by_one_have_a_report_too(run, tmp_path, monkeypatch):
+    """From their files, in any order: what a run's page has, but for what only the run's folder tells."""
+    monkeypatch.chdir(run)
+    (written,) = report_stage(
+        [run / name for name in STAGES], format="html", output=tmp_path / "r.html"
+    ).files
+    page = written.read_text(encoding="utf-8")
+    assert set(re.findall(r'<figure id="([^"]+)"', page)) == CHARTS
+    steps = [(row["step"], row["accuracy"]) for row in read_run(run).table["rows"] if row["batch"] is None]
+    assert page.count(f"{100 * dict(steps)['fine-tuned']:.2f}") > 0
+    for step in ("trained", "pruned", "fine-tuned", "final.onnx, 4"):
+        assert f"<td>{step}</td>" in page
+    assert "resnet18 on digits" in page
+
+
+def test_without_the_onnx_files_the_rest_is_there(run, tmp_path):
+    for name in ("sparse.safetensors", "final.safetensors", "bench.json"):
+        shutil.copy(run / name, tmp_path / name)
+    names = ("sparse.safetensors", "final.safetensors", "bench.json")
+    document = json.loads((tmp_path / "bench.json").read_text())
+    for row in [*document["rows"], *document["comparisons"]]:
+        row["model"] = "gone/" + row["model"].rsplit("/", 1)[-1]
+    (tmp_path / "bench.json").write_text(json.dumps(document))
+    (written,) = report_stage([tmp_path / name for name in names], format="html", output=None).files
+    assert written == tmp_path / "report.html"
+    page = written.read_text(encoding="utf-8")
+    assert "Not compared image by image" in page
+    figures = set(re.findall(r'<figure id="([^"]+)"', page))
+    assert {"gamma", "channels-1", "ratio", "latency-1"} <= figures
+    assert not figures & {"layers", "classes", "confusion-final"}
+    with pytest.raises(SlimdeployError, match="exists: pass --force"):
+        report_stage([tmp_path / name for name in names], format="html", output=None)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("final.safetensors", "bench.json"), "give the checkpoints, original and final"),
+        (("sparse.safetensors", "final.safetensors"), "give the checkpoints, original and final"),
+        (("bench.json",), "give the checkpoints, original and final"),
+        (("compare-0.5.safetensors", "final.safetensors", "bench.json"), "it isn't the same network"),
+        (("sparse.safetensors", "final.safetensors", "table.json"), "is not a bench result"),
+    ],
+)
+def test_files_that_do_not_go_together(run, tmp_path, names, message):
+    with pytest.raises(SlimdeployError, match=message):
+        report_stage([run / name for name in names], format="html", output=tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
 
 
 def test_the_command_writes_where_it_says(run, tmp_path):
