@@ -33,8 +33,7 @@ def run(
     """Train a fresh tiny network, or `network`, on DATA."""
     network = network or build_network(SPEC, seed=options.seed)
     setup = options.to_json()
-    history = fit(network, DATA, options, output=output, device="cpu", setup=setup, resume=resume)
-    return network, history
+    return fit(network, DATA, options, output=output, device="cpu", setup=setup, resume=resume)
 
 
 def untimed(history: list[EpochRecord]) -> list[EpochRecord]:

@@ -30,7 +30,7 @@ def exact() -> None:
 
 def _fit(output: Path, options: TrainOptions, device: str) -> list[EpochRecord]:
     network = build_network(build_graph("tiny", stem="cifar", classes=3), seed=0)
-    return fit(network, DATA, options, output=output, device=device, setup={})
+    return fit(network, DATA, options, output=output, device=device, setup={})[1]
 
 
 @pytest.mark.parametrize("compiled", [False, True])

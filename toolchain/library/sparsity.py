@@ -11,9 +11,10 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.training.sparsity import (
-    FixedPenalty,
     parameter_groups,
-    penalised_names,
+    penalised_batchnorms,
+    proximal_step,
+    threshold_of,
     zero_share,
 )
 
@@ -51,27 +52,24 @@ class Proximal:
         layers: str = "prunable",
         size: int | None = None,
     ) -> None:
-        scales = gammas(network, layers=layers, size=size)
-        if not scales:
+        self._scales = gammas(network, layers=layers, size=size)
+        if not self._scales:
             raise SlimdeployError("`network` has no BN scales γ that the penalty could act on")
-        self._group = _group_of(optimizer, scales)
-        momentum = float(self._group.get("momentum", 0.0))
-        self.penalty = FixedPenalty(scales, strength, form="proximal", momentum=momentum)
+        self._group, self._strength = _group_of(optimizer, self._scales), strength
         self._hook = optimizer.register_step_post_hook(self._after_step)
-        self._steps = 0
 
     @property
     def zero_share(self) -> float:
         """Share of the penalised γ that are exactly zero, 0…1."""
-        return zero_share(self.penalty.scales)
+        return zero_share(self._scales)
 
     def remove(self) -> None:
         """From now on the optimiser steps without the penalty."""
         self._hook.remove()
 
     def _after_step(self, *_: Any) -> None:
-        self.penalty.after_step(float(self._group["lr"]), self._steps)
-        self._steps += 1
+        lr, momentum = float(self._group["lr"]), float(self._group.get("momentum", 0.0))
+        proximal_step(self._scales, threshold_of(self._strength, lr, momentum))
 
 
 def gammas(network: nn.Module, *, layers: str = "prunable", size: int | None = None) -> list[Tensor]:
@@ -82,7 +80,7 @@ def gammas(network: nn.Module, *, layers: str = "prunable", size: int | None = N
         raise SlimdeployError("`size` is needed: the side in pixels of the images that the module takes")
     else:
         graph = from_module(network, size=size).network.graph
-    return [_weight(network, name) for name in penalised_names(graph, layers)]
+    return [_weight(network, name) for name in penalised_batchnorms(graph, layers)]
 
 
 def _weight(network: nn.Module, name: str) -> Tensor:

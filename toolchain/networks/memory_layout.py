@@ -50,3 +50,9 @@ def _contiguous(tensor: Tensor) -> Tensor:
     # A copy in any case: .contiguous() leaves a tensor of 1×1 pixels alone, whose strides still say
     # channels-last.
     return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def format_of(tensor: Tensor) -> torch.memory_format:
+    """The layout of a weight."""
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format

@@ -95,7 +95,8 @@ def load_recipe(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
     for setting in settings:
         _apply(document, setting)
     try:
-        return build(Recipe, {"name": path.stem, **_for_its_bench(_finetuned_as_trained(document))}, "")
+        document = _at_original_widths(_for_its_bench(_finetuned_as_trained(document)))
+        return build(Recipe, {"name": path.stem, **document}, "")
     except SlimdeployError as error:
         raise SlimdeployError(f"{path}: {error}") from error
 
@@ -122,6 +123,16 @@ def _finetuned_as_trained(document: dict[str, Any]) -> dict[str, Any]:
         return document  # refused later, by name
     kept = {name: train[name] for name in inherited(finetune) if name in train}
     return {**document, "finetune": {"lr": FINETUNE_LR, **kept, **finetune}}
+
+
+def _at_original_widths(document: dict[str, Any]) -> dict[str, Any]:
+    """The recipe, its training without removing channels unless it asks for that: what the final network is
+    compared with is the trained one.
+    """
+    train = document.get("train", {})
+    if not isinstance(train, dict):
+        return document  # refused later, by name
+    return {**document, "train": {"shrink": False, **train}}
 
 
 def _for_its_bench(document: dict[str, Any]) -> dict[str, Any]:

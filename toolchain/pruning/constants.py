@@ -6,8 +6,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from slimdeploy.toolchain.networks.graph import INPUT
+from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.networks.residual import batchnorm_behind
+
+CHANGING = ("dropout", "stochastic_depth", "pad")
+"""Operators behind which a constant is one no more, unless it is 0."""
 
 
 class _NodeArrays(Mapping[str, np.ndarray]):
@@ -40,3 +44,35 @@ def removed_constants(network: GraphNetwork, masks: dict[str, np.ndarray]) -> di
         value: np.where(masks[value] | np.isnan(constants), 0.0, constants)
         for value, constants in found.items()
     }
+
+
+def strict_constants(network: GraphNetwork, zeros: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Value -> (channels,) float64: what each channel is in every pixel of every image, while training as
+    afterwards; NaN where it isn't the same everywhere. `zeros`: BN -> (channels,) bool, where γ is 0.
+    """
+    graph = network.graph
+    found = {INPUT: np.full(graph.channels[INPUT], np.nan)}
+    for node in graph.nodes:
+        inputs = [found[name] for name in node.inputs]
+        nothing = np.zeros(graph.channels[node.name], dtype=bool)
+        zero = zeros.get(node.name, nothing)
+        values = np.asarray(node.op.constant(node, inputs, _NodeArrays(network, node.name), zero))
+        if node.operator == "batchnorm":  # while training it subtracts what the others pass on
+            values = np.where(zero, values, np.nan)
+        if node.operator in CHANGING or (node.operator in ("conv", "avg_pool") and pads(graph, node)):
+            values = np.where(values == 0, 0.0, np.nan)
+        found[node.name] = values
+    return found
+
+
+def takes_constants(graph: Graph, reader: Node) -> bool:
+    """Whether a constant that `reader` reads can move exactly into tensors that are there."""
+    has_shift = reader.attributes["bias"] or batchnorm_behind(graph, reader) is not None
+    return bool(has_shift and not pads(graph, reader))
+
+
+def pads(graph: Graph, node: Node) -> bool:
+    """Whether the windows of `node` reach over the border, where they see zeros."""
+    before = graph.producer(node.inputs[0])
+    padded = before is not None and before.operator == "pad"
+    return padded or bool(node.attributes.get("padding", [0, 0]) != [0, 0])

@@ -34,8 +34,12 @@ class Budget:
     unit: str
 
 
-def budget_for(graph: Graph, groups: list[ChannelGroup], options: PruneOptions, size: int) -> Budget:
-    """The budget that `options` set for a network of `graph` on images of `size` pixels."""
+def budget_for(
+    graph: Graph, groups: list[ChannelGroup], options: PruneOptions, size: int, *, removed: int = 0
+) -> Budget:
+    """The budget that `options` set for a network of `graph` on images of `size` pixels. A ratio counts the
+    `removed` channels, which training has taken out already.
+    """
     if options.params is not None:
         return Budget(parameter_model(graph, groups, size), options.params, "parameters")
     if options.macs is not None:
@@ -47,7 +51,7 @@ def budget_for(graph: Graph, groups: list[ChannelGroup], options: PruneOptions, 
         table = load_table(options.latency_table)
         return Budget(latency_model(table, graph, groups, size), options.latency_ms, "ms")
     assert options.ratio is not None
-    channels = sum(group.width for group in groups)
+    channels = removed + sum(group.width for group in groups)
     return Budget(ChannelCount(), channels - int(channels * options.ratio), "prunable channels")
 
 

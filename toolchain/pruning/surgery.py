@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +11,13 @@ from torch import Tensor
 
 from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, source_of
 from slimdeploy.toolchain.networks.cutting import Masks, cut_graph, keep_masks
-from slimdeploy.toolchain.networks.graph import Graph, Node
+from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.operators.base import tensor_name
 from slimdeploy.toolchain.networks.residual import batchnorm_behind
 from slimdeploy.toolchain.pruning.activations import InputMoments
 from slimdeploy.toolchain.pruning.compensation import compensate
-from slimdeploy.toolchain.pruning.constants import removed_constants
+from slimdeploy.toolchain.pruning.constants import pads, removed_constants
 from slimdeploy.toolchain.pruning.selection import Kept
 
 State = dict[str, Tensor]
@@ -107,19 +108,29 @@ class _Cut:
     def network(self) -> GraphNetwork:
         """The network of what is kept."""
         made = GraphNetwork(cut_graph(self.graph, self.masks))
-        state = {}
-        for node in made.graph.nodes:
-            own = self.graph.by_name[node.name]
-            stays = {"output": self.masks[own.name], "input": self.masks[own.inputs[0]]}
-            for part, tensor in own.op.tensors(own).items():
-                key = tensor_name(node.name, part)
-                values = self._state[key]
-                for dimension, axis in enumerate(tensor.axes):
-                    if axis and not (axis == "input" and node.name in self._narrowed):
-                        values = _narrow(values, dimension, stays[axis])
-                state[key] = values
+        state = narrowed(self._state, self.graph, made.graph, self.masks, done=self._narrowed)
         made.load_state_dict(state)
         return made.to(next(iter(state.values())).device).train(self._training)
+
+
+def narrowed(tensors: State, graph: Graph, cut: Graph, masks: Masks, *, done: Collection[str] = ()) -> State:
+    """Of `tensors`, named as in the state dict of `graph`, those of the nodes that `cut` still has, without
+    the channels at False of `masks`. The weights of the layers `done` have lost their inputs already.
+    """
+    found = {}
+    for node in cut.nodes:
+        own = graph.by_name[node.name]
+        stays = {"output": masks[own.name], "input": masks[own.inputs[0]]}
+        for part, tensor in own.op.tensors(own).items():
+            name = tensor_name(node.name, part)
+            if name not in tensors:
+                continue
+            values = tensors[name]
+            for dimension, axis in enumerate(tensor.axes):
+                if axis and not (axis == "input" and node.name in done):
+                    values = _narrow(values, dimension, stays[axis])
+            found[name] = values
+    return found
 
 
 def _narrow(tensor: Tensor, dimension: int, stays: np.ndarray) -> Tensor:
@@ -152,12 +163,6 @@ def _fold_constants(network: GraphNetwork, cut: _Cut, groups: list[ChannelGroup]
         touched.append(node)
     return Folding(
         channels,
-        exact=tuple(node.name for node in touched if not _pads(graph, node)),
-        approximate=tuple(node.name for node in touched if _pads(graph, node)),
+        exact=tuple(node.name for node in touched if not pads(graph, node)),
+        approximate=tuple(node.name for node in touched if pads(graph, node)),
     )
-
-
-def _pads(graph: Graph, node: Node) -> bool:
-    before = graph.producer(node.inputs[0])
-    padded = before is not None and before.operator == "pad"
-    return padded or node.attributes.get("padding", [0, 0]) != [0, 0]

@@ -32,8 +32,9 @@ from slimdeploy.toolchain.training.history import history_path
 from slimdeploy.toolchain.training.loop import fit
 from slimdeploy.toolchain.training.options import ALL_OPTIONS, WEIGHTS_LR, TrainOptions
 from slimdeploy.toolchain.training.pretrained import Weights, read_weights
+from slimdeploy.toolchain.training.removed import Removed, removed_from
 from slimdeploy.toolchain.training.setup import short_run, small_crop
-from slimdeploy.toolchain.training.sparsity import penalised_scales, zero_share
+from slimdeploy.toolchain.training.sparsity import penalised_count, penalised_scales, zero_share
 from slimdeploy.toolchain.training.state import state_path
 from slimdeploy.toolchain.training.training_data import training_data
 
@@ -52,9 +53,12 @@ class TrainResult:
     zero_share: float
     images_per_second: float
     seconds: float
+    removed: Removed | None = None
+    """Where channels were taken out while training."""
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "checkpoint": str(self.checkpoint)}
+        removed = self.removed and self.removed.to_json()
+        return {**vars(self), "checkpoint": str(self.checkpoint), "removed": removed}
 
 
 def train_stage(
@@ -187,7 +191,7 @@ def _train(
         "parent": facts["parent"],
         "teacher": facts["teacher"],
     }
-    history = fit(
+    trained, history = fit(
         network,
         parts,
         options,
@@ -200,20 +204,22 @@ def _train(
     )
     if options.recalibration_images:
         images = balanced_subset(parts.train, options.recalibration_images)
-        recalibrate(network, shuffled(images, dataset.preprocessing, device=device), device=device)
+        recalibrate(trained, shuffled(images, dataset.preprocessing, device=device), device=device)
     preprocessing = dataset.preprocessing
-    validation = evaluate_network(network, parts.validation, preprocessing, device=device, ranks=ranks)
-    test = evaluate_network(network, dataset.test, preprocessing, device=device, ranks=ranks)
+    validation = evaluate_network(trained, parts.validation, preprocessing, device=device, ranks=ranks)
+    test = evaluate_network(trained, dataset.test, preprocessing, device=device, ranks=ranks)
     accuracy = {"val": validation.accuracy, "test": test.accuracy}
     if history:
         accuracy["train"] = history[-1].train_accuracy
     seconds = time.perf_counter() - started
     metrics = {"accuracy": accuracy, "loss": {"val": validation.loss, "test": test.loss}}
     sha256 = ""
+    removed = removed_from(info.graph, trained.graph, preprocessing.size)
+    if removed:
+        facts["removed"] = removed.to_json()
     if ranks.main:
-        sha256 = save_checkpoint(
-            output, network, info.after(stage, metrics=metrics, epochs=len(history), **facts)
-        )
+        after = info.after(stage, graph=trained.graph, metrics=metrics, epochs=len(history), **facts)
+        sha256 = save_checkpoint(output, trained, after)
         state_path(output).unlink(missing_ok=True)
     ranks.wait()
     return TrainResult(
@@ -222,7 +228,12 @@ def _train(
         epochs=len(history),
         accuracy=accuracy,
         loss=metrics["loss"],
-        zero_share=zero_share(penalised_scales(network, options.sparse_layers)),
+        zero_share=zero_share(
+            penalised_scales(trained, options.sparse_layers),
+            removed=penalised_count(info.graph, options.sparse_layers)
+            - penalised_count(trained.graph, options.sparse_layers),
+        ),
+        removed=removed,
         images_per_second=sum(r.images_per_second for r in history) / max(len(history), 1),
         seconds=seconds,
     )

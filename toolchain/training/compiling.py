@@ -23,6 +23,7 @@ def compiled(network: nn.Module, *, device: str, processes: int) -> nn.Module:
         raise SlimdeployError("--compile is for CUDA: on the CPU a compiled step takes longer; leave it out")
     if processes > 1:
         raise SlimdeployError("--compile goes with one process: leave it out, or torchrun")
+    torch.compiler.reset()  # what was compiled of a wider network counts against the limit of recompilations
     network_call: Any = torch.compile(network, mode="reduce-overhead", dynamic=False)
     assert isinstance(network_call, nn.Module)
     return network_call

@@ -62,7 +62,8 @@ class TensorBoardLog:
         threading.excepthook = self._without_writer_errors
         self._writer = SummaryWriter(str(tensorboard_path(output)), purge_step=epochs_done + 1)
 
-    def add(self, record: EpochRecord, scales: Sequence[Tensor]) -> None:
+    def add(self, record: EpochRecord, scales: Sequence[Tensor], *, removed: int = 0) -> None:
+        """Write an epoch's figures, and the histogram of γ with those `removed` as zeros."""
         values = {
             "train/loss": record.train_loss,
             "train/acc": record.train_accuracy,
@@ -71,13 +72,14 @@ class TensorBoardLog:
             "lr": record.lr,
             "gamma/zero_share": record.zero_share,
             "gamma/lambda": record.strength,
+            "macs": record.macs,
             "images_per_second": record.images_per_second,
         }
         with self._errors_explained():
             for name, value in values.items():
                 self._writer.add_scalar(name, value, record.epoch)
             if scales:
-                gammas = torch.cat([s.detach().float().cpu() for s in scales])
+                gammas = torch.cat([*(s.detach().float().cpu() for s in scales), torch.zeros(removed)])
                 self._writer.add_histogram("gamma", gammas, record.epoch)
             self._writer.flush()
 

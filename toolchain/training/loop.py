@@ -16,24 +16,23 @@ from slimdeploy.toolchain.data.batches import TrainingBatches
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.model_info import Preprocessing
-from slimdeploy.toolchain.networks.memory_layout import place
+from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.progress import log, progress_bar
-from slimdeploy.toolchain.training.averaging import WeightAverage
 from slimdeploy.toolchain.training.batch_memory import attempt_step, is_out_of_memory, out_of_memory
-from slimdeploy.toolchain.training.batchnorm import synchronise
-from slimdeploy.toolchain.training.compiling import compile_errors_explained, compiled
+from slimdeploy.toolchain.training.compiling import compile_errors_explained
 from slimdeploy.toolchain.training.distillation import Teacher
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks, peers_explained
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import TensorBoardLog, write_history
 from slimdeploy.toolchain.training.interruption import resumable, workers_explained
+from slimdeploy.toolchain.training.learner import Course, Learner
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
-from slimdeploy.toolchain.training.precision import resolve_precision
-from slimdeploy.toolchain.training.setup import build_optimizer, build_penalty, learning_rate
+from slimdeploy.toolchain.training.setup import learning_rate
+from slimdeploy.toolchain.training.shrinking import Shrinking, without_zeros
 from slimdeploy.toolchain.training.sparsity import zero_share
-from slimdeploy.toolchain.training.state import TrainingState, load_state, part, save_state, state_path
-from slimdeploy.toolchain.training.step import Objective, TrainingStep
+from slimdeploy.toolchain.training.state import TrainingState, check_fits, load_state, save_state, state_path
+from slimdeploy.toolchain.training.step import Objective
 
 
 @dataclass(frozen=True)
@@ -56,22 +55,21 @@ def fit(
     resume: bool = False,
     ranks: Ranks = ALONE,
     teacher: Teacher | None = None,
-) -> list[EpochRecord]:
-    """Train `network` in place and return the history; its state is saved beside `output` after every epoch.
+) -> tuple[GraphNetwork, list[EpochRecord]]:
+    """Train `network`; returns the trained network and the history. The state is saved beside `output` after
+    every epoch.
 
-    With `options.ema` it ends as the average of its weights, with `options.patience` as it was at its best.
+    The trained network is `network` itself, unless channels were removed from it on the way. With
+    `options.ema` it is the average of the weights, with `options.patience` as it was at its best.
 
     `setup` identifies the run: with `resume`, a state of another set-up is refused. Raises SlimdeployError
     where the loss stops being a number or another process of the run ends; the state of the last whole epoch
     stays then. Of several `ranks` the first writes, and all return the same.
     """
-    place(network, device)
-    synchronise(network, ranks)
     run = _Run(network, data, options, device, ranks, teacher)
     state = TrainingState(setup)
     if resume and state_path(output).exists():
-        state = load_state(state_path(output), setup, network, run.optimizer, run.extra())
-        run.restore(state.extra)
+        state = run.resume(state_path(output), setup)
         log(f"resuming after epoch {state.epochs_done} of {options.epochs}")
         if ranks.main:
             write_history(output, state.history)  # it may have been killed between the two
@@ -86,31 +84,30 @@ def fit(
                 record = run.epoch(state.epochs_done)
             state.history.append(record)
             if options.patience and record.val_accuracy >= max(r.val_accuracy for r in state.history):
-                state.best = {name: t.detach().clone() for name, t in run.judged.state_dict().items()}
+                state.best = run.learner.judged_weights()
             if board:
                 _keep(output, state, run, board)
                 log(_line(record, options.epochs))
-    network.load_state_dict(state.best if state.best is not None else run.judged.state_dict())
-    return state.history
+    return without_zeros(run.learner.trained(state.best), options, ranks), state.history
 
 
 def _keep(output: Path, state: TrainingState, run: _Run, board: TensorBoardLog) -> None:
     """Write what the last epoch brought. Raises SlimdeployError where it can't be; what was written before
     stays.
     """
-    state.extra = run.extra()
+    learner = run.learner
     try:
         # In this order: of what a killed run has written too much, TensorBoard drops it, and the history is
         # written again.
-        board.add(state.history[-1], run.penalty.scales)
-        save_state(state_path(output), state, run.network, run.optimizer)
+        board.add(state.history[-1], learner.penalty.scales, removed=learner.removed_scales)
+        save_state(state_path(output), state, learner.snapshot())
         write_history(output, state.history)
     except SlimdeployError as error:
         raise resumable(error, state.epochs_done - 1) from error
 
 
 class _Run:
-    """Everything that an epoch needs, set up once."""
+    """Everything that an epoch needs. The learner is another one after each cut."""
 
     def __init__(
         self,
@@ -121,9 +118,7 @@ class _Run:
         ranks: Ranks,
         teacher: Teacher | None,
     ) -> None:
-        self.network, self.data, self.options, self.device = network, data, options, device
-        self.ranks = ranks
-        self.precision = resolve_precision(options.precision, device)
+        self.data, self.options, self.device, self.ranks = data, options, device, ranks
         self.batches = TrainingBatches(
             data.train,
             data.preprocessing,
@@ -135,36 +130,28 @@ class _Run:
             rank=ranks.rank,
             ranks=ranks.size,
         )
-        self.optimizer = build_optimizer(network, options)
-        self.penalty = build_penalty(network, options, steps_per_epoch=len(self.batches))
-        model = compiled(network, device=device, processes=ranks.size) if options.compile else network
-        objective = Objective(options, teacher, data.preprocessing)
-        self.step = TrainingStep(
-            ranks.wrap(model),
-            self.optimizer,
-            objective,
-            self.penalty,
-            precision=self.precision,
-            device=device,
+        course = Course(
+            options,
+            network.graph,
+            Objective(options, teacher, data.preprocessing),
+            steps_per_epoch=len(self.batches),
             weight=self.batches.weight,
+            device=device,
+            ranks=ranks,
         )
-        self.average = WeightAverage(network, options.ema) if options.ema else None
+        self.learner = Learner(network, course)
+        self.shrinking = Shrinking(options, options.epochs * len(self.batches), data.preprocessing.size)
 
-    @property
-    def judged(self) -> GraphNetwork:
-        """The network that is validated and kept: the average of the weights where there is one."""
-        return self.average.network if self.average else self.network
-
-    def extra(self) -> dict[str, Tensor]:
-        """What the options in force keep beside network and optimiser."""
-        average = self.average.state() if self.average else {}
-        return {**self.step.state(), **{f"average.{name}": t for name, t in average.items()}}
-
-    def restore(self, extra: dict[str, Tensor]) -> None:
-        """Go on from `extra`."""
-        self.step.restore(extra)
-        if self.average:
-            self.average.restore(part(extra, "average."))
+    def resume(self, path: Path, setup: dict[str, Any]) -> TrainingState:
+        """Go on from the state in `path`, as it was after its last epoch."""
+        state, snapshot = load_state(path, setup)
+        learner = self.learner
+        if snapshot.weights.graph != learner.network.graph:
+            learner = Learner(GraphNetwork(snapshot.weights.graph), learner.course)
+        check_fits(path, snapshot, learner.snapshot())
+        learner.restore(snapshot)
+        self.learner = learner
+        return state
 
     def epoch(self, index: int) -> EpochRecord:
         """Train one epoch and validate."""
@@ -181,25 +168,27 @@ class _Run:
         self._check_finite(losses, index)
         mean_loss = losses.mean().item()  # waits for the device, so the time below is the real one
         seconds = time.perf_counter() - started
+        learner, preprocessing = self.learner, self.data.preprocessing
         validation = evaluate_network(
-            self.judged,
+            learner.judged,
             self.data.validation,
-            self.data.preprocessing,
+            preprocessing,
             device=self.device,
-            precision=self.precision,
+            precision=learner.precision,
             ranks=self.ranks,
         )
         trained = len(losses) * self.batches.batch_size
         return EpochRecord(
             epoch=index + 1,
-            lr=self.optimizer.param_groups[0]["lr"],
+            lr=learner.lr,
             train_loss=mean_loss,
             train_accuracy=correct.item() / trained,
             val_loss=validation.loss,
             val_accuracy=validation.accuracy,
-            zero_share=zero_share(self.penalty.scales),
+            zero_share=zero_share(learner.penalty.scales, removed=learner.removed_scales),
             images_per_second=trained / seconds,
-            strength=self.penalty.strength,
+            strength=learner.penalty.strength,
+            macs=network_cost(learner.network.graph, preprocessing.size).macs,
         )
 
     def _train(self, index: int) -> tuple[Tensor, Tensor]:
@@ -209,27 +198,25 @@ class _Run:
         steps = len(self.batches)
         losses = torch.zeros(steps, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.network.train()
+        self.learner.network.train()
         with progress_bar(f"epoch {index + 1}/{self.options.epochs}", total=steps) as advance:
             for step, (images, labels) in enumerate(self.batches.epoch(index)):
                 number = index * steps + step
                 self._set_lr(number)
-                losses[step], logits = self.step(images, labels, number)
-                if self.average:
-                    self.average.update(number)
+                losses[step], logits = self.learner.take_step(images, labels, number)
                 correct += (logits.argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))).sum()
+                self.learner = self.shrinking.after_step(number, self.learner)
                 advance(1)
         return self.ranks.sum(losses).div_(self.ranks.size), self.ranks.sum(correct)
 
     def _set_lr(self, number: int) -> None:
-        rate = learning_rate(self.options, number, steps_per_epoch=len(self.batches))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self.learner.lr = learning_rate(self.options, number, steps_per_epoch=len(self.batches))
 
     def _out_of_memory(self, index: int) -> SlimdeployError:
         def attempt(batch_size: int) -> None:
             images = -(-batch_size // self.ranks.size)
-            attempt_step(self.step, self.network, images, size=self.data.preprocessing.size)
+            learner = self.learner
+            attempt_step(learner.step, learner.network, images, size=self.data.preprocessing.size)
 
         return out_of_memory(self.batches.batch_size, attempt, force=index > 0)
 
@@ -238,7 +225,7 @@ class _Run:
         if len(bad):
             step = int(bad[0])
             self._set_lr(index * len(self.batches) + step)
-            lr = self.optimizer.param_groups[0]["lr"]
+            lr = self.learner.lr
             # Not --resume: the state goes on with the same rate only, and would end here again.
             again = " and start again with --force" if index else ""
             raise SlimdeployError(

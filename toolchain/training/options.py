@@ -64,9 +64,12 @@ class TrainOptions:
     )
     sparse_align: int = option(
         8,
-        "With sparsity auto: leave multiples of so many channels in a layer, as pruning does.",
+        "With a sparsity: leave multiples of so many channels in a layer, as pruning does.",
         least=1,
         most=MAX_IMAGE_SIZE,
+    )
+    shrink: bool = option(
+        True, "Remove channels that stay at zero while training; without it the original widths stay."
     )
     validation: float = option(0.1, "Share of the training images held out.")
     patience: int | None = option(
@@ -227,7 +230,7 @@ def inherited(given: Collection[str]) -> list[str]:
     return [name for name in INHERITED if name not in own]
 
 
-SPARSITY = ("sparsity", "sparsity_step", "sparse_layers", "sparse_align")
+SPARSITY = ("sparsity", "sparsity_step", "sparse_layers", "sparse_align", "shrink")
 """Options of the penalty, which fine-tuning does without."""
 FINETUNE_LR = 1e-3
 WEIGHTS_LR = 3e-3
@@ -245,10 +248,12 @@ class EpochRecord:
     val_loss: float
     val_accuracy: float
     zero_share: float
-    """Share of the penalised γ that are exactly zero."""
+    """Share of the penalised γ that are exactly zero, or were until their channels were taken out."""
     images_per_second: float
     strength: float = 0.0
     """λ at the end of the epoch."""
+    macs: int = 0
+    """For one image, at the end of the epoch; 0 where it wasn't recorded."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -9,11 +9,21 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.schedules import lr_factor
-from slimdeploy.toolchain.training.sparsity import FixedPenalty, Penalty, parameter_groups, penalised_scales
+from slimdeploy.toolchain.training.sparsity import (
+    FixedPenalty,
+    Penalty,
+    parameter_groups,
+    penalised_batchnorms,
+)
 from slimdeploy.toolchain.training.steering import SteeredPenalty
 
 FEW_STEPS = 200
 """The embedded digits, the easiest of data, take as many."""
+
+GONE_AFTER, LEAST_GONE_AFTER = 0.02, 20
+"""A γ is gone that was zero for this share of all steps in a row, and for so many at least: momentum that could
+bring it back has faded then.
+"""
 
 
 LARGE_IMAGES = 128
@@ -55,27 +65,38 @@ def small_crop(options: TrainOptions, size: int) -> str | None:
     return f"crops move images of {size} pixels by {pad} at most: --augmentation imagenet crops and enlarges"
 
 
-def build_penalty(network: GraphNetwork, options: TrainOptions, *, steps_per_epoch: int) -> Penalty:
-    """The penalty on γ that `options` ask for; raises SlimdeployError where the network has no γ to penalise,
-    and as SteeredPenalty does.
+def build_penalty(
+    network: GraphNetwork, options: TrainOptions, *, steps_per_epoch: int, removed: int = 0
+) -> Penalty:
+    """The penalty on γ that `options` ask for, `removed` prunable channels after the start; raises
+    SlimdeployError where the network has no γ to penalise, and as SteeredPenalty does.
     """
-    scales = penalised_scales(network, options.sparse_layers)
-    if options.sparsity and not scales:
+    if options.sparsity and not penalised_batchnorms(network.graph, options.sparse_layers):
         raise SlimdeployError(
             f"sparsity acts on the BN scales γ of prunable channels, and {network.graph.arch} has none: "
             "train without --sparsity, and prune with --criterion l2, taylor or surgeon"
         )
+    steps = options.epochs * steps_per_epoch
+    patience = max(LEAST_GONE_AFTER, int(steps * GONE_AFTER))
     if isinstance(options.sparsity, str):
         assert options.sparsity_target is not None
-        steps = range(options.epochs * steps_per_epoch)
         return SteeredPenalty(
             network,
             options.sparsity_target,
-            [learning_rate(options, number, steps_per_epoch=steps_per_epoch) for number in steps],
+            [learning_rate(options, number, steps_per_epoch=steps_per_epoch) for number in range(steps)],
             align=options.sparse_align,
             momentum=options.momentum,
+            patience=patience,
+            removed=removed,
         )
-    return FixedPenalty(scales, options.sparsity, form=options.sparsity_step, momentum=options.momentum)
+    return FixedPenalty(
+        network,
+        options.sparsity,
+        layers=options.sparse_layers,
+        form=options.sparsity_step,
+        momentum=options.momentum,
+        patience=patience,
+    )
 
 
 def build_optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.SGD:

@@ -19,15 +19,8 @@ from slimdeploy.toolchain.networks.module import GraphNetwork
 
 
 def penalised_scales(network: GraphNetwork, layers: str) -> list[Tensor]:
-    """The γ that the penalty acts on."""
-    return [network.weight(name) for name in penalised_names(network.graph, layers)]
-
-
-def penalised_names(graph: Graph, layers: str) -> list[str]:
-    """The BNs whose γ the penalty acts on: those of prunable channels, or with `layers="all"` every one."""
-    if layers == "all":
-        return [n.name for n in graph.nodes if n.operator == "batchnorm" and n.attributes["affine"]]
-    return penalised_batchnorms(graph)
+    """The γ that the penalty acts on, in the order of `penalised_batchnorms`."""
+    return [network.weight(name) for name in penalised_batchnorms(network.graph, layers)]
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -42,8 +35,12 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     ]
 
 
-def penalised_batchnorms(graph: Graph) -> list[str]:
-    """The BNs with γ all of whose channels are prunable, in order of their groups."""
+def penalised_batchnorms(graph: Graph, layers: str) -> list[str]:
+    """The BNs with γ all of whose channels are prunable, in order of their groups; with `layers="all"` every
+    BN with γ.
+    """
+    if layers == "all":
+        return [n.name for n in graph.nodes if n.operator == "batchnorm" and n.attributes["affine"]]
     prunable = dict.fromkeys(graph.channels, 0)
     groups = channel_groups(graph)
     for group in groups:
@@ -55,6 +52,11 @@ def penalised_batchnorms(graph: Graph) -> list[str]:
         for name in names
         if graph.by_name[name].attributes["affine"] and prunable[name] == graph.channels[name]
     ]
+
+
+def penalised_count(graph: Graph, layers: str) -> int:
+    """How many γ the penalty acts on."""
+    return sum(graph.channels[name] for name in penalised_batchnorms(graph, layers))
 
 
 class Penalty(Protocol):
@@ -70,18 +72,34 @@ class Penalty(Protocol):
     def after_step(self, lr: float, number: int) -> None:
         """Called after the optimiser's step `number`, counted from 0 over all epochs, at the rate `lr`."""
 
+    def gone(self) -> dict[str, Tensor]:
+        """BN -> (channels,) bool: the γ that are zero and will stay so."""
+
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs; the same names and shapes at any moment."""
+        """What a resumed run needs: the same names and shapes at any moment. `KIND.BN` has a value for each
+        channel of that BN.
+        """
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`."""
 
 
 class FixedPenalty:
-    """λ as it was given, in either form."""
+    """λ as it was given, in either form; `patience` as PenalisedBatchNorms has it."""
 
-    def __init__(self, scales: list[Tensor], strength: float, *, form: str, momentum: float) -> None:
-        self.scales, self.strength = scales, strength
+    def __init__(
+        self,
+        network: GraphNetwork,
+        strength: float,
+        *,
+        layers: str = "prunable",
+        form: str = "proximal",
+        momentum: float,
+        patience: int = 1,
+    ) -> None:
+        self.strength = strength
+        self.penalised = PenalisedBatchNorms(network, layers, patience)
+        self.scales = self.penalised.scales
         self._form, self._momentum = form, momentum
 
     def before_step(self) -> None:
@@ -90,13 +108,53 @@ class FixedPenalty:
 
     def after_step(self, lr: float, number: int) -> None:
         if self._form == "proximal":
-            proximal_step(self.scales, threshold_of(self.strength, lr, self._momentum))
+            self.penalised.shrink(threshold_of(self.strength, lr, self._momentum))
+
+    def gone(self) -> dict[str, Tensor]:
+        return self.penalised.gone()
 
     def state(self) -> dict[str, Tensor]:
-        return {}
+        return self.penalised.state()
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        assert not state
+        self.penalised.restore(state)
+
+
+class PenalisedBatchNorms:
+    """γ and β of the penalised BNs. A γ is gone when it has been zero for `patience` steps in a row."""
+
+    def __init__(self, network: GraphNetwork, layers: str, patience: int) -> None:
+        self.names = penalised_batchnorms(network.graph, layers)
+        self.scales: list[Tensor] = [network.weight(name) for name in self.names]
+        self.biases: list[Tensor] = [network.tensors(name)["bias"] for name in self.names]
+        self._patience = patience
+        self._idle = [torch.zeros_like(scale.detach()) for scale in self.scales]
+
+    @torch.no_grad()
+    def shrink(self, threshold: float, *, weights: Sequence[Tensor] | None = None) -> None:
+        """The proximal step on γ, and on β where γ is gone: a channel that still passes β on can be removed
+        exactly only where nothing behind it pads its input.
+        """
+        proximal_step(self.scales, threshold, weights=weights)
+        if self.scales:
+            moving = torch._foreach_abs(torch._foreach_sign(self.scales))
+            torch._foreach_add_(self._idle, 1)
+            torch._foreach_addcmul_(self._idle, self._idle, moving, -1)
+            over = torch._foreach_sub(self._idle, self._patience - 1)
+            proximal_step(self.biases, threshold, weights=[steps.clamp_(0, 1) for steps in over])
+
+    def gone(self) -> dict[str, Tensor]:
+        """BN -> (channels,) bool: the γ that have been zero for `patience` steps."""
+        return {name: idle >= self._patience for name, idle in zip(self.names, self._idle, strict=True)}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs."""
+        return {f"idle.{name}": idle for name, idle in zip(self.names, self._idle, strict=True)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`."""
+        for name, idle in zip(self.names, self._idle, strict=True):
+            idle.copy_(state[f"idle.{name}"])
 
 
 def threshold_of(strength: float, lr: float, momentum: float) -> float:
@@ -135,9 +193,8 @@ def add_subgradient(scales: Sequence[Tensor], strength: float) -> None:
         torch._foreach_add_(gradients, torch._foreach_sign(list(scales)), alpha=strength)
 
 
-def zero_share(scales: Sequence[Tensor]) -> float:
-    """Share of all γ that are exactly zero."""
-    if not scales:
-        return 0.0
-    values = torch.cat([s.detach() for s in scales])
-    return float((values == 0).float().mean())
+def zero_share(scales: Sequence[Tensor], *, removed: int = 0) -> float:
+    """Share of all γ that are exactly zero, or were until they were `removed`."""
+    count = sum(len(scale) for scale in scales) + removed
+    zeros = sum(int((scale == 0).sum()) for scale in scales) + removed
+    return zeros / count if count else 0.0

@@ -24,11 +24,12 @@ from torch import Tensor
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, channel_groups, unit_channels
+from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning.costs import ChannelCount
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.selection import Kept, Rules, select
-from slimdeploy.toolchain.training.sparsity import penalised_batchnorms, proximal_step, threshold_of
+from slimdeploy.toolchain.training.sparsity import PenalisedBatchNorms, penalised_batchnorms, threshold_of
 
 STEERED = 0.7
 """Share of a run in which λ is steered; in the rest the zeros stay where they are."""
@@ -41,25 +42,33 @@ DECISIONS = 100
 class SteeredPenalty:
     """A sparsity.Penalty that aims at `share` of the prunable channels of `network`.
 
-    `rates` holds the learning rate of every step of the run. Raises SlimdeployError where `align` and the
-    fewest channels of a layer don't allow the share.
+    `rates` holds the learning rate of every step of the run; `removed` counts the prunable channels that have
+    been taken out already; `patience` as PenalisedBatchNorms has it. Raises SlimdeployError where `align` and
+    the fewest channels of a layer don't allow the share.
     """
 
     def __init__(
-        self, network: GraphNetwork, share: float, rates: Sequence[float], *, align: int, momentum: float
+        self,
+        network: GraphNetwork,
+        share: float,
+        rates: Sequence[float],
+        *,
+        align: int,
+        momentum: float,
+        patience: int = 1,
+        removed: int = 0,
     ) -> None:
-        names = penalised_batchnorms(network.graph)
-        self._groups = [g for g in channel_groups(network.graph) if any(bn in names for bn in g.batchnorms)]
-        self._places = {name: number for number, name in enumerate(names)}
-        self.scales: list[Tensor] = [network.weight(name) for name in names]
-        self._biases: list[Tensor] = [network.tensors(name)["bias"] for name in names]
-        channels = sum(group.width for group in self._groups)
+        self.penalised = PenalisedBatchNorms(network, "prunable", patience)
+        self.scales = self.penalised.scales
+        self._groups = steered_groups(network.graph)
+        self._places = {name: number for number, name in enumerate(self.penalised.names)}
+        channels = removed + sum(group.width for group in self._groups)
         self._limit = channels - int(channels * share)  # as for `prune --ratio SHARE`
-        rules = Rules(align, PruneOptions.min_channels, unit_channels=unit_channels(self._groups))
-        self._rules = rules
+        self._rules = Rules(align, PruneOptions.min_channels, unit_channels=unit_channels(self._groups))
         self._check_reachable(share)
         self._momentum = momentum
-        self._settled_at = max(1, int(len(rates) * STEERED))
+        self._settled_at = settled_at(len(rates))
+        self._settled = False
         self._reach = _reach(rates[: self._settled_at], momentum)
         self._every = max(1, self._settled_at // DECISIONS)
         self.strength = 0.0
@@ -71,7 +80,8 @@ class SteeredPenalty:
 
     @torch.no_grad()
     def after_step(self, lr: float, number: int) -> None:
-        if number >= self._settled_at:
+        self._settled = number >= self._settled_at
+        if self._settled:
             self.strength = 0.0
             self._hold()
             return
@@ -80,16 +90,26 @@ class SteeredPenalty:
             self._choose()
             self.strength = steered_strength(self._farthest(), self._reach[number], progress)
         threshold = threshold_of(self.strength, lr, self._momentum)
-        proximal_step(self.scales, threshold, weights=None if progress < RAMP else self._going)
+        self.penalised.shrink(threshold, weights=None if progress < RAMP else self._going)
+
+    def gone(self) -> dict[str, Tensor]:
+        """Once they are held, all that have to go; before, those of them that have been zero for a while."""
+        going = {name: self._going[place].bool() for name, place in self._places.items()}
+        if self._settled:
+            return going
+        return {name: gone & going[name] for name, gone in self.penalised.gone().items()}
 
     def state(self) -> dict[str, Tensor]:
         found = {f"going.{name}": self._going[place] for name, place in self._places.items()}
-        return {**found, "strength": torch.tensor(self.strength, dtype=torch.float64)}
+        scalars = {"strength": self.strength, "settled": float(self._settled)}
+        values = {name: torch.tensor(value, dtype=torch.float64) for name, value in scalars.items()}
+        return {**found, **values, **self.penalised.state()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self.strength = float(state["strength"])
+        self.strength, self._settled = float(state["strength"]), bool(state["settled"])
         for name, place in self._places.items():
             self._going[place].copy_(state[f"going.{name}"])
+        self.penalised.restore(state)
 
     def _choose(self) -> None:
         """Find the channels that `prune --ratio SHARE --criterion gamma` would remove now."""
@@ -118,7 +138,7 @@ class SteeredPenalty:
         return float(torch.stack([(scale.abs() * mask).max() for scale, mask in pairs]).max())
 
     def _hold(self) -> None:
-        for scale, bias, going in zip(self.scales, self._biases, self._going, strict=True):
+        for scale, bias, going in zip(self.scales, self.penalised.biases, self._going, strict=True):
             scale.masked_fill_(going.bool(), 0.0)
             bias.masked_fill_(going.bool(), 0.0)
 
@@ -133,6 +153,17 @@ class SteeredPenalty:
             raise SlimdeployError(
                 f"sparsity auto:{share:g}: {error}; a smaller share, or a smaller --sparse-align"
             ) from error
+
+
+def steered_groups(graph: Graph) -> list[ChannelGroup]:
+    """The groups whose channels the share is of: the prunable ones with γ."""
+    names = penalised_batchnorms(graph, "prunable")
+    return [group for group in channel_groups(graph) if any(bn in names for bn in group.batchnorms)]
+
+
+def settled_at(steps: int) -> int:
+    """The first of so many steps in which the zeros are held."""
+    return max(1, int(steps * STEERED))
 
 
 def steered_strength(farthest: float, reach: float, progress: float) -> float:

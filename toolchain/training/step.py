@@ -11,7 +11,7 @@ from slimdeploy.toolchain.training.distillation import Teacher, distillation_los
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.precision import autocast
 from slimdeploy.toolchain.training.sparsity import Penalty
-from slimdeploy.toolchain.training.state import part
+from slimdeploy.toolchain.training.tensor_names import part
 
 
 class Objective:

@@ -19,7 +19,7 @@ from slimdeploy.toolchain.library.sparsity import Proximal, parameter_groups
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.module import build_network
 from slimdeploy.toolchain.training.options import TrainOptions
-from slimdeploy.toolchain.training.sparsity import FixedPenalty, penalised_scales
+from slimdeploy.toolchain.training.sparsity import FixedPenalty
 
 SIZE = 16
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -162,7 +162,7 @@ def test_the_penalty_makes_exact_zeros_in_a_loop_of_ones_own(module: Net, batche
 
 def test_a_step_is_that_of_our_own_training(batches: list[Batch]) -> None:
     ours, theirs = (build_network(build_graph("tiny", stem="cifar", classes=3), seed=1) for _ in range(2))
-    penalty = FixedPenalty(penalised_scales(ours, "prunable"), 0.01, form="proximal", momentum=0.9)
+    penalty = FixedPenalty(ours, 0.01, momentum=0.9)
     one, other = (torch.optim.SGD(n.parameters(), lr=0.1, momentum=0.9) for n in (ours, theirs))
     Proximal(other, theirs, strength=0.01)
     images, labels = batches[0]

@@ -27,7 +27,7 @@ OPTIONS = TrainOptions(epochs=2, batch_size=16, lr=0.05, sparsity=1e-2, crop_pad
 
 def _fit(output: Path, options: TrainOptions, device: str = "cpu") -> list[EpochRecord]:
     network = build_network(build_graph("tiny", stem="cifar", classes=3), seed=0)
-    return fit(network, DATA, options, output=output, device=device, setup={})
+    return fit(network, DATA, options, output=output, device=device, setup={})[1]
 
 
 def test_on_the_cpu_it_is_refused_with_the_reason(

@@ -9,64 +9,78 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tiny import random_images, random_network
+from tiny import PREPROCESSING, random_images, random_network
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import read_safetensors, save_checkpoint
 from slimdeploy.toolchain.networks.architectures import build_graph
-from slimdeploy.toolchain.networks.memory_layout import place
-from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.training.distributed import ALONE
+from slimdeploy.toolchain.training.learner import Course, Learner
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
-from slimdeploy.toolchain.training.setup import build_optimizer
-from slimdeploy.toolchain.training.state import HEADER_KEY, TrainingState, load_state, save_state, state_path
+from slimdeploy.toolchain.training.state import (
+    HEADER_KEY,
+    TrainingState,
+    check_fits,
+    load_state,
+    save_state,
+    state_path,
+)
+from slimdeploy.toolchain.training.step import Objective
 
 SPEC = build_graph("tiny", stem="cifar", classes=3)
 SETUP = {"lr": 0.1, "epochs": 3, "stage": "train"}
-EXTRA = {"penalty.strength": torch.tensor(0.25), "penalty.going.stem": torch.tensor([1.0, 0.0])}
-NO_EXTRA = {name: torch.zeros_like(tensor) for name, tensor in EXTRA.items()}
-"""As a fresh run has it."""
 RECORD = EpochRecord(1, 0.1, 1.0, 0.5, 1.1, 0.4, 0.0, 100.0)
 
 
-def _trained() -> tuple[GraphNetwork, torch.optim.SGD]:
-    """A network and its optimiser after one step, with momentum."""
-    network = place(random_network(SPEC), "cpu").train()
-    optimizer = build_optimizer(network, TrainOptions())
-    network(random_images(4)).square().mean().backward()
-    optimizer.step()
-    return network, optimizer
+def _learner(seed: int = 0) -> Learner:
+    options = TrainOptions(ema=0.9, sparsity="auto:0.3", sparse_align=1)
+    objective = Objective(options, None, PREPROCESSING)
+    course = Course(options, SPEC, objective, steps_per_epoch=3, weight=1.0, device="cpu", ranks=ALONE)
+    return Learner(random_network(SPEC, seed), course)
 
 
-def _fresh() -> tuple[GraphNetwork, torch.optim.SGD]:
-    network = place(random_network(SPEC, seed=1), "cpu")
-    return network, build_optimizer(network, TrainOptions())
+def _trained() -> Learner:
+    """A learner after one step, with momentum."""
+    learner = _learner()
+    learner.take_step(random_images(4), torch.arange(4) % 3, 0)
+    return learner
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A state after one epoch."""
-    network, optimizer = _trained()
+    learner = _trained()
     path = state_path(tmp_path / "x.safetensors")
-    best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    save_state(path, TrainingState(SETUP, [RECORD], best, EXTRA), network, optimizer)
+    save_state(path, TrainingState(SETUP, [RECORD], learner.judged_weights()), learner.snapshot())
     return path
 
 
+def _resume(path: Path, setup: dict[str, object] = SETUP) -> tuple[TrainingState, Learner]:
+    """What a run does that goes on from `path`."""
+    state, snapshot = load_state(path, setup)
+    learner = _learner(seed=1)
+    check_fits(path, snapshot, learner.snapshot())
+    learner.restore(snapshot)
+    return state, learner
+
+
 def test_everything_comes_back(saved: Path) -> None:
-    network, optimizer = _trained()
-    restored, fresh = _fresh()
-    state = load_state(saved, SETUP, restored, fresh, NO_EXTRA)
+    trained = _trained()
+    state, restored = _resume(saved)
     assert state.history == [RECORD]
     assert state.epochs_done == 1
     assert state.best is not None
-    assert state.extra.keys() == EXTRA.keys()
-    assert all(torch.equal(tensor, EXTRA[name]) for name, tensor in state.extra.items())
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, restored.state_dict()[name])
-        assert torch.equal(tensor, state.best[name])
-    for mine, theirs in zip(network.parameters(), restored.parameters(), strict=True):
-        momentum = fresh.state[theirs]["momentum_buffer"]
-        assert torch.equal(momentum, optimizer.state[mine]["momentum_buffer"])
+    expected, found = trained.snapshot(), restored.snapshot()
+    assert found.extra.keys() == expected.extra.keys()
+    assert any(name.startswith("average.") for name in found.extra)
+    assert any(name.startswith("penalty.going.") for name in found.extra)
+    assert all(torch.equal(tensor, expected.extra[name]) for name, tensor in found.extra.items())
+    for name, tensor in trained.network.state_dict().items():
+        assert torch.equal(tensor, restored.network.state_dict()[name])
+        assert torch.equal(trained.judged.state_dict()[name], state.best.tensors[name])
+    assert found.momenta.keys() == expected.momenta.keys() == dict(trained.network.named_parameters()).keys()
+    for name, momentum in found.momenta.items():
+        assert torch.equal(momentum, expected.momenta[name])
         if momentum.dim() == 4:
             assert momentum.is_contiguous(memory_format=torch.channels_last), (
                 "the layout that steps are fast in"
@@ -82,13 +96,9 @@ def test_everything_comes_back(saved: Path) -> None:
     ],
 )
 def test_another_setup_is_refused_by_its_key(saved: Path, setup: dict[str, object], message: str) -> None:
-    network, optimizer = _fresh()
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     advice = "give the same options, or delete it to start again"
     with pytest.raises(SlimdeployError, match=f"^{re.escape(f'{saved} {message}: {advice}')}$"):
-        load_state(saved, setup, network, optimizer, NO_EXTRA)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    assert not optimizer.state
+        load_state(saved, setup)
 
 
 def _cut(path: Path) -> str:
@@ -136,15 +146,31 @@ def _without_extra(path: Path) -> str:
     return f"{path} is not a readable training state: delete it to start again"
 
 
-SPOILT = [_cut, _garbage, _of_another_kind, _without_tensors, _without_extra, _one_bit, _other_history]
+def _other_graph(path: Path) -> str:
+    header, tensors = read_safetensors(path)
+    document = json.loads(header[HEADER_KEY])
+    document["graphs"]["network"] = build_graph("tiny-deep", stem="cifar", classes=3).to_json()
+    path.write_bytes(safetensors.torch.save(tensors, {HEADER_KEY: json.dumps(document)}))
+    return f"{path} is not a readable training state: delete it to start again"
+
+
+SPOILT = [
+    _other_graph,
+    _cut,
+    _garbage,
+    _of_another_kind,
+    _without_tensors,
+    _without_extra,
+    _one_bit,
+    _other_history,
+]
 
 
 @pytest.mark.parametrize("spoil", SPOILT)
 def test_damaged_states_are_refused(saved: Path, spoil) -> None:
     message = spoil(saved)
-    network, optimizer = _fresh()
     with pytest.raises(SlimdeployError, match=f"^{re.escape(message)}"):
-        load_state(saved, SETUP, network, optimizer, NO_EXTRA)
+        _resume(saved)
 
 
 def test_a_checkpoint_is_no_state(saved: Path, tmp_path: Path) -> None:
@@ -152,4 +178,4 @@ def test_a_checkpoint_is_no_state(saved: Path, tmp_path: Path) -> None:
 
     save_checkpoint(saved, random_network(SPEC), model_info(SPEC))
     with pytest.raises(SlimdeployError, match="is not a readable training state"):
-        load_state(saved, SETUP, *_fresh(), NO_EXTRA)
+        _resume(saved)

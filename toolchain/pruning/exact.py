@@ -1,0 +1,71 @@
+"""Which channels can be removed without changing the network's function, while training as afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from slimdeploy.toolchain.networks.channel_groups import ChannelGroup
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.networks.residual import exclusive_branch
+from slimdeploy.toolchain.pruning.constants import strict_constants, takes_constants
+from slimdeploy.toolchain.pruning.selection import Kept, Rules
+
+Zeros = Mapping[str, np.ndarray]
+"""BN -> (channels,) bool: where γ is 0."""
+Units = dict[str, np.ndarray]
+"""Group -> (width,) bool."""
+
+
+def removable_units(network: GraphNetwork, groups: list[ChannelGroup], zeros: Zeros) -> Units:
+    """The units that pass on nothing, or a constant that the layers behind take up exactly.
+
+    What reads a removed channel decides: a sum is constant where all its branches are, a convolution takes a
+    constant up where it doesn't pad its input.
+    """
+    graph, constants = network.graph, strict_constants(network, zeros)
+    found = {}
+    for group in groups:
+        removable = np.full(group.width, bool(group.consumers))
+        for reader in (graph.by_name[name] for name in group.consumers):
+            values = constants[reader.inputs[0]][group.positions[reader.inputs[0]]]
+            exact = np.isfinite(values) if takes_constants(graph, reader) else values == 0
+            removable &= exact.all(1)
+        found[group.name] = removable
+    return found
+
+
+def removable_branches(network: GraphNetwork, groups: list[ChannelGroup], zeros: Zeros) -> tuple[str, ...]:
+    """Names of the groups inside branches that add nothing to their sum; one input of each sum stays."""
+    graph, constants = network.graph, strict_constants(network, zeros)
+    found: list[str] = []
+    for add in (node for node in graph.nodes if node.operator == "add"):
+        left = len(add.inputs)
+        for end in add.inputs:
+            inner = _inside(graph, groups, exclusive_branch(graph, add, end))
+            if inner and left > 1 and (constants[end] == 0).all():
+                found += inner
+                left -= 1
+    return tuple(found)
+
+
+def kept_without(
+    groups: list[ChannelGroup], removable: Units, rules: Rules, branches: tuple[str, ...]
+) -> Kept:
+    """What stays when as many `removable` units go as `rules` allow, and all of the groups in `branches`."""
+    kept = {}
+    for group in groups:
+        if group.name in branches:
+            kept[group.name] = np.empty(0, dtype=np.int64)
+            continue
+        candidates = np.flatnonzero(removable[group.name])
+        least = group.width - len(candidates)
+        width = min(w for w in rules.widths_below(group.name, group.width) if w >= least)
+        kept[group.name] = np.setdiff1d(np.arange(group.width), candidates[: group.width - width])
+    return kept
+
+
+def _inside(graph: Graph, groups: list[ChannelGroup], branch: set[str]) -> tuple[str, ...]:
+    return tuple(g.name for g in groups if not g.residual and branch.issuperset(g.producers))

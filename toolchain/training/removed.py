@@ -1,0 +1,51 @@
+"""What a training took out of its network, as the checkpoint and `train --json` say it. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
+from slimdeploy.toolchain.networks.cost import network_cost
+from slimdeploy.toolchain.networks.graph import Graph
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Prunable channels that went, of so many, and what that saved."""
+
+    channels: int
+    of: int
+    params: dict[str, int]
+    macs: dict[str, int]
+    """For one image, `before` and `after`, as `params`."""
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def removed_from(before: Graph, after: Graph, size: int) -> Removed | None:
+    """The difference between two graphs, on images of `size` pixels; None where there is none."""
+    if before == after:
+        return None
+    costs = network_cost(before, size), network_cost(after, size)
+    widths = [
+        sum(group.width for group in channel_groups(graph, residual="couple")) for graph in (before, after)
+    ]
+    return Removed(
+        channels=widths[0] - widths[1],
+        of=sum(group.width for group in channel_groups(before)),
+        params={"before": costs[0].params, "after": costs[1].params},
+        macs={"before": costs[0].macs, "after": costs[1].macs},
+    )
+
+
+def removed_channels(provenance: Sequence[Mapping[str, Any]]) -> int:
+    """Prunable channels that trainings have removed since the network was last pruned."""
+    count = 0
+    for entry in provenance:
+        if entry.get("stage") == "prune":
+            count = 0
+        count += int((entry.get("removed") or {}).get("channels", 0))
+    return count
