@@ -30,15 +30,16 @@ def removed_from(before: Graph, after: Graph, size: int) -> Removed | None:
     if before == after:
         return None
     costs = network_cost(before, size), network_cost(after, size)
-    widths = [
-        sum(group.width for group in channel_groups(graph, residual="couple")) for graph in (before, after)
-    ]
     return Removed(
-        channels=widths[0] - widths[1],
-        of=sum(group.width for group in channel_groups(before)),
+        channels=_prunable(before, "couple") - _prunable(after, "couple"),
+        of=_prunable(before, "keep"),
         params={"before": costs[0].params, "after": costs[1].params},
         macs={"before": costs[0].macs, "after": costs[1].macs},
     )
+
+
+def _prunable(graph: Graph, residual: str) -> int:
+    return sum(group.width for group in channel_groups(graph, residual=residual))
 
 
 def removed_channels(provenance: Sequence[Mapping[str, Any]]) -> int:

@@ -21,8 +21,8 @@ FEW_STEPS = 200
 """The embedded digits, the easiest of data, take as many."""
 
 GONE_AFTER, LEAST_GONE_AFTER = 0.02, 20
-"""A γ is gone that was zero for this share of all steps in a row, and for so many at least: momentum that could
-bring it back has faded then.
+"""A γ is gone that was zero for this share of all steps in a row, and for so many at least: momentum that
+could bring it back has faded then.
 """
 
 

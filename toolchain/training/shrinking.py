@@ -1,9 +1,9 @@
-"""A network that shrinks while it trains (PruneTrain, Lym et al., arXiv 1901.09290): channels whose γ stays at
-zero are taken out as soon as that saves enough, and the rest of the training goes without them.
+"""A network that shrinks while it trains (PruneTrain, Lym et al., arXiv 1901.09290): channels whose γ stays
+at zero are removed as soon as that saves enough, and the training goes on without them.
 
-Only what leaves the network's function as it is goes: channels that pass on nothing, and those whose constant
-the next layers take up exactly. With `--sparse-layers all`, whose penalty reaches the residual streams too, the
-channels of a stream go where all its branches are zero, and a block goes whose branch adds nothing.
+Only channels go without which the network computes the same: those that pass on nothing, and those whose
+constant the next layers take up exactly. With `--sparse-layers all`, whose penalty reaches the residual
+streams too, channels of a stream go where all its branches are zero, and blocks whose branch adds nothing.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Shrinking:
 def cut_of(
     networks: Sequence[GraphNetwork], zeros: Zeros, options: TrainOptions, ranks: Ranks
 ) -> tuple[list[ChannelGroup], Kept] | None:
-    """The groups, and the units of each that stay in all `networks`, which have the same graph and whose γ are
-    zero where `zeros` says so; None where all stay. Of several `ranks` all get the same.
+    """The groups, and the units of each that stay in all `networks`, which have the same graph and whose γ
+    are zero where `zeros` says so; None where all stay. Of several `ranks` all get the same.
     """
     graph = networks[0].graph
     groups = channel_groups(graph, residual="couple" if options.sparse_layers == "all" else "keep")
