@@ -16,7 +16,7 @@ from slimdeploy.toolchain.commands.options import (
     output_option,
     resume_option,
 )
-from slimdeploy.toolchain.formatting import facts_table, percent
+from slimdeploy.toolchain.formatting import count, facts_table, percent, short
 from slimdeploy.toolchain.paths import InputPath
 from slimdeploy.toolchain.runtime.torch_device import torch_device
 from slimdeploy.toolchain.training.options import WEIGHTS_LR, TrainOptions
@@ -90,7 +90,21 @@ def training_output(result: TrainResult) -> Output:
         ("test accuracy", percent(result.accuracy["test"])),
         ("test loss", f"{result.loss['test']:.4f}"),
         ("γ at exactly zero", percent(result.zero_share)),
+        *_removed_rows(result),
         ("training speed", f"{result.images_per_second:,.0f} images/s"),
         ("time", f"{result.seconds:.0f} s"),
     ]
     return Output(result.to_json(), facts_table(rows))
+
+
+def _removed_rows(result: TrainResult) -> list[tuple[str, str]]:
+    """What was removed while training, where anything was."""
+    removed = result.removed
+    if removed is None:
+        return []
+    params, macs = removed.params, removed.macs
+    return [
+        ("channels removed", f"{count(removed.channels)} of {count(removed.of)}"),
+        ("parameters", f"{count(params['before'])} → {count(params['after'])}"),
+        ("MACs", f"{short(macs['before'])} → {short(macs['after'])}"),
+    ]
