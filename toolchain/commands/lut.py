@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--size", type=IMAGE_SIDE, help="Image side in pixels. [default: the checkpoint's, or 32]")
 @click.option("--backend", default="onnxruntime", show_default=True,
               help="What runs the network: onnxruntime (on the CPU) or tensorrt.")  # fmt: skip
-@click.option("--precision", default="fp32", show_default=True, help="tensorrt: fp32, fp16 or int8.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32 or int8; with tensorrt also fp16.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images in a run.")
 @threads_option
 @click.option("--seconds", type=click.FloatRange(min=0), default=300.0, show_default=True,

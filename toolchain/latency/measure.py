@@ -177,8 +177,11 @@ def samples_of(document: dict[str, Any], path: Path) -> list[Sample]:
 def _differing(theirs: Any, ours: dict[str, Any]) -> str:
     """`batch 1 (here 64), …`: the entries that differ."""
     theirs = theirs if isinstance(theirs, dict) else {}
+    unsaid = {"precision": "fp32"}
     parts = [
-        f"{key} {theirs.get(key)} (here {value})" for key, value in ours.items() if theirs.get(key) != value
+        f"{key} {theirs.get(key, unsaid.get(key))} (here {ours.get(key, unsaid.get(key))})"
+        for key in dict.fromkeys([*ours, *theirs])
+        if theirs.get(key) != ours.get(key)
     ]
     return ", ".join(parts) or "something else"
 

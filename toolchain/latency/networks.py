@@ -39,14 +39,17 @@ def random_network(full: Graph, rng: random.Random) -> Graph:
     return at_widths(full, groups, widths)
 
 
-def build_noise(graph: Graph, size: int, precision: str = "fp32", *, opset: int = OPSET) -> bytes:
+def build_noise(
+    graph: Graph, size: int, precision: str = "fp32", *, opset: int = OPSET, target: str = "tensorrt"
+) -> bytes:
     """The network as a serialised ONNX model in `precision`, with weights of noise.
 
-    `int8` has Q/DQ pairs in the form for TensorRT, and from opset 19 on computes the rest in FP16.
+    `int8` has Q/DQ pairs in the form for `target` (calibrate/qdq.py); for `tensorrt` the rest computes in
+    FP16 from opset 19 on.
     """
     model = build_graph(graph, size, parameters=_noise, opset=opset)
     if precision == "int8":
-        model = _quantised(model, half=opset >= 19)
+        model = _quantised(model, target, half=target == "tensorrt" and opset >= 19)
     elif precision == "fp16":
         from slimdeploy.toolchain.export.precision import to_fp16
 
@@ -54,13 +57,14 @@ def build_noise(graph: Graph, size: int, precision: str = "fp32", *, opset: int 
     return model.SerializeToString()
 
 
-def _quantised(model: onnx.ModelProto, *, half: bool) -> onnx.ModelProto:
+def _quantised(model: onnx.ModelProto, target: str, *, half: bool) -> onnx.ModelProto:
     from slimdeploy.calibrate.classifier import classifier
     from slimdeploy.calibrate.qdq import QdqOptions, insert_qdq
     from slimdeploy.toolchain.export.precision import to_fp16
 
     source = classifier(model, source="a network of noise")
-    options = QdqOptions(half_scales=half, float_weights=not half)
+    float_weights = target == "tensorrt" and not half  # the form that TensorRT 8 reads
+    options = QdqOptions(target, half_scales=half, float_weights=float_weights)
     made = insert_qdq(source, dict.fromkeys(source.activations, RANGE), options=options)
     return to_fp16(made) if half else made
 

@@ -34,7 +34,7 @@ class OnnxruntimeBackend:
     def profile(self, graph: Graph, size: int) -> Sample:
         images = np.random.default_rng(0).random((self.options.batch, 3, size, size), dtype=np.float32)
         with tempfile.TemporaryDirectory() as folder:
-            session = profiling_session(build_noise(graph, size), Path(folder), threads=self.options.threads)
+            session = profiling_session(self._build(graph, size), Path(folder), threads=self.options.threads)
             run = functools.partial(session.run, None, {INPUT: images})
             run_times(run)
             events = end_profile(session)
@@ -47,11 +47,14 @@ class OnnxruntimeBackend:
         with tempfile.TemporaryDirectory() as folder:
             models = [Path(folder) / f"{i}.onnx" for i in range(len(graphs))]
             for model, graph in zip(models, graphs, strict=True):
-                model.write_bytes(build_noise(graph, size))
+                model.write_bytes(self._build(graph, size))
             return time_whole(
                 models, "onnxruntime", batch=self.options.batch, threads=self.options.threads, device="cpu",
                 seconds=seconds,
             )  # fmt: skip
+
+    def _build(self, graph: Graph, size: int) -> bytes:
+        return build_noise(graph, size, self.options.precision, target="cpu")
 
     def close(self) -> None:
         """Nothing is kept from one network to the next."""
@@ -64,11 +67,10 @@ class OnnxruntimeBackend:
 
 
 def open_backend(options: LutOptions) -> OnnxruntimeBackend:
-    """Raises SlimdeployError for another precision than FP32."""
-    if options.precision != "fp32":
+    """Raises SlimdeployError for FP16."""
+    if options.precision == "fp16":
         raise SlimdeployError(
-            f"--precision {options.precision}: latency tables of onnxruntime are in fp32; "
-            "--backend tensorrt has fp16 and int8"
+            "--precision fp16: onnxruntime computes in fp32 and int8 on a CPU; --backend tensorrt has fp16"
         )
     machine = conditions.machine()
     device = {
@@ -76,6 +78,7 @@ def open_backend(options: LutOptions) -> OnnxruntimeBackend:
         "cores": machine["cores"],
         "backend": "onnxruntime-cpu",
         "threads": options.threads or machine["cores"],
+        **({} if options.precision == "fp32" else {"precision": options.precision}),
         "batch": options.batch,
         "versions": {"onnxruntime": onnxruntime.__version__},
     }

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 RUNS = 20
 OTHER = "other"
-_KERNEL = re.compile(r"(.+?)(?:\.out)?(?:_nchwc)?_kernel_time")
+_KERNEL = re.compile(r"(.+?)(?:\.out)?(?:_token_\d+)?(?:_nchwc)?_kernel_time")
+"""Fusing adds `_token_N` to the names of quantised convolutions, and `_nchwc` to those of others."""
 
 
 def layer_times(path: Path, graph: Graph, *, batch: int, threads: int | None = None) -> dict[str, float]:

@@ -107,7 +107,7 @@ class FixedPenalty:
             add_subgradient(self.scales, self.strength)
 
     def after_step(self, lr: float, number: int) -> None:
-        if self._form == "proximal":
+        if self._form == "proximal" and self.strength > 0:
             self.penalised.shrink(threshold_of(self.strength, lr, self._momentum))
 
     def gone(self) -> dict[str, Tensor]:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny import PREPROCESSING, random_network
 
 pytest.importorskip("onnxruntime", reason="latency tables are measured on onnxruntime")
 
 from slimdeploy.benchmarks import lut_accuracy
 from slimdeploy.toolchain.latency import fit as lut_fit
 from slimdeploy.toolchain.latency import measure as lut_measure
-from slimdeploy.toolchain.latency.backend import LutOptions
+from slimdeploy.toolchain.latency.backend import LutOptions, open_for_table
 from slimdeploy.toolchain.latency.onnxruntime import open_backend
 from slimdeploy.toolchain.latency.table import load_table
+from slimdeploy.toolchain.models.checkpoint import save_checkpoint
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.cutting import widths_of
@@ -40,10 +44,11 @@ def table(tmp_path_factory) -> tuple[Path, dict]:
     return path, json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("widths", [8, 16, 20])
-def test_every_convolution_has_a_time(widths):
+@pytest.mark.parametrize(("widths", "precision"), [(8, "fp32"), (16, "fp32"), (20, "fp32"), (8, "int8")])
+def test_every_convolution_has_a_time(widths, precision):
     spec = lut_accuracy.scaled(build_graph("resnet50"), widths / 512, widths / 512, widths)
-    with open_backend(LutOptions(threads=1)) as backend:
+    with open_backend(LutOptions(threads=1, precision=precision)) as backend:
+        assert backend.device.get("precision", "fp32") == precision
         sample = backend.profile(spec, 8)
     assert list(sample.convs_ms) == [conv.name for conv in convolutions(spec, 8)]
     assert min(sample.convs_ms.values()) > 0
@@ -75,7 +80,7 @@ def test_the_command_shows_a_table_and_goes_on_from_it(table):
     [
         (["--backend", "tensorrt"], "this needs tensorrt, which is not installed: pip install"),
         (["--backend", "openvino"], "unknown backend 'openvino'; known: onnxruntime, tensorrt"),
-        (["--precision", "fp16"], "--precision fp16: latency tables of onnxruntime are in fp32; --backend"),
+        (["--precision", "fp16"], "--precision fp16: onnxruntime computes in fp32 and int8 on a CPU; "),
         (["--precision", "bf16"], "unknown precision 'bf16'; known: fp32, fp16, int8"),
     ],
 )
@@ -87,6 +92,30 @@ def test_what_cannot_be_measured_is_said_in_one_line(
     assert done.exit_code == 2
     assert said in done.error
     assert not list(tmp_path.iterdir())
+
+
+def test_an_int8_table_is_measured_and_prunes_by_int8_networks(tmp_path):
+    path, sparse, output = (tmp_path / name for name in ("int8.json", "sparse", "pruned"))
+    own = ("--arch", "resnet18", "--stem", "cifar", "--size", 8, "--threads", 1, "--seconds", 0)
+    done = slimdeploy("lut", *own, "--precision", "int8", "-o", path, "--json")
+    assert done.returncode == 0, done.stderr
+    table = load_table(path)
+    assert table.precision == json.loads(done.stdout)["device"]["precision"] == "int8"
+    graph = build_graph("resnet18", stem="cifar", classes=10)
+    info = ModelInfo(graph, replace(PREPROCESSING, size=8), tuple(f"class {i}" for i in range(10)))
+    save_checkpoint(sparse, random_network(graph), info)
+    target = table.network_ms(graph, 8) / 2
+    done = slimdeploy("prune", sparse, "--latency-ms", target, "--latency-table", path, "--no-measure",
+                      "-o", output, "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    pruned = json.loads(done.stdout)
+    assert 0 < pruned["latency"]["predicted_ms"] <= target
+    assert pruned["macs"]["after"] < pruned["macs"]["before"]
+    with open_for_table(table.device) as backend:
+        assert backend.options.precision == "int8", "what is measured runs in INT8, too"
+    done = slimdeploy("lut", *own, "-o", path)
+    assert done.returncode == 2
+    assert "precision int8 (here fp32)" in done.stderr, "an FP32 table doesn't go on from an INT8 one"
 
 
 def test_another_batch_size_is_refused_in_one_line(table):
