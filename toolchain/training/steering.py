@@ -31,7 +31,7 @@ from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.selection import Kept, Rules, select
 from slimdeploy.toolchain.training.sparsity import PenalisedBatchNorms, penalised_batchnorms, threshold_of
 
-STEERED = 0.35
+STEERED = 0.25
 """Share of a run in which λ is steered; in the rest the zeros stay where they are."""
 RAMP = 0.5
 """Share of the steered part in which λ is ramped up."""

@@ -30,7 +30,7 @@ from slimdeploy.toolchain.training.state import state_path
 from slimdeploy.toolchain.training.step import Objective
 
 STEERED = replace(OPTIONS, sparsity="auto:0.4", sparse_align=1, epochs=6)
-"""Settled after 6 of 18 steps."""
+"""Settled after 4 of 18 steps."""
 ALIGNED = TrainOptions(sparsity=1e-2, sparse_align=1, ema=0.9)
 
 
@@ -159,13 +159,13 @@ def test_the_training_goes_on_as_it_would_with_the_zeros(tmp_path: Path, changes
         assert mine.val_loss == pytest.approx(theirs.val_loss, abs=1e-3)
 
 
-@pytest.mark.parametrize("epoch", [2, 3, 4])
-def test_a_run_killed_before_in_or_after_the_epoch_of_the_cut_ends_bit_for_bit_the_same(
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_a_run_killed_in_or_after_the_epoch_of_the_cut_ends_bit_for_bit_the_same(
     tmp_path: Path, epoch: int
 ) -> None:
     options = replace(STEERED, ema=0.8)
     expected, history = run(tmp_path / "whole", options)
-    assert history[1].macs > history[2].macs, "cut in the third epoch"
+    assert history[0].macs > history[1].macs == history[-1].macs, "cut in the second epoch"
     with at_step((epoch - 1) * STEPS + 2, stop), pytest.raises(Stopped):
         run(tmp_path / "broken", options)
     resumed, whole = run(tmp_path / "broken", options, resume=True)

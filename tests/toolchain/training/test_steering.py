@@ -20,7 +20,7 @@ from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.loop import TrainingData, fit
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
 from slimdeploy.toolchain.training.sparsity import penalised_scales
-from slimdeploy.toolchain.training.steering import SteeredPenalty, steered_strength
+from slimdeploy.toolchain.training.steering import STEERED, SteeredPenalty, steered_strength
 
 DATA = TrainingData(learnable_split(20), learnable_split(6, seed=1), PREPROCESSING)
 OPTIONS = TrainOptions(
@@ -101,7 +101,7 @@ def test_without_a_gradient_the_last_one_to_go_arrives_on_time() -> None:
         for scale in scales:
             scale.copy_(torch.from_numpy(spread[start : start + len(scale)]))
             start += len(scale)
-    rates = [0.1] * 100
+    rates = [0.1] * round(70 / STEERED)
     penalty = SteeredPenalty(network, 0.25, rates, align=1, momentum=0.9)
     strengths, largest = [], []
     for number, rate in enumerate(rates[:70]):
