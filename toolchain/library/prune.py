@@ -24,10 +24,11 @@ from slimdeploy.toolchain.networks.architectures import channel_numbers
 from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.progress import working
+from slimdeploy.toolchain.progress import log, working
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
 from slimdeploy.toolchain.training.evaluation import evaluate_feed
+from slimdeploy.toolchain.training.removed import removed_channels
 
 
 @takes(PruneOptions)
@@ -77,7 +78,8 @@ def prune(
             raise SlimdeployError(f"`steps` fine-tunes between the steps: pass `data`{also}")
         between = fine_tuning(start.info, data, options, device=device)
     size = start.info.preprocessing.size
-    last, cut, seconds = _in_steps(original, feeds, options, size, between, device)
+    removed = removed_channels(start.info.provenance)
+    last, cut, seconds = _in_steps(original, feeds, options, size, between, device, removed)
     accuracy = _finished(original, last, cut, feeds, options, device) if feeds else None
     pruned, graph = cut.network, start.info.graph
     info = start.info.after(
@@ -88,6 +90,9 @@ def prune(
         parent=start.sha256,
         **(provenance or {"data": None}),
     )
+    if pruned.graph == graph and options.ratio != 0:
+        before = f"training has removed {removed:,} channels already" if removed else "it is as small already"
+        log(f"nothing left to prune: {before}")
     return PruneResult(
         checkpoint=Checkpoint(pruned, info, ""),
         channels=channel_numbers(pruned.graph),
@@ -98,6 +103,7 @@ def prune(
         accuracy=accuracy,
         seconds=seconds,
         latency=cut.latency,
+        removed_in_training=removed,
     )
 
 
@@ -108,13 +114,15 @@ def _in_steps(
     size: int,
     between: Between | None,
     device: str,
+    removed: int,
 ) -> tuple[GraphNetwork, Cut, float]:
     """The network before the last step, what that step made of it, and the seconds that all cuts took."""
     network, seconds = original, 0.0
     for step in range(1, options.steps + 1):
         started = time.perf_counter()
         with working("pruning" if options.steps == 1 else f"pruning, step {step} of {options.steps}"):
-            cut = cut_network(network, original, feeds, options, size, step / options.steps, device)
+            progress = step / options.steps
+            cut = cut_network(network, original, feeds, options, size, progress, device, removed=removed)
         seconds += time.perf_counter() - started
         if between and step < options.steps:
             network = cut.network

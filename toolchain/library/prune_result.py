@@ -38,6 +38,8 @@ class PruneResult:
     """Scoring, selection and surgery; neither reading, evaluation nor writing."""
     latency: Latency | None = None
     """Where milliseconds were asked for."""
+    removed_in_training: int = 0
+    """Channels that a training had removed before; a ratio counts them."""
 
     @property
     def network(self) -> GraphNetwork:
@@ -51,6 +53,7 @@ class PruneResult:
             "macs": {"before": self.before.macs, "after": self.after.macs},
             "padded_macs": {"before": self.before.padded_macs, "after": self.after.padded_macs},
             "removed_blocks": list(self.removed_blocks),
+            "removed_in_training": self.removed_in_training,
             "folding": asdict(self.folding),
             "seconds": self.seconds,
         }

@@ -52,15 +52,20 @@ def cut_network(
     size: int,
     progress: float,
     device: str,
+    *,
+    removed: int = 0,
 ) -> Cut:
-    """Select and cut, `progress` (0…1) of the way from the original to the budget."""
+    """Select and cut, `progress` (0…1) of the way from the original, which training has `removed` so many
+    channels from, to the budget.
+    """
     moments = _moments(network, feeds, options, device) if feeds else None
     groups = plan_groups(network.graph, options)
-    final = budget_for(original.graph, plan_groups(original.graph, options), options, size)
+    whole = plan_groups(original.graph, options)
+    final = budget_for(original.graph, whole, options, size, removed=removed)
     own = budget_for(network.graph, groups, options, size)
-    full = final.costs.total({g.name: g.width for g in plan_groups(original.graph, options)})
+    full = final.costs.total({g.name: g.width for g in whole})
     # Steps of equal ratio: each removes the same share of what is left.
-    limit = final.limit if progress == 1 else full * (final.limit / full) ** progress
+    limit = final.limit if progress == 1 else full * min(1.0, final.limit / full) ** progress
     scores = score_channels(network, moments, options)
     met = None
     if options.latency_table and progress == 1:
