@@ -35,7 +35,7 @@ WORK ?= build/gpu-chain
 RESULTS ?= $(WORK)/results
 gpu-chain:
 	@mkdir -p build/import && ln -sfn "$(CURDIR)" build/import/slimdeploy
-	PYTHONPATH="$(WORK)/site:$(CURDIR)/build/import" $(GPU_PYTHON) -m slimdeploy.benchmarks.gpu_chain run --work "$(WORK)" -o "$(RESULTS)" $(CHAIN)
+	PYTHONPATH="$(abspath $(WORK))/site:$(CURDIR)/build/import" $(GPU_PYTHON) -m slimdeploy.benchmarks.gpu_chain run --work "$(WORK)" -o "$(RESULTS)" $(CHAIN)
 
 # The device side on an emulated ARM64 CPU (Debian's qemu-user-static).
 device-check: install
