@@ -3,7 +3,7 @@ BIN := .venv/bin
 # The package is this folder, whatever its name: type checking finds it under its import name through a link.
 TYPES := .venv/types
 
-.PHONY: demo test test-machines lint types install clean gpu-check gpu-chain device-check
+.PHONY: demo test test-machines test-versions lint types install clean gpu-check gpu-chain device-check
 
 demo: install
 	$(BIN)/slimdeploy run digits --output runs/digits
@@ -15,6 +15,10 @@ test: install .venv/tensorrt-on-cpu lint types
 # The same tests as on CPUs of other kinds, on more threads and with other random examples: four times as long, for the night.
 test-machines: install .venv/tensorrt-on-cpu
 	$(BIN)/python tests/machines.py -n 2 --dist loadgroup
+
+# What may depend on versions, with each of Python 3.10 to 3.13 and torch 2.13 and 2.15 that this machine can get.
+test-versions:
+	$(PYTHON) tests/versions.py
 
 # TensorRT's parser and builder, which need no GPU: `slimdeploy export --trt-check`. Without, their tests are skipped.
 .venv/tensorrt-on-cpu: .venv/installed
