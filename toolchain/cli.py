@@ -28,6 +28,7 @@ from slimdeploy.toolchain.errors import (
     nearest,
     shorten,
 )
+from slimdeploy.toolchain.help_groups import write_options
 from slimdeploy.toolchain.launch import check_command, launch, reports_errors
 from slimdeploy.toolchain.paths import check_paths, outputs_alone
 from slimdeploy.toolchain.standard_output import close_for_libraries, only_results
@@ -85,6 +86,9 @@ class Command(click.Command):
             ),
             click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
         ]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_options(self, ctx, formatter)
 
     def invoke(self, ctx: click.Context) -> None:
         as_json = ctx.meta[JSON_KEY] = ctx.params.pop("as_json")

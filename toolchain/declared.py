@@ -47,6 +47,8 @@ class Declaration:
     """Its flag, where that isn't called as the field."""
     unset: str = ""
     """What stands for None, in words."""
+    heading: str = ""
+    """In `--help`, above this option and those after it, up to the next heading."""
 
 
 def option(default: Any, help: str, **declared: Any) -> Any:

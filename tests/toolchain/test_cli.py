@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +40,25 @@ def test_every_option_says_what_it_does(name: str) -> None:
             assert option.help, f"{name} {option.opts[-1]}"
             assert option.help.endswith((".", "]")), option.help
             assert not isinstance(option.show_default, str), option.help
+
+
+@pytest.mark.parametrize(
+    ("name", "headings"),
+    [
+        ("train", ["Network", "Data", "Optimiser", "Sparsity", "Validation and averaging", "Distillation",
+                   "Augmentation", "Machine", "Output"]),
+        ("finetune", ["Data", "Optimiser", "Validation and averaging", "Distillation", "Augmentation", "Machine",
+                      "Output"]),
+        ("report", ["Options"]),
+    ],
+)  # fmt: skip
+def test_many_options_are_shown_under_headings(
+    slimdeploy_command: Callable, name: str, headings: list[str]
+) -> None:
+    text = slimdeploy_command(name, "--help").out
+    assert re.findall(r"^(\w.*):$", text, re.MULTILINE) == headings
+    after = text.split("Augmentation:")[-1].split("Machine:")[0]
+    assert ("--mixup" in after) == (name != "report")
 
 
 def test_help_lists_every_command(slimdeploy_command: Callable) -> None:

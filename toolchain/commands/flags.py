@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from slimdeploy.toolchain.declared import Declaration, Form, declarations
+from slimdeploy.toolchain.help_groups import GroupedOption
 from slimdeploy.toolchain.paths import InputPath
 from slimdeploy.toolchain.registry import Registry
 
@@ -31,6 +32,7 @@ def flags(
     """
     own = {f.name: f.default for f in fields(kind)} | dict(defaults or {})
     hints = typing.get_type_hints(kind)
+    headings = _headings(kind)
     chosen = {name: declared for name, declared in declarations(kind).items() if name not in but}
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,10 +45,19 @@ def flags(
         decorated: Callable[..., Any] = wrapped
         for name, declared in reversed(chosen.items()):
             told = (shown or {}).get(name, "")
-            decorated = _flag(name, hints[name], own[name], declared, told)(decorated)
+            decorated = _flag(name, hints[name], own[name], declared, told, headings[name])(decorated)
         return decorated
 
     return decorate
+
+
+def _headings(kind: type) -> dict[str, str]:
+    """Option -> the heading that it stands under."""
+    found, heading = {}, ""
+    for name, declared in declarations(kind).items():
+        heading = declared.heading or heading
+        found[name] = heading
+    return found
 
 
 def given(kind: type) -> frozenset[str]:
@@ -56,7 +67,7 @@ def given(kind: type) -> frozenset[str]:
 
 
 def _flag(
-    name: str, hint: Any, default: Any, declared: Declaration, told: str
+    name: str, hint: Any, default: Any, declared: Declaration, told: str, heading: str
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     flag = declared.flag or "--" + name.replace("_", "-")
     kind, several = _type(hint)
@@ -69,6 +80,8 @@ def _flag(
     return click.option(
         flag,
         name,
+        cls=GroupedOption,
+        heading=heading,
         type=None if kind is bool else _converter(kind, declared),
         default=default,
         is_flag=kind is bool,

@@ -38,7 +38,9 @@ ALIGNMENT = Form(parse_alignment, "auto or a whole number such as 1, 8, 16 or 32
 class PruneOptions:
     """What to remove and how. Exactly one of `ratio`, `params`, `macs` and `latency_ms` is the target."""
 
-    ratio: float | None = option(None, "Target: the share of the prunable channels to remove.")
+    ratio: float | None = option(
+        None, "Target: the share of the prunable channels to remove.", heading="Target"
+    )
     params: float | None = option(None, "Target: at most so many parameters, such as 3.94M.", form=AMOUNT)
     macs: float | None = option(
         None, "Target: at most so many multiply-accumulates an image, such as 40M.", form=AMOUNT
@@ -49,7 +51,10 @@ class PruneOptions:
     )
     measure: bool = option(True, "Time the pruned network here and adjust the budget.")
     criterion: str = option(
-        "gamma", "What a channel is worth; taylor and surgeon need data.", choices=CRITERIA
+        "gamma",
+        "What a channel is worth; taylor and surgeon need data.",
+        choices=CRITERIA,
+        heading="What to remove",
     )
     residual: str = option(
         "keep",
@@ -66,11 +71,15 @@ class PruneOptions:
     target: str = option("cpu", "Where the network will run: alignment 8, 8 or 32.", choices=TARGETS)
     min_channels: int = option(3, "Keep at least so many in a layer.", least=1)
     allow_block_removal: bool = option(False, "Let blocks with nothing left become their shortcut.")
-    fold: bool = option(True, "Fold the constants that removed channels passed on into what follows.")
+    fold: bool = option(
+        True, "Fold the constants that removed channels passed on into what follows.", heading="After the cut"
+    )
     compensate: bool = option(True, "With data: refit the next layer by least squares.")
     statistics_images: int = option(2048, "Training images to measure activations on.", least=16)
     recalibration_images: int = option(5120, "Training images for the new BN statistics.", least=2)
-    steps: int = option(1, "Prune in so many steps, fine-tuning between.", least=1)
+    steps: int = option(
+        1, "Prune in so many steps, fine-tuning between.", least=1, heading="In several steps"
+    )
     step_epochs: int = option(1, "Epochs between two steps.", least=1)
     step_lr: float = option(0.01, "Peak learning rate between steps.", most=MAX_RATE)
     seed: int = option(0, "Seed of every random choice.", least=0, most=MAX_SEED)

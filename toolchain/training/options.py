@@ -39,7 +39,7 @@ STRENGTH = Form(_parse_strength, "λ, or auto: and a share such as auto:0.9", "F
 class TrainOptions:
     """Options of one run. Raises SlimdeployError when built with values that make no sense."""
 
-    epochs: int = option(20, "Passes over the training images.", least=0, most=10**6)
+    epochs: int = option(20, "Passes over the training images.", least=0, most=10**6, heading="Optimiser")
     batch_size: int = option(128, "Images in a step; BN needs two.", least=2, most=MAX_BATCH)
     lr: float = option(0.1, "Peak learning rate.", most=MAX_RATE)
     schedule: str = option("one-cycle", "How the learning rate moves.", choices=SCHEDULES)
@@ -53,6 +53,7 @@ class TrainOptions:
         form=STRENGTH,
         least=0,
         most=MAX_RATE,
+        heading="Sparsity",
     )
     sparsity_step: str = option(
         "proximal", "proximal gives exact zeros; subgradient is the reference's form.", choices=SPARSITY_STEPS
@@ -71,7 +72,9 @@ class TrainOptions:
     shrink: bool = option(
         True, "Remove channels that stay at zero while training; without it the original widths stay."
     )
-    validation: float = option(0.1, "Share of the training images held out.")
+    validation: float = option(
+        0.1, "Share of the training images held out.", heading="Validation and averaging"
+    )
     patience: int | None = option(
         None,
         "Stop after so many epochs without a better validation accuracy, and keep the best epoch's weights.",
@@ -81,7 +84,9 @@ class TrainOptions:
     recalibration_images: int = option(
         0, "Measure BN statistics anew at the end, on so many training images without augmentation.", least=0
     )
-    teacher: str | None = option(None, "Teacher checkpoint for distillation.", path=True)
+    teacher: str | None = option(
+        None, "Teacher checkpoint for distillation.", path=True, heading="Distillation"
+    )
     distill: float = option(0.5, "Share of the teacher in the loss.")
     temperature: float = option(
         4.0, "What the logits are divided by before they are compared with the teacher's.", most=MAX_RATE
@@ -90,6 +95,7 @@ class TrainOptions:
         "cifar",
         "Preset of the random crop: cifar pads 4 pixels, for small images; imagenet has resized_crop 0.08.",
         choices=AUGMENTATIONS,
+        heading="Augmentation",
     )
     crop_pad: int | None = option(
         None,
