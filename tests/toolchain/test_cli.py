@@ -47,8 +47,8 @@ def test_every_option_says_what_it_does(name: str) -> None:
     [
         ("train", ["Network", "Data", "Optimiser", "Sparsity", "Validation and averaging", "Distillation",
                    "Augmentation", "Machine", "Output"]),
-        ("finetune", ["Data", "Optimiser", "Validation and averaging", "Distillation", "Augmentation", "Machine",
-                      "Output"]),
+        ("finetune", ["Data", "Optimiser", "Validation and averaging", "Distillation", "Augmentation",
+                      "Machine", "Output"]),
         ("report", ["Options"]),
     ],
 )  # fmt: skip
