@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slimdeploy.toolchain.runtime.cpu import this_cpu
+from slimdeploy.toolchain.machine.cpu import this_cpu
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 from slimdeploy.toolchain.runtime.single_image import time_single_images
 

@@ -30,9 +30,9 @@ from slimdeploy.calibrate.qdq import FORMS
 from slimdeploy.calibrate.quantiser import Quantiser
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.data.of_model import dataset_for
+from slimdeploy.toolchain.machine.cpu import this_cpu
 from slimdeploy.toolchain.measure import conditions, results
 from slimdeploy.toolchain.progress import log
-from slimdeploy.toolchain.runtime.cpu import this_cpu
 
 STEPS = (127, 64)
 SESSIONS = {

@@ -17,7 +17,7 @@ from slimdeploy.toolchain.data.dataset import Dataset, Split
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.library import quantize as stage
 from slimdeploy.toolchain.library.quantize import quantize
-from slimdeploy.toolchain.runtime.cpu import this_cpu
+from slimdeploy.toolchain.machine.cpu import this_cpu
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import open_session
 from slimdeploy.toolchain.runtime.single_image import Latency

@@ -14,7 +14,7 @@ from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest
 from slimdeploy.toolchain.deploy.engine import Choice, Engine, EngineOptions, prepare
 from slimdeploy.toolchain.deploy.golden import MAX_ACCURACY_DROP, compare, compute_logits
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
-from slimdeploy.toolchain.runtime.cpu import this_cpu
+from slimdeploy.toolchain.machine.cpu import this_cpu
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 from slimdeploy.toolchain.runtime.single_image import time_single_images
 

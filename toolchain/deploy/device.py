@@ -24,11 +24,11 @@ from slimdeploy.toolchain.deploy.installed import (
     read_document,
 )
 from slimdeploy.toolchain.deploy.store import Store
-from slimdeploy.toolchain.deploy.sysfs import DeviceFacts, read_facts
 from slimdeploy.toolchain.deploy.trial import try_model
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.machine.cpu import this_cpu
+from slimdeploy.toolchain.machine.sysfs import DeviceFacts, read_facts
 from slimdeploy.toolchain.models.model_info import versions
-from slimdeploy.toolchain.runtime.cpu import this_cpu
 from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_session
 from slimdeploy.toolchain.runtime.single_image import Latency

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
@@ -13,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from slimdeploy.toolchain.deploy import sysfs
 from slimdeploy.toolchain.deploy.store import default_root
-from slimdeploy.toolchain.deploy.sysfs import DeviceFacts
-from slimdeploy.toolchain.runtime.cpu import Cpu, this_cpu
+from slimdeploy.toolchain.machine import sysfs
+from slimdeploy.toolchain.machine.cpu import Cpu, this_cpu
+from slimdeploy.toolchain.machine.cuda import cuda_version
+from slimdeploy.toolchain.machine.sysfs import DeviceFacts
 from slimdeploy.toolchain.runtime.providers import load_error
 from slimdeploy.toolchain.torchvision import import_torchvision
 
@@ -81,7 +81,7 @@ def this_machine(role: str | None = None) -> Machine:
         closed_environment=_closed_environment(),
         program=shutil.which,
         gpu=_nvidia_smi(),
-        cuda=_cuda_driver(),
+        cuda=cuda_version(),
         nvcc=shutil.which("nvcc") or _existing("/usr/local/cuda/bin/nvcc"),
         disk_free_mb=shutil.disk_usage(disk).free / 2**20,
         disk=disk,
@@ -132,18 +132,6 @@ def _nvidia_smi() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return "; ".join(done.stdout.strip().splitlines()) or None if done.returncode == 0 else None
-
-
-def _cuda_driver() -> tuple[int, int] | None:
-    """What cuDriverGetVersion says (CUDA driver API): 1000 × major + 10 × minor."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    version = ctypes.c_int()
-    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0 or version.value == 0:
-        return None
-    return version.value // 1000, version.value % 1000 // 10
 
 
 def _existing(path: str) -> str | None:

@@ -20,8 +20,8 @@ from slimdeploy.toolchain.models.model_info import METADATA_KEY
 from slimdeploy.toolchain.runtime.device import Device
 from slimdeploy.toolchain.runtime.engine_record import (
     EngineRecord,
-    Machine,
-    this_machine,
+    EngineTarget,
+    engine_target,
     write_engine_record,
 )
 from slimdeploy.toolchain.runtime.tensorrt import deserialize
@@ -55,7 +55,7 @@ def export_engine(
     The engine is audited (`Engine.audit.failed`) and saved in any case. Raises SlimdeployError where it can't
     be built.
     """
-    machine = this_machine(trt, device)
+    machine = engine_target(trt, device)
     cache = timing_cache_path(machine)
     known = cache.read_bytes() if cache.is_file() else b""
     plan = build_plan(trt, onnx, options, timing_cache=known, progress=progress)
@@ -86,7 +86,7 @@ def inspect_engine(trt: ModuleType, engine: Any, *, batch: int) -> dict[str, Any
     return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON), strict=False)
 
 
-def timing_cache_path(machine: Machine) -> Path:
+def timing_cache_path(machine: EngineTarget) -> Path:
     """Where the measured kernel times of a GPU and a TensorRT version are kept: they hold for no other."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = f"{machine.gpu}-{machine.compute_capability}-tensorrt-{machine.tensorrt}"
@@ -106,7 +106,7 @@ def rebuild_command(onnx: Path, output: Path, options: EngineOptions) -> str:
 
 
 def _engine_record(
-    plan: Plan, onnx: Path, output: Path, options: EngineOptions, machine: Machine, built: Audit
+    plan: Plan, onnx: Path, output: Path, options: EngineOptions, machine: EngineTarget, built: Audit
 ) -> EngineRecord:
     return EngineRecord(
         parent={"file": onnx.name, "sha256": artifacts.sha256_file(onnx)},

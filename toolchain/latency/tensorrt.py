@@ -27,7 +27,7 @@ from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import Layer, priced_layers
 from slimdeploy.toolchain.runtime.capabilities import capabilities
 from slimdeploy.toolchain.runtime.device import Device, open_device
-from slimdeploy.toolchain.runtime.engine_record import read_engine_record, this_machine
+from slimdeploy.toolchain.runtime.engine_record import engine_target, read_engine_record
 from slimdeploy.toolchain.runtime.tensorrt import TensorrtSession, deserialize
 
 WARM_UP_S = 0.2
@@ -43,7 +43,7 @@ class TensorrtBackend:
 
     def __init__(self, trt: ModuleType, gpu: Device, options: LutOptions) -> None:
         self._trt, self._gpu, self._options = trt, gpu, options
-        machine = this_machine(trt, gpu)
+        machine = engine_target(trt, gpu)
         self._name = f"TensorRT {machine.tensorrt}"
         self.device: dict[str, Any] = {
             "gpu": machine.gpu,

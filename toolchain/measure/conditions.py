@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from slimdeploy.toolchain.launch import cpu_count
+from slimdeploy.toolchain.machine import sysfs
+from slimdeploy.toolchain.machine.cpu import this_cpu
+from slimdeploy.toolchain.machine.sysfs import ROOT, read_text
 from slimdeploy.toolchain.models.model_info import versions
 
-ROOT = Path("/")
 BUSY = 0.5
 """A load average above this share of the processors, before anything ran, is other work that disturbs."""
 OTHERS = 0.1
@@ -26,18 +26,14 @@ OTHERS = 0.1
 
 def machine(root: Path = ROOT) -> dict[str, Any]:
     """The machine itself: what doesn't change while measuring."""
-    device = _read(root / "proc/device-tree/model")
     return {
-        "cpu": _proc_field(root / "proc/cpuinfo", "model name")
-        or device
-        or platform.processor()
-        or "unknown",
-        "device": device,
+        "cpu": this_cpu(root).name,
+        "device": read_text(root / "proc/device-tree/model"),
         "cores": cpu_count(),
-        "memory_mb": _memory_mb(root),
+        "memory_mb": memory // 1024 if (memory := sysfs.memory_kib(root).get("MemTotal")) else None,
         "architecture": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
-        "l4t": (_read(root / "etc/nv_tegra_release") or "").split("\n")[0] or None,
+        "l4t": sysfs.l4t_version(root),
         "versions": versions(),
     }
 
@@ -50,11 +46,11 @@ def state(root: Path = ROOT) -> dict[str, Any]:
     found = {
         "load_average": _load(root),
         "governor": _common(cpu / "cpufreq/scaling_governor" for cpu in cpus),
-        "cpu_mhz": [int(khz) // 1000 for cpu in cpus if (khz := _read(cpu / "cpufreq/scaling_cur_freq"))],
-        "temperature_c": _temperatures(root),
+        "cpu_mhz": [int(khz) // 1000 for cpu in cpus if (khz := read_text(cpu / "cpufreq/scaling_cur_freq"))],
+        "temperature_c": sysfs.temperatures(root),
         "throttled": _throttle_count(cpus),
         "gpu_mhz": _gpu_mhz(root),
-        "power_mode": _power_mode() if root == ROOT else None,
+        "power_mode": sysfs.power_mode(root),
     }
     missing = sorted(name for name, value in found.items() if value in (None, [], {}))
     return {name: value for name, value in found.items() if name not in missing} | {"missing": missing}
@@ -101,28 +97,8 @@ def _loaded(before: dict[str, Any], cores: int) -> bool:
     return before.get("load_average", [0])[0] > BUSY * cores
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace").strip("\0 \n") or None
-    except OSError:
-        return None
-
-
-def _proc_field(path: Path, field: str) -> str | None:
-    for line in (_read(path) or "").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == field:
-            return value.strip()
-    return None
-
-
-def _memory_mb(root: Path) -> int | None:
-    value = _proc_field(root / "proc/meminfo", "MemTotal")
-    return int(value.split()[0]) // 1024 if value else None
-
-
 def _load(root: Path) -> list[float] | None:
-    text = _read(root / "proc/loadavg")
+    text = read_text(root / "proc/loadavg")
     if text:
         return [float(value) for value in text.split()[:3]]
     return list(os.getloadavg()) if root == ROOT else None
@@ -130,33 +106,17 @@ def _load(root: Path) -> list[float] | None:
 
 def _common(paths: Any) -> str | None:
     """What all files say, or all that they say where they differ."""
-    return "/".join(sorted({text for path in paths if (text := _read(path))})) or None
-
-
-def _temperatures(root: Path) -> dict[str, float]:
-    zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
-    told = {_read(zone / "type") or zone.name: _read(zone / "temp") for zone in zones}
-    return {name: int(value) / 1000 for name, value in told.items() if value and value.lstrip("-").isdigit()}
+    return "/".join(sorted({text for path in paths if (text := read_text(path))})) or None
 
 
 def _throttle_count(cpus: list[Path]) -> int | None:
-    counts = [_read(cpu / "thermal_throttle/core_throttle_count") for cpu in cpus]
+    counts = [read_text(cpu / "thermal_throttle/core_throttle_count") for cpu in cpus]
     told = [int(count) for count in counts if count is not None]
     return sum(told) if told else None
 
 
 def _gpu_mhz(root: Path) -> int | None:
-    """The integrated GPU of a Jetson (devfreq)."""
-    for device in sorted((root / "sys/class/devfreq").glob("*")):
-        if "gpu" in device.name or "ga10b" in device.name or "gv11b" in device.name:
-            hertz = _read(device / "cur_freq")
-            return int(hertz) // 1_000_000 if hertz else None
-    return None
-
-
-def _power_mode() -> str | None:
-    """Name and id that a Jetson's `nvpmodel -q` prints."""
-    if not shutil.which("nvpmodel"):
-        return None
-    answer = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, timeout=10, check=False)
-    return " ".join(answer.stdout.split()) or None
+    """The integrated GPU of a Jetson."""
+    node = sysfs.gpu_node(root)
+    hertz = read_text(node / "cur_freq") if node else None
+    return int(hertz) // 1_000_000 if hertz else None

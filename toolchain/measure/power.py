@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from slimdeploy.toolchain.machine.sysfs import ROOT, Rail, rails
 from slimdeploy.toolchain.measure.nvml import Nvml
 from slimdeploy.toolchain.measure.process import Worker
 from slimdeploy.toolchain.measure.timing import Block
@@ -41,54 +42,29 @@ class Sensor(Protocol):
 
 
 @dataclass(frozen=True)
-class Ina3221:
-    """Rails of an INA3221: pairs of the files that hold mV and mA."""
-
-    name: str
-    rails: tuple[tuple[Path, Path], ...]
-
-    def watts(self) -> float:
-        return sum(int(volts.read_text()) * int(amps.read_text()) for volts, amps in self.rails) / 1e6
-
-
-@dataclass(frozen=True)
-class Ina238:
-    """An INA238 at the power input: what the whole board takes, as on Thor's developer kit (NVIDIA's forum,
-    topic 366461). Its file holds µW.
+class Monitor:
+    """Rails of the monitors on a Jetson's board. An INA238 at the power input has the whole board, as on
+    Thor's developer kit (NVIDIA's forum, topic 366461).
     """
 
     name: str
-    file: Path
+    rails: tuple[Rail, ...]
 
     def watts(self) -> float:
-        return int(self.file.read_text()) / 1e6
+        return sum(rail.watts() for rail in self.rails)
 
 
-def find_sensor(root: Path = Path("/"), nvml: Nvml | None = None) -> Sensor | None:
+def find_sensor(root: Path = ROOT, nvml: Nvml | None = None) -> Sensor | None:
     """The sensor of this machine: INA238 or INA3221 below `root`, else NVML; None where there is neither."""
-    rails: dict[str, tuple[Path, Path]] = {}
-    for monitor in sorted((root / "sys/class/hwmon").glob("hwmon*")):
-        chip = _text(monitor / "name")
-        if chip == "ina238" and (monitor / "power1_input").is_file():
-            return Ina238(f"INA238 {_text(monitor / 'label') or 'VIN'}", monitor / "power1_input")
-        if chip == "ina3221":
-            rails |= _rails(monitor)
-    if not rails:
+    found = rails(root)
+    for label, rail in found.items():
+        if rail.chip == "ina238":
+            return Monitor(f"INA238 {label}", (rail,))
+    if not found:
         return nvml if nvml is not None and nvml.has_power() else None
-    total = [name for name in TOTAL_RAILS if name in rails][:1]
-    chosen = total or [name for name in rails if BEHIND_ANOTHER_RAIL.get(name) not in rails]
-    return Ina3221(f"INA3221 {'+'.join(chosen)}", tuple(rails[name] for name in chosen))
-
-
-def _rails(monitor: Path) -> dict[str, tuple[Path, Path]]:
-    """Label -> the files with mV and mA of the channels in use; a sum over channels has no current."""
-    found = {}
-    for channel in (1, 2, 3):
-        volts, amps = monitor / f"in{channel}_input", monitor / f"curr{channel}_input"
-        label = _text(monitor / f"in{channel}_label")
-        if label and label != "NC" and volts.is_file() and amps.is_file():
-            found[label] = volts, amps
-    return found
+    total = [name for name in TOTAL_RAILS if name in found][:1]
+    chosen = total or [name for name in found if BEHIND_ANOTHER_RAIL.get(name) not in found]
+    return Monitor(f"INA3221 {'+'.join(chosen)}", tuple(found[name] for name in chosen))
 
 
 @dataclass
@@ -137,10 +113,3 @@ class Meter:
         while not done.wait(SAMPLE_S):
             taken.append(self.sensor.watts())
         return taken
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None

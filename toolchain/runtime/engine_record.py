@@ -6,7 +6,6 @@ whose own answer is "version tag mismatch".
 
 from __future__ import annotations
 
-import ctypes
 import re
 import shlex
 import types
@@ -18,13 +17,15 @@ from typing import Any
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError, shorten
+from slimdeploy.toolchain.machine import sysfs
+from slimdeploy.toolchain.machine.cuda import cuda_version, driver_version
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.capabilities import parse_version
 from slimdeploy.toolchain.runtime.device import Device
 
 
 @dataclass(frozen=True)
-class Machine:
+class EngineTarget:
     """Versions and hardware that decide whether a plan can be loaded, and how fast it runs."""
 
     tensorrt: str
@@ -44,7 +45,7 @@ class EngineRecord:
 
     parent: dict[str, str]
     """The ONNX file: `file` and `sha256`."""
-    machine: Machine
+    machine: EngineTarget
     precision: str
     batch: tuple[int, int, int]
     input_shape: tuple[int, int, int]
@@ -75,12 +76,11 @@ class EngineRecord:
         return ModelInfo.from_json(self.model, source) if self.model else None
 
 
-def this_machine(trt: ModuleType, device: Device) -> Machine:
+def engine_target(trt: ModuleType, device: Device) -> EngineTarget:
     """The machine as it is now."""
     capability = re.sub(r"^sm_(\d+)(\d)$", r"\1.\2", device.arch)
-    return Machine(
-        trt.__version__, device.name, capability, _cuda_version(), _driver_version(), _l4t_version()
-    )
+    cuda = ".".join(map(str, cuda_version() or ())) or None
+    return EngineTarget(trt.__version__, device.name, capability, cuda, driver_version(), sysfs.l4t_version())
 
 
 def write_engine_record(plan: Path, record: EngineRecord) -> None:
@@ -99,7 +99,7 @@ def read_engine_record(plan: Path) -> EngineRecord | None:
     document = artifacts.read_json(path, "description of an engine")
     try:
         values = _typed(EngineRecord, document)
-        machine = Machine(**_typed(Machine, values["machine"]))
+        machine = EngineTarget(**_typed(EngineTarget, values["machine"]))
         record = EngineRecord(**{**values, "machine": machine})
         _check_rebuild(record, plan)
         for version in (machine.tensorrt, machine.compute_capability):
@@ -154,7 +154,7 @@ def _fits(value: Any, hint: Any) -> bool:
     return hint is Any or (isinstance(value, hint) and not (hint is int and isinstance(value, bool)))
 
 
-def check_loadable(plan: Path, record: EngineRecord, here: Machine) -> None:
+def check_loadable(plan: Path, record: EngineRecord, here: EngineTarget) -> None:
     """Raises SlimdeployError where the plan was built for another machine: what differs, and the command that
     rebuilds it.
     """
@@ -165,7 +165,7 @@ def check_loadable(plan: Path, record: EngineRecord, here: Machine) -> None:
         )
 
 
-def differences(record: EngineRecord, here: Machine) -> list[str]:
+def differences(record: EngineRecord, here: EngineTarget) -> list[str]:
     """Why the plan can't be loaded here, one entry a reason; empty where it can."""
     built, found = record.machine, []
     if built.tensorrt != here.tensorrt and not _newer_compatible(record, here):
@@ -183,26 +183,6 @@ def differences(record: EngineRecord, here: Machine) -> list[str]:
     return found
 
 
-def _newer_compatible(record: EngineRecord, here: Machine) -> bool:
+def _newer_compatible(record: EngineRecord, here: EngineTarget) -> bool:
     built, now = parse_version(record.machine.tensorrt), parse_version(here.tensorrt)
     return record.version_compatible and built[0] == now[0] and now >= built
-
-
-def _cuda_version() -> str | None:
-    version = ctypes.c_int()
-    try:
-        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)):
-            return None
-    except OSError:  # no driver: nothing to report
-        return None
-    return f"{version.value // 1000}.{version.value % 1000 // 10}"
-
-
-def _driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    found = re.search(r"Kernel Module.*? (\d+\.[\d.]+)", path.read_text()) if path.is_file() else None
-    return found.group(1) if found else None
-
-
-def _l4t_version(path: Path = Path("/etc/nv_tegra_release")) -> str | None:
-    found = re.search(r"R(\d+).*?REVISION: ([\d.]+)", path.read_text()) if path.is_file() else None
-    return f"{found.group(1)}.{found.group(2)}" if found else None

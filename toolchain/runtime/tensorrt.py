@@ -17,8 +17,8 @@ from slimdeploy.toolchain.runtime.device import Buffer, Device, Graph, open_devi
 from slimdeploy.toolchain.runtime.engine_record import (
     EngineRecord,
     check_loadable,
+    engine_target,
     read_engine_record,
-    this_machine,
 )
 from slimdeploy.toolchain.runtime.session import SessionOptions
 from slimdeploy.toolchain.runtime.tensorrt_callbacks import error_log, layer_profiler
@@ -265,7 +265,7 @@ def load(trt: ModuleType, path: Path, device: Device, *, graphs: bool) -> Tensor
     """Load an engine on `device`, which the session then owns."""
     record = read_engine_record(path)
     if record:
-        check_loadable(path, record, this_machine(trt, device))
+        check_loadable(path, record, engine_target(trt, device))
     rebuild = record.rebuild_here(path) if record else f"slimdeploy export {path.with_suffix('.onnx')} --trt"
     host_code = record is not None and record.version_compatible
     try:

@@ -18,10 +18,10 @@ from slimdeploy.tests.toolchain.deploy.stores import OPTIONS, leftovers, whole
 from slimdeploy.toolchain.deploy import check, device, engine
 from slimdeploy.toolchain.deploy.engine import EngineOptions
 from slimdeploy.toolchain.deploy.store import KEPT, default_root
-from slimdeploy.toolchain.deploy.sysfs import read_facts
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
+from slimdeploy.toolchain.machine.cpu import this_cpu
+from slimdeploy.toolchain.machine.sysfs import read_facts
 from slimdeploy.toolchain.runtime import session
-from slimdeploy.toolchain.runtime.cpu import this_cpu
 from slimdeploy.toolchain.runtime.session import SessionOptions
 from slimdeploy.toolchain.runtime.single_image import Latency
 from slimdeploy.toolchain.stages import engine as engine_stage

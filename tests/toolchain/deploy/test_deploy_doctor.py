@@ -17,9 +17,9 @@ from slimdeploy.toolchain.deploy.doctor_runtimes import HOST_EXTRAS, HOST_LIBRAR
 from slimdeploy.toolchain.deploy.environment import Needs, needs
 from slimdeploy.toolchain.deploy.findings import MISSING, NOTE, OK, WARNING, Finding
 from slimdeploy.toolchain.deploy.machine import Library, Machine, this_machine
-from slimdeploy.toolchain.deploy.sysfs import read_facts
 from slimdeploy.toolchain.errors import ONNXRUNTIME_ON_GPU
-from slimdeploy.toolchain.runtime.cpu import Cpu
+from slimdeploy.toolchain.machine.cpu import Cpu
+from slimdeploy.toolchain.machine.sysfs import read_facts
 from slimdeploy.toolchain.runtime.providers import library_error
 
 ALL = {

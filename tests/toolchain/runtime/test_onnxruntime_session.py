@@ -12,8 +12,8 @@ import onnxruntime
 import pytest
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.machine.cpu import this_cpu
 from slimdeploy.toolchain.runtime import onnxruntime as runtime
-from slimdeploy.toolchain.runtime.cpu import this_cpu
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
 GPU = SessionOptions(device="cuda")

@@ -22,7 +22,7 @@ from slimdeploy.toolchain.export.engine_options import EngineOptions
 from slimdeploy.toolchain.measure import gpu
 from slimdeploy.toolchain.runtime import tensorrt as runtime
 from slimdeploy.toolchain.runtime.devices.fake import FakeDevice
-from slimdeploy.toolchain.runtime.engine_record import Machine, differences, read_engine_record
+from slimdeploy.toolchain.runtime.engine_record import EngineTarget, differences, read_engine_record
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
 OPTIONS = EngineOptions(batch=(2, 3, 4))
@@ -264,8 +264,8 @@ def test_another_gpu_needs_a_compatible_plan(
 ) -> None:
     record = read_engine_record(build(FakeTensorrt("10.3.0"), models["fp32"], tmp_path))
     assert record is not None
-    built = replace(record, machine=Machine("10.3.0", "Orin", "8.7"), hardware_compatible=level)
-    found = differences(built, Machine("10.3.0", gpu, capability))
+    built = replace(record, machine=EngineTarget("10.3.0", "Orin", "8.7"), hardware_compatible=level)
+    found = differences(built, EngineTarget("10.3.0", gpu, capability))
     assert found == ([] if loads else [f"Orin, compute capability 8.7 (here: {gpu}, {capability})"])
 
 

@@ -8,6 +8,8 @@ documentation, hwmon/ina3221, hwmon/ina238, sysfs-class-thermal, sysfs-class-dev
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,26 +64,27 @@ class DeviceFacts:
 
 def read_facts(root: Path = ROOT) -> DeviceFacts:
     """The facts now."""
-    memory = _meminfo(root)
-    l4t = _l4t(root)
-    modes = _power_modes(root)
+    memory = memory_kib(root)
+    l4t = l4t_version(root)
+    modes = power_modes(root)
     return DeviceFacts(
-        model=_text(root / "proc/device-tree/model"),
+        model=read_text(root / "proc/device-tree/model"),
         l4t=l4t,
         jetpack=_jetpack(l4t),
-        power_mode=_power_mode(root, modes),
+        power_mode=power_mode(root),
         power_modes=tuple(f"{number} {name}" for number, name in modes.items()),
         memory_mb=memory.get("MemTotal", 0) / 1024,
         free_mb=memory.get("MemAvailable", 0) / 1024,
         swap_mb=memory.get("SwapTotal", 0) / 1024,
         gpu_load=_gpu_load(root),
-        temperature_c=_temperatures(root),
+        temperature_c=temperatures(root),
         power_w=_power(root),
         clocks=tuple(_clocks(root)),
     )
 
 
-def _text(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
+    """The content of a small file of the kernel; None where there is none, or nothing in it."""
     try:
         return path.read_text(errors="replace").strip("\0 \n") or None
     except OSError:
@@ -89,19 +92,21 @@ def _text(path: Path) -> str | None:
 
 
 def _number(path: Path) -> int | None:
-    text = _text(path)
+    text = read_text(path)
     return int(text) if text and re.fullmatch(r"-?\d+", text) else None
 
 
-def _meminfo(root: Path) -> dict[str, int]:
+def memory_kib(root: Path) -> dict[str, int]:
     """Field -> KiB."""
-    found = re.findall(r"^(\w+):\s+(\d+) kB$", _text(root / "proc/meminfo") or "", re.MULTILINE)
+    found = re.findall(r"^(\w+):\s+(\d+) kB$", read_text(root / "proc/meminfo") or "", re.MULTILINE)
     return {name: int(value) for name, value in found}
 
 
-def _l4t(root: Path) -> str | None:
-    """`36.4.3` from `# R36 (release), REVISION: 4.3, …`."""
-    found = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release") or "")
+def l4t_version(root: Path = ROOT) -> str | None:
+    """NVIDIA's Linux on a Jetson: `36.4.3` from `# R36 (release), REVISION: 4.3, …`."""
+    found = re.match(
+        r"# R(\d+) \(release\), REVISION: ([\d.]+)", read_text(root / "etc/nv_tegra_release") or ""
+    )
     return f"{found[1]}.{found[2]}" if found else None
 
 
@@ -113,22 +118,22 @@ def _jetpack(l4t: str | None) -> str | None:
     return JETPACKS[max(known)] if known else None
 
 
-def _power_modes(root: Path) -> dict[str, str]:
+def power_modes(root: Path) -> dict[str, str]:
     """Id -> name of each mode in nvpmodel's table."""
-    table = _text(root / "etc/nvpmodel.conf") or ""
+    table = read_text(root / "etc/nvpmodel.conf") or ""
     return dict(re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", table))
 
 
-def _power_mode(root: Path, modes: dict[str, str]) -> str | None:
+def power_mode(root: Path) -> str | None:
     """nvpmodel keeps the current mode's id in its status file."""
-    status = re.search(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status") or "")
+    status = re.search(r"pmode:(\d+)", read_text(root / "var/lib/nvpmodel/status") or "")
     if not status:
         return None
-    number = str(int(status[1]))
+    number, modes = str(int(status[1])), power_modes(root)
     return f"{number} {modes[number]}" if number in modes else number
 
 
-def _gpu_node(root: Path) -> Path | None:
+def gpu_node(root: Path) -> Path | None:
     nodes = sorted((root / "sys/class/devfreq").glob("*"))
     for name in GPU_NAMES:
         for node in nodes:
@@ -139,15 +144,15 @@ def _gpu_node(root: Path) -> Path | None:
 
 def _gpu_load(root: Path) -> float | None:
     """The nvgpu driver counts in thousandths. Thor's driver has no such file."""
-    node = _gpu_node(root)
+    node = gpu_node(root)
     load = _number(node / "device/load") if node else None
     return load / 1000 if load is not None else None
 
 
-def _temperatures(root: Path) -> dict[str, float]:
+def temperatures(root: Path) -> dict[str, float]:
     found = {}
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
-        name, millidegrees = _text(zone / "type"), _number(zone / "temp")
+        name, millidegrees = read_text(zone / "type"), _number(zone / "temp")
         if (
             name and millidegrees is not None and millidegrees > -200_000
         ):  # below: what a sensor that is off says
@@ -155,24 +160,40 @@ def _temperatures(root: Path) -> dict[str, float]:
     return found
 
 
-def _power(root: Path) -> dict[str, float]:
-    """INA3221: mV × mA for each labelled channel. INA238: µW, one rail a chip."""
+@dataclass(frozen=True)
+class Rail:
+    """A power sensor: the file of an INA238 with µW, or those of an INA3221's channel with mV and mA."""
+
+    chip: str
+    files: tuple[Path, ...]
+
+    def watts(self) -> float:
+        """Power now; raises OSError or ValueError where the sensor doesn't answer."""
+        return math.prod(int(file.read_text()) for file in self.files) / 1e6
+
+
+def rails(root: Path = ROOT) -> dict[str, Rail]:
+    """Label -> rail, of every monitor; a channel not connected, or a sum over channels, is none."""
     found = {}
     for monitor in sorted((root / "sys/class/hwmon").glob("hwmon*")):
-        chip = _text(monitor / "name")
+        chip = read_text(monitor / "name")
+        if chip == "ina238" and (monitor / "power1_input").is_file():
+            found[read_text(monitor / "label") or "VIN"] = Rail(chip, (monitor / "power1_input",))
         if chip == "ina3221":
             for channel in (1, 2, 3):
-                label = _text(monitor / f"in{channel}_label")
-                volts, amps = (
-                    _number(monitor / f"in{channel}_input"),
-                    _number(monitor / f"curr{channel}_input"),
-                )
-                if label and label != "NC" and volts is not None and amps is not None:
-                    found[label] = volts * amps / 1e6
-        elif chip == "ina238":
-            watts = _number(monitor / "power1_input")
-            if watts is not None:
-                found[_text(monitor / "label") or "VIN"] = watts / 1e6
+                files = monitor / f"in{channel}_input", monitor / f"curr{channel}_input"
+                label = read_text(monitor / f"in{channel}_label")
+                if label and label != "NC" and all(file.is_file() for file in files):
+                    found[label] = Rail(chip, files)
+    return found
+
+
+def _power(root: Path) -> dict[str, float]:
+    """Rail -> W, of those that answer."""
+    found = {}
+    for label, rail in rails(root).items():
+        with contextlib.suppress(OSError, ValueError):
+            found[label] = rail.watts()
     return found
 
 
@@ -182,7 +203,7 @@ def _clocks(root: Path) -> list[Clock]:
         now, most = _number(policy / "scaling_cur_freq"), _number(policy / "cpuinfo_max_freq")
         if now is not None:
             found.append(Clock(f"cpu {policy.name}", now / 1e3, most / 1e3 if most else None))
-    if node := _gpu_node(root):
+    if node := gpu_node(root):
         now, most = _number(node / "cur_freq"), _number(node / "max_freq")
         if now is not None:
             found.append(Clock("gpu", now / 1e6, most / 1e6 if most else None))

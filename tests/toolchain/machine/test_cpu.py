@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slimdeploy.toolchain.runtime.cpu import this_cpu
+from slimdeploy.toolchain.machine.cpu import this_cpu
 
 
 @pytest.mark.parametrize(

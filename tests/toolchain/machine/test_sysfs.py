@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from slimdeploy.toolchain.deploy.sysfs import Clock, read_facts
+from slimdeploy.toolchain.machine.sysfs import Clock, read_facts
 
-TREES = Path(__file__).with_name("jetson_trees")
+TREES = Path(__file__).parents[1] / "deploy" / "jetson_trees"
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from slimdeploy.toolchain.machine.sysfs import ROOT, read_text
+
 # Flag in /proc/cpuinfo -> the instructions that multiply INT8, the fastest first.
 _X86 = (("avx512_vnni", "AVX-512 VNNI"), ("avx_vnni", "AVX VNNI"))
 _X86_WITHOUT = (("avx512bw", "AVX-512 without VNNI"), ("avx2", "AVX2 without VNNI"))
@@ -25,24 +27,14 @@ class Cpu:
         return f"{self.name}, {self.instructions}"
 
 
-def this_cpu(root: Path = Path("/")) -> Cpu:
+def this_cpu(root: Path = ROOT) -> Cpu:
     """What /proc/cpuinfo below `root` says."""
-    try:
-        lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
+    lines = (read_text(root / "proc/cpuinfo") or "").splitlines()
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = fields.get("model name") or _device_model(root) or platform.machine()
+    name = fields.get("model name") or read_text(root / "proc/device-tree/model") or platform.machine()
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     for known, overflows in ((_X86, False), (_X86_WITHOUT, True), (_ARM, False)):
         for flag, instructions in known:
             if flag in flags:
                 return Cpu(name, instructions, overflows)
     return Cpu(name, "unknown instructions", False)
-
-
-def _device_model(root: Path) -> str | None:
-    try:
-        return (root / "proc/device-tree/model").read_text(errors="replace").strip("\0 \n") or None
-    except OSError:
-        return None
