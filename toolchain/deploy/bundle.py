@@ -131,11 +131,7 @@ def unpack(bundle: Bundle, folder: Path) -> None:
 
 def read_folder(folder: Path) -> BundleManifest:
     """The manifest of an unpacked bundle; raises SlimdeployError where a file has changed since."""
-    path = folder / container.MANIFEST
-    try:
-        found = BundleManifest.from_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise SlimdeployError(f"cannot read {path}: {error.strerror}") from error
+    found = BundleManifest.of_folder(folder)
     for entry in found.files:
         if artifacts.sha256_file(folder / entry.path) != entry.sha256:
             raise SlimdeployError(

@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from slimdeploy.toolchain.artifacts import json_text
+from slimdeploy.toolchain.deploy.container import MANIFEST
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.onnx_file import MAX_FILE_BYTES, PRECISIONS, TARGETS
@@ -104,6 +106,18 @@ class BundleManifest:
             "files": [asdict(file) for file in self.files],
         }
         return (json_text(document, indent=1) + "\n").encode()
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> BundleManifest:
+        """Of an unpacked bundle, whose files are taken as they are.
+
+        Raises SlimdeployError as from_json does, and where it can't be read.
+        """
+        path = folder / MANIFEST
+        try:
+            return cls.from_json(path.read_bytes(), str(path))
+        except OSError as error:
+            raise SlimdeployError(f"cannot read {path}: {error.strerror}") from error
 
     @classmethod
     def from_json(cls, content: bytes, source: str) -> BundleManifest:

@@ -125,6 +125,24 @@ def disk(machine: Machine) -> Iterator[Finding]:
         )
 
 
+def deployment(machine: Machine) -> Iterator[Finding]:
+    found = machine.deployed
+    if isinstance(found, str):
+        yield Finding("deployed", WARNING, found, "slimdeploy deploy BUNDLE")
+    elif found is None:
+        if machine.role == "device":
+            yield Finding("deployed", OK, "nothing yet (slimdeploy deploy BUNDLE)")
+    else:
+        info = found.manifest.info
+        network = info.graph.origin.get("arch", "a network")
+        yield Finding(
+            "deployed",
+            OK,
+            f"{found.version}: {network}, {len(info.class_names)} classes, {info.preprocessing.size} pixels, "
+            f"{found.variant} on {found.runtime}",
+        )
+
+
 def remote(machine: Machine) -> Iterator[Finding]:
     for name in ("ssh", "ssh-keygen"):
         if not machine.program(name):
@@ -144,6 +162,7 @@ CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     power,
     memory,
     disk,
+    deployment,
     remote,
 )
 """Each looks at one thing of a machine."""

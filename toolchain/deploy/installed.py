@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,28 @@ from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.errors import SlimdeployError
 
 DOCUMENT = "deployment.json"
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The version in use on this device, as it says of itself."""
+
+    version: str
+    variant: str
+    runtime: str
+    manifest: BundleManifest
+
+
+def deployed(store: Store) -> Deployed | None:
+    """What is deployed, without hashing it; None where nothing is.
+
+    Raises SlimdeployError where its description is damaged.
+    """
+    if not store.active():
+        return None
+    document = read_document(store.current())
+    found = [str(document.get(key)) for key in ("version", "variant", "runtime")]
+    return Deployed(*found, store.manifest())
 
 
 def read_document(folder: Path) -> dict[str, Any]:

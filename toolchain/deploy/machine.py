@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from slimdeploy.toolchain.deploy.store import default_root
+from slimdeploy.toolchain.deploy.installed import Deployed, deployed
+from slimdeploy.toolchain.deploy.store import Store, default_root
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.machine import sysfs
 from slimdeploy.toolchain.machine.cpu import Cpu, this_cpu
 from slimdeploy.toolchain.machine.cuda import cuda_version
@@ -56,6 +58,8 @@ class Machine:
     disk_free_mb: float
     disk: Path
     cpu: Cpu
+    deployed: Deployed | str | None = None
+    """What is deployed here; a text says why it can't be told."""
 
 
 def this_machine(role: str | None = None) -> Machine:
@@ -86,7 +90,15 @@ def this_machine(role: str | None = None) -> Machine:
         disk_free_mb=shutil.disk_usage(disk).free / 2**20,
         disk=disk,
         cpu=this_cpu(),
+        deployed=_deployed(),
     )
+
+
+def _deployed() -> Deployed | str | None:
+    try:
+        return deployed(Store(default_root()))
+    except SlimdeployError as error:
+        return str(error)
 
 
 def _import(name: str) -> Library:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.locks import exclusive
 
@@ -61,6 +62,13 @@ class Store:
         if not names:
             raise SlimdeployError(f"nothing is deployed in {self.root}: slimdeploy deploy BUNDLE")
         return self.versions / names[-1]
+
+    def manifest(self) -> BundleManifest:
+        """The manifest of the current version; its files are not hashed.
+
+        Raises SlimdeployError where there is none, or it is damaged.
+        """
+        return BundleManifest.of_folder(self.current())
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

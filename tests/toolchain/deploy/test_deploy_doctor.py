@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from slimdeploy.tests.toolchain.deploy.stores import OPTIONS
+from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.deploy import machine as machines
+from slimdeploy.toolchain.deploy.device import deploy
 from slimdeploy.toolchain.deploy.doctor import examine, report, works
 from slimdeploy.toolchain.deploy.doctor_runtimes import HOST_EXTRAS, HOST_LIBRARIES, NEEDED_BY
 from slimdeploy.toolchain.deploy.environment import Needs, needs
 from slimdeploy.toolchain.deploy.findings import MISSING, NOTE, OK, WARNING, Finding
 from slimdeploy.toolchain.deploy.machine import Library, Machine, this_machine
+from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.errors import ONNXRUNTIME_ON_GPU
 from slimdeploy.toolchain.machine.cpu import Cpu
 from slimdeploy.toolchain.machine.sysfs import read_facts
@@ -278,3 +282,20 @@ def test_command_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr == "slimdeploy: this device can't do its main job: onnxruntime\n"
     assert "pip install 'slimdeploy[cpu]'" in done.stdout
+
+
+def test_what_is_deployed_is_shown_without_hashing_it(bundle, tmp_path, monkeypatch):
+    store = Store(tmp_path / "store")
+    monkeypatch.setenv("SLIMDEPLOY_HOME", str(store.root))
+    assert this_machine("device").deployed is None
+    made = deploy(bundle, store, OPTIONS)
+    monkeypatch.setattr(artifacts, "sha256_file", lambda path: pytest.fail(f"{path} is hashed"))
+    here = this_machine("device").deployed
+    told = found("deployed", examine(machine(deployed=here)))
+    assert told.status == OK
+    assert told.detail.startswith(f"{made.version}: ")
+    assert told.detail.endswith(f" pixels, {made.variant} on onnxruntime")
+    (store.current() / "manifest.json").write_text("{")
+    told = found("deployed", examine(machine(deployed=this_machine("device").deployed)))
+    assert told.status == WARNING
+    assert "the manifest is damaged" in told.detail
