@@ -50,17 +50,20 @@ class Scale:
     long_epochs: int
     shallow_epochs: int
     data: tuple[str, ...]
+    training: tuple[str, ...]
+    """Further options of every training."""
     timing: tuple[str, ...]
 
 
 FULL = Scale(
     deep="resnet50", shallow="resnet18", small=("3.94M", "0.837M", "0.6M"),
-    epochs=20, long_epochs=60, shallow_epochs=200, data=("--data", "folder:cifar10-jpeg"), timing=(),
+    epochs=20, long_epochs=60, shallow_epochs=200, data=("--data", "folder:cifar10-jpeg"),
+    training=(), timing=(),
 )  # fmt: skip
 TINY = Scale(
     deep="resnet18", shallow="resnet18", small=("8M", "5M", "4M"),
     epochs=1, long_epochs=1, shallow_epochs=1, data=("--data", "digits", "--size", "16"),
-    timing=("--seconds", "0.1"),
+    training=("--limit", "200", "--precision", "fp32"), timing=("--seconds", "0.1"),
 )  # fmt: skip
 """For a CPU: shows that the commands fit together, and nothing else."""
 
@@ -92,11 +95,11 @@ def _reference(
     if not trained:
         options = ("--sparsity", sparsity, *(() if "auto" in sparsity else ("--sparse-layers", "all")))
         where = ("--arch", scale.deep, "--stem", "cifar-pool", *scale.data)
-        yield _train(name, 3, where, scale.epochs, (*options, *drawn))
+        yield _train(scale, name, 3, where, scale.epochs, (*options, *drawn))
     for ratio in ratios:
         pruned = f"{name}-pruned-{round(100 * ratio)}"
         yield _prune(scale, pruned, name, ("--ratio", str(ratio)))
-        yield _finetune(pruned, 3, scale.epochs, ("--lr", "1e-3", *drawn))
+        yield _finetune(scale, pruned, 3, scale.epochs, ("--lr", "1e-3", *drawn))
 
 
 def _small_networks(scale: Scale) -> Iterator[Piece]:
@@ -105,20 +108,20 @@ def _small_networks(scale: Scale) -> Iterator[Piece]:
     """
     options = ("--sparsity", "auto:0.9", "--ema", "0.999", "--label-smoothing", "0.1")
     where = ("--arch", scale.deep, "--stem", "cifar", *scale.data)
-    yield _train("cifar-stem", 8, where, scale.long_epochs, options)
+    yield _train(scale, "cifar-stem", 8, where, scale.long_epochs, options)
     for params in scale.small:
         pruned = f"cifar-stem-{params}"
         how = ("--params", params, "--criterion", "surgeon", "--residual", "couple")
         yield _prune(scale, pruned, "cifar-stem", how)
         tuned = ("--lr", "0.02", "--teacher", f"cifar-stem{CHECKPOINT}", "--ema", "0.999")
-        yield _finetune(pruned, 8, scale.long_epochs, tuned)
+        yield _finetune(scale, pruned, 8, scale.long_epochs, tuned)
 
 
 def _shallow(scale: Scale) -> Iterator[Piece]:
     """The recipe cifar10-resnet18."""
     where = ("--arch", scale.shallow, "--stem", "cifar", *scale.data)
     options = ("--schedule", "step", "--patience", "20", "--validation", "0.2")
-    yield _train("resnet18", 8, where, scale.shallow_epochs, options)
+    yield _train(scale, "resnet18", 8, where, scale.shallow_epochs, options)
 
 
 def _gpu_checks(scale: Scale) -> Iterator[Piece]:
@@ -134,9 +137,11 @@ def _gpu_checks(scale: Scale) -> Iterator[Piece]:
     yield Piece("engine", 2, ("export", "final.onnx", "--trt", "-o", "final.engine"), ("onnx",))
 
 
-def _train(name: str, minutes: float, where: tuple[str, ...], epochs: int, options: tuple[str, ...]) -> Piece:
-    words = ("train", *where, "--epochs", str(epochs), *options, "-o", f"{name}{CHECKPOINT}")
-    return Piece(name, minutes, words)
+def _train(
+    scale: Scale, name: str, minutes: float, where: tuple[str, ...], epochs: int, options: tuple[str, ...]
+) -> Piece:
+    how = ("--epochs", str(epochs), *options, *scale.training)
+    return Piece(name, minutes, ("train", *where, *how, "-o", f"{name}{CHECKPOINT}"))
 
 
 def _prune(scale: Scale, name: str, source: str, options: tuple[str, ...]) -> Piece:
@@ -144,8 +149,8 @@ def _prune(scale: Scale, name: str, source: str, options: tuple[str, ...]) -> Pi
     return Piece(name, 0.5, words, (source,))
 
 
-def _finetune(source: str, minutes: float, epochs: int, options: tuple[str, ...]) -> Piece:
+def _finetune(scale: Scale, source: str, minutes: float, epochs: int, options: tuple[str, ...]) -> Piece:
     name = f"{source}-tuned"
-    where = ("-o", f"{name}{CHECKPOINT}")
-    words = ("finetune", f"{source}{CHECKPOINT}", "--epochs", str(epochs), *options, *where)
+    how = ("--epochs", str(epochs), *options, *scale.training)
+    words = ("finetune", f"{source}{CHECKPOINT}", *how, "-o", f"{name}{CHECKPOINT}")
     return Piece(name, minutes, words, (source,))

@@ -110,6 +110,7 @@ def deploy(
         if allowed_signers:
             raise SlimdeployError("--allowed-signers is for the device itself: run slimdeploy deploy there")
         from slimdeploy.toolchain.deploy import remote
+        from slimdeploy.toolchain.progress import log, working
 
         values = {
             "root": root,
@@ -124,7 +125,11 @@ def deploy(
             forwarded, ssh_config, remote_command or remote.COMMAND, bootstrap=bootstrap, wheels=wheels
         )
         everywhere = [*hosts, *(remote.read_hosts(hosts_file) if hosts_file else [])]
-        return remote_output(remote.deploy_to_hosts(bundle, everywhere, reach, tell=_tell))
+        with working("over SSH"):
+            results = remote.deploy_to_hosts(
+                bundle, everywhere, reach, tell=lambda line: log(printable(line))
+            )
+        return remote_output(results)
     from slimdeploy.toolchain.deploy import device
     from slimdeploy.toolchain.deploy.engine import EngineOptions
     from slimdeploy.toolchain.deploy.running import to_json, wait_for_servers
@@ -162,7 +167,3 @@ def _behind(servers: list[ServerState], version: str) -> str | None:
     """What to say where the version is installed, and a running server doesn't serve it."""
     behind = [server for server in servers if server.error]
     return "; ".join(f"{version} is installed, but {said(server)}" for server in behind) or None
-
-
-def _tell(line: str) -> None:
-    click.echo(printable(line), err=True)
