@@ -27,9 +27,13 @@ if TYPE_CHECKING:
     from slimdeploy.toolchain.library.prune_result import PruneResult as PruneResult
     from slimdeploy.toolchain.library.quantize import Calibration as Calibration
     from slimdeploy.toolchain.library.quantize import quantize as quantize
+    from slimdeploy.toolchain.library.train import TrainResult as TrainResult
+    from slimdeploy.toolchain.library.train import finetune as finetune
+    from slimdeploy.toolchain.library.train import train as train
     from slimdeploy.toolchain.models.checkpoint import Checkpoint as Checkpoint
     from slimdeploy.toolchain.preprocessing import Preprocessing as Preprocessing
     from slimdeploy.toolchain.pruning.options import PruneOptions as PruneOptions
+    from slimdeploy.toolchain.training.options import TrainOptions as TrainOptions
 
 _T = "slimdeploy.toolchain."
 _MODULES = {
@@ -44,9 +48,11 @@ _MODULES = {
     _T + "library.from_module": ("from_module",),
     _T + "library.prune": ("prune",),
     _T + "library.prune_result": ("PruneResult",),
+    _T + "library.train": ("TrainResult", "finetune", "train"),
     _T + "models.checkpoint": ("Checkpoint",),
     _T + "preprocessing": ("Preprocessing",),
     _T + "pruning.options": ("PruneOptions",),
+    _T + "training.options": ("TrainOptions",),
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["__version__", *_WHERE]

@@ -64,7 +64,7 @@ def run(arch: str, data: DataOptions, options: TrainOptions, output: Path) -> di
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     macs = [record.macs for record in read_history(output)]
     return {
-        "accuracy": found.accuracy["test"],
+        "accuracy": found.result.accuracy["test"],
         "cpu_s": cpu,
         "wall_s": wall,
         "macs": macs[-1],

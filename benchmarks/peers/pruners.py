@@ -57,7 +57,7 @@ def _carry_out(name: str, task: Task, work: Path, options: TrainOptions | None) 
             pruned, data=task.data, options=options, output=final, device="cpu",
             resume=state_path(final).exists(), force=True,
         )  # fmt: skip
-        found["finetuned"] = tuned.accuracy["test"]
+        found["finetuned"] = tuned.result.accuracy["test"]
         artifacts.write_json(record, found)
     onnx = work / f"{slug}.onnx"
     export_stage(

@@ -23,7 +23,8 @@ from slimdeploy.toolchain.training.options import WEIGHTS_LR, TrainOptions
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
-    from slimdeploy.toolchain.stages.train import TrainResult
+    from slimdeploy.toolchain.library.train import TrainResult
+    from slimdeploy.toolchain.stages.written import Written
 
 
 @command("train")
@@ -81,10 +82,11 @@ def train(
     return training_output(result)
 
 
-def training_output(result: TrainResult) -> Output:
+def training_output(written: Written[TrainResult]) -> Output:
     """How `train` and `finetune` report."""
+    result = written.result
     rows = [
-        ("checkpoint", str(result.checkpoint)),
+        ("checkpoint", str(written.checkpoint)),
         ("epochs", str(result.epochs)),
         ("validation accuracy", percent(result.accuracy["val"])),
         ("test accuracy", percent(result.accuracy["test"])),
@@ -94,7 +96,7 @@ def training_output(result: TrainResult) -> Output:
         ("training speed", f"{result.images_per_second:,.0f} images/s"),
         ("time", f"{result.seconds:.0f} s"),
     ]
-    return Output(result.to_json(), facts_table(rows))
+    return Output(written.to_json(), facts_table(rows))
 
 
 def _removed_rows(result: TrainResult) -> list[tuple[str, str]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from slimdeploy.toolchain.data.dataset import Dataset
 from slimdeploy.toolchain.models.model_info import ModelInfo
@@ -30,14 +28,7 @@ def fine_tuning(
     training = as_before(training, info, given=(), data=data)
 
     def train(network: GraphNetwork, step: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:  # its history and state are of no use afterwards
-            fit(
-                network,
-                training_data(dataset, training),
-                replace(training, seed=options.seed + step),
-                output=Path(folder) / "step",
-                device=device,
-                setup={},
-            )
+        own = replace(training, seed=options.seed + step)
+        fit(network, training_data(dataset, training), own, device=device)
 
     return train

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
@@ -15,14 +15,17 @@ from slimdeploy.toolchain.errors import SlimdeployError
 R = TypeVar("R")
 
 
-def takes(kind: type) -> Callable[[Callable[..., R]], Callable[..., R]]:
+def takes(
+    kind: type, defaults: Mapping[str, Any] | None = None
+) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Decorator: the function's keyword-only parameter `options`, an instance of the dataclass `kind`, can
-    also be given field by field. Signature and docstring say so, from the declarations of `kind`.
+    also be given field by field. Signature and docstring say so, from the declarations of `kind`. `defaults`
+    go before those of the fields.
     """
     names = [f.name for f in fields(kind)]
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
-        signature = _signature(function, kind)
+        signature = _signature(function, kind, defaults or {})
 
         @functools.wraps(function)
         def called(*arguments: Any, **keywords: Any) -> R:
@@ -31,7 +34,7 @@ def takes(kind: type) -> Callable[[Callable[..., R]], Callable[..., R]]:
             options = keywords.pop("options", None)
             if options is not None and own:
                 raise SlimdeployError(f"give `options` or `{next(iter(own))}`, not both")
-            return function(*arguments, **keywords, options=options or kind(**own))
+            return function(*arguments, **keywords, options=options or kind(**{**(defaults or {}), **own}))
 
         called.__signature__ = signature  # type: ignore[attr-defined]
         called.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{_listed(kind)}"
@@ -40,12 +43,13 @@ def takes(kind: type) -> Callable[[Callable[..., R]], Callable[..., R]]:
     return decorate
 
 
-def _signature(function: Callable[..., Any], kind: type) -> inspect.Signature:
+def _signature(function: Callable[..., Any], kind: type, defaults: Mapping[str, Any]) -> inspect.Signature:
     own, keyword = inspect.signature(function), inspect.Parameter.KEYWORD_ONLY
+    values = {f.name: defaults.get(f.name, _default(f)) for f in fields(kind)}
     hints = typing.get_type_hints(kind)
     parameters = [p for p in own.parameters.values() if p.name != "options"]
     parameters += [
-        inspect.Parameter(f.name, keyword, annotation=hints[f.name], default=_default(f))
+        inspect.Parameter(f.name, keyword, annotation=hints[f.name], default=values[f.name])
         for f in fields(kind)
     ]
     parameters.append(

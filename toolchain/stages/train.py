@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +11,23 @@ from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import (
     DataOptions,
     Dataset,
-    balanced_subset,
     load_dataset,
 )
 from slimdeploy.toolchain.data.of_model import data_of, dataset_for
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.library.train import Run, TrainResult, trained
 from slimdeploy.toolchain.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.models.named_networks import named_network
 from slimdeploy.toolchain.preprocessing import Triple
 from slimdeploy.toolchain.progress import log
-from slimdeploy.toolchain.pruning.recalibration import recalibrate, shuffled
+from slimdeploy.toolchain.stages.written import Written
 from slimdeploy.toolchain.training.continuing import as_before
-from slimdeploy.toolchain.training.distillation import load_teacher
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks, first_on_machine
-from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.history import history_path
-from slimdeploy.toolchain.training.loop import fit
 from slimdeploy.toolchain.training.options import ALL_OPTIONS, WEIGHTS_LR, TrainOptions
 from slimdeploy.toolchain.training.pretrained import Weights, read_weights
-from slimdeploy.toolchain.training.removed import Removed, removed_from
-from slimdeploy.toolchain.training.setup import short_run, small_crop
-from slimdeploy.toolchain.training.sparsity import penalised_count, penalised_scales, zero_share
 from slimdeploy.toolchain.training.state import state_path
-from slimdeploy.toolchain.training.training_data import training_data
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training stage reports. Accuracies are in 0…1; `train` is the last epoch's, on augmented
-    images. `sha256` is empty in processes that didn't write.
-    """
-
-    checkpoint: Path
-    sha256: str
-    epochs: int
-    accuracy: dict[str, float]
-    loss: dict[str, float]
-    zero_share: float
-    images_per_second: float
-    seconds: float
-    removed: Removed | None = None
-    """Where channels were taken out while training."""
-
-    def to_json(self) -> dict[str, Any]:
-        removed = self.removed and self.removed.to_json()
-        return {**vars(self), "checkpoint": str(self.checkpoint), "removed": removed}
 
 
 def train_stage(
@@ -75,7 +44,7 @@ def train_stage(
     resume: bool = False,
     force: bool = False,
     ranks: Ranks = ALONE,
-) -> TrainResult:
+) -> Written[TrainResult]:
     """Train a fresh network, or the one in `weights`, and write its checkpoint to `output`.
 
     Of `options` those `given` are taken as they are; the others, with `weights`, as those were trained.
@@ -124,7 +93,7 @@ def finetune_stage(
     resume: bool = False,
     force: bool = False,
     ranks: Ranks = ALONE,
-) -> TrainResult:
+) -> Written[TrainResult]:
     """Train the network of `checkpoint` on; `data` None means the data that it was trained on.
 
     Of `options` those `given` are taken as they are, the others as the network was trained.
@@ -160,83 +129,16 @@ def _train(
     device: str,
     resume: bool,
     ranks: Ranks,
-) -> TrainResult:
+) -> Written[TrainResult]:
     """Train `start` (its hash is empty where it is a fresh network), evaluate it and write it to `output`."""
-    started = time.perf_counter()
-    network, info = start.network, start.info
-    info.graph.shapes(dataset.preprocessing.size)  # refuses images too small to pass through
-    parts = training_data(dataset, options)
-    if not start.sha256 and (line := short_run(options, len(parts.train))):
-        log(line)
-    if options.epochs and (line := small_crop(options, dataset.preprocessing.size)):
-        log(line)
-    teacher = load_teacher(Path(options.teacher), info, device=device) if options.teacher else None
-    facts: dict[str, Any] = {
-        "options": options.to_json(),
-        "data": data.to_json(),
-        "parent": start.sha256 or None,
-        "teacher": teacher.sha256 if teacher else None,
-    }
-    chosen = json.loads(json.dumps(dataset.preprocessing.to_json()))
-    setup = {
-        "stage": stage,
-        "network": {"arch": info.graph.arch, "digest": info.graph.digest()},
-        **options.to_json(),
-        "data": data.name,
-        "classes": list(info.class_names),
-        # In this order: other images have another mean, too.
-        **{name: chosen[name] for name in ("size", "resize", "interpolation", "channels")},
-        "images": dataset.digest(),
-        **{name: chosen[name] for name in ("mean", "std")},
-        "parent": facts["parent"],
-        "teacher": facts["teacher"],
-    }
-    trained, history = fit(
-        network,
-        parts,
-        options,
-        output=output,
-        device=device,
-        setup=setup,
-        resume=resume,
-        ranks=ranks,
-        teacher=teacher,
-    )
-    if options.recalibration_images:
-        images = balanced_subset(parts.train, options.recalibration_images)
-        recalibrate(trained, shuffled(images, dataset.preprocessing, device=device), device=device)
-    preprocessing = dataset.preprocessing
-    validation = evaluate_network(trained, parts.validation, preprocessing, device=device, ranks=ranks)
-    test = evaluate_network(trained, dataset.test, preprocessing, device=device, ranks=ranks)
-    accuracy = {"val": validation.accuracy, "test": test.accuracy}
-    if history:
-        accuracy["train"] = history[-1].train_accuracy
-    seconds = time.perf_counter() - started
-    metrics = {"accuracy": accuracy, "loss": {"val": validation.loss, "test": test.loss}}
+    run = Run(stage, data.to_json(), output, resume, ranks)
+    result = trained(start, dataset, options, device=device, run=run)
     sha256 = ""
-    removed = removed_from(info.graph, trained.graph, preprocessing.size)
-    if removed:
-        facts["removed"] = removed.to_json()
     if ranks.main:
-        after = info.after(stage, graph=trained.graph, metrics=metrics, epochs=len(history), **facts)
-        sha256 = save_checkpoint(output, trained, after)
+        sha256 = save_checkpoint(output, result.network, result.checkpoint.info)
         state_path(output).unlink(missing_ok=True)
     ranks.wait()
-    return TrainResult(
-        checkpoint=output,
-        sha256=sha256,
-        epochs=len(history),
-        accuracy=accuracy,
-        loss=metrics["loss"],
-        zero_share=zero_share(
-            penalised_scales(trained, options.sparse_layers),
-            removed=penalised_count(info.graph, options.sparse_layers)
-            - penalised_count(trained.graph, options.sparse_layers),
-        ),
-        removed=removed,
-        images_per_second=sum(r.images_per_second for r in history) / max(len(history), 1),
-        seconds=seconds,
-    )
+    return Written(output, sha256, result)
 
 
 def _check_run(output: Path, ranks: Ranks, *, resume: bool, force: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,15 @@ def fit(
     data: TrainingData,
     options: TrainOptions,
     *,
-    output: Path,
     device: str,
-    setup: dict[str, Any],
+    output: Path | None = None,
+    setup: dict[str, Any] | None = None,
     resume: bool = False,
     ranks: Ranks = ALONE,
     teacher: Teacher | None = None,
 ) -> tuple[GraphNetwork, list[EpochRecord]]:
-    """Train `network`; returns the trained network and the history. The state is saved beside `output` after
-    every epoch.
+    """Train `network`; returns the trained network and the history. With `output`, state and history are
+    saved beside it after every epoch.
 
     The trained network is `network` itself, unless channels were removed from it on the way. With
     `options.ema` it is the average of the weights, with `options.patience` as it was at its best.
@@ -67,17 +67,20 @@ def fit(
     stays then. Of several `ranks` the first writes, and all return the same.
     """
     run = _Run(network, data, options, device, ranks, teacher)
-    state = TrainingState(setup)
-    if resume and state_path(output).exists():
-        state = run.resume(state_path(output), setup)
+    state = TrainingState(setup or {})
+    if output and resume and state_path(output).exists():
+        state = run.resume(state_path(output), setup or {})
         log(f"resuming after epoch {state.epochs_done} of {options.epochs}")
         if ranks.main:
             write_history(output, state.history)  # it may have been killed between the two
-    ranks.check_same(
-        state.epochs_done,
-        f"not all processes see {state_path(output)}: put it in a folder that all machines share",
-    )
-    writes = TensorBoardLog(output, epochs_done=state.epochs_done) if ranks.main else nullcontext()
+    if output:
+        ranks.check_same(
+            state.epochs_done,
+            f"not all processes see {state_path(output)}: put it in a folder that all machines share",
+        )
+    writes: AbstractContextManager[TensorBoardLog | None] = nullcontext()
+    if output and ranks.main:
+        writes = TensorBoardLog(output, epochs_done=state.epochs_done)
     with writes as board:
         while state.epochs_done < options.epochs and not _out_of_patience(state.history, options.patience):
             with peers_explained(), compile_errors_explained(), workers_explained(state.epochs_done):
@@ -85,8 +88,9 @@ def fit(
             state.history.append(record)
             if options.patience and record.val_accuracy >= max(r.val_accuracy for r in state.history):
                 state.best = run.learner.judged_weights()
-            if board:
+            if output and board:
                 _keep(output, state, run, board)
+            if ranks.main:
                 log(_line(record, options.epochs))
     return without_zeros(run.learner.trained(state.best), options, ranks), state.history
 

@@ -62,14 +62,20 @@ def test_the_page_lists_every_function() -> None:
             assert f"`{name}`" in table, name
 
 
-def test_a_dataset_to_int8(tmp_path: Path) -> None:
+def test_a_dataset_from_training_to_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     split = tiny.learnable_split(16)
     dataset = Dataset(tiny.CLASSES, split, tiny.learnable_split(8, seed=1), tiny.PREPROCESSING)
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(8, 3),
     )  # fmt: skip
-    start = slimdeploy.from_module(network, preprocessing=tiny.PREPROCESSING, class_names=tiny.CLASSES)
+    trained = slimdeploy.train(network, data=dataset, epochs=2, batch_size=8, lr=0.05, crop_pad=2)
+    assert trained.epochs == 2
+    start = slimdeploy.finetune(trained.checkpoint, data=dataset, epochs=1, batch_size=8).checkpoint
+    assert [entry["stage"] for entry in start.info.provenance] == ["train", "finetune"]
+    assert start.info.class_names == tiny.CLASSES
+    assert not list(tmp_path.iterdir()), "training in a library writes no files"
     slimdeploy.export(start, output=tmp_path / "a.onnx", data=dataset)
     found = slimdeploy.quantize(
         tmp_path / "a.onnx", data=dataset, output=tmp_path / "b.onnx", max_drop=100.0, method="minmax"

@@ -21,9 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import at_step
 from torch import Tensor
 
+from slimdeploy.toolchain.library import train as stage
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint, read_safetensors
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.stages import train as stage
 from slimdeploy.toolchain.training import loop
 from slimdeploy.toolchain.training.batch_memory import batch_that_fits
 from slimdeploy.toolchain.training.history import read_history, tensorboard_path

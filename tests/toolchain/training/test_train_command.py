@@ -74,7 +74,7 @@ def test_limit_trains_on_a_balanced_subset(
         seen["labels"] = torch.tensor([*data.train.labels, *data.validation.labels]).bincount().tolist()
         return fit(network, data, *arguments, **options)
 
-    monkeypatch.setattr("slimdeploy.toolchain.stages.train.fit", watched)
+    monkeypatch.setattr("slimdeploy.toolchain.library.train.fit", watched)
     ran = slimdeploy_command(
         *_train(image_folder, tmp_path / "net", "--limit", 31, "--validation", 0.2, epochs=0)
     )

@@ -1,0 +1,225 @@
+"""`slimdeploy.train` and `slimdeploy.finetune`: a network and a dataset in, the trained network out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from slimdeploy.toolchain.data.dataset import Dataset, balanced_subset
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.library.from_module import as_checkpoint
+from slimdeploy.toolchain.library.keywords import takes
+from slimdeploy.toolchain.models.checkpoint import Checkpoint
+from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.models.named_networks import named_network
+from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.progress import log
+from slimdeploy.toolchain.pruning.recalibration import recalibrate, shuffled
+from slimdeploy.toolchain.training.distillation import load_teacher
+from slimdeploy.toolchain.training.distributed import ALONE, Ranks
+from slimdeploy.toolchain.training.evaluation import evaluate_network
+from slimdeploy.toolchain.training.loop import fit
+from slimdeploy.toolchain.training.options import FINETUNE_LR, TrainOptions
+from slimdeploy.toolchain.training.removed import Removed, removed_from
+from slimdeploy.toolchain.training.setup import short_run, small_crop
+from slimdeploy.toolchain.training.sparsity import penalised_count, penalised_scales, zero_share
+from slimdeploy.toolchain.training.training_data import training_data
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The trained network and how training went. Accuracies are in 0…1; `train` is the last epoch's, on
+    augmented images.
+    """
+
+    checkpoint: Checkpoint
+    epochs: int
+    accuracy: dict[str, float]
+    loss: dict[str, float]
+    zero_share: float
+    """Share of the penalised γ that are exactly zero."""
+    images_per_second: float
+    seconds: float
+    removed: Removed | None = None
+    """Where channels were taken out while training."""
+
+    @property
+    def network(self) -> GraphNetwork:
+        """The trained network, a `torch.nn.Module`: (N, 3, size, size) → (N, classes)."""
+        return self.checkpoint.network
+
+    def to_json(self) -> dict[str, Any]:
+        document = {name: value for name, value in vars(self).items() if name != "checkpoint"}
+        return {**document, "removed": self.removed and self.removed.to_json()}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training is part of: its stage, the data's description, the file beside which its state is kept
+    (None: nowhere), and the processes that share it.
+    """
+
+    stage: str
+    data: dict[str, Any] | None = None
+    output: Path | None = None
+    resume: bool = False
+    ranks: Ranks = ALONE
+
+
+@takes(TrainOptions)
+def train(
+    network: Checkpoint | nn.Module | str,
+    *,
+    data: Dataset,
+    device: str | None = None,
+    options: TrainOptions,
+) -> TrainResult:
+    """Train `network` on the training images of `data`; the network that is passed in stays as it is.
+
+    Args:
+        network: A checkpoint, a module that takes images (N, 3, size, size) of the dataset's size and gives
+            logits (N, classes), or the name of an architecture, such as `resnet18` or `torchvision:resnet18`,
+            for fresh weights.
+        data: Images with labels: augmented for training, a share of them held out for validation; the test
+            images are used once, at the end.
+        device: Where to compute, such as `cuda`. Without it: where the network is.
+
+    Returns:
+        The trained network, in eval mode, with its accuracies and losses.
+
+    Raises:
+        SlimdeployError: Unusable options or data, another number of classes, a loss that stops being a
+            number.
+    """
+    return _trained("train", network, data, device, options)
+
+
+@takes(TrainOptions, {"lr": FINETUNE_LR})
+def finetune(
+    network: Checkpoint | nn.Module,
+    *,
+    data: Dataset,
+    device: str | None = None,
+    options: TrainOptions,
+) -> TrainResult:
+    """Train a pruned network on: as `train`, with the learning rate of fine-tuning.
+
+    Args:
+        network: A checkpoint, such as `prune(…).checkpoint`, or a module.
+        data: Images with labels, as for `train`.
+        device: Where to compute, such as `cuda`. Without it: where the network is.
+
+    Returns:
+        The trained network, in eval mode, with its accuracies and losses.
+
+    Raises:
+        SlimdeployError: As `train`.
+    """
+    return _trained("finetune", network, data, device, options)
+
+
+def _trained(
+    stage: str,
+    network: Checkpoint | nn.Module | str,
+    data: Dataset,
+    device: str | None,
+    options: TrainOptions,
+) -> TrainResult:
+    size, classes = data.preprocessing.size, len(data.class_names)
+    if isinstance(network, str):
+        fresh = named_network(network, size=size, classes=classes, seed=options.seed)
+        start = Checkpoint(fresh, ModelInfo(fresh.graph, data.preprocessing, data.class_names), "")
+    else:
+        given = as_checkpoint(network, size=size)
+        if given.info.graph.classes != classes:
+            raise SlimdeployError(
+                f"`network` tells {given.info.graph.classes} classes apart, `data` has {classes}"
+            )
+        info = replace(given.info, preprocessing=data.preprocessing, class_names=data.class_names)
+        start = Checkpoint(copy.deepcopy(given.network), info, given.sha256)
+    device = device or str(next(start.network.parameters()).device)
+    return trained(start, data, options, device=device, run=Run(stage))
+
+
+def trained(
+    start: Checkpoint, dataset: Dataset, options: TrainOptions, *, device: str, run: Run
+) -> TrainResult:
+    """Train the network of `start` in place (its hash is empty where it is a fresh one) and evaluate it.
+
+    Raises SlimdeployError as `fit` does, and for images that are too small or too few.
+    """
+    started = time.perf_counter()
+    info, preprocessing, ranks = start.info, dataset.preprocessing, run.ranks
+    info.graph.shapes(preprocessing.size)  # refuses images too small to pass through
+    parts = training_data(dataset, options)
+    if not start.sha256 and (line := short_run(options, len(parts.train))):
+        log(line)
+    if options.epochs and (line := small_crop(options, preprocessing.size)):
+        log(line)
+    teacher = load_teacher(Path(options.teacher), info, device=device) if options.teacher else None
+    facts: dict[str, Any] = {
+        "options": options.to_json(),
+        "data": run.data,
+        "parent": start.sha256 or None,
+        "teacher": teacher.sha256 if teacher else None,
+    }
+    network, history = fit(
+        start.network,
+        parts,
+        options,
+        output=run.output,
+        device=device,
+        setup=_setup(info, dataset, facts, run) if run.output else None,
+        resume=run.resume,
+        ranks=ranks,
+        teacher=teacher,
+    )
+    if options.recalibration_images:
+        images = balanced_subset(parts.train, options.recalibration_images)
+        recalibrate(network, shuffled(images, preprocessing, device=device), device=device)
+    validation = evaluate_network(network, parts.validation, preprocessing, device=device, ranks=ranks)
+    test = evaluate_network(network, dataset.test, preprocessing, device=device, ranks=ranks)
+    accuracy = {"val": validation.accuracy, "test": test.accuracy}
+    if history:
+        accuracy["train"] = history[-1].train_accuracy
+    seconds = time.perf_counter() - started
+    metrics = {"accuracy": accuracy, "loss": {"val": validation.loss, "test": test.loss}}
+    if removed := removed_from(info.graph, network.graph, preprocessing.size):
+        facts["removed"] = removed.to_json()
+    after = info.after(run.stage, graph=network.graph, metrics=metrics, epochs=len(history), **facts)
+    gone = penalised_count(info.graph, options.sparse_layers)
+    gone -= penalised_count(network.graph, options.sparse_layers)
+    return TrainResult(
+        checkpoint=Checkpoint(network.eval(), after, ""),
+        epochs=len(history),
+        accuracy=accuracy,
+        loss=metrics["loss"],
+        zero_share=zero_share(penalised_scales(network, options.sparse_layers), removed=gone),
+        removed=removed,
+        images_per_second=sum(r.images_per_second for r in history) / max(len(history), 1),
+        seconds=seconds,
+    )
+
+
+def _setup(info: ModelInfo, dataset: Dataset, facts: dict[str, Any], run: Run) -> dict[str, Any]:
+    """What identifies a run: only one with the same can go on from its state."""
+    chosen = json.loads(json.dumps(dataset.preprocessing.to_json()))
+    return {
+        "stage": run.stage,
+        "network": {"arch": info.graph.arch, "digest": info.graph.digest()},
+        **facts["options"],
+        "data": (run.data or {}).get("name"),
+        "classes": list(info.class_names),
+        # In this order: other images have another mean, too.
+        **{name: chosen[name] for name in ("size", "resize", "interpolation", "channels")},
+        "images": dataset.digest(),
+        **{name: chosen[name] for name in ("mean", "std")},
+        "parent": facts["parent"],
+        "teacher": facts["teacher"],
+    }
