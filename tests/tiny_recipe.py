@@ -26,7 +26,7 @@ epochs = 1
 batch_size = 16
 precision = "fp32"
 [bench]
-batches = [2]
+batch = [2]
 seconds = 0.1
 ci = 1.0
 launches = 2

@@ -28,10 +28,10 @@ class BenchResult:
 def bench_stage(recipe: Recipe, models: list[Path], output: Path, threads: int | None) -> BenchResult:
     """Measure `models`, whose first is what speed-ups are against, and write the result to `output`."""
     choice = recipe.bench
-    timing = TimingOptions(seconds=choice.seconds, ci=choice.ci, launches=choice.launches)
+    timing = TimingOptions(seconds=choice.seconds, ci=choice.ci, launches=choice.launches, seed=choice.seed)
     subjects = subjects_for(models, ["onnxruntime"], SessionOptions(device="cpu", threads=threads))
-    around = find_surroundings(dataset_images(recipe.data), lambda message: None)
-    options = BenchOptions(choice.batches, timing, threads)
+    around = find_surroundings(dataset_images(recipe.data, choice.limit), lambda message: None)
+    options = BenchOptions(choice.batch, timing, threads)
     result = measure(subjects, options, around, command=["slimdeploy", "bench", *map(str, models)])
     results.write(output, result)
     return BenchResult(results.without_samples(result))

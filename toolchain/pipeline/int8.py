@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from slimdeploy.calibrate.classifier import model_info, read_classifier
@@ -24,7 +25,8 @@ def calibrate_final(
         selection_images=choice.selection_images,
         test_images=choice.parity_images,
     )
-    result = quantize(model, data=images, options=choice.options(threads=threads), output=output, force=True)
+    options = replace(choice, threads=choice.threads or threads)
+    result = quantize(model, data=images, options=options, output=output, force=True)
     if problem := result.failure(model):
         raise CheckFailed(problem)
     return result

@@ -81,11 +81,12 @@ def _train(job: Job) -> Stage:
         "train",
         output.name,
         (),
-        [job.data(), asdict(network), _training(options)],
+        [job.data(), network.facts(), _training(options)],
         lambda resume, _: train_stage(
             arch=network.arch,
-            arguments=parse_arguments(network.arguments),
+            arguments=parse_arguments(network.arg),
             stem=network.stem,
+            weights=Path(network.weights) if network.weights else None,
             data=job.recipe.data,
             options=options,
             output=output,
@@ -201,7 +202,7 @@ def _table(job: Job, before: list[Stage]) -> Stage:
         "bench",
         output.name,
         tuple(stage.name for stage in before),
-        [recipe.name, asdict(recipe.network), recipe.data.name, limit],
+        [recipe.name, str(recipe.network), recipe.data.name, limit],
         lambda _, results: table_stage(recipe, results, output),
     )
 

@@ -20,7 +20,7 @@ from slimdeploy.toolchain.pipeline.choices import (
 )
 from slimdeploy.toolchain.pipeline.toml_options import build
 from slimdeploy.toolchain.pruning.options import PruneOptions
-from slimdeploy.toolchain.training.options import FINETUNE_LR, TrainOptions, inherited
+from slimdeploy.toolchain.training.options import FINETUNE_LR, WEIGHTS_LR, TrainOptions, inherited
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 DEFAULT_RECIPE = "digits"
@@ -95,7 +95,8 @@ def load_recipe(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
     for setting in settings:
         _apply(document, setting)
     try:
-        document = _at_original_widths(_for_its_bench(_finetuned_as_trained(document)))
+        for default in (_gently, _finetuned_as_trained, _for_its_bench, _at_original_widths):
+            document = default(document)
         return build(Recipe, {"name": path.stem, **document}, "")
     except SlimdeployError as error:
         raise SlimdeployError(f"{path}: {error}") from error
@@ -112,6 +113,14 @@ def _parse(text: str, source: str) -> dict[str, Any]:
         raise SlimdeployError(f"{source} is not TOML: nested too deeply") from None
     except ValueError as error:
         raise SlimdeployError(f"{source} is not TOML: {shorten(error)}") from error
+
+
+def _gently(document: dict[str, Any]) -> dict[str, Any]:
+    """The recipe, its rate as `train` has it where it starts from weights."""
+    network, train = document.get("network", {}), document.get("train", {})
+    if not isinstance(network, dict) or not isinstance(train, dict) or "weights" not in network:
+        return document
+    return {**document, "train": {"lr": WEIGHTS_LR, **train}}
 
 
 def _finetuned_as_trained(document: dict[str, Any]) -> dict[str, Any]:

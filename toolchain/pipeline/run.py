@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from slimdeploy.toolchain import artifacts, locks
-from slimdeploy.toolchain.data.dataset import Dataset, load_dataset
+from slimdeploy.toolchain.data.dataset import Dataset
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import results
-from slimdeploy.toolchain.models.graphs import network_graph
 from slimdeploy.toolchain.pipeline.plan import Job, plan
 from slimdeploy.toolchain.pipeline.recipe import TRAINED, Recipe
 from slimdeploy.toolchain.pipeline.record import Around, RunRecord, no_surroundings
 from slimdeploy.toolchain.pipeline.stage import Stage, StageResult
+from slimdeploy.toolchain.pipeline.start import starting_point
 from slimdeploy.toolchain.pruning.reach import check_reachable
 
 # Stage that doesn't depend on the pruning -> its files, the ones that it need not have written included.
@@ -119,18 +119,14 @@ def _from(command: str, stages: list[Stage]) -> list[str]:
 
 
 def _checked_data(recipe: Recipe) -> Dataset:
-    """The data of `recipe`. Raises SlimdeployError for a teacher that isn't there, data that can't be read,
-    and a pruning target out of reach.
+    """The data of `recipe`. Raises SlimdeployError for a teacher or weights that aren't there, data that
+    can't be read, and a pruning target out of reach.
     """
     for options in (recipe.train, recipe.finetune):
         if options.teacher not in (None, TRAINED) and not Path(options.teacher).is_file():
             raise SlimdeployError(f"no teacher at {options.teacher}")
-    dataset = load_dataset(recipe.data)
-    network = recipe.network
-    size, classes = dataset.preprocessing.size, len(dataset.class_names)
-    graph = network_graph(
-        network.arch, arguments=network.arguments, stem=network.stem, classes=classes, size=size
-    )
+    dataset, graph = starting_point(recipe)
+    size = dataset.preprocessing.size
     for target in (recipe.prune, *map(recipe.prune.at_ratio, recipe.compare_ratios)):
         check_reachable(graph, target, size)
     return dataset

@@ -41,7 +41,7 @@ def result_table(recipe: Recipe, stages: Mapping[str, Any]) -> dict[str, Any]:
         "table",
         command=shlex.join(["slimdeploy", *sys.argv[1:]]),
         machine=stages["bench"]["machine"],
-        title=f"{recipe.name}: {recipe.network.arch}, stem {recipe.network.stem}, on {_data(recipe, stages)}",
+        title=f"{recipe.name}: {recipe.network}, on {_data(recipe, stages)}",
         columns=COLUMNS,
         rows=rows,
         remarks=[*_accuracy_doubt(stages), *bench_table.doubts(stages["bench"])],

@@ -17,18 +17,30 @@ NONE = "none"
 """The value of an option that is to have no value: TOML has no word for that."""
 
 
+RENAMED = {
+    "bench.batches": "bench.batch",
+    "network.arguments": "network.arg",
+    "data.crop": "data.size",
+}
+"""Keys of older recipes, and second names on the command line."""
+
+
 def build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
-    """A dataclass of the type `kind` from a TOML table whose keys begin with `prefix`.
+    """A dataclass of the type `kind` from a TOML table whose keys begin with `prefix`. A key is called as on
+    the command line.
 
     Raises SlimdeployError that names the key for anything unknown, missing or of another type.
     """
     hints = typing.get_type_hints(kind)
-    known, declared = [f.name for f in fields(kind)], declarations(kind)
+    known, declared = keys(kind), declarations(kind)
     built = {}
     for key, value in values.items():
+        if (newer := RENAMED.get(prefix + key)) is not None:
+            raise SlimdeployError(f"{prefix + key!r} is called {newer!r}")
         if key not in known:
-            raise SlimdeployError(f"unknown key {prefix + key!r}.{nearest(key, known)}")
-        built[key] = _convert(hints[key], value, prefix + key, declared.get(key))
+            raise SlimdeployError(f"unknown key {prefix + key!r}.{nearest(key, list(known))}")
+        name = known[key]
+        built[name] = _convert(hints[name], value, prefix + key, declared.get(name))
     for f in fields(kind):
         if f.name not in built and f.default is MISSING and f.default_factory is MISSING:
             raise SlimdeployError(f"{prefix + f.name} is missing")
@@ -36,6 +48,14 @@ def build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
         return kind(**built)
     except SlimdeployError as error:
         raise SlimdeployError(f"[{prefix.rstrip('.')}] {error}" if prefix else str(error)) from error
+
+
+def keys(kind: Any) -> dict[str, str]:
+    """Key of a recipe's section -> field of its dataclass: the name of the command line's flag."""
+    flags = {
+        name: declared.flag.lstrip("-").replace("-", "_") for name, declared in declarations(kind).items()
+    }
+    return {flags.get(f.name) or f.name: f.name for f in fields(kind)}
 
 
 def _convert(hint: Any, value: Any, key: str, declared: Declaration | None = None) -> Any:

@@ -31,7 +31,7 @@ def sweep_document(
     return results.document(
         "sweep",
         command=command_line(options.storage),
-        title=f"{recipe.name}: {recipe.network.arch}, stem {recipe.network.stem}, on {recipe.data.name}",
+        title=f"{recipe.name}: {recipe.network}, on {recipe.data.name}",
         recipe=recipe.name,
         study={"name": options.study, "storage": masked(options.storage), "method": options.method},
         space=job.space.to_json(),

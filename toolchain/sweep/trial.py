@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from slimdeploy.toolchain.data.dataset import load_dataset
 from slimdeploy.toolchain.locks import exclusive, readers_and_writer
 from slimdeploy.toolchain.pipeline.recipe import Recipe
 from slimdeploy.toolchain.pipeline.run import RunResult, adopt_original, run_original, run_recipe
+from slimdeploy.toolchain.pipeline.start import starting_point
 from slimdeploy.toolchain.report.run import read_history, read_model
 from slimdeploy.toolchain.sweep.options import SweepOptions
 from slimdeploy.toolchain.sweep.space import Point
@@ -57,11 +57,11 @@ def carry_out(base: Recipe, point: Point, folder: Path, options: SweepOptions) -
 
 def training_name(recipe: Recipe) -> str:
     """Names the folder of everything that doesn't depend on the pruning."""
-    data = load_dataset(recipe.data)
+    data, _ = starting_point(recipe)
     facts = [
         data.digest(),
         data.preprocessing.to_json(),
-        asdict(recipe.network),
+        recipe.network.facts(),
         recipe.train.to_json(),
         asdict(recipe.export),
     ]

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import types
+import typing
 from pathlib import Path
 
+import click
 import pytest
 
+from slimdeploy.toolchain.cli import cli
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.pipeline.recipe import DEFAULT_RECIPE, RECIPES, find_recipe, load_recipe
+from slimdeploy.toolchain.pipeline.recipe import DEFAULT_RECIPE, RECIPES, Recipe, find_recipe, load_recipe
+from slimdeploy.toolchain.pipeline.toml_options import keys
+from slimdeploy.toolchain.training.options import FINETUNE_LR, WEIGHTS_LR
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
@@ -16,13 +22,14 @@ def test_every_recipe_that_comes_along_is_valid(path: Path) -> None:
     recipe = load_recipe(find_recipe(path.stem))
     assert recipe.name == path.stem
     assert recipe.finetune.sparsity == 0
-    assert recipe.train.is_sparse or recipe.name == "cifar10-resnet18", "whose report is of a dense one"
+    dense = {"cifar10-resnet18": "whose report is of a dense one", "own-model": "which isn't trained here"}
+    assert recipe.train.is_sparse != (recipe.name in dense)
     assert recipe.finetune.epochs > 0
 
 
 def test_the_recipes_promised_are_there() -> None:
     names = {path.stem for path in RECIPES.glob("*.toml")}
-    assert {"digits", "cifar10-resnet50", "cifar10-resnet18", "folder"} <= names
+    assert {"digits", "cifar10-resnet50", "cifar10-resnet18", "folder", "own-model"} <= names
     digits = load_recipe(find_recipe(DEFAULT_RECIPE))
     assert (digits.data.name, digits.network.arch, digits.prune.ratio) == ("digits", "resnet50", 0.9)
 
@@ -57,7 +64,7 @@ MINIMAL = '[data]\nname = "digits"\n[prune]\nratio = 0.5\n'
 def test_a_recipe_needs_little(tmp_path: Path) -> None:
     recipe = load_recipe(_write(tmp_path, MINIMAL))
     assert recipe.name == "my"
-    assert recipe.network.arch == "resnet50"
+    assert str(recipe.network) == "resnet50, stem None"
     assert recipe.finetune.lr == 1e-3
 
 
@@ -107,10 +114,10 @@ def test_fine_tuning_is_like_training_where_the_recipe_does_not_say(tmp_path: Pa
          "[prune] no latency table at none.json"),
         ("[data]\nname = 'digits'\n[prune]\nfold = true", "[prune] give one target, "),
         (MINIMAL + "[export]\nopset = 9", "[export] opset must be at least 13, not 9"),
-        (MINIMAL + "[bench]\nbatches = []", "[bench] batches must be a list of sizes from 1 on"),
-        (MINIMAL + "[bench]\nbatches = [1, 0]", "[bench] batches must be a list of sizes from 1 on"),
+        (MINIMAL + "[bench]\nbatch = []", "[bench] batch must be a list of sizes from 1 on"),
+        (MINIMAL + "[bench]\nbatch = [1, 0]", "[bench] batch must be a list of sizes from 1 on"),
         (MINIMAL + "[bench]\nseconds = 0", "[bench] seconds and ci must be above 0"),
-        (MINIMAL + "[bench]\nbatches = [1000000]", "[bench] batches must be at most 65536, not 1e+06"),
+        (MINIMAL + "[bench]\nbatch = [1000000]", "[bench] batch must be at most 65536, not 1e+06"),
         (MINIMAL + "[train]\nlr = nan", "train.lr must be a finite number, not nan"),
         (MINIMAL + "[train]\nsparsity = -inf", "train.sparsity must be a finite number, not -inf"),
         (MINIMAL + "[train]\nlr = 1e38", "[train] lr must be at most 10000, not 1e+38"),
@@ -160,12 +167,12 @@ def test_int8_is_for_where_the_run_measures(tmp_path: Path) -> None:
 
 def test_settings_on_the_command_line_win(tmp_path: Path) -> None:
     path = _write(tmp_path, MINIMAL + "[train]\nepochs = 5\nlr = 0.5")
-    settings = ("train.epochs=2", "network.arch=resnet18", "bench.batches=[1, 8]", "data.name=folder:a=b",
+    settings = ("train.epochs=2", "network.arch=resnet18", "bench.batch=[1, 8]", "data.name=folder:a=b",
                 "train.flip=false", "compare_ratios=[0.25]")  # fmt: skip
     recipe = load_recipe(path, settings)
     assert (recipe.train.epochs, recipe.train.lr, recipe.train.flip) == (2, 0.5, False)
     assert recipe.network.arch == "resnet18"
-    assert recipe.bench.batches == (1, 8)
+    assert recipe.bench.batch == (1, 8)
     assert recipe.data.name == "folder:a=b"
     assert recipe.compare_ratios == (0.25,)
 
@@ -235,3 +242,78 @@ def test_unknown_recipes_suggest_the_nearest(tmp_path: Path) -> None:
         find_recipe("nowhere.toml")
     path = _write(tmp_path, MINIMAL)
     assert find_recipe(str(path)) == path
+
+
+SECTIONS = {
+    "train": ("network", "data", "train"),
+    "prune": ("data", "prune"),
+    "finetune": ("data", "finetune"),
+    "export": ("data", "export"),
+    "calibrate": ("data", "calibrate"),
+    "bench": ("data", "bench"),
+    "package": ("data", "package"),
+    "report": ("report",),
+}
+OF_THE_RUN = {"data", "output", "force", "resume", "device", "threads", "json", "debug"}
+"""Said by [data] name, or to `run` itself."""
+NOT_IN_A_RECIPE = {
+    "data": {"crop"},  # another name of --size
+    "export": {  # a run measures with onnxruntime; `deploy` builds engines on the device
+        "batch", "trt", "trt_check", "dla", "hardware_compatible", "optimization_level", "tf32",
+        "version_compatible", "workspace_mb",
+    },
+    "calibrate": {"ranges", "trt8_cache"},  # files beside
+    "bench": {"backend", "compare", "fail_if"},
+    "package": {"ranges", "noise"},  # of models without their data
+}  # fmt: skip
+
+
+def _keys(section: str) -> set[str]:
+    """Of a section of a recipe."""
+    hint = typing.get_type_hints(Recipe)[section]
+    kinds = [kind for kind in (typing.get_args(hint) or (hint,)) if kind is not types.NoneType]
+    return set(keys(kinds[0]))
+
+
+@pytest.mark.parametrize("command", SECTIONS)
+def test_keys_are_called_as_on_the_command_line(command: str) -> None:
+    """Every option of a command has a key of its name in the command's section, or a reason to have none."""
+    sections = SECTIONS[command]
+    known = set().union(*map(_keys, sections))
+    found = cli.get_command(click.Context(cli), command)
+    options = {p.opts[-1].lstrip("-").replace("-", "_") for p in found.params if isinstance(p, click.Option)}
+    left_out = set().union(OF_THE_RUN, *(NOT_IN_A_RECIPE.get(s, set()) for s in (command, "data")))
+    assert options - left_out <= known
+    own = _keys(command) if command in sections else set()
+    sparse = (
+        {"sparsity", "sparsity_step", "sparse_layers", "sparse_align"} if command == "finetune" else set()
+    )
+    assert own - sparse <= options
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[bench]\nbatches = [1]", "'bench.batches' is called 'bench.batch'"),
+        ("[network]\narguments = []", "'network.arguments' is called 'network.arg'"),
+        ("[calibrate]\nfloat_layers = []", "unknown key 'calibrate.float_layers'"),
+    ],
+)
+def test_older_names_are_told_with_the_newer(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "r.toml").write_text(MINIMAL + text)
+    with pytest.raises(SlimdeployError, match=re.escape(message)):
+        load_recipe(tmp_path / "r.toml")
+
+
+def test_the_crop_of_the_data_is_its_size(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text('[data]\nname = "digits"\ncrop = 24')
+    with pytest.raises(SlimdeployError, match=re.escape("'data.crop' is called 'data.size'")):
+        load_recipe(tmp_path / "r.toml")
+
+
+def test_weights_bring_a_gentle_rate(tmp_path: Path) -> None:
+    recipe = load_recipe(find_recipe("own-model"))
+    assert (recipe.train.lr, recipe.finetune.lr) == (WEIGHTS_LR, FINETUNE_LR)
+    assert recipe.finetune.augmentations.resized_crop == 0.08
+    assert str(recipe.network) == "weights.ckpt"
+    assert load_recipe(find_recipe("own-model"), ("train.lr=0.1",)).train.lr == 0.1

@@ -36,7 +36,7 @@ SWEEP_CHARTS = {
 SETTINGS = (
     "data.size=8", "network.arch='resnet18'", "train.epochs=2", "train.limit=64", "train.sparsity=5.0",
     "finetune.epochs=1", "finetune.limit=64", "prune.recalibration_images=32", "prune.statistics_images=32",
-    "bench.seconds=0.1", "bench.launches=2", "bench.batches=[1,4]",
+    "bench.seconds=0.1", "bench.launches=2", "bench.batch=[1,4]",
 )  # fmt: skip
 
 

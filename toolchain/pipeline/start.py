@@ -1,0 +1,35 @@
+"""What a recipe starts from: its data, prepared as its weights want it, and its network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slimdeploy.toolchain.data.dataset import Dataset, load_dataset
+from slimdeploy.toolchain.models.graphs import network_graph
+from slimdeploy.toolchain.models.named_networks import parse_arguments
+from slimdeploy.toolchain.networks.fitting import with_classes
+from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.pipeline.recipe import Recipe
+from slimdeploy.toolchain.training.pretrained import read_weights
+
+
+def starting_point(recipe: Recipe) -> tuple[Dataset, Graph]:
+    """The recipe's images, of the preprocessing that its weights bring where it says nothing else, and the
+    network that is trained first. Raises SlimdeployError where one of them isn't there.
+    """
+    network, geometry = recipe.network, recipe.data.geometry
+    if network.weights is None:
+        dataset = load_dataset(recipe.data)
+        size, classes = dataset.preprocessing.size, len(dataset.class_names)
+        return dataset, network_graph(
+            network.arch, arguments=network.arg, stem=network.stem, classes=classes, size=size
+        )
+    weights = read_weights(
+        Path(network.weights),
+        arch=network.arch,
+        arguments=parse_arguments(network.arg),
+        stem=network.stem,
+        size=geometry.size if geometry else None,
+    )
+    dataset = load_dataset(weights.prepared(recipe.data))
+    return dataset, with_classes(weights.network.graph, len(dataset.class_names))
