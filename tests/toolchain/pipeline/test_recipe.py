@@ -256,6 +256,8 @@ SECTIONS = {
 }
 OF_THE_RUN = {"data", "output", "force", "resume", "device", "threads", "json", "debug"}
 """Said by [data] name, or to `run` itself."""
+SPARSITY = {"sparsity", "sparsity_step", "sparse_layers", "sparse_align", "shrink"}
+"""Of training only; [finetune] has the same fields."""
 NOT_IN_A_RECIPE = {
     "data": {"crop"},  # another name of --size
     "export": {  # a run measures with onnxruntime; `deploy` builds engines on the device
@@ -285,9 +287,7 @@ def test_keys_are_called_as_on_the_command_line(command: str) -> None:
     left_out = set().union(OF_THE_RUN, *(NOT_IN_A_RECIPE.get(s, set()) for s in (command, "data")))
     assert options - left_out <= known
     own = _keys(command) if command in sections else set()
-    sparse = (
-        {"sparsity", "sparsity_step", "sparse_layers", "sparse_align"} if command == "finetune" else set()
-    )
+    sparse = SPARSITY if command == "finetune" else set()
     assert own - sparse <= options
 
 
