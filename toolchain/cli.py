@@ -39,24 +39,24 @@ if TYPE_CHECKING:
 # Command -> the line that `slimdeploy --help` shows. The command itself is the function `<name>` in
 # `commands/<name>.py`.
 COMMANDS = {
-    "summary": "Layers, channels, parameters, MACs and memory of a network.",
-    "import": "Write a network of torchvision, of timm or of your own code as a checkpoint.",
-    "train": "Train a network, sparse with --sparsity (L1 on the BN scales γ).",
+    "summary": "Show layers, channels, parameters, MACs and memory of a network.",
+    "import": "Convert a torchvision, timm or own PyTorch network to a checkpoint.",
+    "train": "Train a network; --sparsity adds an L1 penalty on the BN scales γ.",
     "prune": "Remove the least important channels of a checkpoint.",
-    "finetune": "Train a pruned checkpoint on, without sparsity.",
-    "evaluate": "Accuracy and loss of a checkpoint, an ONNX file or an engine.",
+    "finetune": "Fine-tune a pruned checkpoint, without the sparsity penalty.",
+    "evaluate": "Measure the accuracy and loss of a checkpoint, an ONNX file or an engine.",
     "export": "Write a checkpoint as ONNX and compare it with torch on real images.",
-    "calibrate": "Write an ONNX file in INT8, its ranges measured on real images.",
-    "bench": "Accuracy, latency and memory of models, side by side.",
-    "report": "A run or a sweep as one HTML page with charts, or as Markdown.",
-    "package": "Pack ONNX files and what checks them into one bundle for a device.",
+    "calibrate": "Quantise an ONNX file to INT8 with ranges measured on real images.",
+    "bench": "Compare the accuracy, latency and memory of models.",
+    "report": "Write an HTML or Markdown report with charts of a run or a sweep.",
+    "package": "Pack ONNX files and their test images into a bundle for a device.",
     "deploy": "Install a bundle on this device or on others: verify, build, check, measure, switch over.",
     "classify": "Classify image files, folders or raw frames with a model or the deployed version.",
     "serve": "Classify over HTTP with the deployed version or a model.",
-    "doctor": "What this machine can do, and the command that mends each thing missing.",
-    "lut": "Time a network's convolutions on this device, for prune --latency-ms.",
-    "sweep": "A recipe over λ, ratios and alignments, on many workers: the best trade-offs.",
-    "run": "All stages in order, from a recipe; a killed run goes on where it was.",
+    "doctor": "Check what this machine supports; show the command that fixes each problem.",
+    "lut": "Measure a latency table of this device, for prune --latency-ms.",
+    "sweep": "Run a recipe over λ, ratios and alignments; report the best trade-offs.",
+    "run": "Run all stages of a recipe; the same command resumes an interrupted run.",
 }
 
 OWN_PROGRESS = ("bench", "deploy", "lut", "serve", "sweep")

@@ -60,19 +60,19 @@ class Sizes(click.ParamType):
 @click.option("--batch", "batches", type=Sizes(), default="1,64", show_default=True, help="Batch sizes.")
 @click.option(
     "--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True,
-    help="Timed running for each model and batch size, at most. Starting and warming up come on top.",
+    help="Maximum timed seconds for each model and batch size, without start and warm-up.",
 )  # fmt: skip
 @click.option(
     "--launches", type=click.IntRange(min=2), default=10, show_default=True,
-    help="Fresh processes for each model and batch size, at least.",
+    help="Minimum number of fresh processes for each model and batch size.",
 )  # fmt: skip
 @click.option(
     "--ci", type=Share(), default="2%", show_default=True,
-    help="Half-width of the 95 % interval of each median and speed-up at which it is enough.",
+    help="Stop when the half-width of each 95 % interval is below this share of the median.",
 )  # fmt: skip
 @click.option(
     "--backend", "backends", multiple=True, default=["auto"], show_default=True,
-    help="What runs the models; give it several times to compare backends.",
+    help="Runtime: torch, onnxruntime or tensorrt. Repeatable, to compare runtimes.",
 )  # fmt: skip
 @machine_options
 @click.option(
@@ -102,8 +102,8 @@ def bench(
 ) -> Output:
     """Measure MODELS (checkpoints, ONNX files, engines) side by side; the first is the baseline.
 
-    Every launch starts a fresh process for each, and times them in turn and in random order. Accuracy is
-    measured where --data is given, on its test images.
+    Each launch starts a fresh process for every model and times them alternately, in random order. With
+    --data, the accuracy on the test images is measured as well.
     """
     from slimdeploy.toolchain import artifacts
     from slimdeploy.toolchain.measure import bench_table as table

@@ -33,13 +33,13 @@ REACHING = {"ssh_config", "remote_command", "bootstrap"}
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8", "mixed"]),
               help="Take this model of the bundle. [default: the fastest for the backend]")  # fmt: skip
 @click.option("--backend", type=click.Choice(["tensorrt", "onnxruntime"]),
-              help="What runs it. [default: tensorrt where it is]")  # fmt: skip
+              help="Runtime. [default: tensorrt where it is installed]")  # fmt: skip
 @click.option(
     "--batch",
     type=click.IntRange(1, 1024),
     default=8,
     show_default=True,
-    help="Images computed together at most.",
+    help="Maximum batch size.",
 )
 @threads_option
 @click.option(
@@ -47,12 +47,12 @@ REACHING = {"ssh_config", "remote_command", "bootstrap"}
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,
-    help="How long one image is timed.",
+    help="Seconds to time single images.",
 )
 @click.option("--allowed-signers", type=InputPath(), metavar="FILE",
               help="From now on install only bundles signed by a key in FILE (OpenSSH format).")  # fmt: skip
 @click.option(
-    "--host", "hosts", multiple=True, metavar="USER@HOST", help="Deploy there over SSH; may be repeated."
+    "--host", "hosts", multiple=True, metavar="USER@HOST", help="Deploy to this host over SSH. Repeatable."
 )
 @click.option(
     "--hosts",

@@ -11,10 +11,9 @@ from slimdeploy.toolchain.cli import Output, command
 @click.option("--role", type=click.Choice(["host", "device"]),
               help="What it is for. [default: device on a Jetson or without torch, else host]")  # fmt: skip
 def doctor(role: str | None) -> Output:
-    """Say what this machine can do, and for each thing missing the command that mends it.
+    """Check what this machine supports, and show the command that fixes each problem.
 
-    The exit code is 1 where its main job can't run: training and export on a host, running a model on a
-    device.
+    The exit code is 1 if the main task cannot run: training and export on a host, inference on a device.
     """
     from rich.markup import escape
     from rich.table import Table
@@ -24,7 +23,7 @@ def doctor(role: str | None) -> Output:
 
     machine = this_machine(role)
     findings = examine(machine)
-    table = Table("", "", "found", "mend it with", title=f"this {machine.role}", title_justify="left")
+    table = Table("", "", "found", "fix", title=f"this {machine.role}", title_justify="left")
     marks = {"ok": "[green]✓[/]", "note": "·", "warning": "[yellow]![/]", "missing": "[red]✗[/]"}
     for each in findings:
         table.add_row(marks[each.status], each.name, escape(each.detail), escape(each.mend or ""))

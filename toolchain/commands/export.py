@@ -40,9 +40,7 @@ OF_CHECKPOINTS = (
 @click.argument("model", type=InputPath(".json"))
 @flags(ExportOptions)
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine for this machine's GPU, beside the ONNX.")
-@click.option(
-    "--trt-check", is_flag=True, help="Build with NVIDIA's builder on the CPU: does it build? No GPU."
-)
+@click.option("--trt-check", is_flag=True, help="Check without a GPU that TensorRT can build the model.")
 @engine_options
 @data_options(required=False)
 @click.option(

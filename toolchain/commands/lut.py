@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
-    help="Classes that it tells apart.",
+    help="Number of classes.",
 )
 @click.option("--size", type=IMAGE_SIDE, help="Image side in pixels. [default: the checkpoint's, or 32]")
 @click.option("--backend", default="onnxruntime", show_default=True,
               help="What runs the network: onnxruntime (on the CPU) or tensorrt.")  # fmt: skip
 @click.option("--precision", default="fp32", show_default=True, help="fp32 or int8; with tensorrt also fp16.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images in a run.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size.")
 @threads_option
 @click.option("--seconds", type=click.FloatRange(min=0), default=300.0, show_default=True,
-              help="Measure at most so long (but 12 networks); ends sooner where stable.")  # fmt: skip
+              help="Maximum duration, for at least 12 networks; stops once the fit is stable.")  # fmt: skip
 @click.option("-o", "--output", type=OutputPath(), required=True,
-              help="Table to write, or to go on with where it exists.")  # fmt: skip
+              help="Table to write; an existing table is extended.")  # fmt: skip
 def lut(
     checkpoint: Path | None, arch: str | None, arguments: tuple[str, ...], stem: str | None, classes: int,
     size: int | None, backend: str, precision: str, batch: int,

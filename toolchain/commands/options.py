@@ -56,9 +56,7 @@ def network_options(default: str | None = None) -> Callable[[F], F]:
 
 def resume_option(function: F) -> F:
     """`--resume`."""
-    return click.option("--resume", is_flag=True, help="Go on with the unfinished run of this output.")(
-        function
-    )
+    return click.option("--resume", is_flag=True, help="Resume the interrupted run of this output.")(function)
 
 
 def data_options(
@@ -102,7 +100,7 @@ _DATA_OPTIONS = (
         type=InputPath(),
         default=Path("data"),
         show_default=True,
-        help="Where cifar10 lies or is downloaded to.",
+        help="Folder of cifar10; it is downloaded there if missing.",
     ),
     click.option(
         "--size", "--crop", "size", type=IMAGE_SIDE,
@@ -112,10 +110,10 @@ _DATA_OPTIONS = (
     click.option(
         "--stream/--no-stream",
         default=None,
-        help="Leave images in their files until needed. [default: where they don't fit in half of the free "
-        "memory]",
+        help="Read images from their files when needed, not all at the start. [default: if they do not fit in "
+        "half of the free memory]",
     ),
-    click.option("--skip-unreadable", is_flag=True, help="Leave unreadable images out, and name them."),
+    click.option("--skip-unreadable", is_flag=True, help="Skip unreadable images and list them."),
 )  # fmt: skip
 _CHOICES = ("preprocessing", "resize", "interpolation", "mean", "std", "channels")
 

@@ -22,8 +22,7 @@ from slimdeploy.toolchain.paths import InputPath, OutputPath
 )
 @click.option("--force", is_flag=True, help="Replace the output where it exists.")
 def report(paths: tuple[Path, ...], kind: str, output: Path | None, force: bool) -> Output:
-    """Write what became of RUN, a folder of `slimdeploy run` or `slimdeploy sweep`, as one page to look
-    at.
+    """Write a report of RUN, the output folder of `slimdeploy run` or `slimdeploy sweep`.
 
     Of stages run one by one, give the checkpoints and the result of `bench`: slimdeploy report
     sparse.safetensors pruned.safetensors final.safetensors bench.json

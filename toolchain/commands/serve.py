@@ -22,21 +22,29 @@ COUNT = click.IntRange(min=1)
     metavar="ADDRESS",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on; 0.0.0.0 is all of them.",
+    help="Address to listen on; 0.0.0.0 means all interfaces.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port; 0 takes a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Port; 0 selects a free port.",
 )
-@click.option("--batch", type=COUNT, default=8, show_default=True, help="Images computed together at most.")
+@click.option("--batch", type=COUNT, default=8, show_default=True, help="Maximum batch size.")
 @click.option("--wait-ms", type=click.FloatRange(min=0), default=2.0, show_default=True,
-              help="How long an image waits for others.")  # fmt: skip
+              help="Maximum wait for a batch to fill.")  # fmt: skip
 @click.option("--latency-ms", type=click.FloatRange(min=1), default=100.0, show_default=True,
-              help="Answer 503 to what can't be answered within this.")  # fmt: skip
+              help="Answer 503 to what cannot be answered in this time.")  # fmt: skip
 @click.option(
-    "--queue", type=COUNT, default=32, show_default=True, help="Answer 503 beyond this many images."
+    "--queue",
+    type=COUNT,
+    default=32,
+    show_default=True,
+    help="Answer 503 when more images than this are waiting.",
 )
 @click.option("--max-upload-mb", type=click.FloatRange(min=0.001), default=16.0, show_default=True,
-              help="Answer 413 beyond this size (MiB).")  # fmt: skip
+              help="Answer 413 to uploads larger than this (MiB).")  # fmt: skip
 @click.option("--top", type=COUNT, default=5, show_default=True, help="Classes in an answer.")
 @threads_option
 def serve(

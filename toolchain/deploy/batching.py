@@ -5,8 +5,8 @@ be answered within `latency_ms` is refused the moment that is known, at best bef
 instead of being computed for nobody; so an overloaded server goes on answering what it can in time (load
 shedding by deadline).
 
-How long a batch will take is foretold from the ones before by mean and deviation, as TCP foretells when an
-answer is overdue (Jacobson, Congestion Avoidance and Control, 1988): a mean alone is exceeded half the time.
+The duration of a batch is predicted from a moving mean plus four mean deviations of earlier batches, like
+TCP timeouts (Jacobson, Congestion Avoidance and Control, 1988): a mean alone is exceeded half the time.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Batcher:
         waiting = _Waiting(image, arrived, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(waiting)
         answer = await waiting.answer
-        late = time.monotonic() > self._due(arrived)  # it took longer than foretold
+        late = time.monotonic() > self._due(arrived)  # it took longer than predicted
         if late and not self._late_is_better_than_none():
             raise self._overloaded()
         return answer

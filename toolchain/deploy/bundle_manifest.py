@@ -74,9 +74,9 @@ class BundleManifest:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise SlimdeployError(f"{self.name!r} is no name for a bundle: letters, digits, '.', '_' and '-'")
+            raise SlimdeployError(f"{self.name!r} is not a bundle name: letters, digits, '.', '_' and '-'")
         if len(self.files) > MAX_FILES:
-            raise SlimdeployError(f"{len(self.files)} files; at most {MAX_FILES} can be")
+            raise SlimdeployError(f"{len(self.files)} files; maximum {MAX_FILES}")
         if not self.variants or len({variant.id for variant in self.variants}) != len(self.variants):
             raise SlimdeployError("a bundle needs at least one model, and each precision once")
         if self.golden_images < 1 or self.evaluation_images < 0:
@@ -143,7 +143,7 @@ class BundleManifest:
         paths = [file.path for file in self.files]
         for path in paths:
             if not _PATH.fullmatch(path):
-                raise SlimdeployError(f"{path!r} is no path inside a bundle")
+                raise SlimdeployError(f"{path!r} is not a path inside a bundle")
         if len(set(paths)) != len(paths):
             raise SlimdeployError("a path is listed twice")
         expected = set(self._expected_paths())
@@ -168,7 +168,7 @@ class BundleManifest:
         expected |= {v.golden: self.golden_images * self.info.graph.classes * 4 for v in self.variants}
         for file in self.files:
             if file.bytes > MAX_FILE_BYTES:
-                raise SlimdeployError(f"{file.path} has {file.bytes} bytes; at most {MAX_FILE_BYTES} can be")
+                raise SlimdeployError(f"{file.path} has {file.bytes} bytes; maximum {MAX_FILE_BYTES}")
             if file.bytes != expected.get(file.path, file.bytes):
                 raise SlimdeployError(f"{file.path} has {file.bytes} bytes, not {expected[file.path]}")
 
@@ -186,17 +186,17 @@ def _variant(entry: Any) -> Variant:
 def _file(entry: Any) -> BundleFile:
     sha256 = _string(entry["sha256"])
     if not _SHA256.fullmatch(sha256):
-        raise SlimdeployError(f"{sha256!r} is no SHA-256")
+        raise SlimdeployError(f"{sha256!r} is not a SHA-256")
     return BundleFile(_string(entry["path"]), _count(entry["bytes"]), sha256)
 
 
 def _string(value: Any) -> str:
     if not isinstance(value, str):
-        raise SlimdeployError(f"{value!r} is no text")
+        raise SlimdeployError(f"expected a text, got {value!r}")
     return value
 
 
 def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise SlimdeployError(f"{value!r} is no count")
+        raise SlimdeployError(f"expected a non-negative integer, got {value!r}")
     return value

@@ -83,7 +83,7 @@ def deploy_to_hosts(
         raise SlimdeployError("this needs ssh: sudo apt install openssh-client")
     for host in hosts:
         if not host or host.startswith("-") or any(c.isspace() for c in host):
-            raise SlimdeployError(f"{host!r} is no host: user@name, or a Host of the SSH configuration")
+            raise SlimdeployError(f"{host!r} is not a host: user@name, or a Host of the SSH configuration")
     if bundle is not None:
         read_bundle(bundle)
     digest = None if bundle is None else artifacts.sha256_file(bundle)

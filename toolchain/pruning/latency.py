@@ -92,7 +92,7 @@ def budget_for_latency(
         def steady_ms(graph: Graph) -> float:
             found = measure_with_drift(backend, [graph], samples, size, anchors=anchors, seconds=MEASURE_S)
             if abs(found.drift - 1) > NOTABLE_DRIFT:
-                log(f"! networks of the table take {found.drift:.2f}× what they took then: that is taken out")
+                log(f"! networks of the table now take {found.drift:.2f}× as long: times are divided by it")
             return found.ms[0] / found.drift
 
         return budget_that_measures(plan, target_ms, steady_ms)

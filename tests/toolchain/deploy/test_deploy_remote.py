@@ -207,7 +207,7 @@ def test_slimdeploy_that_is_not_there(bundle, device):
 
 @pytest.mark.parametrize("host", ["-oProxyCommand=touch evil", "", "a b", "a\nb"])
 def test_hosts_that_are_none(bundle, host):
-    with pytest.raises(SlimdeployError, match="is no host"):
+    with pytest.raises(SlimdeployError, match="is not a host"):
         deploy_to_hosts(bundle, ["device", host], RemoteOptions())
 
 
