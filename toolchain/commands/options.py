@@ -110,8 +110,8 @@ _DATA_OPTIONS = (
     click.option(
         "--stream/--no-stream",
         default=None,
-        help="Read images from their files when needed, not all at the start. [default: if they do not fit in "
-        "half of the free memory]",
+        help="Read images from their files when needed, not all at the start. [default: if they do not "
+        "fit in half of the free memory]",
     ),
     click.option("--skip-unreadable", is_flag=True, help="Skip unreadable images and list them."),
 )  # fmt: skip
