@@ -15,7 +15,7 @@ from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.deploy.wheel import write_wheel
 from slimdeploy.toolchain.errors import SlimdeployError
 
-LIST = "parts.json"
+LIST, ARCHIVE = "parts.json", "all.tar.gz"
 CHUNK = 1 << 20
 WHEELS = (
     "filelock", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py", "onnxruntime-gpu",
@@ -41,8 +41,8 @@ def pack(paths: Sequence[Path], folder: Path, part_bytes: int) -> Iterator[Path]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory(prefix="slimdeploy-gpu-chain-") as temporary:
-        archive = Path(temporary) / "all.tar"
-        with tarfile.open(archive, "w") as tar:
+        archive = Path(temporary) / ARCHIVE
+        with tarfile.open(archive, "w:gz", compresslevel=6) as tar:
             for path in paths:
                 tar.add(path, path.resolve().name)
             wheel = write_wheel(Path(temporary))
@@ -76,7 +76,7 @@ def join(folder: Path, work: Path) -> list[str]:
     missing = [part["name"] for part in parts if not (incoming / part["name"]).is_file()]
     if missing:
         return missing
-    archive = work / "all.tar"
+    archive = work / ARCHIVE
     with archive.open("wb") as whole:
         for part in parts:
             with (incoming / part["name"]).open("rb") as content:
