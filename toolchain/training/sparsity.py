@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.networks.residual import main_branches
 
 
 def penalised_scales(network: GraphNetwork, layers: str) -> list[Tensor]:
@@ -57,6 +58,10 @@ def penalised_batchnorms(graph: Graph, layers: str) -> list[str]:
 def penalised_count(graph: Graph, layers: str) -> int:
     """How many γ the penalty acts on."""
     return sum(graph.channels[name] for name in penalised_batchnorms(graph, layers))
+
+
+UNMOVED = -1e9
+"""Steps at zero of a γ that starts there: so few that it never counts as gone before it has moved."""
 
 
 class Penalty(Protocol):
@@ -128,7 +133,12 @@ class PenalisedBatchNorms:
         self.scales: list[Tensor] = [network.weight(name) for name in self.names]
         self.biases: list[Tensor] = [network.tensors(name)["bias"] for name in self.names]
         self._patience = patience
-        self._idle = [torch.zeros_like(scale.detach()) for scale in self.scales]
+        # Blocks start with γ = 0 at their ends, which says nothing of them before it has moved.
+        ends = {node.name for node in main_branches(network.graph).values()}
+        self._idle = [
+            torch.where(scale.detach() == 0, UNMOVED if name in ends else 0.0, 0.0)
+            for name, scale in zip(self.names, self.scales, strict=True)
+        ]
 
     @torch.no_grad()
     def shrink(self, threshold: float, *, weights: Sequence[Tensor] | None = None) -> None:

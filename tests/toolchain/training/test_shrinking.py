@@ -25,7 +25,7 @@ from slimdeploy.toolchain.training.distributed import ALONE
 from slimdeploy.toolchain.training.learner import Course, Learner
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.shrinking import Shrinking, cut_of
-from slimdeploy.toolchain.training.sparsity import penalised_batchnorms
+from slimdeploy.toolchain.training.sparsity import FixedPenalty, penalised_batchnorms
 from slimdeploy.toolchain.training.state import state_path
 from slimdeploy.toolchain.training.step import Objective
 
@@ -144,6 +144,20 @@ def test_a_block_goes_whose_branch_adds_nothing() -> None:
     cut = learner.without(*found)
     assert "layer1.1.conv1" not in cut.network.graph.by_name
     _assert_same(network, cut.network)
+
+
+def test_a_block_that_has_not_begun_to_add_anything_stays() -> None:
+    network = build_network(build_graph("tiny-deep", stem="cifar", classes=3), seed=0)  # starts with γ = 0
+    penalty = FixedPenalty(network, 1e-3, layers="all", momentum=0.9, patience=3)
+    for number in range(5):
+        penalty.after_step(0.1, number)
+    assert not any(gone.any() for gone in penalty.gone().values())
+    end = network.weight("layer1.1.bn3")
+    for value in (1.0, 0.0):
+        torch.nn.init.constant_(end, value)
+        for number in range(5):
+            penalty.after_step(0.1, number)
+    assert penalty.gone()["layer1.1.bn3"].all()
 
 
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.8}], ids=str)
