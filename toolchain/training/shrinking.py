@@ -76,6 +76,8 @@ def cut_of(
     graph = networks[0].graph
     groups = channel_groups(graph, residual="couple" if options.sparse_layers == "all" else "keep")
     masks = {name: mask.cpu().numpy() for name, mask in zeros.items()}
+    if ranks.size == 1 and not any(mask.any() for mask in masks.values()):
+        return None
     found = [_flags(network, groups, masks) for network in networks]
     device = next(networks[0].parameters()).device
     agreed = ranks.sum(torch.from_numpy(np.all(found, axis=0).astype(np.int32)).to(device))

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.module import build_network
-from slimdeploy.toolchain.training import compiling, loop
+from slimdeploy.toolchain.training import compiling, learner, loop
 from slimdeploy.toolchain.training.compiling import compile_errors_explained
 from slimdeploy.toolchain.training.loop import TrainingData, fit
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
@@ -39,17 +39,23 @@ def test_on_the_cpu_it_is_refused_with_the_reason(
     assert (ran.exit_code, ran.error) == (2, error)
 
 
-def test_a_compiled_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SHRINKING: dict[str, Any] = {"sparsity": "auto:0.4", "sparse_align": 1, "epochs": 6}
+
+
+@pytest.mark.parametrize(("changes", "programs"), [({}, 1), (SHRINKING, 2)], ids=["plain", "shrinking"])
+def test_a_compiled_run_is_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], programs: int
+) -> None:
     """With a backend that traces, and runs what it traced as it is: real code takes minutes to make."""
     traced = []
 
     def traces(network: torch.nn.Module, **_: Any) -> torch.nn.Module:
         return torch.compile(network, backend=lambda graph, inputs: traced.append(graph) or graph.forward)
 
-    monkeypatch.setattr(loop, "compiled", traces)
-    found = _fit(tmp_path / "compiled", replace(OPTIONS, compile=True))
-    expected = _fit(tmp_path / "eager", OPTIONS)
-    assert len(traced) == 1, "one program, for all steps of all epochs"
+    monkeypatch.setattr(learner, "compiled", traces)
+    found = _fit(tmp_path / "compiled", replace(OPTIONS, **changes, compile=True))
+    expected = _fit(tmp_path / "eager", replace(OPTIONS, **changes))
+    assert len(traced) == programs, "one for all steps of all epochs, and one after each cut"
     for mine, theirs in zip(found, expected, strict=True):
         assert replace(mine, images_per_second=0) == replace(theirs, images_per_second=0)
 
@@ -58,7 +64,7 @@ def test_what_the_compiler_raises_is_one_line(tmp_path: Path, monkeypatch: pytes
     def broken(graph: object, inputs: object) -> None:
         raise RuntimeError("no C++ compiler\nand a page more")
 
-    monkeypatch.setattr(loop, "compiled", lambda network, **_: torch.compile(network, backend=broken))
+    monkeypatch.setattr(learner, "compiled", lambda network, **_: torch.compile(network, backend=broken))
     with pytest.raises(
         SlimdeployError, match=r"^--compile: torch\.compile can't do it here \(no C\+\+ compiler\)"
     ) as error:
