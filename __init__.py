@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions as DataOptions
     from slimdeploy.toolchain.data.dataset import Dataset as Dataset
     from slimdeploy.toolchain.data.dataset import Split as Split
+    from slimdeploy.toolchain.deploy.package import package as package
     from slimdeploy.toolchain.errors import CheckFailed as CheckFailed
     from slimdeploy.toolchain.errors import SlimdeployError as SlimdeployError
     from slimdeploy.toolchain.library import sparsity as sparsity
+    from slimdeploy.toolchain.library.bench import BenchResult as BenchResult
+    from slimdeploy.toolchain.library.bench import bench as bench
     from slimdeploy.toolchain.library.evaluate import evaluate as evaluate
     from slimdeploy.toolchain.library.export import ExportResult as ExportResult
     from slimdeploy.toolchain.library.export import export as export
@@ -39,9 +42,11 @@ _T = "slimdeploy.toolchain."
 _MODULES = {
     "slimdeploy.calibrate.options": ("CalibrateOptions",),
     _T + "data.dataset": ("DataOptions", "Dataset", "Split"),
+    _T + "deploy.package": ("package",),
     _T + "errors": ("CheckFailed", "SlimdeployError"),
     _T + "library": ("sparsity",),
     _T + "library.quantize": ("Calibration", "quantize"),
+    _T + "library.bench": ("BenchResult", "bench"),
     _T + "library.evaluate": ("evaluate",),
     _T + "library.export": ("ExportResult", "export"),
     _T + "library.files": ("load", "load_data", "save"),

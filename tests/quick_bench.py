@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.library.bench import BenchResult
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.pipeline import plan
-from slimdeploy.toolchain.pipeline.bench import BenchResult
 
 
 def bench(recipe: Any, models: list[Path], output: Path, threads: int | None) -> BenchResult:

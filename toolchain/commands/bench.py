@@ -147,20 +147,23 @@ def _measure(
 ) -> dict[str, Any]:
     from rich.console import Console
 
-    from slimdeploy.toolchain.measure.bench import BenchOptions, find_surroundings, measure
-    from slimdeploy.toolchain.measure.labelled_images import dataset_images
-    from slimdeploy.toolchain.measure.subjects import subjects_for
+    from slimdeploy.toolchain.library.bench import bench as measured
     from slimdeploy.toolchain.measure.timing import TimingOptions
-    from slimdeploy.toolchain.runtime.session import SessionOptions
 
-    subjects = subjects_for(models, backends, SessionOptions(device=device, threads=threads))
-    options = BenchOptions(
-        batches, TimingOptions(seconds=seconds, ci=ci, seed=seed, launches=launches), threads
-    )
     console = Console(stderr=True)
     # Drawn by hand between the blocks: a bar that animates itself would take time from what is measured.
     line = console.print if not console.is_terminal else lambda text: console.print(f"\r{text:<100}", end="")
-    around = find_surroundings(dataset_images(data, limit) if data else None, line)
-    result = measure(subjects, options, around, command=["slimdeploy", *sys.argv[1:]])
+    result = measured(
+        models,
+        data=data,
+        limit=limit,
+        batches=batches,
+        timing=TimingOptions(seconds=seconds, ci=ci, seed=seed, launches=launches),
+        backends=backends,
+        device=device,
+        threads=threads,
+        progress=line,
+        command=["slimdeploy", *sys.argv[1:]],
+    )
     line("")
-    return result
+    return result.document

@@ -44,9 +44,9 @@ def package(
     evaluation set, and a manifest with the SHA-256 of every file. The same input gives the same bytes. Give
     it a name that ends in .slim.tar.
     """
-    from slimdeploy.toolchain.deploy.package import package_stage
+    from slimdeploy.toolchain.deploy.package import package as pack
 
-    result = package_stage(
+    result = pack(
         models,
         data=data,
         golden=golden,

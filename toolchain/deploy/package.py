@@ -1,4 +1,4 @@
-"""The stage `package`: ONNX files of one network in, a bundle for a device out."""
+"""`slimdeploy.package`: ONNX files of one network in, a bundle for a device out."""
 
 from __future__ import annotations
 
@@ -43,24 +43,36 @@ class PackageResult:
         }
 
 
-def package_stage(
-    models: Sequence[Path],
+def package(
+    models: Sequence[str | Path],
     *,
-    data: DataOptions | None,
-    golden: int,
-    evaluation: int,
-    output: Path,
+    output: str | Path,
+    data: DataOptions | None = None,
+    golden: int = 16,
+    evaluation: int = 200,
     noise: bool = False,
     ranges: Path | None = None,
     signing_key: Path | None = None,
     force: bool = False,
 ) -> PackageResult:
-    """Pack `models`, one for each precision, into a bundle.
+    """Pack ONNX files of one network into a bundle for a device: the models, what checks them there, and a
+    manifest with the hash of every file.
 
-    `data` None means the data that the network was trained on; with `noise`, golden images are
-    noise and there is no evaluation set. Raises SlimdeployError for an output that
-    exists, and as write_bundle does.
+    Args:
+        models: One file for each precision.
+        output: The bundle to write; a name that ends in `.slim.tar`.
+        data: Where golden and evaluation images come from. Without it: what the network was trained on.
+        golden: Images whose outputs the device must reproduce.
+        evaluation: Images with labels to measure the accuracy on there.
+        noise: Golden images are noise, and there is no evaluation set.
+        ranges: Calibration ranges (JSON) to take along.
+        signing_key: SSH key to sign the bundle with.
+        force: Replace `output` where it exists.
+
+    Raises:
+        SlimdeployError: An output that exists, models of different networks, a key that can't sign.
     """
+    models, output = [Path(model) for model in models], Path(output)
     artifacts.check_output(output, force=force)
     images = (
         noise_images(models[0], golden)

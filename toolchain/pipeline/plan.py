@@ -8,7 +8,7 @@ from typing import Any
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import Dataset
-from slimdeploy.toolchain.deploy.package import package_stage
+from slimdeploy.toolchain.deploy.package import package
 from slimdeploy.toolchain.export.options import ExportOptions
 from slimdeploy.toolchain.models.named_networks import parse_arguments
 from slimdeploy.toolchain.pipeline.bench import bench_stage
@@ -217,7 +217,7 @@ def _package(job: Job, models: list[Stage]) -> Stage:
         output.name,
         tuple(stage.name for stage in models),
         [job.data(), asdict(choice)],
-        lambda *_: package_stage(
+        lambda *_: package(
             files,
             data=job.recipe.data,
             golden=choice.golden,

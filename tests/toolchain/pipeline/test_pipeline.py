@@ -18,10 +18,11 @@ import quick_bench
 from tiny_recipe import recipe_text
 
 from slimdeploy.toolchain import locks
+from slimdeploy.toolchain.library.bench import BenchResult
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.pipeline import plan
-from slimdeploy.toolchain.pipeline.bench import BenchResult, bench_stage
+from slimdeploy.toolchain.pipeline.bench import bench_stage
 from slimdeploy.toolchain.pipeline.recipe import Recipe, load_recipe
 from slimdeploy.toolchain.pipeline.run import run_recipe
 from slimdeploy.toolchain.run_record import read_record
@@ -138,7 +139,12 @@ def test_the_table_says_what_the_stages_said(first: Path) -> None:
 def test_bench_measures_the_files_of_the_run(first: Path, tmp_path: Path) -> None:
     files = [first / "run" / name for name in ("final.onnx", "final.int8.onnx")]
     recipe = load_recipe(first / "small.toml")
-    told = bench_stage(recipe, files, tmp_path / "bench.json", 1).to_json()
+    result = bench_stage(recipe, files, tmp_path / "bench.json", 1)
+    told = result.to_json()
+    assert [row.p50_ms for row in result.rows] == [row["latency_ms"]["p50"] for row in told["rows"]]
+    (comparison,) = result.comparisons
+    assert (comparison.model, comparison.speedup) == (str(files[1]), told["comparisons"][0]["speedup"])
+    assert comparison.ci95[0] <= comparison.speedup <= comparison.ci95[1]
     record = read_record(first / "run" / "run.json")
     final, int8 = told["rows"]
     assert final["accuracy"] == record["finetune"]["result"]["accuracy"]["test"]
