@@ -81,6 +81,17 @@ def join(folder: Path, work: Path) -> None:
 
 
 @main.command()
+@click.argument("result", type=click.Path(path_type=Path, exists=True))
+def table(result: Path) -> None:
+    """Print the accuracies of a gpu-chain.json as a Markdown table."""
+    click.echo("| piece | test accuracy | parameters | MACs |\n|---|---|---|---|")
+    for one in results.read(result, "table")["rows"]:
+        if one["accuracy"] is not None:
+            params, macs = (f"{one[key] / 1e6:.2f} M" if one[key] else "" for key in ("params", "macs"))
+            click.echo(f"| {one['piece']} | {one['accuracy']:.2%} | {params} | {macs} |")
+
+
+@main.command()
 @click.option("--work", type=PATH, required=True, help="Where data lies and checkpoints are written.")
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the two results.")
 @click.option(
@@ -144,7 +155,7 @@ def write_results(chain: tuple[Piece, ...], work: Path, output: Path) -> None:
     command = f"python -m slimdeploy.benchmarks.gpu_chain {shlex.join(sys.argv[1:])}"
     document = results.document(
         "table", command=command, title="The reference on a GPU, piece by piece", columns=COLUMNS,
-        rows=[row(name, record) for name, record in done.items()],
+        rows=[row(piece, done) for piece in chain if piece.name in done],
     )  # fmt: skip
     results.write(output / "gpu-chain.json", document)
     checks = [
@@ -156,11 +167,16 @@ def write_results(chain: tuple[Piece, ...], work: Path, output: Path) -> None:
         results.write(output / "gpu-check.json", merged(checks))
 
 
-def row(name: str, record: dict[str, Any]) -> dict[str, Any]:
-    """A piece's line in the table."""
+def row(piece: Piece, done: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A piece's line in the table; what fine-tunes a network has its size."""
+    name, record = piece.name, done[piece.name]
     found = record.get("result") or {}
     accuracy = found.get("accuracy") or {}
-    sizes = {key: (found.get(key) or {}).get("after") for key in ("params", "macs")}
+    sized = [found, *(done.get(need, {}).get("result") or {} for need in piece.needs)]
+    sizes = {
+        key: next((one[key]["after"] for one in sized if isinstance(one.get(key), dict)), None)
+        for key in ("params", "macs")
+    }
     accuracy = accuracy.get("test", accuracy.get("final")) if isinstance(accuracy, dict) else None
     plain = {key: found.get(key) for key in ("epochs", "images_per_second")}
     told = {"piece": name, "seconds": record.get("seconds"), "error": record.get("error")}

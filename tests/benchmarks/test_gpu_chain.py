@@ -101,7 +101,18 @@ def test_a_failure_is_recorded(tmp_path: Path) -> None:
     assert gpu_chain.do(piece, tmp_path, time.monotonic() + 60).startswith("failed, slimdeploy: ")
     record = json.loads((tmp_path / "done/broken.json").read_text())
     assert "none.safetensors" in record["error"]
-    assert gpu_chain.row("broken", record)["error"] == record["error"]
+    assert gpu_chain.row(piece, {"broken": record})["error"] == record["error"]
+
+
+def test_a_fine_tuned_network_has_the_size_of_the_pruned_one(tmp_path: Path) -> None:
+    pruned = {"result": {"params": {"after": 3_940_000}, "macs": {"after": 41_000_000}, "accuracy": None}}
+    tuned = {"result": {"accuracy": {"test": 0.944}}, "seconds": 9.0}
+    row = gpu_chain.row(Piece("tuned", 1.0, ("finetune",), ("pruned",)), {"pruned": pruned, "tuned": tuned})
+    assert (row["params"], row["macs"], row["accuracy"]) == (3_940_000, 41_000_000, 0.944)
+    made = results.document("table", command="c", title="t", columns=gpu_chain.COLUMNS, rows=[row])
+    results.write(tmp_path / "gpu-chain.json", made)
+    said = CliRunner().invoke(gpu_chain.main, ["table", str(tmp_path / "gpu-chain.json")]).output
+    assert said.splitlines()[-1] == "| tuned | 94.40% | 3.94 M | 41.00 M |"
 
 
 def test_gpu_checks_of_parts_become_one() -> None:
