@@ -18,7 +18,7 @@ pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slim
 
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
-from slimdeploy.toolchain.pipeline import run as pipeline
+from slimdeploy.toolchain.pipeline import plan
 from slimdeploy.toolchain.report.run import read_run
 
 
@@ -29,7 +29,7 @@ def sweep(
     """Runs `slimdeploy sweep` of the recipe into `tmp_path/out`, nothing measured for real."""
     recipe = tmp_path / "small.toml"
     recipe.write_text(recipe_text(image_folder))
-    monkeypatch.setattr(pipeline, "_bench", quick_bench.bench)
+    monkeypatch.setattr(plan, "bench_stage", quick_bench.bench)
 
     def run(*arguments: object, output: str = "out") -> Any:
         return slimdeploy_command("sweep", recipe, "-o", tmp_path / output, "--device", "cpu", "--threads", 1,
