@@ -88,7 +88,7 @@ def sweep(
         raise SlimdeployError("--sampler chooses among trials: say how many with --trials N")
     chosen = load_recipe(find_recipe(recipe), settings)
     space = read_space(chosen, sparsity=sparsity, ratio=ratio, align=align)
-    wanted = parse_conditions(conditions, chosen.bench.batches)
+    wanted = parse_conditions(conditions, chosen.bench.batch)
 
     from slimdeploy.toolchain.launch import cpu_count
     from slimdeploy.toolchain.sweep.result import table_text
