@@ -29,7 +29,7 @@ from slimdeploy.toolchain.measure import process_memory, results
 from slimdeploy.toolchain.training.options import TrainOptions
 
 SHARE = 0.9
-WAYS = {"original": 0.0, f"auto:{SHARE:g}": f"auto:{SHARE:g}"}
+WAYS: dict[str, float | str] = {"original": 0.0, f"auto:{SHARE:g}": f"auto:{SHARE:g}"}
 """What it is called -> `--sparsity`."""
 BASE = TrainOptions(batch_size=32, lr=0.05, crop_pad=1, flip=False, precision="fp32")
 MEMORY_STEPS = 3

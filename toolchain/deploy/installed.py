@@ -34,8 +34,8 @@ def deployed(store: Store) -> Deployed | None:
     if not store.active():
         return None
     document = read_document(store.current())
-    found = [str(document.get(key)) for key in ("version", "variant", "runtime")]
-    return Deployed(*found, store.manifest())
+    version, variant, runtime = (str(document.get(key)) for key in ("version", "variant", "runtime"))
+    return Deployed(version, variant, runtime, store.manifest())
 
 
 def read_document(folder: Path) -> dict[str, Any]:

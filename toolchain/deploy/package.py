@@ -72,14 +72,14 @@ def package(
     Raises:
         SlimdeployError: An output that exists, models of different networks, a key that can't sign.
     """
-    models, output = [Path(model) for model in models], Path(output)
+    files, output = [Path(model) for model in models], Path(output)
     artifacts.check_output(output, force=force)
     images = (
-        noise_images(models[0], golden)
+        noise_images(files[0], golden)
         if noise
-        else images_for(models[0], data, golden=golden, evaluation=evaluation)
+        else images_for(files[0], data, golden=golden, evaluation=evaluation)
     )
-    manifest = write_bundle(output, models, images, calibration=ranges, signing_key=signing_key)
+    manifest = write_bundle(output, files, images, calibration=ranges, signing_key=signing_key)
     return PackageResult(
         bundle=output,
         sha256=artifacts.sha256_file(output),

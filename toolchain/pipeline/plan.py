@@ -117,7 +117,8 @@ def _prune(job: Job, name: str, options: PruneOptions) -> Stage:
 
 
 def _finetune(job: Job) -> Stage:
-    options, output, reads = job.recipe.finetune, job.checkpoint("final"), ("pruned",)
+    options, output = job.recipe.finetune, job.checkpoint("final")
+    reads: tuple[str, ...] = ("pruned",)
     known = _training(options)
     if options.teacher == TRAINED:
         options = replace(options, teacher=str(job.checkpoint("sparse")))
