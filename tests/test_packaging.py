@@ -193,7 +193,9 @@ def _for_the_device() -> list[str]:
         "toolchain.machine",
         "toolchain.deploy",
         "kernels",
-        "benchmarks",
+        "benchmarks.gpu_",
+        "benchmarks.interval_check",
+        "benchmarks.serve_load",
     )
     starts = tuple(f"slimdeploy.{name}" for name in packages)
     return [name for name in _modules() if name.startswith(starts)]
