@@ -103,7 +103,8 @@ def read_engine_record(plan: Path) -> EngineRecord | None:
         record = EngineRecord(**{**values, "machine": machine})
         _check_rebuild(record, plan)
         for version in (machine.tensorrt, machine.compute_capability):
-            parse_version(version)
+            if version != "host":  # the device in host memory has no compute capability
+                parse_version(version)
         wanted = document["sha256"]
     except (KeyError, ValueError, SlimdeployError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
