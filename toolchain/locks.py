@@ -91,9 +91,8 @@ def lock_file(path: Path) -> Path:
 
 
 def _log(line: str) -> None:
-    from slimdeploy.toolchain.progress import (
-        log,
-    )  # needs rich, which the doctor of a bare machine goes without
+    # It needs rich, which the doctor of a bare machine goes without.
+    from slimdeploy.toolchain.progress import log
 
     log(line)
 

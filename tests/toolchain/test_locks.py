@@ -28,7 +28,7 @@ READ_OR_WRITE = """
 import sys
 from pathlib import Path
 from slimdeploy.toolchain import locks
-locks.log = lambda message: print(message, flush=True)
+locks._log = lambda message: print(message, flush=True)
 with locks.readers_and_writer(Path(sys.argv[1]), alone=sys.argv[2] == "True", waiting="waits"):
     print("in", flush=True)
     sys.stdin.read()
