@@ -8,46 +8,36 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.operators.base import (
     OPERATORS,
     Arrays,
     OnnxNodes,
-    Operator,
     Shape,
     Tensor,
-    count,
     flag,
     number,
 )
+from slimdeploy.toolchain.networks.operators.normalisation import Normalisation
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.graph import Node
 
 
-class BatchNorm(Operator):
-    """Attributes: channels, eps, momentum, affine, and `vector` where it reads (N, C).
+class BatchNorm(Normalisation):
+    """Attributes: channels, eps, affine, momentum, and `vector` where it reads (N, C).
 
     In ONNX it is folded into the convolution before it; where there is none, it stays a node of its own.
     """
 
-    attributes = MappingProxyType({"channels": count, "eps": number, "momentum": number, "affine": flag})
+    attributes = MappingProxyType({**Normalisation.attributes, "momentum": number})
     optional = MappingProxyType({"vector": flag})
-
-    def channels(self, node: Node, inputs: Sequence[int]) -> int:
-        if inputs[0] != node.attributes["channels"]:
-            raise SlimdeployError(
-                f"{node.name} has {node.attributes['channels']} channels, but gets {inputs[0]}"
-            )
-        return inputs[0]
 
     def tensors(self, node: Node) -> dict[str, Tensor]:
         shape, axes = (node.attributes["channels"],), ("output",)
-        trained = ("weight", "bias") if node.attributes["affine"] else ()
-        buffers = ("running_mean", "running_var")
         return {
-            **{name: Tensor(shape, axes) for name in trained},
-            **{name: Tensor(shape, axes, trained=False) for name in buffers},
+            **super().tensors(node),
+            "running_mean": Tensor(shape, axes, trained=False),
+            "running_var": Tensor(shape, axes, trained=False),
             "num_batches_tracked": Tensor((), (), trained=False),
         }
 
@@ -66,9 +56,6 @@ class BatchNorm(Operator):
         return to.node(
             "BatchNormalization", [inputs[0], *names], node.name, epsilon=float(node.attributes["eps"])
         )
-
-    def cut(self, node: Node, inputs: Sequence[np.ndarray], output: np.ndarray) -> dict[str, Any]:
-        return {"channels": int(output.sum())}
 
     def constant(
         self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray

@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.graph import Node
 
 
-class _Normalisation(Operator):
-    """Attributes: channels, eps, affine. Channels that share statistics stay: without one of them the others
-    would change.
-    """
+class Normalisation(Operator):
+    """Attributes: channels, eps, affine."""
 
     attributes = MappingProxyType({"channels": count, "eps": number, "affine": flag})
 
@@ -45,12 +43,16 @@ class _Normalisation(Operator):
         names = ("weight", "bias") if node.attributes["affine"] else ()
         return {name: Tensor((node.attributes["channels"],), ("output",)) for name in names}
 
+    def cut(self, node: Node, inputs: Sequence[np.ndarray], output: np.ndarray) -> dict[str, Any]:
+        return {"channels": int(output.sum())}
+
+
+class _OfTheImage(Normalisation):
+    """Channels that share statistics stay: without one of them the others would change."""
+
     def spread(self, node: Node, inputs: Sequence[np.ndarray], ties: Ties) -> np.ndarray:
         ties.fix(inputs[0])
         return inputs[0]
-
-    def cut(self, node: Node, inputs: Sequence[np.ndarray], output: np.ndarray) -> dict[str, Any]:
-        return {"channels": int(output.sum())}
 
     def constant(
         self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
@@ -58,7 +60,7 @@ class _Normalisation(Operator):
         return np.full(len(removed), np.nan)
 
 
-class LayerNorm(_Normalisation):
+class LayerNorm(_OfTheImage):
     """Over the channels of each pixel, or of a vector."""
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
@@ -79,12 +81,12 @@ class LayerNorm(_Normalisation):
         return to.node("Transpose", [x], node.name, perm=[0, 3, 1, 2])
 
 
-class GroupNorm(_Normalisation):
+class GroupNorm(_OfTheImage):
     """Attribute: groups. Over all pixels of a group's channels; one channel a group is instance
     normalisation, whose channels don't depend on each other.
     """
 
-    attributes = MappingProxyType({**_Normalisation.attributes, "groups": count})
+    attributes = MappingProxyType({**Normalisation.attributes, "groups": count})
 
     def channels(self, node: Node, inputs: Sequence[int]) -> int:
         if inputs[0] % node.attributes["groups"]:
