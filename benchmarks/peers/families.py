@@ -30,6 +30,7 @@ from slimdeploy.calibrate.collect import collect, collect_widths
 from slimdeploy.calibrate.equalisation import equalise, tensors_to_equalise
 from slimdeploy.calibrate.options import CalibrateOptions
 from slimdeploy.calibrate.quantiser import Quantiser
+from slimdeploy.toolchain.errors import shorten
 from slimdeploy.toolchain.export.onnx import build_onnx
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.models.model_info import ModelInfo
@@ -256,7 +257,7 @@ def _attempt(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except Exception as error:  # whatever a peer or a runtime raises
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        return f"{type(error).__name__}: {shorten(error, 120)}"
 
 
 @click.command(help=__doc__)

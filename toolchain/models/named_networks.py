@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimdeploy.toolchain.errors import SlimdeployError, nearest
+from slimdeploy.toolchain.errors import SlimdeployError, nearest, shorten
 from slimdeploy.toolchain.networks.architectures import ARCHITECTURES, build_graph, is_imported
 from slimdeploy.toolchain.networks.importing import Imported, from_module
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
@@ -128,7 +128,9 @@ def _of_file(path: Path, function: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         spec.loader.exec_module(user)
     except Exception as error:  # whatever the user's file raises
-        raise SlimdeployError(f"{path} can't be imported: {type(error).__name__}: {_line(error)}") from error
+        raise SlimdeployError(
+            f"{path} can't be imported: {type(error).__name__}: {shorten(error)}"
+        ) from error
     build = getattr(user, function, None)
     if not callable(build):
         names = [name for name, value in vars(user).items() if callable(value) and not name.startswith("_")]
@@ -156,7 +158,7 @@ def _called(build: Callable[..., Any], name: str, *positional: Any, **arguments:
     try:
         module = build(*positional, **arguments)
     except Exception as error:  # whatever a foreign builder raises
-        raise SlimdeployError(f"{name} can't be built: {type(error).__name__}: {_line(error)}") from error
+        raise SlimdeployError(f"{name} can't be built: {type(error).__name__}: {shorten(error)}") from error
     if not isinstance(module, nn.Module):
         raise SlimdeployError(f"{name} gives a {type(module).__name__}, not a torch.nn.Module")
     return module
@@ -164,7 +166,3 @@ def _called(build: Callable[..., Any], name: str, *positional: Any, **arguments:
 
 def _counted(classes: int | None) -> dict[str, Any]:
     return {} if classes is None else {"num_classes": classes}
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
