@@ -22,7 +22,6 @@ from slimdeploy.toolchain.networks.aten_arithmetic import (
     subtract_from,
 )
 from slimdeploy.toolchain.networks.aten_shapes import (
-    ChannelsLast,
     argument,
     channel_shuffle,
     cut,
@@ -80,7 +79,7 @@ def _batch_norm(at: Importer, node: fx.Node) -> str:
 
 
 def _linear(at: Importer, node: fx.Node) -> str:
-    pixels = isinstance(at.values.get(node.args[0]), ChannelsLast)  # type: ignore[arg-type]
+    pixels = at.has_channels_last(node.args[0])
     if len(shape_of(node)) != 2 and not pixels:
         raise at.refused(node, "linear on an image isn't supported: it must be flattened first")
     out, count = shape_of(node.args[1])
@@ -91,7 +90,7 @@ def _linear(at: Importer, node: fx.Node) -> str:
 
 
 def _layer_norm(at: Importer, node: fx.Node) -> str:
-    last = isinstance(at.values.get(node.args[0]), ChannelsLast)  # type: ignore[arg-type]
+    last = at.has_channels_last(node.args[0])
     if (len(shape_of(node)) != 2 and not last) or len(argument(node, 1, [])) != 1:
         raise at.refused(node, "layer_norm is supported over the channels only")
     return _norm(at, node, "layer_norm", 2, eps=argument(node, 4, 1e-5))

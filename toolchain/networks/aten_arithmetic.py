@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from slimdeploy.toolchain.networks.aten_shapes import ChannelsLast, Constant, argument, shape_of
+from slimdeploy.toolchain.networks.aten_shapes import Constant, argument, shape_of
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.importing import Importer
@@ -89,6 +89,8 @@ def _arithmetic(
     if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("rounding_mode"):
         raise at.refused(node, f"{name} with alpha or rounding isn't supported")
     if isinstance(second, int | float):
+        if name == "div" and second == 0:
+            raise at.refused(node, "div by 0")
         factor, offset = by(float(second))
         return at.add(node, "affine", at.value(node, 0), factor=factor, offset=offset)
     constants = [i for i in (0, 1) if isinstance(at.values.get(node.args[i]), Constant)]  # type: ignore[arg-type]
@@ -103,7 +105,7 @@ def _with_constant(at: Importer, node: fx.Node, operator: str, index: int) -> st
     """A parameter of one value for each channel, or one for all."""
     constant, value = node.args[index], at.value(node, 1 - index)
     shape = shape_of(constant)
-    axis = 3 if isinstance(at.values.get(node.args[1 - index]), ChannelsLast) else 1  # type: ignore[arg-type]
+    axis = 3 if at.has_channels_last(node.args[1 - index]) else 1
     aligned = [1] * (len(shape_of(node)) - len(shape)) + shape
     if [i for i, n in enumerate(aligned) if n > 1] not in ([], [axis]):
         raise at.refused(node, f"aten.{at.operator(node)} of a parameter that isn't one value a channel")

@@ -238,8 +238,11 @@ class Importer:
 
     def channels(self, node: fx.Node) -> int:
         """Channels of what `node` gives, whose first argument has as many."""
-        shape = list(node.meta["val"].shape)
-        return int(shape[-1 if isinstance(self.values.get(node.all_input_nodes[0]), ChannelsLast) else 1])
+        return int(node.meta["val"].shape[-1 if self.has_channels_last(node.args[0]) else 1])
+
+    def has_channels_last(self, argument: Any) -> bool:
+        """Whether `argument` of a call is an image that the program holds as (N, H, W, C)."""
+        return isinstance(self.values.get(argument), ChannelsLast)
 
     def constant(self, argument: Any) -> str:
         """The name of the parameter, buffer or constant that `argument` is."""
