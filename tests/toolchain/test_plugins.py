@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import tiny
-from conftest import Ran
 from processes import process_environment
 
 import slimdeploy
@@ -91,7 +90,7 @@ def test_the_help_of_prune_lists_its_criterion(plugin: Path) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_prune_uses_it(slimdeploy_command: Callable[..., Ran], tmp_path: Path) -> None:
+def test_prune_uses_it(slimdeploy_command: Callable, tmp_path: Path) -> None:
     checkpoint, output = tiny.write_checkpoint(tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
     ran = slimdeploy_command(
         "prune", checkpoint, "--criterion", "nuclear", "--ratio", 0.4, "--align", 1, "-o", output, "--json"
