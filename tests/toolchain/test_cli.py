@@ -81,8 +81,8 @@ def test_help_lists_every_command(slimdeploy_command: Callable) -> None:
         (["prune"], "Missing argument 'CHECKPOINT'."),
         (["summary", "--arch", "resnet5"], "unknown arch 'resnet5'; known: "),
         (["run", "digit"], "no recipe 'digit'; there are "),
-        (["evaluate", "setup.cfg", "--size", "32"], "--size goes with --data, which is missing"),
-        (["evaluate", "setup.cfg", "--data-dir", "data"], "--data-dir goes with --data, which is missing"),
+        (["evaluate", "setup.cfg", "--size", "32"], "--size needs --data"),
+        (["evaluate", "setup.cfg", "--data-dir", "data"], "--data-dir needs --data"),
     ],
 )
 def test_wrong_calls_are_one_line_and_exit_2(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     help="Test images for the reported accuracy. [default: all]",
 )
 @click.option(
-    "--ranges", type=OutputPath(), help="File of activation ranges: reused where it exists, else written."
+    "--ranges", type=OutputPath(), help="File of activation ranges: reused if it exists, else written."
 )
 @click.option(
     "--trt8-cache", "trt8", type=OutputPath(), help="Write a calibration cache for TensorRT 8 as well."
@@ -56,8 +56,8 @@ def calibrate(
 ) -> Output:
     """Write MODEL, a float32 ONNX file from `slimdeploy export`, in INT8, and compare both on real images.
 
-    --data defaults to the data that the network was trained on. Where INT8 costs more accuracy than allowed
-    even with the most sensitive layers in float, no file is written and the exit code is 1.
+    --data defaults to the data that the network was trained on. If INT8 loses more accuracy than allowed even
+    with the most sensitive layers in float, no file is written and the exit code is 1.
     """
     from slimdeploy.calibrate.classifier import model_info, read_classifier
     from slimdeploy.calibrate.options import calibration_data
@@ -99,14 +99,14 @@ def _text(result: Calibration) -> Any:
         ("accuracy float32 / INT8", f"{percent(parity.baseline_accuracy)} / {percent(parity.accuracy)}"),
         *_speed_rows(result),
         ("drop (95 % interval)", f"{parity.drop:+.2f} points ({low:+.2f} to {high:+.2f})"),
-        ("same top class", f"{percent(parity.top1_agreement)} of {parity.images} images"),
+        ("same top-1 class", f"{percent(parity.top1_agreement)} of {parity.images} images"),
         ("layers in float", ", ".join(result.float_layers) or "none"),
     ]
     if result.options.compute == "fp16":
         rows.append(("layers in FP32 (beyond FP16)", ", ".join(result.overflowing) or "none"))
     parts: list[Any] = [facts_table(rows)]
     if len(result.methods) > 1:
-        columns = ["method", "drop, points", "same top class", "logit error"]
+        columns = ["method", "accuracy drop, points", "same top-1 class", "logit error"]
         parts.append(grid(columns, [
             (name, f"{m.drop:+.2f}", percent(m.top1_agreement), percent(m.relative_error))
             for name, m in result.methods.items()
@@ -114,9 +114,9 @@ def _text(result: Calibration) -> Any:
     if result.sensitivity:
         columns = [
             "layer",
-            "logit error by its INT8",
-            "drop with it in float, points",
-            "same top class",
+            "logit error if INT8",
+            "accuracy drop if float, points",
+            "same top-1 class",
             "in",
         ]
         parts.append(grid(columns, [
@@ -131,7 +131,7 @@ def _text(result: Calibration) -> Any:
 
 
 def _speed_rows(result: Calibration) -> list[tuple[str, str]]:
-    """What the CPU here makes of it."""
+    """Measured times of both files on this CPU."""
     if (speed := result.speed) is None:
         return []
     times = f"~{speed.float32:.3g} / ~{speed.quantised:.3g} ms"

@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     "--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes for each image."
 )
 @click.option("--batch", type=click.IntRange(1, 1024),
-              help="Images computed together. [default: 8; 1 of frames]")  # fmt: skip
+              help="Batch size. [default: 8; 1 for frames]")  # fmt: skip
 @click.option("--frames", metavar="WIDTHxHEIGHT", help="With '-': raw frames of this size on standard input.")
-@click.option("--pixels", default="rgb", show_default=True, help="Their bytes: rgb, bgr or gray.")
+@click.option(
+    "--pixels", default="rgb", show_default=True, help="Pixel format of the frames: rgb, bgr or gray."
+)
 @threads_option
 def classify(
     images: tuple[str, ...],
@@ -50,15 +52,15 @@ def classify(
 ) -> Output:
     """Classify IMAGES: files, folders, or '-' for raw frames on standard input.
 
-    Images are resized and cut as in training. Frames are told as they come, a line each; with --json at the
-    end, all together. The exit code is 1 where some of the images couldn't be classified.
+    Images are preprocessed as in training. The classes of a frame are printed as soon as it arrives, one line
+    each; --json prints all of them at the end. The exit code is 1 if an image could not be classified.
     """
     from slimdeploy.toolchain.deploy.classify import Timings, classify_images, open_model
     from slimdeploy.toolchain.deploy.store import default_root
     from slimdeploy.toolchain.runtime.session import SessionOptions
 
     if ("-" in images) != (frames is not None) or ("-" in images and len(images) > 1):
-        raise SlimdeployError("'-' and --frames WIDTHxHEIGHT belong together, without other images")
+        raise SlimdeployError("'-' and --frames WIDTHxHEIGHT must be given together, without other images")
     session, info, name = open_model(model, root or default_root(), SessionOptions(threads=threads))
     live = frames is not None and not wants_json()
     timings, kept, seen, bad = Timings(), [], 0, 0
@@ -67,7 +69,7 @@ def classify(
         batch = batch or (1 if frames else 8)
         for result in classify_images(session, info, sources, timings, top=top, batch=batch):
             seen, bad = seen + 1, bad + (result.error is not None)
-            if live:  # a camera never ends: nothing is kept
+            if live:  # a camera stream does not end: keep nothing
                 click.echo(f"{result.image}: {_line(result)}", file=result_stream())
             else:
                 kept.append(result)
@@ -78,7 +80,7 @@ def classify(
             "results": [result.to_json() for result in kept],
             "timings": timings.to_json(),
         }
-    failed = f"{bad} of {seen} images couldn't be classified" if bad else None
+    failed = f"{bad} of {seen} images could not be classified" if bad else None
     return Output(document, _spent(document) if live else _table(kept, document), failed)
 
 
@@ -111,7 +113,7 @@ def _sources(
 
 
 def _frames(images: Iterator[np.ndarray]) -> Iterator[Source]:
-    """The frames of a stream. One that breaks off in the middle of a frame loses that frame alone."""
+    """The frames of a stream. If the stream ends within a frame, only that frame is lost."""
     number = 0
     try:
         for image in images:
@@ -121,7 +123,7 @@ def _frames(images: Iterator[np.ndarray]) -> Iterator[Source]:
         yield f"frame {number}", functools.partial(_refuse, error)
     else:
         if not number:
-            raise SlimdeployError("no frame came on standard input")
+            raise SlimdeployError("no frame on standard input")
 
 
 def _table(results: list[Result], document: dict) -> Table:
@@ -136,7 +138,7 @@ def _table(results: list[Result], document: dict) -> Table:
 
 
 def _line(result: Result) -> str:
-    """The classes, or why there are none."""
+    """The classes, or the error."""
     if result.error:
         return printable(result.error.removeprefix(f"{result.image}: "))
     return printable(", ".join(f"{p.label} {p.probability:.1%}" for p in result.top))
@@ -149,7 +151,7 @@ def _spent(document: dict) -> str:
 
 
 def _given(image: np.ndarray) -> np.ndarray:
-    """A frame is an image already."""
+    """Return the frame, which is decoded already."""
     return image
 
 

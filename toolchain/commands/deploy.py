@@ -1,4 +1,4 @@
-"""`slimdeploy deploy`: a bundle onto this device, or onto others over SSH."""
+"""`slimdeploy deploy`: install a bundle on this device, or on others over SSH."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 INSTALLING = {"allowed_signers", "precision", "backend", "batch"}
 REACHING = {"ssh_config", "remote_command", "bootstrap"}
-"""Options that have a meaning only where a bundle is installed, and only over SSH."""
+"""Options that apply only when a bundle is installed; options that apply only over SSH."""
 
 
 @command("deploy")
 @click.argument("bundle", type=InputPath(), required=False)
 @click.option("--rollback", is_flag=True, help="Go back to the version before the current one.")
 @click.option("--root", type=click.Path(path_type=Path),
-              help="Where versions are kept. [default: $SLIMDEPLOY_HOME or "
+              help="Folder of the installed versions. [default: $SLIMDEPLOY_HOME or "
               "~/.local/share/slimdeploy]")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8", "mixed"]),
-              help="Take this model of the bundle. [default: the fastest for the backend]")  # fmt: skip
+              help="Install the model of this precision. [default: the fastest for the backend]")  # fmt: skip
 @click.option("--backend", type=click.Choice(["tensorrt", "onnxruntime"]),
               help="Runtime. [default: tensorrt where it is installed]")  # fmt: skip
 @click.option(
@@ -47,7 +47,7 @@ REACHING = {"ssh_config", "remote_command", "bootstrap"}
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,
-    help="Seconds to time single images.",
+    help="Duration of the latency measurement in seconds.",
 )
 @click.option("--allowed-signers", type=InputPath(), metavar="FILE",
               help="From now on install only bundles signed by a key in FILE (OpenSSH format).")  # fmt: skip
@@ -59,19 +59,21 @@ REACHING = {"ssh_config", "remote_command", "bootstrap"}
     "hosts_file",
     type=InputPath(),
     metavar="FILE",
-    help="Deploy to all hosts of this file, one a line.",
+    help="Deploy to all hosts in this file, one per line.",
 )
 @click.option(
     "--ssh-config", type=InputPath(), metavar="FILE", help="SSH configuration to use. [default: your own]"
 )
 @click.option("--remote-command", metavar="COMMAND",
-              help="What runs slimdeploy there, such as a path into a virtual environment. "
+              help="Command that runs slimdeploy on the host, e.g. a path into a virtual environment. "
               "[default: the environment of --bootstrap, else slimdeploy]")  # fmt: skip
 @click.option(
-    "--bootstrap", is_flag=True, help="First install this slimdeploy there, in an environment of its own."
+    "--bootstrap",
+    is_flag=True,
+    help="First install this version of slimdeploy on the host, in a separate environment.",
 )
 @click.option("--wheels", type=InputPath(), metavar="DIR",
-              help="With --bootstrap: install from the wheels in DIR alone, without internet.")  # fmt: skip
+              help="With --bootstrap: install only from the wheels in DIR, without internet.")  # fmt: skip
 def deploy(
     bundle: Path | None,
     rollback: bool,
@@ -91,24 +93,26 @@ def deploy(
 ) -> Output:
     """Install BUNDLE: verify, build, check against the golden outputs, measure, switch over.
 
-    Wherever it fails or is killed, the version before stays the current one. With --host or --hosts it is
-    copied and installed there, and the other options apply there. With --bootstrap the environment for it is
-    made there first, and BUNDLE may be left out.
+    If a step fails or the process is killed, the previous version stays in use. With --host or --hosts the
+    bundle is copied to the hosts and installed there with the other options. --bootstrap first creates the
+    environment on the hosts; BUNDLE may then be omitted.
     """
     given = _given()
     if rollback + (bundle is not None) != 1 and (rollback or not bootstrap):
         raise SlimdeployError("name a bundle, or pass --rollback or --bootstrap")
     if bootstrap:
-        _refuse(given & {"rollback", "remote_command"}, "doesn't go with --bootstrap")
+        _refuse(given & {"rollback", "remote_command"}, "cannot be used with --bootstrap")
     else:
-        _refuse(given & {"wheels"}, "goes with --bootstrap")
+        _refuse(given & {"wheels"}, "needs --bootstrap")
     if rollback:
-        _refuse(given & INSTALLING, "goes with a bundle: --rollback takes the version before as it is")
+        _refuse(given & INSTALLING, "needs a bundle: --rollback does not change the previous version")
     if not (hosts or hosts_file):
-        _refuse(given & REACHING, "goes with --host or --hosts")
+        _refuse(given & REACHING, "needs --host or --hosts")
     if hosts or hosts_file:
         if allowed_signers:
-            raise SlimdeployError("--allowed-signers is for the device itself: run slimdeploy deploy there")
+            raise SlimdeployError(
+                "--allowed-signers can be set only on the device: run slimdeploy deploy there"
+            )
         from slimdeploy.toolchain.deploy import remote
         from slimdeploy.toolchain.progress import log, working
 
@@ -151,7 +155,7 @@ def deploy(
 
 
 def _given() -> set[str]:
-    """Names of the options on the command line."""
+    """Names of the options given on the command line."""
     context = click.get_current_context()
     source = context.get_parameter_source
     return {name for name in context.params if source(name) is ParameterSource.COMMANDLINE}
@@ -164,6 +168,6 @@ def _refuse(names: set[str], reason: str) -> None:
 
 
 def _behind(servers: list[ServerState], version: str) -> str | None:
-    """What to say where the version is installed, and a running server doesn't serve it."""
+    """The error if a running server does not serve the installed version; else None."""
     behind = [server for server in servers if server.error]
     return "; ".join(f"{version} is installed, but {said(server)}" for server in behind) or None

@@ -55,7 +55,7 @@ def _environments(results: list[HostResult]) -> Table:
 
 
 def _remarks(results: list[HostResult]) -> Iterator[str]:
-    """What doctor found amiss there, and the command that mends it."""
+    """Problems that doctor found on the host, each with the command that fixes it."""
     for result in results:
         for each in result.environment["doctor"]["findings"] if result.environment else ():
             if each["status"] not in ("ok", "note"):
@@ -88,13 +88,13 @@ def installed_table(made: dict[str, Any], root: Path, servers: list[ServerState]
     golden, accuracy, latency = made["golden"], made["accuracy"], made["latency_ms"]
     table = Table("deployed", made["version"], title=f"{root}")
     table.add_row("model", f"{made['variant']} on {made['backend']}")
-    table.add_row("golden outputs", f"differ by {golden['max_error']:.2g}; {golden['tolerance']:g} allowed; "
-                  f"top-1 {golden['top1_agreement']:.0%} of {golden['images']}")  # fmt: skip
+    table.add_row("golden outputs", f"largest difference {golden['max_error']:.2g} "
+                  f"(allowed {golden['tolerance']:g}), top-1 {golden['top1_agreement']:.0%} of {golden['images']}")  # fmt: skip
     if accuracy["images"]:
         table.add_row("accuracy", f"{accuracy['device']:.2%} here, {accuracy['host']:.2%} on the host, "
                       f"{accuracy['images']} images")  # fmt: skip
     table.add_row("one image", f"~{latency['p50']:.3g} ms (p50), ~{latency['p99']:.3g} ms (p99), "
-                  f"{latency['runs']} runs of one process")  # fmt: skip
+                  f"{latency['runs']} runs in one process")  # fmt: skip
     table.add_row("CPU", escape(made["cpu"]))
     if len(timed := made["candidates_ms"]) > 1:
         table.add_row("fastest of", ", ".join(f"{name} ~{ms:.3g} ms" for name, ms in timed.items()))

@@ -9,7 +9,7 @@ from slimdeploy.toolchain.cli import Output, command
 
 @command("doctor")
 @click.option("--role", type=click.Choice(["host", "device"]),
-              help="What it is for. [default: device on a Jetson or without torch, else host]")  # fmt: skip
+              help="Role of this machine. [default: device on a Jetson or without torch]")  # fmt: skip
 def doctor(role: str | None) -> Output:
     """Check what this machine supports, and show the command that fixes each problem.
 

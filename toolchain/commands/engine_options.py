@@ -1,4 +1,4 @@
-"""The options of `export` that build a TensorRT engine, one for each field of EngineOptions."""
+"""The options of `export` for building a TensorRT engine, one for each field of EngineOptions."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ import click
 
 from slimdeploy.toolchain.export.engine_options import HARDWARE_LEVELS, EngineOptions, parse_batch
 
-# Field of EngineOptions -> what `--help` says of it, and the option's settings.
+# Field of EngineOptions -> its help text, and the settings of the option.
 _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "batch": (
         "Engine: batch sizes, or one number for all three.",
         {"metavar": "MIN,OPT,MAX", "default": "1", "show_default": True},
     ),
     "workspace_mb": (
-        "Engine: scratch memory of a layer, MiB. [default: all]",
+        "Engine: maximum workspace memory, MiB. [default: all]",
         {"type": click.IntRange(min=1)},
     ),
     "optimization_level": (
-        "Engine: 0 builds fast, 5 searches long. [default: 3]",
+        "Engine: builder optimization level; 0 builds fastest, 5 searches longest. [default: 3]",
         {"type": click.IntRange(0, 5)},
     ),
-    "tf32": ("Engine: let FP32 layers round to TF32.", {"is_flag": True}),
-    "dla": ("Engine: deep-learning accelerator to build for.", {"type": click.IntRange(min=0)}),
-    "version_compatible": ("Engine: loads on later TensorRTs of one major version.", {"is_flag": True}),
-    "hardware_compatible": ("Engine: runs on more GPUs.", {"type": click.Choice(list(HARDWARE_LEVELS))}),
+    "tf32": ("Engine: allow TF32 in FP32 layers.", {"is_flag": True}),
+    "dla": ("Engine: index of the DLA core to build for.", {"type": click.IntRange(min=0)}),
+    "version_compatible": (
+        "Engine: can be loaded by later TensorRT versions of the same major version.",
+        {"is_flag": True},
+    ),
+    "hardware_compatible": (
+        "Engine: GPUs that can run it: Ampere and later, or the same compute capability.",
+        {"type": click.Choice(list(HARDWARE_LEVELS))},
+    ),
 }
 
 
@@ -35,7 +41,7 @@ ENGINE_OPTION_NAMES = [field.name for field in fields(EngineOptions)]
 
 
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: add the options; the function gets them as one argument, `engine: EngineOptions`."""
+    """Decorator: add the options. The function receives them as one argument, `engine: EngineOptions`."""
     names = ENGINE_OPTION_NAMES
 
     def wrapped(**arguments: Any) -> Any:

@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 @command("evaluate")
 @click.argument("model", type=InputPath(".json"))
 @data_options(required=False)
-@click.option("--limit", type=click.IntRange(min=1), help="A class-balanced subset of N test images.")
-@click.option("--backend", default="auto", show_default=True, help="What runs it; auto goes by the file.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use a class-balanced subset of N test images.")
+@click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    help="Runtime: torch, onnxruntime, tensorrt, or auto: chosen by the type of the file.",
+)
 @click.option("--accuracy-only", is_flag=True,
-              help="An engine: preprocess and count on the GPU. Tells no loss.")  # fmt: skip
+              help="For an engine: preprocess on the GPU and report only the accuracy.")  # fmt: skip
 @machine_options
 def evaluate(
     model: Path,
@@ -40,8 +45,8 @@ def evaluate(
     """Evaluate MODEL (a checkpoint, an ONNX file or an engine) on the test split: accuracy, loss, precision
     and recall of each class, and the expected calibration error.
 
-    --data defaults to the data that the model was trained on. --json also holds the confusion matrix (a row a
-    true class) and the bins of the calibration error. `slimdeploy report` draws them.
+    --data defaults to the data that the model was trained on. --json also prints the confusion matrix (one
+    row per true class) and the bins of the calibration error. `slimdeploy report` draws both.
     """
     from rich.console import Group
 
@@ -71,19 +76,19 @@ def evaluate(
     if isinstance(evaluation, Count):
         return Output(document, facts_table(rows))
     if evaluation.classes > TOP:
-        rows.append((f"among the first {TOP} answers", percent(evaluation.top5_accuracy)))
+        rows.append((f"top-{TOP} accuracy", percent(evaluation.top5_accuracy)))
     rows.append(("test loss", f"{evaluation.loss:.4f}"))
     rows.append((f"calibration error, {BINS} bins", percent(evaluation.reliability.error)))
     return Output(document, Group(facts_table(rows), _by_class(evaluation, found.class_names)))
 
 
 def _by_class(evaluation: Evaluation, names: Sequence[str], most: int = 20) -> Table:
-    """Precision and recall of each class, or of the `most` of the lowest recall."""
+    """Precision and recall of each class, or of the `most` classes with the lowest recall."""
     columns = (names, evaluation.confusion.sum(1), evaluation.precision, evaluation.recall)
     rows = [row for row in zip(*columns, strict=True) if row[1] or row[2] is not None]
     if len(rows) > most:
         rows = sorted(rows, key=lambda row: -1 if row[3] is None else row[3])[:most]
-    title = None if len(rows) < most else f"the {most} classes of the lowest recall"
+    title = None if len(rows) < most else f"the {most} classes with the lowest recall"
 
     def share(value: float | None) -> str:
         return "–" if value is None else percent(value)

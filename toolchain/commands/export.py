@@ -33,7 +33,7 @@ OF_CHECKPOINTS = (
     "size",
     "stream",
 )
-"""Options that say how a checkpoint becomes ONNX."""
+"""Options that apply only to a checkpoint."""
 
 
 @command("export")
@@ -62,11 +62,11 @@ def export(
 ) -> Output:
     """Write MODEL, a checkpoint, as ONNX with BN folded in, and compare it with torch on real images.
 
-    --data defaults to the data that the checkpoint was trained on. Where the two differ by more than
-    allowed, no file is left and the exit code is 1.
+    --data defaults to the data that the checkpoint was trained on. If the outputs differ by more than
+    allowed, no file is written and the exit code is 1.
 
-    With --trt the ONNX is built into an engine too, and audited: a layer that isn't in the precision that
-    the ONNX asks for means exit code 1. MODEL may then be an ONNX file, and no torch is needed.
+    --trt also builds a TensorRT engine and checks the precision of its layers: the exit code is 1 if one
+    differs from the ONNX file. MODEL may then be an ONNX file, and torch is not needed.
     """
     from slimdeploy.toolchain.stages.engine import (
         ENGINE_SUFFIX,
@@ -78,15 +78,15 @@ def export(
 
     job = EngineJob(engine, build=trt, check=trt_check)
     if not (trt or trt_check):
-        _refuse(ENGINE_OPTION_NAMES, "is about an engine: pass --trt or --trt-check")
+        _refuse(ENGINE_OPTION_NAMES, "applies to engines: pass --trt or --trt-check")
     if model.suffix == ".onnx":
         if not model.is_file():
             raise SlimdeployError(f"no model at {model}")
         if not (trt or trt_check):
             raise SlimdeployError(f"{model} is ONNX already: pass --trt or --trt-check to build it")
-        _refuse(OF_CHECKPOINTS, f"is decided when the ONNX file is written, and {model} is one already")
+        _refuse(OF_CHECKPOINTS, f"applies to checkpoints, and {model} is an ONNX file")
         if not trt:
-            _refuse(("output", "force"), "names a file, and --trt-check alone writes none")
+            _refuse(("output", "force"), "cannot be used with --trt-check alone, which writes no file")
         check_machine(job)
         result = engine_stage(model, output or model.with_suffix(ENGINE_SUFFIX), job, force=force)
         return Output(
@@ -119,8 +119,8 @@ def _onnx_rows(result: ExportResult) -> list[tuple[str, str]]:
         ("ONNX", str(result.onnx)),
         ("precision", result.precision),
         *([("layers in FP32 (beyond FP16)", ", ".join(result.fp32_layers))] if result.fp32_layers else []),
-        ("largest difference of a logit", f"{result.parity.max_abs_error:.1e}"),
-        ("same top class", f"{percent(result.parity.top1_agreement)} of {result.parity.images} images"),
+        ("largest logit difference", f"{result.parity.max_abs_error:.1e}"),
+        ("same top-1 class", f"{percent(result.parity.top1_agreement)} of {result.parity.images} images"),
     ]
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     TrainOptions,
     but=SPARSITY,
     defaults={"lr": FINETUNE_LR},
-    shown=dict.fromkeys(INHERITED, "as CHECKPOINT was trained"),
+    shown=dict.fromkeys(INHERITED, "the checkpoint's"),
 )
 @output_option
 @resume_option
@@ -44,7 +44,10 @@ def finetune(
     device: str,
     threads: int | None,
 ) -> Output:
-    """Train CHECKPOINT on without sparsity, by default on the data that it was trained on."""
+    """Continue training CHECKPOINT without the sparsity penalty.
+
+    The data and the options default to those that CHECKPOINT was trained with.
+    """
     from slimdeploy.toolchain.stages.train import finetune_stage
     from slimdeploy.toolchain.training.distributed import joined
 

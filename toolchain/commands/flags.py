@@ -1,4 +1,4 @@
-"""Command-line flags made from declared options."""
+"""Command-line flags derived from declared options."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def flags(
     shown: Mapping[str, str] | None = None,
     into: str = "options",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: a flag for each declared option of the dataclass `kind`, without those in `but`.
+    """Decorator: add a flag for each declared option of the dataclass `kind`, except those in `but`.
 
-    The function gets them as one argument `into`, an instance of `kind`. `defaults` go before those of the
-    fields; `shown` says in words what the default of a field is.
+    The function receives them as one argument `into`, an instance of `kind`. `defaults` override those of the
+    fields; `shown` replaces the displayed default of a field by a text.
     """
     own = {f.name: f.default for f in fields(kind)} | dict(defaults or {})
     hints = typing.get_type_hints(kind)
@@ -52,7 +52,7 @@ def flags(
 
 
 def _headings(kind: type) -> dict[str, str]:
-    """Option -> the heading that it stands under."""
+    """Option -> the heading of its group in `--help`."""
     found, heading = {}, ""
     for name, declared in declarations(kind).items():
         heading = declared.heading or heading
@@ -61,7 +61,7 @@ def _headings(kind: type) -> dict[str, str]:
 
 
 def given(kind: type) -> frozenset[str]:
-    """The fields of `kind` whose flags the running command was called with."""
+    """The fields of `kind` whose flags were given on the command line."""
     source = click.get_current_context().get_parameter_source
     return frozenset(f.name for f in fields(kind) if source(f.name) not in (None, ParameterSource.DEFAULT))
 
@@ -92,7 +92,7 @@ def _flag(
 
 
 def _type(hint: Any) -> tuple[type, bool]:
-    """The type of a value, and whether the option takes several."""
+    """The type of one value, and whether the option takes several."""
     if isinstance(hint, UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not NoneType)
     if typing.get_origin(hint) is tuple:
@@ -112,7 +112,7 @@ def _converter(kind: type, declared: Declaration) -> click.ParamType:
 
 
 class Written(click.ParamType):
-    """A value in a form of its own."""
+    """An option whose value is parsed by a Form."""
 
     def __init__(self, form: Form) -> None:
         self.name, self._form = form.metavar.lower(), form

@@ -16,26 +16,26 @@ from slimdeploy.toolchain.preprocessing_options import PreprocessingOptions
 @command("import")
 @click.argument("name", metavar="NAME")
 @click.option("--weights", type=InputPath(), metavar="FILE",
-              help="State dict for it, .pth or safetensors. [default: as it is built]")  # fmt: skip
+              help="State dict to load, .pth or safetensors. [default: its own weights]")  # fmt: skip
 @click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE",
-              help="Argument for what builds it, such as width=0.5. Repeatable.")  # fmt: skip
-@click.option("--classes", type=click.IntRange(min=1), help="Passed on as num_classes.")
+              help="Argument of the network's function, e.g. width=0.5. Repeatable.")  # fmt: skip
+@click.option("--classes", type=click.IntRange(min=1), help="Number of classes, passed as num_classes.")
 @click.option("--class-names", type=InputPath(), metavar="FILE",
-              help="Text file with one class name a line. [default: class 0, class 1, …]")  # fmt: skip
+              help="Text file with one class name per line. [default: class 0, class 1, …]")  # fmt: skip
 @preprocessing_options(size="of the weights, or 224", unknown="ImageNet's")
 @output_option
 def import_(
     name: str, weights: Path | None, arguments: tuple[str, ...], classes: int | None,
     class_names: Path | None, images: PreprocessingOptions, output: Path, force: bool,
 ) -> Output:  # fmt: skip
-    """Write the network NAME as a checkpoint that every other command takes.
+    """Convert the network NAME to a checkpoint that every other command accepts.
 
-    NAME is torchvision:MODEL, timm:MODEL, or FILE.py:FUNCTION, a function of yours that returns a
-    torch.nn.Module. It is traced with torch.export; the checkpoint holds its graph and weights, no code. The
-    logits of both are compared.
+    NAME is torchvision:MODEL, timm:MODEL, or FILE.py:FUNCTION, your own function that returns a
+    torch.nn.Module. The network is traced with torch.export. The checkpoint contains its graph and weights,
+    but no code. The logits of the original and of the converted network are compared.
 
-    Weights that torchvision publishes are recognised by their hash: their preprocessing and class names are
-    the default.
+    Weights published by torchvision are recognised by their SHA-256; their preprocessing and class names are
+    then the default.
     """
     from slimdeploy.toolchain.models.named_networks import parse_arguments
     from slimdeploy.toolchain.stages.import_network import ImportOptions, import_stage
@@ -48,6 +48,6 @@ def import_(
         ("classes", str(result.classes)),
         ("parameters", count(result.params)),
         ("MACs", short(result.macs)),
-        ("largest difference of a logit", f"{result.relative_error:.1e} (relative)"),
+        ("largest logit difference", f"{result.relative_error:.1e} (relative)"),
     ]
     return Output(result.to_json(), facts_table(rows))

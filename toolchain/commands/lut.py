@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 )
 @click.option("--size", type=IMAGE_SIDE, help="Image side in pixels. [default: the checkpoint's, or 32]")
 @click.option("--backend", default="onnxruntime", show_default=True,
-              help="What runs the network: onnxruntime (on the CPU) or tensorrt.")  # fmt: skip
+              help="Runtime: onnxruntime (on the CPU) or tensorrt.")  # fmt: skip
 @click.option("--precision", default="fp32", show_default=True, help="fp32 or int8; with tensorrt also fp16.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size.")
 @threads_option
@@ -44,11 +44,11 @@ def lut(
     size: int | None, backend: str, precision: str, batch: int,
     threads: int | None, seconds: float, output: Path,
 ) -> Output:  # fmt: skip
-    """Time the layers of the network in CHECKPOINT, or of --arch, at many widths on this device, for `prune
-    --latency-ms`.
+    """Measure the latency of the network's layers at many widths on this device, for `prune --latency-ms`.
 
-    Networks of random widths are run and profiled, and what each convolution costs is fitted to them. The
-    same command goes on from the table that it wrote.
+    The network is that of CHECKPOINT or of --arch. Networks of random widths are timed and profiled; the
+    latency of each convolution is fitted to the measurements. If the output exists, the command adds
+    measurements to it.
     """
     from slimdeploy.toolchain.latency.backend import LutOptions, open_backend
     from slimdeploy.toolchain.latency.measure import measure_table
@@ -85,12 +85,12 @@ def _text(result: LutResult, output: Path) -> RenderableType:
         ("device", f"{device['cpu']}, {device['threads']} threads" if "cpu" in device else device["gpu"]),
         ("backend", f"{device['backend']}, {table.precision}, batch {table.batch}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in device["versions"].items())),
-        ("measured", f"{result.networks} networks, {len(table.shapes)} shapes of convolution"),
-        ("stable", "yes" if result.stable else "not yet: run it again to go on"),
-        ("widths cost as multiples of", str(table.granularity)),
-        ("weights stay in the cache up to", f"{table.cache_mb:g} MB" if table.cache_mb else "no limit seen"),
+        ("measured", f"{result.networks} networks, {len(table.shapes)} convolution shapes"),
+        ("stable", "yes" if result.stable else "not yet: run the command again to continue"),
+        ("width granularity, channels", str(table.granularity)),
+        ("weights fit in the cache up to", f"{table.cache_mb:g} MB" if table.cache_mb else "no limit seen"),
     ]
     if result.median_error is not None and result.worst_error is not None:
         error = f"{percent(result.median_error)} median, {percent(result.worst_error)} worst"
-        rows.append(("error on networks not seen before", error))
+        rows.append(("error on networks not used for the fit", error))
     return Group(facts_table(rows), *(Text(f"! {remark}", style="yellow") for remark in result.remarks))

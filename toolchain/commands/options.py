@@ -1,4 +1,4 @@
-"""Command-line options that several commands share, so that they read and behave alike."""
+"""Command-line options shared by several commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGE_SIDE = click.IntRange(8, MAX_IMAGE_SIZE)
 
 
 def checkpoint_argument(function: F) -> F:
-    """The checkpoint that the command reads."""
+    """The checkpoint argument of a command."""
     return click.argument("checkpoint", type=InputPath())(function)
 
 
@@ -34,7 +34,7 @@ def output_option(function: F) -> F:
 
 
 def network_options(default: str | None = None) -> Callable[[F], F]:
-    """`--arch`, `--arg` and `--stem`; the function gets them as `arch`, `arguments` and `stem`."""
+    """`--arch`, `--arg` and `--stem`; the function receives them as `arch`, `arguments` and `stem`."""
 
     def decorate(function: F) -> F:
         stem = click.option(
@@ -42,7 +42,7 @@ def network_options(default: str | None = None) -> Callable[[F], F]:
         )
         argument = click.option(
             "--arg", "arguments", multiple=True, metavar="NAME=VALUE",
-            help="Argument for what builds an imported network, such as width=0.5. Repeatable.",
+            help="Argument of an imported network's function, e.g. width=0.5. Repeatable.",
         )  # fmt: skip
         arch = click.option(
             "--arch", default=default, metavar="NAME",
@@ -62,9 +62,9 @@ def resume_option(function: F) -> F:
 def data_options(
     *, required: bool, preprocessing: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`--data`, `--data-dir`, `--size` and `--stream`, and with `preprocessing`, for a command that decides
-    on it, how images become the network's input; the function gets them as one argument, `data: DataOptions |
-    None`.
+    """`--data`, `--data-dir`, `--size` and `--stream`; with `preprocessing` also the preprocessing options,
+    for commands that define the preprocessing. The function receives them as one argument, `data: DataOptions
+    | None`.
     """
     options = [*_DATA_OPTIONS, *(_preprocessing_options(unknown="measured") if preprocessing else ())]
 
@@ -76,7 +76,7 @@ def data_options(
             source = click.get_current_context().get_parameter_source
             unused = [name for name in chosen if source(name) is ParameterSource.COMMANDLINE]
             if data is None and unused:
-                raise SlimdeployError(f"--{unused[0].replace('_', '-')} goes with --data, which is missing")
+                raise SlimdeployError(f"--{unused[0].replace('_', '-')} needs --data")
             return function(data=DataOptions(data, **chosen) if data else None, **arguments)
 
         wrapped.__doc__ = function.__doc__
@@ -100,17 +100,19 @@ _DATA_OPTIONS = (
         type=InputPath(),
         default=Path("data"),
         show_default=True,
-        help="Folder of cifar10; it is downloaded there if missing.",
+        help="Folder of cifar10, which is downloaded if missing.",
     ),
     click.option(
         "--size", "--crop", "size", type=IMAGE_SIDE,
-        help="Side of the network's input: the centre of N×N pixels is cut out of the resized image (needed "
-        "where sizes differ).",
+        help="Input size of the network: crop the central N×N pixels of the resized image (required if the "
+             "images "
+        "differ in size).",
     ),
     click.option(
         "--stream/--no-stream",
         default=None,
-        help="Read images from their files when needed, not all at the start. [default: if they do not "
+        help="Read images from disk when needed instead of loading all at the start. [default: if they do "
+             "not "
         "fit in half of the free memory]",
     ),
     click.option("--skip-unreadable", is_flag=True, help="Skip unreadable images and list them."),
@@ -119,11 +121,12 @@ _CHOICES = ("preprocessing", "resize", "interpolation", "mean", "std", "channels
 
 
 def _preprocessing_options(*, unknown: str) -> tuple[Callable[[F], F], ...]:
-    """Those of _CHOICES; `unknown`: the mean and deviation where nothing tells them."""
+    """The preprocessing options; `unknown`: what `--help` shows as the default of mean and std."""
     return (
         click.option(
             "--preprocessing", metavar="NAME",
-            help=f"Preset of resize, crop, mean and std: {', '.join(PRESETS)}. Options below override it.",
+            help=f"Preset of resize, crop, mean and std: {', '.join(PRESETS)}. The options below override "
+                 "it.",
         ),
         click.option(
             "--resize", metavar="N|HxW",
@@ -131,23 +134,23 @@ def _preprocessing_options(*, unknown: str) -> tuple[Callable[[F], F], ...]:
         ),
         click.option("--interpolation", type=click.Choice(INTERPOLATIONS), help="[default: bilinear]"),
         click.option("--mean", type=float, nargs=3, metavar="R G B",
-                     help=f"Mean of the pixels, 0…1. [default: of the weights, or {unknown}]"),
+                     help=f"Mean of the pixels in 0…1. [default: the weights', or {unknown}]"),
         click.option("--std", type=float, nargs=3, metavar="R G B",
-                     help=f"Their deviation. [default: of the weights, or {unknown}]"),
+                     help=f"Standard deviation of the pixels. [default: the weights', or {unknown}]"),
         click.option("--channels", type=click.Choice(CHANNEL_ORDERS),
-                     help="Order of the colours in the network's input. [default: rgb]"),
+                     help="Order of the colour channels in the input. [default: rgb]"),
     )  # fmt: skip
 
 
 def preprocessing_options(*, size: str, unknown: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`--size` and how images become the network's input, for a command without data; the function gets them
-    as one argument, `images: PreprocessingOptions`.
+    """`--size` and the preprocessing options, for a command without data; the function receives them as one
+    argument, `images: PreprocessingOptions`.
 
-    `size`: what `--help` says its default is; `unknown`: the mean and deviation where nothing tells them.
+    `size`: the default shown by `--help`; `unknown`: the same for mean and std.
     """
     side = click.option(
         "--size", "--crop", "size", type=IMAGE_SIDE,
-        help=f"Side of the network's input: the centre cut out of the resized image. [default: {size}]",
+        help=f"Input size of the network: crop the centre of the resized image. [default: {size}]",
     )  # fmt: skip
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -171,7 +174,7 @@ def seed_option(function: F) -> F:
         type=click.IntRange(0, MAX_SEED),
         default=0,
         show_default=True,
-        help="Seed of every random choice.",
+        help="Random seed.",
     )(function)
 
 
@@ -186,5 +189,5 @@ def machine_options(function: F) -> F:
     function = threads_option(function)
     devices = click.Choice(["auto", "cpu", "cuda"])
     return click.option(
-        "--device", type=devices, default="auto", show_default=True, help="Where to compute."
+        "--device", type=devices, default="auto", show_default=True, help="Device to compute on."
     )(function)

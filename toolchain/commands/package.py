@@ -1,4 +1,4 @@
-"""`slimdeploy package`: everything that a device needs, in one file that can be checked."""
+"""`slimdeploy package`: write one file with everything that a device needs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 @command("package")
 @click.argument("models", type=InputPath(".json"), nargs=-1, required=True)
 @data_options(required=False)
-@click.option("--noise", is_flag=True, help="Take noise as golden images, and no evaluation set.")
+@click.option("--noise", is_flag=True, help="Use noise as golden images, without an evaluation set.")
 @click.option("--golden", type=click.IntRange(1, 1024), default=16, show_default=True, help="Golden images.")
 @click.option("--evaluation", type=click.IntRange(min=0), default=200, show_default=True,
               help="Images in the evaluation set.")  # fmt: skip
-@click.option("--ranges", type=InputPath(), help="Calibration ranges (JSON) to take along.")
+@click.option("--ranges", type=InputPath(), help="Calibration ranges (JSON) to include.")
 @click.option(
     "--sign", "signing_key", type=InputPath(), metavar="KEY", help="Sign with this SSH key (ssh-keygen -Y)."
 )
@@ -40,9 +40,9 @@ def package(
 ) -> Output:
     """Pack MODELS (ONNX files of one network, one for each precision) into a bundle for a device.
 
-    The bundle holds the models, golden inputs with the outputs that each precision must give, a small
-    evaluation set, and a manifest with the SHA-256 of every file. The same input gives the same bytes. Give
-    it a name that ends in .slim.tar.
+    The bundle contains the models, golden inputs with the expected outputs of each precision, a small
+    evaluation set, and a manifest with the SHA-256 of every file. The same input always gives the same bytes.
+    The file name should end in .slim.tar.
     """
     from slimdeploy.toolchain.deploy.package import package as pack
 

@@ -40,10 +40,11 @@ def prune(
     device: str,
     threads: int | None,
 ) -> Output:
-    """Remove the channels of CHECKPOINT that matter least, down to one target.
+    """Remove the least important channels of CHECKPOINT until one target is met.
 
-    With --data, the layers behind are refitted to the kept channels, BN statistics are measured anew
-    (both on training images), and the test accuracy is reported at each step. Without, it only cuts.
+    With --data, the next layers are refitted to the kept channels, BN statistics are recalibrated (both on
+    training images), and the test accuracy is reported after each step. Without --data, channels are only
+    removed.
     """
     from slimdeploy.toolchain.stages.prune import prune_stage
 

@@ -18,13 +18,16 @@ from slimdeploy.toolchain.paths import InputPath, OutputPath
     help="One HTML page, or Markdown with its charts as SVG and PNG.",
 )  # fmt: skip
 @click.option(
-    "-o", "--output", type=OutputPath(), help="File. [default: report.html or .md in RUN or beside BENCH]"
+    "-o",
+    "--output",
+    type=OutputPath(),
+    help="File to write. [default: report.html or .md, in RUN or beside BENCH]",
 )
 @click.option("--force", is_flag=True, help="Replace the output where it exists.")
 def report(paths: tuple[Path, ...], kind: str, output: Path | None, force: bool) -> Output:
     """Write a report of RUN, the output folder of `slimdeploy run` or `slimdeploy sweep`.
 
-    Of stages run one by one, give the checkpoints and the result of `bench`: slimdeploy report
+    For stages that were run one by one, name the checkpoints and the result of `bench`: slimdeploy report
     sparse.safetensors pruned.safetensors final.safetensors bench.json
     """
     from slimdeploy.toolchain.report.write import report_stage

@@ -36,7 +36,7 @@ def run(
     device: str,
     threads: int | None,
 ) -> Output:
-    """Carry out all stages of RECIPE, from training to the bundle and the report.
+    """Run all stages of RECIPE, from training to the bundle and the report.
 
     RECIPE is a TOML file, or the name of one that comes with slimdeploy: digits (the default),
     cifar10-resnet50, cifar10-resnet18, cifar10-10k or folder. The stages are train (sparse), prune, finetune,

@@ -15,7 +15,8 @@ COUNT = click.IntRange(min=1)
 
 @command("serve")
 @click.option("--model", type=InputPath(), help="An ONNX file or an engine. [default: the deployed version]")
-@click.option("--root", type=InputPath(), help="Where versions are kept. [default: $SLIMDEPLOY_HOME or "
+@click.option("--root", type=InputPath(), help="Folder of the installed versions. [default: "
+                                               "$SLIMDEPLOY_HOME or "
               "~/.local/share/slimdeploy]")  # fmt: skip
 @click.option(
     "--host",
@@ -35,7 +36,7 @@ COUNT = click.IntRange(min=1)
 @click.option("--wait-ms", type=click.FloatRange(min=0), default=2.0, show_default=True,
               help="Maximum wait for a batch to fill.")  # fmt: skip
 @click.option("--latency-ms", type=click.FloatRange(min=1), default=100.0, show_default=True,
-              help="Answer 503 to what cannot be answered in this time.")  # fmt: skip
+              help="Maximum latency: answer 503 if it cannot be met.")  # fmt: skip
 @click.option(
     "--queue",
     type=COUNT,
@@ -45,7 +46,7 @@ COUNT = click.IntRange(min=1)
 )
 @click.option("--max-upload-mb", type=click.FloatRange(min=0.001), default=16.0, show_default=True,
               help="Answer 413 to uploads larger than this (MiB).")  # fmt: skip
-@click.option("--top", type=COUNT, default=5, show_default=True, help="Classes in an answer.")
+@click.option("--top", type=COUNT, default=5, show_default=True, help="Classes in each answer.")
 @threads_option
 def serve(
     model: Path | None,
@@ -60,10 +61,10 @@ def serve(
     top: int,
     threads: int | None,
 ) -> Output:
-    """Classify over HTTP: POST an image to /classify; /healthz and /metrics (Prometheus) are there too.
+    """Classify over HTTP: POST an image to /classify. /healthz and /metrics (Prometheus) are available too.
 
-    A version that is deployed meanwhile is taken up without losing a request, as is a changed model file on
-    SIGHUP. Ends on SIGTERM or Ctrl-C, after answering what it has accepted.
+    The server switches to a newly deployed version without losing a request; on SIGHUP it reloads a changed
+    model file. On SIGTERM or Ctrl-C it answers the accepted requests, then ends.
     """
     from slimdeploy.toolchain.deploy.batching import BatchOptions
     from slimdeploy.toolchain.deploy.http import PIXELS, UPLOADS, ServeOptions

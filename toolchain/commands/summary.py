@@ -22,17 +22,17 @@ from slimdeploy.toolchain.paths import InputPath
 @click.argument("checkpoint", type=InputPath(), required=False)
 @network_options()
 @click.option("--classes", type=click.IntRange(min=1), default=10, show_default=True,
-              help="Classes of the network of --arch.")  # fmt: skip
+              help="Number of classes, for --arch.")  # fmt: skip
 @click.option("--size", type=IMAGE_SIDE, help="Image side in pixels. [default: the checkpoint's, or 32]")
 @click.option("--align", "alignment", type=click.IntRange(min=1), default=8, show_default=True,
-              help="Widths are padded to a multiple of this in `padded MACs`.")  # fmt: skip
+              help="Channel multiple to which widths are padded in `padded MACs`.")  # fmt: skip
 def summary(
     checkpoint: Path | None, arch: str | None, arguments: tuple[str, ...], stem: str | None, classes: int,
     size: int | None, alignment: int,
 ) -> Output:  # fmt: skip
-    """Layers, channels, parameters, MACs and memory of CHECKPOINT, or of --arch unpruned.
+    """Show layers, channels, parameters, MACs and memory of CHECKPOINT, or of the unpruned --arch.
 
-    Memory is for one float32 image, by torchsummary's convention: the output of every module call, twice.
+    Memory is for one float32 image and follows torchsummary: the output of every module call, counted twice.
     """
     graph, size = network_or_checkpoint(
         checkpoint, arch, arguments=arguments, stem=stem, classes=classes, size=size

@@ -14,28 +14,30 @@ from slimdeploy.toolchain.runtime.torch_device import torch_device
 
 @command("sweep")
 @click.argument("recipe", metavar="RECIPE")
-@click.option("--sparsity", metavar="LIST", help="λ of the sparse training, such as 0,1e-5,1e-4.")
-@click.option(
-    "--ratio", metavar="LIST", help="Shares of the prunable channels to remove, such as 0.5,0.7,0.9."
-)
-@click.option("--align", metavar="LIST", help="Multiples that kept widths are rounded to, such as 1,8.")
+@click.option("--sparsity", metavar="LIST", help="Values of λ for sparse training, e.g. 0,1e-5,1e-4.")
+@click.option("--ratio", metavar="LIST", help="Shares of the prunable channels to remove, e.g. 0.5,0.7,0.9.")
+@click.option("--align", metavar="LIST", help="Channel multiples to which kept widths are rounded, e.g. 1,8.")
 @click.option(
     "--trials", type=click.IntRange(min=1), metavar="N",
-    help="Not the whole grid: N trials, chosen by a sampler over accuracy and latency. The ratio may then be "
-    "any between the least and the greatest given.",
+    help="Run N trials instead of the whole grid, chosen by a sampler that optimises accuracy and latency. "
+    "The ratio may take any value between the smallest and the largest given.",
 )  # fmt: skip
-@click.option("--sampler", help="Which, with --trials: tpe (the default) or nsga2.")
+@click.option("--sampler", help="Sampler for --trials: tpe (the default) or nsga2.")
 @click.option(
     "--pick", "conditions", multiple=True, metavar="CONDITION",
-    help="Hand on the best network with latency<=0.8ms, accuracy>=90%, params<4M, macs<50M or speedup>3; "
-    "latency@64 is at batch 64. Several, separated by commas, must all be met.",
+    help="Select the best network that meets a condition: latency<=0.8ms, accuracy>=90%, params<4M, "
+    "macs<50M or speedup>3. latency@64 is at batch size 64. Separate several conditions by commas.",
 )  # fmt: skip
 @click.option(
-    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes on this machine."
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Worker processes on this machine.",
 )
 @click.option(
     "--storage", metavar="URL",
-    help="Database that all workers share, such as postgresql+psycopg://USER:PASSWORD@HOST/DATABASE "
+    help="Database shared by all workers, e.g. postgresql+psycopg://USER:PASSWORD@HOST/DATABASE "
     "[default: a SQLite file in the folder]",
 )  # fmt: skip
 @click.option(
@@ -45,7 +47,7 @@ from slimdeploy.toolchain.runtime.torch_device import torch_device
 )
 @click.option(
     "--heartbeat", type=click.IntRange(min=1), default=30, show_default=True, metavar="SECONDS",
-    help="How often workers give a sign of life; after three missed ones their trials are taken up again.",
+    help="Interval of the workers' heartbeat; after three missed heartbeats their trials are repeated.",
 )  # fmt: skip
 @click.option(
     "-o", "--output", type=OutputFolder(),
@@ -73,10 +75,10 @@ def sweep(
     device: str,
     threads: int | None,
 ) -> Output:
-    """Run RECIPE at every combination of the values given, and find those that no other one beats.
+    """Run RECIPE at every combination of the values given, and find the Pareto-optimal networks.
 
-    Each λ is trained once. The same command goes on after an interruption; given on another machine with the
-    same --storage, that machine joins in.
+    Each λ is trained once. The same command continues an interrupted sweep. Run it on another machine with
+    the same --storage to share the work.
     """
     from slimdeploy.toolchain.errors import SlimdeployError
     from slimdeploy.toolchain.pipeline.recipe import find_recipe, load_recipe
@@ -85,7 +87,7 @@ def sweep(
     from slimdeploy.toolchain.sweep.space import read_space
 
     if sampler and trials is None:
-        raise SlimdeployError("--sampler chooses among trials: say how many with --trials N")
+        raise SlimdeployError("--sampler needs --trials N")
     chosen = load_recipe(find_recipe(recipe), settings)
     space = read_space(chosen, sparsity=sparsity, ratio=ratio, align=align)
     wanted = parse_conditions(conditions, chosen.bench.batch)

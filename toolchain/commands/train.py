@@ -49,15 +49,15 @@ def train(
     device: str,
     threads: int | None,
 ) -> Output:
-    """Train a network; with --sparsity, push the γ of unneeded channels to exactly zero.
+    """Train a network; with --sparsity, drive the γ of unimportant channels to exactly zero.
 
-    With --weights it starts from those instead of random ones; where the classes differ, the classifier is
-    drawn anew, and --epochs 0 just converts and evaluates. A checkpoint trains on with the batch size, the
-    augmentation and the validation images that it was trained with, where no option says otherwise.
+    With --weights, training starts from those weights. If the number of classes differs, the classifier is
+    initialised again. --epochs 0 only converts and evaluates. If the weights are a checkpoint, batch size,
+    augmentation and validation images default to those that it was trained with.
 
-    Validation images are held out of the training split; the test split is used once, at the end. The
-    history goes to OUTPUT's .history.jsonl and .tensorboard. After Ctrl-C or a crash, the same command with
-    --resume goes on.
+    Validation images are held out of the training split; the test split is used once, at the end. The history
+    is written to OUTPUT.history.jsonl and OUTPUT.tensorboard. After an interruption, the same command with
+    --resume continues.
     """
     from slimdeploy.toolchain.models.named_networks import parse_arguments
     from slimdeploy.toolchain.stages.train import train_stage
@@ -91,7 +91,7 @@ def training_output(written: Written[TrainResult]) -> Output:
         ("validation accuracy", percent(result.accuracy["val"])),
         ("test accuracy", percent(result.accuracy["test"])),
         ("test loss", f"{result.loss['test']:.4f}"),
-        ("γ at exactly zero", percent(result.zero_share)),
+        ("γ exactly zero", percent(result.zero_share)),
         *_removed_rows(result),
         ("training speed", f"{result.images_per_second:,.0f} images/s"),
         ("time", f"{result.seconds:.0f} s"),
@@ -100,7 +100,7 @@ def training_output(written: Written[TrainResult]) -> Output:
 
 
 def _removed_rows(result: TrainResult) -> list[tuple[str, str]]:
-    """What was removed while training, where anything was."""
+    """Rows about the channels that were removed during training, if any."""
     removed = result.removed
     if removed is None:
         return []

@@ -1,4 +1,4 @@
-"""What pruning can be told, with defaults that work."""
+"""Options of pruning and their defaults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slimdeploy.toolchain.networks.channel_groups import RESIDUAL_MODES
 from slimdeploy.toolchain.pruning.criterion import CRITERIA
 
 TARGETS = {"cpu": 8, "tensorrt": 8, "tensorrt-int8": 32}
-"""Where the network will run -> the multiple of channels that it computes without padding."""
+"""Where the network will run -> the multiple of channels for which it needs no padding."""
 
 
 def parse_amount(text: str) -> float:
@@ -39,50 +39,52 @@ class PruneOptions:
     """What to remove and how. Exactly one of `ratio`, `params`, `macs` and `latency_ms` is the target."""
 
     ratio: float | None = option(
-        None, "Target: the share of the prunable channels to remove.", heading="Target"
+        None, "Target: share of the prunable channels to remove, e.g. 0.5.", heading="Target"
     )
-    params: float | None = option(None, "Target: at most so many parameters, such as 3.94M.", form=AMOUNT)
+    params: float | None = option(None, "Target: maximum number of parameters, e.g. 3.94M.", form=AMOUNT)
     macs: float | None = option(
-        None, "Target: at most so many multiply-accumulates an image, such as 40M.", form=AMOUNT
+        None, "Target: maximum multiply-accumulates per image, e.g. 40M.", form=AMOUNT
     )
-    latency_ms: float | None = option(None, "Target: at most so many milliseconds, by the latency table.")
+    latency_ms: float | None = option(None, "Target: maximum latency in ms, predicted by the latency table.")
     latency_table: str | None = option(
-        None, "What `slimdeploy lut` measured on the machine in question.", path=True
+        None, "Latency table of the target machine, written by `slimdeploy lut`.", path=True
     )
     measure: bool = option(True, "Time the pruned network here and adjust the budget.")
     criterion: str = option(
         "gamma",
-        "What a channel is worth; taylor and surgeon need data.",
+        "Importance of a channel; taylor and surgeon need --data.",
         choices=CRITERIA,
         heading="What to remove",
     )
     residual: str = option(
         "keep",
-        "couple prunes the layers' outputs too, all blocks of a layer together.",
+        "keep: leave the outputs of blocks whole. couple: prune them too, in all blocks of a layer together.",
         choices=RESIDUAL_MODES,
     )
     align: int | None = option(
         None,
-        "Kept widths are multiples of this; auto goes by the target.",
+        "Round kept widths to a multiple of N; auto: by --target.",
         form=ALIGNMENT,
         unset="auto",
         least=1,
     )
     target: str = option("cpu", "Where the network will run: alignment 8, 8 or 32.", choices=TARGETS)
-    min_channels: int = option(3, "Keep at least so many in a layer.", least=1)
-    allow_block_removal: bool = option(False, "Let blocks with nothing left become their shortcut.")
-    fold: bool = option(
-        True, "Fold the constants that removed channels passed on into what follows.", heading="After the cut"
+    min_channels: int = option(3, "Minimum number of channels kept in a layer.", least=1)
+    allow_block_removal: bool = option(
+        False, "Replace a block whose channels are all removed by its shortcut."
     )
-    compensate: bool = option(True, "With data: refit the next layer by least squares.")
+    fold: bool = option(
+        True, "Fold the constant outputs of removed channels into the next layers.", heading="After the cut"
+    )
+    compensate: bool = option(True, "With --data: refit the next layers by least squares.")
     statistics_images: int = option(2048, "Training images to measure activations on.", least=16)
     recalibration_images: int = option(5120, "Training images for the new BN statistics.", least=2)
     steps: int = option(
-        1, "Prune in so many steps, fine-tuning between.", least=1, heading="In several steps"
+        1, "Number of pruning steps, with fine-tuning in between.", least=1, heading="In several steps"
     )
     step_epochs: int = option(1, "Epochs between two steps.", least=1)
     step_lr: float = option(0.01, "Peak learning rate between steps.", most=MAX_RATE)
-    seed: int = option(0, "Seed of every random choice.", least=0, most=MAX_SEED)
+    seed: int = option(0, "Random seed.", least=0, most=MAX_SEED)
 
     def __post_init__(self) -> None:
         check_declared(self)
@@ -104,7 +106,7 @@ class PruneOptions:
 
     @property
     def budgets(self) -> dict[str, float | None]:
-        """The four ways to say how small."""
+        """The four possible targets, by name."""
         return {
             "ratio": self.ratio,
             "params": self.params,
@@ -114,7 +116,7 @@ class PruneOptions:
 
     @property
     def alignment(self) -> int:
-        """The multiple in force."""
+        """The multiple to which widths are rounded."""
         return TARGETS[self.target] if self.align is None else self.align
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""What a training run can be told, with defaults that work, and what it reports back."""
+"""Options of training and their defaults; the record of an epoch."""
 
 from __future__ import annotations
 
@@ -20,77 +20,78 @@ AUGMENTATIONS = {
     "cifar": {"crop_pad": 4, "resized_crop": 0.0},
     "imagenet": {"crop_pad": 0, "resized_crop": 0.08},
 }
-"""`--augmentation` -> how images are cropped: for some 32 pixels; for 224, as torchvision trains."""
+"""`--augmentation` -> the random crop: for images of about 32 pixels; for 224, as in torchvision's training.
+"""
 AUTO = "auto:"
 
 
 def _parse_strength(text: str) -> float | str:
-    """λ as a number; any other text as it is, for TrainOptions to judge."""
+    """λ as a number; any other text unchanged, which TrainOptions checks."""
     try:
         return float(text)
     except ValueError:
         return text
 
 
-STRENGTH = Form(_parse_strength, "λ, or auto: and a share such as auto:0.9", "FLOAT|auto:SHARE")
+STRENGTH = Form(_parse_strength, "a number (λ) or auto:SHARE, e.g. auto:0.9", "FLOAT|auto:SHARE")
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of one run. Raises SlimdeployError when built with values that make no sense."""
+    """Options of one training run. Raises SlimdeployError for values out of range."""
 
     epochs: int = option(20, "Passes over the training images.", least=0, most=10**6, heading="Optimiser")
-    batch_size: int = option(128, "Images in a step; BN needs two.", least=2, most=MAX_BATCH)
+    batch_size: int = option(128, "Batch size; BN needs at least 2.", least=2, most=MAX_BATCH)
     lr: float = option(0.1, "Peak learning rate.", most=MAX_RATE)
-    schedule: str = option("one-cycle", "How the learning rate moves.", choices=SCHEDULES)
-    step_epochs: int = option(30, "With the schedule step: epochs between two divisions by 10.", least=1)
+    schedule: str = option("one-cycle", "Learning rate schedule.", choices=SCHEDULES)
+    step_epochs: int = option(30, "With --schedule step: epochs between two divisions by 10.", least=1)
     momentum: float = option(0.9, "Nesterov momentum.")
-    weight_decay: float = option(5e-4, "On weights; never on γ, β and biases.", least=0, most=MAX_RATE)
+    weight_decay: float = option(
+        5e-4, "Weight decay, not applied to γ, β and biases.", least=0, most=MAX_RATE
+    )
     label_smoothing: float = option(0.0, "Share of the target spread over all classes.")
     sparsity: float | str = option(
         0.0,
-        "λ of the L1 penalty on γ; auto:0.9 steers it until nine tenths are exactly zero.",
+        "λ of the L1 penalty on γ; auto:0.9 adjusts λ so that 90 % of the γ become zero.",
         form=STRENGTH,
         least=0,
         most=MAX_RATE,
         heading="Sparsity",
     )
     sparsity_step: str = option(
-        "proximal", "proximal gives exact zeros; subgradient is the reference's form.", choices=SPARSITY_STEPS
+        "proximal", "proximal gives exact zeros; subgradient is the original method.", choices=SPARSITY_STEPS
     )
     sparse_layers: str = option(
         "prunable",
-        "Which γ the penalty acts on: those of channels that pruning can remove, or all.",
+        "Penalised γ: only those of channels that pruning can remove, or all.",
         choices=SPARSE_LAYERS,
     )
     sparse_align: int = option(
         8,
-        "With a sparsity: leave multiples of so many channels in a layer, as pruning does.",
+        "With --sparsity: keep a multiple of N channels in each layer, like prune --align.",
         least=1,
         most=MAX_IMAGE_SIZE,
     )
     shrink: bool = option(
-        True, "Remove channels that stay at zero while training; without it the original widths stay."
+        True, "Remove channels that stay at zero during training, or keep the original widths."
     )
     validation: float = option(
         0.1, "Share of the training images held out.", heading="Validation and averaging"
     )
     patience: int | None = option(
         None,
-        "Stop after so many epochs without a better validation accuracy, and keep the best epoch's weights.",
+        "Stop after N epochs without a better validation accuracy; keep the weights of the best epoch.",
         least=1,
     )
     ema: float = option(0.0, "Decay of the weights' moving average, e.g. 0.999; 0 disables.")
     recalibration_images: int = option(
-        0, "Measure BN statistics anew at the end, on so many training images without augmentation.", least=0
+        0, "Recalibrate BN statistics at the end on N training images without augmentation.", least=0
     )
     teacher: str | None = option(
         None, "Teacher checkpoint for distillation.", path=True, heading="Distillation"
     )
-    distill: float = option(0.5, "Share of the teacher in the loss.")
-    temperature: float = option(
-        4.0, "What the logits are divided by before they are compared with the teacher's.", most=MAX_RATE
-    )
+    distill: float = option(0.5, "Weight of the teacher's loss, above 0 and at most 1.")
+    temperature: float = option(4.0, "Softmax temperature of the distillation loss.", most=MAX_RATE)
     augmentation: str = option(
         "cifar",
         "Preset of the random crop: cifar pads 4 pixels, for small images; imagenet has resized_crop 0.08.",
@@ -99,47 +100,51 @@ class TrainOptions:
     )
     crop_pad: int | None = option(
         None,
-        "Random crop out of the image with so many black pixels around.",
+        "Pad the image by N black pixels on each side, then crop at random.",
         least=0,
         most=256,
-        unset="by the augmentation",
+        unset="by --augmentation",
     )
     resized_crop: float | None = option(
         None,
-        "Random rectangle of at least this share of the image, resized; 0 disables.",
+        "Crop a random rectangle of at least this share of the area and resize it; 0 disables.",
         least=0,
         most=1,
-        unset="by the augmentation",
+        unset="by --augmentation",
     )
-    flip: bool = option(True, "Flip half of the images; not for digits or text.")
+    flip: bool = option(True, "Flip half of the images horizontally; not suitable for digits or text.")
     flip_mode: str = option(
-        "random", "alternating flips each image in every second epoch.", choices=FLIP_MODES
+        "random", "random, or alternating: flip each image in every second epoch.", choices=FLIP_MODES
     )
     color_jitter: float = option(
         0.0, "Change brightness, contrast and saturation by up to this share, e.g. 0.4.", least=0, most=1
     )
-    cutout: int = option(0, "Blank a square of so many pixels in every image.", least=0, most=MAX_IMAGE_SIZE)
+    cutout: int = option(
+        0, "Side of a square that is blanked in each image, in pixels.", least=0, most=MAX_IMAGE_SIZE
+    )
     mixup: float = option(
-        0.0, "α of mixup, e.g. 0.2: blend pairs of images and their labels; 0 disables.", least=0, most=100
+        0.0, "α of mixup, e.g. 0.2: mix pairs of images and their labels; 0 disables.", least=0, most=100
     )
     cutmix: float = option(
         0.0,
-        "α of CutMix, e.g. 1: paste part of another image; with mixup, either at random.",
+        "α of CutMix, e.g. 1: paste a part of another image; with --mixup, one of both at random.",
         least=0,
         most=100,
     )
-    limit: int | None = option(None, "Use a class-balanced subset of so many training images.", least=1)
+    limit: int | None = option(None, "Use a class-balanced subset of N training images.", least=1)
     precision: str = option(
-        "auto", "bf16 and fp16 are mixed; auto takes bf16 where the hardware has it.", choices=PRECISIONS
+        "auto",
+        "bf16 and fp16 are mixed precision; auto: bf16 if the hardware supports it.",
+        choices=PRECISIONS,
     )
-    compile: bool = option(False, "Compile the network's passes (torch.compile, CUDA graphs); on CUDA only.")
-    seed: int = option(0, "Seed of every random choice.", least=0, most=MAX_SEED)
+    compile: bool = option(False, "Use torch.compile with CUDA graphs; on CUDA only.")
+    seed: int = option(0, "Random seed.", least=0, most=MAX_SEED)
 
     def __post_init__(self) -> None:
         check_declared(self)
         self._check_sparsity()
         if self.crop_pad and self.resized_crop:
-            raise SlimdeployError("`crop_pad` and `resized_crop` are two ways to crop: set one of them to 0")
+            raise SlimdeployError("`crop_pad` and `resized_crop` exclude each other: set one of them to 0")
         for name in ("momentum", "label_smoothing", "ema"):
             if not 0 <= (share := getattr(self, name)) < 1:
                 raise SlimdeployError(f"`{name}` must be from 0 to below 1, not {share:g}")
@@ -153,7 +158,7 @@ class TrainOptions:
 
     @property
     def augmentations(self) -> Augmentation:
-        """What is done to the images; a crop that is given takes the place of the preset's other one."""
+        """The augmentation. A crop that is given replaces the preset's other crop."""
         preset = AUGMENTATIONS[self.augmentation]
         pad, share = self.crop_pad, self.resized_crop
         return Augmentation(
@@ -169,14 +174,14 @@ class TrainOptions:
 
     @property
     def sparsity_target(self) -> float | None:
-        """The share of `auto:SHARE`; None where λ is fixed."""
+        """The share of `auto:SHARE`; None if λ is fixed."""
         if isinstance(self.sparsity, str):
             return float(self.sparsity.removeprefix(AUTO))
         return None
 
     @property
     def is_sparse(self) -> bool:
-        """Whether there is a penalty on γ."""
+        """Whether γ is penalised."""
         return self.sparsity != 0
 
     def _check_sparsity(self) -> None:
@@ -188,16 +193,21 @@ class TrainOptions:
             target = 0.0
         if not self.sparsity.startswith(AUTO) or not 0 < target < 1:
             raise SlimdeployError(
-                f"`sparsity` must be λ, or auto: and a share between 0 and 1 such as auto:0.9, "
+                f"`sparsity` must be a number (λ) or auto:SHARE with a share between 0 and 1, e.g. auto:0.9, "
                 f"not {self.sparsity!r}"
             )
         for name, own, needed, why in (
             ("sparsity_step", self.sparsity_step, "proximal", "only it makes exact zeros"),
-            ("sparse_layers", self.sparse_layers, "prunable", "it steers those that pruning can remove"),
-            ("patience", self.patience, None, "the zeros are complete at the end of the run only"),
+            (
+                "sparse_layers",
+                self.sparse_layers,
+                "prunable",
+                "λ is adjusted by the γ that pruning can remove",
+            ),
+            ("patience", self.patience, None, "γ reach zero only at the end of the run"),
         ):
             if own != needed:
-                advice = f"needs `{name}` {needed}" if needed else f"goes without `{name}`"
+                advice = f"needs `{name}` {needed}" if needed else f"cannot be used with `{name}`"
                 raise SlimdeployError(f"`sparsity` {self.sparsity} {advice}: {why}")
 
     def to_json(self) -> dict[str, Any]:
@@ -222,25 +232,25 @@ INHERITED = (
     "mixup",
     "cutmix",
 )
-"""Options of an earlier training that hold for a later one. The others are that training's own: how long, at
-which rates, and with which aim.
+"""Options of an earlier training that later trainings inherit. The others (duration, rates, target) hold only
+for the training itself.
 """
 CROPS = frozenset({"augmentation", "crop_pad", "resized_crop"})
 
 
 def inherited(given: Collection[str]) -> list[str]:
-    """Those of INHERITED that a later training takes over where `given` are its own: who chooses a crop,
-    chooses it whole.
+    """The options in INHERITED that a later training takes over if `given` are its own. If one option of the
+    crop is given, none of the crop is inherited.
     """
     own = CROPS.union(given) if CROPS & set(given) else given
     return [name for name in INHERITED if name not in own]
 
 
 SPARSITY = ("sparsity", "sparsity_step", "sparse_layers", "sparse_align", "shrink")
-"""Options of the penalty, which fine-tuning does without."""
+"""Options of the penalty, which do not apply to fine-tuning."""
 FINETUNE_LR = 1e-3
 WEIGHTS_LR = 3e-3
-"""Default rate of a training that starts from weights: a fresh network's would destroy them."""
+"""Default learning rate when training starts from weights: that of a new network would destroy them."""
 
 
 @dataclass(frozen=True)
@@ -254,12 +264,12 @@ class EpochRecord:
     val_loss: float
     val_accuracy: float
     zero_share: float
-    """Share of the penalised γ that are exactly zero, or were until their channels were taken out."""
+    """Share of the penalised γ that are exactly zero, removed channels included."""
     images_per_second: float
     strength: float = 0.0
     """λ at the end of the epoch."""
     macs: int = 0
-    """For one image, at the end of the epoch; 0 where it wasn't recorded."""
+    """MACs of one image at the end of the epoch; 0 if not recorded."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -99,12 +99,15 @@ def test_nothing_is_overwritten_unasked(gpu: FakeTensorrt, models: dict[str, Pat
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--trt", "--precision", "fp16"], "--precision is decided when the ONNX file is written, and "),
-        (["--trt-check", "--opset", "17"], "--opset is decided when the ONNX file is written"),
-        (["--trt", "--data", "digits"], "--data is decided when the ONNX file is written"),
-        (["--trt-check", "-o", "x.engine"], "--output names a file, and --trt-check alone writes none"),
-        (["--batch", "8"], "--batch is about an engine: pass --trt or --trt-check"),
-        (["--tf32"], "--tf32 is about an engine"),
+        (["--trt", "--precision", "fp16"], "--precision applies to checkpoints, and "),
+        (["--trt-check", "--opset", "17"], "--opset applies to checkpoints"),
+        (["--trt", "--data", "digits"], "--data applies to checkpoints"),
+        (
+            ["--trt-check", "-o", "x.engine"],
+            "--output cannot be used with --trt-check alone, which writes no file",
+        ),
+        (["--batch", "8"], "--batch applies to engines: pass --trt or --trt-check"),
+        (["--tf32"], "--tf32 applies to engines"),
         (["--trt-check", "--dla", "0"], "--dla can't be checked without a GPU (there is no accelerator)"),
         (["--trt-check", "--version-compatible"], "--version-compatible can't be checked without a GPU"),
     ],

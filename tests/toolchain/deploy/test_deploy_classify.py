@@ -258,14 +258,14 @@ def test_command_line(bundle, models, random_images, tmp_path):
     done = call(
         tmp_path / "images", tmp_path / "broken.png", tmp_path / "none", "--model", models["fp32"], "--json"
     )
-    assert (done.returncode, done.stderr) == (1, b"slimdeploy: 2 of 5 images couldn't be classified\n")
+    assert (done.returncode, done.stderr) == (1, b"slimdeploy: 2 of 5 images could not be classified\n")
     assert "No such file" in json.loads(done.stdout)["results"][4]["error"]
     done = call("-", "--frames", "16x16", "--root", store.root, "--json", input=frames[:-5])
     cut = json.loads(done.stdout)["results"]
     assert (cut[:2], done.returncode) == (raw["results"][:2], 1)
     assert cut[2] == {"image": "frame 2", "error": "frame 2: 763 bytes, not 768: check --frames"}
     done = call("-", "--frames", "16x16", "--root", store.root, input=b"")
-    assert (done.returncode, done.stderr) == (2, b"slimdeploy: no frame came on standard input\n")
+    assert (done.returncode, done.stderr) == (2, b"slimdeploy: no frame on standard input\n")
     done = call("broken.png", "--model", models["fp32"], text=True, cwd=tmp_path)
     assert done.stdout.count("broken.png") == 1  # its name, and then why
     for arguments in (("-",), ("x", "--frames", "4x4"), ("x", "--root", tmp_path / "none")):

@@ -71,7 +71,7 @@ def test_the_command_shows_a_table_and_goes_on_from_it(table):
     before = path.read_text()
     done = slimdeploy("lut", "--arch", "resnet18", "--size", 8, "--threads", 1, "--seconds", 0, "-o", path)
     assert done.returncode == 0, done.stderr
-    assert "not yet: run it again" in done.stdout
+    assert "not yet: run the command again" in done.stdout
     assert path.read_text() == before  # no time, no change
 
 

@@ -190,7 +190,7 @@ def test_a_study_of_someone_else_is_left_alone(sweep: Callable, tmp_path: Path) 
         (["digits"], "nothing to sweep over: give --sparsity, --ratio or --align"),
         (["digits", "--ratio", "0.5,x"], "--ratio 0.5,x: 'x' is not a number"),
         ([*HALF, "--pick", "latency"], "--pick 'latency': write it as "),
-        ([*HALF, "--sampler", "tpe"], "--sampler chooses among trials: say how many"),
+        ([*HALF, "--sampler", "tpe"], "--sampler needs --trials N"),
         ([*HALF, "--trials", "2", "--sampler", "tp"], "unknown sampler 'tp'; known: tpe"),
     ],
 )  # fmt: skip

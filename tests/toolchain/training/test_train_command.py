@@ -146,7 +146,8 @@ def test_a_share_that_the_network_does_not_allow_is_one_line(
     assert ran.error.endswith("a smaller share, or a smaller --sparse-align")
     ran = slimdeploy_command(*_train(image_folder, tmp_path / "net", "--sparsity", "much"))
     assert ran.error == (
-        "--sparsity must be λ, or auto: and a share between 0 and 1 such as auto:0.9, not 'much'"
+        "--sparsity must be a number (λ) or auto:SHARE with a share between 0 and 1, e.g. auto:0.9, "
+        "not 'much'"
     )
     assert not list(tmp_path.iterdir())
 
