@@ -89,7 +89,8 @@ def installed_table(made: dict[str, Any], root: Path, servers: list[ServerState]
     table = Table("deployed", made["version"], title=f"{root}")
     table.add_row("model", f"{made['variant']} on {made['backend']}")
     table.add_row("golden outputs", f"largest difference {golden['max_error']:.2g} "
-                  f"(allowed {golden['tolerance']:g}), top-1 {golden['top1_agreement']:.0%} of {golden['images']}")  # fmt: skip
+                  f"(allowed {golden['tolerance']:g}), "
+                  f"top-1 {golden['top1_agreement']:.0%} of {golden['images']}")  # fmt: skip
     if accuracy["images"]:
         table.add_row("accuracy", f"{accuracy['device']:.2%} here, {accuracy['host']:.2%} on the host, "
                       f"{accuracy['images']} images")  # fmt: skip
