@@ -155,9 +155,11 @@ def wants_json() -> bool:
     return bool(click.get_current_context().meta[JSON_KEY])
 
 
-def command(name: str) -> Callable[[Callable[..., Output]], Command]:
-    """Decorator: a function that returns an Output becomes the command `name`."""
-    return click.command(name, cls=Command, short_help=COMMANDS.get(name))
+def command(name: str, *, help: str | None = None) -> Callable[[Callable[..., Output]], Command]:
+    """Decorator: a function that returns an Output becomes the command `name`. `help`: the function's
+    docstring where not given.
+    """
+    return click.command(name, cls=Command, short_help=COMMANDS.get(name), help=help)
 
 
 class CommandTable(click.Group):

@@ -6,15 +6,28 @@ from pathlib import Path
 
 import click
 
+from slimdeploy.toolchain.artifacts import write_bytes
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.commands.options import machine_options
-from slimdeploy.toolchain.paths import OutputFolder
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.paths import OutputFolder, OutputPath
 from slimdeploy.toolchain.pipeline.stage import COMMANDS
+from slimdeploy.toolchain.recipes import DEFAULT, NAMES
 from slimdeploy.toolchain.runtime.torch_device import torch_device
 
 
-@command("run")
-@click.argument("recipe", default="digits", metavar="[RECIPE]")
+@command(
+    "run",
+    help=f"""Run all stages of RECIPE, from training to the bundle and the report.
+
+    RECIPE is a TOML file, or the name of a recipe that comes with slimdeploy: {", ".join(NAMES)}
+    (default: {DEFAULT}). The stages are {", ".join(COMMANDS)}.
+
+    Finished stages whose inputs have not changed are skipped, so the same command continues an
+    interrupted run.
+    """,
+)
+@click.argument("recipe", default=DEFAULT, metavar="[RECIPE]")
 @click.option(
     "-o",
     "--output",
@@ -27,29 +40,28 @@ from slimdeploy.toolchain.runtime.torch_device import torch_device
     "--from", "repeat_from", type=click.Choice(COMMANDS), metavar="STAGE",
     help=f"Repeat this stage and those after it: {', '.join(COMMANDS)}.",
 )  # fmt: skip
+@click.option("--copy", type=OutputPath(), help="Write the file of RECIPE there, as a template, and end.")
 @machine_options
 def run(
     recipe: str,
     output: Path | None,
     settings: tuple[str, ...],
     repeat_from: str | None,
+    copy: Path | None,
     device: str,
     threads: int | None,
 ) -> Output:
-    """Run all stages of RECIPE, from training to the bundle and the report.
-
-    RECIPE is a TOML file, or the name of one that comes with slimdeploy: digits (the default),
-    cifar10-resnet50, cifar10-resnet18, cifar10-10k or folder. The stages are train (sparse), prune, finetune,
-    export, calibrate, bench, package and report.
-
-    Finished stages whose inputs have not changed are skipped, so the same command continues an interrupted
-    run.
-    """
     from slimdeploy.toolchain.pipeline.recipe import find_recipe, load_recipe
     from slimdeploy.toolchain.pipeline.run import run_recipe
     from slimdeploy.toolchain.pipeline.table import table_text
 
-    chosen = load_recipe(find_recipe(recipe), settings)
+    file = find_recipe(recipe)
+    if copy is not None:
+        if copy.exists():
+            raise SlimdeployError(f"{copy} exists: name another file")
+        write_bytes(copy, file.read_bytes())
+        return Output({"recipe": str(copy)}, f"{copy}: change it, then slimdeploy run {copy}")
+    chosen = load_recipe(file, settings)
     result = run_recipe(
         chosen,
         output or Path("runs") / chosen.name,

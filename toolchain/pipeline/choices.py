@@ -9,7 +9,7 @@ from typing import Any
 from slimdeploy.calibrate.options import CalibrateOptions
 from slimdeploy.calibrate.qdq import FORMS
 from slimdeploy.toolchain.artifacts import sha256_file
-from slimdeploy.toolchain.checks import MAX_BATCH, MAX_SEED, check_finite, check_range
+from slimdeploy.toolchain.checks import MAX_BATCH, MAX_SEED, MAX_THREADS, check_finite, check_range
 from slimdeploy.toolchain.declared import option
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.measure.timing import TimingOptions
@@ -58,6 +58,8 @@ class BenchChoice:
     seed: int = TimingOptions.seed
     limit: int | None = None
     """Test images that the accuracy is measured on; None: all."""
+    threads: int | None = None
+    """CPU threads of the measured sessions; None: those of the run."""
 
     def __post_init__(self) -> None:
         check_finite(self)
@@ -66,6 +68,7 @@ class BenchChoice:
         check_range("batch", max(self.batch), 1, MAX_BATCH)
         check_range("seed", self.seed, 0, MAX_SEED)
         check_range("limit", self.limit, 1)
+        check_range("threads", self.threads, 1, MAX_THREADS)
         if self.seconds <= 0 or self.ci <= 0:
             raise SlimdeployError("seconds and ci must be above 0")
         if self.launches < 2:

@@ -185,13 +185,14 @@ def _calibrate(job: Job) -> Stage:
 def _bench(job: Job, models: list[Stage]) -> Stage:
     output = job.folder / "bench.json"
     files = [job.folder / stage.output for stage in models]
+    threads = job.recipe.bench.threads or job.threads
     return Stage(
         "bench",
         "bench",
         output.name,
         tuple(stage.name for stage in models),
-        [asdict(job.recipe.bench), job.threads],
-        lambda *_: bench_stage(job.recipe, files, output, job.threads),
+        [asdict(job.recipe.bench), threads],
+        lambda *_: bench_stage(job.recipe, files, output, threads),
     )
 
 

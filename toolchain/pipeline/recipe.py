@@ -20,10 +20,9 @@ from slimdeploy.toolchain.pipeline.choices import (
 )
 from slimdeploy.toolchain.pipeline.toml_options import build
 from slimdeploy.toolchain.pruning.options import PruneOptions
+from slimdeploy.toolchain.recipes import NAMES, RECIPES
 from slimdeploy.toolchain.training.options import FINETUNE_LR, WEIGHTS_LR, TrainOptions, inherited
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-DEFAULT_RECIPE = "digits"
 TRAINED = "trained"
 """As `finetune.teacher`: the run's own network before pruning."""
 _TARGETS = {"prune.ratio", "prune.params", "prune.macs", "prune.latency_ms"}
@@ -74,10 +73,9 @@ def find_recipe(name: str) -> Path:
         if not path.is_file():
             raise SlimdeployError(f"no recipe at {path}")
         return path
-    known = sorted(path.stem for path in RECIPES.glob("*.toml"))
-    if name not in known:
+    if name not in NAMES:
         raise SlimdeployError(
-            f"no recipe {name!r}; there are {', '.join(known)}, or give a .toml file.{nearest(name, known)}"
+            f"no recipe {name!r}; there are {', '.join(NAMES)}, or give a .toml file.{nearest(name, NAMES)}"
         )
     return RECIPES / f"{name}.toml"
 

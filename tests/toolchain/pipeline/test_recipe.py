@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -12,15 +13,16 @@ import pytest
 
 from slimdeploy.toolchain.cli import cli
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.pipeline.recipe import DEFAULT_RECIPE, RECIPES, Recipe, find_recipe, load_recipe
+from slimdeploy.toolchain.pipeline.recipe import Recipe, find_recipe, load_recipe
 from slimdeploy.toolchain.pipeline.toml_options import keys
+from slimdeploy.toolchain.recipes import DEFAULT, NAMES
 from slimdeploy.toolchain.training.options import FINETUNE_LR, WEIGHTS_LR
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_recipe_that_comes_along_is_valid(path: Path) -> None:
-    recipe = load_recipe(find_recipe(path.stem))
-    assert recipe.name == path.stem
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_that_comes_along_is_valid(name: str) -> None:
+    recipe = load_recipe(find_recipe(name))
+    assert recipe.name == name
     assert recipe.finetune.sparsity == 0
     dense = {"cifar10-resnet18": "whose report is of a dense one", "own-model": "which isn't trained here"}
     assert recipe.train.is_sparse != (recipe.name in dense)
@@ -28,10 +30,19 @@ def test_every_recipe_that_comes_along_is_valid(path: Path) -> None:
 
 
 def test_the_recipes_promised_are_there() -> None:
-    names = {path.stem for path in RECIPES.glob("*.toml")}
-    assert {"digits", "cifar10-resnet50", "cifar10-resnet18", "folder", "own-model"} <= names
-    digits = load_recipe(find_recipe(DEFAULT_RECIPE))
+    assert {"digits", "cifar10-resnet50", "cifar10-resnet18", "folder", "own-model"} <= set(NAMES)
+    digits = load_recipe(find_recipe(DEFAULT))
     assert (digits.data.name, digits.network.arch, digits.prune.ratio) == ("digits", "resnet50", 0.9)
+
+
+def test_a_recipe_that_comes_along_is_copied_to_start_from(
+    slimdeploy_command: Callable, tmp_path: Path
+) -> None:
+    copy = tmp_path / "my.toml"
+    assert slimdeploy_command("run", "folder", "--copy", copy).exit_code == 0
+    assert load_recipe(find_recipe(str(copy))).data == load_recipe(find_recipe("folder")).data
+    again = slimdeploy_command("run", "digits", "--copy", copy)
+    assert (again.exit_code, again.err) == (2, f"slimdeploy: {copy} exists: name another file\n")
 
 
 def test_the_resnet18_report_s_settings() -> None:
