@@ -3,7 +3,7 @@ BIN := .venv/bin
 # The package is this folder, whatever its name: type checking finds it under its import name through a link.
 TYPES := .venv/types
 
-.PHONY: demo test test-machines test-versions lint types install clean gpu-check gpu-chain device-check
+.PHONY: demo test test-machines test-versions docs lint types install clean gpu-check gpu-chain device-check
 
 demo: install
 	$(BIN)/slimdeploy run digits --output runs/digits
@@ -19,6 +19,14 @@ test-machines: install .venv/tensorrt-on-cpu
 # What may depend on versions, with each of Python 3.10 to 3.13 and torch 2.13 and 2.15 that this machine can get.
 test-versions:
 	$(PYTHON) tests/versions.py
+
+# The documentation as a site in build/site; a broken link or an unreadable docstring fails it.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+.venv/docs: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 # TensorRT's parser and builder, which need no GPU: `slimdeploy export --trt-check`. Without, their tests are skipped.
 .venv/tensorrt-on-cpu: .venv/installed

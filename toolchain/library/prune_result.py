@@ -23,17 +23,21 @@ class Latency:
 
 @dataclass(frozen=True)
 class PruneResult:
-    """The pruned network and what pruning did. `accuracy` (0…1) is of the test images, and None where there
-    were none.
-    """
+    """The pruned network and what pruning did."""
 
     checkpoint: Checkpoint
     channels: tuple[int, ...]
+    """Widths that are left, in order of execution."""
     before: Cost
     after: Cost
     removed_blocks: tuple[str, ...]
+    """Blocks of which only the shortcut is left."""
     folding: Folding
+    """How many constants were folded, and how."""
     accuracy: dict[str, float] | None
+    """On the test images, 0…1, before pruning and after each thing done; `final` is the network's. None
+    without test images.
+    """
     seconds: float
     """Scoring, selection and surgery; neither reading, evaluation nor writing."""
     latency: Latency | None = None

@@ -73,7 +73,16 @@ class Proximal:
 
 
 def gammas(network: nn.Module, *, layers: str = "prunable", size: int | None = None) -> list[Tensor]:
-    """The γ (C,) of `network` itself that a penalty acts on: see Proximal for the arguments and errors."""
+    """The γ (C,) of `network` itself that a penalty acts on, for a penalty of your own.
+
+    Args:
+        network: One of ours, or a module that takes images (N, 3, size, size).
+        layers: `prunable` gives the γ of channels that can be removed, `all` every γ.
+        size: Side of the images in pixels. Needed with a module that isn't ours.
+
+    Raises:
+        SlimdeployError: The module can't be traced.
+    """
     if isinstance(network, GraphNetwork):
         graph = network.graph
     elif size is None:

@@ -31,24 +31,30 @@ rather more launches than longer ones.
 
 @dataclass(frozen=True)
 class TimingOptions:
-    """How long and how sure. `seconds` is timed running for each model at each batch size; `ci` is the
-    half-width asked for, relative to the median. `launches`, `minimum_runs` and one round a launch are done
-    even where they take longer than `seconds`.
+    """How long and how sure. `launches`, `minimum_runs` and one round a launch are done even where they take
+    longer than `seconds`.
     """
 
     seconds: float = 10.0
+    """Timed running for each model at each batch size."""
     ci: float = 0.02
+    """Half-width of the 95 % interval asked for, relative to the median."""
     seed: int = 0
+    """Of the random order."""
     launches: int = 10
     """Fresh processes for each model, at least two. The intervals are looked at after every so many: looking
     after each would stop where they happen to be narrow.
     """
     block_s: float = 0.025
+    """Seconds of a block."""
     minimum_runs: int = 3
     """In each block."""
     lead_in: int = 2
+    """Untimed runs before each block."""
     warm_up_floor_s: float = 0.3
+    """Shortest warm-up, in seconds."""
     warm_up_limit_s: float = 1.0
+    """Longest warm-up, in seconds."""
 
     @property
     def launch_s(self) -> float:
