@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions as DataOptions
     from slimdeploy.toolchain.data.dataset import Dataset as Dataset
     from slimdeploy.toolchain.data.dataset import Split as Split
+    from slimdeploy.toolchain.deploy.deploy import DeployResult as DeployResult
+    from slimdeploy.toolchain.deploy.deploy import deploy as deploy
+    from slimdeploy.toolchain.deploy.deploy import rollback as rollback
+    from slimdeploy.toolchain.deploy.options import DeployOptions as DeployOptions
+    from slimdeploy.toolchain.deploy.options import SshOptions as SshOptions
+    from slimdeploy.toolchain.deploy.package import PackageResult as PackageResult
     from slimdeploy.toolchain.deploy.package import package as package
     from slimdeploy.toolchain.errors import CheckFailed as CheckFailed
     from slimdeploy.toolchain.errors import SlimdeployError as SlimdeployError
@@ -42,7 +48,9 @@ _T = "slimdeploy.toolchain."
 _MODULES = {
     "slimdeploy.calibrate.options": ("CalibrateOptions",),
     _T + "data.dataset": ("DataOptions", "Dataset", "Split"),
-    _T + "deploy.package": ("package",),
+    _T + "deploy.deploy": ("DeployResult", "deploy", "rollback"),
+    _T + "deploy.options": ("DeployOptions", "SshOptions"),
+    _T + "deploy.package": ("PackageResult", "package"),
     _T + "errors": ("CheckFailed", "SlimdeployError"),
     _T + "library": ("sparsity",),
     _T + "library.quantize": ("Calibration", "quantize"),

@@ -116,8 +116,14 @@ def _flags_named(command: click.Command) -> Iterator[None]:
     try:
         yield
     except SlimdeployError as error:
-        error.message = error.told(lambda parameter: _flag_of(command, parameter))
+        name_flags(error, command)
         raise
+
+
+def name_flags(error: SlimdeployError, command: click.Command | None = None) -> None:
+    """Say in `error` the flags of `command`, by default of the one that runs, instead of parameters."""
+    own = command or click.get_current_context().command
+    error.message = error.told(lambda parameter: _flag_of(own, parameter))
 
 
 def _flag_of(command: click.Command, parameter: str) -> str:

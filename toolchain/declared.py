@@ -43,6 +43,8 @@ class Declaration:
     form: Form | None = None
     path: bool = False
     """A text that names an existing file."""
+    metavar: str = ""
+    """What stands for the value in `--help`, where its type alone says too little."""
     flag: str = ""
     """Its flag, where that isn't called as the field."""
     unset: str = ""
@@ -65,6 +67,8 @@ def check_declared(options: Any) -> None:
     """Raises SlimdeployError for the first value that isn't finite, known or within its range."""
     for name, declared in declarations(options).items():
         value = getattr(options, name)
+        if value is None:
+            continue
         if isinstance(value, float) and not math.isfinite(value):
             raise SlimdeployError(f"`{name}` must be a finite number, not {value:g}")
         if isinstance(declared.choices, Registry):

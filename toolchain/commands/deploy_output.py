@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimdeploy.toolchain.cli import Output
+from slimdeploy.toolchain.cli import Output, name_flags
 from slimdeploy.toolchain.formatting import printable
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
+    from slimdeploy.toolchain.deploy.deploy import DeployResult
+    from slimdeploy.toolchain.deploy.device import Deployment
     from slimdeploy.toolchain.deploy.remote import HostResult
     from slimdeploy.toolchain.deploy.running import ServerState
 
 
-def said(server: ServerState) -> str:
-    return f"{server.url} serves {server.version}" + (f": {server.error}" if server.error else " now")
+def deploy_output(result: DeployResult, root: Path) -> Output:
+    """Of a deployment or a rollback, here or on other devices."""
+    for host in result.hosts:
+        if host.problem:
+            name_flags(host.problem)
+    return Output(result.to_json(), _text(result, root), result.failed)
 
 
-def remote_output(results: list[HostResult]) -> Output:
+def _text(result: DeployResult, root: Path) -> RenderableType:
+    from slimdeploy.toolchain.deploy.device import Deployment, Restored
+
+    match result.deployment:
+        case Deployment() as made:
+            return _installed(made, root, result.servers)
+        case Restored(version, golden):
+            back = f"back to {version}: golden outputs differ by {golden.max_error:.2g}"
+            return "\n".join([back, *map(str, result.servers)])
+        case None:
+            return _everywhere(result.hosts)
+
+
+def _everywhere(results: Sequence[HostResult]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
@@ -30,11 +50,10 @@ def remote_output(results: list[HostResult]) -> Output:
     if any(result.deployment for result in results) or not parts:
         parts.append(_deployments(results))
     errors = [Text(f"{result.host}: {result.error}") for result in results if result.error]
-    failed = f"{len(errors)} of {len(results)} hosts failed" if errors else None
-    return Output({"hosts": [result.to_json() for result in results]}, Group(*parts, *errors), failed)
+    return Group(*parts, *errors)
 
 
-def _environments(results: list[HostResult]) -> Table:
+def _environments(results: Sequence[HostResult]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
@@ -54,7 +73,7 @@ def _environments(results: list[HostResult]) -> Table:
     return table
 
 
-def _remarks(results: list[HostResult]) -> Iterator[str]:
+def _remarks(results: Sequence[HostResult]) -> Iterator[str]:
     """Problems that doctor found on the host, each with the command that fixes it."""
     for result in results:
         for each in result.environment["doctor"]["findings"] if result.environment else ():
@@ -63,7 +82,7 @@ def _remarks(results: list[HostResult]) -> Iterator[str]:
                 yield printable(f"{result.host}: {each['name']}, {each['detail']}{mend}")
 
 
-def _deployments(results: list[HostResult]) -> Table:
+def _deployments(results: Sequence[HostResult]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
@@ -73,36 +92,35 @@ def _deployments(results: list[HostResult]) -> Table:
         if made is None:
             table.add_row(escape(result.host), "[red]failed[/]", "", "", "", f"{result.seconds:.1f}")
             continue
-        latency = f"~{made['latency_ms']['p50']:.3g} ms" if "latency_ms" in made else ""
-        runs = f"{made['variant']} on {made['backend']}" if "variant" in made else ""
-        golden = f"{made['golden']['max_error']:.2g}"
-        texts = [escape(printable(text)) for text in (result.host, made["version"], runs)]
-        table.add_row(*texts, latency, golden, f"{result.seconds:.1f}")
+        latency = "" if made.p50_ms is None else f"~{made.p50_ms:.3g} ms"
+        runs = f"{made.variant} on {made.backend}" if made.variant else ""
+        texts = [escape(printable(text)) for text in (result.host, made.version, runs)]
+        table.add_row(*texts, latency, f"{made.max_error:.2g}", f"{result.seconds:.1f}")
     return table
 
 
-def installed_table(made: dict[str, Any], root: Path, servers: list[ServerState]) -> Table:
+def _installed(made: Deployment, root: Path, servers: Sequence[ServerState]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    golden, accuracy, latency = made["golden"], made["accuracy"], made["latency_ms"]
-    table = Table("deployed", made["version"], title=f"{root}")
-    table.add_row("model", f"{made['variant']} on {made['backend']}")
-    table.add_row("golden outputs", f"largest difference {golden['max_error']:.2g} "
-                  f"(allowed {golden['tolerance']:g}), "
-                  f"top-1 {golden['top1_agreement']:.0%} of {golden['images']}")  # fmt: skip
-    if accuracy["images"]:
-        table.add_row("accuracy", f"{accuracy['device']:.2%} here, {accuracy['host']:.2%} on the host, "
-                      f"{accuracy['images']} images")  # fmt: skip
-    table.add_row("one image", f"~{latency['p50']:.3g} ms (p50), ~{latency['p99']:.3g} ms (p99), "
-                  f"{latency['runs']} runs in one process")  # fmt: skip
-    table.add_row("CPU", escape(made["cpu"]))
-    if len(timed := made["candidates_ms"]) > 1:
+    golden, accuracy, latency = made.golden, made.accuracy, made.latency_ms
+    table = Table("deployed", made.version, title=f"{root}")
+    table.add_row("model", f"{made.variant} on {made.backend}")
+    table.add_row("golden outputs", f"largest difference {golden.max_error:.2g} "
+                  f"(allowed {golden.tolerance:g}), "
+                  f"top-1 {golden.top1_agreement:.0%} of {golden.images}")  # fmt: skip
+    if accuracy.device is not None:
+        on_host = "" if accuracy.host is None else f"{accuracy.host:.2%} on the host, "
+        table.add_row("accuracy", f"{accuracy.device:.2%} here, {on_host}{accuracy.images} images")
+    table.add_row("one image", f"~{latency.p50:.3g} ms (p50), ~{latency.p99:.3g} ms (p99), "
+                  f"{latency.runs} runs in one process")  # fmt: skip
+    table.add_row("CPU", escape(made.cpu))
+    if len(timed := made.candidates_ms) > 1:
         table.add_row("fastest of", ", ".join(f"{name} ~{ms:.3g} ms" for name, ms in timed.items()))
-    if made["signer"]:
-        table.add_row("signed by", made["signer"])
+    if made.signer:
+        table.add_row("signed by", made.signer)
     for server in servers:
-        table.add_row("server", escape(said(server)))
-    for note in made["notes"]:
+        table.add_row("server", escape(str(server)))
+    for note in made.notes:
         table.add_row("note", escape(note))
     return table

@@ -83,6 +83,7 @@ def _flag(
         cls=GroupedOption,
         heading=heading,
         type=None if kind is bool else _converter(kind, declared),
+        metavar=declared.metavar or None,
         default=default,
         is_flag=kind is bool,
         multiple=several,

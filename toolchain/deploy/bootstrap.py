@@ -200,9 +200,9 @@ def _make(connection: Connection, payload: Payload, archive: str, machine: dict[
 
 def _advice(payload: Payload, said: str) -> str:
     if payload.offline:
-        return "DIR lacks a wheel for that Python and CPU: docs/jetson.md has the pip download that fills it"
+        return "`wheels` lacks one for that Python and CPU: docs/jetson.md has the pip download that fills it"
     if "No matching distribution" in said:
-        return "where no package index is in reach there, bring the wheels: --wheels DIR (docs/jetson.md)"
+        return "where no package index is in reach there, bring the wheels with `wheels` (docs/jetson.md)"
     return "mend that there, and run the same command again"
 
 

@@ -5,28 +5,41 @@ bundle's models is the fastest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from slimdeploy.toolchain.deploy import bundle as bundles
 from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest
-from slimdeploy.toolchain.deploy.engine import Choice, Engine, EngineOptions, prepare
-from slimdeploy.toolchain.deploy.golden import MAX_ACCURACY_DROP, compare, compute_logits
+from slimdeploy.toolchain.deploy.engine import Choice, Engine, prepare
+from slimdeploy.toolchain.deploy.golden import MAX_ACCURACY_DROP, GoldenResult, compare, compute_logits
+from slimdeploy.toolchain.deploy.options import DeployOptions
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
 from slimdeploy.toolchain.machine.cpu import this_cpu
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
-from slimdeploy.toolchain.runtime.single_image import time_single_images
+from slimdeploy.toolchain.runtime.single_image import Latency, time_single_images
 
 
 @dataclass(frozen=True)
-class DeployOptions:
-    """How to install. `allowed_signers` is kept on the device and holds from then on."""
+class Accuracy:
+    """Share of the bundle's evaluation images that were classified right, 0…1; None where it isn't known."""
 
-    engine: EngineOptions = field(default_factory=EngineOptions)
-    threads: int | None = None
-    allowed_signers: Path | None = None
-    measure_seconds: float = 1.0
+    images: int
+    host: float | None
+    device: float | None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A model that computes here what it computed on the host."""
+
+    variant: str
+    precision: str
+    runtime: str
+    """The backend that opens it; `backend` is what the open session calls itself."""
+    backend: str
+    golden: GoldenResult
+    accuracy: Accuracy
+    latency_ms: Latency
 
 
 def fastest(
@@ -36,30 +49,29 @@ def fastest(
     options: DeployOptions,
     *,
     free_mb: float,
-) -> tuple[Engine, dict[str, Any]]:
-    """Check and time each choice on this device; returns the fastest of those that pass, with what was found.
+) -> tuple[Engine, Checked, dict[str, float]]:
+    """Check and time each choice on this device; returns the fastest of those that pass, with what was found,
+    and the median milliseconds of each by its variant.
 
     Raises CheckFailed where none passes.
     """
-    passed: list[tuple[Engine, dict[str, Any]]] = []
+    passed: list[tuple[Engine, Checked]] = []
     failures: list[CheckFailed] = []
     for choice in choices:
-        engine = prepare(folder, choice, options.engine, free_mb=free_mb)
+        engine = prepare(folder, choice, batch=options.batch, free_mb=free_mb)
         try:
             passed.append((engine, check_model(folder, manifest, engine, options)))
         except CheckFailed as error:
             failures.append(error)
     if not passed:
         raise failures[0]
-    engine, checked = min(passed, key=lambda entry: entry[1]["latency_ms"].p50)
-    timed = {engine.variant.id: found["latency_ms"].p50 for engine, found in passed}
+    engine, checked = min(passed, key=lambda entry: entry[1].latency_ms.p50)
+    timed = {engine.variant.id: found.latency_ms.p50 for engine, found in passed}
     notes = (*engine.notes, *(f"not used: {error}" for error in failures))
-    return replace(engine, notes=notes), {**checked, "candidates_ms": timed}
+    return replace(engine, notes=notes), checked, timed
 
 
-def check_model(
-    folder: Path, manifest: BundleManifest, engine: Engine, options: DeployOptions
-) -> dict[str, Any]:
+def check_model(folder: Path, manifest: BundleManifest, engine: Engine, options: DeployOptions) -> Checked:
     """Golden run, accuracy and latency of a model; raises CheckFailed where it isn't what it was on the
     host.
     """
@@ -69,7 +81,7 @@ def check_model(
             raise SlimdeployError(
                 f"{engine.path.name} takes {session.input_shape}, its manifest says {prep.size}"
             )
-        batch = options.engine.batch
+        batch = options.batch
         logits = compute_logits(session, bundles.golden_images(folder, manifest), prep, batch=batch)
         golden = compare(logits, bundles.golden_logits(folder, manifest, variant), variant.precision)
         if not golden.passed:
@@ -78,17 +90,22 @@ def check_model(
                 f"{golden.max_error:.3g}, {golden.tolerance:g} is allowed; the version before stays in use"
             )
         images, labels = bundles.evaluation_set(folder, manifest)
-        accuracy: dict[str, Any] = {"images": len(labels), "host": variant.accuracy, "device": None}
+        accuracy = Accuracy(len(labels), host=variant.accuracy, device=None)
         if len(labels):
             right = compute_logits(session, images, prep, batch=batch).argmax(1) == labels
-            accuracy["device"] = round(float(right.mean()), 6)
-            if variant.accuracy is not None and accuracy["device"] < variant.accuracy - MAX_ACCURACY_DROP:
+            here = round(float(right.mean()), 6)
+            accuracy = replace(accuracy, device=here)
+            if variant.accuracy is not None and here < variant.accuracy - MAX_ACCURACY_DROP:
                 raise CheckFailed(
-                    f"{variant.id} on {session.backend}: {accuracy['device']:.1%} of the images right, "
+                    f"{variant.id} on {session.backend}: {here:.1%} of the images right, "
                     f"{variant.accuracy:.1%} on the host; the version before stays in use"
                 )
-        latency = time_single_images(session, options.measure_seconds)
-        return {
-            "variant": variant.id, "precision": variant.precision, "runtime": engine.backend,
-            "backend": session.backend, "golden": golden, "accuracy": accuracy, "latency_ms": latency,
-        }  # fmt: skip
+        return Checked(
+            variant=variant.id,
+            precision=variant.precision,
+            runtime=engine.backend,
+            backend=session.backend,
+            golden=golden,
+            accuracy=accuracy,
+            latency_ms=time_single_images(session, options.seconds),
+        )

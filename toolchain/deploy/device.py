@@ -13,7 +13,7 @@ from slimdeploy.toolchain.deploy import bundle as bundles
 from slimdeploy.toolchain.deploy import signature
 from slimdeploy.toolchain.deploy.bundle import Bundle
 from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest, Variant
-from slimdeploy.toolchain.deploy.check import DeployOptions, check_model, fastest
+from slimdeploy.toolchain.deploy.check import Accuracy, check_model, fastest
 from slimdeploy.toolchain.deploy.engine import candidates
 from slimdeploy.toolchain.deploy.golden import GoldenResult
 from slimdeploy.toolchain.deploy.installed import (
@@ -23,6 +23,7 @@ from slimdeploy.toolchain.deploy.installed import (
     installed_engine,
     read_document,
 )
+from slimdeploy.toolchain.deploy.options import DeployOptions
 from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.deploy.trial import try_model
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -53,7 +54,7 @@ class Deployment:
     """The backend that opens it; `backend` is what the open session calls itself."""
     backend: str
     golden: GoldenResult
-    accuracy: dict[str, Any]
+    accuracy: Accuracy
     latency_ms: Latency
     candidates_ms: dict[str, float]
     """Median of every model that was timed here, by its variant; the fastest one runs."""
@@ -68,7 +69,18 @@ class Deployment:
         return asdict(self)
 
 
-def deploy(
+@dataclass(frozen=True)
+class Restored:
+    """The version that is in use again after a rollback."""
+
+    version: str
+    golden: GoldenResult
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def install(
     path: Path, store: Store, options: DeployOptions, *, facts: DeviceFacts | None = None
 ) -> Deployment:
     """Install the bundle at `path` and make it the current version.
@@ -81,15 +93,16 @@ def deploy(
     before stays the current one.
     """
     facts = facts or read_facts()
+    allowed = Path(options.allowed_signers) if options.allowed_signers else None
     sha256 = artifacts.sha256_file(path)
     bundle = bundles.read_bundle(path)
     with store.lock():
-        signer, notes = _check_signature(bundle, store, options.allowed_signers)
-        if options.allowed_signers:
-            artifacts.write_bytes(store.allowed_signers, options.allowed_signers.read_bytes())
+        signer, notes = _check_signature(bundle, store, allowed)
+        if allowed:
+            artifacts.write_bytes(store.allowed_signers, allowed.read_bytes())
         store.clean()
-        choices = candidates(bundle.manifest, options.engine)
-        same = current_if_same(store, sha256, choices, batch=options.engine.batch)
+        choices = candidates(bundle.manifest, options)
+        same = current_if_same(store, sha256, choices, batch=options.batch)
         if same is not None and read_document(same).get("signer") == signer:
             with contextlib.suppress(SlimdeployError):
                 return _check_again(same, options)
@@ -100,28 +113,29 @@ def deploy(
             for choice in choices:
                 if signer is None and choice.backend == "onnxruntime":
                     model = folder / choice.variant.model
-                    try_model(model, read_onnx(model), batch=options.engine.batch)
-            engine, checked = fastest(folder, bundle.manifest, choices, options, free_mb=facts.free_mb)
+                    try_model(model, read_onnx(model), batch=options.batch)
+            engine, checked, timed = fastest(folder, bundle.manifest, choices, options, free_mb=facts.free_mb)
             made = Deployment(
                 version=store.next_version(bundle.manifest.name),
                 bundle_sha256=sha256,
                 signer=signer,
                 model=str(engine.path.relative_to(folder)),
                 model_sha256=artifacts.sha256_file(engine.path),
-                batch=options.engine.batch,
+                batch=options.batch,
                 cpu=str(this_cpu()),
                 notes=(*notes, *engine.notes),
                 device=facts.to_json(),
                 versions=versions(),
-                **checked,
+                candidates_ms=timed,
+                **vars(checked),
             )
             artifacts.write_json(folder / DOCUMENT, made.to_json())
             store.add(folder, made.version, instead_of=same.name if same else None)
     return made
 
 
-def rollback(store: Store, options: DeployOptions) -> tuple[str, GoldenResult]:
-    """Go back to the version before the current one, once it has proved itself again; returns its name."""
+def rollback(store: Store, options: DeployOptions) -> Restored:
+    """Go back to the version before the current one, once it has proved itself again."""
     with store.lock():
         names = store.active()
         if len(names) < 2:
@@ -132,8 +146,8 @@ def rollback(store: Store, options: DeployOptions) -> tuple[str, GoldenResult]:
         check_signer(folder, store)
         manifest = bundles.read_folder(folder)
         engine = installed_engine(folder, manifest)
-        golden = check_model(folder, manifest, engine, options)["golden"]
-        return store.drop_current(), golden
+        golden = check_model(folder, manifest, engine, options).golden
+        return Restored(store.drop_current(), golden)
 
 
 def open_deployed(store: Store, options: SessionOptions) -> tuple[Session, str]:
@@ -168,7 +182,7 @@ def _check_again(folder: Path, options: DeployOptions) -> Deployment:
     manifest = bundles.read_folder(folder)
     engine = installed_engine(folder, manifest)
     checked = check_model(folder, manifest, engine, options)
-    kept = {**read_document(folder), **checked}
+    kept = {**read_document(folder), **vars(checked)}
     kept["notes"] = (*kept["notes"], "was deployed already: checked again")
     try:
         return Deployment(**kept)
@@ -185,7 +199,7 @@ def _check_resources(manifest: BundleManifest, variant: Variant, root: Path, fac
     if free < needed:
         raise SlimdeployError(
             f"{root}: not enough disk space: {-(-needed >> 20)} MiB needed, {free >> 20} MiB free; "
-            "free space or choose another --root"
+            "free space or choose another `root`"
         )
     needed_mb = 64 + 4 * model / 2**20
     if facts.free_mb < needed_mb:

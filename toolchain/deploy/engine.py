@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest, Variant
+from slimdeploy.toolchain.deploy.options import DeployOptions
 from slimdeploy.toolchain.errors import SlimdeployError, missing_library
 
 # Backend, best first -> the models to prefer on it, best first: precision and whom it was quantised for. On
@@ -37,16 +38,6 @@ WORKSPACE_MB = 1024
 
 
 @dataclass(frozen=True)
-class EngineOptions:
-    """What to run. `precision` and `backend` None take the best that bundle and device have."""
-
-    precision: str | None = None
-    backend: str | None = None
-    batch: int = 8
-    """Images that are computed together at most."""
-
-
-@dataclass(frozen=True)
 class Choice:
     """A model of the bundle and what runs it; `notes` say what a person should know of it."""
 
@@ -65,7 +56,7 @@ class Engine:
     notes: tuple[str, ...]
 
 
-def candidates(manifest: BundleManifest, options: EngineOptions) -> tuple[Choice, ...]:
+def candidates(manifest: BundleManifest, options: DeployOptions) -> tuple[Choice, ...]:
     """Which models to try here, and the backend: one for TensorRT, all that fit for onnxruntime. Raises
     SlimdeployError where none fits.
     """
@@ -85,9 +76,9 @@ def candidates(manifest: BundleManifest, options: EngineOptions) -> tuple[Choice
     raise SlimdeployError(f"none of the bundle's models runs on {backend}; it has {has}")
 
 
-def prepare(folder: Path, choice: Choice, options: EngineOptions, *, free_mb: float) -> Engine:
+def prepare(folder: Path, choice: Choice, *, batch: int, free_mb: float) -> Engine:
     """Make what `choice` says ready to run, inside the unpacked bundle's `folder`: build the engine for
-    TensorRT.
+    TensorRT, for at most `batch` images at once.
 
     `free_mb` is the memory that the build may share. Raises SlimdeployError where the engine can't be built.
     """
@@ -98,7 +89,7 @@ def prepare(folder: Path, choice: Choice, options: EngineOptions, *, free_mb: fl
     from slimdeploy.toolchain.stages import engine as engine_stage
 
     build = engine_options.EngineOptions(
-        batch=(1, options.batch, options.batch), workspace_mb=max(16, min(WORKSPACE_MB, int(free_mb / 2)))
+        batch=(1, batch, batch), workspace_mb=max(16, min(WORKSPACE_MB, int(free_mb / 2)))
     )
     built = engine_stage.build_here(model, folder / f"{choice.variant.id}.engine", build)
     notes = choice.notes if built.audit.failed is None else (*choice.notes, built.audit.failed)
@@ -107,14 +98,12 @@ def prepare(folder: Path, choice: Choice, options: EngineOptions, *, free_mb: fl
 
 def _choose_backend(asked: str | None) -> tuple[str, tuple[str, ...]]:
     """The backend, and what to say of it."""
-    if asked not in (None, *PREFERENCES):
-        raise SlimdeployError(f"--backend {asked}: {' or '.join(PREFERENCES)} can be deployed")
     if asked != "onnxruntime":
         reason = _why_no_tensorrt()
         if reason is None:
             return "tensorrt", ()
         if asked == "tensorrt":
-            raise SlimdeployError(f"--backend tensorrt: {reason}")
+            raise SlimdeployError(f"`backend` tensorrt: {reason}")
     if not importlib.util.find_spec("onnxruntime"):
         raise SlimdeployError("no runtime is installed here: pip install 'slimdeploy[cpu]'")
     return "onnxruntime", () if asked else (f"on onnxruntime's CPU provider, not on TensorRT: {reason}",)

@@ -14,7 +14,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ class ServerState:
     url: str
     version: str
     error: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.url} serves {self.version}" + (f": {self.error}" if self.error else " now")
 
 
 class Registration:
@@ -99,7 +102,3 @@ def _documents(root: Path) -> Iterator[dict[str, Any]]:
                 document = artifacts.read_json(path, "state of a server")
                 if isinstance(document, dict):
                     yield document
-
-
-def to_json(states: list[ServerState]) -> list[dict[str, Any]]:
-    return [asdict(state) for state in states]

@@ -14,47 +14,50 @@ from slimdeploy.toolchain.errors import SlimdeployError
 
 R = TypeVar("R")
 
+_SECTION = "Keyword Args:"
+
 
 def takes(
-    kind: type, defaults: Mapping[str, Any] | None = None
+    kind: type, defaults: Mapping[str, Any] | None = None, *, into: str = "options"
 ) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Decorator: the function's keyword-only parameter `options`, an instance of the dataclass `kind`, can
-    also be given field by field. Signature and docstring say so, from the declarations of `kind`. `defaults`
-    go before those of the fields.
+    """Decorator: the function's keyword-only parameter `into`, an instance of the dataclass `kind`, can also
+    be given field by field. Signature and docstring say so, from the declarations of `kind`. `defaults` go
+    before those of the fields.
     """
     names = [f.name for f in fields(kind)]
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
-        signature = _signature(function, kind, defaults or {})
+        signature = _signature(function, kind, defaults or {}, into)
 
         @functools.wraps(function)
         def called(*arguments: Any, **keywords: Any) -> R:
             signature.bind(*arguments, **keywords)  # TypeError names what is missing or unknown
             own = {name: keywords.pop(name) for name in names if name in keywords}
-            options = keywords.pop("options", None)
+            options = keywords.pop(into, None)
             if options is not None and own:
-                raise SlimdeployError(f"give `options` or `{next(iter(own))}`, not both")
-            return function(*arguments, **keywords, options=options or kind(**{**(defaults or {}), **own}))
+                raise SlimdeployError(f"give `{into}` or `{next(iter(own))}`, not both")
+            keywords[into] = options or kind(**{**(defaults or {}), **own})
+            return function(*arguments, **keywords)
 
         called.__signature__ = signature  # type: ignore[attr-defined]
-        called.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{_listed(kind)}"
+        called.__doc__ = _documented(inspect.cleandoc(function.__doc__ or ""), kind, into)
         return called
 
     return decorate
 
 
-def _signature(function: Callable[..., Any], kind: type, defaults: Mapping[str, Any]) -> inspect.Signature:
+def _signature(
+    function: Callable[..., Any], kind: type, defaults: Mapping[str, Any], into: str
+) -> inspect.Signature:
     own, keyword = inspect.signature(function), inspect.Parameter.KEYWORD_ONLY
     values = {f.name: defaults.get(f.name, _default(f)) for f in fields(kind)}
     hints = typing.get_type_hints(kind)
-    parameters = [p for p in own.parameters.values() if p.name != "options"]
+    parameters = [p for p in own.parameters.values() if p.name != into]
     parameters += [
         inspect.Parameter(f.name, keyword, annotation=hints[f.name], default=values[f.name])
         for f in fields(kind)
     ]
-    parameters.append(
-        inspect.Parameter("options", keyword, annotation=f"{kind.__name__} | None", default=None)
-    )
+    parameters.append(inspect.Parameter(into, keyword, annotation=f"{kind.__name__} | None", default=None))
     return own.replace(parameters=parameters)
 
 
@@ -64,9 +67,8 @@ def _default(field: Any) -> Any:
     return inspect.Parameter.empty if field.default is MISSING else field.default
 
 
-def _listed(kind: type) -> str:
-    """The options as a section of a docstring."""
+def _documented(doc: str, kind: type, into: str) -> str:
+    """The docstring with the options in its last section, which is made where it isn't there yet."""
     lines = [f"    {name}: {declared.help}" for name, declared in declarations(kind).items()]
-    return "\n".join(
-        ["Keyword Args:", *lines, f"    options: All of these as one {kind.__name__}, instead of them."]
-    )
+    lines.append(f"    {into}: The {len(lines)} options above as one {kind.__name__}, instead of them.")
+    return "\n".join([doc, *([] if _SECTION in doc else ["", _SECTION]), *lines])

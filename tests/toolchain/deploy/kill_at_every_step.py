@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime  # noqa: F401  (imported before the fork; no session is open then)
 
 from slimdeploy.toolchain.deploy import bundle, device
+from slimdeploy.toolchain.deploy.options import DeployOptions
 from slimdeploy.toolchain.deploy.samples import Images
 from slimdeploy.toolchain.deploy.store import Store
 
@@ -33,7 +34,7 @@ CHANGES = {
     "os.link",
     "os.symlink",
 }
-OPTIONS = device.DeployOptions(threads=1, measure_seconds=0.01)
+OPTIONS = DeployOptions(threads=1, seconds=0.01)
 
 
 def package(root: Path, models: list[str]) -> None:
@@ -44,7 +45,7 @@ def package(root: Path, models: list[str]) -> None:
 
 
 def deploy(root: Path, arguments: list[str]) -> None:
-    device.deploy(Path(arguments[0]), Store(root), OPTIONS)
+    device.install(Path(arguments[0]), Store(root), OPTIONS)
 
 
 def rollback(root: Path, arguments: list[str]) -> None:

@@ -136,5 +136,8 @@ def device(sshd, device_python, tmp_path):
     shutil.rmtree(sshd / "home", ignore_errors=True)
     (sshd / "home").mkdir()
     (sshd / "cuts").unlink(missing_ok=True)
-    options = RemoteOptions((f"--root={root}", "--seconds=0.05"), sshd / "config", command, retry_s=0.01)
+    options = RemoteOptions(
+        arguments=(f"--root={root}", "--seconds=0.05"), ssh_config=str(sshd / "config"),
+        remote_command=command, retry_s=0.01,
+    )  # fmt: skip
     return options, Store(root)

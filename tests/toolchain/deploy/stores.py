@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from slimdeploy.toolchain.deploy import bundle as bundles
-from slimdeploy.toolchain.deploy import device
 from slimdeploy.toolchain.deploy.installed import installed_engine
+from slimdeploy.toolchain.deploy.options import DeployOptions
 from slimdeploy.toolchain.deploy.store import Store
 
-OPTIONS = device.DeployOptions(threads=1, measure_seconds=0.01)
+OPTIONS = DeployOptions(threads=1, seconds=0.01)
 
 
 def whole(store: Store) -> bool:

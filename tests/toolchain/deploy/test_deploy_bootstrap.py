@@ -30,7 +30,10 @@ def options(sshd, device_wheels, tmp_path):
     shutil.rmtree(sshd / "home", ignore_errors=True)
     (sshd / "home").mkdir()
     yield RemoteOptions(
-        (f"--root={tmp_path}/store", "--seconds=0.05"), sshd / "config", bootstrap=True, wheels=device_wheels
+        arguments=(f"--root={tmp_path}/store", "--seconds=0.05"),
+        ssh_config=str(sshd / "config"),
+        bootstrap=True,
+        wheels=str(device_wheels),
     )
     write_python(sshd)
 
@@ -48,8 +51,8 @@ def test_bootstrap_then_deploy(bundle, options, sshd, tmp_path):
     assert first.environment["made"] is True
     assert first.environment["extras"] == ["device", "cpu"]
     assert Path(first.environment["path"]) == (sshd / INSTALLED / "current").resolve()
-    assert first.deployment["version"] == "0001-net"
-    assert "torch" not in first.deployment["versions"]
+    assert first.deployment.version == "0001-net"
+    assert "torch" not in first.deployment.document["versions"]
     assert len(told) == 2
     assert "installing slimdeploy[device,cpu]" in told[0]
     command = sshd / "home/.local/bin/slimdeploy"
@@ -101,7 +104,9 @@ def test_a_step_that_fails_leaves_nothing(options, sshd, tmp_path):
     before = sshd / INSTALLED / "before"
     before.mkdir(parents=True)
     (sshd / INSTALLED / "current").symlink_to(before)
-    (result,) = deploy_to_hosts(None, ["device"], dataclasses.replace(options, wheels=tmp_path / "wheels"))
+    (result,) = deploy_to_hosts(
+        None, ["device"], dataclasses.replace(options, wheels=str(tmp_path / "wheels"))
+    )
     assert result.error.startswith("ERROR: No matching distribution found for ")
     assert result.error.endswith("docs/jetson.md has the pip download that fills it")
     assert "\n" not in result.error
@@ -112,7 +117,7 @@ def test_a_step_that_fails_leaves_nothing(options, sshd, tmp_path):
 
 def test_a_folder_without_wheels(options, tmp_path):
     with pytest.raises(SlimdeployError, match="holds no wheel: fill it with pip download"):
-        deploy_to_hosts(None, ["device"], dataclasses.replace(options, wheels=tmp_path))
+        deploy_to_hosts(None, ["device"], dataclasses.replace(options, wheels=str(tmp_path)))
 
 
 def test_doctor_says_why_no_model_could_run():

@@ -23,6 +23,7 @@ from slimdeploy.toolchain.deploy.images import (
     list_images,
     read_frames,
 )
+from slimdeploy.toolchain.deploy.options import DeployOptions
 from slimdeploy.toolchain.deploy.predict import top_classes
 from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -240,7 +241,7 @@ def test_frames_are_told_as_they_come(models, random_images):
 
 def test_command_line(bundle, models, random_images, tmp_path):
     store = Store(tmp_path / "store")
-    device.deploy(bundle, store, device.DeployOptions(measure_seconds=0.01))
+    device.install(bundle, store, DeployOptions(seconds=0.01))
     (tmp_path / "images").mkdir()
     for i, image in enumerate(random_images(3)):
         Image.fromarray(image).save(tmp_path / f"images/{i}.png")

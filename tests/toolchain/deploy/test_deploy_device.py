@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ import pytest
 
 from slimdeploy.tests.toolchain.deploy.stores import OPTIONS, leftovers, whole
 from slimdeploy.toolchain.deploy import check, device, engine
-from slimdeploy.toolchain.deploy.engine import EngineOptions
+from slimdeploy.toolchain.deploy.options import DeployOptions
 from slimdeploy.toolchain.deploy.store import KEPT, default_root
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
 from slimdeploy.toolchain.machine.cpu import this_cpu
@@ -29,8 +28,8 @@ from slimdeploy.toolchain.stages import engine as engine_stage
 CLI = [sys.executable, "-m", "slimdeploy.toolchain"]
 
 
-def asking(**values: str) -> device.DeployOptions:
-    return dataclasses.replace(OPTIONS, engine=EngineOptions(**values))
+def asking(**values: str) -> DeployOptions:
+    return dataclasses.replace(OPTIONS, **values)
 
 
 @pytest.fixture
@@ -44,13 +43,13 @@ def milliseconds(monkeypatch):
 
 
 def test_deploy_takes_the_fastest_model(bundle, store, milliseconds):
-    made = device.deploy(bundle, store, OPTIONS)
+    made = device.install(bundle, store, OPTIONS)
     assert (made.version, made.variant, made.backend) == ("0001-net", "int8-cpu", "onnxruntime-cpu")
     assert made.candidates_ms == {"int8-cpu": 1.0, "fp32": 2.0}
     assert made.cpu == str(this_cpu())
     assert made.golden.max_error == 0.0
     assert made.golden.images == 6
-    assert made.accuracy["device"] == made.accuracy["host"]
+    assert made.accuracy.device == made.accuracy.host
     assert made.latency_ms.p50 > 0
     assert made.notes[0] == "not signed"
     assert made.notes[1].startswith("on onnxruntime's CPU provider, not on TensorRT: ")
@@ -62,8 +61,8 @@ def test_deploy_takes_the_fastest_model(bundle, store, milliseconds):
 
 def test_int8_that_is_slower_here_is_not_taken(bundle, store, milliseconds):
     milliseconds["int8"] = 3.0
-    assert device.deploy(bundle, store, OPTIONS).variant == "fp32"
-    assert device.deploy(bundle, store, asking(precision="int8")).variant == "int8-cpu"
+    assert device.install(bundle, store, OPTIONS).variant == "fp32"
+    assert device.install(bundle, store, asking(precision="int8")).variant == "int8-cpu"
 
 
 def test_a_model_that_fails_here_is_not_taken(bundle, store, milliseconds, monkeypatch):
@@ -73,16 +72,16 @@ def test_a_model_that_fails_here_is_not_taken(bundle, store, milliseconds, monke
         "compare",
         lambda found, expected, precision: honest(found * (1 + (precision == "int8")), expected, precision),
     )
-    made = device.deploy(bundle, store, OPTIONS)
+    made = device.install(bundle, store, OPTIONS)
     assert (made.variant, made.candidates_ms) == ("fp32", {"fp32": 2.0})
     assert made.notes[-1].startswith("not used: int8-cpu on onnxruntime-cpu (")
     assert str(this_cpu()) in made.notes[-1]
 
 
 def test_deployed_model_answers_as_on_the_host(bundle, models, images, store):
-    made = device.deploy(bundle, store, asking(precision="fp32"))
+    made = device.install(bundle, store, asking(precision="fp32"))
     assert made.variant == "fp32"
-    assert made.accuracy["device"] == 1.0
+    assert made.accuracy.device == 1.0
     opened, version = device.open_deployed(store, SessionOptions(threads=1))
     with opened:
         assert version == made.version
@@ -91,36 +90,36 @@ def test_deployed_model_answers_as_on_the_host(bundle, models, images, store):
 
 def test_versions_and_rollback(bundle, other_bundle, store):
     for path in (bundle, other_bundle, bundle, other_bundle):
-        device.deploy(path, store, OPTIONS)
+        device.install(path, store, OPTIONS)
     assert store.active() == ["0002-other", "0003-net", "0004-other"]
     assert len(store.active()) == KEPT
-    assert device.rollback(store, OPTIONS)[0] == "0003-net"
-    assert device.rollback(store, OPTIONS)[0] == "0002-other"
+    assert device.rollback(store, OPTIONS).version == "0003-net"
+    assert device.rollback(store, OPTIONS).version == "0002-other"
     assert whole(store)
     with pytest.raises(SlimdeployError, match="no version before 0002-other"):
         device.rollback(store, OPTIONS)
-    assert device.deploy(bundle, store, OPTIONS).version == "0005-net"
+    assert device.install(bundle, store, OPTIONS).version == "0005-net"
     assert not leftovers(store)
 
 
 def test_the_same_bundle_again_is_checked_and_makes_no_version(bundle, other_bundle, store, milliseconds):
     """So that a rollback never leads to what is there already."""
-    device.deploy(other_bundle, store, OPTIONS)
-    first = device.deploy(bundle, store, OPTIONS)
-    again = device.deploy(bundle, store, OPTIONS)
+    device.install(other_bundle, store, OPTIONS)
+    first = device.install(bundle, store, OPTIONS)
+    again = device.install(bundle, store, OPTIONS)
     assert again.version == first.version == "0002-net"
     assert again.notes[-1] == "was deployed already: checked again"
-    assert device.deploy(bundle, store, asking(precision="fp32")).version == "0003-net"
+    assert device.install(bundle, store, asking(precision="fp32")).version == "0003-net"
     model = store.current() / "models/fp32.onnx"
     model.write_bytes(b"damaged")  # as an engine is after an update of JetPack
-    assert device.deploy(bundle, store, asking(precision="fp32")).version == "0004-net"
+    assert device.install(bundle, store, asking(precision="fp32")).version == "0004-net"
     assert store.active() == ["0001-other", "0002-net", "0004-net"]
     assert whole(store)
 
 
 def test_no_rollback_to_what_this_device_would_not_install_today(bundle, other_bundle, store):
-    device.deploy(bundle, store, OPTIONS)
-    device.deploy(other_bundle, store, OPTIONS)
+    device.install(bundle, store, OPTIONS)
+    device.install(other_bundle, store, OPTIONS)
     store.allowed_signers.write_text("me ssh-ed25519 AAAA\n")
     with pytest.raises(SlimdeployError, match=r"0001-net was installed without .*allowed_signers asks"):
         device.rollback(store, OPTIONS)
@@ -128,8 +127,8 @@ def test_no_rollback_to_what_this_device_would_not_install_today(bundle, other_b
 
 
 def test_rollback_to_a_damaged_version(bundle, other_bundle, store):
-    device.deploy(bundle, store, OPTIONS)
-    device.deploy(other_bundle, store, OPTIONS)
+    device.install(bundle, store, OPTIONS)
+    device.install(other_bundle, store, OPTIONS)
     golden = store.versions / "0001-net/golden/fp32.f32"
     golden.write_bytes(b"x" * golden.stat().st_size)
     with pytest.raises(SlimdeployError, match="has changed since"):
@@ -159,10 +158,10 @@ def spoil(monkeypatch, change):
 def test_golden_run_that_fails_keeps_the_old_version(
     bundle, other_bundle, store, monkeypatch, change, precision
 ):
-    device.deploy(other_bundle, store, OPTIONS)
+    device.install(other_bundle, store, OPTIONS)
     spoil(monkeypatch, change)
     with pytest.raises(CheckFailed, match="golden outputs differ"):
-        device.deploy(bundle, store, asking(precision=precision))
+        device.install(bundle, store, asking(precision=precision))
     assert store.active() == ["0001-other"]
     assert whole(store)
     assert not leftovers(store)
@@ -171,24 +170,24 @@ def test_golden_run_that_fails_keeps_the_old_version(
 def test_evaluation_that_fails_keeps_the_old_version(bundle, store, monkeypatch):
     spoil(monkeypatch, lambda x: x if len(x) == 6 else -x)  # 6 golden images, 24 to evaluate
     with pytest.raises(CheckFailed, match=r"of the images right, .* on the host"):
-        device.deploy(bundle, store, OPTIONS)
+        device.install(bundle, store, OPTIONS)
     assert store.active() == []
 
 
 @pytest.mark.parametrize("factor", [1 + 5e-4, 1 - 5e-4])
 def test_small_differences_pass(bundle, store, monkeypatch, factor):
     spoil(monkeypatch, lambda x: x * np.float32(factor))
-    made = device.deploy(bundle, store, asking(precision="fp32"))
+    made = device.install(bundle, store, asking(precision="fp32"))
     assert 0 < made.golden.max_error < made.golden.tolerance
 
 
 def test_asking_for_what_is_not_there(bundle, store):
     with pytest.raises(SlimdeployError, match="no fp16 model; it has fp32, int8-cpu"):
-        device.deploy(bundle, store, asking(precision="fp16"))
-    with pytest.raises(SlimdeployError, match="--backend torch"):
-        device.deploy(bundle, store, asking(backend="torch"))
+        device.install(bundle, store, asking(precision="fp16"))
+    with pytest.raises(SlimdeployError, match="unknown backend 'torch'; known: tensorrt, onnxruntime"):
+        device.install(bundle, store, asking(backend="torch"))
     with pytest.raises(SlimdeployError, match=r"cannot read .*none"):
-        device.deploy(bundle.with_name("none"), store, OPTIONS)
+        device.install(bundle.with_name("none"), store, OPTIONS)
 
 
 @pytest.fixture
@@ -210,49 +209,49 @@ def tensorrt(monkeypatch, models):
 
 def test_engine_is_built_where_there_is_tensorrt(bundle, other_bundle, store, tensorrt):
     facts = dataclasses.replace(read_facts(), free_mb=900.0)
-    made = device.deploy(bundle, store, OPTIONS, facts=facts)
+    made = device.install(bundle, store, OPTIONS, facts=facts)
     assert (made.variant, made.runtime, made.model) == ("fp32", "tensorrt", "fp32.engine")
     assert (tensorrt[0].batch, tensorrt[0].workspace_mb) == ((1, 8, 8), 450)
     assert "conv1 is FP32, INT8 was asked for" in made.notes
     with device.open_deployed(store, SessionOptions(threads=1))[0] as opened:
         assert opened.input_shape == (3, 16, 16)
-    device.deploy(other_bundle, store, OPTIONS)
-    assert device.rollback(store, OPTIONS)[0] == "0001-net"
+    device.install(other_bundle, store, OPTIONS)
+    assert device.rollback(store, OPTIONS).version == "0001-net"
 
 
 def test_engine_that_cannot_be_built_keeps_the_old_version(
     bundle, other_bundle, store, tensorrt, monkeypatch
 ):
-    device.deploy(bundle, store, OPTIONS)
+    device.install(bundle, store, OPTIONS)
 
     def fail(*arguments) -> None:
         raise SlimdeployError("TensorRT can't build it: out of memory")
 
     monkeypatch.setattr(engine_stage, "build_here", fail)
     with pytest.raises(SlimdeployError, match="out of memory"):
-        device.deploy(other_bundle, store, OPTIONS)
+        device.install(other_bundle, store, OPTIONS)
     assert store.active() == ["0001-net"]
     assert not leftovers(store)
-    assert device.deploy(bundle, store, asking(backend="onnxruntime")).backend == "onnxruntime-cpu"
+    assert device.install(bundle, store, asking(backend="onnxruntime")).backend == "onnxruntime-cpu"
 
 
 def test_tensorrt_asked_for_and_not_there(bundle, store, monkeypatch):
     monkeypatch.setattr(engine, "_why_no_tensorrt", lambda: "no GPU")
-    with pytest.raises(SlimdeployError, match="--backend tensorrt: no GPU"):
-        device.deploy(bundle, store, asking(backend="tensorrt"))
+    with pytest.raises(SlimdeployError, match="backend tensorrt: no GPU"):
+        device.install(bundle, store, asking(backend="tensorrt"))
 
 
 def test_too_little_memory(bundle, store):
     facts = dataclasses.replace(read_facts(), free_mb=10.0)
     with pytest.raises(SlimdeployError, match="10 MiB of memory are free"):
-        device.deploy(bundle, store, OPTIONS, facts=facts)
+        device.install(bundle, store, OPTIONS, facts=facts)
 
 
 def test_too_little_disk(bundle, store, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(device.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
-    with pytest.raises(SlimdeployError, match="1 MiB free; free space or choose another --root"):
-        device.deploy(bundle, store, OPTIONS)
+    with pytest.raises(SlimdeployError, match="1 MiB free; free space or choose another root"):
+        device.install(bundle, store, OPTIONS)
 
 
 def test_one_deploy_at_a_time(bundle, store):
@@ -260,7 +259,7 @@ def test_one_deploy_at_a_time(bundle, store):
         store.lock(),
         pytest.raises(SlimdeployError, match=f"{store.root} is in use by process {os.getpid()}"),
     ):
-        device.deploy(bundle, store, OPTIONS)
+        device.install(bundle, store, OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -270,11 +269,11 @@ def test_damaged_list_of_versions(bundle, store, content):
     store.root.mkdir()
     (store.root / "active.json").write_text(content)
     with pytest.raises(SlimdeployError, match=r"active\.json"):
-        device.deploy(bundle, store, OPTIONS)
+        device.install(bundle, store, OPTIONS)
 
 
 def test_model_changed_on_the_device(bundle, store):
-    device.deploy(bundle, store, OPTIONS)
+    device.install(bundle, store, OPTIONS)
     path = store.current() / "deployment.json"
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "model_sha256": "0" * 64}))
@@ -290,21 +289,42 @@ def test_default_root(monkeypatch, tmp_path):
     assert default_root() == tmp_path
 
 
-def test_command_line(bundle, store):
-    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "SLIMDEPLOY_HOME": str(store.root), "COLUMNS": "120"}
-        return subprocess.run(
-            [*CLI, "deploy", *map(str, arguments)], capture_output=True, text=True, env=environment
-        )
+def test_command_line(bundle, store, monkeypatch, slimdeploy_command):
+    monkeypatch.setenv("SLIMDEPLOY_HOME", str(store.root))
+    monkeypatch.setenv("COLUMNS", "120")
 
-    done = call(bundle, "--precision", "int8", "--json", "--seconds", "0.05")
-    assert json.loads(done.stdout)["version"] == "0001-net"
-    done = call(bundle, "--precision", "fp32", "--seconds", "0.05")
-    assert "fp32 on onnxruntime-cpu" in done.stdout
-    assert "0002-net" in done.stdout
-    assert "back to 0001-net" in call("--rollback", "--seconds", "0.05").stdout
-    ignored = [("--rollback", *option) for option in (("--precision", "fp32"), ("--batch", "8"))]
-    ignored += [("--rollback", "--allowed-signers", bundle), (bundle, "--remote-command", "x")]
-    for arguments in ((), (bundle, "--rollback"), ("nowhere.slim.tar",), ("--rollback",), *ignored):
-        done = call(*arguments)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    def call(*arguments: object) -> str:
+        ran = slimdeploy_command("deploy", *arguments, "--seconds", "0.05")
+        assert ran.exit_code == 0, ran.err
+        return ran.out
+
+    assert json.loads(call(bundle, "--precision", "int8", "--json"))["version"] == "0001-net"
+    said = call(bundle, "--precision", "fp32")
+    assert "fp32 on onnxruntime-cpu" in said
+    assert "0002-net" in said
+    assert "back to 0001-net" in call("--rollback")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "name a bundle, or pass --rollback or --bootstrap"),
+        ("BUNDLE --rollback", "name a bundle, or pass --rollback or --bootstrap"),
+        ("nowhere.slim.tar", "cannot read nowhere.slim.tar"),
+        ("--rollback", "there is no version before the first to go back to"),
+        ("--rollback --precision fp32", "--precision needs a bundle"),
+        ("--rollback --batch 8", "--batch needs a bundle"),
+        ("--rollback --allowed-signers BUNDLE", "--allowed-signers needs a bundle"),
+        ("BUNDLE --remote-command x", "--remote-command needs --host"),
+        ("BUNDLE --wheels BUNDLE", "--wheels needs --bootstrap"),
+        ("--bootstrap", "--bootstrap needs --host"),
+        ("BUNDLE --batch 0", "--batch must be at least 1, not 0"),
+        ("BUNDLE --host x --allowed-signers BUNDLE", "--allowed-signers can be set only on the device"),
+        ("--rollback --bootstrap --host x", "--bootstrap cannot be used with a rollback"),
+    ],
+)
+def test_calls_that_are_refused(bundle, store, slimdeploy_command, arguments, message):
+    words = [bundle if word == "BUNDLE" else word for word in arguments.split()]
+    ran = slimdeploy_command("deploy", *words, "--root", store.root)
+    assert (ran.exit_code, ran.err.count("\n")) == (2, 1), ran.err
+    assert message in ran.err

@@ -14,7 +14,7 @@ import pytest
 from slimdeploy.tests.toolchain.deploy.stores import OPTIONS
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.deploy import machine as machines
-from slimdeploy.toolchain.deploy.device import deploy
+from slimdeploy.toolchain.deploy.device import install
 from slimdeploy.toolchain.deploy.doctor import examine, report, works
 from slimdeploy.toolchain.deploy.doctor_runtimes import HOST_EXTRAS, HOST_LIBRARIES, NEEDED_BY
 from slimdeploy.toolchain.deploy.environment import Needs, needs
@@ -288,7 +288,7 @@ def test_what_is_deployed_is_shown_without_hashing_it(bundle, tmp_path, monkeypa
     store = Store(tmp_path / "store")
     monkeypatch.setenv("SLIMDEPLOY_HOME", str(store.root))
     assert this_machine("device").deployed is None
-    made = deploy(bundle, store, OPTIONS)
+    made = install(bundle, store, OPTIONS)
     monkeypatch.setattr(artifacts, "sha256_file", lambda path: pytest.fail(f"{path} is hashed"))
     here = this_machine("device").deployed
     told = found("deployed", examine(machine(deployed=here)))

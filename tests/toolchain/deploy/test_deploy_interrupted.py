@@ -34,7 +34,7 @@ def test_deploy_killed_at_every_step(bundle, other_bundle, store):
     """Wherever it dies: the version before or the new one is whole, and the next deploy finds a clean
     place.
     """
-    device.deploy(other_bundle, store, OPTIONS)
+    device.install(other_bundle, store, OPTIONS)
     runs = run_killer("deploy", store.root, bundle)
     assert len(runs) > 12
     assert runs[-1]["status"] == 0
@@ -49,12 +49,12 @@ def test_deploy_killed_at_every_step(bundle, other_bundle, store):
         assert not list(copy.root.glob(".*")), run
     assert seen == {"0001-other", "0002-net"}
     killed = Store(Path(runs[len(runs) // 2]["root"]))
-    assert device.deploy(bundle, killed, OPTIONS).version == "0002-net"
+    assert device.install(bundle, killed, OPTIONS).version == "0002-net"
 
 
 def test_rollback_killed_at_every_step(bundle, other_bundle, store):
-    device.deploy(other_bundle, store, OPTIONS)
-    device.deploy(bundle, store, OPTIONS)
+    device.install(other_bundle, store, OPTIONS)
+    device.install(bundle, store, OPTIONS)
     runs = run_killer("rollback", store.root)
     assert runs[-1]["status"] == 0
     for run in runs:
@@ -79,7 +79,7 @@ def test_package_killed_at_every_step(models, tmp_path):
 @pytest.mark.parametrize("limit", [1_000, 20_000, 200_000])
 def test_write_that_fails_midway(bundle, other_bundle, store, limit):
     """A limit on the size of files: the write of a model, or of a smaller file, fails in its middle."""
-    device.deploy(other_bundle, store, OPTIONS)
+    device.install(other_bundle, store, OPTIONS)
     done = subprocess.run(
         [*CLI, "deploy", bundle, "--root", store.root, "--json"], capture_output=True, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), check=False,
@@ -115,8 +115,9 @@ def test_disk_full(bundle, tmp_path):
     """A real file system of 100 KiB: the bundle's second model doesn't fit."""
     script = (
         "import sys; from pathlib import Path; from slimdeploy.toolchain.deploy import device; "
+        "from slimdeploy.toolchain.deploy.options import DeployOptions; "
         "from slimdeploy.toolchain.deploy.store import Store; device.DISK_MARGIN = -1 << 40; "
-        "device.deploy(Path(sys.argv[1]), Store(Path(sys.argv[2])), device.DeployOptions())"
+        "device.install(Path(sys.argv[1]), Store(Path(sys.argv[2])), DeployOptions())"
     )
     place = tmp_path / "small"
     place.mkdir()

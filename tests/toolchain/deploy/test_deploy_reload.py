@@ -15,18 +15,18 @@ import pytest
 
 from slimdeploy.tests.toolchain.deploy.server_process import JPEG, ask, encoded, running
 from slimdeploy.toolchain.deploy import device
-from slimdeploy.toolchain.deploy.engine import EngineOptions
+from slimdeploy.toolchain.deploy.options import DeployOptions
 from slimdeploy.toolchain.deploy.running import Registration, ServerState, wait_for_servers
 from slimdeploy.toolchain.deploy.store import Store
 
-OPTIONS = device.DeployOptions(threads=1, measure_seconds=0.01)
+OPTIONS = DeployOptions(threads=1, seconds=0.01)
 
 
 @pytest.fixture
 def store(bundle, tmp_path) -> Store:
     made = Store(tmp_path / "store")
     # Which of the bundle's models is the fastest depends on the machine.
-    device.deploy(bundle, made, replace(OPTIONS, engine=EngineOptions(precision="int8")))
+    device.install(bundle, made, replace(OPTIONS, precision="int8"))
     return made
 
 
@@ -56,11 +56,11 @@ def test_deploy_and_rollback_reach_a_running_server_without_a_lost_request(
         for thread in threads:
             thread.start()
         try:
-            made = device.deploy(other_bundle, store, OPTIONS)
+            made = device.install(other_bundle, store, OPTIONS)
             url = f"http://127.0.0.1:{port}"
             assert wait_for_servers(store.root, made.version) == [ServerState(url, "0002-other")]
             assert serves(port) == "0002-other"
-            version, _ = device.rollback(store, OPTIONS)
+            version = device.rollback(store, OPTIONS).version
             assert wait_for_servers(store.root, version) == [ServerState(url, "0001-net")]
             time.sleep(0.2)
         finally:
@@ -99,7 +99,7 @@ def test_version_that_cannot_be_opened_leaves_the_old_one_serving(store, other_b
         assert "has changed since it was deployed" in (state.error or "")
         content = encoded(random_images(1)[0])
         assert json.loads(ask(port, "POST", "/classify", content, JPEG)[1])["model"] == "0001-net"
-        device.deploy(other_bundle, store, OPTIONS)
+        device.install(other_bundle, store, OPTIONS)
         until_served(port, "0003-other")
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=30)

@@ -26,6 +26,7 @@ from slimdeploy.benchmarks import serve_load
 from slimdeploy.tests.toolchain.deploy.server_process import JPEG, ask, encoded, running
 from slimdeploy.toolchain.deploy import device
 from slimdeploy.toolchain.deploy.http import Served, ServeOptions, Service
+from slimdeploy.toolchain.deploy.options import DeployOptions
 from slimdeploy.toolchain.deploy.predict import top_classes
 from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.runtime.preprocess import normalise
@@ -222,7 +223,7 @@ def refuses(port: int) -> bool:
 def test_drains_on_sigterm(bundle, tmp_path, random_images):
     """A request whose image arrives after SIGTERM is still answered; then the process ends with 0."""
     store = Store(tmp_path / "store")
-    device.deploy(bundle, store, device.DeployOptions(threads=1, measure_seconds=0.01))
+    device.install(bundle, store, DeployOptions(threads=1, seconds=0.01))
     content = encoded(random_images(1)[0])
     with running("--root", store.root, "--latency-ms", 60_000) as (process, port):
         head = "POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"

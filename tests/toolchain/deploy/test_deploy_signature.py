@@ -63,11 +63,13 @@ def test_key_that_is_missing(models, images, tmp_path):
 def test_signature_once_asked_for_holds(models, images, keys, bundle, store, tmp_path):
     signed = tmp_path / "signed.slim.tar"
     bundles.write_bundle(signed, [models["fp32"]], images, signing_key=keys / "ours")
-    assert device.deploy(signed, store, OPTIONS).notes[0].startswith("signed, but this device has no allowed")
+    assert (
+        device.install(signed, store, OPTIONS).notes[0].startswith("signed, but this device has no allowed")
+    )
     strict = dataclasses.replace(OPTIONS, allowed_signers=keys / "allowed")
     with pytest.raises(SlimdeployError, match="is not signed"):
-        device.deploy(bundle, store, strict)
-    assert device.deploy(signed, store, strict).signer == "release@example.org"
+        device.install(bundle, store, strict)
+    assert device.install(signed, store, strict).signer == "release@example.org"
     with pytest.raises(SlimdeployError, match="is not signed"):
-        device.deploy(bundle, store, OPTIONS)
+        device.install(bundle, store, OPTIONS)
     assert store.current().name == "0002-signed"

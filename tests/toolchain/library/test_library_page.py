@@ -43,7 +43,7 @@ def test_the_page_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "class_names": tiny.CLASSES,
     }
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(block, mine)
     assert mine["exported"].parity.max_abs_error < 1e-3
@@ -52,6 +52,7 @@ def test_the_page_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sum(p.numel() for p in again.network.parameters()) < sum(
         p.numel() for p in mine["model"].parameters()
     )
+    assert mine["installed"].deployment.version == "0001-pruned"
     assert mine["result"].checkpoint.info.class_names == tiny.CLASSES
 
 

@@ -1,0 +1,69 @@
+"""How to install a bundle, and how to reach the devices that it is sent to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slimdeploy.toolchain.checks import MAX_THREADS
+from slimdeploy.toolchain.declared import check_declared, option
+from slimdeploy.toolchain.errors import SlimdeployError
+
+MAX_BATCH = 1024
+PRECISIONS = ("fp32", "fp16", "int8", "mixed")
+BACKENDS = ("tensorrt", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """How to install. `allowed_signers` is kept on the device and holds from then on."""
+
+    precision: str | None = option(
+        None,
+        "Install the model of this precision.",
+        choices=PRECISIONS,
+        unset="the fastest for the backend",
+    )
+    backend: str | None = option(None, "Runtime.", choices=BACKENDS, unset="tensorrt where it is installed")
+    batch: int = option(8, "Maximum batch size.", least=1, most=MAX_BATCH)
+    threads: int | None = option(None, "CPU threads.", least=1, most=MAX_THREADS, unset="all cores")
+    seconds: float = option(1.0, "Duration of the latency measurement in seconds.", least=0)
+    allowed_signers: str | None = option(
+        None,
+        "From now on install only bundles signed by a key in this file (OpenSSH format).",
+        path=True,
+        metavar="FILE",
+    )
+
+    def __post_init__(self) -> None:
+        check_declared(self)
+
+
+@dataclass(frozen=True)
+class SshOptions:
+    """How to reach devices over SSH, and whether to make the environment for slimdeploy there first."""
+
+    ssh_config: str | None = option(
+        None, "SSH configuration to use.", path=True, metavar="FILE", unset="your own"
+    )
+    remote_command: str | None = option(
+        None,
+        "Command that runs slimdeploy on the host, e.g. a path into a virtual environment.",
+        metavar="COMMAND",
+        unset="the environment of bootstrap, else slimdeploy",
+    )
+    bootstrap: bool = option(
+        False, "First install this version of slimdeploy on the host, in a separate environment."
+    )
+    wheels: str | None = option(
+        None,
+        "With bootstrap: install only from the wheels in this folder, without internet.",
+        path=True,
+        metavar="DIR",
+    )
+
+    def __post_init__(self) -> None:
+        check_declared(self)
+        if self.bootstrap and self.remote_command:
+            raise SlimdeployError("`remote_command` cannot be used with `bootstrap`")
+        if self.wheels and not self.bootstrap:
+            raise SlimdeployError("`wheels` needs `bootstrap`")
