@@ -63,7 +63,8 @@ def chain(network: str, options: dict[str, Any], folder: Path) -> list[dict[str,
     finals = [path.with_suffix(".final.safetensors") for path in (ours, theirs)]
     if not trained.exists():
         slimdeploy("train", "--arch", network, "--data", data, "--size", 32, "--limit", limit, "--epochs",
-                   options["epochs"], *threads, "-o", trained, resume=trained)  # fmt: skip
+                   options["epochs"], "--batch-size", options["batch_size"], "--lr", options["lr"], *threads,
+                   "-o", trained, resume=trained)  # fmt: skip
     info = load_checkpoint(trained).info
     macs = network_cost(info.graph, info.preprocessing.size).macs / 2
     if not ours.exists():
@@ -75,8 +76,9 @@ def chain(network: str, options: dict[str, Any], folder: Path) -> list[dict[str,
         _note(folder, "theirs", by_torch_pruning("group-norm", 8, macs)(task, theirs)["recalibrated"])
     for source, final in zip((ours, theirs), finals, strict=True):
         if not final.exists():
-            slimdeploy("finetune", source, "--epochs", options["tuning"], "--lr", 0.02, "--limit", limit,
-                       *threads, "-o", final, resume=final)  # fmt: skip
+            slimdeploy("finetune", source, "--epochs", options["tuning"], "--batch-size",
+                       options["batch_size"], "--lr", options["tuning_lr"], "--limit", limit, *threads,
+                       "-o", final, resume=final)  # fmt: skip
     return _measured(network, [trained, *finals], data, folder, options)
 
 
@@ -115,8 +117,11 @@ def _measured(
 @click.command(help=__doc__)
 @click.option("--data", required=True)
 @click.option("--limit", type=int, default=10000, show_default=True, help="Training images.")
-@click.option("--epochs", type=int, default=10, show_default=True, help="Of training.")
+@click.option("--epochs", type=int, default=12, show_default=True, help="Of training.")
+@click.option("--lr", type=float, default=0.05, show_default=True, help="Of training.")
 @click.option("--tuning", type=int, default=5, show_default=True, help="Epochs of fine-tuning.")
+@click.option("--tuning-lr", type=float, default=0.01, show_default=True, help="Of fine-tuning.")
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Of both.")
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="Timed running for each model.")
 @click.option("--threads", type=int, default=2, show_default=True, help="Of training.")
 @click.option("--only", multiple=True, help="Networks, by name.")
