@@ -27,9 +27,11 @@ from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.progress import log
 
-NETWORKS = ("torchvision:mobilenet_v2", "torchvision:regnet_y_400mf", "torchvision:vgg11_bn")
+NETWORKS = {"torchvision:mobilenet_v2": 12, "torchvision:regnet_y_400mf": 12, "torchvision:vgg11_bn": 6}
+"""Epochs of training: a VGG has 129 M parameters, and needs fewer."""
 COLUMNS = {
     "network": "name",
+    "epochs": "of training",
     "variant": "what was done to it",
     "params": "parameters",
     "macs": "multiply-accumulates for one image",
@@ -58,12 +60,13 @@ def slimdeploy(*arguments: object, resume: Path | None = None) -> dict[str, Any]
 
 def chain(network: str, options: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """The rows of one network: the original, slimdeploy's, the same in INT8, Torch-Pruning's."""
+    epochs = options["epochs"] or NETWORKS.get(network, 12)
     data, limit, threads = options["data"], options["limit"], ["--threads", options["threads"]]
     trained, ours, theirs = (folder / f"{name}.safetensors" for name in ("trained", "pruned", "peer"))
     finals = [path.with_suffix(".final.safetensors") for path in (ours, theirs)]
     if not trained.exists():
         slimdeploy("train", "--arch", network, "--data", data, "--size", 32, "--limit", limit, "--epochs",
-                   options["epochs"], "--batch-size", options["batch_size"], "--lr", options["lr"], *threads,
+                   epochs, "--batch-size", options["batch_size"], "--lr", options["lr"], *threads,
                    "-o", trained, resume=trained)  # fmt: skip
     info = load_checkpoint(trained).info
     macs = network_cost(info.graph, info.preprocessing.size).macs / 2
@@ -79,7 +82,7 @@ def chain(network: str, options: dict[str, Any], folder: Path) -> list[dict[str,
             slimdeploy("finetune", source, "--epochs", options["tuning"], "--batch-size",
                        options["batch_size"], "--lr", options["tuning_lr"], "--limit", limit, *threads,
                        "-o", final, resume=final)  # fmt: skip
-    return _measured(network, [trained, *finals], data, folder, options)
+    return _measured(network, epochs, [trained, *finals], data, folder, options)
 
 
 def _note(folder: Path, name: str, accuracy: float) -> None:
@@ -87,7 +90,12 @@ def _note(folder: Path, name: str, accuracy: float) -> None:
 
 
 def _measured(
-    network: str, checkpoints: list[Path], data: str, folder: Path, options: dict[str, Any]
+    network: str,
+    epochs: int,
+    checkpoints: list[Path],
+    data: str,
+    folder: Path,
+    options: dict[str, Any],
 ) -> list[dict[str, Any]]:
     original, ours, theirs = (path.with_suffix(".onnx") for path in checkpoints)
     for source, output in zip(checkpoints, (original, ours, theirs), strict=True):
@@ -100,7 +108,7 @@ def _measured(
     variants = {original: "original", ours: "slimdeploy", int8: "slimdeploy, INT8", theirs: "Torch-Pruning"}
     rows = []
     for path, variant in variants.items():
-        row = dict.fromkeys(COLUMNS) | {"network": network, "variant": variant}
+        row = dict.fromkeys(COLUMNS) | {"network": network, "epochs": epochs, "variant": variant}
         if variant in cuts:
             row["after_cut"] = json.loads((folder / f"{cuts[variant]}.cut.json").read_text())
         for one in (one for one in bench["rows"] if one["model"] == str(path)):
@@ -117,11 +125,11 @@ def _measured(
 @click.command(help=__doc__)
 @click.option("--data", required=True)
 @click.option("--limit", type=int, default=10000, show_default=True, help="Training images.")
-@click.option("--epochs", type=int, default=12, show_default=True, help="Of training.")
+@click.option("--epochs", type=int, help="Of training.  [default: 6 for the VGG, else 12]")
 @click.option("--lr", type=float, default=0.05, show_default=True, help="Of training.")
 @click.option("--tuning", type=int, default=5, show_default=True, help="Epochs of fine-tuning.")
 @click.option("--tuning-lr", type=float, default=0.01, show_default=True, help="Of fine-tuning.")
-@click.option("--batch-size", type=int, default=32, show_default=True, help="Of both.")
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Of both.")
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="Timed running for each model.")
 @click.option("--threads", type=int, default=2, show_default=True, help="Of training.")
 @click.option("--only", multiple=True, help="Networks, by name.")
@@ -134,10 +142,8 @@ def main(only: tuple[str, ...], work: Path, output: Path, **options: Any) -> Non
         folder.mkdir(parents=True, exist_ok=True)
         rows += chain(network, options, folder)
     command = shlex.join(["python", "benchmarks/peers/chains.py", *sys.argv[1:]])
-    title = (
-        f"Any CNN, the whole chain: {options['epochs']} epochs on {options['limit']} images, half of the "
-        f"MACs, {options['tuning']} epochs of fine-tuning"
-    )
+    length = f"on {options['limit']} images, {options['tuning']} epochs of fine-tuning"
+    title = f"Any CNN, the whole chain to half of the MACs, {length}"
     results.write(output, results.document("table", command=command, title=title, columns=COLUMNS, rows=rows))
 
 
