@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from slimdeploy.toolchain.library.train import TrainResult as TrainResult
     from slimdeploy.toolchain.library.train import finetune as finetune
     from slimdeploy.toolchain.library.train import train as train
+    from slimdeploy.toolchain.measure.evaluate import EvaluateResult as EvaluateResult
+    from slimdeploy.toolchain.measure.options import EvaluateOptions as EvaluateOptions
     from slimdeploy.toolchain.models.checkpoint import Checkpoint as Checkpoint
     from slimdeploy.toolchain.preprocessing import Preprocessing as Preprocessing
     from slimdeploy.toolchain.pruning.options import PruneOptions as PruneOptions
@@ -62,6 +64,8 @@ _MODULES = {
     _T + "library.prune": ("prune",),
     _T + "library.prune_result": ("PruneResult",),
     _T + "library.train": ("TrainResult", "finetune", "train"),
+    _T + "measure.evaluate": ("EvaluateResult",),
+    _T + "measure.options": ("EvaluateOptions",),
     _T + "models.checkpoint": ("Checkpoint",),
     _T + "preprocessing": ("Preprocessing",),
     _T + "pruning.options": ("PruneOptions",),

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.commands.options import data_options, machine_options
+from slimdeploy.toolchain.commands.flags import flags
+from slimdeploy.toolchain.commands.options import data_options
 from slimdeploy.toolchain.formatting import count, facts_table, grid, percent
+from slimdeploy.toolchain.measure.options import EvaluateOptions
 from slimdeploy.toolchain.paths import InputPath
 
 if TYPE_CHECKING:
@@ -23,25 +25,8 @@ if TYPE_CHECKING:
 @command("evaluate")
 @click.argument("model", type=InputPath(".json"))
 @data_options(required=False)
-@click.option("--limit", type=click.IntRange(min=1), help="Use a class-balanced subset of N test images.")
-@click.option(
-    "--backend",
-    default="auto",
-    show_default=True,
-    help="Runtime: torch, onnxruntime, tensorrt, or auto: chosen by the type of the file.",
-)
-@click.option("--accuracy-only", is_flag=True,
-              help="For an engine: preprocess on the GPU and report only the accuracy.")  # fmt: skip
-@machine_options
-def evaluate(
-    model: Path,
-    data: DataOptions | None,
-    limit: int | None,
-    backend: str,
-    accuracy_only: bool,
-    device: str,
-    threads: int | None,
-) -> Output:
+@flags(EvaluateOptions)
+def evaluate(model: Path, data: DataOptions | None, options: EvaluateOptions) -> Output:
     """Evaluate MODEL (a checkpoint, an ONNX file or an engine) on the test split: accuracy, loss, precision
     and recall of each class, and the expected calibration error.
 
@@ -50,25 +35,16 @@ def evaluate(
     """
     from rich.console import Group
 
+    from slimdeploy.toolchain.library.evaluate import evaluate as evaluated
     from slimdeploy.toolchain.measure.accuracy import TOP
-    from slimdeploy.toolchain.measure.evaluate import evaluate_model
     from slimdeploy.toolchain.measure.gpu_accuracy import Count
     from slimdeploy.toolchain.measure.reliability import BINS
-    from slimdeploy.toolchain.measure.subjects import subjects_for
-    from slimdeploy.toolchain.runtime.session import SessionOptions
 
-    (subject,) = subjects_for([model], [backend], SessionOptions(device=device, threads=threads))
-    found = evaluate_model(subject, data, limit=limit, accuracy_only=accuracy_only)
-    evaluation = found.evaluation
-    document = {
-        "model": str(model),
-        "backend": found.backend,
-        "precision": found.precision,
-        **evaluation.to_json(found.class_names),
-    }
+    found = evaluated(model, data=data, options=options)
+    evaluation, document = found.evaluation, found.to_json()
     low, high = evaluation.interval
     rows = [
-        ("model", str(model)),
+        ("model", found.model),
         ("ran on", f"{found.backend}, {found.precision}"),
         ("images", count(evaluation.images)),
         ("test accuracy", f"{percent(evaluation.accuracy)} (95 %: {percent(low)} to {percent(high)})"),

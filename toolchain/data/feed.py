@@ -58,16 +58,17 @@ def feed_of_tests(dataset: Dataset, device: str) -> SplitFeed:
 @dataclass(frozen=True)
 class LoaderFeed:
     """The first `images` images that `source` gives, as it gives them, on `device`. `name` is the parameter
-    that it was given as.
+    that it was given as, `classes` how many labels there may be.
 
     Raises SlimdeployError for a source that can be gone through only once, and when it gives anything but
-    pairs of images (N, 3, H, W) and labels (N,).
+    pairs of images (N, 3, H, W) and labels (N,) below `classes`.
     """
 
     source: Iterable[Batch]
     device: str
-    images: int
+    images: int = ALL
     name: str = "data"
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         if iter(self.source) is self.source:
@@ -86,12 +87,19 @@ class LoaderFeed:
         if left == self.images:
             raise SlimdeployError(f"`{self.name}` gives no images")
 
+    def count_batches(self) -> int:
+        """How many batches one pass gives: where the source has no length, by going through it."""
+        try:
+            return len(self.source)  # type: ignore[arg-type]
+        except TypeError:  # a DataLoader of an IterableDataset has the method and raises it, too
+            return sum(1 for _ in self.source)
+
     def _checked(self, batch: object) -> Batch:
         if isinstance(batch, tuple | list) and len(batch) == 2:
             images, labels = batch
             if isinstance(images, Tensor) and isinstance(labels, Tensor) and len(images) == len(labels):
                 if images.dim() == 4 and images.is_floating_point() and labels.dim() == 1:
-                    return images.to(torch.float32), labels.long()
+                    return images.to(torch.float32), self._known(labels.long())
                 given = f"{tuple(images.shape)} {images.dtype} and {tuple(labels.shape)} {labels.dtype}"
                 raise SlimdeployError(
                     f"`{self.name}` gives {given}; pairs of images (N, 3, H, W) float32 and labels (N,) are "
@@ -102,7 +110,10 @@ class LoaderFeed:
             "labels (N,), both tensors"
         )
 
-
-def everything(source: Iterable[Batch], device: str, name: str = "data") -> LoaderFeed:
-    """All that `source` gives."""
-    return LoaderFeed(source, device, ALL, name)
+    def _known(self, labels: Tensor) -> Tensor:
+        if self.classes is not None and len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
+            wrong = labels[(labels < 0) | (labels >= self.classes)][0]
+            raise SlimdeployError(
+                f"`{self.name}` gives the label {wrong}, and the network has {self.classes} classes"
+            )
+        return labels

@@ -22,7 +22,7 @@ def data_of(info: ModelInfo, source: Path) -> DataOptions:
                 ),
                 source,
             )
-    raise SlimdeployError(f"{source} doesn't say what data it was trained on: pass --data")
+    raise SlimdeployError(f"{source} doesn't say what data it was trained on: pass `data`")
 
 
 def _there(data: DataOptions, source: Path) -> DataOptions:
@@ -30,7 +30,7 @@ def _there(data: DataOptions, source: Path) -> DataOptions:
     name, _, path = data.name.partition(":")
     if name == "folder" and not Path(path).expanduser().exists():
         where = "" if Path(path).is_absolute() else f" in {Path.cwd()}"
-        raise SlimdeployError(f"{source} was trained on {path}, which isn't there{where}: pass --data")
+        raise SlimdeployError(f"{source} was trained on {path}, which isn't there{where}: pass `data`")
     return data
 
 
@@ -41,7 +41,7 @@ def dataset_for(info: ModelInfo, data: DataOptions, source: Path) -> Dataset:
     """
     size = info.preprocessing.size
     if data.size not in (None, size):
-        raise SlimdeployError(f"--size {data.size}, but {source} takes {size}×{size}: leave --size out")
+        raise SlimdeployError(f"`size` {data.size}, but {source} takes {size}×{size}: leave `size` out")
     dataset = load_dataset(data.fed_to(info.preprocessing))
     if dataset.class_names != info.class_names:
         known = ", ".join(info.class_names[:3])

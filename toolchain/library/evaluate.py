@@ -1,40 +1,81 @@
-"""`slimdeploy.evaluate`: a network and images in, accuracy and loss out."""
+"""`slimdeploy.evaluate`: a network or its file and images in, accuracy and loss out."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import nn
+from slimdeploy.toolchain.data.dataset import DataOptions, Dataset
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.library.keywords import takes
+from slimdeploy.toolchain.measure.evaluate import EvaluateResult, evaluate_session
+from slimdeploy.toolchain.measure.options import EvaluateOptions
+from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_session
 
-from slimdeploy.toolchain.data.dataset import Dataset
-from slimdeploy.toolchain.data.feed import Batch, everything, feed_of_tests
-from slimdeploy.toolchain.library.from_module import as_checkpoint
-from slimdeploy.toolchain.models.checkpoint import Checkpoint
-from slimdeploy.toolchain.training.evaluation import Evaluation, evaluate_feed
+if TYPE_CHECKING:
+    from torch import nn
+
+    from slimdeploy.toolchain.data.feed import Batch
+    from slimdeploy.toolchain.models.checkpoint import Checkpoint
 
 
+@takes(EvaluateOptions)
 def evaluate(
-    network: Checkpoint | nn.Module,
+    model: str | Path | Checkpoint | nn.Module,
     *,
-    data: Dataset | Iterable[Batch],
+    data: str | DataOptions | Dataset | Iterable[Batch] | None = None,
     size: int | None = None,
-    device: str | None = None,
-) -> Evaluation:
-    """Top-1 accuracy (0…1) and mean cross-entropy of `network` in eval mode; it stays as it is.
+    options: EvaluateOptions,
+) -> EvaluateResult:
+    """Accuracy, loss and errors by class of `model` on test images; a network stays as it is.
 
     Args:
-        network: A checkpoint, or a module that takes images (N, 3, size, size) float32 and gives logits
-            (N, classes).
-        data: A dataset, of which the test images are taken, or batches of images (N, 3, size, size) float32,
-            normalised, and labels (N,).
-        size: Side of the images in pixels. Needed with a module that isn't slimdeploy's.
-        device: Where to compute, such as `cuda`. Without it: where the network is.
+        model: A file (checkpoint, ONNX file or engine), a checkpoint, or a module that takes images
+            (N, 3, size, size) float32 and gives logits (N, classes).
+        data: The name of a dataset as for `--data`, or a dataset, of which the test images are taken; or
+            batches of images (N, 3, size, size) float32, normalised, and labels (N,). Without it: what the
+            network was trained on.
+        size: Side of the images in pixels. Needed with a module and batches.
+
+    Returns:
+        Accuracy (0…1), mean cross-entropy, the confusion matrix, the calibration error.
 
     Raises:
-        SlimdeployError: A module that can't be traced, or data that isn't in this form.
+        SlimdeployError: A file that can't be opened, a module that can't be traced, or data that isn't in
+            this form or not the model's own.
     """
-    own = copy.deepcopy(as_checkpoint(network, size=size).network)
-    device = device or str(next(own.parameters()).device)
-    feed = feed_of_tests(data, device) if isinstance(data, Dataset) else everything(data, device)
-    return evaluate_feed(own, feed, device=device)
+    data = DataOptions(data) if isinstance(data, str) else data
+    if isinstance(model, str | Path):
+        if size is not None:
+            raise SlimdeployError("`size` is for a module: a file says it itself")
+        how = SessionOptions(device=options.device, threads=options.threads)
+        with open_session(Path(model), options.backend, how) as session:
+            return evaluate_session(session, str(model), data, options)
+    with _opened(model, data, size, options) as session:
+        assert session.info is not None
+        return evaluate_session(session, session.info.graph.arch, data, options)
+
+
+def _opened(
+    network: Checkpoint | nn.Module,
+    data: DataOptions | Dataset | Iterable[Batch] | None,
+    size: int | None,
+    options: EvaluateOptions,
+) -> Session:
+    """A copy of the network in torch, described as of the dataset, where there is one."""
+    from slimdeploy.toolchain.library.from_module import as_checkpoint, described_by
+    from slimdeploy.toolchain.runtime.torch import TorchSession
+    from slimdeploy.toolchain.runtime.torch_device import torch_device
+
+    if options.backend not in ("auto", "torch"):
+        raise SlimdeployError(f"`backend` {options.backend} runs a file, and `model` is a network in torch")
+    if isinstance(data, Dataset):
+        size = size or data.preprocessing.size
+    checkpoint = as_checkpoint(network, size=size)
+    own = copy.deepcopy(checkpoint.network)
+    info = described_by(data, checkpoint) if isinstance(data, Dataset) else checkpoint.info
+    where = next(own.parameters()).device.type if options.device == "auto" else options.device
+    device = torch_device(where, options.threads)
+    return TorchSession(own, info, device=device, options=SessionOptions())

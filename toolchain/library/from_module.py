@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
+from slimdeploy.toolchain.data.dataset import Dataset
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import Checkpoint
 from slimdeploy.toolchain.models.model_info import ModelInfo
@@ -63,3 +65,14 @@ def as_checkpoint(network: Checkpoint | nn.Module, *, size: int | None = None) -
     if size not in (None, own):
         raise SlimdeployError(f"`size` is {size}, but the network takes {own}×{own}")
     return network
+
+
+def described_by(dataset: Dataset, start: Checkpoint) -> ModelInfo:
+    """What `start` says of itself, with the preprocessing and the class names of `dataset`.
+
+    Raises SlimdeployError where their numbers of classes differ.
+    """
+    classes = len(dataset.class_names)
+    if start.info.graph.classes != classes:
+        raise SlimdeployError(f"the network has {start.info.graph.classes} classes, `data` has {classes}")
+    return replace(start.info, preprocessing=dataset.preprocessing, class_names=dataset.class_names)

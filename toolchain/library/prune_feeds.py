@@ -12,7 +12,6 @@ from slimdeploy.toolchain.data.feed import (
     Feed,
     LoaderFeed,
     SplitFeed,
-    everything,
     feed_of_tests,
 )
 from slimdeploy.toolchain.pruning.options import PruneOptions
@@ -38,7 +37,7 @@ def pruning_feeds(
     data: Dataset | Iterable[Batch], test: Iterable[Batch] | None, options: PruneOptions, *, device: str
 ) -> PruningFeeds:
     """What `options` ask for of `data`. `test` goes before a dataset's own test images."""
-    tested: Feed | None = everything(test, device, "test") if test is not None else None
+    tested: Feed | None = LoaderFeed(test, device, name="test") if test is not None else None
     if not isinstance(data, Dataset):
         return PruningFeeds(
             LoaderFeed(data, device, options.statistics_images),

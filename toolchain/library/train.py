@@ -5,27 +5,32 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from slimdeploy.toolchain.data.dataset import Dataset, balanced_subset
+from slimdeploy.toolchain.data.dataset import Dataset, Split, balanced_subset
+from slimdeploy.toolchain.data.feed import Batch, Feed, LoaderFeed
+from slimdeploy.toolchain.data.loader_batches import OwnBatches
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.library.from_module import as_checkpoint
+from slimdeploy.toolchain.library.from_module import as_checkpoint, described_by
 from slimdeploy.toolchain.library.keywords import takes
+from slimdeploy.toolchain.library.training_images import Given
 from slimdeploy.toolchain.models.checkpoint import Checkpoint
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.models.named_networks import named_network
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.pruning.recalibration import recalibrate, shuffled
 from slimdeploy.toolchain.training.distillation import load_teacher
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 from slimdeploy.toolchain.training.loop import fit
-from slimdeploy.toolchain.training.options import FINETUNE_LR, TrainOptions
+from slimdeploy.toolchain.training.options import FINETUNE_LR, OF_DATASETS, TrainOptions
 from slimdeploy.toolchain.training.removed import Removed, removed_from
 from slimdeploy.toolchain.training.setup import short_run, small_crop
 from slimdeploy.toolchain.training.sparsity import penalised_count, penalised_scales, zero_share
@@ -76,18 +81,26 @@ class Run:
 def train(
     network: Checkpoint | nn.Module | str,
     *,
-    data: Dataset,
+    data: Dataset | Iterable[Batch],
+    val: Iterable[Batch] | None = None,
+    test: Iterable[Batch] | None = None,
+    size: int | None = None,
     device: str | None = None,
     options: TrainOptions,
 ) -> TrainResult:
     """Train `network` on the training images of `data`; the network that is passed in stays as it is.
 
     Args:
-        network: A checkpoint, a module that takes images (N, 3, size, size) of the dataset's size and gives
-            logits (N, classes), or the name of an architecture, such as `resnet18` or `torchvision:resnet18`,
-            for fresh weights.
-        data: Images with labels: augmented for training, a share of them held out for validation; the test
-            images are used once, at the end.
+        network: A checkpoint, a module that takes images (N, 3, size, size) float32 and gives logits
+            (N, classes), or, with a dataset, the name of an architecture, such as `resnet18` or
+            `torchvision:resnet18`, for fresh weights.
+        data: A dataset: its images are augmented for training, a share of them is held out for validation,
+            and the test images are used once, at the end. Or batches that can be gone through again and again
+            (a DataLoader, a list), once an epoch: images (N, 3, size, size) float32, normalised and
+            augmented, and labels (N,).
+        val: Batches in the same form, to validate on after each epoch. A dataset brings its own.
+        test: Batches in the same form, to evaluate on once, at the end. A dataset brings its own.
+        size: Side of the images in pixels. Needed with a module and batches.
         device: Where to compute, such as `cuda`. Without it: where the network is.
 
     Returns:
@@ -97,14 +110,17 @@ def train(
         SlimdeployError: Unusable options or data, another number of classes, a loss that stops being a
             number.
     """
-    return _trained("train", network, data, device, options)
+    return _trained("train", network, Given(data, val, test, size), device, options)
 
 
 @takes(TrainOptions, {"lr": FINETUNE_LR})
 def finetune(
     network: Checkpoint | nn.Module,
     *,
-    data: Dataset,
+    data: Dataset | Iterable[Batch],
+    val: Iterable[Batch] | None = None,
+    test: Iterable[Batch] | None = None,
+    size: int | None = None,
     device: str | None = None,
     options: TrainOptions,
 ) -> TrainResult:
@@ -112,7 +128,10 @@ def finetune(
 
     Args:
         network: A checkpoint, such as `prune(…).checkpoint`, or a module.
-        data: Images with labels, as for `train`.
+        data: A dataset or batches, as for `train`.
+        val: Batches to validate on after each epoch. A dataset brings its own.
+        test: Batches to evaluate on once, at the end. A dataset brings its own.
+        size: Side of the images in pixels. Needed with a module and batches.
         device: Where to compute, such as `cuda`. Without it: where the network is.
 
     Returns:
@@ -121,34 +140,38 @@ def finetune(
     Raises:
         SlimdeployError: As `train`.
     """
-    return _trained("finetune", network, data, device, options)
+    return _trained("finetune", network, Given(data, val, test, size), device, options)
 
 
 def _trained(
     stage: str,
     network: Checkpoint | nn.Module | str,
-    data: Dataset,
+    given: Given,
     device: str | None,
     options: TrainOptions,
 ) -> TrainResult:
-    size, classes = data.preprocessing.size, len(data.class_names)
-    if isinstance(network, str):
-        fresh = named_network(network, size=size, classes=classes, seed=options.seed)
-        start = Checkpoint(fresh, ModelInfo(fresh.graph, data.preprocessing, data.class_names), "")
-    else:
-        given = as_checkpoint(network, size=size)
-        if given.info.graph.classes != classes:
-            raise SlimdeployError(
-                f"`network` tells {given.info.graph.classes} classes apart, `data` has {classes}"
-            )
-        info = replace(given.info, preprocessing=data.preprocessing, class_names=data.class_names)
-        start = Checkpoint(copy.deepcopy(given.network), info, given.sha256)
+    start = _start(network, given, options)
     device = device or str(next(start.network.parameters()).device)
+    data = given.for_network(start.info, device, options)
     return trained(start, data, options, device=device, run=Run(stage))
 
 
+def _start(network: Checkpoint | nn.Module | str, given: Given, options: TrainOptions) -> Checkpoint:
+    """A copy of the network, which training changes; described as of the dataset, where there is one."""
+    dataset = given.dataset
+    if isinstance(network, str):
+        if dataset is None:
+            raise SlimdeployError("`network` is a name: pass a Dataset as `data`, or a module as `network`")
+        size, classes = dataset.preprocessing.size, len(dataset.class_names)
+        fresh = named_network(network, size=size, classes=classes, seed=options.seed)
+        return Checkpoint(fresh, ModelInfo(fresh.graph, dataset.preprocessing, dataset.class_names), "")
+    found = as_checkpoint(network, size=given.size)
+    info = found.info if dataset is None else described_by(dataset, found)
+    return Checkpoint(copy.deepcopy(found.network), info, found.sha256)
+
+
 def trained(
-    start: Checkpoint, dataset: Dataset, options: TrainOptions, *, device: str, run: Run
+    start: Checkpoint, dataset: Dataset | OwnBatches, options: TrainOptions, *, device: str, run: Run
 ) -> TrainResult:
     """Train the network of `start` in place (its hash is empty where it is a fresh one) and evaluate it.
 
@@ -158,13 +181,11 @@ def trained(
     info, preprocessing, ranks = start.info, dataset.preprocessing, run.ranks
     info.graph.shapes(preprocessing.size)  # refuses images too small to pass through
     parts = training_data(dataset, options)
-    if not start.sha256 and (line := short_run(options, len(parts.train))):
-        log(line)
-    if options.epochs and (line := small_crop(options, preprocessing.size)):
-        log(line)
+    if isinstance(parts.train, Split):
+        _advise(start, options, len(parts.train), preprocessing.size)
     teacher = load_teacher(Path(options.teacher), info, device=device) if options.teacher else None
     facts: dict[str, Any] = {
-        "options": options.to_json(),
+        "options": _applied(options, dataset),
         "data": run.data,
         "parent": start.sha256 or None,
         "teacher": teacher.sha256 if teacher else None,
@@ -175,21 +196,23 @@ def trained(
         options,
         output=run.output,
         device=device,
-        setup=_setup(info, dataset, facts, run) if run.output else None,
+        setup=_setup(info, dataset, facts, run) if run.output and isinstance(dataset, Dataset) else None,
         resume=run.resume,
         ranks=ranks,
         teacher=teacher,
     )
     if options.recalibration_images:
-        images = balanced_subset(parts.train, options.recalibration_images)
-        recalibrate(network, shuffled(images, preprocessing, device=device), device=device)
-    validation = evaluate_network(network, parts.validation, preprocessing, device=device, ranks=ranks)
-    test = evaluate_network(network, dataset.test, preprocessing, device=device, ranks=ranks)
-    accuracy = {"val": validation.accuracy, "test": test.accuracy}
+        recalibrate(network, _unaugmented(parts.train, options, preprocessing, device), device=device)
+    found = {
+        name: evaluate_network(network, images, preprocessing, device=device, ranks=ranks)
+        for name, images in (("val", parts.validation), ("test", dataset.test))
+        if images is not None
+    }
+    accuracy = {name: evaluation.accuracy for name, evaluation in found.items()}
     if history:
         accuracy["train"] = history[-1].train_accuracy
     seconds = time.perf_counter() - started
-    metrics = {"accuracy": accuracy, "loss": {"val": validation.loss, "test": test.loss}}
+    metrics = {"accuracy": accuracy, "loss": {name: evaluation.loss for name, evaluation in found.items()}}
     if removed := removed_from(info.graph, network.graph, preprocessing.size):
         facts["removed"] = removed.to_json()
     after = info.after(run.stage, graph=network.graph, metrics=metrics, epochs=len(history), **facts)
@@ -205,6 +228,30 @@ def trained(
         images_per_second=sum(r.images_per_second for r in history) / max(len(history), 1),
         seconds=seconds,
     )
+
+
+def _advise(start: Checkpoint, options: TrainOptions, images: int, size: int) -> None:
+    """Say where the options hardly train such a network on so many images."""
+    if not start.sha256 and (line := short_run(options, images)):
+        log(line)
+    if options.epochs and (line := small_crop(options, size)):
+        log(line)
+
+
+def _applied(options: TrainOptions, dataset: Dataset | OwnBatches) -> dict[str, Any]:
+    """Those that had an effect."""
+    unused = () if isinstance(dataset, Dataset) else OF_DATASETS
+    return {name: value for name, value in options.to_json().items() if name not in unused}
+
+
+def _unaugmented(
+    images: Split | LoaderFeed, options: TrainOptions, preprocessing: Preprocessing, device: str
+) -> Feed:
+    """Those that BN statistics are measured on; batches of the caller's are as they are."""
+    count = options.recalibration_images
+    if isinstance(images, LoaderFeed):
+        return replace(images, images=count)
+    return shuffled(balanced_subset(images, count), preprocessing, device=device)
 
 
 def _setup(info: ModelInfo, dataset: Dataset, facts: dict[str, Any], run: Run) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from slimdeploy.toolchain.measure.reliability import Reliability
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """Logits (n, classes) of images (n, H, W, 3) uint8."""
+Answered = tuple[np.ndarray, np.ndarray]
+"""Logits (n, classes) and labels (n,) of a batch."""
 TOP = 5
 
 
@@ -88,29 +90,39 @@ def evaluate(
 ) -> Evaluation:
     """Run `predict` over `images` (N, H, W, 3) uint8, `batch` at a time, and compare with `labels` (N,).
 
-    Raises SlimdeployError where the labels don't fit the model's classes, a logit isn't a number, or there
-    are no images.
+    Raises SlimdeployError as `judge` does.
     """
-    if not len(images):
-        raise SlimdeployError("no images to evaluate on")
-    answers, ranks, losses = (np.empty(len(labels), kind) for kind in (np.int64, np.int64, np.float64))
-    reliability, classes = None, 0
-    for start in range(0, len(images), batch):
-        part = slice(start, start + batch)
-        logits, truth = predict(images[part]).astype(np.float64), labels[part]
-        classes = logits.shape[1]
-        if not start:
-            check_labels(labels, classes)
+
+    def answered() -> Iterator[Answered]:
+        for start in range(0, len(images), batch):
+            part = slice(start, start + batch)
+            yield predict(images[part]), labels[part]
+
+    return judge(answered())
+
+
+def judge(answered: Iterable[Answered]) -> Evaluation:
+    """Compare logits (n, classes) with labels (n,), batch by batch.
+
+    Raises SlimdeployError where a label doesn't fit the model's classes, a logit isn't a number, or there are
+    no images.
+    """
+    parts, classes = [], 0
+    for given, truth in answered:
+        logits, classes = given.astype(np.float64), given.shape[1]
+        check_labels(truth, classes)
         if not np.isfinite(logits).all():
             raise SlimdeployError("the model's logits hold NaN or infinity: it can't be evaluated")
-        answers[part], ranks[part] = logits.argmax(axis=1), _ranks(logits, truth)
         # log-sum-exp around the largest logit, which can't overflow
         shifted = logits - logits.max(axis=1, keepdims=True)
         totals = np.exp(shifted).sum(axis=1)
-        losses[part] = np.log(totals) - shifted[np.arange(len(truth)), truth]
-        found = Reliability.of(1 / totals, ranks[part] == 0)  # the largest logit's exponential is 1
-        reliability = reliability + found if reliability else found
-    assert reliability
+        losses = np.log(totals) - shifted[np.arange(len(truth)), truth]
+        # The largest logit's exponential is 1.
+        parts.append((truth, logits.argmax(axis=1), _ranks(logits, truth), losses, 1 / totals))
+    if not parts:
+        raise SlimdeployError("no images to evaluate on")
+    labels, answers, ranks, losses, confidences = map(np.concatenate, zip(*parts, strict=True))
+    reliability = Reliability.of(confidences, ranks == 0)
     return Evaluation(
         classes, labels, answers, float((ranks < TOP).mean()), float(losses.mean()), reliability
     )
@@ -118,8 +130,9 @@ def evaluate(
 
 def check_labels(labels: np.ndarray, classes: int) -> None:
     """Raises SlimdeployError where a label isn't one of the model's `classes`."""
-    if labels.max() >= classes:
-        raise SlimdeployError(f"the data has a class number {labels.max()}, the model only {classes} classes")
+    if not 0 <= labels.min() <= labels.max() < classes:
+        wrong = labels[(labels < 0) | (labels >= classes)][0]
+        raise SlimdeployError(f"the data has a class number {wrong}, the model only {classes} classes")
 
 
 def _ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

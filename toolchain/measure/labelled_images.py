@@ -32,7 +32,7 @@ def dataset_images(data: DataOptions, limit: int | None = None) -> LoadImages:
     def load(wanted: Preprocessing) -> Images:
         size = wanted.size
         if data.size not in (None, size):
-            raise SlimdeployError(f"--size {data.size}, but the model takes {size}×{size}: leave --size out")
+            raise SlimdeployError(f"`size` {data.size}, but the model takes {size}×{size}: leave `size` out")
         dataset = load_dataset(data.fed_to(wanted))
         test = balanced_subset(dataset.test, limit)
         return Images(test.stored, test.labels, dataset.class_names)

@@ -29,14 +29,6 @@ class Reliability:
         bins = np.clip(np.ceil(confidences * BINS).astype(int) - 1, 0, BINS - 1)
         return cls(*(np.bincount(bins, weight, BINS) for weight in (None, confidences, correct)))
 
-    def __add__(self, other: Reliability) -> Reliability:
-        """Of the images of both."""
-        return Reliability(
-            self.images + other.images,
-            self.confidences + other.confidences,
-            self.correct + other.correct,
-        )
-
     @property
     def error(self) -> float:
         """Expected calibration error: the mean over all images of |accuracy − mean confidence| of their bin

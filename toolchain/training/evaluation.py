@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from slimdeploy.toolchain.data.dataset import Split
-from slimdeploy.toolchain.data.feed import TEST_BATCH_SIZE, Feed, SplitFeed
+from slimdeploy.toolchain.data.feed import TEST_BATCH_SIZE, Feed, LoaderFeed, SplitFeed
 from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
@@ -31,7 +31,7 @@ class Evaluation:
 
 def evaluate_network(
     network: GraphNetwork,
-    split: Split,
+    images: Split | LoaderFeed,
     preprocessing: Preprocessing,
     *,
     device: str,
@@ -40,10 +40,14 @@ def evaluate_network(
 ) -> Evaluation:
     """Evaluate in eval mode; the network's training flag is put back afterwards.
 
-    Of several `ranks` each looks at its share of `split`; all return the same.
+    Of several `ranks` each looks at its share of a split; all return the same.
     """
-    share = SplitFeed(ranks.share_of(split), preprocessing, device, TEST_BATCH_SIZE)
-    return evaluate_feed(network, share, device=device, precision=precision, ranks=ranks)
+    feed: Feed = images if isinstance(images, LoaderFeed) else _share(images, preprocessing, device, ranks)
+    return evaluate_feed(network, feed, device=device, precision=precision, ranks=ranks)
+
+
+def _share(split: Split, preprocessing: Preprocessing, device: str, ranks: Ranks) -> SplitFeed:
+    return SplitFeed(ranks.share_of(split), preprocessing, device, TEST_BATCH_SIZE)
 
 
 @torch.no_grad()

@@ -77,6 +77,8 @@ class TensorBoardLog:
         }
         with self._errors_explained():
             for name, value in values.items():
+                if value is None:
+                    continue
                 self._writer.add_scalar(name, value, record.epoch)
             if scales:
                 gammas = torch.cat([*(s.detach().float().cpu() for s in scales), torch.zeros(removed)])

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from slimdeploy.toolchain.data.batches import TrainingBatches
 from slimdeploy.toolchain.data.dataset import Split
+from slimdeploy.toolchain.data.feed import LoaderFeed
+from slimdeploy.toolchain.data.loader_batches import LoaderBatches
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.networks.cost import network_cost
@@ -23,7 +25,7 @@ from slimdeploy.toolchain.training.batch_memory import attempt_step, is_out_of_m
 from slimdeploy.toolchain.training.compiling import compile_errors_explained
 from slimdeploy.toolchain.training.distillation import Teacher
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks, peers_explained
-from slimdeploy.toolchain.training.evaluation import evaluate_network
+from slimdeploy.toolchain.training.evaluation import Evaluation, evaluate_network
 from slimdeploy.toolchain.training.history import TensorBoardLog, write_history
 from slimdeploy.toolchain.training.interruption import resumable, workers_explained
 from slimdeploy.toolchain.training.learner import Course, Learner
@@ -39,8 +41,9 @@ from slimdeploy.toolchain.training.step import Objective
 class TrainingData:
     """What a run learns from and what it is steered by; the test split isn't here."""
 
-    train: Split
-    validation: Split
+    train: Split | LoaderFeed
+    validation: Split | LoaderFeed | None
+    """None only of batches that the caller makes."""
     preprocessing: Preprocessing
 
 
@@ -86,7 +89,7 @@ def fit(
             with peers_explained(), compile_errors_explained(), workers_explained(state.epochs_done):
                 record = run.epoch(state.epochs_done)
             state.history.append(record)
-            if options.patience and record.val_accuracy >= max(r.val_accuracy for r in state.history):
+            if options.patience and _judged(record) >= max(map(_judged, state.history)):
                 state.best = run.learner.judged_weights()
             if output and board:
                 _keep(output, state, run, board)
@@ -123,17 +126,7 @@ class _Run:
         teacher: Teacher | None,
     ) -> None:
         self.data, self.options, self.device, self.ranks = data, options, device, ranks
-        self.batches = TrainingBatches(
-            data.train,
-            data.preprocessing,
-            batch_size=options.batch_size,
-            augmentation=options.augmentations,
-            classes=network.graph.classes,
-            device=device,
-            seed=options.seed,
-            rank=ranks.rank,
-            ranks=ranks.size,
-        )
+        self.batches = _batches(network, data, options, device, ranks)
         course = Course(
             options,
             network.graph,
@@ -168,50 +161,55 @@ class _Run:
                 raise
         if trained_on is None:
             raise self._out_of_memory(index)
-        losses, correct = trained_on
+        losses, (correct, trained) = trained_on[0], trained_on[1].tolist()
         self._check_finite(losses, index)
         mean_loss = losses.mean().item()  # waits for the device, so the time below is the real one
         seconds = time.perf_counter() - started
-        learner, preprocessing = self.learner, self.data.preprocessing
-        validation = evaluate_network(
-            learner.judged,
-            self.data.validation,
-            preprocessing,
-            device=self.device,
-            precision=learner.precision,
-            ranks=self.ranks,
-        )
-        trained = len(losses) * self.batches.batch_size
+        learner, validation = self.learner, self._validated()
         return EpochRecord(
             epoch=index + 1,
             lr=learner.lr,
             train_loss=mean_loss,
-            train_accuracy=correct.item() / trained,
-            val_loss=validation.loss,
-            val_accuracy=validation.accuracy,
+            train_accuracy=correct / trained,
+            val_loss=validation and validation.loss,
+            val_accuracy=validation and validation.accuracy,
             zero_share=zero_share(learner.penalty.scales, removed=learner.removed_scales),
             images_per_second=trained / seconds,
             strength=learner.penalty.strength,
-            macs=network_cost(learner.network.graph, preprocessing.size).macs,
+            macs=network_cost(learner.network.graph, self.data.preprocessing.size).macs,
+        )
+
+    def _validated(self) -> Evaluation | None:
+        if self.data.validation is None:
+            return None
+        return evaluate_network(
+            self.learner.judged,
+            self.data.validation,
+            self.data.preprocessing,
+            device=self.device,
+            precision=self.learner.precision,
+            ranks=self.ranks,
         )
 
     def _train(self, index: int) -> tuple[Tensor, Tensor]:
-        """Take the steps of an epoch; returns the loss of each, and how many images were told right, both
-        over all processes and on the device; of mixed images the class of the larger share counts.
+        """Take the steps of an epoch; returns the loss of each, and how many images were told right and how
+        many there were, all over all processes and on the device; of mixed images the class of the larger
+        share counts.
         """
         steps = len(self.batches)
         losses = torch.zeros(steps, device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        counts = torch.zeros(2, dtype=torch.int64, device=self.device)
         self.learner.network.train()
         with progress_bar(f"epoch {index + 1}/{self.options.epochs}", total=steps) as advance:
             for step, (images, labels) in enumerate(self.batches.epoch(index)):
                 number = index * steps + step
                 self._set_lr(number)
                 losses[step], logits = self.learner.take_step(images, labels, number)
-                correct += (logits.argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))).sum()
+                counts[0] += (logits.argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))).sum()
+                counts[1] += len(labels)
                 self.learner = self.shrinking.after_step(number, self.learner)
                 advance(1)
-        return self.ranks.sum(losses).div_(self.ranks.size), self.ranks.sum(correct)
+        return self.ranks.sum(losses).div_(self.ranks.size), self.ranks.sum(counts)
 
     def _set_lr(self, number: int) -> None:
         self.learner.lr = learning_rate(self.options, number, steps_per_epoch=len(self.batches))
@@ -238,19 +236,44 @@ class _Run:
             )
 
 
+def _batches(
+    network: GraphNetwork, data: TrainingData, options: TrainOptions, device: str, ranks: Ranks
+) -> TrainingBatches | LoaderBatches:
+    if isinstance(data.train, LoaderFeed):
+        return LoaderBatches(data.train)
+    return TrainingBatches(
+        data.train,
+        data.preprocessing,
+        batch_size=options.batch_size,
+        augmentation=options.augmentations,
+        classes=network.graph.classes,
+        device=device,
+        seed=options.seed,
+        rank=ranks.rank,
+        ranks=ranks.size,
+    )
+
+
+def _judged(record: EpochRecord) -> float:
+    """What patience goes by."""
+    assert record.val_accuracy is not None, "patience needs validation images"
+    return record.val_accuracy
+
+
 def _out_of_patience(history: list[EpochRecord], patience: int | None) -> bool:
     if not patience or not history:
         return False
-    best = max(range(len(history)), key=lambda i: (history[i].val_accuracy, i))
+    best = max(range(len(history)), key=lambda i: (_judged(history[i]), i))
     return len(history) - 1 - best >= patience
 
 
 def _line(record: EpochRecord, epochs: int) -> str:
     width = int(math.log10(max(epochs, 1))) + 1
+    validated = "" if record.val_accuracy is None else f" · val {record.val_accuracy:.1%}"
     zeros = f" · λ {record.strength:.1e}" if record.strength else ""
     zeros += f" · γ at zero {record.zero_share:.1%}" if record.zero_share else ""
     return (
         f"epoch {record.epoch:>{width}}/{epochs} · loss {record.train_loss:.3f} · "
-        f"train {record.train_accuracy:.1%} · val {record.val_accuracy:.1%}{zeros} · "
+        f"train {record.train_accuracy:.1%}{validated}{zeros} · "
         f"{record.images_per_second:,.0f} images/s"
     )

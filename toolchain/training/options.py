@@ -246,6 +246,8 @@ def inherited(given: Collection[str]) -> list[str]:
     return [name for name in INHERITED if name not in own]
 
 
+OF_DATASETS = tuple(name for name in INHERITED if name not in ("momentum", "weight_decay", "label_smoothing"))
+"""Options that say how batches are made of a Dataset: they do not apply to batches that the caller makes."""
 SPARSITY = ("sparsity", "sparsity_step", "sparse_layers", "sparse_align", "shrink")
 """Options of the penalty, which do not apply to fine-tuning."""
 FINETUNE_LR = 1e-3
@@ -261,8 +263,9 @@ class EpochRecord:
     lr: float
     train_loss: float
     train_accuracy: float
-    val_loss: float
-    val_accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    """None without validation images, which only batches of the caller's may lack."""
     zero_share: float
     """Share of the penalised γ that are exactly zero, removed channels included."""
     images_per_second: float

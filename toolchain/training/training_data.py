@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from slimdeploy.toolchain.data.dataset import Dataset
+from slimdeploy.toolchain.data.loader_batches import OwnBatches
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.training.loop import TrainingData
 from slimdeploy.toolchain.training.options import TrainOptions
 
 
-def training_data(dataset: Dataset, options: TrainOptions) -> TrainingData:
-    """Training and validation split as every stage of a run sees them: `limit` first, then the held-out
-    share.
+def training_data(dataset: Dataset | OwnBatches, options: TrainOptions) -> TrainingData:
+    """Training and validation images as every stage of a run sees them: of a Dataset, `limit` first, then the
+    held-out share; of the caller's own batches, these.
     """
+    if isinstance(dataset, OwnBatches):
+        return TrainingData(dataset.train, dataset.validation, dataset.preprocessing)
     train, validation = dataset.held_out(options.validation, limit=options.limit)
     if len(train) < 2:
         raise SlimdeployError(

@@ -1,0 +1,64 @@
+"""The images that `train` and `finetune` were given: a dataset of ours, or batches of the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from slimdeploy.toolchain.data.dataset import Dataset
+from slimdeploy.toolchain.data.feed import Batch, LoaderFeed
+from slimdeploy.toolchain.data.loader_batches import OwnBatches
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.training.options import OF_DATASETS, TrainOptions
+
+
+@dataclass(frozen=True)
+class Given:
+    """The parameters of these names. Raises SlimdeployError where they contradict."""
+
+    data: Dataset | Iterable[Batch]
+    val: Iterable[Batch] | None
+    test: Iterable[Batch] | None
+    asked_size: int | None
+
+    def __post_init__(self) -> None:
+        if self.dataset is None:
+            return
+        for name, value in (("val", self.val), ("test", self.test)):
+            if value is not None:
+                raise SlimdeployError(f"`{name}` is for batches: a Dataset as `data` brings its own")
+        own = self.dataset.preprocessing.size
+        if self.asked_size not in (None, own):
+            raise SlimdeployError(f"`size` is {self.asked_size}, but `data` has images of {own}×{own}")
+
+    @property
+    def dataset(self) -> Dataset | None:
+        return self.data if isinstance(self.data, Dataset) else None
+
+    @property
+    def size(self) -> int | None:
+        """Side of the images in pixels, as far as it was told."""
+        return self.dataset.preprocessing.size if self.dataset else self.asked_size
+
+    def for_network(self, info: ModelInfo, device: str, options: TrainOptions) -> Dataset | OwnBatches:
+        """What to train the network of `info` on. Raises SlimdeployError for options that need a Dataset, or
+        validation batches, where there are none.
+        """
+        if isinstance(self.data, Dataset):
+            return self.data
+        for name in OF_DATASETS:
+            if getattr(options, name) != getattr(TrainOptions, name):
+                raise SlimdeployError(f"`{name}` needs a Dataset: batches are used as `data` gives them")
+        if options.patience and self.val is None:
+            raise SlimdeployError("`patience` needs `val`, batches to validate on")
+
+        def feed(source: Iterable[Batch], name: str) -> LoaderFeed:
+            return LoaderFeed(source, device, name=name, classes=info.graph.classes)
+
+        return OwnBatches(
+            feed(self.data, "data"),
+            None if self.val is None else feed(self.val, "val"),
+            None if self.test is None else feed(self.test, "test"),
+            info.preprocessing,
+        )
