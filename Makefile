@@ -3,7 +3,7 @@ BIN := .venv/bin
 # The package is this folder, whatever its name: type checking finds it under its import name through a link.
 TYPES := .venv/types
 
-.PHONY: demo test test-machines test-versions docs lint types install clean gpu-check gpu-chain device-check
+.PHONY: demo test test-docs test-machines test-versions docs lint types install clean gpu-check gpu-chain device-check
 
 demo: install
 	$(BIN)/slimdeploy run digits --output runs/digits
@@ -19,6 +19,10 @@ test-machines: install .venv/tensorrt-on-cpu
 # What may depend on versions, with each of Python 3.10 to 3.13 and torch 2.13 and 2.15 that this machine can get.
 test-versions:
 	$(PYTHON) tests/versions.py
+
+# Every command block of README and docs/, on a small input: CONTRIBUTING.md says how each is declared.
+test-docs: install
+	PYTHONPATH=tests $(BIN)/python tests/docs_run.py
 
 # The documentation as a site in build/site; a broken link or an unreadable docstring fails it.
 docs: .venv/docs

@@ -1,5 +1,5 @@
-"""Every `slimdeploy …` line in a code block of README and docs/ is one that the command line takes: the
-command, its options and their values. What the commands do is tested elsewhere.
+"""The command blocks of README, CONTRIBUTING and docs/: each says how it is executed, every `slimdeploy …` in
+them is one that the command line takes, and one page is executed. `make test-docs` executes all.
 """
 
 from __future__ import annotations
@@ -11,31 +11,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import docs_run
 import pytest
+import warm_command
+from docs_blocks import PAGES, ROOT, Block, command_blocks
+from docs_given import given
 
-import slimdeploy
 from slimdeploy.toolchain.cli import COMMANDS, cli
 
-ROOT = Path(slimdeploy.__file__).parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [block for page in PAGES for block in command_blocks(page)]
+EXECUTED = ROOT / "docs" / "export.md"
 OPEN = ("…", "[")
 """A line with one of them says that something is left out."""
 
 
-def _lines(page: Path) -> Iterator[str]:
-    """The lines of code blocks, fenced or indented, continued ones joined."""
-    fenced, text = False, page.read_text().replace("\\\n", " ")
-    for line in text.splitlines():
-        if line.lstrip().startswith("```"):
-            fenced = not fenced
-        elif fenced or line.startswith("    "):
-            yield line.strip()
-
-
-def _calls(page: Path) -> Iterator[list[str]]:
-    """The arguments of every call of slimdeploy."""
-    for line in _lines(page):
-        found = re.match(r"(?:sudo )?(?:\.?/?\S*/)?slimdeploy\s+(.*)", line.removeprefix("$ "))
+def _calls(block: Block) -> Iterator[list[str]]:
+    """The arguments of every call of slimdeploy, as printed."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        found = re.match(r"(?:sudo )?(?:\.?/?\S*/)?slimdeploy\s+(.*)", line)
         if found and not any(mark in line for mark in OPEN):
             yield list(itertools.takewhile(lambda word: word[0] not in "|&;<>", _words(found[1])))
 
@@ -47,7 +40,7 @@ def _words(line: str) -> Iterator[str]:
     return iter(words)
 
 
-CALLS = [(page.name, arguments) for page in PAGES for arguments in _calls(page)]
+CALLS = [(str(block), arguments) for block in BLOCKS for arguments in _calls(block)]
 
 
 def test_the_pages_hold_commands() -> None:
@@ -55,16 +48,34 @@ def test_the_pages_hold_commands() -> None:
     assert {arguments[0] for _, arguments in CALLS} >= {*COMMANDS} - {"doctor"}
 
 
-@pytest.mark.parametrize(("page", "arguments"), CALLS, ids=lambda value: " ".join(value)[:60])
-def test_it_is_one_that_the_command_line_takes(page: str, arguments: list[str]) -> None:
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_it_is_declared_how_it_is_executed(block: Block) -> None:
+    assert block.run is not None, "put <!-- run -->, or <!-- not run: why --> above: CONTRIBUTING.md"
+    assert block.run or block.note, "why isn't it run?"
+    if block.run:
+        assert block.script  # the commands that options are added to are there
+        assert not any(mark in block.script for mark in OPEN), "a block with something left out can't be run"
+
+
+@pytest.mark.parametrize(("where", "arguments"), CALLS, ids=lambda value: " ".join(value)[:60])
+def test_it_is_one_that_the_command_line_takes(where: str, arguments: list[str]) -> None:
     name, *rest = arguments
     if name.startswith("-"):
         return
     command = cli.get_command(click.Context(cli), name)
-    assert command, f"{page}: no command {name}"
+    assert command, f"{where}: no command {name}"
     try:
         command.make_context(name, rest)
     except click.exceptions.Exit:  # --help
         pass
     except click.UsageError as error:
-        pytest.fail(f"{page}: slimdeploy {shlex.join(arguments)}: {error.format_message()}")
+        pytest.fail(f"{where}: slimdeploy {shlex.join(arguments)}: {error.format_message()}")
+
+
+def test_a_page_runs_as_printed(tmp_path: Path) -> None:
+    with warm_command.installed(tmp_path / "bin") as environment:
+        given(tmp_path / "given", environment)
+        for block in filter(lambda block: block.run, command_blocks(EXECUTED)):
+            done = docs_run.run_block(block, tmp_path / "given", environment)
+            assert done.returncode == 0, done.stdout
+    assert (tmp_path / "given" / "final.onnx").is_file()
