@@ -113,8 +113,6 @@ def read_classifier(path: Path) -> Classifier:
     """Read the ONNX file at `path`; raises SlimdeployError where it is missing, damaged or no Classifier."""
     if not path.is_file():
         raise SlimdeployError(f"no model at {path}")
-    if path.suffix == ".safetensors":
-        raise SlimdeployError(f"{path} is a checkpoint: slimdeploy export makes the ONNX file to calibrate")
     read_onnx(path)
     try:
         model = onnx.load(path)

@@ -41,7 +41,8 @@ class Geometry:
             raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
         if self.resize == self.size:
             object.__setattr__(self, "resize", None)  # one form, so that equal ones compare equal
-        for side in (self.size, *(self.resize if isinstance(self.resize, tuple) else (self.resize or 1,))):
+        resize = self.size if self.resize is None else self.resize
+        for side in (self.size, *(resize if isinstance(resize, tuple) else (resize,))):
             if not 1 <= side <= MAX_IMAGE_SIZE:
                 raise SlimdeployError(
                     f"images can be resized and cut to 1 to {MAX_IMAGE_SIZE} pixels, not {side}"

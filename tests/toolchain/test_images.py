@@ -166,6 +166,7 @@ def test_survives_json_and_reads_the_form_of_old() -> None:
     [
         ({"size": 100_000}, "1 to 4096 pixels, not 100000"),
         ({"resize": [5, 0]}, "1 to 4096 pixels, not 0"),
+        ({"resize": 0}, "1 to 4096 pixels, not 0"),
         ({"interpolation": "nearest"}, "unknown interpolation 'nearest'; known: bilinear, bicubic"),
         ({"channels": "rbg"}, "unknown order of channels 'rbg'"),
         (

@@ -180,6 +180,7 @@ def _walk(folder: str, left_out: collections.Counter[str], above: set[tuple[int,
 
 def _counted(left_out: collections.Counter[str]) -> str:
     """Such as `3 .txt, 2 .heic (pip install pillow-heif reads them)`."""
-    parts = [f"{count} {what}" for what, count in left_out.most_common()]
-    hint = " (pip install pillow-heif reads them)" if set(left_out) & set(HEIF_ENDINGS) else ""
-    return ", ".join(parts) + hint
+    hint = " (pip install pillow-heif reads them)"
+    return ", ".join(
+        f"{count} {what}{hint if what in HEIF_ENDINGS else ''}" for what, count in left_out.most_common()
+    )

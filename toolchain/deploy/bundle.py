@@ -20,6 +20,7 @@ from slimdeploy.toolchain.deploy.bundle_manifest import BundleFile, BundleManife
 from slimdeploy.toolchain.deploy.golden import compute_logits
 from slimdeploy.toolchain.deploy.samples import Images
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
+from slimdeploy.toolchain.file_kinds import BUNDLE, refuse_other_kind
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.runtime.onnx_file import carried_info, read_onnx
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
@@ -239,6 +240,7 @@ def _checkpoint_of(info: ModelInfo) -> object:
 
 @contextlib.contextmanager
 def _reader(path: Path) -> Iterator[container.Reader]:
+    refuse_other_kind(path, BUNDLE)
     try:
         with open(path, "rb") as file:
             yield container.Reader(file, path)

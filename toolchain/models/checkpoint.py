@@ -14,6 +14,7 @@ from torch import Tensor
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.file_kinds import CHECKPOINT, refuse_other_kind
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.cost import parameter_count
 from slimdeploy.toolchain.networks.module import GraphNetwork
@@ -61,11 +62,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Header metadata and tensors of a safetensors file; raises SlimdeployError where it isn't one."""
     if not path.is_file():
         raise SlimdeployError(f"no checkpoint at {path}")
-    if is_pytorch_file(path):
-        raise SlimdeployError(
-            f"{path} is PyTorch's own format, not a checkpoint: convert it with slimdeploy train "
-            f"--weights {path} --data … --epochs 0 -o {path.stem}.safetensors"
-        )
+    refuse_other_kind(path, CHECKPOINT)
     try:
         with safetensors.safe_open(str(path), "pt") as file:
             names = file.keys()
@@ -74,17 +71,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise SlimdeployError(f"{path} is not a safetensors file, or is damaged ({error})") from error
 
 
-def is_pytorch_file(path: Path) -> bool:
-    """Whether `torch.save` wrote it: a zip archive or, before torch 1.6, a pickle."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    # The length of a safetensors header can look like a pickle's first bytes; behind it comes a brace.
-    return start[8:] != b"{" and start.startswith((b"PK\x03\x04", b"\x80"))
-
-
 def load_state(network: GraphNetwork, tensors: dict[str, Tensor], *, source: str) -> None:
     """Copy `tensors` into `network`, name by name; raises SlimdeployError at the first name or shape that
-    differs, and at the first value that is no finite number.
+    differs, and at the first value that is no finite number or a negative variance.
     """
     own = network.state_dict()
     for name, tensor in own.items():
@@ -96,6 +85,8 @@ def load_state(network: GraphNetwork, tensors: dict[str, Tensor], *, source: str
             )
         if not torch.isfinite(tensors[name]).all():
             raise SlimdeployError(f"{source}: {name} holds NaN or infinite values")
+        if name.endswith("running_var") and (tensors[name] < 0).any():
+            raise SlimdeployError(f"{source}: {name} holds negative variances")
     if extra := sorted(set(tensors) - set(own)):
         raise SlimdeployError(f"{source}: {extra[0]} is not part of a {network.graph.arch}")
     network.load_state_dict(tensors)

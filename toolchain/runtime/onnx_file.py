@@ -16,6 +16,7 @@ from pathlib import Path
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.checks import MAX_BATCH
 from slimdeploy.toolchain.errors import SlimdeployError, shorten
+from slimdeploy.toolchain.file_kinds import ONNX, refuse_other_kind
 from slimdeploy.toolchain.models.model_info import METADATA_KEY, ModelInfo
 from slimdeploy.toolchain.runtime.onnx_graph import FLOAT16, Graph, read_graph
 from slimdeploy.toolchain.runtime.onnx_shapes import activation_shapes
@@ -81,10 +82,7 @@ def read_onnx(path: Path) -> OnnxFacts:
 
     Raises SlimdeployError where the file is missing, isn't ONNX, or is one that no runtime should see.
     """
-    if path.suffix == ".safetensors" and path.exists():
-        raise SlimdeployError(
-            f"{path} is a checkpoint, not an ONNX file: slimdeploy export writes one from it"
-        )
+    refuse_other_kind(path, ONNX)
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if len(content) > MAX_FILE_BYTES:

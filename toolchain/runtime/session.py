@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.file_kinds import CHECKPOINT, kind_of, refuse_other_kind
 from slimdeploy.toolchain.models.model_info import ModelInfo
 
 
@@ -84,10 +85,11 @@ def backend_for(path: Path, backend: str = "auto") -> str:
     can't.
     """
     fitting = [name for name, (_, endings) in BACKENDS.items() if path.suffix in endings]
-    if not fitting and _is_safetensors(path):
+    if not fitting and kind_of(path) == CHECKPOINT:
         fitting = ["torch"]
     if backend == "auto":
         if not fitting:
+            refuse_other_kind(path, "a model")
             known = ", ".join(sorted(ending for _, endings in BACKENDS.values() for ending in endings))
             raise SlimdeployError(
                 f"{path}: no backend opens {repr(path.suffix) if path.suffix else 'files with no ending'}; "
@@ -100,16 +102,6 @@ def backend_for(path: Path, backend: str = "auto") -> str:
     if backend not in fitting:
         raise SlimdeployError(f"{path}: {backend} opens {' and '.join(BACKENDS[backend][1])} files")
     return backend
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Whether the file begins as safetensors do, whatever its name: the length of a JSON header, and `{`."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-        return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
-    except OSError:
-        return False
 
 
 def open_session(path: Path, backend: str = "auto", options: SessionOptions | None = None) -> Session:

@@ -12,7 +12,7 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import save_checkpoint
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.models.named_networks import imported_network
-from slimdeploy.toolchain.networks.architectures import is_imported
+from slimdeploy.toolchain.networks.architectures import ARCHITECTURES, is_imported
 from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from slimdeploy.toolchain.preprocessing_options import PreprocessingOptions
@@ -66,10 +66,13 @@ def import_stage(
     """
     artifacts.check_output(output, force=force)
     if not is_imported(options.name):
-        raise SlimdeployError(
-            f"{options.name} is built in: slimdeploy train --arch {options.name} makes it; import takes "
-            "torchvision:NAME, timm:NAME or FILE.py:FUNCTION"
+        name = options.name
+        what = (
+            f"{name} is built in: slimdeploy train --arch {name} makes it"
+            if name in ARCHITECTURES
+            else f"{name!r} is no network (a file of weights goes to --weights)"
         )
+        raise SlimdeployError(f"{what}; import takes torchvision:NAME, timm:NAME or FILE.py:FUNCTION")
     published = _published(options.name, weights) if weights else None
     preprocessing = options.images.applied_to(published.preprocessing if published else DEFAULT_PREPROCESSING)
     found = imported_network(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.models.checkpoint import is_pytorch_file, read_safetensors
+from slimdeploy.toolchain.file_kinds import PYTORCH, kind_of
+from slimdeploy.toolchain.models.checkpoint import read_safetensors
 from slimdeploy.toolchain.networks.architectures.resnet import RESNETS
 from slimdeploy.toolchain.progress import log
 
@@ -33,7 +34,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     What the file is, is told by its content. Pickles are read with weights_only. Raises SlimdeployError where
     it holds no state dict, or can't be read safely.
     """
-    if not is_pytorch_file(path):
+    if kind_of(path) != PYTORCH:
         return read_safetensors(path)
     candidates = dict(_state_dicts(_unpickled(path), ""))
     if not candidates:
@@ -42,6 +43,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     chosen, *others = ranked
     if others:
         log(f"{path}: weights under {chosen!r} are taken, not those under {', '.join(map(repr, others))}")
+    _check_ordinary(candidates[chosen], path)
     return {}, candidates[chosen]
 
 
@@ -141,6 +143,16 @@ def _state_dicts(content: Any, key: str, depth: int = 0) -> Iterator[tuple[str, 
         yield from _state_dicts(value, f"{key}/{name}".lstrip("/"), depth + 1)
 
 
+def _check_ordinary(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise SlimdeployError for a tensor that no float32 network can take over."""
+    for name, tensor in tensors.items():
+        kind = "quantised" if tensor.is_quantized else "complex" if tensor.is_complex() else None
+        if tensor.layout != torch.strided:
+            kind = "sparse"
+        if kind:
+            raise SlimdeployError(f"{path}: {name} is a {kind} tensor: save dense floating-point weights")
+
+
 def _unpickled(path: Path) -> Any:
     how = "save the network's state_dict() alone: torch.save(network.state_dict(), 'weights.pth')"
     if _is_torchscript(path):
@@ -148,6 +160,7 @@ def _unpickled(path: Path) -> Any:
             f"{path} is a TorchScript archive, which is a program: "
             f"torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pth') writes its state dict"
         )
+    _check_sums(path)
     try:
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -165,6 +178,13 @@ def _is_torchscript(path: Path) -> bool:
     with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
     return False
+
+
+def _check_sums(path: Path) -> None:
+    """Warn where a checksum in the archive doesn't fit: torch doesn't look at them."""
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        if (wrong := archive.testzip()) is not None:
+            log(f"warning: {path} is damaged, or was saved without checksums: that of {wrong} doesn't fit")
 
 
 def _harmless() -> list[Any]:

@@ -102,12 +102,6 @@ def test_a_model_of_others_is_refused(exported, tmp_path):
     assert "foreign.onnx doesn't say how to feed it" in str(result.exception)
 
 
-def test_a_checkpoint_is_refused(tmp_path):
-    (tmp_path / "net.safetensors").write_bytes(b"x")
-    result = call(tmp_path / "net.safetensors", "-o", tmp_path / "o.onnx")
-    assert "is a checkpoint: slimdeploy export makes the ONNX file" in str(result.exception)
-
-
 def test_a_quantised_model_is_refused(exported, tmp_path):
     assert (
         call(exported, "-o", tmp_path / "a.onnx", *FEW, "--max-drop", "100", "--method", "mse").exit_code == 0

@@ -60,9 +60,17 @@ def test_heic_files_without_their_reader_are_told_with_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("slimdeploy.toolchain.data.listing.endings", lambda: {".jpg"})
-    root = touch(tmp_path, "train/a/1.jpg", "train/a/2.HEIC", "train/b/2.jpg", "test/a/1.jpg", "test/b/1.jpg")
+    root = touch(
+        tmp_path,
+        "train/a/1.jpg",
+        "train/a/2.HEIC",
+        "train/a/3.txt",
+        "train/b/2.jpg",
+        "test/a/1.jpg",
+        "test/b/1.jpg",
+    )
     list_images(str(root))
-    assert "1 .heic (pip install pillow-heif reads them)" in " ".join(capsys.readouterr().err.split())
+    assert "1 .heic (pip install pillow-heif reads them), 1 .txt" in " ".join(capsys.readouterr().err.split())
 
 
 def test_heic_files_are_read_upright(tmp_path: Path) -> None:

@@ -125,12 +125,6 @@ def test_a_model_that_is_far_worse_than_it_says_is_not_packed(tmp_path, make_mod
     assert bundles.write_bundle(tmp_path / "x.slim.tar", [model], other).variants[0].accuracy < 0.4
 
 
-def test_checkpoint_instead_of_onnx(images, tmp_path):
-    (tmp_path / "x.safetensors").write_bytes(bytes(100))
-    with pytest.raises(SlimdeployError, match="is a checkpoint"):
-        bundles.write_bundle(tmp_path / "x.slim.tar", [tmp_path / "x.safetensors"], images)
-
-
 def test_images_of_another_size(models, tmp_path):
     wrong = Images(np.zeros((1, 8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0), "zeros")
     with pytest.raises(SlimdeployError, match="takes images of 16×16 pixels, the data has 8×8"):

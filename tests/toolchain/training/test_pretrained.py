@@ -145,15 +145,40 @@ def test_what_cannot_be_read_is_told_by_what_it_is(tmp_path: Path) -> None:
     assert "(9 in all)" in other
 
 
-@pytest.mark.parametrize("command", ["summary", "export", "prune"])
-def test_other_commands_say_how_to_convert_pytorchs_files(
-    slimdeploy_command: Command, tmp_path: Path, command: str
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.to_sparse(), "is a sparse tensor: save dense floating-point weights"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is a quantised tensor: save dense"),
+        (lambda t: t.to(torch.complex64), "is a complex tensor: save dense"),
+    ],
+)
+def test_tensors_that_no_network_takes_over(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], said: str
 ) -> None:
-    file, output = _saved(tmp_path / "net.pth", network().state_dict()), tmp_path / "x.onnx"
-    more = {"summary": [], "export": ["-o", output], "prune": ["--ratio", 0.5, "-o", output]}
-    done = slimdeploy_command(command, file, *more[command])
-    assert done.exit_code == 2
-    assert f"slimdeploy train --weights {file} --data … --epochs 0 -o net.safetensors" in done.error
+    state = network().state_dict()
+    state["fc.weight"] = change(state["fc.weight"])
+    with pytest.raises(SlimdeployError, match=f"fc.weight {said}"):
+        read_weights(_saved(tmp_path / "w.pth", state), arch="tiny", stem="cifar")
+
+
+def test_negative_variances_are_refused(tmp_path: Path) -> None:
+    state = network().state_dict()
+    state["bn1.running_var"] = -state["bn1.running_var"]
+    with pytest.raises(SlimdeployError, match=r"bn1\.running_var holds negative variances"):
+        read_weights(_saved(tmp_path / "w.pth", state), arch="tiny", stem="cifar")
+
+
+def test_a_wrong_checksum_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _saved(tmp_path / "w.pth", network().state_dict())
+    read_weights(path, arch="tiny", stem="cifar")
+    assert "is damaged" not in capsys.readouterr().err
+    content = bytearray(path.read_bytes())
+    marked = np.asarray(network().state_dict()["fc.weight"]).tobytes()
+    content[content.index(marked)] ^= 1
+    path.write_bytes(content)
+    read_weights(path, arch="tiny", stem="cifar")
+    assert "is damaged, or was saved without checksums" in " ".join(capsys.readouterr().err.split())
 
 
 def test_half_precision_safetensors_without_counters(convert: Command, tmp_path: Path) -> None:
