@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from slimdeploy.toolchain.deploy.deploy import deploy as deploy
     from slimdeploy.toolchain.deploy.deploy import rollback as rollback
     from slimdeploy.toolchain.deploy.options import DeployOptions as DeployOptions
+    from slimdeploy.toolchain.deploy.options import PackageOptions as PackageOptions
     from slimdeploy.toolchain.deploy.options import SshOptions as SshOptions
     from slimdeploy.toolchain.deploy.package import PackageResult as PackageResult
     from slimdeploy.toolchain.deploy.package import package as package
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from slimdeploy.toolchain.library.train import finetune as finetune
     from slimdeploy.toolchain.library.train import train as train
     from slimdeploy.toolchain.measure.evaluate import EvaluateResult as EvaluateResult
+    from slimdeploy.toolchain.measure.options import BenchOptions as BenchOptions
     from slimdeploy.toolchain.measure.options import EvaluateOptions as EvaluateOptions
     from slimdeploy.toolchain.models.checkpoint import Checkpoint as Checkpoint
     from slimdeploy.toolchain.preprocessing import Preprocessing as Preprocessing
@@ -51,7 +53,7 @@ _MODULES = {
     "slimdeploy.calibrate.options": ("CalibrateOptions",),
     _T + "data.dataset": ("DataOptions", "Dataset", "Split"),
     _T + "deploy.deploy": ("DeployResult", "deploy", "rollback"),
-    _T + "deploy.options": ("DeployOptions", "SshOptions"),
+    _T + "deploy.options": ("DeployOptions", "PackageOptions", "SshOptions"),
     _T + "deploy.package": ("PackageResult", "package"),
     _T + "errors": ("CheckFailed", "SlimdeployError"),
     _T + "library": ("sparsity",),
@@ -65,7 +67,7 @@ _MODULES = {
     _T + "library.prune_result": ("PruneResult",),
     _T + "library.train": ("TrainResult", "finetune", "train"),
     _T + "measure.evaluate": ("EvaluateResult",),
-    _T + "measure.options": ("EvaluateOptions",),
+    _T + "measure.options": ("BenchOptions", "EvaluateOptions"),
     _T + "models.checkpoint": ("Checkpoint",),
     _T + "preprocessing": ("Preprocessing",),
     _T + "pruning.options": ("PruneOptions",),

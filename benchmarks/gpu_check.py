@@ -27,8 +27,8 @@ from slimdeploy.benchmarks import gpu_models, gpu_targets, gpu_tests
 from slimdeploy.benchmarks.gpu_models import Contestant, LeftOut
 from slimdeploy.toolchain.errors import SlimdeployError, missing_library
 from slimdeploy.toolchain.measure import results
-from slimdeploy.toolchain.measure.bench import BenchOptions, find_surroundings, measure
-from slimdeploy.toolchain.measure.timing import TimingOptions
+from slimdeploy.toolchain.measure.bench import find_surroundings, measure
+from slimdeploy.toolchain.measure.options import MeasureOptions
 from slimdeploy.toolchain.runtime.device import open_device
 
 RESULTS = Path(__file__).parent / "results"
@@ -161,7 +161,7 @@ def benchmark(
 ) -> None:
     """Original and pruned, side by side, on these backends and in every precision that can be had."""
     models = gpu_models.prepare(pair, work)
-    options = BenchOptions(BATCHES, TimingOptions(seconds=seconds))
+    options = MeasureOptions(batches=BATCHES, seconds=seconds)
     around = find_surroundings(None, log)
     for contest in gpu_models.contests(models, backends):
         found.attempt(contest.name, functools.partial(_measure, found, contest, options, around))
@@ -169,7 +169,7 @@ def benchmark(
         found.attempt("layer times of the engine", lambda: _time_layers(found, models))
 
 
-def _measure(found: Findings, contest: Contestant, options: BenchOptions, around: Any) -> None:
+def _measure(found: Findings, contest: Contestant, options: MeasureOptions, around: Any) -> None:
     result = measure(contest.subjects(), options, around, command=sys.argv)
     for row in results.without_samples(result)["rows"]:
         found.rows.append({"contest": contest.name, **row})

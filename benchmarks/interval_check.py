@@ -26,9 +26,10 @@ import click
 import numpy as np
 
 from slimdeploy.toolchain.measure import results, statistics
+from slimdeploy.toolchain.measure.options import TimingOptions
 from slimdeploy.toolchain.measure.process import launched
 from slimdeploy.toolchain.measure.subjects import Subject, subjects_for
-from slimdeploy.toolchain.measure.timing import Timing, TimingOptions, time_models
+from slimdeploy.toolchain.measure.timing import Timing, time_models
 from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_session
 
 COLUMNS = {

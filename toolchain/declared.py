@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from slimdeploy.toolchain.checks import check_range
@@ -27,6 +27,8 @@ class Form:
     parse: Callable[[str], Any]
     expected: str
     metavar: str
+    write: Callable[[Any], str] = str
+    """A value as it is written."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ def option(default: Any, help: str, **declared: Any) -> Any:
 def declarations(kind: Any) -> dict[str, Declaration]:
     """Field -> its Declaration, in order; of a dataclass or an instance of one."""
     return {f.name: f.metadata[_KEY] for f in fields(kind) if _KEY in f.metadata}
+
+
+def user_fields(kind: Any) -> tuple[Field[Any], ...]:
+    """The fields that a user sets: the declared ones, or all where none is declared."""
+    return tuple(f for f in fields(kind) if _KEY in f.metadata) or fields(kind)
 
 
 def check_declared(options: Any) -> None:

@@ -26,9 +26,9 @@ from slimdeploy.toolchain.commands.flags import Written
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.export.options import ExportOptions
 from slimdeploy.toolchain.measure import results
-from slimdeploy.toolchain.measure.bench import BenchOptions, find_surroundings, measure
+from slimdeploy.toolchain.measure.bench import find_surroundings, measure
+from slimdeploy.toolchain.measure.options import MeasureOptions
 from slimdeploy.toolchain.measure.subjects import subjects_for
-from slimdeploy.toolchain.measure.timing import TimingOptions
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.pruning.options import AMOUNT
 from slimdeploy.toolchain.stages.export import export_stage
@@ -121,9 +121,7 @@ def main(
         for name in names
     }
     subjects = subjects_for([original, *(f["onnx"] for f in found.values())], ["onnxruntime"], _sessions())
-    bench = measure(
-        subjects, BenchOptions((1, 64), TimingOptions(seconds=seconds)), find_surroundings(None, log)
-    )
+    bench = measure(subjects, MeasureOptions(batches=(1, 64), seconds=seconds), find_surroundings(None, log))
     rows = [_row("original", {"onnx": original}, bench)]
     rows += [_row(name, one, bench) for name, one in found.items()]
     tuning = {

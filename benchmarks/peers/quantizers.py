@@ -39,9 +39,9 @@ from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export import trt_cpu
 from slimdeploy.toolchain.measure import results
-from slimdeploy.toolchain.measure.bench import BenchOptions, find_surroundings, measure
+from slimdeploy.toolchain.measure.bench import find_surroundings, measure
+from slimdeploy.toolchain.measure.options import MeasureOptions
 from slimdeploy.toolchain.measure.subjects import subjects_for
-from slimdeploy.toolchain.measure.timing import TimingOptions
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import SessionOptions
@@ -164,7 +164,7 @@ def main(
         judge = functools.partial(judged, path, baseline, parts, trt)
         made[path] |= once(path.with_suffix(".judged.json"), judge)
     subjects = subjects_for([model, *made], ["onnxruntime"], SessionOptions(device="cpu", threads=threads))
-    timing = BenchOptions(batch, TimingOptions(seconds=seconds), threads=threads)
+    timing = MeasureOptions(batches=batch, seconds=seconds, threads=threads)
     bench = measure(subjects, timing, find_surroundings(None, log))
     correct = float((baseline.argmax(axis=1) == parts.test.labels).mean())
     rows = {str(model): {"tool": "float32", "accuracy": correct, "drop_points": 0.0}}

@@ -10,18 +10,17 @@ import click
 from click.core import ParameterSource
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.commands.engine_options import ENGINE_OPTION_NAMES, engine_options
 from slimdeploy.toolchain.commands.flags import flags
 from slimdeploy.toolchain.commands.options import data_options
 from slimdeploy.toolchain.declared import declarations
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.export.engine_options import EngineOptions
 from slimdeploy.toolchain.export.options import ExportOptions
 from slimdeploy.toolchain.formatting import facts_table, percent
 from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
-    from slimdeploy.toolchain.export.engine_options import EngineOptions
     from slimdeploy.toolchain.library.export import ExportResult
     from slimdeploy.toolchain.stages.engine import EngineResult
 
@@ -41,7 +40,7 @@ OF_CHECKPOINTS = (
 @flags(ExportOptions)
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine for this machine's GPU, beside the ONNX.")
 @click.option("--trt-check", is_flag=True, help="Check without a GPU that TensorRT can build the model.")
-@engine_options
+@flags(EngineOptions, into="engine")
 @data_options(required=False)
 @click.option(
     "-o",
@@ -78,7 +77,7 @@ def export(
 
     job = EngineJob(engine, build=trt, check=trt_check)
     if not (trt or trt_check):
-        _refuse(ENGINE_OPTION_NAMES, "applies to engines: pass --trt or --trt-check")
+        _refuse(declarations(EngineOptions), "applies to engines: pass --trt or --trt-check")
     if model.suffix == ".onnx":
         if not model.is_file():
             raise SlimdeployError(f"no model at {model}")
@@ -111,7 +110,7 @@ def _refuse(options: Iterable[str], why: str) -> None:
     context = click.get_current_context()
     for option in options:
         if context.get_parameter_source(option) == ParameterSource.COMMANDLINE:
-            raise SlimdeployError(f"--{option.replace('_', '-')} {why}")
+            raise SlimdeployError(f"`{option}` {why}")
 
 
 def _onnx_rows(result: ExportResult) -> list[tuple[str, str]]:

@@ -71,9 +71,11 @@ def _flag(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     flag = declared.flag or "--" + name.replace("_", "-")
     kind, several = _type(hint)
+    if declared.form and default is not None:
+        default = declared.form.write(default)
     if kind is bool and default:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
-    told = told or (declared.unset if default is None else "")
+    told = told or (declared.unset if default is None or default == "" else "")
     about = declared.help
     if isinstance(declared.choices, Registry):
         about += f" One of {', '.join([*declared.also, *declared.choices])}."
@@ -86,7 +88,7 @@ def _flag(
         metavar=declared.metavar or None,
         default=default,
         is_flag=kind is bool,
-        multiple=several,
+        multiple=several and not declared.form,
         show_default=not (default is None or default is False or default == () or told),
         help=about + (f" [default: {told}]" if told else ""),
     )

@@ -10,8 +10,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.commands.options import IMAGE_SIDE, network_options, threads_option
+from slimdeploy.toolchain.commands.flags import flags
+from slimdeploy.toolchain.commands.options import IMAGE_SIDE, network_options
 from slimdeploy.toolchain.formatting import facts_table, percent
+from slimdeploy.toolchain.latency.backend import LutOptions
 from slimdeploy.toolchain.models.graphs import network_or_checkpoint
 from slimdeploy.toolchain.paths import InputPath, OutputPath
 
@@ -30,19 +32,14 @@ if TYPE_CHECKING:
     help="Number of classes.",
 )
 @click.option("--size", type=IMAGE_SIDE, help="Image side in pixels. [default: the checkpoint's, or 32]")
-@click.option("--backend", default="onnxruntime", show_default=True,
-              help="Runtime: onnxruntime (on the CPU) or tensorrt.")  # fmt: skip
-@click.option("--precision", default="fp32", show_default=True, help="fp32 or int8; with tensorrt also fp16.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size.")
-@threads_option
+@flags(LutOptions)
 @click.option("--seconds", type=click.FloatRange(min=0), default=300.0, show_default=True,
               help="Maximum duration, for at least 12 networks; stops once the fit is stable.")  # fmt: skip
 @click.option("-o", "--output", type=OutputPath(), required=True,
               help="Table to write; an existing table is extended.")  # fmt: skip
 def lut(
     checkpoint: Path | None, arch: str | None, arguments: tuple[str, ...], stem: str | None, classes: int,
-    size: int | None, backend: str, precision: str, batch: int,
-    threads: int | None, seconds: float, output: Path,
+    size: int | None, options: LutOptions, seconds: float, output: Path,
 ) -> Output:  # fmt: skip
     """Measure the latency of the network's layers at many widths on this device, for `prune --latency-ms`.
 
@@ -50,14 +47,13 @@ def lut(
     latency of each convolution is fitted to the measurements. If the output exists, the command adds
     measurements to it.
     """
-    from slimdeploy.toolchain.latency.backend import LutOptions, open_backend
+    from slimdeploy.toolchain.latency.backend import open_backend
     from slimdeploy.toolchain.latency.measure import measure_table
     from slimdeploy.toolchain.progress import log
 
     graph, size = network_or_checkpoint(
         checkpoint, arch, arguments=arguments, stem=stem, classes=classes, size=size
     )
-    options = LutOptions(batch=batch, threads=threads, backend=backend, precision=precision)
     with open_backend(options) as opened:
         result = measure_table(graph, size, opened, output, seconds=seconds, progress=log)
     return Output(_json(result, output), _text(result, output))

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.commands.flags import flags
 from slimdeploy.toolchain.commands.options import data_options, output_option
+from slimdeploy.toolchain.deploy.options import PackageOptions
 from slimdeploy.toolchain.paths import InputPath
 
 if TYPE_CHECKING:
@@ -18,23 +20,12 @@ if TYPE_CHECKING:
 @command("package")
 @click.argument("models", type=InputPath(".json"), nargs=-1, required=True)
 @data_options(required=False)
-@click.option("--noise", is_flag=True, help="Use noise as golden images, without an evaluation set.")
-@click.option("--golden", type=click.IntRange(1, 1024), default=16, show_default=True, help="Golden images.")
-@click.option("--evaluation", type=click.IntRange(min=0), default=200, show_default=True,
-              help="Images in the evaluation set.")  # fmt: skip
-@click.option("--ranges", type=InputPath(), help="Calibration ranges (JSON) to include.")
-@click.option(
-    "--sign", "signing_key", type=InputPath(), metavar="KEY", help="Sign with this SSH key (ssh-keygen -Y)."
-)
+@flags(PackageOptions)
 @output_option
 def package(
     models: tuple[Path, ...],
     data: DataOptions | None,
-    noise: bool,
-    golden: int,
-    evaluation: int,
-    ranges: Path | None,
-    signing_key: Path | None,
+    options: PackageOptions,
     output: Path,
     force: bool,
 ) -> Output:
@@ -46,17 +37,7 @@ def package(
     """
     from slimdeploy.toolchain.deploy.package import package as pack
 
-    result = pack(
-        models,
-        data=data,
-        golden=golden,
-        evaluation=evaluation,
-        output=output,
-        noise=noise,
-        ranges=ranges,
-        signing_key=signing_key,
-        force=force,
-    )
+    result = pack(models, data=data, options=options, output=output, force=force)
     made, signed = result.manifest, "signed" if result.signed else "not signed"
     lines = [
         f"{output}: {', '.join(v.id for v in made.variants)}; {result.bytes / 2**20:.1f} MiB, {signed}",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.commands.flags import flags, given
 from slimdeploy.toolchain.commands.options import machine_options
 from slimdeploy.toolchain.paths import OutputFolder
 from slimdeploy.toolchain.runtime.torch_device import torch_device
+from slimdeploy.toolchain.sweep.options import SweepOptions
 
 
 @command("sweep")
@@ -17,12 +20,7 @@ from slimdeploy.toolchain.runtime.torch_device import torch_device
 @click.option("--sparsity", metavar="LIST", help="Values of λ for sparse training, e.g. 0,1e-5,1e-4.")
 @click.option("--ratio", metavar="LIST", help="Shares of the prunable channels to remove, e.g. 0.5,0.7,0.9.")
 @click.option("--align", metavar="LIST", help="Channel multiples to which kept widths are rounded, e.g. 1,8.")
-@click.option(
-    "--trials", type=click.IntRange(min=1), metavar="N",
-    help="Run N trials instead of the whole grid, chosen by a sampler that optimises accuracy and latency. "
-    "The ratio may take any value between the smallest and the largest given.",
-)  # fmt: skip
-@click.option("--sampler", help="Sampler for --trials: tpe (the default) or nsga2.")
+@flags(SweepOptions)
 @click.option(
     "--pick", "conditions", multiple=True, metavar="CONDITION",
     help="Select the best network that meets a condition: latency<=0.8ms, accuracy>=90%, params<4M, "
@@ -35,20 +33,6 @@ from slimdeploy.toolchain.runtime.torch_device import torch_device
     show_default=True,
     help="Worker processes on this machine.",
 )
-@click.option(
-    "--storage", metavar="URL",
-    help="Database shared by all workers, e.g. postgresql+psycopg://USER:PASSWORD@HOST/DATABASE "
-    "[default: a SQLite file in the folder]",
-)  # fmt: skip
-@click.option(
-    "--study",
-    metavar="NAME",
-    help="Name of the study in the storage. [default: the recipe's, and the sampler's]",
-)
-@click.option(
-    "--heartbeat", type=click.IntRange(min=1), default=30, show_default=True, metavar="SECONDS",
-    help="Interval of the workers' heartbeat; after three missed heartbeats their trials are repeated.",
-)  # fmt: skip
 @click.option(
     "-o", "--output", type=OutputFolder(),
     help="Folder. [default: runs/<recipe>-sweep]",
@@ -63,13 +47,9 @@ def sweep(
     sparsity: str | None,
     ratio: str | None,
     align: str | None,
-    trials: int | None,
-    sampler: str | None,
+    options: SweepOptions,
     conditions: tuple[str, ...],
     workers: int,
-    storage: str | None,
-    study: str | None,
-    heartbeat: int,
     output: Path | None,
     settings: tuple[str, ...],
     device: str,
@@ -83,33 +63,24 @@ def sweep(
     from slimdeploy.toolchain.errors import SlimdeployError
     from slimdeploy.toolchain.pipeline.recipe import find_recipe, load_recipe
     from slimdeploy.toolchain.sweep.choice import parse_conditions
-    from slimdeploy.toolchain.sweep.options import SweepOptions
     from slimdeploy.toolchain.sweep.space import read_space
 
-    if sampler and trials is None:
+    if options.trials is None and "sampler" in given(SweepOptions):
         raise SlimdeployError("--sampler needs --trials N")
     chosen = load_recipe(find_recipe(recipe), settings)
     space = read_space(chosen, sparsity=sparsity, ratio=ratio, align=align)
-    wanted = parse_conditions(conditions, chosen.bench.batch)
+    wanted = parse_conditions(conditions, chosen.bench.batches)
 
     from slimdeploy.toolchain.launch import cpu_count
     from slimdeploy.toolchain.sweep.result import table_text
     from slimdeploy.toolchain.sweep.run import sweep_stage
-    from slimdeploy.toolchain.sweep.storage import default_storage
     from slimdeploy.toolchain.sweep.worker import Job
 
     folder = output or Path("runs") / f"{chosen.name}-sweep"
     if workers > 1 and threads is None:
         threads = max(1, cpu_count() // workers)
-    options = SweepOptions(
-        storage=storage or default_storage(folder),
-        study=study
-        or (chosen.name if trials is None else f"{chosen.name}-{sampler or SweepOptions.sampler}"),
-        trials=trials,
-        sampler=sampler or SweepOptions.sampler,
-        heartbeat=heartbeat,
-        device=torch_device(device, threads),
-        threads=threads,
+    options = replace(
+        options.named(chosen.name, folder), device=torch_device(device, threads), threads=threads
     )
     done = sweep_stage(Job(chosen, space, folder, options), workers=workers, conditions=wanted)
     return Output(

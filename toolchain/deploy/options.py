@@ -1,4 +1,4 @@
-"""How to install a bundle, and how to reach the devices that it is sent to."""
+"""What a bundle holds, how to install it, and how to reach the devices that it is sent to."""
 
 from __future__ import annotations
 
@@ -11,6 +11,22 @@ from slimdeploy.toolchain.errors import SlimdeployError
 MAX_BATCH = 1024
 PRECISIONS = ("fp32", "fp16", "int8", "mixed")
 BACKENDS = ("tensorrt", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class PackageOptions:
+    """What a bundle holds beside the models, and the SSH key that signs it."""
+
+    noise: bool = option(False, "Use noise as golden images, without an evaluation set.")
+    golden: int = option(16, "Golden images: the device must reproduce their outputs.", least=1, most=1024)
+    evaluation: int = option(200, "Images in the evaluation set.", least=0)
+    ranges: str | None = option(None, "Calibration ranges (JSON) to include.", path=True)
+    signing_key: str | None = option(
+        None, "Sign with this SSH key (ssh-keygen -Y).", path=True, flag="--sign", metavar="KEY"
+    )
+
+    def __post_init__(self) -> None:
+        check_declared(self)
 
 
 @dataclass(frozen=True)

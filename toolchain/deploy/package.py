@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.deploy.bundle import write_bundle
 from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest
+from slimdeploy.toolchain.deploy.options import PackageOptions
 from slimdeploy.toolchain.deploy.samples import images_for, noise_images
+from slimdeploy.toolchain.library.keywords import takes
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
@@ -43,17 +45,14 @@ class PackageResult:
         }
 
 
+@takes(PackageOptions)
 def package(
     models: Sequence[str | Path],
     *,
     output: str | Path,
     data: DataOptions | None = None,
-    golden: int = 16,
-    evaluation: int = 200,
-    noise: bool = False,
-    ranges: Path | None = None,
-    signing_key: Path | None = None,
     force: bool = False,
+    options: PackageOptions,
 ) -> PackageResult:
     """Pack ONNX files of one network into a bundle for a device: the models, what checks them there, and a
     manifest with the hash of every file.
@@ -62,11 +61,6 @@ def package(
         models: One file for each precision.
         output: The bundle to write; a name that ends in `.slim.tar`.
         data: Where golden and evaluation images come from. Without it: what the network was trained on.
-        golden: Images whose outputs the device must reproduce.
-        evaluation: Images with labels to measure the accuracy on there.
-        noise: Golden images are noise, and there is no evaluation set.
-        ranges: Calibration ranges (JSON) to take along.
-        signing_key: SSH key to sign the bundle with.
         force: Replace `output` where it exists.
 
     Raises:
@@ -75,16 +69,17 @@ def package(
     files, output = [Path(model) for model in models], Path(output)
     artifacts.check_output(output, force=force)
     images = (
-        noise_images(files[0], golden)
-        if noise
-        else images_for(files[0], data, golden=golden, evaluation=evaluation)
+        noise_images(files[0], options.golden)
+        if options.noise
+        else images_for(files[0], data, golden=options.golden, evaluation=options.evaluation)
     )
-    manifest = write_bundle(output, files, images, calibration=ranges, signing_key=signing_key)
+    ranges, key = (Path(path) if path else None for path in (options.ranges, options.signing_key))
+    manifest = write_bundle(output, files, images, calibration=ranges, signing_key=key)
     return PackageResult(
         bundle=output,
         sha256=artifacts.sha256_file(output),
         bytes=output.stat().st_size,
         manifest=manifest,
         images=images.source,
-        signed=signing_key is not None,
+        signed=key is not None,
     )

@@ -14,7 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.checks import MAX_BATCH, MAX_THREADS
+from slimdeploy.toolchain.declared import check_declared, option
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.latency.fit import Sample
 from slimdeploy.toolchain.latency.table import precision_of
 from slimdeploy.toolchain.networks.graph import Graph
@@ -25,15 +27,28 @@ PRECISIONS = ("fp32", "fp16", "int8")
 WARM_UP_RUNS, MINIMUM_RUNS, MAXIMUM_RUNS, RUNS_S = 2, 3, 50, 0.15
 
 
+BACKENDS: Registry[Callable[[LutOptions], LutBackend]] = Registry(
+    "backend",
+    Callable,
+    {
+        "onnxruntime": "slimdeploy.toolchain.latency.onnxruntime:open_backend",
+        "tensorrt": "slimdeploy.toolchain.latency.tensorrt:open_backend",
+    },
+)
+"""Name -> what opens it."""
+
+
 @dataclass(frozen=True)
 class LutOptions:
     """What to measure on, and what."""
 
-    batch: int = 1
-    threads: int | None = None
-    """CPU threads; None: all processors."""
-    backend: str = "onnxruntime"
-    precision: str = "fp32"
+    backend: str = option("onnxruntime", "Runtime; onnxruntime measures on the CPU.", choices=BACKENDS)
+    precision: str = option("fp32", "fp32 or int8; with tensorrt also fp16.", choices=PRECISIONS)
+    batch: int = option(1, "Batch size.", least=1, most=MAX_BATCH)
+    threads: int | None = option(None, "CPU threads.", least=1, most=MAX_THREADS, unset="all cores")
+
+    def __post_init__(self) -> None:
+        check_declared(self)
 
 
 class LutBackend(Protocol):
@@ -71,15 +86,6 @@ class LutBackend(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
-BACKENDS: Registry[Callable[[LutOptions], LutBackend]] = Registry(
-    "backend",
-    Callable,
-    {
-        "onnxruntime": "slimdeploy.toolchain.latency.onnxruntime:open_backend",
-        "tensorrt": "slimdeploy.toolchain.latency.tensorrt:open_backend",
-    },
-)
-"""Name -> what opens it."""
 HARDWARE = ("cpu", "threads", "gpu", "compute_capability")
 """Keys of a table's `device` without which its times mean nothing; versions may move them a little."""
 
@@ -90,10 +96,7 @@ def open_backend(options: LutOptions) -> LutBackend:
     Raises SlimdeployError for an unknown one, a precision that it doesn't compute in, and a device that isn't
     here; ModuleNotFoundError where its library isn't installed.
     """
-    backend = BACKENDS.find(options.backend)
-    if options.precision not in PRECISIONS:
-        raise unknown("precision", options.precision, PRECISIONS)
-    return backend(options)
+    return BACKENDS.find(options.backend)(options)
 
 
 def open_for_table(device: dict[str, Any]) -> LutBackend:
@@ -159,9 +162,10 @@ def time_whole(
     models: Sequence[Path], backend: str, *, batch: int, threads: int | None, device: str, seconds: float
 ) -> list[float]:
     """Median ms of a run of each model on a session's backend: `LutBackend.whole_ms` of files."""
+    from slimdeploy.toolchain.measure.options import TimingOptions
     from slimdeploy.toolchain.measure.process import launched
     from slimdeploy.toolchain.measure.subjects import subjects_for
-    from slimdeploy.toolchain.measure.timing import TimingOptions, time_models
+    from slimdeploy.toolchain.measure.timing import time_models
     from slimdeploy.toolchain.runtime.session import SessionOptions
 
     options = SessionOptions(device=device, threads=threads)

@@ -9,11 +9,12 @@ from typing import Any
 
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.library.keywords import takes
 from slimdeploy.toolchain.measure import results
-from slimdeploy.toolchain.measure.bench import BenchOptions, find_surroundings, measure
+from slimdeploy.toolchain.measure.bench import find_surroundings, measure
 from slimdeploy.toolchain.measure.labelled_images import dataset_images
+from slimdeploy.toolchain.measure.options import BenchOptions
 from slimdeploy.toolchain.measure.subjects import subjects_for
-from slimdeploy.toolchain.measure.timing import TimingOptions
 from slimdeploy.toolchain.runtime.session import SessionOptions
 
 
@@ -72,30 +73,20 @@ class BenchResult:
         return results.without_samples(self.document)
 
 
+@takes(BenchOptions)
 def bench(
     models: Sequence[str | Path],
     *,
-    data: DataOptions | None = None,
-    limit: int | None = None,
-    batches: Sequence[int] = (1, 64),
-    timing: TimingOptions | None = None,
-    backends: Sequence[str] = ("auto",),
-    device: str = "auto",
-    threads: int | None = None,
+    data: str | DataOptions | None = None,
     progress: Callable[[str], None] = lambda message: None,
     command: Sequence[str] = ("slimdeploy.bench",),
+    options: BenchOptions,
 ) -> BenchResult:
     """Accuracy, latency and memory of `models` side by side; the first is the baseline.
 
     Args:
         models: Checkpoints, ONNX files and engines. Each runs in processes of its own, in random order.
         data: Test images for the accuracy. Without it none is measured.
-        limit: A class-balanced subset of so many test images.
-        batches: Batch sizes.
-        timing: How long to time, and how sure to be; seconds, and half-widths relative to the median.
-        backends: What runs the models; several are compared.
-        device: `auto`, `cpu` or `cuda`.
-        threads: CPU threads. Without it: all cores.
         progress: Is told what is being done.
         command: What the result records as its origin.
 
@@ -104,8 +95,8 @@ def bench(
     """
     if not models:
         raise SlimdeployError("`models` names no model")
-    options = SessionOptions(device=device, threads=threads)
-    subjects = subjects_for([Path(model) for model in models], backends, options)
-    around = find_surroundings(dataset_images(data, limit) if data else None, progress)
-    how = BenchOptions(tuple(batches), timing or TimingOptions(), threads)
-    return BenchResult(measure(subjects, how, around, command=command))
+    data = DataOptions(data) if isinstance(data, str) else data
+    how = SessionOptions(device=options.device, threads=options.threads)
+    subjects = subjects_for([Path(model) for model in models], options.backends, how)
+    around = find_surroundings(dataset_images(data, options.limit) if data else None, progress)
+    return BenchResult(measure(subjects, options, around, command=command))

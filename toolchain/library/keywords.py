@@ -6,10 +6,10 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from typing import Any, TypeVar
 
-from slimdeploy.toolchain.declared import declarations
+from slimdeploy.toolchain.declared import declarations, user_fields
 from slimdeploy.toolchain.errors import SlimdeployError
 
 R = TypeVar("R")
@@ -24,7 +24,7 @@ def takes(
     be given field by field. Signature and docstring say so, from the declarations of `kind`. `defaults` go
     before those of the fields.
     """
-    names = [f.name for f in fields(kind)]
+    names = [f.name for f in user_fields(kind)]
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
         signature = _signature(function, kind, defaults or {}, into)
@@ -50,12 +50,12 @@ def _signature(
     function: Callable[..., Any], kind: type, defaults: Mapping[str, Any], into: str
 ) -> inspect.Signature:
     own, keyword = inspect.signature(function), inspect.Parameter.KEYWORD_ONLY
-    values = {f.name: defaults.get(f.name, _default(f)) for f in fields(kind)}
+    values = {f.name: defaults.get(f.name, _default(f)) for f in user_fields(kind)}
     hints = typing.get_type_hints(kind)
     parameters = [p for p in own.parameters.values() if p.name != into]
     parameters += [
         inspect.Parameter(f.name, keyword, annotation=hints[f.name], default=values[f.name])
-        for f in fields(kind)
+        for f in user_fields(kind)
     ]
     parameters.append(inspect.Parameter(into, keyword, annotation=f"{kind.__name__} | None", default=None))
     return own.replace(parameters=parameters)

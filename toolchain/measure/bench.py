@@ -6,7 +6,7 @@ import contextlib
 import functools
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -14,22 +14,14 @@ import numpy as np
 from slimdeploy.toolchain.measure import accuracy, conditions, results, rows
 from slimdeploy.toolchain.measure.labelled_images import Images, LoadImages, images_for
 from slimdeploy.toolchain.measure.nvml import Nvml, find_nvml
+from slimdeploy.toolchain.measure.options import MeasureOptions, TimingOptions
 from slimdeploy.toolchain.measure.power import Meter, Sensor, find_sensor
 from slimdeploy.toolchain.measure.process import Worker, launched, settle
 from slimdeploy.toolchain.measure.rows import Measured
 from slimdeploy.toolchain.measure.subjects import Subject, baseline_of, unique
-from slimdeploy.toolchain.measure.timing import TimingOptions, time_models
+from slimdeploy.toolchain.measure.timing import time_models
 
 STAGES_S = 1.0
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """`threads` is recorded only: the sessions were given it."""
-
-    batches: tuple[int, ...] = (1, 64)
-    timing: TimingOptions = field(default_factory=TimingOptions)
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,12 +42,13 @@ def find_surroundings(images: LoadImages | None, progress: Callable[[str], None]
 
 def measure(
     subjects: Sequence[Subject],
-    options: BenchOptions,
+    options: MeasureOptions,
     around: Surroundings,
     *,
     command: Sequence[str] = ("slimdeploy", "bench"),
 ) -> dict[str, Any]:
-    """Measure `subjects`, the first being the baseline; returns a `bench` result (schemas/bench-1.json).
+    """Measure `subjects`, the first being the baseline; `options.threads` is recorded only, the sessions were
+    given it. Returns a `bench` result (schemas/bench-1.json).
 
     Raises SlimdeployError where a model can't be opened, fed or run.
     """
@@ -72,16 +65,14 @@ def measure(
         for one, evaluation in zip(found, evaluations, strict=True):
             one.evaluation = evaluation
         own = [
-            rows.row(subject, one, batch=batch, ci=options.timing.ci)
+            rows.row(subject, one, batch=batch, ci=options.ci)
             for subject, one in zip(subjects, found, strict=True)
         ]
         all_rows += own
         for i in range(len(subjects)):
             base = baseline_of(i, subjects)
             if base is not None:
-                comparisons.append(
-                    rows.comparison(own[base], own[i], found[base], found[i], ci=options.timing.ci)
-                )
+                comparisons.append(rows.comparison(own[base], own[i], found[base], found[i], ci=options.ci))
     machine = conditions.machine()
     for one in measured[max(options.batches)]:
         machine["versions"] |= one.opened.versions
@@ -96,7 +87,7 @@ def measure(
         "bench",
         command=shlex.join(command),
         machine=machine,
-        options={"batches": list(options.batches), "threads": options.threads, **asdict(options.timing)},
+        options=_recorded(options),
         conditions={"before": before, "during": during, "after": after, "missing": missing},
         remarks=conditions.remarks(before, after, cores=machine["cores"], during=during),
         rows=all_rows,
@@ -105,8 +96,13 @@ def measure(
     )
 
 
+def _recorded(options: MeasureOptions) -> dict[str, Any]:
+    timing = {f.name: getattr(options, f.name) for f in fields(TimingOptions)}
+    return {"batches": list(options.batches), "threads": options.threads, **timing}
+
+
 def _measure_batch(
-    subjects: Sequence[Subject], batch: int, options: BenchOptions, around: Surroundings, evaluate: bool
+    subjects: Sequence[Subject], batch: int, options: MeasureOptions, around: Surroundings, evaluate: bool
 ) -> list[Measured]:
     """Time the subjects against each other; in the last launch take also what each does alone."""
 
@@ -130,7 +126,7 @@ def _measure_batch(
 
     meter = _meter(around)
     sampled = meter.around if meter else None
-    timings = time_models(launch, len(subjects), options.timing, around=sampled, last=last, progress=progress)
+    timings = time_models(launch, len(subjects), options, around=sampled, last=last, progress=progress)
     for one, subject, timing in zip(found, subjects, timings, strict=True):
         one.timing = timing
         one.power = meter.figures(subject.label, batch=batch) if meter else None
@@ -146,7 +142,7 @@ def _use_images(worker: Worker, batch: int, load: LoadImages | None) -> None:
 def _alone(
     worker: Worker,
     workers: Sequence[Worker],
-    options: BenchOptions,
+    options: MeasureOptions,
     around: Surroundings,
     progress: Callable[[str], None],
 ) -> Measured:
@@ -156,8 +152,8 @@ def _alone(
     if around.nvml and (used := around.nvml.used_mb(worker.pid)) is not None:
         memory.device["process"] = used
     settle(workers)
-    seconds = min(STAGES_S, options.timing.seconds)
-    stages = worker.call("stages", seconds, options.timing.minimum_runs)
+    seconds = min(STAGES_S, options.seconds)
+    stages = worker.call("stages", seconds, options.minimum_runs)
     return Measured(worker.opened, stages=stages, memory=memory)
 
 

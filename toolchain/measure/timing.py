@@ -20,48 +20,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from slimdeploy.toolchain.measure import load, statistics
+from slimdeploy.toolchain.measure.options import TimingOptions
 from slimdeploy.toolchain.measure.process import Worker, settle
 from slimdeploy.toolchain.measure.worker import HOST, Block, WarmUp
-
-LOOKS = 3
-"""So often the intervals are looked at, at most. Processes scatter more than what runs in each: it takes
-rather more launches than longer ones.
-"""
-
-
-@dataclass(frozen=True)
-class TimingOptions:
-    """How long and how sure. `launches`, `minimum_runs` and one round a launch are done even where they take
-    longer than `seconds`.
-    """
-
-    seconds: float = 10.0
-    """Timed running for each model at each batch size."""
-    ci: float = 0.02
-    """Half-width of the 95 % interval asked for, relative to the median."""
-    seed: int = 0
-    """Of the random order."""
-    launches: int = 10
-    """Fresh processes for each model, at least two. The intervals are looked at after every so many: looking
-    after each would stop where they happen to be narrow.
-    """
-    block_s: float = 0.025
-    """Seconds of a block."""
-    minimum_runs: int = 3
-    """In each block."""
-    lead_in: int = 2
-    """Untimed runs before each block."""
-    warm_up_floor_s: float = 0.3
-    """Shortest warm-up, in seconds."""
-    warm_up_limit_s: float = 1.0
-    """Longest warm-up, in seconds."""
-
-    @property
-    def launch_s(self) -> float:
-        """Timed running of a model in a launch: `seconds` is enough for LOOKS times as many as are done at
-        least.
-        """
-        return self.seconds / (LOOKS * self.launches)
 
 
 @dataclass

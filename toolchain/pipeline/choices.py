@@ -9,10 +9,8 @@ from typing import Any
 from slimdeploy.calibrate.options import CalibrateOptions
 from slimdeploy.calibrate.qdq import FORMS
 from slimdeploy.toolchain.artifacts import sha256_file
-from slimdeploy.toolchain.checks import MAX_BATCH, MAX_SEED, MAX_THREADS, check_finite, check_range
 from slimdeploy.toolchain.declared import option
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
-from slimdeploy.toolchain.measure.timing import TimingOptions
 from slimdeploy.toolchain.networks.architectures import build_graph, is_imported
 from slimdeploy.toolchain.networks.architectures.registry import DEFAULT
 from slimdeploy.toolchain.report.write import FORMATS
@@ -24,11 +22,9 @@ class NetworkChoice:
     imported one (`torchvision:NAME`, `timm:NAME`, `FILE.py:FUNCTION`); fresh, or from a file of weights.
     """
 
-    arch: str | None = None
-    """None: the ResNet that the weights are of, or the reference."""
-    stem: str | None = None
-    arg: tuple[str, ...] = ()
-    """`name=value` for what builds an imported network."""
+    arch: str | None = option(None, "Architecture.", unset="that of the weights, or the reference's")
+    stem: str | None = option(None, "First layers of a ResNet.")
+    arg: tuple[str, ...] = option((), "`name=value` for the function that builds an imported network.")
     weights: str | None = option(None, "State dict, safetensors or checkpoint to start from.", path=True)
 
     def __post_init__(self) -> None:
@@ -48,34 +44,6 @@ class NetworkChoice:
 
 
 @dataclass(frozen=True)
-class BenchChoice:
-    """[bench]: how to measure the ONNX files of a run against each other, on onnxruntime."""
-
-    batch: tuple[int, ...] = (1, 64)
-    seconds: float = TimingOptions.seconds
-    ci: float = TimingOptions.ci
-    launches: int = TimingOptions.launches
-    seed: int = TimingOptions.seed
-    limit: int | None = None
-    """Test images that the accuracy is measured on; None: all."""
-    threads: int | None = None
-    """CPU threads of the measured sessions; None: those of the run."""
-
-    def __post_init__(self) -> None:
-        check_finite(self)
-        if not self.batch or min(self.batch) < 1:
-            raise SlimdeployError("batch must be a list of sizes from 1 on")
-        check_range("batch", max(self.batch), 1, MAX_BATCH)
-        check_range("seed", self.seed, 0, MAX_SEED)
-        check_range("limit", self.limit, 1)
-        check_range("threads", self.threads, 1, MAX_THREADS)
-        if self.seconds <= 0 or self.ci <= 0:
-            raise SlimdeployError("seconds and ci must be above 0")
-        if self.launches < 2:
-            raise SlimdeployError("launches must be at least 2")
-
-
-@dataclass(frozen=True)
 class CalibrateChoice(CalibrateOptions):
     """[calibrate]: how the final network becomes INT8, by default for where [bench] measures."""
 
@@ -83,19 +51,6 @@ class CalibrateChoice(CalibrateOptions):
     images: int = option(1000, "Training images to measure activations on.", least=1)
     selection_images: int = option(2000, "Held-out images to choose method and layers with.", least=1)
     parity_images: int | None = option(None, "Test images for the reported accuracy.", least=1, unset="all")
-
-
-@dataclass(frozen=True)
-class PackageChoice:
-    """[package]: what the bundle holds beside the models, and the SSH key that signs it."""
-
-    golden: int = 16
-    evaluation: int = 200
-    sign: str | None = option(None, "SSH key to sign with.", path=True)
-
-    def __post_init__(self) -> None:
-        check_range("golden", self.golden, 1, 1024)
-        check_range("evaluation", self.evaluation, 0)
 
 
 @dataclass(frozen=True)

@@ -222,9 +222,7 @@ def _package(job: Job, models: list[Stage]) -> Stage:
         lambda *_: package(
             files,
             data=job.recipe.data,
-            golden=choice.golden,
-            evaluation=choice.evaluation,
-            signing_key=Path(choice.sign) if choice.sign else None,
+            options=choice,
             output=output,
             force=True,
         ),

@@ -9,13 +9,13 @@ from typing import Any
 
 from slimdeploy.toolchain.artifacts import read_text
 from slimdeploy.toolchain.data.dataset import DataOptions
+from slimdeploy.toolchain.deploy.options import PackageOptions
 from slimdeploy.toolchain.errors import SlimdeployError, nearest, shorten
 from slimdeploy.toolchain.export.options import ExportOptions
+from slimdeploy.toolchain.measure.options import MeasureOptions
 from slimdeploy.toolchain.pipeline.choices import (
-    BenchChoice,
     CalibrateChoice,
     NetworkChoice,
-    PackageChoice,
     ReportChoice,
 )
 from slimdeploy.toolchain.pipeline.toml_options import build
@@ -42,8 +42,8 @@ class Recipe:
     finetune: TrainOptions = field(default_factory=lambda: TrainOptions(lr=FINETUNE_LR))
     export: ExportOptions = field(default_factory=ExportOptions)
     calibrate: CalibrateChoice | None = None
-    bench: BenchChoice = field(default_factory=BenchChoice)
-    package: PackageChoice | None = None
+    bench: MeasureOptions = field(default_factory=MeasureOptions)
+    package: PackageOptions | None = None
     report: ReportChoice | None = None
     compare_ratios: tuple[float, ...] = ()
 
@@ -60,8 +60,8 @@ class Recipe:
             raise SlimdeployError(
                 f"[export] precision {self.export.precision}: [calibrate] reads an fp32 file; leave one out"
             )
-        if self.package and self.package.sign and not Path(self.package.sign).is_file():
-            raise SlimdeployError(f"[package] no key at {self.package.sign}")
+        if self.package and (key := self.package.signing_key) and not Path(key).is_file():
+            raise SlimdeployError(f"[package] no key at {key}")
         if (table := self.prune.latency_table) and not Path(table).is_file():
             raise SlimdeployError(f"[prune] no latency table at {table}")
 

@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from slimdeploy.toolchain.declared import Declaration, Form, declarations
+from slimdeploy.toolchain.declared import Declaration, Form, declarations, user_fields
 from slimdeploy.toolchain.errors import SlimdeployError, nearest, shorten
 
 NONE = "none"
@@ -47,7 +47,9 @@ def build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
     try:
         return kind(**built)
     except SlimdeployError as error:
-        raise SlimdeployError(f"[{prefix.rstrip('.')}] {error}" if prefix else str(error)) from error
+        own = {name: key for key, name in known.items()}
+        said = error.told(lambda parameter: own.get(parameter, parameter))
+        raise SlimdeployError(f"[{prefix.rstrip('.')}] {said}" if prefix else said) from error
 
 
 def keys(kind: Any) -> dict[str, str]:
@@ -55,7 +57,7 @@ def keys(kind: Any) -> dict[str, str]:
     flags = {
         name: declared.flag.lstrip("-").replace("-", "_") for name, declared in declarations(kind).items()
     }
-    return {flags.get(f.name) or f.name: f.name for f in fields(kind)}
+    return {flags.get(f.name) or f.name: f.name for f in user_fields(kind)}
 
 
 def _convert(hint: Any, value: Any, key: str, declared: Declaration | None = None) -> Any:

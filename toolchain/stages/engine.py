@@ -75,7 +75,7 @@ def engine_stage(onnx: Path, output: Path, job: EngineJob, *, force: bool = Fals
 def check_engine_output(onnx: Path, output: Path, *, force: bool) -> None:
     """Raises SlimdeployError where the engine would replace its own source, or exists and not `force`."""
     if output.resolve() == onnx.resolve():
-        raise SlimdeployError(f"{output} would be the ONNX file and the engine: name another --output")
+        raise SlimdeployError(f"{output} would be the ONNX file and the engine: name another `output`")
     artifacts.check_output(output, force=force)
 
 
@@ -89,15 +89,15 @@ def check_machine(job: EngineJob) -> None:
         open_device().close()
     for option, asked, lacking in (
         (
-            "--version-compatible",
+            "version_compatible",
             job.options.version_compatible,
             "TensorRT's lean runtime isn't in its wheels",
         ),
-        ("--dla", job.options.dla is not None, "there is no accelerator"),
+        ("dla", job.options.dla is not None, "there is no accelerator"),
     ):
         if job.check and asked:
             raise SlimdeployError(
-                f"{option} can't be checked without a GPU ({lacking}): leave it out of --trt-check"
+                f"`{option}` can't be checked without a GPU ({lacking}): leave it out of `trt_check`"
             )
 
 

@@ -3,37 +3,59 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.declared import check_declared, option
 
 SAMPLERS = ("tpe", "nsga2")
 
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """`storage` is a database's URL. `trials` None runs the whole grid."""
+    """How to choose the points, and where the workers meet. `trials` None runs the whole grid."""
 
-    storage: str
-    study: str
-    trials: int | None = None
-    sampler: str = "tpe"
-    heartbeat: int = 30
-    """Seconds between two signs of life of a worker."""
+    trials: int | None = option(
+        None,
+        "Run N trials instead of the whole grid, chosen by a sampler that optimises accuracy and latency. "
+        "The ratio may take any value between the smallest and the largest given.",
+        least=1,
+        metavar="N",
+    )
+    sampler: str = option("tpe", "Sampler for trials.", choices=SAMPLERS)
+    storage: str = option(
+        "",
+        "Database shared by all workers, e.g. postgresql+psycopg://USER:PASSWORD@HOST/DATABASE.",
+        metavar="URL",
+        unset="a SQLite file in the folder",
+    )
+    study: str = option(
+        "", "Name of the study in the storage.", metavar="NAME", unset="the recipe's, and the sampler's"
+    )
+    heartbeat: int = option(
+        30,
+        "Interval of the workers' heartbeat; after three missed heartbeats their trials are repeated.",
+        least=1,
+        metavar="SECONDS",
+    )
     device: str = "cpu"
     threads: int | None = None
     started: float = field(default_factory=time.time)
     """Trials that failed by an error of their own before are tried again, those that fail later aren't."""
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise unknown("sampler", self.sampler, SAMPLERS)
-        if self.trials is not None and self.trials < 1:
-            raise SlimdeployError(f"trials must be at least 1, not {self.trials}")
-        if self.heartbeat < 1:
-            raise SlimdeployError(f"heartbeat must be at least 1 s, not {self.heartbeat}")
+        check_declared(self)
 
     @property
     def method(self) -> str:
         """`grid`, or the sampler's name."""
         return "grid" if self.trials is None else self.sampler
+
+    def named(self, recipe: str, folder: Path) -> SweepOptions:
+        """The same with the storage and the study of a sweep of `recipe` in `folder` where none is named."""
+        study = recipe if self.trials is None else f"{recipe}-{self.sampler}"
+        return replace(
+            self,
+            storage=self.storage or f"sqlite:///{folder.resolve() / 'study.db'}",
+            study=self.study or study,
+        )

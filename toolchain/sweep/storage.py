@@ -29,11 +29,6 @@ ATTEMPTS = 5
 """To make the tables: two workers that begin together may get in each other's way."""
 
 
-def default_storage(folder: Path) -> str:
-    """A SQLite file in the sweep's folder."""
-    return f"sqlite:///{folder.resolve() / 'study.db'}"
-
-
 def masked(url: str) -> str:
     """A storage's URL without its password."""
     try:

@@ -81,7 +81,7 @@ def test_the_command_shows_a_table_and_goes_on_from_it(table):
         (["--backend", "tensorrt"], "this needs tensorrt, which is not installed: pip install"),
         (["--backend", "openvino"], "unknown backend 'openvino'; known: onnxruntime, tensorrt"),
         (["--precision", "fp16"], "--precision fp16: onnxruntime computes in fp32 and int8 on a CPU; "),
-        (["--precision", "bf16"], "unknown precision 'bf16'; known: fp32, fp16, int8"),
+        (["--precision", "bf16"], "'bf16' is not one of 'fp32', 'fp16', 'int8'"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_one_line(

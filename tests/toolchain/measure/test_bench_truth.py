@@ -13,17 +13,17 @@ import pytest
 from fake_sessions import CLASSES, fake
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.measure.bench import BenchOptions, Surroundings, measure
+from slimdeploy.toolchain.measure.bench import Surroundings, measure
 from slimdeploy.toolchain.measure.labelled_images import Images
+from slimdeploy.toolchain.measure.options import MeasureOptions
 from slimdeploy.toolchain.measure.subjects import Subject
-from slimdeploy.toolchain.measure.timing import TimingOptions
 from slimdeploy.toolchain.networks.architectures.resnet import RESNETS, ChannelConfig
 from slimdeploy.toolchain.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.xdist_group("bench_truth")  # one worker makes what they share
 
 SCHEMAS = Path(measure.__code__.co_filename).parent / "schemas"
-QUICK = BenchOptions((1,), TimingOptions(seconds=0.2, ci=0.9, launches=2, warm_up_floor_s=0.03))
+QUICK = MeasureOptions(batches=(1,), seconds=0.2, ci=0.9, launches=2, warm_up_floor_s=0.03)
 
 
 def numbered_images(wanted: Preprocessing) -> Images:
@@ -153,7 +153,7 @@ def test_every_round_runs_every_model_twice(result):
     launches = {tuple(row["launches"]) for row in result["rows"]}
     assert len(launches) == 1
     blocks = launches.pop()
-    assert len(blocks) >= QUICK.timing.launches
+    assert len(blocks) >= QUICK.launches
     assert all(number >= 2 and number % 2 == 0 for number in blocks)
     assert all(len(row["samples_ms"]) == sum(blocks) for row in result["rows"])
 
@@ -161,7 +161,7 @@ def test_every_round_runs_every_model_twice(result):
 def test_what_a_process_keeps_is_in_the_interval(tmp_path):
     """Each process has a speed of its own: a hundred runs in one process would never tell."""
     moody = fake("moody", moods_ms=(2, 30), moods_file=tmp_path / "processes")
-    options = BenchOptions((1,), TimingOptions(seconds=0.2, ci=0.9, launches=4, warm_up_floor_s=0.01))
+    options = MeasureOptions(batches=(1,), seconds=0.2, ci=0.9, launches=4, warm_up_floor_s=0.01)
     found = measure([fake("steady", sleeps_ms=(4,)), moody], options, Surroundings())
     moody = found["rows"][1]
     assert (tmp_path / "processes").stat().st_size == len(moody["launches"])  # each in a fresh process
@@ -175,8 +175,8 @@ def test_what_a_process_keeps_is_in_the_interval(tmp_path):
 
 
 def test_accuracy_is_measured_at_the_largest_batch_and_filling_up_is_not_counted():
-    options = BenchOptions(
-        (1, 64), TimingOptions(seconds=0.1, ci=0.9, launches=2, warm_up_floor_s=0.03)
+    options = MeasureOptions(
+        batches=(1, 64), seconds=0.1, ci=0.9, launches=2, warm_up_floor_s=0.03
     )  # 200 = 3×64 + 8
     found = measure([fake("wrong", wrong_every=4)], options, Surroundings(images=numbered_images))
     assert [row["batch"] for row in found["rows"]] == [1, 64]
@@ -184,7 +184,7 @@ def test_accuracy_is_measured_at_the_largest_batch_and_filling_up_is_not_counted
 
 
 def test_an_interval_that_was_not_reached_is_said():
-    options = BenchOptions((1,), TimingOptions(seconds=0.2, ci=1e-6, launches=2, warm_up_floor_s=0.03))
+    options = MeasureOptions(batches=(1,), seconds=0.2, ci=1e-6, launches=2, warm_up_floor_s=0.03)
     found = measure([fake("a", sleeps_ms=(1, 2, 3))], options, Surroundings())
     (row,) = found["rows"]
     assert not row["interval_reached"]

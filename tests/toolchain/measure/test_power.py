@@ -8,10 +8,10 @@ import fake_sessions
 import numpy as np
 import pytest
 
-from slimdeploy.toolchain.measure.bench import BenchOptions, Surroundings, measure
+from slimdeploy.toolchain.measure.bench import Surroundings, measure
 from slimdeploy.toolchain.measure.nvml import Nvml
+from slimdeploy.toolchain.measure.options import MeasureOptions
 from slimdeploy.toolchain.measure.power import Meter, find_sensor
-from slimdeploy.toolchain.measure.timing import TimingOptions
 
 
 class NVMLError(Exception):
@@ -165,7 +165,7 @@ def test_energy_is_power_times_time():
 
 
 def test_a_run_with_a_sensor_says_joules_per_image():
-    options = BenchOptions((2,), TimingOptions(seconds=0.1, ci=0.9, launches=2, warm_up_floor_s=0.03))
+    options = MeasureOptions(batches=(2,), seconds=0.1, ci=0.9, launches=2, warm_up_floor_s=0.03)
     result = measure([fake_sessions.fake("m")], options, Surroundings(sensor=Constant()))
     (row,) = result["rows"]
     assert row["power"]["joules_per_image"] == pytest.approx(60 * row["latency_ms"]["mean"] / 1000 / 2)
