@@ -1,1 +1,1 @@
-"""The laboratory: experiments that a reader can repeat, their results, and other tools beside (`peers/`)."""
+"""Experiments that a reader can repeat, their results, and other tools for comparison (`peers/`)."""

@@ -1,13 +1,14 @@
-"""The reference table on a GPU that is borrowed for half an hour: a bare machine without network, and calls
-of under ten minutes each.
+"""The reference table on a GPU that is available for half an hour: a bare machine without network, and calls
+of less than ten minutes each.
 
-    python -m slimdeploy.benchmarks.gpu_chain list
-    python -m slimdeploy.benchmarks.gpu_chain pack cifar10-jpeg wheels -o parts      here
-    python -m slimdeploy.benchmarks.gpu_chain join parts --work /tmp/chain           there, once a part
-    python -m slimdeploy.benchmarks.gpu_chain run --work /tmp/chain -o results       there, again and again
+    python -m slimdeploy.benchmarks.gpu_chain list python -m slimdeploy.benchmarks.gpu_chain pack cifar10-jpeg
+    wheels -o parts      on this machine python -m slimdeploy.benchmarks.gpu_chain join parts --work
+    /tmp/chain           on the GPU machine, once per part python -m slimdeploy.benchmarks.gpu_chain run
+    --work /tmp/chain -o results       on the GPU machine, repeatedly
 
-`run` does one piece after the other, the most valuable first, for `--minutes`; the same command goes on where
-it stopped. The results are two JSON files: `gpu-chain.json`, a row a piece, and `gpu-check.json`.
+`run` runs the pieces one after the other, the most important first, for `--minutes`; the same command
+continues where it stopped. The results are two JSON files: `gpu-chain.json`, one row per piece, and
+`gpu-check.json`.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from slimdeploy.toolchain.measure import results
 
 PATH = click.Path(path_type=Path)
 GRACE_S = 30.0
-"""How long a training that is told to stop may take to write its state."""
+"""Maximum time for a stopped training to write its state, in seconds."""
 COLUMNS = {
     "piece": "name",
     "seconds": "wall time of its last call",
-    "error": "why it failed; the other columns are empty then",
-    "accuracy": "test accuracy, 0 to 1, of the checkpoint that it wrote",
+    "error": "the error of a failed piece, whose other columns are empty",
+    "accuracy": "test accuracy, 0 to 1, of the written checkpoint",
     "params": "parameters of that checkpoint",
-    "macs": "multiply-accumulates an image",
+    "macs": "multiply-accumulates per image",
     "epochs": "epochs trained",
     "images_per_second": "training, augmentation included",
     "command": "what ran",
@@ -48,13 +49,13 @@ COLUMNS = {
 
 @click.group()
 def main() -> None:
-    """Measure the reference table on a borrowed GPU, in pieces."""
+    """Measure the reference table in pieces on a GPU that is available for a short time."""
 
 
 @main.command("list")
-@click.option("--work", type=PATH, help="Say what is done there.")
+@click.option("--work", type=PATH, help="Mark the pieces that are done in this folder.")
 def list_pieces(work: Path | None) -> None:
-    """Print the pieces, the most valuable first, and what must be brought along."""
+    """Print the pieces, the most important first, and the files to bring along."""
     for piece in pieces(FULL):
         done = work is not None and _record(work, piece).is_file()
         click.echo(f"{'done' if done else '':4} {piece.minutes:4g} min  {piece.name}")
@@ -66,7 +67,7 @@ def list_pieces(work: Path | None) -> None:
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the parts.")
 @click.option("--part-mib", type=click.IntRange(1), default=60, show_default=True)
 def pack(paths: tuple[Path, ...], output: Path, part_mib: int) -> None:
-    """Pack files and folders, and slimdeploy's own wheel, into parts that travel one by one."""
+    """Pack files, folders and slimdeploy's wheel into parts that are copied one by one."""
     for part in gpu_chain_parts.pack(paths, output, part_mib << 20):
         click.echo(part)
 
@@ -75,9 +76,9 @@ def pack(paths: tuple[Path, ...], output: Path, part_mib: int) -> None:
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
 @click.option("--work", type=PATH, required=True, help="Where the chain runs.")
 def join(folder: Path, work: Path) -> None:
-    """Take the parts that lie in FOLDER; once all have come, unpack them and install the wheels."""
+    """Register the parts in FOLDER; when all are complete, unpack them and install the wheels."""
     missing = gpu_chain_parts.join(folder, work)
-    click.echo(f"still to come: {', '.join(missing)}" if missing else f"complete: {work}")
+    click.echo(f"missing: {', '.join(missing)}" if missing else f"complete: {work}")
 
 
 @main.command()
@@ -92,16 +93,16 @@ def table(result: Path) -> None:
 
 
 @main.command()
-@click.option("--work", type=PATH, required=True, help="Where data lies and checkpoints are written.")
+@click.option("--work", type=PATH, required=True, help="Folder of the data and the checkpoints.")
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the two results.")
 @click.option(
-    "--minutes", type=click.FloatRange(min=0), default=8.5, show_default=True, help="Stop after this."
+    "--minutes", type=click.FloatRange(min=0), default=8.5, show_default=True, help="Stop after this time."
 )
-@click.option("--only", multiple=True, metavar="NAME", help="Only this piece; may be repeated.")
+@click.option("--only", multiple=True, metavar="NAME", help="Run only this piece. Repeatable.")
 @click.option("--again", is_flag=True, help="Try pieces that failed again.")
 @click.option("--tiny", is_flag=True, help="Tiny networks and digits, on any machine.")
 def run(work: Path, output: Path, minutes: float, only: tuple[str, ...], again: bool, tiny: bool) -> None:
-    """Do one piece after the other until the time is up."""
+    """Run the pieces one after the other until the time is over."""
     deadline = time.monotonic() + 60 * minutes
     chain = pieces(TINY if tiny else FULL)
     if unknown := set(only) - {piece.name for piece in chain}:
@@ -116,7 +117,7 @@ def run(work: Path, output: Path, minutes: float, only: tuple[str, ...], again: 
 
 
 def do(piece: Piece, work: Path, deadline: float) -> str:
-    """Run one piece, or say why not. Its result, or its failure, is recorded below `work`."""
+    """Run one piece, or return why it isn't run. Its result or error is recorded in `work`."""
     left = deadline - time.monotonic()
     lacking = [name for name in piece.needs if "error" in _read(work, name)]
     if lacking:
@@ -133,7 +134,7 @@ def do(piece: Piece, work: Path, deadline: float) -> str:
         out, errors = process.communicate(timeout=max(1.0, limit))
     except subprocess.TimeoutExpired:
         _stop(process)
-        return "stopped, it goes on with the next call" if piece.resumes else "stopped, the time was up"
+        return "stopped; the next call continues it" if piece.resumes else "stopped: the time was over"
     seconds = round(time.monotonic() - started, 1)
     record = {"seconds": seconds, "command": f"python -m {shlex.join([piece.module, *piece.words])}"}
     try:
@@ -168,7 +169,7 @@ def write_results(chain: tuple[Piece, ...], work: Path, output: Path) -> None:
 
 
 def row(piece: Piece, done: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A piece's line in the table; what fine-tunes a network has its size."""
+    """The row of a piece; a fine-tuned network has the size of the pruned one."""
     name, record = piece.name, done[piece.name]
     found = record.get("result") or {}
     accuracy = found.get("accuracy") or {}
@@ -184,7 +185,7 @@ def row(piece: Piece, done: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def merged(checks: list[dict[str, Any]]) -> dict[str, Any]:
-    """One gpu-check of several that looked at a part each."""
+    """Merge several partial gpu-check results."""
     whole = dict(checks[0])
     for key in ("kernels", "rows", "comparisons", "left_out", "failures"):
         whole[key] = [each for check in checks for each in check[key]]
@@ -196,7 +197,7 @@ def merged(checks: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _how(piece: Piece, work: Path) -> list[str]:
-    """What is added to a piece's words: where its result goes, and whether it goes on."""
+    """Arguments added to a piece: the path of its result, and whether to resume."""
     if not piece.module.endswith("toolchain"):
         return ["-o", str(_check_file(work, piece))]
     from slimdeploy.toolchain.training.state import state_path
@@ -227,7 +228,7 @@ def _record(work: Path, piece: Piece) -> Path:
 
 
 def _read(work: Path, name: str) -> dict[str, Any]:
-    """What is recorded of a piece; an error where nothing is."""
+    """The record of a piece; an error if there is none."""
     path = work / "done" / f"{name}.json"
     return artifacts.read_json(path, "record of a piece") if path.is_file() else {"error": "not done"}
 

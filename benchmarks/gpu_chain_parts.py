@@ -1,4 +1,4 @@
-"""What a bare machine without network needs, in parts that are carried there one by one."""
+"""The files for a bare machine without network, in parts that are copied one by one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WHEELS = (
     "filelock", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py", "onnxruntime-gpu",
     "tensorrt-cu13-bindings==11.4.0.106", "onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0",
 )  # fmt: skip
-"""What an image with torch, torchvision, onnx, safetensors, pillow, click and rich lacks."""
+"""Missing from an image with torch, torchvision, onnx, safetensors, pillow, click and rich."""
 SHOPPING_LIST = f"""
 To bring along, in parts of 60 MiB (gpu_chain pack cifar10-jpeg wheels -o parts):
   cifar10-jpeg/{{train,test}}/<class>/   the data, 60,000 files
@@ -32,9 +32,9 @@ To bring along, in parts of 60 MiB (gpu_chain pack cifar10-jpeg wheels -o parts)
 
 
 def pack(paths: Sequence[Path], folder: Path, part_bytes: int) -> Iterator[Path]:
-    """Write the files and folders, and slimdeploy's own wheel, into parts below `folder`; yields each.
+    """Write the files, the folders and slimdeploy's wheel into parts in `folder`; yields each part.
 
-    Raises SlimdeployError where two of them have the same name.
+    Raises SlimdeployError if two of them have the same name.
     """
     if len({path.resolve().name for path in paths}) < len(paths):
         raise SlimdeployError("two of the paths have the same name: rename one")
@@ -59,10 +59,10 @@ def pack(paths: Sequence[Path], folder: Path, part_bytes: int) -> Iterator[Path]
 
 
 def join(folder: Path, work: Path) -> list[str]:
-    """Take the parts of `folder` that are whole; returns the names of those still to come. Once none is, all
-    is unpacked into `work`, and the wheels are installed into `site` there.
+    """Register the complete parts in `folder`; returns the names of the missing ones. If none is missing,
+    everything is unpacked into `work`, and the wheels are installed into its `site`.
 
-    Raises SlimdeployError for a part that was damaged, and where the wheels can't be installed.
+    Raises SlimdeployError for a damaged part, or if the wheels can't be installed.
     """
     parts = artifacts.read_json(folder / LIST, "list of parts")["parts"]
     incoming = work / "incoming"
@@ -71,7 +71,7 @@ def join(folder: Path, work: Path) -> list[str]:
         source = folder / part["name"]
         if source.is_file():
             if artifacts.sha256_file(source) != part["sha256"]:
-                raise SlimdeployError(f"{source} differs from its SHA-256 in {LIST}: carry it again")
+                raise SlimdeployError(f"{source} differs from its SHA-256 in {LIST}: copy it again")
             shutil.copyfile(source, incoming / part["name"])
     missing = [part["name"] for part in parts if not (incoming / part["name"]).is_file()]
     if missing:

@@ -1,4 +1,4 @@
-"""What `gpu_chain` does, as data: pieces, each one command with one JSON as its result, ordered by worth."""
+"""The pieces of `gpu_chain` as data: one command with one JSON result each, ordered by importance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PARTS = {
     "torch": 4, "torch-graph": 4, "torch-compiled": 6, "onnxruntime": 4, "kernels": 1, "tests": 4,
     "tensorrt": 6,
 }  # fmt: skip
-"""Of `gpu_check`, and their minutes."""
+"""Parts of `gpu_check`, and their minutes."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Piece:
 
     name: str
     minutes: float
-    """On an H100, roughly. A training that takes longer goes on in the next call."""
+    """On an H100, roughly. A training that takes longer continues in the next call."""
     words: tuple[str, ...]
     needs: tuple[str, ...] = ()
     """Pieces whose files it reads."""
@@ -33,13 +33,13 @@ class Piece:
 
     @property
     def resumes(self) -> bool:
-        """Whether its command can be stopped and goes on with `--resume`."""
+        """Whether its command can be stopped and continues with `--resume`."""
         return self.words[0] in ("train", "finetune")
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is."""
+    """Sizes of all pieces."""
 
     deep: str
     shallow: str
@@ -51,7 +51,7 @@ class Scale:
     shallow_epochs: int
     data: tuple[str, ...]
     training: tuple[str, ...]
-    """Further options of every training."""
+    """Additional options of every training."""
     timing: tuple[str, ...]
 
 
@@ -65,11 +65,11 @@ TINY = Scale(
     epochs=1, long_epochs=1, shallow_epochs=1, data=("--data", "digits", "--size", "16"),
     training=("--limit", "200", "--precision", "fp32"), timing=("--seconds", "0.1"),
 )  # fmt: skip
-"""For a CPU: shows that the commands fit together, and nothing else."""
+"""For a CPU: checks only that the commands work together."""
 
 
 def pieces(scale: Scale) -> tuple[Piece, ...]:
-    """All pieces, the most valuable first; each after those that it needs."""
+    """All pieces, the most important first; each after those that it needs."""
     return (
         *_reference(scale, "1e-4", 0, ratios=(0.9,)),
         *_gpu_checks(scale),
@@ -88,7 +88,7 @@ def _reference(
 ) -> Iterator[Piece]:
     """Sparse training, and for each ratio pruning and fine-tuning, as in the recipe cifar10-resnet50.
 
-    `trained`: the training is a piece of its own elsewhere.
+    `trained`: the training is a separate piece.
     """
     name = f"lambda-{sparsity.replace(':', '-')}-seed-{seed}"
     drawn = ("--seed", str(seed))
@@ -103,8 +103,8 @@ def _reference(
 
 
 def _small_networks(scale: Scale) -> Iterator[Piece]:
-    """The stem that keeps the resolution: highest accuracy at the reference's parameters, and how small a
-    network keeps the accuracy.
+    """The stem at full resolution: highest accuracy at the reference's parameters, and the smallest network
+    with the same accuracy.
     """
     options = ("--sparsity", "auto:0.9", "--ema", "0.999", "--label-smoothing", "0.1")
     where = ("--arch", scale.deep, "--stem", "cifar", *scale.data)
@@ -125,7 +125,9 @@ def _shallow(scale: Scale) -> Iterator[Piece]:
 
 
 def _gpu_checks(scale: Scale) -> Iterator[Piece]:
-    """`gpu_check` of the first pair, a backend a piece, and what TensorRT's builder answers on this GPU."""
+    """`gpu_check` of the first pair, one piece per backend, and the result of TensorRT's builder on
+    this GPU.
+    """
     trained = "lambda-1e-4-seed-0"
     final = f"{trained}-pruned-90-tuned"
     pair = ("--original", f"{trained}{CHECKPOINT}", "--pruned", f"{final}{CHECKPOINT}", *scale.data[:2])

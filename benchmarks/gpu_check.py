@@ -1,11 +1,10 @@
-"""Everything that needs an NVIDIA GPU, in one go: tests, kernels, and original against pruned on every
-backend.
+"""Everything that needs an NVIDIA GPU: tests, kernels, and original and pruned network on every backend.
 
     python -m slimdeploy.benchmarks.gpu_check
     python -m slimdeploy.benchmarks.gpu_check --original A.safetensors --pruned B.safetensors --data cifar10
 
-Writes one JSON into `benchmarks/results/`. What isn't installed is left out and listed by name; what is there
-and fails is listed as a failure, and the exit code is 1. Nothing is downloaded.
+Writes one JSON file into `benchmarks/results/`. Missing libraries are listed; failures are listed too, and
+the exit code is then 1. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -39,20 +38,20 @@ PATH = click.Path(path_type=Path)
 
 @dataclass
 class Findings:
-    """What the check has found out so far."""
+    """The results of the check so far."""
 
     tests: dict[str, Any] | None = None
     kernels: list[dict[str, Any]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     layers_ms: float | None = None
-    """Sum of the layers' GPU times of the pruned FP16 engine at batch 1."""
+    """Sum of the GPU times of the layers of the pruned FP16 engine at batch 1."""
     left_out: list[dict[str, str]] = field(default_factory=list)
-    """What isn't installed, and what would install it."""
+    """Missing libraries, and the commands that install them."""
     failures: list[dict[str, str]] = field(default_factory=list)
 
     def attempt(self, what: str, step: Callable[[], None]) -> None:
-        """Do `step`; a missing library leaves it out, an error of ours is a failure; the check goes on."""
+        """Do `step`; a missing library leaves it out, an error of ours is a failure; the check continues."""
         log(what)
         try:
             step()
@@ -71,12 +70,12 @@ class Findings:
 @click.option(
     "--original", type=click.Path(path_type=Path), help="Checkpoint [default: one trained on digits]."
 )
-@click.option("--pruned", type=click.Path(path_type=Path), help="Its pruned descendant.")
-@click.option("--data", default="digits", show_default=True, help="What they were trained on.")
+@click.option("--pruned", type=click.Path(path_type=Path), help="The pruned version of the original.")
+@click.option("--data", default="digits", show_default=True, help="The data that they were trained on.")
 @click.option("--data-dir", type=click.Path(path_type=Path), default=Path("data"), show_default=True)
-@click.option("--seconds", type=float, default=2.0, show_default=True, help="Timed running of each model.")
+@click.option("--seconds", type=float, default=2.0, show_default=True, help="Timed seconds for each model.")
 @click.option("--part", "parts", type=click.Choice(PARTS), multiple=True,
-              help="Only this; may be repeated. [default: all]")  # fmt: skip
+              help="Run only this part. Repeatable. [default: all]")  # fmt: skip
 @click.option("-o", "--output", type=PATH, help="[default: a file in benchmarks/results/]")
 def main(
     original: Path | None, pruned: Path | None, data: str, data_dir: Path, seconds: float,
@@ -86,7 +85,7 @@ def main(
     try:
         name = gpu_name()
     except SlimdeployError as error:
-        log(f"gpu-check: no NVIDIA GPU to check: {error}")
+        log(f"gpu-check: no NVIDIA GPU: {error}")
         sys.exit(error.exit_code)
     found = Findings()
     with ExitStack() as stack:
@@ -115,16 +114,14 @@ def main(
 
 
 def gpu_name() -> str:
-    """The GPU as its driver calls it; raises SlimdeployError where there is none."""
+    """Name of the GPU from its driver; raises SlimdeployError if there is none."""
     try:
         device = open_device()
     except SlimdeployError:
         with suppress(ModuleNotFoundError):
             import torch
 
-            if (
-                torch.cuda.is_available()
-            ):  # a GPU, and neither pycuda nor cuda-python: torch is still measured
+            if torch.cuda.is_available():  # a GPU without pycuda and cuda-python: torch can still be measured
                 return torch.cuda.get_device_name()
         raise
     name = device.name
@@ -133,11 +130,11 @@ def gpu_name() -> str:
 
 
 def run_tests(found: Findings) -> None:
-    """The tests marked `gpu`, and the kernels' own, in a process of their own."""
+    """The tests marked `gpu` and those of the kernels, in a separate process."""
     root = Path(__file__).parents[1]
     folders = [root / "tests" / name for name in ("gpu", "kernels") if (root / "tests" / name).is_dir()]
     if not folders:
-        raise LeftOut("no tests beside this installation: run it from a checkout")
+        raise LeftOut("this installation contains no tests: run it from a checkout")
     found.tests = gpu_tests.run(folders)
     if found.tests["failed"]:
         raise SlimdeployError(", ".join(found.tests["failed"]))
@@ -159,7 +156,7 @@ def measure_kernels(found: Findings) -> None:
 def benchmark(
     found: Findings, pair: gpu_models.Pair, work: Path, seconds: float, backends: Collection[str]
 ) -> None:
-    """Original and pruned, side by side, on these backends and in every precision that can be had."""
+    """Original and pruned network side by side, on these backends, in every available precision."""
     models = gpu_models.prepare(pair, work)
     options = MeasureOptions(batches=BATCHES, seconds=seconds)
     around = find_surroundings(None, log)

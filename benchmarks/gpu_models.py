@@ -1,6 +1,6 @@
-"""What `gpu_check` measures: an original and a pruned network, as checkpoint, ONNX and engine.
+"""The models of `gpu_check`: an original and a pruned network, as checkpoint, ONNX and engine.
 
-The files are made by the commands that a user would call, each in a process of its own.
+The files are written by the commands that a user would call, each in its own process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from slimdeploy.toolchain.runtime.session import BACKENDS, SessionOptions, backe
 ROLES = ("original", "pruned")
 DEVICE = "cuda"
 ENGINE_BATCHES = "1,64,256"
-# Backend -> the precisions that it is measured in.
+# Backend -> its measured precisions.
 BACKENDS_MEASURED = {
     "torch": ("fp32", "fp16", "bf16"),
     "torch-compiled": ("fp32", "fp16", "bf16"),
@@ -32,7 +32,7 @@ BACKENDS_MEASURED = {
 
 
 class LeftOut(Exception):
-    """A part of the check that this machine isn't equipped for."""
+    """A part of the check that this machine can't run."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Models:
-    """The checkpoints, and the folder in which ONNX files and engines are made when they are asked for."""
+    """The checkpoints, and the folder in which ONNX files and engines are created on demand."""
 
     checkpoints: dict[str, Path]
     pair: Pair
@@ -59,7 +59,7 @@ class Models:
         if path.is_file():
             return path
         if precision == "int8":
-            # Whatever accuracy it costs: what is asked here is its speed. Accuracy is what calibrate reports.
+            # At any loss of accuracy: only the speed is measured here.
             how = ("--method", "mse", "--compute", "fp16", "--max-drop", "100")
             slimdeploy("calibrate", self.onnx(role, "fp32"), *how, *_data(self.pair), "-o", path)
         else:
@@ -76,7 +76,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Contestant:
-    """Original against pruned on one backend in one precision."""
+    """Original and pruned network on one backend in one precision."""
 
     backend: str
     precision: str
@@ -87,8 +87,8 @@ class Contestant:
         return f"{self.backend} {self.precision}"
 
     def subjects(self) -> list[Subject]:
-        """Raises LeftOut or ModuleNotFoundError where the backend isn't installed or sees no GPU, and
-        SlimdeployError where a file can't be made.
+        """Raises LeftOut or ModuleNotFoundError if the backend isn't installed or sees no GPU, and
+        SlimdeployError if a file can't be made.
         """
         check_equipped(self.backend)
         options = SessionOptions(device=DEVICE, precision=self.precision)
@@ -109,7 +109,7 @@ class Contestant:
 
 
 def contests(models: Models, backends: Collection[str]) -> list[Contestant]:
-    """Each of these backends in every precision that it is measured in."""
+    """Each of these backends in all of its precisions."""
     return [
         Contestant(backend, precision, models)
         for backend, precisions in BACKENDS_MEASURED.items()
@@ -119,11 +119,13 @@ def contests(models: Models, backends: Collection[str]) -> list[Contestant]:
 
 
 def prepare(pair: Pair, folder: Path) -> Models:
-    """The checkpoints of `pair`, or ones trained and pruned here. Raises SlimdeployError where that fails."""
+    """The checkpoints of `pair`, or new ones trained and pruned here. Raises SlimdeployError if that
+    fails.
+    """
     if pair.original and pair.pruned:
         return Models({"original": pair.original, "pruned": pair.pruned}, pair, folder)
     if pair.original or pair.pruned:
-        raise SlimdeployError("--original and --pruned belong together")
+        raise SlimdeployError("--original and --pruned must be given together")
     original, cut, pruned = (folder / f"{name}.safetensors" for name in ("original", "cut", "pruned"))
     data = _data(pair)
     slimdeploy("train", *data, "--sparsity", "1e-3", "--epochs", "5", "--no-flip", "-o", original)
@@ -133,7 +135,7 @@ def prepare(pair: Pair, folder: Path) -> Models:
 
 
 def check_equipped(backend: str) -> None:
-    """Raises LeftOut or ModuleNotFoundError where the backend can't run on a GPU here."""
+    """Raises LeftOut or ModuleNotFoundError if the backend can't run on a GPU here."""
     if backend.startswith("torch"):
         if not importlib.import_module("torch").cuda.is_available():
             raise LeftOut("torch sees no CUDA GPU: it is the CPU build, or the driver is too old for it")
@@ -145,7 +147,7 @@ def check_equipped(backend: str) -> None:
 
 
 def slimdeploy(*arguments: object) -> None:
-    """Run a command of ours; raises SlimdeployError with its own last line where it fails."""
+    """Run a slimdeploy command; raises SlimdeployError with its last line if it fails."""
     command = [sys.executable, "-m", "slimdeploy.toolchain", *map(str, arguments)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:

@@ -1,4 +1,4 @@
-"""What is to be reached on a GPU, and whether a check reached it."""
+"""The targets on a GPU, and whether a check reached them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 def judge(
     rows: list[Row], comparisons: list[Row], kernels: list[Row], layers_ms: float | None
 ) -> list[dict[str, Any]]:
-    """Each target that was measured: what, its value, the limit, and whether it is reached."""
+    """Each measured target: description, value, limit, and whether it is reached."""
     found = []
     for row in rows:
         if (row["contest"], row["model"], row["batch"]) == ("tensorrt fp16", "pruned", 1) and layers_ms:

@@ -1,4 +1,4 @@
-"""Runs a part of the test suite and reads what came of it."""
+"""Run a part of the test suite and read the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from slimdeploy.toolchain.errors import SlimdeployError
 def run(folders: Sequence[Path]) -> dict[str, Any]:
     """Run pytest on `folders`: how many passed, which failed, and what was skipped and why.
 
-    Raises ModuleNotFoundError where pytest is missing, SlimdeployError where it can't even start.
+    Raises ModuleNotFoundError if pytest is missing, SlimdeployError if it can't even start.
     """
     import pytest  # noqa: F401  # named in the error where it is missing
 

@@ -1,12 +1,12 @@
-"""Whether `bench`'s 95 % interval is true, and how small a difference it finds.
+"""Check the coverage of `bench`'s 95 % interval, and its sensitivity to small differences.
 
     python -m slimdeploy.benchmarks.interval_check final.onnx --batch 1 --runs 100
     --output benchmarks/results/interval-check.json
 
-Measures an ONNX file against a byte-identical copy and against a copy that takes `--slower` longer for every
-run, as `bench` would, so many times. The interval of the copy's speed-up should leave 1 out in 5 of 100 runs;
-that of the slower one should leave 1 out as often as possible. Each run is a row of the output, written as
-soon as it is done; runs that the file already holds are kept, and done again by no one.
+Measures an ONNX file against a byte-identical copy, and against a copy whose runs take `--slower` longer, as
+`bench` does, `--runs` times. The interval of the copy's speed-up should exclude 1 in 5 of 100 runs; that of
+the slower copy should exclude 1 as often as possible. Each run is a row of the output, written when it is
+done; existing rows are kept.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from slimdeploy.toolchain.measure.timing import Timing, time_models
 from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_session
 
 COLUMNS = {
-    "batch": "images in a call",
-    "compared": "`copy`, the same bytes, or `slower`, which takes so much longer by construction",
+    "batch": "batch size",
+    "compared": "`copy`, the same bytes, or `slower`, which is artificially slower",
     "true_speedup": "by construction, on a quiet machine",
     "speedup": "measured",
     "ci95_low": "lower end of its 95 % interval",
@@ -42,13 +42,13 @@ COLUMNS = {
     "launches": "fresh processes for each model",
     "launch_scatter": "standard deviation between launches of the log of the speed-up",
     "p50_ms": "median latency of the original",
-    "other_work": "processors that other programs kept busy meanwhile, on average",
-    "seconds": "what the run took, for all three models",
+    "other_work": "average number of processors used by other programs",
+    "seconds": "duration of the run, for all three models",
 }
 
 
 class Slower:
-    """A session that takes `share` longer for each run than the one inside."""
+    """A session whose runs take `share` longer than those of the inner session."""
 
     def __init__(self, inner: Session, share: float) -> None:
         self._inner, self._share = inner, share
@@ -90,7 +90,7 @@ def main(
     launches: int,
     output: Path,
 ) -> None:
-    """Measure MODEL against a copy of itself and a slower one, again and again."""
+    """Measure MODEL against a copy of itself and a slower copy, repeatedly."""
     rows = list(results.read(output, "table")["rows"]) if output.is_file() else []
     done = sum((row["batch"], row["compared"]) == (batch, "copy") for row in rows)
     with tempfile.TemporaryDirectory(prefix="slimdeploy-interval-check-") as folder:
@@ -140,17 +140,17 @@ def _row(original: Timing, other: Timing, seconds: float) -> dict[str, Any]:
 
 
 def document(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The rows as a `table`; its remarks say how often which interval left 1 out."""
+    """The rows as a `table`; its remarks count how often each interval excludes 1."""
     remarks = []
     for batch in sorted({row["batch"] for row in rows}):
         for name in ("copy", "slower"):
             own = [row for row in rows if (row["batch"], row["compared"]) == (batch, name)]
             out = sum(not row["ci95_low"] <= 1 <= row["ci95_high"] for row in own)
-            remarks.append(f"batch {batch}, {name}: the interval leaves 1 out in {out} of {len(own)} runs")
+            remarks.append(f"batch {batch}, {name}: the interval excludes 1 in {out} of {len(own)} runs")
     return results.document(
         "table",
         command=shlex.join(["python", "-m", "slimdeploy.benchmarks.interval_check", *sys.argv[1:]]),
-        title="A model against itself and against a slower copy: is bench's 95 % interval true?",
+        title="A model against itself and against a slower copy: coverage of bench's 95 % interval",
         columns=COLUMNS,
         rows=[{name: row[name] for name in COLUMNS} for row in rows],
         remarks=remarks,

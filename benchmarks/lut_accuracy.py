@@ -2,9 +2,9 @@
 
     python -m slimdeploy.benchmarks.lut_accuracy table.json --output lut-accuracy.json
 
-Each network is measured whole, in a process of its own, all of them in turn, and between them ANCHORS of the
-networks that the table was fitted to, which tell the device's drift since then (lut_drift.py). The error is
-told with it and without.
+Each network is measured in its own process, all alternately. In between, ANCHORS of the networks to which the
+table was fitted are measured, to determine the drift of the device since then (latency/drift.py). The error
+is reported with and without drift.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ COLUMNS = {
     "predicted_ms": "by the table, ms",
     "measured_ms": "median of whole runs, ms",
     "error": "predicted ÷ measured − 1",
-    "drift": "median of what networks of the table take now over what they took when it was measured",
-    "steady_error": "predicted × drift ÷ measured − 1: the error on a device as fast as it was then",
+    "drift": "median ratio of the times of the table's networks now and when it was measured",
+    "steady_error": "predicted × drift ÷ measured − 1: the error on a device without drift",
 }
 
 
@@ -87,13 +87,13 @@ def compare(path: Path, *, seconds: float) -> list[dict[str, Any]]:
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Running for each network.")
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(tables: Sequence[Path], seconds: float, output: Path) -> None:
-    """Measure ten networks and compare them with what TABLES predict."""
+    """Measure ten networks and compare them with the predictions of TABLES."""
     rows = [
         {"batch": results.read(path, KIND)["device"]["batch"], **row}
         for path in tables
         for row in compare(path, seconds=seconds)
     ]
-    columns = {"batch": "images in a run", **COLUMNS}
+    columns = {"batch": "batch size", **COLUMNS}
     command = shlex.join(["python", "-m", "slimdeploy.benchmarks.lut_accuracy", *sys.argv[1:]])
     title = "Latency predicted by slimdeploy lut against the latency measured"
     results.write(output, results.document("table", command=command, title=title, columns=columns, rows=rows))

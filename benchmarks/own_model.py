@@ -1,10 +1,10 @@
-"""Somebody's own torchvision ResNet-18, from its state dict to a deployed classifier, by the commands of
-docs/own-model.md as they are printed: how many, how long, and whether the same classifier arrives.
+"""A user's torchvision ResNet-18, from its state dict to a deployed classifier, with the commands printed in
+docs/own-model.md: number of commands, duration, and comparison of the classifiers.
 
     python benchmarks/own_model.py --work runs/own-model
 
-Photos of four shapes are drawn, and the network is trained on them with plain torchvision code; nothing of
-that counts. Then every command of the page's sections is run, a section after the other.
+Photos of four shapes are drawn, and the network is trained on them with plain torchvision code; this part
+isn't measured. Then all commands in the sections of the page are run, one section after the other.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from slimdeploy.toolchain.torchvision import import_torchvision
 PAGE = Path(__file__).parents[1] / "docs/own-model.md"
 CLASSES = ("cross", "disc", "ring", "triangle")
 SIZE = 96
-"""Side of the images that are trained on: small for speed. The photos are classified at 224."""
+"""Image side for training: small for speed. The photos are classified at 224."""
 
 
 def draw_photos(folder: Path, *, train: int, test: int, seed: int = 0) -> None:
-    """`folder/{train,test}/<class>/<number>.jpg`, so many a class: a shape somewhere on a noisy ground, in
-    any colours, size and format.
+    """`folder/{train,test}/<class>/<number>.jpg`, `count` per class: a shape at a random position on a noisy
+    background, in random colours, sizes and formats.
     """
     rng = np.random.default_rng(seed)
     for split, count in (("train", train), ("test", test)):
@@ -89,13 +89,13 @@ def train_with_torchvision(photos: Path, output: Path, *, epochs: int) -> None:
 
 
 def save_weights(network: nn.Module, output: Path) -> None:
-    """The state dict as Lightning keeps it."""
+    """The state dict in Lightning's format."""
     torch.save({"state_dict": {f"model.{name}": t for name, t in network.state_dict().items()}}, output)
 
 
 @torch.no_grad()
 def torchvision_probabilities(photos: Path, weights: Path) -> dict[str, np.ndarray]:
-    """File -> (classes,): what torchvision's own pipeline says of each test photo."""
+    """File -> (classes,): the probabilities from torchvision's pipeline for each test photo."""
     vision = import_torchvision()
     t = vision.transforms
     transform = t.Compose(
@@ -118,15 +118,15 @@ def torchvision_probabilities(photos: Path, weights: Path) -> dict[str, np.ndarr
 
 
 def printed_commands(section: str) -> list[str]:
-    """The commands of a section of docs/own-model.md, each as it is printed."""
+    """The commands in a section of docs/own-model.md, as printed."""
     text = PAGE.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
     return [line.strip() for line in text.splitlines() if line.startswith("    slimdeploy ")]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Between the deployed classifier and torchvision's: files with another top class, and the largest
-    difference of a probability.
+    """Difference between the deployed classifier and torchvision's: files with another top-1 class, and the
+    largest difference of a probability.
     """
 
     files: int
@@ -149,7 +149,9 @@ def difference(expected: dict[str, np.ndarray], answers: list[dict[str, object]]
 
 
 def run(command: str, folder: Path) -> tuple[float, str]:
-    """Run a printed command in `folder`, whose subfolder `device` is the device; its seconds and output."""
+    """Run a printed command in `folder`, whose subfolder `device` represents the device; returns seconds and
+    output.
+    """
     started = time.perf_counter()
     done = subprocess.run(
         command.replace("slimdeploy", f"{sys.executable} -m slimdeploy.toolchain", 1), shell=True,
@@ -160,11 +162,13 @@ def run(command: str, folder: Path) -> tuple[float, str]:
 
 
 @click.command()
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder that is made for it.")
-@click.option("--photos", default=45, show_default=True, help="For training, a class; a third for the test.")
-@click.option("--epochs", default=30, show_default=True, help="Of the training with torchvision.")
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder to create.")
+@click.option(
+    "--photos", default=45, show_default=True, help="Training photos per class; a third of that for the test."
+)
+@click.option("--epochs", default=30, show_default=True, help="Epochs of the training with torchvision.")
 def main(work: Path, photos: int, epochs: int) -> None:
-    """Make the photos and the weights, run the printed commands, and compare."""
+    """Create the photos and the weights, run the printed commands, and compare."""
     work = work.resolve()
     work.mkdir(parents=True)
     draw_photos(work / "photos", train=photos, test=photos // 3)

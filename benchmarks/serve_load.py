@@ -1,12 +1,12 @@
-"""Loads a running `slimdeploy serve` with good and bad requests at a multiple of its capacity, and judges it.
+"""Load test of a running `slimdeploy serve` with valid and invalid requests, above its capacity.
 
     python -m slimdeploy.benchmarks.serve_load http://127.0.0.1:8080 IMAGE… --seconds 600 --limit-ms 100
 
-First each image is classified alone: these answers are the right ones. Then the capacity is measured, by
-clients that each send the next request as soon as the last is answered. Then requests are sent at
-`--factor` times that rate, whether or not the ones before were answered (an open loop, so that waiting
-doesn't slow the sender down). Every answer is compared, and the server's resident memory is watched. Exit
-code 1 where an answer was wrong, the p99 of accepted requests is above the limit, or the memory grew.
+First each image is classified alone, which gives the expected answers. Then the capacity is measured by
+clients that send each request after the answer to the previous one. Then requests are sent at `--factor`
+times that rate without waiting for answers (an open loop, so that slow answers don't reduce the rate). Every
+answer is compared, and the server's resident memory is recorded. The exit code is 1 if an answer was wrong,
+if the p99 of accepted requests is above the limit, or if the memory grew.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ BAD_REQUESTS: tuple[tuple[str, str, bytes, dict[str, str], int], ...] = (
     ("GET", "/classify", b"", {}, 405),
     ("GET", "/nowhere", b"", {}, 404),
 )
-"""Method, path, body, headers and the status each must get (or 503)."""
+"""Method, path, body, headers and the expected status (or 503)."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is sent, as bytes, and the right answer: the status and, for an image, the class."""
+    """The bytes of a request, and the expected answer: the status, and the class for an image."""
 
     what: str
     content: bytes
@@ -58,17 +58,17 @@ class Request:
 
 @dataclass
 class Tally:
-    """What happened, by all clients together."""
+    """The results of all clients."""
 
     codes: Counter[int] = field(default_factory=Counter)
     accepted_ms: list[float] = field(default_factory=list)
     server_ms: list[float] = field(default_factory=list)
-    """Of the same requests, what the server itself says: the rest is the way and the client."""
+    """The server's own figure for these requests; the difference is caused by network and client."""
     late_ms: list[float] = field(default_factory=list)
-    """How long after its turn each request was sent: what the clients can't do in time."""
+    """Delay of each request after its due time, caused by the clients."""
     wrong: list[str] = field(default_factory=list)
     broken: int = 0
-    """Connections that ended without an answer."""
+    """Connections that were closed without an answer."""
 
 
 class Client:
@@ -80,7 +80,7 @@ class Client:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def send(self, content: bytes) -> tuple[int, bytes]:
-        """Status and body of the answer; raises OSError or EOFError where none comes."""
+        """Status and body of the answer; raises OSError or EOFError if none comes."""
         if self._streams is None:
             self._streams = await asyncio.open_connection(*self._address)
         reader, writer = self._streams
@@ -103,8 +103,8 @@ class Client:
 
 
 async def classify_alone(url: str, images: list[bytes]) -> list[Request]:
-    """A request for each image, with its class from a server that does nothing else; repeated while it
-    answers 503.
+    """A request for each image, with its class from an otherwise idle server; repeated while the answer is
+    503.
     """
     client, found = Client(url), []
     for image in images:
@@ -122,7 +122,7 @@ async def classify_alone(url: str, images: list[bytes]) -> list[Request]:
 
 
 async def resident_mb(client: Client) -> float | None:
-    """The server's resident memory, MiB; None where it doesn't answer, as under load."""
+    """The server's resident memory in MiB; None if it doesn't answer, e.g. under load."""
     try:
         _, content = await client.send(Request.of("GET", "/metrics", b"", {}, 200).content)
     except (OSError, EOFError):
@@ -132,7 +132,7 @@ async def resident_mb(client: Client) -> float | None:
 
 
 async def one_request(client: Client, request: Request, tally: Tally) -> None:
-    """Send a request and judge the answer."""
+    """Send a request and check the answer."""
     started = time.perf_counter()
     try:
         code, content = await client.send(request.content)
@@ -153,7 +153,7 @@ async def one_request(client: Client, request: Request, tally: Tally) -> None:
 
 
 async def closed_loop(url: str, good: list[Request], *, clients: int, seconds: float) -> float:
-    """Answers a second, when each client waits for its answer."""
+    """Answers per second if each client waits for its answer."""
     tally, end = Tally(), time.monotonic() + seconds
 
     async def work() -> None:
@@ -169,11 +169,11 @@ async def closed_loop(url: str, good: list[Request], *, clients: int, seconds: f
 async def open_loop(
     url: str, good: list[Request], *, rate: float, clients: int, seconds: float, bad_share: float
 ) -> tuple[Tally, list[float]]:
-    """Send `rate` requests a second from `clients` connections; also the server's memory in MiB, over the
-    time.
+    """Send `rate` requests per second over `clients` connections; also returns the server's memory in MiB
+    over time.
 
-    A client whose connection still waits for an answer when the next request is due sends it late:
-    `clients` must be more than rate × the longest wait.
+    A client that still waits for an answer when its next request is due sends it late: `clients` must be more
+    than rate × the longest wait.
     """
     tally, memory, start = Tally(), [], time.monotonic()
     turns = iter(range(int(rate * seconds)))
@@ -201,7 +201,7 @@ async def open_loop(
 
 
 def judge(tally: Tally, memory: list[float], *, limit_ms: float, max_growth_mb: float) -> list[str]:
-    """What is wrong, a line each; nothing where all is well."""
+    """The problems, one per line; empty if there are none."""
     said = list(dict.fromkeys(tally.wrong))[:10]
     if not tally.accepted_ms:
         return [*said, "no request was accepted"]
@@ -222,7 +222,7 @@ def percentiles(samples: list[float]) -> dict[str, float]:
 
 
 def growth_mb(memory: list[float]) -> float:
-    """MiB at the end, less those after the first tenth, by when the server's pools are filled."""
+    """MiB at the end minus those after the first tenth of the time, when the server's pools are filled."""
     settled = memory[len(memory) // 10 :]
     return settled[-1] - settled[0] if len(settled) > 1 else 0.0
 
@@ -236,13 +236,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--factor", type=float, default=2.0, help="times the capacity")
     parser.add_argument("--bad", type=float, default=0.2, help="share of bad requests")
     parser.add_argument("--limit-ms", type=float, default=100.0, help="the server's --latency-ms")
-    parser.add_argument("--slack-ms", type=float, default=10.0, help="for the client's own share of the time")
+    parser.add_argument("--slack-ms", type=float, default=10.0, help="allowance for the client's own time")
     parser.add_argument("--max-growth-mb", type=float, default=5.0, help="of the server's memory")
     return asyncio.run(load(parser.parse_args(arguments)))
 
 
 async def load(asked: argparse.Namespace) -> int:
-    """Do what the command line asks, print the result, and return the exit code."""
+    """Run the command line, print the result, and return the exit code."""
     random.seed(0)
     images = [path.read_bytes() for path in asked.images]
     good = await classify_alone(asked.url, images)

@@ -1,11 +1,11 @@
-"""What a sparse training that shrinks its network costs, beside training the original for as many epochs.
+"""Cost of sparse training that shrinks its network, compared with training the original for as many epochs.
 
     python benchmarks/shrinking.py --work runs/shrinking --output benchmarks/results/shrinking.json
 
-Each run is a process of its own on one thread; the two ways take turns, in the other order for every second
-seed. CPU time counts the whole run (reading the data, training, validation, test). So does wall time, which
-other programs on the machine make longer. Every run leaves a record in the work folder, so the same command
-goes on where it was stopped.
+Each run is a process with one thread; the two variants alternate, in reverse order for every second seed. CPU
+time and wall time are those of the whole run (reading the data, training, validation, test); other programs
+increase the wall time. Every run writes a record in the work folder, so the same command continues after an
+interruption.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from slimdeploy.toolchain.training.options import TrainOptions
 
 SHARE = 0.9
 WAYS: dict[str, float | str] = {"original": 0.0, f"auto:{SHARE:g}": f"auto:{SHARE:g}"}
-"""What it is called -> `--sparsity`."""
+"""Name -> `--sparsity`."""
 BASE = TrainOptions(batch_size=32, lr=0.05, crop_pad=1, flip=False, precision="fp32")
 MEMORY_STEPS = 3
 
@@ -45,14 +45,14 @@ COLUMNS = {
     "wall_ratio": "the same of the wall time",
     "params": "parameters at the end, mean",
     "macs": "multiply-accumulates for one image at the end, mean",
-    "mac_share": "MACs at the end of each epoch over those of the first, mean over epochs and seeds",
+    "mac_share": "MACs at the end of each epoch relative to the first, mean over epochs and seeds",
     "peak_mb": "peak resident memory of the whole run, MB, mean",
-    "step_mb": "memory that training takes on top of what is resident before, at the widths of the end, MB",
+    "step_mb": "additional memory of training at the final widths, MB",
 }
 
 
 def run(arch: str, data: DataOptions, options: TrainOptions, output: Path) -> dict[str, Any]:
-    """Train in this process; what that took."""
+    """Train in this process; returns the cost."""
     import torch
 
     from slimdeploy.toolchain.stages.train import train_stage
@@ -74,7 +74,7 @@ def run(arch: str, data: DataOptions, options: TrainOptions, output: Path) -> di
 
 
 def memory(checkpoint: Path, data: DataOptions, options: TrainOptions) -> dict[str, Any]:
-    """A few steps of training at the widths of `checkpoint`, in a process that did nothing else."""
+    """A few training steps at the widths of `checkpoint`, in a process that does nothing else."""
     import torch
 
     from slimdeploy.toolchain.models.checkpoint import load_checkpoint
@@ -102,13 +102,13 @@ def _mb(tensors: Any) -> float:
 
 
 def _alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """`work` in a process of its own."""
+    """Run `work` in its own process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(work, arguments)
 
 
 def measure(arch: str, data: DataOptions, options: TrainOptions, work: Path, seeds: int) -> list[dict]:
-    """All runs, those recorded by an earlier call included."""
+    """All runs, including those recorded by an earlier call."""
     found = []
     for seed in range(seeds):
         for way in list(WAYS)[:: -1 if seed % 2 else 1]:
@@ -128,7 +128,7 @@ def measure(arch: str, data: DataOptions, options: TrainOptions, work: Path, see
 
 
 def rows(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a way: means over the seeds, ratios to the original with the same seed."""
+    """One row per variant: means over the seeds, ratios to the original with the same seed."""
     original = {run["seed"]: run for run in found if run["way"] == "original"}
     table = []
     for way in WAYS:
@@ -180,7 +180,7 @@ def markdown(table: list[dict[str, Any]]) -> str:
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for networks, records.")
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(data: str, arch: str, limit: int | None, epochs: int, seeds: int, work: Path, output: Path) -> None:
-    """Train both ways and write a `table` result."""
+    """Train both variants and write a `table` result."""
     work.mkdir(parents=True, exist_ok=True)
     options = replace(BASE, epochs=epochs, limit=limit)
     table = rows(measure(arch, DataOptions(data), options, work, seeds))

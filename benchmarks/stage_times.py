@@ -1,10 +1,10 @@
-"""Seconds of what should feel instant: pruning, export with its comparison, decoding and reloading a folder.
+"""Seconds of the interactive operations: pruning, export with comparison, decoding and reloading a folder.
 
     python -m slimdeploy.benchmarks.stage_times --data folder:data/cifar10-jpeg --output
     benchmarks/results/stages.json
 
-Everything is imported before the clock starts, and the images are cached in a temporary folder. Without
-CHECKPOINT, a fresh network of `--arch` is pruned and exported.
+Everything is imported before the measurement, and the images are cached in a temporary folder. Without
+CHECKPOINT, a new network of `--arch` is pruned and exported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLUMNS = {
 
 
 def measure_data(data: DataOptions, repetitions: int) -> list[dict[str, Any]]:
-    """Rows of COLUMNS for loading `data` with an empty cache, and then again and again."""
+    """Rows of COLUMNS for loading `data` with an empty cache, and repeatedly from the cache."""
     from slimdeploy.toolchain.data import decoding, sources  # noqa: F401  (imported when first needed)
     from slimdeploy.toolchain.data.dataset import load_dataset
 
@@ -95,7 +95,7 @@ def _row(stage: str, seconds: list[float]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _empty_cache() -> Iterator[Path]:
-    """A temporary folder whose `cache` is the image cache meanwhile."""
+    """A temporary folder, whose `cache` is used as the image cache inside."""
     before = os.environ.get("SLIMDEPLOY_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SLIMDEPLOY_CACHE"] = f"{folder}/cache"

@@ -1,12 +1,12 @@
-"""What each option of training is worth: the same small network at the same budget, several seeds, one option
+"""Effect of each training option: the same small network with the same budget, several seeds, one option
 changed at a time.
 
     python benchmarks/training_ablation.py --data folder:data/cifar10-jpeg --work runs/training-options \
         --output benchmarks/results/training-options.json
 
-The network is a ResNet-18 of a quarter of its widths on images of 16×16 pixels, so that all of it takes some
-twenty minutes on one core. What it says of an option holds for short runs of small networks. Every run leaves
-a record in the work folder, so the same command goes on where it was stopped.
+The network is a ResNet-18 with a quarter of its widths on images of 16×16 pixels, so that everything takes
+about twenty minutes on one core. The results hold for short runs of small networks. Every run writes a record
+in the work folder, so the same command continues after an interruption.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ARCH = resnet.register(
 SIZE = 16
 RATIO = 0.9
 STRENGTH = 8e-3
-"""λ of the runs with a fixed one: 1.4 times what alone would take γ from 1 to 0."""
+"""λ of the runs with a fixed one: 1.4 times the λ that would bring γ from 1 to 0 without the loss."""
 
 BASE = TrainOptions(epochs=10, lr=0.1, crop_pad=2, precision="fp32", sparse_align=1)
 FINETUNE = replace(BASE, epochs=4, lr=0.02)
@@ -63,22 +63,22 @@ TEACHINGS: dict[str, dict[str, Any]] = {
 COLUMNS = {
     "experiment": "objective: options against plain training; sparsity: ways to the same pruning; "
     "finetune: after that pruning",
-    "option": "what is different",
+    "option": "the changed option",
     "seeds": "runs",
     "accuracy": "test accuracy at the end of the run, 0 to 1, mean over the seeds",
     "accuracy_sd": "its standard deviation over the seeds",
-    "gain": "mean over the seeds of the accuracy less that of the experiment's first row with the same seed",
+    "gain": "mean over the seeds of the accuracy minus that of the experiment's first row with the same seed",
     "gain_sd": "its standard deviation over the seeds",
     "zero_share": "share of the penalised γ that are exactly zero, mean",
-    "pruned": f"test accuracy after {RATIO:.0%} of the prunable channels are removed, nothing else done",
+    "pruned": f"test accuracy after {RATIO:.0%} of the prunable channels are removed",
     "pruned_sd": "its standard deviation over the seeds",
-    "folded": "the same with the removed channels' constants folded into what follows, mean",
+    "folded": "the same with the constants of removed channels folded into the next layers, mean",
 }
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where records and networks lie, what is trained on, and for how long."""
+    """Folder of records and networks, training data, and durations."""
 
     work: Path
     data: DataOptions
@@ -86,7 +86,7 @@ class Bench:
     epochs: int
 
     def train(self, name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
-        """Train from scratch, or read what an earlier call recorded."""
+        """Train from scratch, or read the record of an earlier call."""
         from slimdeploy.toolchain.stages.train import train_stage
 
         options = self._options(BASE, seed, changes)
@@ -100,12 +100,12 @@ class Bench:
         )  # fmt: skip
 
     def recalibrate(self, seed: int) -> dict[str, Any]:
-        """Measure the BN statistics of the plain network anew: a run of no epochs that ends so."""
+        """Recalibrate the BN statistics of the plain network: a run of 0 epochs that ends with it."""
         options = replace(BASE, epochs=0, limit=self.limit, recalibration_images=2048)
         return self._finetune(self.path("plain", seed), self.path(RECALIBRATED, seed), options)
 
     def finetune(self, name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
-        """Fine-tune the pruned network, or read what an earlier call recorded."""
+        """Fine-tune the pruned network, or read the record of an earlier call."""
         if "teacher" in changes:
             changes = {**changes, "teacher": str(self.path(FINETUNED, seed))}
         options = self._options(FINETUNE, seed, changes)
@@ -125,7 +125,7 @@ class Bench:
 
     def prune(self, name: str, seed: int) -> dict[str, Any]:
         """Remove RATIO of the channels of a trained network, `plain` and `folded`, and evaluate both; or read
-        what an earlier call recorded.
+        the record of an earlier call.
         """
         from slimdeploy.toolchain.stages.prune import prune_stage
 
@@ -180,7 +180,7 @@ def _accuracy(checkpoint: Path, data: DataOptions) -> float:
 
 
 def objective_rows(bench: Bench, seeds: int) -> list[dict[str, Any]]:
-    """Each option of the objective against plain training."""
+    """Each option of the objective, compared with plain training."""
     accuracies = {
         name: [bench.train(name, seed, changes)["accuracy"]["test"] for seed in range(seeds)]
         for name, changes in OBJECTIVES.items()
@@ -190,7 +190,7 @@ def objective_rows(bench: Bench, seeds: int) -> list[dict[str, Any]]:
 
 
 def sparsity_rows(bench: Bench, seeds: int) -> list[dict[str, Any]]:
-    """The ways to sparsity, and what each is worth when the channels go."""
+    """The methods of sparsity, and the effect of each after pruning."""
     rows, first = [], None
     for name, changes in SPARSITIES.items():
         trained = [bench.train(name, seed, changes) for seed in range(seeds)]
@@ -266,7 +266,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for networks, records.")
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(data: str, limit: int, epochs: int, seeds: int, work: Path, output: Path) -> None:
-    """Carry out all experiments and write a `table` result."""
+    """Run all experiments and write a `table` result."""
     import torch
 
     torch.set_num_threads(1)

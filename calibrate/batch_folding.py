@@ -1,12 +1,12 @@
-"""Lets 1×1 convolutions see a batch as one tall image, (N, C, H, W) as (1, C, N·H, W): same values, less
-waiting.
+"""Run 1×1 convolutions on a batch as one tall image, (N, C, H, W) as (1, C, N·H, W): same values, less
+overhead.
 
-onnxruntime's INT8 convolution works through a batch image by image. Where an image is 4×4 or 2×2 pixels, as
-in the last layers of a ResNet on small images, much of the time goes into starting up. A 1×1 convolution
-doesn't care where one image ends and the next begins.
+onnxruntime's INT8 convolution processes a batch image by image. If an image has 4×4 or 2×2 pixels, as in the
+last layers of a ResNet on small images, much of the time is overhead per image. A 1×1 convolution gives the
+same result for the joined images.
 
 The conversions are Transpose-Reshape-Transpose on INT8 values. onnxruntime runs INT8 convolutions in NHWC and
-cancels the transposes against its own, so that only the Reshape stays, which copies nothing.
+removes the transposes, so that only the Reshape remains, which copies nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _TO_NHWC, _TO_NCHW = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
 def fold_batch(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model with its quantised 1×1 convolutions, and the sums between them, on the folded batch.
+    """The same model, with quantised 1×1 convolutions and the sums between them on the folded batch.
 
-    `model` is in the `cpu` form of qdq.insert_qdq. The logits stay the same, bit by bit.
+    `model` is in the `cpu` form of qdq.insert_qdq. The logits are bit-identical.
     """
     folding = _Folding(model)
     for node in model.graph.node:
@@ -35,7 +35,7 @@ def fold_batch(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Folding:
-    """Walks the graph in order and remembers in which of the two shapes each tensor exists."""
+    """Walks through the graph in order and records in which of the two shapes each tensor exists."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         constants = {c.name: numpy_helper.to_array(c) for c in model.graph.initializer}
@@ -49,11 +49,11 @@ class _Folding:
         self.folded: set[str] = set()
         """Tensors computed in the folded shape."""
         self.values: dict[tuple[str, bool], str] = {}
-        """(Output of a pair, folded?) -> the name under which it exists in that shape."""
+        """(Output of a pair, folded?) -> its name in that shape."""
 
     def write(self, node: onnx.NodeProto) -> None:
         if self._is_pair(node.output[0]):
-            return  # written where it is read, in the shape that its reader wants
+            return  # added before its reader, in the shape that the reader needs
         fold = self._foldable(node)
         inputs = [self._value(name, fold) if self._is_pair(name) else name for name in node.input]
         self.writer.copy(node, inputs)
@@ -61,13 +61,13 @@ class _Folding:
             self.folded.add(node.output[0])
 
     def _is_pair(self, tensor: str) -> bool:
-        """Whether `tensor` is an activation that comes out of a Q/DQ pair."""
+        """Whether `tensor` is an activation after a Q/DQ pair."""
         node = self.producers.get(tensor)
         return node is not None and node.op_type == "DequantizeLinear" and node.input[0] in self.producers
 
     def _foldable(self, node: onnx.NodeProto) -> bool:
-        """Whether `node` computes the same on the folded batch, and nothing but Q reads what it computes."""
-        if node.op_type in (*RECTIFIERS, "QuantizeLinear"):  # element by element: as it comes
+        """Whether `node` gives the same result on the folded batch, and only Q nodes read its output."""
+        if node.op_type in (*RECTIFIERS, "QuantizeLinear"):  # element-wise: either shape
             return node.input[0] in self.folded
         if not self._becomes_int8(node.output[0]):
             return False
@@ -90,11 +90,11 @@ class _Folding:
         return bool(readers) and all(reader.op_type == "QuantizeLinear" for reader in readers)
 
     def _source(self, pair: str) -> str:
-        """The float tensor that a pair quantises."""
+        """The float tensor quantised by a pair."""
         return self.producers[self.producers[pair].input[0]].input[0]
 
     def _value(self, pair: str, fold: bool) -> str:
-        """The output of `pair` in the shape wanted, written on first use."""
+        """The output of `pair` in the requested shape, added on first use."""
         if (pair, fold) not in self.values:
             dequantise = self.producers[pair]
             quantised = dequantise.input[0]

@@ -1,6 +1,6 @@
-"""An ONNX image classifier as calibration reads it: who writes a tensor, who reads it, what is constant.
+"""An ONNX image classifier, indexed for calibration: producer and consumers of each tensor, constants.
 
-Here is where a model that can't be quantised is refused, before anything is computed.
+Models that can't be quantised are refused here, before any computation.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from slimdeploy.toolchain.models.model_info import METADATA_KEY, ModelInfo
 from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 
 LAYERS = ("Conv", "Gemm", "GlobalAveragePool", "AveragePool", "Add")
-"""Operators that compute in INT8, and can each be kept in float."""
+"""Operators that can run in INT8; each can be kept in float."""
 CARRIERS = ("MaxPool", "GlobalMaxPool", "Flatten", "Pad", "Slice", "Reshape", "Transpose")
-"""Operators that pass values on as they are: what leaves them has the range of what went in."""
+"""Operators that only move values: their output has the range of their input."""
 RECTIFIERS = ("Relu", "Clip")
-"""Operators that saturation to the range of an unsigned integer does as well."""
+"""Operators that are equivalent to the saturation of an unsigned integer."""
 FLOAT = (
     "BatchNormalization", "Concat", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish",
     "InstanceNormalization", "LayerNormalization", "LeakyRelu", "MatMul", "Mul", "PRelu", "Sigmoid",
     "Softplus", "Sub", "Tanh",
 )  # fmt: skip
-"""Operators that compute in float between the others."""
+"""Operators that run in float between the others."""
 OPERATORS = (*LAYERS, *CARRIERS, *RECTIFIERS, *FLOAT)
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A float32 model: one image input, one output of logits, only operators of OPERATORS."""
+    """A float32 model with one image input, one logits output and only operators of OPERATORS."""
 
     model: onnx.ModelProto
     constants: dict[str, np.ndarray]
     producers: dict[str, onnx.NodeProto]
-    """Tensor -> the node that writes it."""
+    """Tensor -> the node that produces it."""
     consumers: dict[str, list[onnx.NodeProto]]
     """Tensor -> the nodes that read it."""
 
@@ -69,7 +69,7 @@ class Classifier:
 
     @property
     def activations(self) -> list[str]:
-        """Every tensor that isn't constant: the input, then the nodes' outputs in order."""
+        """Every tensor that isn't constant: the input, then the node outputs in order."""
         return [self.input, *(node.output[0] for node in self.nodes)]
 
     def layers(self) -> list[str]:
@@ -77,7 +77,7 @@ class Classifier:
         return [node.name for node in self.nodes if self.is_layer(node)]
 
     def is_layer(self, node: onnx.NodeProto) -> bool:
-        """Whether `node` computes in INT8: one of LAYERS, but for the addition of a constant."""
+        """Whether `node` runs in INT8: one of LAYERS, except the addition of a constant."""
         return node.op_type in LAYERS and not (node.op_type == "Add" and len(self.read_by(node)) < 2)
 
     def read_by(self, node: onnx.NodeProto) -> list[str]:
@@ -85,20 +85,22 @@ class Classifier:
         return [name for name in node.input if name and name not in self.constants]
 
     def from_layer(self, tensor: str) -> bool:
-        """Whether `tensor` comes from a layer, perhaps rectified or carried on: it may exist in INT8."""
+        """Whether `tensor` comes from a layer, possibly through a ReLU or CARRIERS, so that it can exist in
+        INT8.
+        """
         node = self.producers.get(self.origin(tensor))
         while node is not None and node.op_type in RECTIFIERS:
             node = self.producers.get(self.origin(node.input[0]))
         return node is not None and self.is_layer(node)
 
     def origin(self, tensor: str) -> str:
-        """The tensor whose values `tensor` carries on: itself, or what went into the CARRIERS before it."""
+        """The tensor whose values `tensor` has: itself, or the input of the CARRIERS before it."""
         while (node := self.producers.get(tensor)) is not None and node.op_type in CARRIERS:
             tensor = node.input[0]
         return tensor
 
     def is_rectified(self, tensor: str) -> bool:
-        """Whether no image can make a value of `tensor` negative: it comes from a ReLU or a gate."""
+        """Whether `tensor` can't be negative: it comes from a ReLU or a gate."""
         node = self.producers.get(self.origin(tensor))
         if node is None:
             return False
@@ -110,7 +112,7 @@ class Classifier:
 
 
 def read_classifier(path: Path) -> Classifier:
-    """Read the ONNX file at `path`; raises SlimdeployError where it is missing, damaged or no Classifier."""
+    """Read the ONNX file at `path`; raises SlimdeployError if it is missing, damaged or not a Classifier."""
     if not path.is_file():
         raise SlimdeployError(f"no model at {path}")
     read_onnx(path)
@@ -133,7 +135,7 @@ def classifier(model: onnx.ModelProto, *, source: str) -> Classifier:
     if not all(sizes[0][1:]):
         raise SlimdeployError(f"{source}: the image size must be fixed, not {sizes[0][1:]}")
     if inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
-        raise SlimdeployError(f"{source}: its images are not float32: calibrate a float32 export")
+        raise SlimdeployError(f"{source}: its input is not float32: calibrate a float32 export")
     constants = {c.name: numpy_helper.to_array(c) for c in graph.initializer}
     if any(values.dtype == np.float16 for values in constants.values()):
         raise SlimdeployError(f"{source} is FP16 already: calibrate the float32 export")
@@ -144,11 +146,11 @@ def classifier(model: onnx.ModelProto, *, source: str) -> Classifier:
 
 
 def model_info(source: Classifier, path: Path) -> ModelInfo:
-    """What the model at `path` says of itself; raises SlimdeployError where it says nothing."""
+    """The description in the model at `path`; raises SlimdeployError if there is none."""
     for entry in source.model.metadata_props:
         if entry.key == METADATA_KEY:
             return ModelInfo.from_json(entry.value, str(path))
-    raise SlimdeployError(f"{path} doesn't say how to feed it: export it with slimdeploy")
+    raise SlimdeployError(f"{path} contains no preprocessing: export it with slimdeploy")
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _unusable(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> str | None:
-    """What about a node of a known operator the passes don't know."""
+    """Why the passes can't handle a node of a known operator; empty if they can."""
     if node.op_type in ("Conv", "Gemm") and not all(name in constants for name in node.input[1:]):
         return "its weights and bias must be constants"
     if node.op_type == "Clip" and not all(name in constants for name in node.input[1:3]):
@@ -190,11 +192,11 @@ def _check_operators(model: onnx.ModelProto, source: str) -> None:
             )
         if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
             raise SlimdeployError(
-                f"{source}: calibrate doesn't know the operator {node.op_type} (node {node.name or '?'}); "
-                f"it knows {', '.join(OPERATORS)}"
+                f"{source}: calibrate doesn't support the operator {node.op_type} (node {node.name or '?'}); "
+                f"supported: {', '.join(OPERATORS)}"
             )
         if not node.name or node.name in names:
-            raise SlimdeployError(f"{source}: every node needs a name of its own, not {node.name!r} twice")
+            raise SlimdeployError(f"{source}: two nodes are called {node.name!r}: names must be unique")
         names.add(node.name)
 
 

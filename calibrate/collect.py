@@ -1,4 +1,4 @@
-"""Runs images through a model and keeps a histogram of every activation, or how wide its channels are."""
+"""Run images through a model to collect a histogram of every activation, or the range of its channels."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def collect(
 ) -> dict[str, Histogram]:
     """Histograms of every activation of `classifier` over `batches` of (n, 3, H, W) float32 images.
 
-    One batch of activations is in memory at a time, however many there are. Raises SlimdeployError where
-    there are no images, and where an activation is NaN or infinite, naming its layer.
+    Only one batch of activations is in memory at a time. Raises SlimdeployError if there are no images, or if
+    an activation is NaN or infinite, naming its layer.
     """
     names = [name for name in classifier.activations if name != classifier.input]
     network = Network(_with_outputs(classifier, names), threads=threads, inner=True)
@@ -36,7 +36,7 @@ def collect(
             except ValueError:
                 where = "the images" if name == classifier.input else classifier.producers[name].name
                 raise SlimdeployError(
-                    f"activations of {where} hold NaN or infinity: nothing to calibrate"
+                    f"activations of {where} contain NaN or infinity: can't calibrate"
                 ) from None
             found[name] = merge(found[name], seen) if name in found else seen
         advance(len(batch))

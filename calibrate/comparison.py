@@ -1,4 +1,4 @@
-"""One model beside another on the same labelled images."""
+"""Compare a model with a baseline on the same labelled images."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from slimdeploy.toolchain.measure.statistics import Interval, paired_difference
 
 @dataclass(frozen=True)
 class Comparison:
-    """Accuracies are shares; a drop is in percentage points, positive where the model is worse."""
+    """Accuracies are in 0…1; `drop` is in percentage points, positive if the model is worse."""
 
     baseline_accuracy: float
     accuracy: float
     drop: float
     drop_ci95: Interval
     max_abs_error: float
-    """Largest difference of a logit."""
+    """Largest logit difference."""
     relative_error: float
-    """RMS of the logits' differences ÷ RMS of the baseline's logits: finer than counting images."""
+    """RMS of the logit differences ÷ RMS of the baseline's logits: more sensitive than accuracy."""
     top1_agreement: float
     images: int
 
@@ -41,14 +41,14 @@ class Comparison:
 def compare_logits(baseline: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> Comparison:
     """Compare `logits` with those of the baseline, both (N, classes), for `labels` (N,).
 
-    The interval is of the paired difference. Raises SlimdeployError where there are no images or the labels
+    The interval is of the paired difference. Raises SlimdeployError if there are no images or the labels
     don't fit.
     """
     if not len(labels):
         raise SlimdeployError("no images to compare on")
     if labels.max() >= baseline.shape[1]:
         raise SlimdeployError(
-            f"the data has a class number {labels.max()}, the model {baseline.shape[1]} classes"
+            f"the data has class index {labels.max()}, but the model has {baseline.shape[1]} classes"
         )
     expected, found = baseline.argmax(axis=1), logits.argmax(axis=1)
     gain, (low, high) = paired_difference(expected == labels, found == labels)

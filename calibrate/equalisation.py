@@ -1,10 +1,10 @@
-"""Rescales channels so that those of one tensor are equally wide: a pure rewrite, the logits stay the same.
+"""Rescale the channels of a tensor to similar ranges; the logits stay the same.
 
-Activations have one scale a tensor. On a residual stream the widest channel can reach ten times as far as the
-median one, which is then left with a dozen of the 127 steps. But whatever a channel is divided by before a
-ReLU, a pooling or a sum, the weights behind can be multiplied with (Nagel et al. 2019, arXiv 1906.04721,
-section 4.1), and weights have a scale for every output channel. All tensors of a residual stream share their
-channels, hence one scale for the whole stream.
+Activations have one scale per tensor. On a residual sum the widest channel can be ten times as wide as the
+median one, which then uses only a dozen of the 127 steps. If a channel is divided by a factor before a ReLU,
+a pooling or a sum, the weights after it can be multiplied by it (Nagel et al. 2019, arXiv 1906.04721, section
+4.1); weights have one scale per output channel. All tensors of a residual stream share their channels, hence
+one factor for the whole stream.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from slimdeploy.calibrate.passes import GraphWriter
 from slimdeploy.calibrate.qdq import WEIGHTED, quantised_inputs
 
 EXPONENT = 0.5
-"""How far channels are evened out: 1 makes them equally wide, and the weights that read them as unequal
-as the channels were. The square root shares that out (SmoothQuant, arXiv 2211.10438, section 4),
-and did best of 0.5, 0.7 and 1 on held-out images.
+"""Exponent of the rescaling: with 1 all channels get the same range, but the weights that read them become as
+unequal as the channels were. The square root is a compromise (SmoothQuant, arXiv 2211.10438, section 4); it
+was the best of 0.5, 0.7 and 1 on held-out images.
 """
 LEAST = 0.01
-"""A channel is taken to reach at least so far, as a share of its tensor's widest."""
+"""Minimum range of a channel, relative to the widest one of its tensor."""
 _CHANNELWISE = ("Relu", "MaxPool", "GlobalAveragePool", "AveragePool", "Flatten", "Add")
-"""Operators with a channel of the output for each of the input, which a positive factor passes through."""
+"""Operators whose output channel i depends only on input channel i, and which commute with positive
+factors.
+"""
 
 
 def equalise(source: Classifier, widths: Mapping[str, np.ndarray]) -> Classifier:
-    """`source` with the channels of its quantised tensors evened out.
+    """`source` with rescaled channels of its quantised tensors.
 
-    `widths` gives the largest |x| of each channel, (C,), of the tensors_to_equalise, from real images.
+    `widths` gives the largest |x| of each channel, (C,), of the tensors_to_equalise, on real images.
     """
     scales = channel_scales(source, widths)
     writer = GraphWriter(constants=dict(source.constants))
@@ -59,32 +61,34 @@ def equalise(source: Classifier, widths: Mapping[str, np.ndarray]) -> Classifier
 
 
 def tensors_to_equalise(source: Classifier) -> list[str]:
-    """Whose widths decide: what TensorRT reads in INT8, on streams that can be rescaled."""
+    """The tensors whose ranges determine the factors: those that TensorRT reads in INT8, on rescalable
+    streams.
+    """
     read = {source.origin(t) for node in source.nodes for t in quantised_inputs(source, node, "tensorrt")}
     return [tensor for stream in streams(source) for tensor in stream if tensor in read]
 
 
 def channel_scales(source: Classifier, widths: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What each channel of a tensor is divided by, (C,): the same for all tensors of a stream."""
+    """The divisor of each channel, (C,), the same for all tensors of a stream."""
     found = {}
     for stream in streams(source):
         measured = [widths[tensor] for tensor in stream if tensor in widths and widths[tensor].any()]
-        if not measured or not np.isfinite(measured).all():  # collect() names the layer
+        if not measured or not np.isfinite(measured).all():  # collect() reports the layer
             continue
-        # The share of its tensor's width that a channel takes, on (geometric) average over the tensors.
+        # The range of a channel relative to its tensor, geometric mean over the tensors.
         shares = np.stack([np.maximum(width / width.max(), LEAST) for width in measured])
         scale = np.exp(np.log(shares.astype(np.float64)).mean(axis=0)) ** EXPONENT
-        scale[~np.any(measured, axis=0)] = 1.0  # never seen active: how far it may reach isn't known
-        # No tensor may become wider than it was: what fits FP16 must go on fitting.
+        scale[~np.any(measured, axis=0)] = 1.0  # never active: its range is unknown
+        # No tensor may become wider than before: values that fit in FP16 must still fit.
         scale = scale * max((width / scale).max() / width.max() for width in measured)
         found.update(dict.fromkeys(stream, scale))
     return found
 
 
 def streams(source: Classifier) -> list[list[str]]:
-    """Tensors that must share their channels' scales, together.
+    """Sets of tensors that must share the factors of their channels.
 
-    Left out are the images, the logits, and what an operator touches that scales don't pass through.
+    Excluded are the images, the logits, and tensors of operators that don't commute with factors.
     """
     parents: dict[str, str] = {}
 
@@ -110,7 +114,7 @@ def streams(source: Classifier) -> list[list[str]]:
     return [
         stream
         for stream in found.values()
-        # Of different counts where Flatten makes channels of positions.
+        # The counts differ if Flatten turns positions into channels.
         if not fixed.intersection(stream) and len({channels[t] for t in stream if t in channels}) == 1
     ]
 
@@ -120,5 +124,5 @@ def _output_axis(node: onnx.NodeProto) -> int:
 
 
 def _along(axis: int, values: np.ndarray, dimensions: int) -> np.ndarray:
-    """`values` (C,) shaped to be multiplied along `axis`."""
+    """`values` (C,) reshaped for multiplication along `axis`."""
     return np.expand_dims(values, tuple(i for i in range(dimensions) if i != axis))

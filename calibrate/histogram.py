@@ -1,8 +1,8 @@
-"""Activation histograms that are filled batch by batch and merge exactly.
+"""Histograms of activations, which are filled batch by batch and can be merged exactly.
 
-The bins hold |x|, and their width is a power of two. So a histogram that met larger values becomes coarser by
-adding neighbouring bins, and merging two never has to guess where a value lay. Exact zeros (half of what
-follows a ReLU) are counted apart: every scheme represents them exactly, and they would drown the rest.
+The bins contain |x|; their width is a power of two. A histogram that meets larger values adds neighbouring
+bins, so merging two histograms is exact. Exact zeros (half of the values after a ReLU) are counted
+separately: every scheme represents them exactly, and they would dominate the others.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 
 BINS = 2048
 _SMALLEST_EXPONENT = -160
-"""Of the bins of a tensor that is all zeros: below every float32."""
+"""Exponent for a tensor of only zeros: below every float32."""
 _CHUNK = 1 << 16
-"""Values counted at a time: what fits the cache is counted eight times as fast."""
+"""Values counted at a time: if they fit in the cache, counting is eight times as fast."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Distribution of one tensor. Bin `i` counts the values with i ≤ |x| ÷ 2^exponent < i + 1, zeros left
-    out.
+    """Distribution of one tensor. Bin `i` counts the values with i ≤ |x| ÷ 2^exponent < i + 1,
+    without zeros.
     """
 
     counts: np.ndarray
@@ -44,7 +44,7 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """How many values were counted, zeros included."""
+        """Number of counted values, zeros included."""
         return int(self.counts.sum()) + self.zeros
 
 
@@ -54,11 +54,11 @@ def histogram(values: np.ndarray) -> Histogram:
     largest = max(abs(minimum), abs(maximum))
     if not math.isfinite(largest) or math.isnan(minimum):
         raise ValueError("NaN or infinity among the values")
-    # frexp: largest < 2^e, so that dividing by 2^(e - 11) leaves it below 2,048.
+    # frexp: largest < 2^e, so the largest value divided by 2^(e - 11) is below 2,048.
     exponent = math.frexp(largest)[1] - BINS.bit_length() + 1 if largest else _SMALLEST_EXPONENT
     exponent = max(exponent, _SMALLEST_EXPONENT)
     counts = np.zeros(BINS, np.int64)
-    flat, factor = values.ravel(), math.ldexp(1.0, -exponent)  # a power of two rounds nothing
+    flat, factor = values.ravel(), math.ldexp(1.0, -exponent)  # multiplication by a power of two is exact
     for start in range(0, len(flat), _CHUNK):
         magnitudes = np.abs(flat[start : start + _CHUNK])
         if exponent > -127:
@@ -84,7 +84,7 @@ def merge(one: Histogram, other: Histogram) -> Histogram:
 
 
 def _coarser(counts: np.ndarray, doublings: int) -> np.ndarray:
-    """The same counts in bins 2^doublings as wide."""
+    """The same counts in bins wider by 2^doublings."""
     if doublings >= BINS.bit_length():  # all in the first bin
         doublings = BINS.bit_length()
     summed = np.zeros_like(counts)

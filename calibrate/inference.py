@@ -1,4 +1,4 @@
-"""Logits of models: of files through their user's session, of models in memory while choosing."""
+"""Logits of models: of files in the user's session, and of models in memory during calibration."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
 BATCH = 32
-"""Images at a time: all activations of a ResNet-50 on so many images of 32×32 take 280 MB."""
+"""Batch size: all activations of a ResNet-50 for this many 32×32 images take 280 MB."""
 
 
 def file_logits(
     path: Path, images: np.ndarray, preprocessing: Preprocessing, *, threads: int | None = None
 ) -> np.ndarray:
-    """(N, classes) float32 of `images` (N, H, W, 3) uint8, by the model at `path` as its user runs it."""
+    """(N, classes) float32 for `images` (N, H, W, 3) uint8, from the model at `path` in the user's
+    session.
+    """
     with open_session(path, options=SessionOptions(device="cpu", threads=threads)) as session:
         return np.concatenate([session.run(batch) for batch in batches(images, preprocessing)])
 
 
 class Network:
-    """An ONNX model on the CPU, optimised as in every other session.
+    """An ONNX model on the CPU, optimised as in other sessions.
 
-    `inner` says that it gives out activations besides the logits. Full optimisation can lose those: where the
-    channels aren't multiples of 4, its own layout replaces them ("Failed to find node output").
+    `inner`: it returns activations besides the logits. Full optimisation can remove them: if the channels
+    aren't multiples of 4, onnxruntime's own layout replaces them ("Failed to find node output").
     """
 
     def __init__(self, model: onnx.ModelProto, *, threads: int | None = None, inner: bool = False) -> None:
@@ -40,7 +42,7 @@ class Network:
             settings.intra_op_num_threads = threads
         if inner:
             settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        # Idle threads that spin would steal time from numpy's work between two batches.
+        # Spinning idle threads would slow down numpy between two batches.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(

@@ -1,4 +1,4 @@
-"""Measures what quantisation goes by: how wide channels are, and once they are evened out, how values lie."""
+"""Measure the statistics for quantisation: channel ranges, and histograms after equalisation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slimdeploy.calibrate.ranges import Ranges, StaleRanges, images_sha256, load
 from slimdeploy.toolchain import artifacts
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
-"""Called with a title and a total; yields what is called with each step made."""
+"""Called with a title and a total; yields a function to call after each step."""
 
 
 def no_progress(title: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
@@ -33,9 +33,9 @@ def measure(
     threads: int | None = None,
     advance: Callable[[int], object] = lambda images: None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Histogram]]:
-    """Channel widths of `source`, and the histograms of `source` equalised by them.
+    """Channel ranges of `source`, and histograms of `source` after equalisation by them.
 
-    `stream` gives the batches, (n, 3, H, W) float32, and is called twice. Raises like `collect`.
+    `stream` returns the batches, (n, 3, H, W) float32; it is called twice. Raises like `collect`.
     """
     widths = collect_widths(source, tensors_to_equalise(source), stream(), threads=threads, advance=advance)
     return widths, collect(equalise(source, widths), stream(), threads=threads, advance=advance)
@@ -51,10 +51,10 @@ def measured(
     threads: int | None = None,
     progress: Progress = no_progress,
 ) -> Ranges:
-    """The ranges of `source`, read from `model`: from the file `path` where there is one that fits, else
-    measured, and kept in the file.
+    """The ranges of `source`, read from `model`: from the file `path` if it exists and is valid, else
+    measured and written to the file.
 
-    Raises StaleRanges for one that doesn't fit, unless `force`.
+    Raises StaleRanges for an invalid file, unless `force`.
     """
     sha256, images = artifacts.sha256_file(model), data.ranges.images
     if path and path.exists():

@@ -1,4 +1,4 @@
-"""What the stage `calibrate` works on, and how."""
+"""Images and options of the stage `calibrate`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.model_info import Preprocessing
 
 HELD_OUT = 0.1
-"""Share of the training images to choose with: the validation split that training holds out by default."""
+"""Share of the training images for selection: the validation split that training holds out by default."""
 
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """`ranges` to measure activations on, `selection` to choose with (method, float layers), `test` for the
-    figure that is reported. No image is in two of them.
+    """`ranges`: images to measure activations on; `selection`: images to choose method and float layers;
+    `test`: images for the reported accuracy. No image is in two of them.
     """
 
     ranges: Split
@@ -31,9 +31,7 @@ class CalibrationData:
 def calibration_data(
     dataset: Dataset, *, images: int = 1000, selection_images: int = 2000, test_images: int | None = None
 ) -> CalibrationData:
-    """Class-balanced parts of `dataset`, which has the model's own preprocessing; None takes all test
-    images.
-    """
+    """Class-balanced parts of `dataset`, which has the model's preprocessing; None: all test images."""
     seen, held_out = dataset.held_out(HELD_OUT)
     return CalibrationData(
         ranges=balanced_subset(seen, images),
@@ -49,31 +47,33 @@ class CalibrateOptions:
 
     method: str = option(
         "auto",
-        "Where ranges are clipped; auto takes the method that keeps the accuracy best.",
+        "Method that chooses the clipping threshold; auto: the most accurate one.",
         choices=METHODS,
         also=("auto",),
     )
-    target: str = option("tensorrt", "Where it will run: tensorrt, or cpu (onnxruntime).", choices=FORMS)
+    target: str = option(
+        "tensorrt", "Runtime of the INT8 file: tensorrt, or cpu (onnxruntime).", choices=FORMS
+    )
     compute: str = option(
         "fp32",
-        "What is not INT8 computes in fp32 or fp16 (tensorrt only, opset 19 or more).",
+        "Precision of the layers that are not INT8; fp16: only tensorrt, opset 19 or later.",
         choices=("fp32", "fp16"),
     )
     max_drop: float = option(
         1.0,
-        "Accuracy that INT8 may cost, in percentage points; the most sensitive layers stay in float until it "
+        "Maximum loss of accuracy in percentage points; the most sensitive layers stay in float until it "
         "fits.",
         least=0,
     )
-    sensitivity: bool = option(False, "Measure what each layer costs in any case.")
-    sensitivity_images: int = option(500, "Held-out images to measure that on.", least=1)
-    float_layers: tuple[str, ...] = option(
-        (), "Leave this layer in float, whatever it costs; may be repeated.", flag="--keep"
-    )
+    sensitivity: bool = option(False, "Always measure the sensitivity of each layer.")
+    sensitivity_images: int = option(500, "Held-out images to measure the sensitivity on.", least=1)
+    float_layers: tuple[str, ...] = option((), "Keep this layer in float. Repeatable.", flag="--keep")
     threads: int | None = option(None, "CPU threads.", least=1, most=MAX_THREADS, unset="all cores")
-    timing_seconds: float = option(1.0, "With the target cpu: how long to time each file.", least=0)
+    timing_seconds: float = option(1.0, "With --target cpu: seconds to time each file.", least=0)
 
     def __post_init__(self) -> None:
         check_declared(self)
         if self.compute == "fp16" and self.target == "cpu":
-            raise SlimdeployError("`compute` fp16 is for `target` tensorrt: onnxruntime's CPU has no FP16")
+            raise SlimdeployError(
+                "`compute` fp16 needs `target` tensorrt: onnxruntime has no FP16 on the CPU"
+            )

@@ -1,4 +1,4 @@
-"""Rewrites of the float graph before it is quantised: pure functions, the logits stay the same."""
+"""Rewrites of the float graph before quantisation: pure functions; the logits stay the same."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from slimdeploy.calibrate.classifier import Classifier, attributes, classifier
 
 @dataclass
 class GraphWriter:
-    """Nodes and constants of a graph while it is rewritten."""
+    """Nodes and constants of a graph during a rewrite."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
 
     def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Add a node named like its output, which is returned."""
+        """Add a node named like its output; returns the name."""
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 
@@ -29,7 +29,7 @@ class GraphWriter:
         return name
 
     def copy(self, node: onnx.NodeProto, inputs: list[str] | None = None) -> onnx.NodeProto:
-        """Add a copy of `node`, reading `inputs` instead of its own where they are given."""
+        """Add a copy of `node`, with `inputs` in place of its own if given."""
         copied = onnx.NodeProto()
         copied.CopyFrom(node)
         if inputs is not None:
@@ -38,7 +38,7 @@ class GraphWriter:
         return copied
 
     def model(self, like: onnx.ModelProto) -> onnx.ModelProto:
-        """A model with these nodes and constants, and everything else of `like`."""
+        """A model with these nodes and constants; everything else is copied from `like`."""
         made = onnx.ModelProto()
         made.CopyFrom(like)
         del made.graph.node[:], made.graph.initializer[:], made.graph.value_info[:]
@@ -51,8 +51,8 @@ class GraphWriter:
 
 
 def fold_batchnorm(source: Classifier) -> Classifier:
-    """Fold every BatchNormalization that alone reads a convolution into it (the exporters of slimdeploy have
-    done so); the others compute in float.
+    """Fold every BatchNormalization that is the only reader of a convolution into it (slimdeploy's exports
+    have none); the others run in float.
     """
     writer = GraphWriter(constants=dict(source.constants))
     for node in source.nodes:
@@ -76,11 +76,10 @@ def fold_batchnorm(source: Classifier) -> Classifier:
 
 
 def pad_image_channels(source: Classifier, multiple: int = 4) -> Classifier:
-    """Append channels of zeros to the images, up to a multiple of `multiple`, before the convolution reads
-    them.
+    """Pad the images with channels of zeros to a multiple of `multiple` before the first convolution.
 
-    onnxruntime's fast INT8 convolution takes input channels by fours: with three of them it copies every
-    patch of the image first.
+    onnxruntime's fast INT8 convolution reads input channels in groups of four: with three channels it first
+    copies every patch of the image.
     """
     channels = source.image_shape[0]
     missing = -channels % multiple

@@ -1,16 +1,14 @@
-"""Writes INT8 into the graph as Q/DQ pairs (QuantizeLinear, DequantizeLinear): a pure function.
+"""Insert INT8 as Q/DQ pairs (QuantizeLinear, DequantizeLinear) into the graph: a pure function.
 
-Weights are symmetric and per output channel, activations per tensor. Two forms, because no single one is good
-everywhere:
+Weights are symmetric and per output channel, activations per tensor. Each runtime needs its own form:
 
-- `tensorrt`: signed symmetric activations at the inputs of convolutions, of the classifier and of the
-pooling, and on the skip branch of a residual sum (a pair between a convolution and its sum would stop
-TensorRT from fusing the two: NVIDIA, Working with Quantized Types, "Q/DQ Layer-Placement Recommendations").
-Float biases.
-- `cpu`: every activation that a layer reads or makes is quantised, unsigned, so that onnxruntime computes on
-  integers throughout. After a ReLU zero is the smallest value, which makes the ReLU itself disappear;
-  anything else has its zero at 128. INT32 biases. Weights stay within ±64: x86 processors without VNNI add
-  two neighbouring products (u8 × s8) in 16 bits, and 2 × 255 × 64 is the most that fits.
+- `tensorrt`: signed symmetric activations at the inputs of convolutions, classifier and pooling, and on the
+  skip branch of a residual sum (a pair between a convolution and its sum would prevent TensorRT from fusing
+  the two: NVIDIA, Working with Quantized Types, "Q/DQ Layer-Placement Recommendations"). Float biases.
+- `cpu`: every activation that a layer reads or produces is quantised, unsigned, so that onnxruntime computes
+  with integers throughout. After a ReLU the smallest value is zero, so the ReLU can be removed; other
+  activations have their zero point at 128. INT32 biases. Weights are limited to ±64: x86 processors without
+  VNNI add two neighbouring products (u8 × s8) in 16 bits, and 2 × 255 × 64 is the largest sum that fits.
 """
 
 from __future__ import annotations
@@ -30,19 +28,21 @@ WEIGHTED = ("Conv", "Gemm")
 
 @dataclass(frozen=True)
 class Form:
-    """What a target wants."""
+    """Properties of a target."""
 
     unsigned: bool
-    """Activations as uint8 instead of int8."""
+    """uint8 activations instead of int8."""
     everywhere: bool
-    """Every activation of a quantised layer, outputs included; otherwise the inputs that NVIDIA asks for."""
+    """Quantise every activation of a quantised layer, outputs included; else the inputs that NVIDIA
+    recommends.
+    """
     integer_bias: bool
     weight_steps: int
     """Steps between zero and the largest weight of a channel."""
 
     @property
     def reduced_range(self) -> bool:
-        """Whether the sum of two neighbouring products (u8 × s8) always fits 16 bits."""
+        """Whether the sum of two neighbouring products (u8 × s8) always fits in 16 bits."""
         return 2 * 255 * self.weight_steps < 2**15
 
     def steps(self, *, rectified: bool) -> int:
@@ -56,28 +56,29 @@ FORMS = {
 }
 
 
-# A bias is stored in steps of (activation scale × weight scale): how many steps it may take, and the least
-# that a step may be. onnxruntime stores float biases like that too, and computes them in the scales' type.
+# A bias is stored in steps of (activation scale × weight scale): the maximum number of steps, and the minimum
+# step. onnxruntime stores float biases in the same way, in the type of the scales.
 _INT32_BIAS = (2.0**30, 0.0)
 _FP16_BIAS = (2.0**15, 2.0**-22)
 
 
 @dataclass(frozen=True)
 class QdqOptions:
-    """How to write the pairs."""
+    """Options of the pairs."""
 
     target: str = "tensorrt"
     half_scales: bool = False
-    """Round every scale to FP16 first, so that a later conversion of the graph to FP16 changes none."""
+    """Round every scale to FP16, so that a later conversion of the graph to FP16 doesn't change it."""
     float_weights: bool = False
-    """Keep the weights in float behind a Q/DQ pair of their own: the form that TensorRT 8 reads."""
+    """Keep the weights in float followed by a Q/DQ pair, as required by TensorRT 8."""
 
 
 def quantised_inputs(source: Classifier, node: onnx.NodeProto, target: str) -> list[str]:
-    """Which inputs of `node` get a Q/DQ pair in the form of `target`; weights not included."""
+    """The inputs of `node` that get a Q/DQ pair in the form of `target`, without weights."""
     everywhere = FORMS[target].everywhere
     if not source.is_layer(node):
-        # What a float operator reads is quantised where a layer made it: else that couldn't end in integers.
+        # The inputs of a float operator are quantised if a layer produced them: else that layer couldn't end
+        # in integers.
         return [t for t in source.read_by(node) if everywhere and source.from_layer(t)]
     if node.op_type == "Add":
         return list(node.input) if everywhere else [_skip_branch(source, node)]
@@ -91,9 +92,9 @@ def insert_qdq(
     options: QdqOptions,
     float_layers: Set[str] = frozenset(),
 ) -> onnx.ModelProto:
-    """The model with Q/DQ pairs. `thresholds` gives every quantised tensor's clipping value by the name of
-    its origin (Classifier.origin); the nodes in `float_layers` read unquantised values and keep their
-    weights.
+    """The model with Q/DQ pairs. `thresholds` contains the clipping threshold of every quantised tensor, by
+    the name of its origin (Classifier.origin). The nodes in `float_layers` read unquantised values and keep
+    float weights.
     """
     writer = _QdqWriter(source, thresholds, options)
     for node in source.nodes:
@@ -101,7 +102,7 @@ def insert_qdq(
             writer.copy(node)
             continue
         pairs = set(quantised_inputs(source, node, options.target))
-        if node.op_type in CARRIERS:  # carried in INT8 only between what is INT8 itself
+        if node.op_type in CARRIERS:  # in INT8 only between INT8 layers
             pairs = pairs if _feeds_int8(source, node, float_layers) else set()
         inputs = [writer.activation(t) if t in pairs else t for t in node.input]
         if node.op_type in WEIGHTED:
@@ -111,7 +112,7 @@ def insert_qdq(
 
 
 def _feeds_int8(source: Classifier, node: onnx.NodeProto, float_layers: Set[str]) -> bool:
-    """Whether any layer behind a carrier is quantised."""
+    """Whether any layer after a carrier is quantised."""
     readers = source.consumers.get(node.output[0], [])
     return any(
         _feeds_int8(source, r, float_layers)
@@ -122,13 +123,15 @@ def _feeds_int8(source: Classifier, node: onnx.NodeProto, float_layers: Set[str]
 
 
 def _skip_branch(source: Classifier, add: onnx.NodeProto) -> str:
-    """The input of a residual sum that isn't the main path's last convolution, which nothing else reads."""
+    """The input of a residual sum other than the last convolution of the main path, which only the
+    sum reads.
+    """
     producers = [source.producers.get(name) for name in add.input]
     ends_main = [
         node is not None and node.op_type == "Conv" and len(source.consumers[name]) == 1
         for name, node in zip(add.input, producers, strict=True)
     ]
-    # With a projection shortcut both are such: exporters write the main path first.
+    # With a projection shortcut both inputs qualify: exporters write the main path first.
     return add.input[0] if ends_main == [False, True] else add.input[1]
 
 
@@ -141,7 +144,7 @@ class _QdqWriter(GraphWriter):
         """Tensor -> its value after the pair."""
 
     def activation(self, tensor: str) -> str:
-        """`tensor` through a Q/DQ pair; several readers share one."""
+        """`tensor` after a Q/DQ pair, which all its readers share."""
         if tensor not in self.pairs:
             zero = 0 if not self.form.unsigned or self.source.is_rectified(tensor) else 128
             parameters = [
@@ -153,18 +156,18 @@ class _QdqWriter(GraphWriter):
         return self.pairs[tensor]
 
     def scale(self, tensor: str) -> float:
-        """What one step of `tensor` stands for."""
+        """The size of one step of `tensor`."""
         steps = self.form.steps(rectified=self.source.is_rectified(tensor))
         threshold = self.thresholds[self.source.origin(tensor)]
         return float(self.rounded(np.asarray(threshold / steps if threshold > 0 else 1.0)))
 
     def rounded(self, scales: np.ndarray) -> np.ndarray:
-        """Scales as they will be stored: in FP16 precision where that is wanted, and never 0."""
+        """Scales as stored: rounded to FP16 if requested, and never 0."""
         kind, least = (np.float16, 2.0**-20) if self.options.half_scales else (np.float32, 2.0**-100)
         return np.maximum(scales, least).astype(kind).astype(np.float32)
 
     def weighted(self, node: onnx.NodeProto, image: str) -> list[str]:
-        """Inputs of a Conv or Gemm whose activation input is `image`: quantised weights, and the bias."""
+        """Inputs of a Conv or Gemm whose activation input is `image`: quantised weights and the bias."""
         weight, *bias = (self.source.constants[name] for name in node.input[1:])
         axis = 1 if node.op_type == "Gemm" and not attributes(node).get("transB", 0) else 0
         scales = self._weight_scales(weight, axis, bias[0] if bias else None, self.scale(node.input[0]))
@@ -178,14 +181,14 @@ class _QdqWriter(GraphWriter):
     def _weight_scales(
         self, weight: np.ndarray, axis: int, bias: np.ndarray | None, activation: float
     ) -> np.ndarray:
-        """What one step of the weights stands for, for each output channel, where one of the input stands for
+        """The size of one step of the weights per output channel, if one step of the input has the size
         `activation`.
         """
         others = tuple(i for i in range(weight.ndim) if i != axis)
         scales = np.abs(weight).max(axis=others).astype(np.float64) / self.form.weight_steps
         if bias is not None:
-            # In a channel that sparse training has switched off, the weights alone would make the steps of
-            # the bias too small for it.
+            # If sparse training has switched a channel off, its weights alone would make the steps too small
+            # for the bias.
             steps, least = _FP16_BIAS if self.options.half_scales else _INT32_BIAS
             scales = np.maximum(scales, np.maximum(np.abs(bias) / steps, least) / activation)
         return self.rounded(np.where(scales > 0, scales, 1.0))
@@ -215,13 +218,13 @@ class _QdqWriter(GraphWriter):
 
 
 def quantised_layers(model: onnx.ModelProto) -> list[str]:
-    """Names of the Conv and Gemm nodes of `model` whose weights are INT8."""
+    """Names of the Conv and Gemm nodes of `model` with INT8 weights."""
     pairs = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     return [n.name for n in model.graph.node if n.op_type in WEIGHTED and n.input[1] in pairs]
 
 
 def set_precision(model: onnx.ModelProto, precision: str, **facts: str) -> onnx.ModelProto:
-    """The model with `precision` (and further facts) in its metadata, all else of it kept."""
+    """The model with `precision` (and further entries) in its metadata; other metadata is kept."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
     helper.set_model_props(

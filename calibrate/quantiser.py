@@ -1,4 +1,4 @@
-"""The passes put together: the quantised model for a method and some float layers, and how good it is."""
+"""All passes together: the quantised model for a method and a set of float layers, and its accuracy."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from slimdeploy.toolchain.measure.statistics import Z95
 from slimdeploy.toolchain.runtime.onnx_file import REDUCED_RANGE
 
 _PREBUILT_WEIGHTS_OPSET = 19
-"""From here on weights are stored as INT8. Lower opsets are for TensorRT 8, which wants them in float
-behind a pair.
+"""From this opset on, weights are stored as INT8. Lower opsets are for TensorRT 8, which needs float weights
+with a Q/DQ pair.
 """
 
 
 class Quantiser:
-    """Makes the quantised model for a method and a set of float layers."""
+    """Builds the quantised model for a method and a set of float layers."""
 
     def __init__(
         self, source: Classifier, histograms: dict[str, Histogram], options: CalibrateOptions
@@ -52,7 +52,7 @@ class Quantiser:
         }
 
     def model(self, method: str, float_layers: frozenset[str]) -> onnx.ModelProto:
-        """As it will be written."""
+        """The model as it will be written."""
         thresholds = self.thresholds(method)
         made = insert_qdq(self.prepared, thresholds, options=self.qdq, float_layers=float_layers)
         if self.options.target == "cpu":
@@ -82,7 +82,7 @@ class Trial:
         return compare_logits(self.baseline, logits, self.images.labels)
 
     def on(self, count: int) -> Trial:
-        """The same on about `count` of the images."""
+        """The same, with about `count` of the images."""
         return Trial(
             self.quantiser, replace(self.data, selection=balanced_subset(self.images, count)), self.options
         )
@@ -93,8 +93,8 @@ class Trial:
 
 
 def best_method(methods: dict[str, Comparison]) -> str:
-    """The method to take: of those within one standard error of the most accurate, the one whose logits are
-    nearest to the float model's (a finer measure than images counted).
+    """The method to use: among those within one standard error of the most accurate, the one with the
+    smallest logit error, which is more sensitive than accuracy.
     """
     best = min(methods.values(), key=lambda m: m.drop)
     error = (best.drop_ci95[1] - best.drop_ci95[0]) / (2 * Z95)

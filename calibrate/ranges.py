@@ -1,8 +1,8 @@
-"""The file of activation ranges: channel widths and histograms as JSON, tied to the model and the images that
-they came from.
+"""The file of activation ranges: channel ranges and histograms as JSON, tied to the model and images that
+they were measured on.
 
-It holds the distributions, not thresholds, so another method or another target needs no second look at the
-images. Whoever changes the model or the images gets an error instead of yesterday's ranges.
+It contains distributions, not thresholds, so that another method or target needs no new measurement. If the
+model or the images change, reading the file raises an error.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ FORMAT = 2
 
 
 class StaleRanges(SlimdeployError):
-    """The file holds the ranges of another model or of other images."""
+    """The file belongs to another model or other images."""
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """What was measured, and on what."""
+    """The measurements, and the model and images that they belong to."""
 
     model_sha256: str
     images_sha256: str
     images: int
     widths: dict[str, np.ndarray]
-    """The largest |x| of each channel, (C,) float32, of the tensors that equalisation looks at."""
+    """The largest |x| of each channel, (C,) float32, of the tensors used by equalisation."""
     histograms: dict[str, Histogram]
-    """Of every activation, after equalisation."""
+    """Histogram of every activation, after equalisation."""
 
 
 def images_sha256(images: np.ndarray) -> str:
-    """Hash of a set of images (N, H, W, 3) uint8, its order included."""
+    """Hash of a set of images (N, H, W, 3) uint8 in order."""
     digest = hashlib.sha256(repr(images.shape).encode())
     digest.update(np.ascontiguousarray(images).data)
     return digest.hexdigest()
@@ -60,23 +60,24 @@ def save_ranges(path: Path, ranges: Ranges) -> None:
 
 
 def load_ranges(path: Path, *, model_sha256: str, images: np.ndarray) -> Ranges:
-    """Read the ranges of exactly this model and these images.
+    """Read the ranges of this model and these images.
 
-    Raises SlimdeployError where the file is damaged, StaleRanges where it is of another model or other
-    images.
+    Raises SlimdeployError if the file is damaged, StaleRanges if it belongs to another model or other images.
     """
     ranges = read_ranges(path)
     if ranges.model_sha256 != model_sha256:
-        raise StaleRanges(f"{path} is stale: it holds the ranges of another model; delete it or pass --force")
+        raise StaleRanges(f"{path} is stale: it belongs to another model: delete it or pass --force")
     if ranges.images_sha256 != images_sha256(images):
         raise StaleRanges(
-            f"{path} is stale: it was measured on {ranges.images} other images; delete it or pass --force"
+            f"{path} is stale: it was measured on {ranges.images} other images: delete it or pass --force"
         )
     return ranges
 
 
 def read_ranges(path: Path) -> Ranges:
-    """Read a file of ranges, of any model; raises SlimdeployError where it is damaged or something else."""
+    """Read a file of ranges, of any model; raises SlimdeployError if it is damaged or another kind of
+    file.
+    """
     document = artifacts.read_json(path, "file of activation ranges")
     try:
         if document["format"] != FORMAT or document["bins"] != BINS:

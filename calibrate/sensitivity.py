@@ -1,8 +1,8 @@
-"""What each layer costs in INT8, and which ones to leave in float for the rest to fit.
+"""Sensitivity: the loss of each layer in INT8, and the choice of layers to keep in float.
 
-A layer is judged inside the quantised network, by what it gains to compute that layer alone in float. Alone
-in INT8 between float layers it would run by other kernels: onnxruntime computes on integers only where what
-surrounds a layer is INT8 too.
+A layer is judged inside the quantised network, by the gain if only that layer runs in float. As the only INT8
+layer between float layers it would use other kernels: onnxruntime computes with integers only if the
+neighbouring layers are INT8 too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from slimdeploy.calibrate.comparison import Comparison
 
 Measure = Callable[[frozenset[str]], Comparison]
-"""The comparison with the float model when the layers named stay in float and all others are INT8."""
+"""Comparison with the float model when the named layers are in float and all others in INT8."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class Sensitivity:
     relative_error: float
     top1_agreement: float
     gain: float
-    """How much of `relative_error` the layer costs in INT8: without any float layer it is larger by that."""
+    """Share of the `relative_error` caused by this layer: how much larger the error is if it is in
+    INT8 too.
+    """
 
     def to_json(self) -> dict[str, Any]:
         return vars(self)
@@ -35,10 +37,10 @@ class Sensitivity:
 def sensitivities(
     layers: Sequence[str], measure: Measure, *, advance: Callable[[int], object] = lambda layers: None
 ) -> list[Sensitivity]:
-    """Measure the network with each layer in float; the one that gains most comes first.
+    """Measure the network with each layer in float; the largest gain first.
 
-    They are ordered by the error of the logits: on the few thousand images at hand, what a single layer does
-    to the accuracy is mostly chance.
+    They are ordered by the logit error: on a few thousand images, the effect of a single layer on the
+    accuracy is mostly noise.
     """
     whole = measure(frozenset()).relative_error
     found = []
@@ -60,11 +62,11 @@ def sensitivities(
 def layers_to_keep(
     ranked: Sequence[str], measure: Measure, *, max_drop: float
 ) -> tuple[frozenset[str], Comparison]:
-    """The fewest of the `ranked` layers, most sensitive first, that must stay in float for a drop of at most
-    `max_drop` points; with how the model then does.
+    """The smallest number of `ranked` layers, most sensitive first, that must stay in float for a drop of at
+    most `max_drop` points; also returns the result for them.
 
-    Found by bisection, which takes for granted that more float layers never do harm. Where even the model
-    without any INT8 layer misses the budget, that one is returned.
+    Found by bisection, assuming that more float layers never increase the drop. If even the model without
+    INT8 layers exceeds the budget, that one is returned.
     """
     fits, misses = len(ranked), 0
     result = measure(frozenset(ranked))

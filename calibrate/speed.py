@@ -1,4 +1,4 @@
-"""Whether the quantised file is faster than the float one on the CPU at hand."""
+"""Time the quantised file and the float file on this CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Speed:
-    """Milliseconds of a single image, and the CPU that they were measured on."""
+    """Milliseconds for a single image, and the CPU that they were measured on."""
 
     float32: float
     quantised: float
@@ -31,8 +31,8 @@ class Speed:
 
 
 def compare_speed(model: Path, quantised: Path, *, threads: int | None, seconds: float) -> Speed:
-    """Time both files in turn, one session at a time (the idle threads of two disturb each other); of each
-    the best median counts. A first answer: `slimdeploy bench` measures with intervals.
+    """Time both files alternately, one session at a time (idle threads of two sessions disturb each other);
+    the best median counts. This is a quick estimate: `slimdeploy bench` measures with intervals.
     """
     options = SessionOptions(device="cpu", threads=threads)
     best = dict.fromkeys((model, quantised), math.inf)

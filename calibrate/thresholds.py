@@ -1,7 +1,7 @@
-"""Where to clip a tensor: the |x| that the largest quantised value stands for.
+"""The clipping threshold of a tensor: the |x| that the largest quantised value represents.
 
-Each method is a pure function of a histogram and of the number of steps between 0 and the threshold (127 for
-signed INT8, 255 for unsigned). Another method is one more function under `@METHODS.register("name")`.
+Each method is a pure function of a histogram and the number of steps between 0 and the threshold (127 for
+signed INT8, 255 for unsigned). A new method is one more function under `@METHODS.register("name")`.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ Method = Callable[[Histogram, int], float]
 METHODS: Registry[Method] = Registry("method", Callable)
 
 PERCENTILE = 0.9999
-"""99.9 % clips too much of a ResNet; 99.99 % costs it nothing."""
+"""99.9 % clips too much of a ResNet; 99.99 % doesn't reduce its accuracy."""
 SMOOTHING = 1e-4
-"""Count of a bin that nothing but clipped values fill: with 0, a single outlier would put the quantised
-distribution infinitely far away.
+"""Count for a bin that contains only clipped values: with 0, a single outlier would make the divergence
+infinite.
 """
 STRIDE = 8
-"""The searching methods try every eighth bin's edge: finer makes no difference to the accuracy."""
+"""The search tries every eighth bin edge: a finer search doesn't change the accuracy."""
 
 
 @METHODS.register("minmax")
 def minmax(histogram: Histogram, steps: int) -> float:
-    """The largest |x| seen: nothing is clipped."""
+    """The largest |x|: nothing is clipped."""
     return histogram.largest
 
 
 @METHODS.register("percentile")
 def percentile(histogram: Histogram, steps: int) -> float:
-    """The |x| that PERCENTILE of all values stay below (upper edge of its bin)."""
+    """PERCENTILE of all |x| (upper edge of the bin)."""
     below = histogram.zeros + np.cumsum(histogram.counts)
     reached = int(np.searchsorted(below, PERCENTILE * histogram.total))
     return min((reached + 1) * histogram.width, histogram.largest)
@@ -42,7 +42,7 @@ def percentile(histogram: Histogram, steps: int) -> float:
 
 @METHODS.register("mse")
 def mse(histogram: Histogram, steps: int) -> float:
-    """The threshold with the least squared error, rounding and clipping together."""
+    """The threshold with the smallest squared error of rounding and clipping."""
     centres = np.arange(BINS) + 0.5  # in bin widths
     candidates = _candidates(histogram, steps)
     errors = [
@@ -54,8 +54,8 @@ def mse(histogram: Histogram, steps: int) -> float:
 
 @METHODS.register("entropy")
 def entropy(histogram: Histogram, steps: int) -> float:
-    """The threshold that loses the least information: smallest Kullback-Leibler divergence of the quantised
-    distribution from the clipped one (Migacz, 8-bit Inference with TensorRT, GTC 2017).
+    """The threshold with the smallest Kullback-Leibler divergence of the quantised distribution from the
+    clipped one (Migacz, 8-bit Inference with TensorRT, GTC 2017).
     """
     candidates = _candidates(histogram, steps)
     divergences = [_divergence(histogram.counts, int(candidate), steps + 1) for candidate in candidates]
@@ -63,14 +63,16 @@ def entropy(histogram: Histogram, steps: int) -> float:
 
 
 def _candidates(histogram: Histogram, steps: int) -> np.ndarray:
-    """Thresholds to try, in bin widths: every STRIDE bins from one bin a step to the last bin in use."""
+    """Candidate thresholds in bin widths: every STRIDE bins, from one bin per step to the last used bin."""
     used = np.flatnonzero(histogram.counts)
     last = int(used[-1]) + 1 if len(used) else 0
     return np.arange(last, max(0, min(steps, last - 1)), -STRIDE)[::-1]
 
 
 def _threshold(histogram: Histogram, candidates: np.ndarray, losses: list[float]) -> float:
-    """The candidate that loses least, in the tensor's own unit. Of equal ones the largest: it clips least."""
+    """The candidate with the smallest loss, in the tensor's unit; of equal ones the largest, which clips
+    least.
+    """
     if not len(candidates):
         return histogram.largest
     best = len(losses) - 1 - int(np.argmin(losses[::-1]))
@@ -82,14 +84,14 @@ def _rounded(values: np.ndarray, step: float, steps: int) -> np.ndarray:
 
 
 def _divergence(counts: np.ndarray, kept: int, levels: int) -> float:
-    """KL divergence in nats between the first `kept` bins (what is clipped added to the last one) and the
-    same spread evenly within `levels` groups of bins.
+    """KL divergence in nats between the first `kept` bins (clipped values added to the last one) and the same
+    counts spread evenly within `levels` groups of bins.
     """
     clipped = counts[:kept].astype(np.float64)
     clipped[-1] += counts[kept:].sum()
     filled = clipped > 0
     group = np.arange(kept) * levels // kept
-    # A group's own counts, without what was clipped, shared out among its bins that aren't empty.
+    # The counts of a group, without clipped values, are distributed over its bins that aren't empty.
     sums = np.bincount(group, weights=counts[:kept], minlength=levels)
     shares = np.bincount(group, weights=filled, minlength=levels)
     spread = np.maximum((sums / np.maximum(shares, 1))[group][filled], SMOOTHING)

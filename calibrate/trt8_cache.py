@@ -1,8 +1,8 @@
-"""The calibration cache that TensorRT 8 (JetPack 5) reads instead of calibrating by itself.
+"""The calibration cache of TensorRT 8 (JetPack 5), which replaces TensorRT's own calibration.
 
-A header with version and algorithm, then a line a tensor: its name, and the scale (threshold ÷ 127) as the
-eight hexadecimal digits of its float32 (NVIDIA, sampleINT8, "Calibration file"). For
-`trtexec --onnx=model.onnx --int8 --calib=FILE`, where `model.onnx` is the float32 export.
+A header with version and algorithm, then one line per tensor: its name, and the scale (threshold ÷ 127) as
+eight hexadecimal digits of its float32 (NVIDIA, sampleINT8, "Calibration file"). Used by `trtexec
+--onnx=model.onnx --int8 --calib=FILE`, where `model.onnx` is the float32 export.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import struct
 from collections.abc import Mapping
 
 HEADER = "TRT-8502-EntropyCalibration2"
-"""JetPack 5.1 has TensorRT 8.5.2; trtexec reads a cache as one of IInt8EntropyCalibrator2."""
+"""JetPack 5.1 has TensorRT 8.5.2; trtexec reads a cache for IInt8EntropyCalibrator2."""
 
 
 def trt8_cache(thresholds: Mapping[str, float]) -> bytes:
-    """The cache's content for the clipping value of each tensor."""
+    """Content of the cache for the clipping threshold of each tensor."""
     lines = [HEADER]
     for tensor, threshold in thresholds.items():
         scale = threshold / 127 if threshold > 0 else 1.0

@@ -1,4 +1,4 @@
-"""Bytes that the kernels move, and how near they come to what the GPU's memory can do."""
+"""Bytes moved by the kernels, relative to the bandwidth of the GPU's memory."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ COPY_BLOCKS, COPY_THREADS = 4096, 256
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """One kernel's GPU time. A kernel that reads a byte twice doesn't get credit for it twice."""
+    """GPU time of one kernel. A byte that it reads twice counts once."""
 
     kernel: str
     batch: int
     nbytes: int
-    """The least that memory must carry: inputs read once, outputs written once."""
+    """Minimum traffic: inputs read once, outputs written once."""
     ms: float
     """Median GPU time of a launch."""
     gb_per_s: float
     """nbytes ÷ ms, in 10⁹ bytes a second."""
     of_copy: float
-    """gb_per_s ÷ that of a plain copy which reads and writes as many bytes together."""
+    """gb_per_s ÷ that of a plain copy that reads and writes the same number of bytes."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What to measure. The default is a camera's full HD into an ImageNet network."""
+    """What to measure. The default is a full-HD camera and an ImageNet network."""
 
     batch: int = 64
     width: int = 1920
@@ -47,10 +47,10 @@ class Workload:
 
 
 def measure(device: Device, workload: Workload | None = None, *, launches: int = 30) -> list[Bandwidth]:
-    """GPU times of every kernel on uninitialised memory. Below the size of the L2 cache (all but the
-    preprocessing) a figure says how fast the cache is.
+    """GPU times of every kernel on uninitialised memory. Data smaller than the L2 cache (all kernels except
+    preprocessing) measures the cache.
 
-    Raises SlimdeployError where the device has too little memory or the kernels can't be compiled.
+    Raises SlimdeployError if the device has too little memory or the kernels can't be compiled.
     """
     load = workload or Workload()
     with_memory = _Memory(device)
@@ -69,7 +69,7 @@ def measure(device: Device, workload: Workload | None = None, *, launches: int =
 
 
 class _Memory:
-    """Buffers that live until the next `renew`, or the end."""
+    """Buffers that live until the next `renew` or the end."""
 
     def __init__(self, device: Device) -> None:
         self._device, self._buffers = device, list[Buffer]()
@@ -130,7 +130,7 @@ def _report(
 
 
 def copy_gb_per_s(device: Device, nbytes: int, *, launches: int = 30) -> float:
-    """What memory does at best: 10⁹ bytes a second of a copy that reads nbytes ÷ 2 and writes as many."""
+    """Best memory bandwidth in 10⁹ bytes/s: a copy that reads nbytes ÷ 2 and writes as many."""
     count = max(nbytes // 32, 1)
     kernel = Copy(device)
     source, target = device.allocate(count * 16), device.allocate(count * 16)

@@ -1,4 +1,4 @@
-"""Logits on the device to what is wanted of them: the most probable classes, or how many are right."""
+"""Kernels after the network: the most probable classes, or the number of correct predictions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TopK:
         self._device.launch(self._kernel, (batch, 1, 1), (threads(self.classes), 1, 1), parameters, stream)
 
     def bytes_moved(self, batch: int) -> int:
-        """Logits read once, results written once."""
+        """Minimum traffic: logits read once, results written once."""
         return batch * (self.classes * self._item_bytes + self.k * 8)
 
 
@@ -56,8 +56,8 @@ class Accuracy:
         self._kernel = compile.kernel(device, "accuracy", f"accuracy_{precision}")
 
     def queue(self, logits: Buffer, labels: Buffer, correct: Buffer, batch: int, stream: Stream) -> None:
-        """Add to `correct`, one uint32 that starts as the caller set it, the images of (batch, classes)
-        logits that (batch,) int32 `labels` agree with.
+        """Add to `correct`, one uint32 initialised by the caller, the number of images whose (batch, classes)
+        logits agree with the (batch,) int32 `labels`.
         """
         _check_room(logits, batch * self.classes * self._item_bytes, "logits")
         _check_room(labels, batch * 4, "labels")
@@ -66,12 +66,12 @@ class Accuracy:
         self._device.launch(self._kernel, (batch, 1, 1), (threads(self.classes), 1, 1), parameters, stream)
 
     def bytes_moved(self, batch: int) -> int:
-        """Logits and labels read once."""
+        """Minimum traffic: logits and labels read once."""
         return batch * (self.classes * self._item_bytes + 4)
 
 
 def threads(classes: int) -> int:
-    """Threads a block: the power of two from 32 to 256 that gives each a class, where there are so many."""
+    """Threads per block: the smallest power of two from 32 to 256 with one thread per class, if possible."""
     return min(max(1 << (classes - 1).bit_length(), 32), MAX_THREADS)
 
 

@@ -1,7 +1,6 @@
-"""Compiles the kernels for a GPU or, to check their numbers without one, for the host; keeps what it
-compiled.
+"""Compile the kernels for a GPU or, to check them without one, for the host; compiled kernels are cached.
 
-nvcc where it is installed, else NVRTC (through cuda-python). One image a source file and architecture, in
+Uses nvcc if installed, else NVRTC (through cuda-python). One file per source and architecture in
 `$XDG_CACHE_HOME/slimdeploy/kernels`, named by the hash of source, architecture and toolkit.
 """
 
@@ -27,7 +26,7 @@ STANDARD = "c++17"
 
 
 class Toolkit(NamedTuple):
-    """A compiler: `version` decides, with source and architecture, what it makes."""
+    """A compiler; `version` is part of the key of its output."""
 
     version: str
     compile: Callable[[str, str], bytes]
@@ -35,14 +34,14 @@ class Toolkit(NamedTuple):
 
 
 def kernel(device: Device, source: str, name: str) -> Any:
-    """The kernel `name` of `<source>.cu`, compiled for `device` and loaded: what `Device.launch` takes."""
+    """The kernel `name` of `<source>.cu`, compiled for `device` and loaded, for `Device.launch`."""
     return device.load_kernel(image(source, device.arch), name)
 
 
 def image(source: str, arch: str, *, toolkit: Toolkit | None = None, cache: Path | None = None) -> bytes:
-    """`<source>.cu` compiled for `arch`, such as `sm_87`, or `host`; from the cache where it is there.
+    """`<source>.cu` compiled for `arch`, e.g. `sm_87` or `host`, from the cache if possible.
 
-    Raises SlimdeployError where there is no compiler, or it refuses the source or the architecture.
+    Raises SlimdeployError if there is no compiler, or it fails for the source or the architecture.
     """
     text = source_text(source)
     toolkit = toolkit or find_toolkit(arch)
@@ -56,7 +55,7 @@ def image(source: str, arch: str, *, toolkit: Toolkit | None = None, cache: Path
 
 
 def source_text(source: str) -> str:
-    """The text of `<source>.cu` with the headers of this folder in place, so that it stands alone."""
+    """The text of `<source>.cu` with the headers of this folder inserted."""
     text = (FOLDER / f"{source}.cu").read_text()
     return re.sub(r'^#include "(\w+\.h)"$', lambda found: (FOLDER / found[1]).read_text(), text, flags=re.M)
 
@@ -66,7 +65,7 @@ def cache_folder() -> Path:
 
 
 def find_toolkit(arch: str) -> Toolkit:
-    """What compiles for `arch` on this machine: g++ for `host`; nvcc or else NVRTC for a GPU."""
+    """The compiler for `arch` on this machine: g++ for `host`; nvcc or else NVRTC for a GPU."""
     if arch == "host":
         return host_toolkit()
     if nvcc := shutil.which("nvcc") or _existing("/usr/local/cuda/bin/nvcc"):
@@ -84,7 +83,7 @@ def nvcc_toolkit(nvcc: str = "nvcc") -> Toolkit:
 
 @functools.cache
 def host_toolkit(*flags: str) -> Toolkit:
-    """g++ with host.h: the grid becomes loops. `flags` are added to the command line."""
+    """g++ with host.h, which turns the grid into loops. `flags` are added to the command line."""
     compiler = shutil.which("g++")
     if compiler is None:
         raise SlimdeployError("compiling the kernels for the host needs g++: sudo apt install g++")

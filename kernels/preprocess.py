@@ -219,7 +219,7 @@ class Preprocess:
         """Queue the kernel: `images` holds `batch` images of the layout, `output` gets (batch, 3, size,
         size).
 
-        Raises SlimdeployError where a buffer is too small.
+        Raises SlimdeployError if a buffer is too small.
         """
         needed = self.layout.stride * (batch - 1) + self.layout.nbytes
         if batch < 1 or images.nbytes < needed or output.nbytes < self.output_bytes(batch):

@@ -1,7 +1,7 @@
-"""The windows and weights of a bilinear resize, antialiased when it shrinks: one axis at a time.
+"""Windows and weights of a bilinear resize, antialiased for downscaling: one axis at a time.
 
-The definition is PIL's (`Image.resize(…, BILINEAR)`, `reducing_gap=None`) and torch's
-(`interpolate(mode="bilinear", antialias=True)`): half-pixel centres, and a triangle as wide as the shrink
+The definition is that of PIL (`Image.resize(…, BILINEAR)`, `reducing_gap=None`) and torch
+(`interpolate(mode="bilinear", antialias=True)`): half-pixel centres, and a triangle as wide as the scale
 factor.
 """
 
@@ -14,14 +14,16 @@ TAP = np.dtype([("start", "<i4"), ("end", "<i4"), ("first", "<f4"), ("norm", "<f
 
 
 def step(extent: float, size: int) -> float:
-    """How far one sample is along the triangle, whose half width is 1, for `extent` samples made `size`."""
+    """Distance of neighbouring samples along the triangle of half width 1, when `extent` samples become
+    `size`.
+    """
     return 1 / max(extent / size, 1)
 
 
 def taps(samples: int, size: int, *, extent: float | None = None) -> np.ndarray:
     """The window of each of `size` outputs over `samples` inputs: (size,) TAP, computed in float64.
 
-    `extent` is the input's real length in samples where it isn't whole (chroma of an odd size).
+    `extent` is the exact length of the input in samples, if it isn't whole (chroma of an odd size).
     """
     extent = samples if extent is None else extent
     scale, inverse = extent / size, step(extent, size)

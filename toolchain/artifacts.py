@@ -5,7 +5,6 @@ and JSON from a user are read.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -16,21 +15,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from slimdeploy.toolchain import locks
 from slimdeploy.toolchain.errors import SlimdeployError, shorten
 
 MAX_TEXT_BYTES = 64 << 20
-"""Of a document that a user hands in; a bench result with all its samples has a few MiB."""
+"""Maximum size of a document from a user; a bench result with all its samples has a few MiB."""
 MAX_NESTING = 32
-"""Lists and objects inside each other in a JSON document."""
+"""Maximum nesting depth of a JSON document."""
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on success flush it to disk and rename it into place.
 
-    A killed process leaves the old file or the new one, never half of one, and the temporary file, which
-    `remove_leftovers` removes. Raises SlimdeployError where the folder can't be written or the disk is full;
-    the temporary file is removed then.
+    A killed process leaves the old file or the new one, never a part of it, and its temporary file, which
+    `remove_leftovers` removes. Raises SlimdeployError if the folder can't be written or the disk is full; the
+    temporary file is then removed.
     """
     path = Path(path)
     try:
@@ -40,7 +40,7 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
         raise SlimdeployError(f"cannot write {path}: {error.strerror}") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # for as long as it is being written
+            locks.mark_in_use(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -54,14 +54,14 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left beside `path` while they wrote it. What is being written stays."""
+    """Remove temporary files that killed processes left beside `path`. Files that are being written
+    are kept.
+    """
     if not path.parent.is_dir():
         return
     for entry in os.scandir(path.parent):
         if entry.name.startswith(f".{path.name}.") and entry.name.endswith(".tmp"):
-            with contextlib.suppress(OSError), open(entry, "rb") as file:  # removed since, or another user's
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(entry)
+            locks.remove_unused(Path(entry.path))
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
@@ -71,8 +71,8 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 
 def link(source: Path, path: Path) -> None:
-    """Make `path` the same file as `source`, or a copy of it where the file system has no hard links. No
-    artifact is ever changed in place, so neither can spoil the other.
+    """Make `path` the same file as `source`, or a copy if the file system has no hard links. Artifacts are
+    never changed in place, so both stay valid.
     """
     with tempfile.TemporaryDirectory(dir=_folder(path), prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
@@ -89,7 +89,7 @@ def _folder(path: Path) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and those above it where they aren't there yet."""
+    """Create `folder` and its parents if they don't exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -102,7 +102,7 @@ def write_json(path: Path | str, document: Any) -> None:
 
 
 def json_text(document: Any, *, indent: int | None = None) -> str:
-    """`document` as JSON. NaN and infinity, which JSON doesn't know, become null."""
+    """`document` as JSON. NaN and infinity, which JSON lacks, become null."""
     try:
         return json.dumps(document, indent=indent, allow_nan=False)
     except ValueError:
@@ -120,7 +120,7 @@ def _finite(value: Any) -> Any:
 def read_text(path: Path | str, what: str) -> str:
     """The text in `path`, UTF-8 with or without a byte order mark; `what` names the kind of file in errors.
 
-    Raises SlimdeployError where it is missing, too large, or not UTF-8.
+    Raises SlimdeployError if it is missing, too large, or not UTF-8.
     """
     try:
         with open(path, "rb") as file:
@@ -145,8 +145,8 @@ def read_json(path: Path | str, what: str) -> Any:
 
 
 def parse_json(text: str, problem: str) -> Any:
-    """The document in `text`; raises SlimdeployError, `problem` and the reason, where it isn't JSON or is
-    nested too deeply.
+    """The document in `text`. If it isn't JSON or is nested too deeply, raises SlimdeployError with `problem`
+    and the reason.
     """
     try:
         document = json.loads(text, parse_constant=lambda name: None, parse_float=_number)
@@ -168,7 +168,7 @@ def _number(text: str) -> float | None:
 
 
 def _members(value: Any) -> list[Any]:
-    """The lists and objects in a list or an object."""
+    """The nested lists and objects of a list or an object."""
     members = value.values() if isinstance(value, dict) else value
     return (
         [one for one in members if isinstance(one, (list, dict))] if isinstance(value, (list, dict)) else []
@@ -188,7 +188,7 @@ def sha256_file(path: Path | str) -> str:
 
 
 def check_output(path: Path | str, *, force: bool = False) -> Path:
-    """Return `path` as a Path; refuse one that exists unless `force`. What killed runs left beside it is
+    """Return `path` as a Path; refuse an existing file unless `force`. Leftovers of killed runs are
     removed.
     """
     path = Path(path)
@@ -207,21 +207,21 @@ def sidecar(path: Path | str) -> Path:
 
 
 def write_sidecar(path: Path | str, document: dict[str, Any]) -> None:
-    """Describe the artifact at `path` in its sidecar, its own hash included."""
+    """Write the sidecar of the artifact at `path`, with the artifact's hash."""
     write_json(sidecar(path), {"file": Path(path).name, "sha256": sha256_file(path), **document})
 
 
 def remove_sidecar(path: Path | str) -> None:
-    """To be called before the artifact at `path` is replaced: a kill between the two writes then leaves no
-    sidecar of another file.
+    """Call it before the artifact at `path` is replaced: a kill between the two writes then leaves no sidecar
+    of another file.
     """
     sidecar(path).unlink(missing_ok=True)
 
 
 def read_sidecar(path: Path | str) -> dict[str, Any] | None:
-    """The sidecar of the artifact at `path`; None where there is none.
+    """The sidecar of the artifact at `path`; None if there is none.
 
-    Raises SlimdeployError where it is damaged, or where the artifact's SHA-256 isn't the one in it.
+    Raises SlimdeployError if it is damaged, or if the artifact's SHA-256 differs from the one in it.
     """
     described = sidecar(path)
     if not described.is_file():

@@ -1,4 +1,4 @@
-"""Range checks that options share: each error names the parameter, the range and the value."""
+"""Range checks shared by options: each error names the parameter, the range and the value."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from slimdeploy.toolchain.errors import SlimdeployError
 
 MAX_SEED = 2**63 - 1
 MAX_IMAGE_SIZE = 4096
-"""Side of an image that a network is fed with, in pixels."""
+"""Side of the network's input in pixels."""
 MAX_BATCH = 1 << 16
 MAX_THREADS = 1024
-"""Far beyond it the libraries crash instead of refusing."""
+"""Beyond these limits the libraries crash instead of raising an error."""
 MAX_RATE = 1e4
-"""Of learning rate, temperature, weight decay and λ: beyond it float32 overflows within a few steps."""
+"""Maximum of learning rate, temperature, weight decay and λ: beyond it float32 overflows within a few
+steps.
+"""
 
 
 def check_finite(options: Any) -> None:
@@ -27,7 +29,7 @@ def check_finite(options: Any) -> None:
 
 
 def check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
-    """Raises SlimdeployError where `value` is given and below `least` or above `most`."""
+    """Raises SlimdeployError if `value` is given and below `least` or above `most`."""
     if value is None or least <= value <= most:
         return
     if value < least:

@@ -60,19 +60,19 @@ COMMANDS = {
 }
 
 OWN_PROGRESS = ("bench", "deploy", "lut", "serve", "sweep")
-"""Commands that say themselves how far they are, or don't end."""
+"""Commands that show their own progress, or don't end."""
 
 JSON_KEY = "slimdeploy.json"
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a command hands back: the JSON for `--json`, and what a person sees instead."""
+    """The result of a command: JSON for `--json`, or text for the terminal."""
 
     json: dict[str, Any]
     text: RenderableType
     failed: str | None = None
-    """Why the result failed its own check; the result is printed all the same and the exit code is 1."""
+    """Why the result failed a check; the result is still printed, and the exit code is 1."""
 
 
 class Command(click.Command):
@@ -127,7 +127,7 @@ def name_flags(error: SlimdeployError, command: click.Command | None = None) -> 
 
 
 def _flag_of(command: click.Command, parameter: str) -> str:
-    """The flag of the command's parameter; the parameter itself where the command has no such flag."""
+    """The flag of the command's parameter; the parameter itself if the command has no such flag."""
     for param in command.params:
         if param.name == parameter and isinstance(param, click.Option):
             return max(param.opts, key=len)
@@ -139,7 +139,7 @@ def _alone(context: click.Context) -> AbstractContextManager[None]:
 
 
 def _waiting(name: str) -> AbstractContextManager[None]:
-    """Shows that the command is at work, until it shows more itself."""
+    """Show that the command is running, until it shows its own progress."""
     if name in OWN_PROGRESS or not launch().main:
         return nullcontext()
     from slimdeploy.toolchain.progress import working
@@ -148,7 +148,7 @@ def _waiting(name: str) -> AbstractContextManager[None]:
 
 
 def check_numbers(context: click.Context) -> None:
-    """Raises BadParameter for the first option that is NaN or infinite: no option has a use for it."""
+    """Raises BadParameter for the first option that is NaN or infinite, which no option allows."""
     for param in context.command.params:
         given = context.params.get(param.name or "")
         for value in given if isinstance(given, tuple) else (given,):
@@ -157,7 +157,7 @@ def check_numbers(context: click.Context) -> None:
 
 
 def wants_json() -> bool:
-    """Whether the command that runs was called with `--json`: then nothing but its Output may be printed."""
+    """Whether the running command was called with `--json`: then only its Output may be printed."""
     return bool(click.get_current_context().meta[JSON_KEY])
 
 
@@ -198,9 +198,9 @@ class CommandTable(click.Group):
 )
 @click.version_option(__version__, prog_name="slimdeploy")
 def cli() -> None:
-    """Train a sparse network, prune it, and put a measured engine on the edge.
+    """Train a sparse network, prune it, and deploy it to an edge device, with measurements at each step.
 
-    Start with `slimdeploy run`: every stage on the embedded digits, in a few minutes.
+    Start with `slimdeploy run`: it runs all stages on the embedded digits in a few minutes.
     """
 
 

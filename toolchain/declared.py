@@ -1,7 +1,7 @@
 """Options declared once, on the fields of a dataclass: default, help, choices, range.
 
 The checks of the dataclass, the flags of a command (`commands/flags.py`), the keys of a recipe and the
-keywords of the library's functions (`library/keywords.py`) are made from it.
+keyword arguments of the library (`library/keywords.py`) are derived from it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _KEY = "slimdeploy.option"
 
 @dataclass(frozen=True)
 class Form:
-    """How a value that isn't a plain number is written: `parse` raises ValueError for a text that isn't
+    """The text form of a value that isn't a plain number: `parse` raises ValueError for a text that is not
     `expected`.
     """
 
@@ -33,24 +33,24 @@ class Form:
 
 @dataclass(frozen=True)
 class Declaration:
-    """What is said of an option beside its type and default."""
+    """Everything about an option besides its type and default."""
 
     help: str
     choices: Collection[str] | None = None
-    """Known values: a few fixed ones, or a registry."""
+    """Allowed values: a fixed list or a registry."""
     also: tuple[str, ...] = ()
-    """Known values beside those of a registry."""
+    """Allowed values in addition to those of the registry."""
     least: float = -math.inf
     most: float = math.inf
     form: Form | None = None
     path: bool = False
-    """A text that names an existing file."""
+    """Whether it is the path of an existing file."""
     metavar: str = ""
-    """What stands for the value in `--help`, where its type alone says too little."""
+    """Its flag, if it differs from the field's name."""
     flag: str = ""
-    """Its flag, where that isn't called as the field."""
+    """What None means, for the help text."""
     unset: str = ""
-    """What stands for None, in words."""
+    """Heading in `--help` for this option and the following ones."""
     heading: str = ""
     """In `--help`, above this option and those after it, up to the next heading."""
 

@@ -1,4 +1,4 @@
-"""Errors that a user meets: one line that says what, where, and what to do."""
+"""Errors for the user: one line with the problem, its place and what to do."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 class SlimdeployError(Exception):
     """The input or the call was wrong; nothing was written. Ends the command with exit code 2.
 
-    A parameter of a function stands in backquotes in the message: `str` gives its bare name, the command line
-    its flag.
+    A parameter of a function stands in backquotes in the message: `str` shows its name, the command line its
+    flag.
     """
 
     exit_code = 2
@@ -28,18 +28,18 @@ class SlimdeployError(Exception):
 
 
 class CheckFailed(SlimdeployError):
-    """The work was done and failed its own check (parity, accuracy, audit). Exit code 1."""
+    """The work was done, but the result failed a check (parity, accuracy, audit). Exit code 1."""
 
     exit_code = 1
 
 
 class WorkerLost(SlimdeployError):
-    """A process that worked for this one was killed. Exit code 1."""
+    """A worker process was killed. Exit code 1."""
 
     exit_code = 1
 
 
-# Import name -> the command that brings it. TensorRT on a Jetson comes with JetPack, not with pip.
+# Import name -> the command that installs it. On a Jetson, TensorRT comes with JetPack, not with pip.
 INSTALL_COMMANDS = {
     "anyio": "pip install 'slimdeploy[device]'",
     "cuda": "pip install 'slimdeploy[gpu]'",
@@ -74,7 +74,7 @@ ONNXRUNTIME_ON_GPU = (
 
 
 def missing_library(error: ModuleNotFoundError) -> SlimdeployError | None:
-    """The one-line error for an optional library that isn't installed; None for any other module."""
+    """The one-line error for an optional library that isn't installed; None for other modules."""
     name = (error.name or "").split(".")[0]
     if name not in INSTALL_COMMANDS:
         return None
@@ -88,7 +88,7 @@ def shorten(said: object, limit: int = 200) -> str:
 
 
 def lost_worker(error: Exception) -> SlimdeployError | None:
-    """The one-line error where a process that read images for this one was killed; None for any other."""
+    """The one-line error if a process that reads images was killed; None for other errors."""
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
         return WorkerLost("a process that reads images was killed, perhaps by the system for lack of memory")
     return None
@@ -98,7 +98,9 @@ _LISTED = 16
 
 
 def unknown(what: str, value: str, known: Iterable[str]) -> SlimdeployError:
-    """The error for a name that isn't in a table: what there is (the first few, of many), and the nearest."""
+    """The error for a name that isn't in a table: the known names (the first ones, if many) and the nearest
+    one.
+    """
     names = list(known)
     listed = names if len(names) <= _LISTED else [*names[: _LISTED - 4], f"… ({len(names)} in all)"]
     return SlimdeployError(f"unknown {what} {value!r}; known: {', '.join(listed)}.{nearest(value, names)}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from slimdeploy.toolchain.errors import SlimdeployError
 
-PYTORCH, CHECKPOINT, ONNX, BUNDLE = "PyTorch's own format", "a checkpoint", "an ONNX file", "a bundle"
+PYTORCH, CHECKPOINT, ONNX, BUNDLE = "a PyTorch file", "a checkpoint", "an ONNX file", "a bundle"
 
 _NEXT_STEP = {
     PYTORCH: "convert it with slimdeploy train --weights {path} --data … --epochs 0 -o {stem}.safetensors",

@@ -1,4 +1,4 @@
-"""How figures and tables look, the same in every command."""
+"""Formatting of numbers and tables, the same in all commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def count(value: float) -> str:
 
 
 def short(value: float) -> str:
-    """`23.51 M`, `325.80 M`, `1.30 G`; below a thousand as it is."""
+    """`23.51 M`, `325.80 M`, `1.30 G`; numbers below a thousand unchanged."""
     for divisor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= divisor:
             return f"{value / divisor:.2f} {unit}"
@@ -28,12 +28,12 @@ def percent(share: float) -> str:
 
 
 _CONTROL = ("Cc", "Cf", "Cs")
-"""Unicode's categories of control and format characters, and of what isn't UTF-8 in a file name."""
+"""Unicode categories of control and format characters, and of bytes in file names that aren't UTF-8."""
 
 
 def printable(text: str) -> str:
-    """`text` from a file or another machine, fit for a terminal: control characters, which may move the
-    cursor or change settings, are written as `\\x1b`.
+    """Make `text` from a file or another machine safe for a terminal: control characters, which could move
+    the cursor or change settings, are written as `\\x1b`.
     """
 
     def shown(c: str) -> str:
@@ -43,7 +43,7 @@ def printable(text: str) -> str:
 
 
 def facts_table(rows: Iterable[tuple[str, str]], *, title: str | None = None) -> Table:
-    """Two columns: what, and its figure."""
+    """A table of two columns: name and value."""
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -53,7 +53,7 @@ def facts_table(rows: Iterable[tuple[str, str]], *, title: str | None = None) ->
 
 
 def grid(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str | None = None) -> Table:
-    """A table whose first column is text and whose other columns are figures, right-aligned."""
+    """A table with a text column followed by right-aligned columns of numbers."""
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")

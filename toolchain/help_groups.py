@@ -1,4 +1,4 @@
-"""`--help` of commands with many options: the options under headings."""
+"""`--help` with the options in groups."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SHARED = {
     "Machine": ("device", "threads", "precision", "compile", "seed"),
     "Output": ("output", "force", "resume", "as_json", "debug"),
 }  # fmt: skip
-"""Heading -> options that several commands have."""
+"""Heading -> options shared by several commands."""
 _HEADING = {name: heading for heading, names in _SHARED.items() for name in names}
 
 
 class GroupedOption(click.Option):
-    """An option of a dataclass, with the heading that its declaration gives it."""
+    """An option of a dataclass, with the heading from its declaration."""
 
     def __init__(self, *args: Any, heading: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -28,7 +28,7 @@ class GroupedOption(click.Option):
 
 
 def write_options(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-    """The options of `command`: under headings where declarations give some, else in one list."""
+    """Write the options of `command`: in groups if declarations give headings, else in one list."""
     params = [param for param in command.get_params(ctx) if isinstance(param, click.Option)]
     grouped = any(isinstance(param, GroupedOption) and param.heading for param in params)
     sections: dict[str, list[tuple[str, str]]] = {}

@@ -1,7 +1,7 @@
-"""Which of the processes that torchrun started this is, and how many processors it may use. No torch here.
+"""The rank of this process in a run started by torchrun, and its number of processors. No torch here.
 
-All of them run the same command. What it prints is printed once: results and logs by the first process, an
-error by whichever meets it first.
+All processes run the same command, but its output is printed once: results and logs by the first process, an
+error by the process that meets it first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DISTRIBUTED_COMMANDS = ("train", "finetune")
 
 @dataclass(frozen=True)
 class Launch:
-    """This process's number among all of the run (`rank`) and among those of this machine."""
+    """The rank of this process in the whole run (`rank`) and on this machine."""
 
     rank: int = 0
     size: int = 1
@@ -26,12 +26,12 @@ class Launch:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
 
 def launch() -> Launch:
-    """What torchrun's environment variables say; one process where there are none."""
+    """The values of torchrun's environment variables; one process if there are none."""
     variables = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if "MASTER_ADDR" not in os.environ or not all(name in os.environ for name in variables):
         return Launch()
@@ -39,14 +39,14 @@ def launch() -> Launch:
 
 
 def cpu_count() -> int:
-    """Processors that this process may use."""
+    """Number of processors available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def check_command(name: str) -> None:
-    """Refuse to start `name` many times over, where that would only do the same work again."""
+    """Refuse to run `name` in several processes if each would only repeat the work."""
     if launch().size > 1 and name not in DISTRIBUTED_COMMANDS:
         raise SlimdeployError(
             f"torchrun starts {' and '.join(DISTRIBUTED_COMMANDS)} only: run slimdeploy {name} without it"
@@ -57,12 +57,14 @@ _claim: Callable[[], bool] | None = None
 
 
 def agree_by(claim: Callable[[], bool] | None) -> None:
-    """Let `claim`, true in one process of all, decide from now on who reports an error; None ends that."""
+    """From now on let `claim`, which is true in only one process, decide who reports an error; None ends
+    that.
+    """
     global _claim
     _claim = claim
 
 
 def reports_errors() -> bool:
-    """Whether this process prints the error that it is about to end with."""
-    # Before the processes have met, an error is one that all of them make: a wrong option, no GPU.
+    """Whether this process prints the error with which it ends."""
+    # Before the processes are connected, all of them raise the same error: a wrong option, no GPU.
     return launch().main if _claim is None else _claim()

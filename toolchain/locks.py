@@ -1,9 +1,11 @@
-"""Locks between processes. The kernel releases them when their process ends, however it ends."""
+"""Locks between processes. The kernel releases them when the process ends, even if it is killed."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +16,14 @@ _POLL_S = 0.2
 
 @contextlib.contextmanager
 def exclusive(path: Path, what: str, *, waiting: str | None = None) -> Iterator[None]:
-    """Hold the file or folder `path` alone, against every other caller for the same path.
+    """Lock the file or folder `path` exclusively.
 
-    The lock file is `.lock` in a folder, which exists already, or `.<name>.lock` beside a file, which may not
-    exist yet. It is removed at the end. `what` names the path in the error. With `waiting`, that line is
-    logged and the lock waited for.
+    The lock file is `.lock` in a folder, which must exist, or `.<name>.lock` beside a file, which need not
+    exist. It is removed at the end. `what` names the path in the error. With `waiting`, that line is logged
+    and the function waits for the lock.
 
-    Raises SlimdeployError, with the process ID of the holder, where another process holds it; and where the
-    lock file can't be written.
+    Raises SlimdeployError if another process holds the lock, with its process ID, or if the lock file can't
+    be written.
     """
     import filelock  # 10 ms, which `slimdeploy --help` doesn't need
 
@@ -53,9 +55,7 @@ def exclusive(path: Path, what: str, *, waiting: str | None = None) -> Iterator[
 
 @contextlib.contextmanager
 def readers_and_writer(file: Path, *, alone: bool, waiting: str) -> Iterator[None]:
-    """Hold the lock file `file`: `alone`, or together with all that don't ask for it alone. Waits for it, and
-    logs `waiting` where that takes a while.
-    """
+    """Lock `file`: exclusively if `alone`, else shared. Logs `waiting` if it has to wait."""
     import filelock
 
     lock = filelock.ReadWriteLock(file)
@@ -85,20 +85,43 @@ def is_held(path: Path) -> bool:
         return True
 
 
+def mark_in_use(descriptor: int) -> None:
+    """Lock an open temporary file or folder itself, until it is closed: `remove_unused` keeps it.
+
+    filelock can't do this: it would need a second file, which a killed process would leave as well.
+    """
+    with contextlib.suppress(OSError):  # some network file systems have no locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_unused(path: Path) -> None:
+    """Remove the file or folder at `path`, unless a process has it open and marked by `mark_in_use`."""
+    with contextlib.suppress(OSError):  # in use, removed since, or another user's
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        finally:
+            os.close(descriptor)
+
+
 def lock_file(path: Path) -> Path:
-    """Where the lock of `path` is."""
+    """The lock file of `path`."""
     return path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
 
 
 def _log(line: str) -> None:
-    # It needs rich, which the doctor of a bare machine goes without.
+    # Imported late: it needs rich, which a machine without slimdeploy's dependencies lacks.
     from slimdeploy.toolchain.progress import log
 
     log(line)
 
 
 def _holder(file: Path) -> str:
-    """Who wrote the lock file; empty where nobody did, or not yet."""
+    """The process named in the lock file; empty if there is none (yet)."""
     try:
         return f"process {int(file.read_text())}"
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Path options: each is an input or an output of its command, and no output may be another path's file."""
+"""Path options: each is an input or an output of its command; no output may be another path's file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from slimdeploy.toolchain.errors import SlimdeployError
 
 
 class InputPath(click.ParamType):
-    """A file or folder that the command reads. `~` is expanded, also in `--option=~/file`."""
+    """A file or folder that the command reads. `~` is expanded, including in `--option=~/file`."""
 
     name = "path"
 
     def __init__(self, *beside: str, text: bool = False) -> None:
-        """`beside`: endings of the files that belong to it, such as `.json` of a sidecar. `text`: hand it on
-        as a string.
+        """`beside`: suffixes of files that belong to it, e.g. `.json` for a sidecar. `text`: pass it on as a
+        string.
         """
         self.beside, self._text = beside, text
 
@@ -50,7 +50,9 @@ class OutputFolder(OutputPath):
 
 
 def check_paths(context: click.Context) -> None:
-    """Raises SlimdeployError where the command would write one of its inputs, or two outputs to one file."""
+    """Raises SlimdeployError if the command would overwrite one of its inputs, or write two outputs to one
+    file.
+    """
     given = list(_given(context))
     for i, (name, path, kind) in enumerate(given):
         for other_name, other_path, other_kind in given[:i]:
@@ -59,22 +61,22 @@ def check_paths(context: click.Context) -> None:
             both = _files(path, kind) & _files(other_path, other_kind)
             if both:
                 raise SlimdeployError(
-                    f"{name} {path} and {other_name} {other_path} are the same file, or one belongs to the "
-                    "other: name another"
+                    f"{name} {path} and {other_name} {other_path} are the same file, or one belongs to "
+                    "the other: choose another path"
                 )
 
 
 @contextlib.contextmanager
 def outputs_alone(context: click.Context) -> Iterator[None]:
-    """Hold every file that the command writes alone: of two commands that would write one, the second is
-    refused by a SlimdeployError.
+    """Lock every output file of the command: if two commands would write the same file, the second one raises
+    SlimdeployError.
     """
     from slimdeploy.toolchain.locks import exclusive  # brings rich, which --help doesn't need
 
     outputs = {path for _, path, kind in _given(context) if isinstance(kind, OutputPath)}
     with contextlib.ExitStack() as stack:
         for path in sorted(outputs):
-            if path.is_dir():  # a run folder locks itself
+            if path.is_dir():  # a run folder has its own lock
                 continue
             stack.enter_context(_folder(path.parent))
             if path.parent.is_dir():
@@ -84,8 +86,8 @@ def outputs_alone(context: click.Context) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _folder(folder: Path) -> Iterator[None]:
-    """Make `folder`, for a lock in it; what is empty in the end is removed again. Where it can't be made, the
-    command says so when it writes.
+    """Create `folder` for a lock in it; it is removed at the end if empty. If it can't be created, the
+    command reports that when it writes.
     """
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     with contextlib.suppress(OSError):
@@ -108,7 +110,7 @@ def _given(context: click.Context) -> Iterator[tuple[str, Path, InputPath]]:
 
 
 def _files(path: Path, kind: InputPath) -> set[object]:
-    """What tells the file and those beside it from others: the place, and the inode where it exists."""
+    """Identities of a file and of those that belong to it: the path, and the inode if it exists."""
     found: set[object] = set()
     for one in (str(path), *(f"{path}{ending}" for ending in kind.beside)):
         found.add(os.path.realpath(one))

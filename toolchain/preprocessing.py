@@ -1,8 +1,8 @@
-"""How an image becomes the network's input, as plain data: part of the network, from training to the device.
-What a user may choose of it is in preprocessing_options.py.
+"""Preprocessing as plain data: it belongs to the network, from training to the device. The options for it are
+in preprocessing_options.py.
 
-The definition is torchvision's on PIL images (`Resize`, `CenterCrop`, `Normalize`); `runtime/preprocess.py`
-carries it out. No torch and no numpy here.
+The definition is that of torchvision on PIL images (`Resize`, `CenterCrop`, `Normalize`);
+`runtime/preprocess.py` implements it. No torch and no numpy here.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Geometry:
-    """Which pixels of an image the network sees: the image is resized, then the centre is cut out.
+    """Geometry of the preprocessing: the image is resized, then its centre is cropped.
 
-    `resize` N makes the shorter side N pixels and keeps the aspect ratio, (height, width) doesn't keep it,
-    and None stands for `size`. `size` is the side of the square that is cut out; where the resized image is
-    smaller, black is added around it. Shrinking is antialiased, as in PIL. Raises SlimdeployError for sizes
-    and interpolations that can't be.
+    `resize` N makes the shorter side N pixels and keeps the aspect ratio; (height, width) ignores it; None
+    means `size`. `size` is the side of the cropped square; a smaller resized image is padded with black.
+    Downscaling is antialiased, as in PIL. Raises SlimdeployError for invalid sizes and interpolations.
     """
 
     size: int
@@ -49,8 +48,8 @@ class Geometry:
                 )
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of an image of `width`×`height` pixels after resizing: torchvision's rule, which
-        cuts the longer side off where it isn't whole.
+        """Width and height of an image of `width`×`height` pixels after resizing, rounded as in torchvision,
+        which truncates the longer side.
         """
         if isinstance(self.resize, tuple):
             return self.resize[1], self.resize[0]
@@ -60,8 +59,8 @@ class Geometry:
         return int(short * width / height), short
 
     def crop(self, width: int, height: int) -> tuple[int, int]:
-        """Left and top of the part cut out of a resized image, negative where black is added there. Where a
-        side is smaller, torchvision pads it to the whole size first.
+        """Left and top of the crop in a resized image, negative if black is added there. torchvision first
+        pads a side that is too small.
         """
         return self._offset(width), self._offset(height)
 
@@ -72,7 +71,7 @@ class Geometry:
 
     @property
     def key(self) -> str:
-        """A name for it, in file names."""
+        """Its name in file names."""
         to = self.resize or self.size
         resized = "x".join(map(str, to)) if isinstance(to, tuple) else str(to)
         return f"{self.size}-{resized}-{self.interpolation}"
@@ -85,8 +84,8 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The pixels that `geometry` chooses, scaled to 0…1, then (x − mean) ÷ std for red, green and blue, in
-    the network's order of `channels`.
+    """The pixels selected by `geometry`, scaled to 0…1, then (x − mean) ÷ std per channel, in the order of
+    `channels`.
     """
 
     size: int
@@ -123,10 +122,9 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Preprocessing:
-        """Read what `to_json` wrote, or an older form with size, mean and std alone.
+        """Read the output of `to_json`, or an older form with only size, mean and std.
 
-        Raises SlimdeployError for values that can't be, and KeyError, TypeError or ValueError for another
-        form.
+        Raises SlimdeployError for invalid values, and KeyError, TypeError or ValueError for an invalid form.
         """
         size = int(document["size"])
         resize = document.get("resize")
@@ -148,14 +146,14 @@ def triple(values: Sequence[Any]) -> Triple:
 
 
 def check_statistics(mean: Triple | None, std: Triple | None) -> None:
-    """Raise SlimdeployError for a mean or deviation that pixels in 0…1 can't have."""
+    """Raise SlimdeployError for a mean or deviation that is impossible for pixels in 0…1."""
     for name, values in (("mean", mean), ("std", std)):
         for value in values or ():
             if math.isfinite(value) and abs(value) <= 1 and (name == "mean" or value > 0):
                 continue
             hint = f": divide by 255, {value / 255:.4g}" if math.isfinite(value) and value > 1 else ""
             raise SlimdeployError(
-                f"{name} {value:g} isn't a figure of pixels in 0…1{hint}"
+                f"{name} {value:g} is not possible for pixels in 0…1{hint}"
                 if name == "mean"
                 else f"std must be above 0 and at most 1 (of pixels in 0…1), not {value:g}{hint}"
             )

@@ -1,4 +1,4 @@
-"""What a user may choose of the preprocessing: a preset by its name, or each part. No torch, no numpy."""
+"""Options of the preprocessing: a preset, or each part. No torch, no numpy."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ PRESETS = {
     "imagenet-v2": Preset(Geometry(224, 232), "torchvision's V2 weights"),
     "imagenet-bicubic": Preset(Geometry(224, 256, "bicubic"), "many of timm's weights"),
     "inception": Preset(Geometry(299, 342), "torchvision's Inception v3"),
-    "squash-224": Preset(Geometry(224, (224, 224)), "Resize((224, 224)): the aspect ratio isn't kept"),
+    "squash-224": Preset(Geometry(224, (224, 224)), "Resize((224, 224)): ignores the aspect ratio"),
 }
-"""`--preprocessing` -> what it stands for."""
+"""`--preprocessing` -> its values."""
 
 
 def parse_resize(value: int | str) -> int | tuple[int, int]:
-    """`--resize`: `256` is the shorter side, `224x320` height and width."""
+    """Parse `--resize`: `256` is the shorter side, `224x320` height and width."""
     parts = str(value).lower().replace("×", "x").split("x")
     if not all(part.isascii() and part.isdecimal() for part in parts) or len(parts) > 2:
         raise SlimdeployError(f"resize {value!r}: give the shorter side, such as 256, or HEIGHTxWIDTH")
@@ -49,10 +49,10 @@ def parse_resize(value: int | str) -> int | tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessingOptions:
-    """How images become the network's input, as far as it is chosen.
+    """The chosen parts of the preprocessing.
 
-    None leaves a choice to `preprocessing`, a preset's name, to the model, or to the data: its images' own
-    size, their mean and deviation. Raises SlimdeployError for values that can't be.
+    None leaves a part to the preset `preprocessing`, to the model, or to the data (size, mean and deviation
+    of its images). Raises SlimdeployError for invalid values.
     """
 
     size: int | None = None
@@ -79,7 +79,7 @@ class PreprocessingOptions:
 
     @property
     def geometry(self) -> Geometry | None:
-        """What of it is chosen; None: the images' own size."""
+        """The chosen geometry; None: the images' own size."""
         preset = self._preset
         resize = preset.geometry.resize if preset else None
         if self.resize is not None:
@@ -96,7 +96,7 @@ class PreprocessingOptions:
 
     @property
     def statistics(self) -> tuple[Triple | None, Triple | None]:
-        """Mean and deviation, where they are chosen."""
+        """The chosen mean and deviation."""
         preset = self._preset
         return self.mean or (preset.mean if preset else None), self.std or (preset.std if preset else None)
 
@@ -105,12 +105,12 @@ class PreprocessingOptions:
         return PRESETS[self.preprocessing] if self.preprocessing else None
 
     def geometry_or(self, size: int) -> Geometry:
-        """What of it is chosen, else images of `size`×`size` pixels."""
+        """The chosen geometry, else `size`×`size` pixels."""
         return self.geometry or Geometry(size)
 
     def completed(self, size: int, measure: Callable[[], tuple[Triple, Triple]]) -> Preprocessing:
-        """The preprocessing of data whose images have become `size`×`size` pixels; `measure` gives the mean
-        and deviation where they aren't chosen.
+        """The preprocessing for images of `size`×`size` pixels; `measure` computes mean and deviation if they
+        aren't chosen.
         """
         geometry, (mean, std) = self.geometry_or(size), self.statistics
         if mean is None or std is None:
@@ -121,7 +121,7 @@ class PreprocessingOptions:
         )
 
     def applied_to(self, default: Preprocessing) -> Preprocessing:
-        """`default`, but for what is chosen."""
+        """`default`, with the chosen parts replaced."""
         (mean, std), geometry = self.statistics, self.geometry or default.geometry
         return replace(
             default,

@@ -1,6 +1,4 @@
-"""What a person who waits is told, on standard error: a bar where there is a terminal, else a line every half
-minute.
-"""
+"""Progress on standard error: a bar on a terminal, else a line every half minute."""
 
 from __future__ import annotations
 
@@ -12,18 +10,18 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 
 console = Console(stderr=True)
-"""For everything that isn't a command's result."""
+"""The console for everything except a command's result."""
 
 DELAY_S = 2.0
-"""What takes less shows nothing."""
+"""Minimum duration before anything is shown."""
 REDRAW_S = 0.5
 LINE_S = 30.0
-"""Between two lines where there is no terminal."""
+"""Interval of lines without a terminal."""
 
 
 @contextlib.contextmanager
 def progress_bar(title: str, *, total: int) -> Iterator[Callable[..., None]]:
-    """Yields `advance(count, note="")`, for work of `total` parts. Inside another bar nothing is shown."""
+    """Yields `advance(count, note="")` for work of `total` parts. Nothing is shown inside another bar."""
     display = _Display(title, total)
     with _shown(display):
         yield display.advance
@@ -31,25 +29,25 @@ def progress_bar(title: str, *, total: int) -> Iterator[Callable[..., None]]:
 
 @contextlib.contextmanager
 def working(title: str) -> Iterator[None]:
-    """For work of a length that isn't known: its time so far is shown, until work inside of it shows more."""
+    """For work of unknown length: shows the elapsed time, until a bar is started inside."""
     with _shown(_Display(title, None)):
         yield
 
 
 def log(message: str) -> None:
-    """One line for the person who waits, on standard error."""
+    """Print one line on standard error."""
     console.print(message, highlight=False, soft_wrap=True, markup=False)
 
 
 _now: _Display | None = None
-"""What is shown; of what is nested one at a time."""
+"""The displays in use; of nested ones only one is shown."""
 
 
 @contextlib.contextmanager
 def _shown(display: _Display) -> Iterator[None]:
     global _now
     outer = _now
-    if outer and outer.total is not None:  # a bar tells more than what is inside of it
+    if outer and outer.total is not None:  # keep the outer bar
         yield
         return
     if outer:
@@ -66,7 +64,7 @@ def _shown(display: _Display) -> Iterator[None]:
 
 
 class _Display:
-    """How far some work is, shown by a thread, so that the work waits for no terminal."""
+    """Shows progress in a thread, so that the work never waits for the terminal."""
 
     def __init__(self, title: str, total: int | None) -> None:
         self.total = total

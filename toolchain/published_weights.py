@@ -1,4 +1,4 @@
-"""Files of weights that torchvision publishes: told by their hash, which is part of their address."""
+"""Weights published by torchvision, identified by the hash in their URL."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from slimdeploy.toolchain.torchvision import import_torchvision
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """What torchvision says about a file of its weights. `name` is such as ResNet50_Weights.IMAGENET1K_V2."""
+    """torchvision's description of a weights file. `name` is e.g. ResNet50_Weights.IMAGENET1K_V2."""
 
     name: str
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What torchvision builds the network with for them."""
+    """Arguments with which torchvision builds the network for them."""
 
     def __str__(self) -> str:
         geometry, statistics = self.preprocessing.geometry, (self.preprocessing.mean, self.preprocessing.std)
@@ -29,12 +29,12 @@ class PublishedWeights:
 
 
 def published_weights(model: str, sha256: str) -> PublishedWeights | None:
-    """torchvision's weights for its classifier `model` in a file of this hash; None where it has no such."""
+    """torchvision's weights for its classifier `model` with this hash; None if there are none."""
     models = import_torchvision().models
     if model not in models.list_models(module=models):
         return None
     for weights in models.get_model_weights(model):
-        # As torch.hub checks a download: NAME-DIGITS.pth, the first digits of the hash of the content.
+        # Like torch.hub's check: the file is NAME-DIGITS.pth, with the first digits of its SHA-256.
         digits = weights.url.removesuffix(".pth").rpartition("-")[2]
         if len(digits) >= 8 and sha256.startswith(digits):
             return _published(model, weights)
@@ -51,6 +51,6 @@ def _published(model: str, weights: Enum) -> PublishedWeights:
         resize=transforms.resize_size[0],
         interpolation=transforms.interpolation.value,
     )
-    # These two were trained on images normalised otherwise, and bring the conversion in their forward pass.
+    # These two were trained with another normalisation, and convert the images in their forward pass.
     arguments = {"transform_input": True} if model in ("googlenet", "inception_v3") else {}
     return PublishedWeights(str(weights), preprocessing, tuple(described.meta["categories"]), arguments)

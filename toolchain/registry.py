@@ -1,4 +1,4 @@
-"""Tables of what can be chosen by name, one a kind, which other packages can add to.
+"""Tables of objects that options refer to by name, one per kind. Other packages can extend them.
 
 A package adds an entry through the entry-point group `slimdeploy.plugins`. The entry point is called
 KIND.NAME and refers to the object:
@@ -6,7 +6,7 @@ KIND.NAME and refers to the object:
     [project.entry-points."slimdeploy.plugins"]
     "criterion.nuclear" = "my_package:nuclear"
 
-Its name is listed without importing anything; the object is imported when it is looked up.
+Its name can be listed without importing anything; the object is imported on access.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ T = TypeVar("T")
 
 GROUP = "slimdeploy.plugins"
 KINDS = ("arch", "aten", "backend", "criterion", "data", "method", "operator")
-"""The tables that plugins can add to, each by the word that its entry points begin with."""
+"""The tables that plugins can extend, by the first word of the entry points."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """`module:attribute`, and the installed package that brings it; "" for slimdeploy itself."""
+    """`module:attribute`, and the installed package that contains it; "" for slimdeploy itself."""
 
     target: str
     package: str = ""
 
     def load(self) -> Any:
-        """Import the object. Raises whatever the import raises, and AttributeError."""
+        """Import the object. Raises any error of the import, and AttributeError."""
         module, _, attribute = self.target.partition(":")
         return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
 
 
 class Registry(MutableMapping[str, T]):
-    """Name -> object of one kind: those of slimdeploy first, then those of plugins.
+    """Name -> object of one kind: first those of slimdeploy, then those of plugins.
 
-    `a` is the class that every object must be an instance of. `references` are entries that are imported when
-    they are looked up. To add one in a program: `registry[name] = object`, or `@registry.register(name)`.
+    `a` is the required class of the objects. `references` are imported on access. To add an object:
+    `registry[name] = object`, or `@registry.register(name)`.
     """
 
     def __init__(self, kind: str, a: Any, references: Mapping[str, str] | None = None) -> None:
@@ -52,19 +52,19 @@ class Registry(MutableMapping[str, T]):
         self._entries: dict[str, Any] = {name: Reference(to) for name, to in (references or {}).items()}
 
     def find(self, name: str) -> T:
-        """The object called `name`. Raises SlimdeployError as `check` does, and for a plugin that can't be
+        """The object called `name`. Raises SlimdeployError like `check`, and for a plugin that can't be
         loaded.
         """
         self.check(name)
         return self[name]
 
     def check(self, name: str) -> None:
-        """Raises SlimdeployError for an unknown name, with the nearest known one; loads nothing."""
+        """Raises SlimdeployError for an unknown name, with the nearest known one; imports nothing."""
         if name not in self:
             raise unknown(self.kind, name, self)
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator: add the object that follows under `name`."""
+        """Decorator: register an object as `name`."""
 
         def add(entry: T) -> T:
             self[name] = entry
@@ -73,7 +73,7 @@ class Registry(MutableMapping[str, T]):
         return add
 
     def usable(self) -> list[str]:
-        """All names but those of plugins that can't be loaded; each of these is logged in one line."""
+        """All names except those of plugins that can't be loaded; each of these is logged."""
         from slimdeploy.toolchain.progress import log
 
         found = []
@@ -115,23 +115,23 @@ class Registry(MutableMapping[str, T]):
             entry = reference.load()
             if not isinstance(entry, self._a):
                 raise TypeError(f"{reference.target} is a {type(entry).__name__}, not a {self._a.__name__}")
-        except Exception as error:  # whatever importing a foreign package raises
+        except Exception as error:  # importing another package may raise any error
             raise SlimdeployError(
                 f"the {self.kind} {name!r} of the package {reference.package} can't be loaded "
-                f"({type(error).__name__}: {shorten(error)}): mend or uninstall {reference.package}"
+                f"({type(error).__name__}: {shorten(error)}): fix or uninstall {reference.package}"
             ) from error
         return entry
 
 
 @functools.cache
 def _plugins(kind: str) -> dict[str, Reference]:
-    """Name -> where it is, of the entries of `kind` that installed packages bring, by package name."""
+    """Name -> reference, for the entries of `kind` in installed packages, sorted by package."""
     return {name: reference for (own, name), reference in _entry_points().items() if own == kind}
 
 
 @functools.cache
 def _entry_points() -> dict[tuple[str, str], Reference]:
-    """(Kind, name) -> where it is, of all plugins. An entry of no known kind is logged and left out."""
+    """(Kind, name) -> reference, for all plugins. An entry of an unknown kind is logged and ignored."""
     from importlib.metadata import entry_points
 
     from slimdeploy.toolchain.progress import log
@@ -141,10 +141,11 @@ def _entry_points() -> dict[tuple[str, str], Reference]:
         package = point.dist.name if point.dist else point.value
         kind, dot, name = point.name.partition(".")
         if kind not in KINDS or not dot or not name:
-            log(f"! the package {package} brings {point.name!r}; plugins are named KIND.NAME, the kinds are "
+            log(f"! ignored {point.name!r} of the package {package}: plugins are named KIND.NAME, with a "
+                "kind of"
                 f"{', '.join(KINDS)}")  # fmt: skip
             continue
         first = found.setdefault((kind, name), Reference(point.value, package))
         if first.package != package:
-            log(f"! the {kind} {name!r} of {package} is ignored: {first.package} brings one, too")
+            log(f"! the {kind} {name!r} of {package} is ignored: {first.package} has one too")
     return found

@@ -1,4 +1,6 @@
-"""`run.json` of a run folder: what each stage was given (as a hash), wrote (its SHA-256) and reported."""
+"""`run.json` of a run folder: for each stage the hash of its inputs, the SHA-256 of its output, and its
+result.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ from slimdeploy.toolchain.errors import SlimdeployError
 
 
 def read_record(path: Path) -> dict[str, dict[str, Any]]:
-    """Stage -> its entry; `sha256` and `result` are missing where the stage was started and not finished.
+    """Stage -> its entry; `sha256` and `result` are missing if the stage was started but not finished.
 
-    Raises SlimdeployError where the file isn't the record of a run.
+    Raises SlimdeployError if the file isn't the record of a run.
     """
     entries = artifacts.read_json(path, "record of a run")
     if not isinstance(entries, dict) or not all(_is_entry(entry) for entry in entries.values()):
-        raise SlimdeployError(f"{path} is not the record of a run: remove it, and the run starts again")
+        raise SlimdeployError(f"{path} is not the record of a run: remove it to start again")
     return entries
 
 

@@ -1,7 +1,7 @@
-"""Standard output carries a command's result alone: what libraries print there goes to standard error.
+"""Keep standard output for a command's result: everything that libraries print goes to standard error.
 
-Libraries print with Python's `print`, with C's stdio and with the system call itself, and their child
-processes inherit the file descriptor. So the descriptor is turned over, not only `sys.stdout`.
+Libraries print with Python's `print`, with C's stdio and with system calls, and child processes inherit the
+file descriptor. Therefore the descriptor is redirected, not only `sys.stdout`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import TextIO
 
 _STDOUT, _STDERR = 1, 2
 _results: TextIO | None = None
-"""Where results go while `only_results` holds."""
+"""The stream for results inside `only_results`."""
 
 
 @contextlib.contextmanager
 def only_results() -> Iterator[None]:
-    """Within, everything written to standard output goes to standard error, but for `result_stream()`."""
+    """Inside, everything written to standard output goes to standard error, except to `result_stream()`."""
     global _results
     for descriptor in (_STDOUT, _STDERR):
         _keep_open(descriptor)
@@ -31,7 +31,7 @@ def only_results() -> Iterator[None]:
     own.flush()
     kept = os.dup(_STDOUT)
     _results = own
-    if _is_descriptor(own):  # a test's stand-in has a file of its own
+    if _is_descriptor(own):  # a test's replacement has its own file
         _results = io.TextIOWrapper(
             io.FileIO(kept, "w", closefd=False), encoding=own.encoding, errors=own.errors, write_through=True
         )
@@ -47,19 +47,19 @@ def only_results() -> Iterator[None]:
 
 
 def result_stream() -> TextIO:
-    """The real standard output, for a command that prints results while it works."""
+    """The real standard output, for a command that prints results while it runs."""
     return _results or sys.stdout
 
 
 def close_for_libraries() -> None:
-    """The results are out: what a library prints while the process ends goes to standard error too."""
+    """Redirect output of libraries at the end of the process too, after the result was printed."""
     if sys.stdout is not None and _is_descriptor(sys.stdout):
         sys.stdout.flush()
         os.dup2(_STDERR, _STDOUT)
 
 
 def _keep_open(descriptor: int) -> None:
-    """Closed (`2>&-`), the next file that is opened would get its number, and what libraries print."""
+    """Open /dev/null on a closed descriptor (`2>&-`): otherwise the next opened file would get its number."""
     try:
         os.fstat(descriptor)
     except OSError:
@@ -77,7 +77,7 @@ def _is_descriptor(stream: TextIO) -> bool:
 
 
 def _flush_c() -> None:
-    """C's stdio buffers what it prints to a pipe: it must go where it was printed to."""
+    """Flush C's stdio, which buffers output to a pipe, before the descriptor is redirected."""
     import ctypes
 
     ctypes.CDLL(None).fflush(None)

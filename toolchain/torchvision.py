@@ -1,12 +1,12 @@
-"""`import torchvision` that also works beside a CPU-only torch.
+"""`import torchvision` that also works with a CPU-only torch.
 
-torchvision's wheel on PyPI is linked against CUDA. Beside a CPU-only torch its operator library can't be
-loaded, and the import then fails where torchvision registers shape functions for `torchvision::nms` and
-`torchvision::qnms`, which don't exist. Declaring the schemas of these two makes the import work; the
-operators themselves (box filtering for detectors) stay unavailable, and nothing here needs them.
+torchvision's wheel on PyPI is linked to CUDA. With a CPU-only torch its operator library can't be loaded, and
+the import fails when torchvision registers shape functions for `torchvision::nms` and `torchvision::qnms`,
+which don't exist. Declaring the schemas of these two makes the import work; the operators (box filtering for
+detectors) are not available, and not needed here.
 
-Only once the import has failed: a torchvision whose library loads declares them itself, and torch ends the
-process where an operator is declared twice.
+This is done only after the import has failed: if torchvision's library loads, it declares them itself, and
+torch ends the process if an operator is declared twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _declared = None  # keeps the declaration alive: torch drops it with its Library
 
 
 def import_torchvision() -> types.ModuleType:
-    """Return the torchvision module, with or without CUDA. Raises ModuleNotFoundError where it isn't
+    """Return the torchvision module, with or without CUDA. Raises ModuleNotFoundError if it isn't
     installed.
     """
     try:

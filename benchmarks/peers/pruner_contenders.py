@@ -1,6 +1,6 @@
-"""The contenders of pruners.py: slimdeploy, Torch-Pruning and a plain global threshold, each one function.
+"""The contenders of pruners.py, one function each: slimdeploy, Torch-Pruning and a plain global threshold.
 
-Another one is one more function under `@contender`.
+A new one is one more function under `@contender`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RECALIBRATION_IMAGES = 5120
 
 @dataclass(frozen=True)
 class Task:
-    """What every contender is given."""
+    """Input of every contender."""
 
     source: Path
     data: DataOptions
@@ -46,7 +46,7 @@ class Task:
 
 
 Contender = Callable[[Task, Path], dict[str, float]]
-"""Writes the pruned checkpoint to the path, statistics recalibrated; returns accuracies and seconds."""
+"""Writes the pruned, recalibrated checkpoint to the path; returns accuracies and seconds."""
 
 CONTENDERS: dict[str, Contender] = {}
 
@@ -90,7 +90,7 @@ CONTENDERS["slimdeploy: surgeon, coupled, 66.7 ms"] = _slimdeploy(
 
 @contender("plain threshold, unaligned")
 def plain_threshold(task: Task, output: Path) -> dict[str, float]:
-    """One threshold on |γ| over stem, c1 and c2, at least 3 channels a layer: the lowest that meets the
+    """One threshold on |γ| over stem, c1 and c2, at least 3 channels per layer: the lowest one that meets the
     budget.
     """
     parent = load_checkpoint(task.source)
@@ -122,8 +122,8 @@ def by_torch_pruning(importance_name: str, round_to: int | None, macs: float | N
         }[importance_name]()
 
         def guarded(group: Any, **options: Any) -> torch.Tensor | None:
-            """Without it no ratio meets the budget: a layer of zeros alone has NaN as importance by BN scale,
-            and one that would lose all its channels stays as wide as it was.
+            """Without it no ratio meets the budget: a layer with only zeros has importance NaN by BN scale,
+            and a layer that would lose all its channels keeps its width.
             """
             found = importance(group, **options)
             if found is None:
@@ -148,7 +148,7 @@ def by_torch_pruning(importance_name: str, round_to: int | None, macs: float | N
 
         started = time.perf_counter()
         cut(100)
-        seconds = time.perf_counter() - started  # one cut; the search for the ratio isn't counted
+        seconds = time.perf_counter() - started  # one cut, without the search for the ratio
         return _finish(parent, cut(_first(199, fits)), task, output, seconds)
 
     return run
@@ -162,7 +162,7 @@ CONTENDERS["Torch-Pruning BN-scale, round_to=8, 64 M MACs"] = by_torch_pruning("
 
 
 def _as_pruned(network: GraphNetwork) -> GraphNetwork:
-    """A network of the widths that Torch-Pruning has left in `network`, with its weights."""
+    """A network with the widths that Torch-Pruning left in `network`, and its weights."""
     tensors = network.state_dict()
     found = GraphNetwork(fit_to_tensors(network.graph, {name: tuple(t.shape) for name, t in tensors.items()}))
     found.load_state_dict(tensors)
@@ -188,8 +188,8 @@ def _accuracy(network: GraphNetwork, dataset: Dataset) -> float:
 
 
 def _first(highest: int, fits: Callable[[int], bool]) -> int:
-    """The lowest number up to `highest` for which `fits`; looked for from below, since a layer that rounding
-    leaves without channels stays as it was, and networks grow again at the highest ratios.
+    """The lowest number up to `highest` for which `fits`. The search starts from below, because a layer that
+    rounding would leave without channels keeps its width, so that networks grow again at the highest ratios.
     """
     strides = range(0, highest + 1, max(1, highest // 20))
     high = next((number for number in (*strides, highest) if fits(number)), None)

@@ -5,9 +5,9 @@
         --latency-table benchmarks/results/lut-64.json --work runs/pruners \\
         --output benchmarks/results/pruners.json
 
-Each contender prunes the checkpoint to at most `--params`; its accuracy is taken right after the cut, after
-BN recalibration, and after the same fine-tuning; then all are timed against the original in one interleaved
-run. What is done lies in `--work` and is not done again, so the same command goes on after an interruption.
+Each contender prunes the checkpoint to at most `--params`; its accuracy is measured after the cut, after BN
+recalibration, and after the same fine-tuning; then all are timed with the original in one interleaved run.
+Finished parts are kept in `--work`, so the same command continues after an interruption.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def _named(name: str, parts: tuple[str, ...]) -> bool:
 
 
 def _carry_out(name: str, task: Task, work: Path, options: TrainOptions | None) -> dict[str, Any]:
-    """One contender from the checkpoint to ONNX; what lies in `work` already is read instead.
+    """One contender from the checkpoint to ONNX; finished parts in `work` are read instead.
 
-    Fine-tuned with `options` where they are given; a network that was fine-tuned stays so.
+    Fine-tuned with `options` if given; an earlier fine-tuning is kept.
     """
     slug = "".join(c if c.isalnum() else "-" for c in name.lower())
     pruned, final, record = (work / f"{slug}{end}" for end in (".safetensors", ".final.safetensors", ".json"))
@@ -74,17 +74,17 @@ COLUMNS = {
     "contender": "who pruned",
     "params": "parameters",
     "macs": "multiply-accumulates for one image",
-    "cut": "test accuracy right after the cut, nothing else done",
-    "mended": "the same after folding and compensation, where the contender has it",
-    "recalibrated": "the same after recalibration of the BN statistics on 5,120 training images",
+    "cut": "test accuracy after the cut",
+    "mended": "after folding and compensation, if the contender has it",
+    "recalibrated": "after recalibration of the BN statistics on 5,120 training images",
     "finetuned": "test accuracy after fine-tuning",
     "batch_1_ms": "median latency at batch 1, onnxruntime, ms",
-    "batch_1_speedup": "median latency of the original over it",
+    "batch_1_speedup": "speed-up over the original",
     "batch_1_realised": "speed-up over MAC ratio",
     "batch_64_ms": "median latency at batch 64, onnxruntime, ms",
-    "batch_64_speedup": "median latency of the original over it",
+    "batch_64_speedup": "speed-up over the original",
     "batch_64_realised": "speed-up over MAC ratio",
-    "seconds": "time to prune: scoring, selection and cut (with the measuring of activations, where used)",
+    "seconds": "time to prune: scoring, selection and cut (including the statistics of activations, if used)",
 }
 
 
@@ -99,7 +99,7 @@ COLUMNS = {
 @click.option("--limit", type=int, help="Fine-tune on a balanced subset.")
 @click.option("--only", multiple=True, help="Contenders, by a part of their name.")
 @click.option("--finetune", multiple=True, help="Those of them to fine-tune [default: all].")
-@click.option("--seconds", type=float, default=20.0, show_default=True, help="Timed running for each model.")
+@click.option("--seconds", type=float, default=20.0, show_default=True, help="Timed seconds for each model.")
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(

@@ -1,10 +1,10 @@
-"""One quantiser, in a process of its own so that its memory is its own; called by quantizers.py.
+"""Run one quantiser in its own process, to measure its memory; called by quantizers.py.
 
     python benchmarks/peers/quantizer_tools.py TOOL MODEL.onnx IMAGES.npy OUTPUT.onnx
 
-IMAGES holds network input, (N, 3, H, W) float32. Prints JSON: `seconds` from the first image to the written
-file, `cpu_seconds` of all threads, `peak_mib` of the process. Nothing of slimdeploy is imported for the tools
-of others, which may live in an environment without it.
+IMAGES contains network input, (N, 3, H, W) float32. Prints JSON: `seconds` from the first image to the
+written file, `cpu_seconds` of all threads, `peak_mib` of the process. Other tools run without importing
+slimdeploy, which their environment may lack.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ for _target in ("cpu", "tensorrt"):
 
 
 class _Reader:
-    """What onnxruntime's calibration reads images from."""
+    """The images for onnxruntime's calibration."""
 
     def __init__(self, name: str, images: np.ndarray) -> None:
         self._feeds = iter([{name: batch} for batch in _batches(images)])

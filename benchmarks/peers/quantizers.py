@@ -5,11 +5,11 @@ images.
     python benchmarks/peers/quantizers.py model.onnx --data folder:data/cifar10-jpeg --work runs/quantizers \\
         --modelopt .modelopt/bin/python --output benchmarks/results/quantizers.json
 
-Each tool quantises the float32 export in a process of its own, with no choice made afterwards. Then all files
-are compared: accuracy on the test images, onnxruntime latency in one interleaved run, and whether TensorRT's
-own parser and builder take them. What was made of this model is kept in the work folder: run again, only the
-latency is measured anew. modelopt pins other versions of onnx and onnxruntime, hence its own environment;
-without `--modelopt` it is left out.
+Each tool quantises the float32 export in its own process, without later choices. Then all files are compared:
+accuracy on the test images, onnxruntime latency in one interleaved run, and whether TensorRT's parser and
+builder accept them. The files for this model are kept in the work folder: a repetition only measures the
+latency. modelopt needs other versions of onnx and onnxruntime, hence a separate environment; without
+`--modelopt` it is skipped.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ from slimdeploy.toolchain.runtime.session import SessionOptions
 from slimdeploy.toolchain.stages.train import dataset_for
 
 COLUMNS = {
-    "tool": "who quantised, and how",
+    "tool": "tool and settings",
     "accuracy": "test accuracy of the INT8 model",
-    "drop_points": "what INT8 costs, in percentage points",
+    "drop_points": "loss of accuracy by INT8, in percentage points",
     "drop_low": "95 % interval of the paired difference, lower end",
     "drop_high": "its upper end",
     "top1_agreement": "share of test images with the float model's top class",
     "batch_1_ms": "median latency at batch 1, onnxruntime, ms",
-    "batch_64_ms": "median latency at batch 64, onnxruntime, ms; null where --batch leaves it out",
+    "batch_64_ms": "median latency at batch 64, onnxruntime, ms; null if --batch excludes it",
     "seconds": "time to calibrate and to write the file",
     "cpu_seconds": "processor time of the same, all threads together",
-    "peak_mib": "peak memory of the process that did, MiB",
-    "tensorrt": "whether TensorRT's parser and builder take the file",
+    "peak_mib": "peak memory of that process, MiB",
+    "tensorrt": "whether TensorRT's parser and builder accept the file",
 }
 
 
 def quantise(name: str, python: str, model: Path, images: Path, output: Path) -> dict[str, Any]:
-    """Run one tool in a process of its own, on a copy of the model: modelopt changes what it reads."""
+    """Run one tool in its own process, on a copy of the model, because modelopt changes its input."""
     script = Path(__file__).with_name("quantizer_tools.py")
     copy = output.with_suffix(".source.onnx")
     shutil.copyfile(model, copy)
@@ -76,8 +76,8 @@ def quantise(name: str, python: str, model: Path, images: Path, output: Path) ->
 
 
 def once(record: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `record` holds; made and written where it doesn't exist, so that a second run only measures
-    time.
+    """The content of `record`, created if it doesn't exist, so that a repetition only measures the
+    latency.
     """
     if not record.exists():
         artifacts.write_json(record, make())
@@ -85,7 +85,7 @@ def once(record: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def accuracy(model: Path, baseline: np.ndarray, data: CalibrationData) -> dict[str, Any]:
-    """Accuracy beside the float model's logits, as onnxruntime runs the file here."""
+    """Accuracy of the file in onnxruntime on this machine, compared with the float model."""
     network = Network(onnx.load(model))
     found = compare_logits(baseline, network.logits(data.test.images, data.preprocessing), data.test.labels)
     return {
@@ -98,7 +98,7 @@ def accuracy(model: Path, baseline: np.ndarray, data: CalibrationData) -> dict[s
 
 
 def judged(model: Path, baseline: np.ndarray, data: CalibrationData, trt: types.ModuleType) -> dict[str, Any]:
-    """What doesn't depend on the machine's load."""
+    """The results that don't depend on the load of the machine."""
     return {**accuracy(model, baseline, data), "tensorrt": tensorrt_takes(trt, model)}
 
 
@@ -122,14 +122,14 @@ def tensorrt_takes(trt: types.ModuleType, model: Path) -> str:
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
 @click.option("--data", required=True)
 @click.option("--data-dir", type=click.Path(path_type=Path), default=Path("data"))
-@click.option("--images", type=int, default=1000, show_default=True, help="To calibrate with.")
+@click.option("--images", type=int, default=1000, show_default=True, help="Images for calibration.")
 @click.option("--parity-images", type=int, help="Test images [default: all].")
-@click.option("--modelopt", help="The Python of an environment that has nvidia-modelopt.")
+@click.option("--modelopt", help="Python of an environment with nvidia-modelopt.")
 @click.option("--threads", type=int, help="CPU threads of the timed runs [default: all cores].")
 @click.option("--only", multiple=True, help="Tools, by a part of their name.")
 @click.option("--batch", multiple=True, type=click.IntRange(min=1), default=(1, 64), show_default=True,
-              help="Images in a timed run.")  # fmt: skip
-@click.option("--seconds", type=float, default=20.0, show_default=True, help="Timed running for each model.")
+              help="Batch size of a timed run.")  # fmt: skip
+@click.option("--seconds", type=float, default=20.0, show_default=True, help="Timed seconds for each model.")
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(
@@ -154,7 +154,7 @@ def main(
         if only and not any(part in name for part in only):
             continue
         if theirs and not modelopt:
-            log(f"{name}: left out, --modelopt names no Python that has it")
+            log(f"{name}: skipped: --modelopt names no Python with nvidia-modelopt")
             continue
         log(f"{name} …")
         path = work / ("".join(c if c.isalnum() else "-" for c in name) + ".onnx")

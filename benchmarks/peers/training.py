@@ -1,11 +1,11 @@
-"""Training speed: slimdeploy's loop, the same without one of its tricks at a time, a torchvision-transforms +
-DataLoader loop, and bare steps on ready tensors.
+"""Training speed: slimdeploy's loop, the same loop without one optimisation at a time, a loop with
+torchvision transforms and DataLoader, and bare steps on prepared tensors.
 
     python benchmarks/peers/training.py --output benchmarks/results/training.json
 
-All train the same network with the same optimiser, in turn, a step or a few at a time, so that a machine
-whose speed drifts weighs on all alike. The bare steps are the limit: a batch that is already cropped,
-normalised and laid out, nothing but forward, backward and the optimiser.
+All train the same network with the same optimiser, alternately, a few steps at a time, so that drift of the
+machine affects all equally. The bare steps are the limit: forward, backward and optimiser on a batch that is
+already cropped, normalised and in the right layout.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ BARE, OURS, REFERENCE = (
 COLUMNS = {
     "loop": "what trains",
     "images_per_second": "median over the rounds",
-    "share_of_bare": "median over the rounds of its speed over the bare steps' in the same round",
+    "share_of_bare": "median over the rounds of its speed relative to the bare steps in the same round",
 }
 
 
 @dataclass(frozen=True)
 class Task:
-    """What all loops train on."""
+    """Input of all loops."""
 
     split: Split
     batch_size: int
@@ -65,19 +65,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Tricks:
-    """What slimdeploy's loop does for its speed."""
+    """The optimisations of slimdeploy's loop."""
 
     precision: str = "auto"
     channels_last: bool = True
     fused: bool = True
     batched: bool = True
-    """Crops and flips a batch at a time, on the device; else image by image, with torchvision."""
+    """Crop and flip a batch at a time on the device; else image by image, with torchvision."""
     sparsity: float = 1e-4
     compile: bool = False
 
 
 def slimdeploy_loop(task: Task, tricks: Tricks) -> Iterator[None]:
-    """Steps as `slimdeploy train` takes them, with what it keeps of each."""
+    """Steps of `slimdeploy train`, with its records."""
     options = TrainOptions(batch_size=task.batch_size, precision=tricks.precision, sparsity=tricks.sparsity)
     batches = TrainingBatches(
         task.split,
@@ -108,7 +108,7 @@ def slimdeploy_loop(task: Task, tricks: Tricks) -> Iterator[None]:
 
 
 def bare_steps(task: Task) -> Iterator[None]:
-    """Steps on one batch that is ready on the device."""
+    """Steps on one batch that is prepared on the device."""
     step = _BareStep(task)
     images = torch.randn(task.batch_size, 3, 32, 32, device=task.device)
     images = images.to(memory_format=torch.channels_last)
@@ -119,7 +119,7 @@ def bare_steps(task: Task) -> Iterator[None]:
 
 
 def dataloader_loop(task: Task) -> Iterator[None]:
-    """The loop of the reference reports: PIL images, torchvision transforms, DataLoader workers."""
+    """The loop of the reference implementation: PIL images, torchvision transforms, DataLoader workers."""
     step = _BareStep(task)
     while True:
         for images, labels in _image_by_image(task):
@@ -168,7 +168,9 @@ def _prepared_with_torchvision() -> Any:
 
 
 def _image_by_image(task: Task) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of a DataLoader with a worker for each processor but one; without, it reads by itself."""
+    """Batches of a DataLoader with one worker per processor except one; with one processor, without
+    workers.
+    """
     import_torchvision()
     from PIL import Image
     from torch.utils.data import DataLoader
@@ -219,7 +221,7 @@ def _loops(task: Task) -> dict[str, Iterator[None]]:
 @click.option("--batch-size", default=128, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(rounds: int, steps: int, batch_size: int, output: Path) -> None:
-    """Time the loops in turn and write a `table` result."""
+    """Time the loops alternately and write a `table` result."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8 * batch_size, 32, 32, 3), dtype=np.uint8)
@@ -233,7 +235,7 @@ def main(rounds: int, steps: int, batch_size: int, output: Path) -> None:
                 next(loop)
             if device == "cuda":
                 torch.cuda.synchronize()
-            if round_number:  # the first brings caches, thread pools and kernels
+            if round_number:  # the first round warms up caches, thread pools and kernels
                 found[name].append(steps * batch_size / (time.perf_counter() - started))
     rows = [
         {

@@ -1,10 +1,10 @@
-"""What reducing the range of INT8 weights from ±127 to ±64 costs, and what it saves where a CPU has no VNNI.
+"""Loss by reducing the range of INT8 weights from ±127 to ±64, and its benefit on CPUs without VNNI.
 
     python benchmarks/peers/weight_range.py original.onnx --data folder:data/cifar10-jpeg \\
         --output benchmarks/results/weight-range.json
 
-Each file is computed by the letter of its Q/DQ pairs (in float), by plain onnxruntime, and by onnxruntime's
-exact kernels (`session.x64quantprecision`), which every CPU with VNNI agrees with.
+Each file is computed exactly by its Q/DQ pairs (in float), by plain onnxruntime, and by onnxruntime's exact
+kernels (`session.x64quantprecision`), which agree with every CPU with VNNI.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ COLUMNS = {
     "weights": "largest INT8 weight",
     "session": "how it was computed",
     "accuracy": "test accuracy, 0 to 1",
-    "drop_points": "what INT8 costs, in percentage points",
+    "drop_points": "loss of accuracy by INT8, in percentage points",
     "drop_low": "95 % interval of the paired difference, lower end",
     "drop_high": "its upper end",
     "logit_error": "RMS of the logits' differences ÷ RMS of the float model's logits",
@@ -54,7 +54,7 @@ COLUMNS = {
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="As for slimdeploy calibrate.")
-@click.option("--method", default="mse", show_default=True, help="How ranges are chosen.")
+@click.option("--method", default="mse", show_default=True, help="Method of choosing ranges.")
 @click.option("--images", default=1000, show_default=True, help="Training images to measure ranges on.")
 @click.option("--test-images", type=int, help="Test images. [default: all]")
 @click.option("--threads", type=int, help="CPU threads. [default: all cores]")

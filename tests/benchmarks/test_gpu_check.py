@@ -135,7 +135,7 @@ def test_files_are_made_by_the_commands_a_user_would_call(
     ]  # fmt: skip
     models.onnx("pruned", "fp16")
     assert calls[6][:4] == ["export", str(tmp_path / "pruned.safetensors"), "--precision", "fp16"]
-    with pytest.raises(SlimdeployError, match="--original and --pruned belong together"):
+    with pytest.raises(SlimdeployError, match="--original and --pruned must be given together"):
         gpu_models.prepare(Pair(tmp_path, None, "digits", tmp_path), tmp_path)
 
 
@@ -151,7 +151,7 @@ def test_machine_without_a_gpu_is_told_so(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(gpu_check, "open_device", none)
     result = CliRunner().invoke(gpu_check.main, [])
     assert result.exit_code == 2
-    assert "no NVIDIA GPU to check: no NVIDIA driver here" in result.output
+    assert "no NVIDIA GPU: no NVIDIA driver here" in result.output
 
 
 @pytest.mark.slow

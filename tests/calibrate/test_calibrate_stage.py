@@ -118,7 +118,7 @@ def test_a_changed_model_makes_its_ranges_stale(bottleneck, tmp_path):
     changed = onnx.load(tmp_path / "model.onnx")
     changed.doc_string = "another export"
     onnx.save(changed, tmp_path / "model.onnx")
-    with pytest.raises(SlimdeployError, match="ranges of another model"):
+    with pytest.raises(SlimdeployError, match="it belongs to another model"):
         run(bottleneck, tmp_path, ranges=tmp_path / "ranges.json", name="other.onnx")
 
 
@@ -157,7 +157,7 @@ def test_the_most_sensitive_layers_stay_in_float(bottleneck, tmp_path, monkeypat
     assert result.precision == "mixed"
     assert set(result.reasons) == set(result.float_layers)
     pattern = (
-        r"INT8 everywhere drops [\d.]+ points \(5 allowed\) with a logit error of [\d.]+%, -?[\d.]+% of it"
+        r"INT8 everywhere drops [\d.]+ points \(5 allowed\) and has a logit error of [\d.]+%, -?[\d.]+% of it"
     )
     assert all(re.match(pattern, reason) for reason in result.reasons.values()), result.reasons
     if result.onnx:
@@ -207,7 +207,7 @@ def test_fp16_compute_needs_opset_19(tmp_path):
         ({"method": "kl"}, "unknown method 'kl'"),
         ({"target": "gpu"}, "unknown target 'gpu'; known: tensorrt, cpu"),
         ({"compute": "bf16"}, "unknown compute 'bf16'"),
-        ({"compute": "fp16", "target": "cpu"}, "compute fp16 is for target tensorrt"),
+        ({"compute": "fp16", "target": "cpu"}, "compute fp16 needs target tensorrt"),
     ],
 )
 def test_options_that_cannot_be(given, message):
@@ -233,7 +233,11 @@ def test_nan_is_traced_to_its_layer(bottleneck, tmp_path):
     values.flat[0] = 3e38
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(SlimdeployError, match=r"activations of layer2\.[01]\.conv[12] hold NaN or infinity"):
+    with pytest.raises(
+        SlimdeployError,
+        match=r"activations of layer2\.[01]\.conv[12] contain NaN or "
+        "infinity",
+    ):
         run(bottleneck, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 

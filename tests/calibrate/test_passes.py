@@ -65,7 +65,7 @@ GAP = (node("GlobalAveragePool", ["x"], "pool"), node("Flatten", ["pool"], "y"))
 
 
 REFUSED = {
-    r"doesn't know the operator Softmax \(node s\); it knows Conv": small_model(
+    r"doesn't support the operator Softmax \(node s\); supported: Conv": small_model(
         node("Softmax", ["x"], "s"), *GAP
     ),
     "quantised already": small_model(*GAP, node("QuantizeLinear", ["y", "s"], "q"), constants={"s": 1.0}),
@@ -77,7 +77,9 @@ REFUSED = {
         node("Gemm", ["flat", "w"], "y", alpha=2.0),
         constants={"w": np.ones((3, 4))},
     ),
-    "a name of its own": small_model(node("Relu", ["x"], "a"), helper.make_node("Relu", ["a"], ["b"]), *GAP),
+    "names must be unique": small_model(
+        node("Relu", ["x"], "a"), helper.make_node("Relu", ["a"], ["b"]), *GAP
+    ),
 }
 
 

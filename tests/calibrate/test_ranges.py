@@ -41,7 +41,7 @@ def test_round_trip(saved):
 
 def test_another_model_or_other_images_are_stale(saved):
     path, _ = saved
-    with pytest.raises(StaleRanges, match=r"ranges\.json is stale: it holds the ranges of another model"):
+    with pytest.raises(StaleRanges, match=r"ranges\.json is stale: it belongs to another model"):
         load_ranges(path, model_sha256="abd", images=IMAGES)
     with pytest.raises(StaleRanges, match="stale: it was measured on 3 other images"):
         load_ranges(path, model_sha256="abc", images=IMAGES[:2])

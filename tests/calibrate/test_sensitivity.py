@@ -81,7 +81,7 @@ def test_a_comparison_by_hand():
 
 def test_labels_that_do_not_fit():
     logits = np.zeros((2, 3), np.float32)
-    with pytest.raises(SlimdeployError, match="class number 3, the model 3 classes"):
+    with pytest.raises(SlimdeployError, match="class index 3, but the model has 3 classes"):
         compare_logits(logits, logits, np.array([0, 3]))
     with pytest.raises(SlimdeployError, match="no images to compare on"):
         compare_logits(logits[:0], logits[:0], np.array([], int))

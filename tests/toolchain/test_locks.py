@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from slimdeploy.toolchain.artifacts import atomic_file, remove_leftovers
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.locks import exclusive, is_held, lock_file
 
@@ -101,3 +102,38 @@ def test_readers_hold_a_lock_together_and_a_writer_alone(tmp_path: Path) -> None
                 writer.communicate()
                 assert third.stdout.readline() == "in\n"
                 third.communicate()
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from slimdeploy.toolchain.artifacts import atomic_file
+with atomic_file(Path(sys.argv[1])) as file:
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_temporary_file_is_removed_once_its_writer_is_killed(tmp_path: Path) -> None:
+    output = tmp_path / "net.onnx"
+    command = [sys.executable, "-c", WRITE, str(output)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        (temporary,) = tmp_path.iterdir()
+        remove_leftovers(output)
+        assert temporary.exists(), "it is being written"
+        process.kill()
+    remove_leftovers(output)
+    assert not temporary.exists()
+
+
+def test_threads_of_one_process_keep_each_others_temporary_files(tmp_path: Path) -> None:
+    output = tmp_path / "net.onnx"
+    with atomic_file(output) as file:
+        thread = threading.Thread(target=remove_leftovers, args=(output,))
+        thread.start()
+        thread.join()
+        file.write(b"whole")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["net.onnx"]
+    assert output.read_bytes() == b"whole"

@@ -1,1 +1,1 @@
-"""One file a command: parse, call one stage, print. `cli.COMMANDS` lists them."""
+"""One file per command: parse, call one stage, print. `cli.COMMANDS` lists them."""

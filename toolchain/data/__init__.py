@@ -1,1 +1,1 @@
-"""Images and labels: where they come from (`sources`) and how they reach the network (`batches`)."""
+"""Data sources, preprocessing, augmentation and batches."""

@@ -1,8 +1,9 @@
-"""Batches of a split that lives on the device as uint8: augmented and normalised there, many images at once.
-Of one that stays in its files, workers read, crop, flip and colour the images; the device does the rest.
+"""Batches of a split that is on the device as uint8; they are augmented and normalised there, many images at
+once. If the split stays in files, workers read, crop, flip and colour the images, and the device does the
+rest.
 
-Every random choice is a function of (seed, epoch) alone, so a resumed run sees the batches that an
-uninterrupted one would have seen.
+Every random choice depends only on (seed, epoch), so a resumed run gets the same batches as an uninterrupted
+one.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ class Normalise:
         scaled = torch.addcmul(self._shift, images.float(), self._scale)
         if self._reverse:
             scaled = scaled.flip(-1)
-        # A permuted NHWC tensor *is* channels-last: nothing is copied for the layout.
+        # A permuted NHWC tensor is channels-last already: no copy is needed.
         return scaled.permute(0, 3, 1, 2)
 
 
 class TrainingBatches:
-    """Shuffled, augmented batches; the images left over at the end of an epoch are dropped.
+    """Shuffled, augmented batches; the remaining images at the end of an epoch are dropped.
 
-    Where `ranks` processes share each batch, these are the images of process `rank`: every `ranks`-th one.
+    If `ranks` processes share each batch, process `rank` gets every `ranks`-th image.
     """
 
     def __init__(
@@ -63,10 +64,10 @@ class TrainingBatches:
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        """`classes` is for mixed labels. Raises SlimdeployError where the cutout covers a whole image."""
+        """`classes` is for mixed labels. Raises SlimdeployError if the cutout covers a whole image."""
         if augmentation.cutout >= split.stored.shape[1]:
             raise SlimdeployError(
-                f"cutout must be below the {split.stored.shape[1]} pixels of an image's side, "
+                f"cutout must be less than the image side of {split.stored.shape[1]} pixels, "
                 f"not {augmentation.cutout}"
             )
         self._normalise = Normalise(preprocessing, device)
@@ -83,28 +84,31 @@ class TrainingBatches:
             except torch.OutOfMemoryError as error:
                 mib = split.stored.nbytes / 2**20
                 raise SlimdeployError(
-                    f"{mib:,.0f} MiB of images don't fit on the GPU: --stream leaves them in their files"
+                    f"{mib:,.0f} MiB of images don't fit in GPU memory: use --stream to read them from "
+                    "their files"
                 ) from error
             self._images = F.pad(images, (0, 0, pad, pad, pad, pad)) if pad else images
         self._labels = torch.from_numpy(split.labels).to(device)
         self.batch_size = min(batch_size, len(split))
-        """Images in a batch, those of other processes included."""
+        """Batch size over all processes."""
         self._rank, self._ranks = rank, ranks
         if self.batch_size < ranks:
             raise SlimdeployError(f"a batch of {self.batch_size} is too small for {ranks} processes")
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return len(self._labels) // self.batch_size
 
     @property
     def weight(self) -> float:
-        """What a mean over this process's images counts, for the mean over processes to be that over all."""
+        """Weight of this process's mean in the mean over processes, such that the result is the mean over all
+        images.
+        """
         return len(range(self._rank, self.batch_size, self._ranks)) * self._ranks / self.batch_size
 
     def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of epoch `index`: images (B, 3, H, W) float32, and their labels: (B,) int64, or where
-        images are mixed, (B, classes) float32.
+        """Batches of epoch `index`: images (B, 3, H, W) float32 and labels: (B,) int64, or for mixed images
+        (B, classes) float32.
         """
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + index)
         count, chosen = len(self._labels), self._augmentation
@@ -119,7 +123,8 @@ class TrainingBatches:
             return
         mixes = draw_mixes(chosen.mixup, chosen.cutmix, len(self), self._side, seed=(self._seed, index))
         others = batches.roll(1, 1)[:, self._rank :: self._ranks]
-        # Alone, the images that go with a batch are in it; of several processes, others may have them.
+        # With one process, the images mixed into a batch are from the same batch; with several, another
+        # process may have them.
         alone = self._ranks == 1
         read = own if alone else torch.cat([own, others], 1)
         mine = slice(0, own.shape[1])
@@ -129,7 +134,7 @@ class TrainingBatches:
             yield mixed, mix.labels(labels[mine], labels[theirs], self._classes)
 
     def _batches(self, batches: Tensor, views: Views) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, 3, H, W) float32 and labels (B,) of each row of `batches`, numbers of images."""
+        """Images (B, 3, H, W) float32 and labels (B,) for each row of `batches`, which are image indices."""
         read = self._read if self._reader else self._gather
         centres = views.centres.to(self._device)
         for chosen, images in read(batches, views):
@@ -139,7 +144,7 @@ class TrainingBatches:
             yield images, self._labels[chosen]
 
     def _gather(self, batches: Tensor, views: Views) -> Iterator[tuple[Tensor, Tensor]]:
-        """Numbers (B,) and augmented images (B, H, W, 3) uint8 of each batch, from memory."""
+        """Indices (B,) and augmented images (B, H, W, 3) uint8 of each batch, from memory."""
         views = views.to(self._device)
         side = torch.arange(self._side, device=self._device)
         for chosen in batches.to(self._device):
@@ -153,7 +158,7 @@ class TrainingBatches:
             yield chosen, jittered(images, views.colours[:, chosen]) if len(views.colours) else images
 
     def _read(self, batches: Tensor, views: Views) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same from files."""
+        """The same, from files."""
         assert self._reader
 
         def crops(chosen: Tensor) -> list[Crop]:
@@ -175,7 +180,7 @@ class TrainingBatches:
 def plain_batches(
     split: Split, preprocessing: Preprocessing, *, batch_size: int, device: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The split in order, without augmentation, the last batch maybe smaller: images, labels as in
+    """The split in order, without augmentation; the last batch may be smaller. Images and labels as in
     training.
     """
     normalise = Normalise(preprocessing, device)
@@ -186,7 +191,7 @@ def plain_batches(
 
 
 def _slices(split: Split, starts: range, batch_size: int, device: str) -> Iterator[Tensor]:
-    """(B, H, W, 3) uint8 on the device, from each of `starts` on."""
+    """(B, H, W, 3) uint8 on the device: one batch from each start in `starts`."""
     if isinstance(split.stored, FileImages):
         ends = (min(start + batch_size, len(split)) for start in starts)
         batches = zip(starts, ends, strict=True)

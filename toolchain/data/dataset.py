@@ -1,4 +1,4 @@
-"""A labelled image set, in memory or in files, its splits, and the table of sources that `--data` names."""
+"""Labelled images in memory or in files, their splits, and the table of data sources for `--data`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Split:
 
     @property
     def images(self) -> np.ndarray:
-        """All of them in memory. What may be given a whole set of files takes parts of `stored` instead."""
+        """All images in memory. Code that can handle sets in files reads parts of `stored` instead."""
         return np.asarray(self.stored)
 
     def __len__(self) -> int:
@@ -40,8 +40,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Square images of one size. `test` is for the final figure; `validation` to choose by: None where the
-    data brings none, and a share of `train` is held out for it.
+    """Square images of one size. `test` is for the final result. `validation` is None if the data has no
+    validation split; a share of `train` is then held out.
     """
 
     class_names: tuple[str, ...]
@@ -51,15 +51,15 @@ class Dataset:
     validation: Split | None = None
 
     def held_out(self, share: float, *, limit: int | None = None) -> tuple[Split, Split]:
-        """Training and validation images: the data's own validation split, or `share` of the training images;
-        a class-balanced `limit` of these is taken first.
+        """Training and validation images: the data's own validation split, or else `share` of the training
+        images. A class-balanced `limit` of the training images is taken first.
         """
         train = balanced_subset(self.train, limit)
         return (train, self.validation) if self.validation else split_validation(train, share)
 
     def digest(self) -> str:
-        """Hash of the class names, all images and labels; of images in files, of what the file system says of
-        them.
+        """Hash of the class names, images and labels; for images in files, of their paths, sizes and
+        times.
         """
         found = hashlib.sha256(json.dumps(self.class_names).encode())
         for split in (self.train, self.test, *([self.validation] if self.validation else [])):
@@ -73,23 +73,23 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DataOptions(PreprocessingOptions):
-    """Which data: the name that `--data` takes, where it is, and how its images become the network's input.
+    """Which data: the name for `--data`, its folder, and the preprocessing of its images.
 
-    `stream` says whether images stay in their files, and None that they do where they don't fit in memory.
+    `stream`: images stay in their files; None: only if they don't fit in memory.
     """
 
     name: str
     data_dir: Path = Path("data")
     stream: bool | None = None
     skip_unreadable: bool = False
-    """Leave files out that aren't readable images, instead of refusing them."""
+    """Skip unreadable images instead of raising an error."""
 
     def or_else(self, model: Preprocessing) -> DataOptions:
-        """The same data with the preprocessing of a model where nothing is chosen."""
+        """The same data, with the preprocessing of a model as default."""
         return self.fed_to(self.applied_to(model))
 
     def fed_to(self, model: Preprocessing) -> DataOptions:
-        """The same data with the preprocessing of a model."""
+        """The same data, with the preprocessing of a model."""
         resize = "x".join(map(str, model.resize)) if isinstance(model.resize, tuple) else model.resize
         return replace(
             self,
@@ -107,7 +107,7 @@ class DataOptions(PreprocessingOptions):
 
 
 Source = Callable[[str, DataOptions], Dataset]
-"""What `--data NAME` or `--data NAME:ARGUMENT` calls, with the argument."""
+"""A data source: loads what `--data NAME` or `--data NAME:ARGUMENT` refers to."""
 _OWN = ("digits", "cifar10", "folder")
 SOURCES: Registry[Source] = Registry(
     "data", Callable, {name: f"slimdeploy.toolchain.data.sources:{name}" for name in _OWN}
@@ -115,13 +115,11 @@ SOURCES: Registry[Source] = Registry(
 
 
 def load_dataset(options: DataOptions) -> Dataset:
-    """Load what `options` names. Raises SlimdeployError for an unknown name and for data that can't be
-    used.
-    """
+    """Load the data of `options`. Raises SlimdeployError for an unknown name and for unusable data."""
     name, _, argument = options.name.partition(":")
     dataset = SOURCES.find(name)(argument, options)
     if options.stream and not isinstance(dataset.train.stored, FileImages):
-        raise SlimdeployError(f"{name} can't be streamed: only folder:PATH is in files")
+        raise SlimdeployError(f"{name} can't be streamed: only folder:PATH can")
     if len(dataset.class_names) < 2:
         raise SlimdeployError(
             f"{options.name}: only one class ({dataset.class_names[0]}); at least 2 are needed"
@@ -130,10 +128,9 @@ def load_dataset(options: DataOptions) -> Dataset:
 
 
 def split_validation(split: Split, fraction: float, *, seed: int = 0) -> tuple[Split, Split]:
-    """Split `fraction` of the images off as validation, every class in proportion; the same seed gives the
-    same split.
+    """Hold out `fraction` of the images as validation, in every class; reproducible by `seed`.
 
-    Returns (training, validation). Raises SlimdeployError where either part would be empty.
+    Returns (training, validation). Raises SlimdeployError if either part would be empty.
     """
     classes, counts = np.unique(split.labels, return_counts=True)
     shares = dict(zip(classes.tolist(), _proportional_shares(counts, fraction, seed), strict=True))
@@ -142,16 +139,16 @@ def split_validation(split: Split, fraction: float, *, seed: int = 0) -> tuple[S
     if not 0 < len(chosen) < len(split):
         raise SlimdeployError(
             f"a validation share of {fraction:g} leaves {len(split) - len(chosen)} images for training "
-            f"and {len(chosen)} for validation: both need some"
+            f"and {len(chosen)} for validation: both need at least 1"
         )
     rest = np.setdiff1d(np.arange(len(split)), chosen)
     return split.take(rest), split.take(chosen)
 
 
 def _proportional_shares(counts: np.ndarray, fraction: float, seed: int) -> list[int]:
-    """`fraction` of all images, split over classes that hold `counts` each: every class its whole part, and
-    what is left to the largest remainders (Hamilton's method; equal ones in random order). At least one image
-    of a class is left for training.
+    """`fraction` of all images, distributed over classes with `counts` images each: first the whole numbers,
+    then one more for the largest remainders (Hamilton's method; ties at random). At least one image of each
+    class is left for training.
     """
     exact = counts * fraction
     shares = np.floor(exact).astype(int)
@@ -163,7 +160,9 @@ def _proportional_shares(counts: np.ndarray, fraction: float, seed: int) -> list
 
 
 def balanced_subset(split: Split, limit: int | None, *, seed: int = 0) -> Split:
-    """`limit` images, as evenly over the classes as it goes; the whole split where it has no more."""
+    """`limit` images, distributed over the classes as evenly as possible; the whole split if it is
+    smaller.
+    """
     if limit is None or limit >= len(split):
         return split
     classes, counts = np.unique(split.labels, return_counts=True)
@@ -173,11 +172,11 @@ def balanced_subset(split: Split, limit: int | None, *, seed: int = 0) -> Split:
 
 
 def _even_shares(counts: np.ndarray, limit: int) -> list[int]:
-    """Split `limit` over classes that hold `counts` images each, none given more than it holds."""
+    """Distribute `limit` over classes with `counts` images each, at most `counts`."""
     shares = np.zeros(len(counts), dtype=int)
     while (left := limit - shares.sum()) > 0:
         room = np.flatnonzero(shares < counts)
-        room = room[np.argsort(shares[room], kind="stable")]  # what is left over goes to those with least
+        room = room[np.argsort(shares[room], kind="stable")]  # the remainder goes to the smallest shares
         give = np.full(len(room), left // len(room))
         give[: left % len(room)] += 1
         shares[room] = np.minimum(shares[room] + give, counts[room])
@@ -185,7 +184,7 @@ def _even_shares(counts: np.ndarray, limit: int) -> list[int]:
 
 
 def _per_class(labels: np.ndarray, amount: Callable[[int], int], seed: int) -> np.ndarray:
-    """Sorted indices of `amount(images of the class)` random images of each class, in class order."""
+    """Sorted indices of `amount(images)` random images of each class, class by class."""
     rng = np.random.default_rng(seed)
     chosen = []
     for label in np.unique(labels):

@@ -1,4 +1,4 @@
-"""Image files to arrays, many at once, and what is wrong with those that can't be read."""
+"""Decode many image files to arrays, and report unreadable ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slimdeploy.toolchain.preprocessing import Geometry
 from slimdeploy.toolchain.progress import log, progress_bar
 
 NAMED = 50
-"""Unreadable files that an error names."""
+"""Number of unreadable files named in an error."""
 _CHUNK = 256
 
 
@@ -29,24 +29,26 @@ def decode(file: Path | str, geometry: Geometry | None) -> np.ndarray:
         with open_image(file) as image:
             rgb = upright_rgb(image)
             return np.asarray(rgb) if geometry is None else fit(rgb, geometry)
-    except Exception as error:  # PIL's readers of damaged files raise whatever their parsing runs into
+    except Exception as error:  # PIL raises many types of errors for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise Unreadable(f"{file}: not a readable image ({reason})") from error
 
 
 def decode_as(file: str, *, shape: tuple[int, ...], geometry: Geometry | None) -> np.ndarray:
-    """One image file as an array of `shape`, like those before it; raises SlimdeployError where it isn't."""
+    """One image file as an array of `shape`, like the other files; raises SlimdeployError if it has another
+    shape.
+    """
     image = decode(file, geometry)
     if image.shape != shape:
         raise SlimdeployError(
-            f"{file} is {image.shape[1]}×{image.shape[0]}, the images before it "
+            f"{file} is {image.shape[1]}×{image.shape[0]}, but earlier images are "
             f"{shape[1]}×{shape[0]}: pass --size N to resize all"
         )
     return image
 
 
 def square_shape(paths: Iterable[str]) -> tuple[int, ...]:
-    """The shape of images of their own size, which is that of the first that can be read."""
+    """The shape of the first readable image, if no size is given."""
     error = None
     for path in paths:
         try:
@@ -56,7 +58,7 @@ def square_shape(paths: Iterable[str]) -> tuple[int, ...]:
             continue
         if shape[0] != shape[1]:
             raise SlimdeployError(
-                f"{path} is {shape[1]}×{shape[0]}, not square: pass --size N to resize and cut"
+                f"{path} is {shape[1]}×{shape[0]}, not square: pass --size N to resize and crop"
             )
         return shape
     raise error or SlimdeployError("there are no images")
@@ -65,8 +67,8 @@ def square_shape(paths: Iterable[str]) -> tuple[int, ...]:
 def decode_all(
     paths: Sequence[str], shape: tuple[int, ...], geometry: Geometry | None
 ) -> tuple[np.ndarray, dict[str, str]]:
-    """Decode `paths` into one (N, S, S, 3) array; path -> why it can't be read, of those whose place is
-    black.
+    """Decode `paths` into one (N, S, S, 3) array; also returns path -> error of unreadable files, whose
+    images are black.
     """
     images = np.zeros((len(paths), *shape), dtype=np.uint8)
 
@@ -77,7 +79,7 @@ def decode_all(
 
 
 def find_unreadable(paths: Sequence[str]) -> dict[str, str]:
-    """Path -> why it can't be read, of all that can't."""
+    """Path -> error of all unreadable files."""
 
     def check(i: int) -> None:
         decode(paths[i], None)
@@ -86,24 +88,24 @@ def find_unreadable(paths: Sequence[str]) -> dict[str, str]:
 
 
 def refuse(unreadable: dict[str, str]) -> SlimdeployError:
-    """The error that names all files that can't be read."""
+    """The error that lists unreadable files."""
     reasons = list(unreadable.values())
     if len(reasons) == 1:
-        return SlimdeployError(f"{reasons[0]}; --skip-unreadable leaves it out")
+        return SlimdeployError(f"{reasons[0]}; use --skip-unreadable to skip it")
     named = "; ".join(reasons[:NAMED]) + ("; …" if len(reasons) > NAMED else "")
-    return SlimdeployError(f"{len(reasons)} unreadable images, --skip-unreadable leaves them out: {named}")
+    return SlimdeployError(f"{len(reasons)} unreadable images (use --skip-unreadable to skip them): {named}")
 
 
 def tell_skipped(unreadable: dict[str, str]) -> None:
-    """Log what is left out because it can't be read."""
+    """Log the files that are skipped because they can't be read."""
     for reason in list(unreadable.values())[:NAMED]:
-        log(f"left out: {reason}")
+        log(f"skipped: {reason}")
     if len(unreadable) > NAMED:
-        log(f"left out: {len(unreadable)} unreadable images in all")
+        log(f"skipped: {len(unreadable)} unreadable images in total")
 
 
 def _each(paths: Sequence[str], work: Callable[[int], None], title: str) -> dict[str, str]:
-    """Call `work` with every number, on all cores; path -> why it raised Unreadable."""
+    """Call `work` with every index, on all cores; returns path -> message of the Unreadable errors."""
 
     def chunk(start: int) -> tuple[int, dict[str, str]]:
         numbers = range(start, min(start + _CHUNK, len(paths)))

@@ -1,5 +1,5 @@
-"""Images as a network takes them, for work that looks at them as they are: of a split of our own, or of
-whatever gives batches, such as a DataLoader.
+"""Normalised images for work without augmentation: from a split, or from any iterable of batches, e.g. a
+DataLoader.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ ALL = 2**62
 
 
 class Feed(Protocol):
-    """Batches that can be gone through again and again."""
+    """Batches that can be iterated repeatedly."""
 
     @property
     def images(self) -> int:
-        """How many images there are, at most."""
+        """Maximum number of images."""
         ...
 
     def __iter__(self) -> Iterator[Batch]: ...
@@ -57,11 +57,11 @@ def feed_of_tests(dataset: Dataset, device: str) -> SplitFeed:
 
 @dataclass(frozen=True)
 class LoaderFeed:
-    """The first `images` images that `source` gives, as it gives them, on `device`. `name` is the parameter
-    that it was given as, `classes` how many labels there may be.
+    """The first `images` images of `source`, in its order, on `device`. `name` is the name of the parameter
+    in errors, `classes` the number of classes.
 
-    Raises SlimdeployError for a source that can be gone through only once, and when it gives anything but
-    pairs of images (N, 3, H, W) and labels (N,) below `classes`.
+    Raises SlimdeployError if `source` can be iterated only once, or yields anything but pairs of images
+    (N, 3, H, W) and labels (N,) below `classes`.
     """
 
     source: Iterable[Batch]
@@ -73,7 +73,7 @@ class LoaderFeed:
     def __post_init__(self) -> None:
         if iter(self.source) is self.source:
             raise SlimdeployError(
-                f"`{self.name}` can be gone through only once: pass a list of batches or a DataLoader"
+                f"`{self.name}` can be iterated only once: pass a list of batches or a DataLoader"
             )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -85,7 +85,7 @@ class LoaderFeed:
             if left <= 0:
                 return
         if left == self.images:
-            raise SlimdeployError(f"`{self.name}` gives no images")
+            raise SlimdeployError(f"`{self.name}` contains no images")
 
     def count_batches(self) -> int:
         """How many batches one pass gives: where the source has no length, by going through it."""
@@ -102,11 +102,11 @@ class LoaderFeed:
                     return images.to(torch.float32), self._known(labels.long())
                 given = f"{tuple(images.shape)} {images.dtype} and {tuple(labels.shape)} {labels.dtype}"
                 raise SlimdeployError(
-                    f"`{self.name}` gives {given}; pairs of images (N, 3, H, W) float32 and labels (N,) are "
+                    f"`{self.name}` yields {given}; pairs of images (N, 3, H, W) float32 and labels (N,) are "
                     "needed"
                 )
         raise SlimdeployError(
-            f"`{self.name}` gives {type(batch).__name__}s that are no pairs of images (N, 3, H, W) and "
+            f"`{self.name}` yields {type(batch).__name__}s that are not pairs of images (N, 3, H, W) and "
             "labels (N,), both tensors"
         )
 
@@ -114,6 +114,6 @@ class LoaderFeed:
         if self.classes is not None and len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
             wrong = labels[(labels < 0) | (labels >= self.classes)][0]
             raise SlimdeployError(
-                f"`{self.name}` gives the label {wrong}, and the network has {self.classes} classes"
+                f"`{self.name}` contains the label {wrong}, but the network has {self.classes} classes"
             )
         return labels

@@ -1,4 +1,4 @@
-"""Images that stay in their files until they are looked at, for sets that don't fit in memory. No torch."""
+"""Images that are read from their files when needed, for sets that don't fit in memory. No torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 MEMORY_SHARE = 0.5
-"""Share of the free memory that decoded images may take; larger sets are streamed, unless told otherwise."""
+"""Share of the free memory that decoded images may take; larger sets are streamed by default."""
 
 
 class FileImages:
-    """Like an array (N, size, size, 3) uint8, but what is indexed is decoded then.
+    """Behaves like an array (N, size, size, 3) uint8; indexing decodes the images.
 
-    `files` (N,) bytes are paths, `decode` returns the image (size, size, 3) of a path or raises
-    SlimdeployError. `how` names what it does, for the fingerprint.
+    `files` (N,) bytes are paths. `decode` returns the image (size, size, 3) of a path or raises
+    SlimdeployError. `how` describes `decode`, for the fingerprint.
     """
 
     dtype = np.dtype(np.uint8)
@@ -35,7 +35,7 @@ class FileImages:
         return len(self), self.size, self.size, 3
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """The images of a slice, of an array of numbers or of one number, decoded."""
+        """The decoded images of a slice, an array of indices or one index."""
         chosen = self.files[index]
         if isinstance(chosen, bytes):
             return self.decode(os.fsdecode(chosen))
@@ -44,11 +44,11 @@ class FileImages:
         return np.stack(images) if images else np.empty((0, *self.shape[1:]), dtype=np.uint8)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All of them, decoded: for sets that were cut down to a few first."""
+        """All images, decoded; for sets that were first reduced to a few images."""
         return np.asarray(self[:], dtype=dtype)
 
     def fingerprint(self) -> str:
-        """A hash that another, changed or removed file changes."""
+        """A hash that changes if a file is added, changed or removed."""
         digest = hashlib.sha256(self.how.encode())
         for file in self.files:
             status = os.stat(file)
@@ -56,18 +56,18 @@ class FileImages:
         return digest.hexdigest()[:32]
 
     def take(self, indices: np.ndarray, axis: int = 0) -> FileImages:
-        """The images at `indices`, still in their files."""
+        """The images at `indices`, still in files."""
         return FileImages(self.files[indices], self.size, self.decode, self.how)
 
 
 def fits_in_memory(images: int, size: int) -> bool:
-    """Whether so many images of `size`×`size` pixels, decoded, leave MEMORY_SHARE of the free memory free."""
+    """Whether `count` decoded images of `size`×`size` pixels fit in MEMORY_SHARE of the free memory."""
     free = _free_bytes()
     return free is None or images * size * size * 3 <= MEMORY_SHARE * free
 
 
 def _free_bytes() -> int | None:
-    """What the system calls available; None where it doesn't say."""
+    """The available memory; None if the system doesn't report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

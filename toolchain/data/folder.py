@@ -1,4 +1,4 @@
-"""The source `folder:PATH`: one's own images, decoded once and kept, or left in their files."""
+"""The data source `folder:PATH`: the user's images, decoded once and cached, or read from their files."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def read_folder(
 ) -> tuple[tuple[str, ...], dict[str, Split]]:
     """Class names and splits of what `list_images` finds in `root`.
 
-    Images are decoded to RGB, resized and cut as `geometry` says. Without, all must be square and of one
-    size. They are decoded at once and cached or, with `stream` or where they don't fit in memory, when they
-    are needed. Raises SlimdeployError for what is missing, of another size, or unreadable and not to be
-    skipped.
+    Images are decoded to RGB, then resized and cropped by `geometry`. Without it, all must be square and of
+    the same size. They are decoded at once and cached; with `stream`, or if they don't fit in memory, they
+    are decoded when needed. Raises SlimdeployError for missing images, for other sizes, and for unreadable
+    images unless they are skipped.
     """
     listing = list_images(root)
     name = cache.fingerprint(listing.splits)
@@ -52,7 +52,7 @@ def read_folder(
 
 
 def _without_unreadable(root: str, listing: Listing, name: str) -> Listing:
-    """Without the files that can't be read; raises SlimdeployError where a class loses all of a split."""
+    """Drop the files that can't be read; raises SlimdeployError if a class loses all images of a split."""
     paths = [path for files in listing.splits.values() for path in files.paths]
     unreadable = cache.remembered("unreadable", name, lambda: find_unreadable(paths))
     tell_skipped(unreadable)
@@ -65,7 +65,7 @@ def _without_unreadable(root: str, listing: Listing, name: str) -> Listing:
 
 
 def _in_memory(listing: Listing, entry: Path, geometry: Geometry | None) -> dict[str, Split]:
-    """Decoded images, from the cache where they are there."""
+    """Decoded images, from the cache if possible."""
     names = [f"{split}-{what}" for split in listing.splits for what in ("images", "labels")]
     arrays = cache.load_arrays(entry, names)
     if arrays is None:
@@ -75,7 +75,7 @@ def _in_memory(listing: Listing, entry: Path, geometry: Geometry | None) -> dict
 
 
 def _decode(listing: Listing, geometry: Geometry | None) -> dict[str, np.ndarray]:
-    """Images and labels of every split; raises SlimdeployError that names all files that can't be read."""
+    """Images and labels of every split; raises SlimdeployError with all unreadable files."""
     shape = _shape(listing, geometry)
     arrays: dict[str, np.ndarray] = {}
     unreadable: dict[str, str] = {}
@@ -89,7 +89,7 @@ def _decode(listing: Listing, geometry: Geometry | None) -> dict[str, np.ndarray
 
 
 def _in_files(listing: Listing, geometry: Geometry | None) -> dict[str, Split]:
-    """Images that are decoded when they are looked at."""
+    """Images that are decoded when needed."""
     shape = _shape(listing, geometry)
     how = geometry.key if geometry else f"own {shape[0]}"
     decode = functools.partial(decode_as, shape=shape, geometry=geometry)
@@ -108,7 +108,7 @@ def _shape(listing: Listing, geometry: Geometry | None) -> tuple[int, ...]:
 
 
 def _entry(name: str, geometry: Geometry | None) -> Path:
-    """Where the decoded images are kept. Images that have the size asked for by themselves are kept once."""
+    """The cache entry of the decoded images. Images that have the requested size already share one entry."""
     images = cache.root() / "images"
     own = images / f"{name}-own"
     if geometry is None:
@@ -119,7 +119,7 @@ def _entry(name: str, geometry: Geometry | None) -> Path:
 
 
 def _own_side(entry: Path, listing: Listing) -> int:
-    """Pixels along a side of the images, from the cache where there is one."""
+    """Image side in pixels, from the cache if possible."""
     return _cached_side(entry) if entry.is_dir() else square_shape(listing.splits["train"].paths)[0]
 
 
@@ -128,7 +128,7 @@ def _cached_side(entry: Path) -> int:
 
 
 def _tell_twins(root: str, listing: Listing, name: str) -> None:
-    """Warn where the same file is in the training split and in another: accuracy on it tells nothing."""
+    """Warn if the same file is in the training split and in another one: accuracy on it is meaningless."""
     twins = cache.remembered("twins", name, lambda: find_twins(listing.splits))
     if twins:
         ours, theirs = twins[0]
@@ -137,7 +137,7 @@ def _tell_twins(root: str, listing: Listing, name: str) -> None:
 
 
 def find_twins(splits: dict[str, Files]) -> list[tuple[str, str]]:
-    """(training file, other file) for each file outside of the training split whose content is in it."""
+    """(training file, other file) for each file of another split whose content is in the training split."""
     sizes: dict[int, list[str]] = collections.defaultdict(list)
     for path in splits["train"].paths:
         if os.path.isfile(path):

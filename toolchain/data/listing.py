@@ -1,6 +1,4 @@
-"""Which files of one's own are images of which class and split: folders of classes, or tables of files and
-labels.
-"""
+"""Find image files with their class and split: in folders of classes, or in tables of files and labels."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("
 
 @dataclass(frozen=True)
 class Files:
-    """Image files in order, class by class, and the number of each one's class (N,) int64."""
+    """Image files in order, class by class, and their class indices (N,) int64."""
 
     paths: tuple[str, ...]
     labels: np.ndarray
@@ -33,7 +31,7 @@ class Files:
         return len(self.paths)
 
     def without(self, left_out: Sequence[str]) -> Files:
-        """All but those `left_out`."""
+        """All but the files in `left_out`."""
         unwanted = set(left_out)
         kept = [i for i, path in enumerate(self.paths) if path not in unwanted]
         return Files(tuple(self.paths[i] for i in kept), self.labels[kept])
@@ -41,17 +39,18 @@ class Files:
 
 @dataclass(frozen=True)
 class Listing:
-    """`splits` has "train" and "test", and "val" where the data brings a validation split of its own."""
+    """`splits` has "train", "test", and "val" if the data has a validation split."""
 
     class_names: tuple[str, ...]
     splits: dict[str, Files]
 
 
 def list_images(root: str) -> Listing:
-    """What lies in `root`: a folder {train,val,test}/<class>/…, one with {train,val,test}.csv, or a table.
+    """List the images of `root`: a folder {train,val,test}/<class>/…, a folder with {train,val,test}.csv, or
+    a table.
 
-    Where there is no test split, the validation split is it. Logs what is left out and why. Raises
-    SlimdeployError where a split or a class is missing.
+    Without a test split, the validation split is used as one. Logs skipped files. Raises
+    SlimdeployError if a split or a class is missing.
     """
     path = Path(root).expanduser()
     if path.suffix.lower() in TABLE_ENDINGS or any(path.glob("train.[ct]sv")):
@@ -72,7 +71,7 @@ def list_images(root: str) -> Listing:
 
 
 def _check_classes(root: Path, class_names: tuple[str, ...], found: dict[str, dict[str, list[str]]]) -> None:
-    """Test images of every class, and of no other; validation images of no other."""
+    """Check that the test split has all classes and no others, and the validation split no others."""
     for name in ("test", "val"):
         if name not in found:
             continue
@@ -108,12 +107,12 @@ def _list_folders(root: Path) -> dict[str, dict[str, list[str]]]:
     left_out: collections.Counter[str] = collections.Counter()
     found = {split: _list_classes(f, left_out) for split, f in folders.items() if f is not None}
     if left_out:
-        log(f"{root}: {left_out.total()} files left out: {_counted(left_out)}")
+        log(f"{root}: {left_out.total()} files skipped: {_counted(left_out)}")
     return found
 
 
 def _split_folder(root: Path, names: tuple[str, ...]) -> Path | None:
-    """The folder of a split; raises SlimdeployError where there are two."""
+    """The folder of a split; raises SlimdeployError if there are two."""
     present = [root / name for name in names if (root / name).is_dir()]
     if len(present) > 1:
         raise SlimdeployError(f"{present[0]} and {present[1]} are the same split: keep one of them")
@@ -121,7 +120,7 @@ def _split_folder(root: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _list_classes(folder: Path, left_out: collections.Counter[str]) -> dict[str, list[str]]:
-    """Class name -> its image files, at any depth below its folder, in the order of torchvision's
+    """Class name -> its image files, at any depth in its folder, in the order of torchvision's
     ImageFolder.
     """
     found: dict[str, list[str]] = {}
@@ -129,7 +128,7 @@ def _list_classes(folder: Path, left_out: collections.Counter[str]) -> dict[str,
         if is_hidden(entry.name):
             continue
         if not entry.is_dir():
-            left_out["outside of the class folders"] += 1
+            left_out["outside the class folders"] += 1
             continue
         name = _class_name(entry)
         if name in found:
@@ -138,15 +137,15 @@ def _list_classes(folder: Path, left_out: collections.Counter[str]) -> dict[str,
         found[name] = list(_walk(entry.path, own, set()))
         left_out.update(own)
         if not found[name]:
-            beside = f"; left out: {_counted(own)}" if own else ""
-            raise SlimdeployError(f"{entry.path} holds no images ({', '.join(formats())}){beside}")
+            beside = f"; skipped: {_counted(own)}" if own else ""
+            raise SlimdeployError(f"{entry.path} contains no images ({', '.join(formats())}){beside}")
     if not found:
         raise SlimdeployError(f"{folder} is empty: expected one folder for each class")
     return found
 
 
 def _class_name(entry: os.DirEntry[str]) -> str:
-    """The folder's name in one spelling: file systems keep accents in two."""
+    """The folder name in normalised Unicode: file systems store accents in two forms."""
     try:
         entry.name.encode()
     except UnicodeEncodeError:
@@ -156,8 +155,8 @@ def _class_name(entry: os.DirEntry[str]) -> str:
 
 
 def _walk(folder: str, left_out: collections.Counter[str], above: set[tuple[int, int]]) -> Iterator[str]:
-    """Image files of `folder` by name, then those of the folders in it. Links are followed, but not in
-    circles.
+    """Image files of `folder` by name, then those of its subfolders. Links are followed, but not in
+    cycles.
     """
     status = os.stat(folder)
     own = (status.st_dev, status.st_ino)

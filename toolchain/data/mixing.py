@@ -1,5 +1,5 @@
-"""mixup (Zhang et al., arXiv 1710.09412) and CutMix (Yun et al., arXiv 1905.04899): each image of a batch
-with the one before it, and the labels in the same shares.
+"""mixup (Zhang et al., arXiv 1710.09412) and CutMix (Yun et al., arXiv 1905.04899): mix each image of a batch
+with the previous one, and their labels in the same proportion.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mix:
-    """`share` is what the images themselves have in the batch; without a `box` (rows, columns) the others
-    show through everywhere, with one they fill it.
+    """`share` is the weight of the original images. Without `box` the other images are blended everywhere;
+    with a `box` (rows, columns) they replace that part.
     """
 
     share: float
     box: tuple[slice, slice] | None = None
 
     def images(self, own: Tensor, others: Tensor) -> Tensor:
-        """Both (N, 3, H, W); the result is another tensor in the same layout."""
+        """Mix two (N, 3, H, W) tensors; returns a new tensor in the same layout."""
         if self.box is None:
             return own * self.share + others * (1 - self.share)
         mixed = own.clone()
@@ -30,14 +30,14 @@ class Mix:
         return mixed
 
     def labels(self, own: Tensor, others: Tensor, classes: int) -> Tensor:
-        """(N, classes) float32: a probability for each class."""
+        """(N, classes) float32: the probability of each class."""
         first, second = (F.one_hot(labels, classes).float() for labels in (own, others))
         return first * self.share + second * (1 - self.share)
 
 
 def draw_mixes(mixup: float, cutmix: float, batches: int, side: int, *, seed: tuple[int, int]) -> list[Mix]:
-    """One a batch of images of `side`×`side` pixels. The share comes from Beta(α, α), α being `mixup` or
-    `cutmix`; where both are above 0, one of them is drawn for each batch.
+    """The mixing of one batch of images of `side`×`side` pixels. The share is drawn from Beta(α, α), where α
+    is `mixup` or `cutmix`; if both are above 0, one of them is chosen at random for each batch.
     """
     rng = np.random.default_rng(seed)
     mixes = []
@@ -50,8 +50,8 @@ def draw_mixes(mixup: float, cutmix: float, batches: int, side: int, *, seed: tu
 
 
 def _cut(share: float, side: int, rng: np.random.Generator) -> Mix:
-    """A square of 1 − `share` of the area around a random pixel; what reaches over the border is lost, and
-    the share is that of the rest.
+    """A square of 1 − `share` of the area around a random pixel, clipped at the border; the returned share
+    takes the clipping into account.
     """
     half = side * (1 - share) ** 0.5 / 2
     spans = []

@@ -1,4 +1,4 @@
-"""The data that fits a model: what it was trained on, at its size, with its preprocessing."""
+"""The data that a model was trained on, with its size and preprocessing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from slimdeploy.toolchain.models.model_info import ModelInfo
 
 
 def data_of(info: ModelInfo, source: Path) -> DataOptions:
-    """The data that a model was last trained on; raises SlimdeployError where it says nothing of it."""
+    """The data that a model was last trained on; raises SlimdeployError if the model doesn't contain it."""
     for entry in reversed(info.provenance):
         if data := entry.get("data"):
             return _there(
@@ -26,18 +26,20 @@ def data_of(info: ModelInfo, source: Path) -> DataOptions:
 
 
 def _there(data: DataOptions, source: Path) -> DataOptions:
-    """The data; raises SlimdeployError where its folder isn't there, as in another working directory."""
+    """Check the folder of the data; raises SlimdeployError if it is missing, e.g. in another working
+    directory.
+    """
     name, _, path = data.name.partition(":")
     if name == "folder" and not Path(path).expanduser().exists():
         where = "" if Path(path).is_absolute() else f" in {Path.cwd()}"
-        raise SlimdeployError(f"{source} was trained on {path}, which isn't there{where}: pass `data`")
+        raise SlimdeployError(f"{source} was trained on {path}, which does not exist{where}: pass `data`")
     return data
 
 
 def dataset_for(info: ModelInfo, data: DataOptions, source: Path) -> Dataset:
     """Load `data` with the model's own preprocessing.
 
-    Raises SlimdeployError where the classes aren't those that the model was trained on.
+    Raises SlimdeployError if its classes differ from those of the model.
     """
     size = info.preprocessing.size
     if data.size not in (None, size):

@@ -1,6 +1,6 @@
-"""The built-in sources of images: `digits`, `cifar10` and `folder:PATH`.
+"""The built-in data sources: `digits`, `cifar10` and `folder:PATH`.
 
-Each is in the table dataset.SOURCES.
+They are in the table dataset.SOURCES.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from slimdeploy.toolchain.preprocessing import Triple, triple
 from slimdeploy.toolchain.torchvision import import_torchvision
 
 DIGITS_SIZE = 16
-"""The 8×8 digits are enlarged twice: the least at which a ResNet's last layer still sees more than one
-pixel wide.
+"""The 8×8 digits are enlarged to 16×16, the minimum at which a ResNet's last layer is more than one pixel
+wide.
 """
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def digits(argument: str, options: DataOptions) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits (8×8 grey). A fixed fifth of each class is the test split."""
+    """scikit-learn's 1,797 handwritten digits (8×8 grey). A fixed 20 % of each class is the test split."""
     from sklearn.datasets import load_digits
 
     _no_argument("digits", argument)
@@ -42,7 +42,7 @@ def digits(argument: str, options: DataOptions) -> Dataset:
 
 
 def cifar10(argument: str, options: DataOptions) -> Dataset:
-    """CIFAR-10 as torchvision reads it, from `--data-dir`; downloaded there if it isn't there yet."""
+    """CIFAR-10 from `--data-dir` in torchvision's format; downloaded if missing."""
     _no_argument("cifar10", argument)
     dataset_class = import_torchvision().datasets.CIFAR10
     splits = []
@@ -60,7 +60,7 @@ def cifar10(argument: str, options: DataOptions) -> Dataset:
 
 
 def folder(argument: str, options: DataOptions) -> Dataset:
-    """One's own images, in folders of classes or named by tables; see `listing.list_images`."""
+    """The user's images, in folders of classes or listed in tables; see `listing.list_images`."""
     if not argument:
         raise SlimdeployError("folder needs a path: --data folder:PATH")
     class_names, splits = read_folder(
@@ -80,7 +80,7 @@ def statistics(images: np.ndarray | FileImages) -> tuple[Triple, Triple]:
     pixels, total, squares = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
     for start in range(0, len(images), 256 * every):
         sample = images[start : start + 256 * every : every].reshape(-1, 3)
-        # In integers, exactly: the same images give the same numbers on every machine.
+        # In exact integer arithmetic: the same images give the same numbers on every machine.
         pixels += len(sample)
         total += sample.sum(0, dtype=np.int64)
         squares += (sample.astype(np.uint16) ** 2).sum(0, dtype=np.int64)
@@ -90,7 +90,7 @@ def statistics(images: np.ndarray | FileImages) -> tuple[Triple, Triple]:
 
 
 def _remembered(images: np.ndarray | FileImages) -> tuple[Triple, Triple]:
-    """`statistics`; of images in files they are kept in the cache, so that these are read once."""
+    """`statistics`, cached for images in files."""
     if not isinstance(images, FileImages):
         return statistics(images)
     mean, std = cache.remembered("statistics", images.fingerprint(), lambda: statistics(images))

@@ -1,10 +1,9 @@
-"""Batches of images that are read while training goes on: by the workers of a DataLoader, augmented there by
+"""Batches of images that are read during training by the workers of a DataLoader and augmented by
 torchvision's v2 transforms.
 
-The random choices are made by the caller and are the same as for images in memory, and so are the batches,
-bit for bit; resized crops and changed colours differ by the rounding of a pixel. Batches come from the
-workers through a pipe, as numpy arrays: tensors would come through /dev/shm, of which a container has 64 MB,
-and a worker that finds it full dies.
+The random choices are made by the caller, so that the batches equal those of images in memory bit for bit;
+resized crops and colour jitter differ by rounding. Workers return batches through a pipe, as numpy arrays:
+tensors would be returned through /dev/shm, which has 64 MB in a container; a worker dies when it is full.
 """
 
 from __future__ import annotations
@@ -23,14 +22,13 @@ from slimdeploy.toolchain.launch import cpu_count, launch
 from slimdeploy.toolchain.torchvision import import_torchvision
 
 AHEAD = 4
-"""Batches that each worker keeps ready."""
+"""Number of batches that each worker prefetches."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Image `index`: `box` (top, left, height, width) of it with black pixels around, resized to the image's
-    own size where it has another, maybe flipped, and with other `colours` (the factors of brightness,
-    contrast and saturation).
+    """Image `index`: crop `box` (top, left, height, width), with black pixels around the image, and resize it
+    to the image size; then flip it, and apply `colours` (the factors of brightness, contrast and saturation).
     """
 
     index: int
@@ -40,7 +38,9 @@ class Crop:
 
 
 class Reader:
-    """Reads batches of `images`, with `pad` black pixels around. Its workers live as long as it does."""
+    """Reads batches of `images`, with `pad` black pixels around. The worker processes live as long as this
+    object.
+    """
 
     def __init__(self, images: FileImages, *, pad: int, device: str) -> None:
         self._batches = _Batches()
@@ -52,7 +52,7 @@ class Reader:
             collate_fn=_collate,
             persistent_workers=True,
             prefetch_factor=AHEAD,
-            generator=torch.Generator(),  # leaves torch's own as it is
+            generator=torch.Generator(),  # does not change torch's global state
         )
 
     def read(self, batches: Iterable[list[Crop]]) -> Iterator[Tensor]:
@@ -65,7 +65,7 @@ class Reader:
 
 
 class _Batches:
-    """What the loader is to read next; it asks anew in every epoch."""
+    """The sequence of batches for the loader; it is evaluated in every epoch."""
 
     now: Iterable[list[Crop]] = ()
 
@@ -82,7 +82,9 @@ class _Cropped(Dataset[Tensor | SlimdeployError]):
         self._images, self._pad = images, pad
 
     def __getitem__(self, crop: Crop) -> Tensor | SlimdeployError:  # type: ignore[override]
-        """(H, W, 3) uint8. An error is returned: one that is raised arrives as a page of traceback."""
+        """(H, W, 3) uint8. An error is returned instead of raised, to keep it free of the worker's
+        traceback.
+        """
         try:
             image = torch.tensor(self._images[crop.index]).permute(2, 0, 1)
         except SlimdeployError as error:
@@ -112,5 +114,5 @@ def _collate(images: list[Tensor | SlimdeployError]) -> np.ndarray | SlimdeployE
 
 
 def _workers() -> int:
-    """One for each processor that this process may use, shared with the other processes of a run."""
+    """One worker per processor available to this process, shared with the other processes of a run."""
     return max(1, cpu_count() // launch().local_size)

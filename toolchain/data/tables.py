@@ -9,7 +9,7 @@ from pathlib import Path
 from slimdeploy.toolchain.errors import SlimdeployError
 
 TABLE_ENDINGS = {".csv": ",", ".tsv": "\t"}
-"""Ending -> what separates the columns."""
+"""File extension -> column separator."""
 FILE_COLUMNS = ("file", "path", "image", "filename", "file_name", "image_path", "filepath")
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target")
 SPLIT_COLUMNS = ("split", "set", "subset")
@@ -20,10 +20,10 @@ _Splits = dict[str, dict[str, list[str]]]
 
 
 def read_tables(path: Path) -> _Splits:
-    """Split -> class -> files, of a table with a column for the split, or of a folder with a table for each.
+    """Split -> class -> files, from a table with a split column, or a folder with one table per split.
 
-    Files are named relative to their table's folder. Raises SlimdeployError for a table that can't be read,
-    one without the columns needed, and a file that has two labels.
+    Files are relative to the folder of their table. Raises SlimdeployError for an unreadable table, missing
+    columns, and a file with two labels.
     """
     found: _Splits = {}
     known: dict[str, str] = {}
@@ -59,7 +59,7 @@ def _rows(table: Path, split: str | None) -> Iterator[tuple[str, str, str]]:
                 name, label = (row[of_file] or "").strip(), (row[of_label] or "").strip()
                 if not (own and name and label):
                     raise SlimdeployError(
-                        f"{table}, line {reader.line_num}: it needs a file, a label"
+                        f"{table}, line {reader.line_num}: expected a file, a label"
                         f"{'' if split else ' and a split (train, val or test)'}"
                     )
                 yield own, str(table.parent / name), label
@@ -73,4 +73,6 @@ def _column(table: Path, columns: dict[str, str], names: tuple[str, ...]) -> str
         if name in columns:
             return columns[name]
     there = ", ".join(columns) or "none"
-    raise SlimdeployError(f"{table} has no column {names[0]!r} (or {', '.join(names[1:])}); it has {there}")
+    raise SlimdeployError(
+        f"{table} has no column {names[0]!r} (or {', '.join(names[1:])}); its columns are {there}"
+    )

@@ -1,5 +1,5 @@
-"""How each image is changed in an epoch: random choices, made for all images at once, and what carries them
-out on batches of images on the device.
+"""Random choices of the augmentation for all images of an epoch, and their application to batches on the
+device.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from torch import Tensor
 from slimdeploy.toolchain.data.augmentation import Augmentation
 
 TRIES, RATIOS = 10, (3 / 4, 4 / 3)
-"""Of a random rectangle: as in torchvision's RandomResizedCrop, which takes the whole image after them."""
+"""Number of attempts for a random rectangle, as in torchvision's RandomResizedCrop; then the whole image."""
 GREY = (0.2989, 0.587, 0.114)
-"""Weights of red, green and blue, as in torchvision."""
+"""Weights of red, green and blue for grey values, as in torchvision."""
 
 
 @dataclass(frozen=True)
 class Views:
-    """What is drawn for each of N images: `boxes` (4, N) int64, top, left, height and width of its crop, in
-    pixels of the padded image; `flips` (N,) bool; `colours` (3, N), the factors of brightness, contrast and
-    saturation, or (0, N); `centres` (2, N) int64 of the blank square.
+    """Random choices for N images: `boxes` (4, N) int64: top, left, height and width of the crop in pixels of
+    the padded image; `flips` (N,) bool; `colours` (3, N), the factors of brightness, contrast and saturation,
+    or (0, N); `centres` (2, N) int64 of the cutout square.
     """
 
     boxes: Tensor
@@ -43,7 +43,7 @@ def draw_views(
     generator: torch.Generator,
     draw_flips: Callable[[torch.Generator], Tensor],
 ) -> Views:
-    """Draw for `count` images of `side`×`side` pixels."""
+    """Random choices for `count` images of `side`×`side` pixels."""
     pad = augmentation.pad
     offsets = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
     flips = draw_flips(generator)
@@ -58,7 +58,7 @@ def draw_views(
 
 
 def _rectangles(least: float, count: int, side: int, generator: torch.Generator) -> Tensor:
-    """(4, count): of TRIES random ones the first that is inside of the image, else the whole image."""
+    """(4, count): the first of TRIES random boxes that is inside the image, else the whole image."""
     area = side**2 * (least + (1 - least) * torch.rand(TRIES, count, generator=generator))
     low, high = torch.tensor(RATIOS).log()
     ratio = (low + (high - low) * torch.rand(TRIES, count, generator=generator)).exp()
@@ -75,8 +75,8 @@ def _rectangles(least: float, count: int, side: int, generator: torch.Generator)
 
 
 def resized_crops(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
-    """The boxes (4, N) of images (N, S, S, 3) uint8, each enlarged to S×S (bilinear) and flipped as `flips`
-    says.
+    """The `boxes` (4, N) of images (N, S, S, 3) uint8, each resized to S×S (bilinear), and flipped by
+    `flips`.
     """
     side = images.shape[1]
     top, left, height, width = boxes
@@ -91,7 +91,7 @@ def resized_crops(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
 
 
 def _samples(start: Tensor, extent: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, side) each: the two pixels that each of `side` new ones lies between, and the second's share."""
+    """(N, side) each: the two source pixels of each of `side` new pixels, and the weight of the second."""
     at = (torch.arange(side, device=start.device) + 0.5) * (extent[:, None] / side) - 0.5
     at = torch.minimum(at.clamp_(min=0), extent[:, None] - 1)
     low = at.floor().long()
@@ -105,7 +105,7 @@ def _between(one: Tensor, other: Tensor, part: Tensor) -> Tensor:
 
 def jittered(images: Tensor, colours: Tensor) -> Tensor:
     """Images (N, S, S, 3) uint8 with brightness, contrast and saturation multiplied by `colours` (3, N), in
-    this order: as torchvision's adjust_brightness, adjust_contrast and adjust_saturation.
+    this order, as in torchvision's adjust_brightness, adjust_contrast and adjust_saturation.
     """
     brightness, contrast, saturation = colours[:, :, None, None, None]
     pixels = (images * brightness).clamp_(max=255).floor_()
@@ -124,8 +124,8 @@ def _blended(pixels: Tensor, others: Tensor, factor: Tensor) -> Tensor:
 
 
 def cut_out(images: Tensor, size: int, rows: Tensor, columns: Tensor) -> Tensor:
-    """(N, C, H, W) with a square of `size` pixels at zero, which is the mean colour once normalised, around
-    the pixel (rows[i], columns[i]) of image i. Of an even square the pixel is below and right of the middle.
+    """(N, C, H, W) with a square of `size` pixels set to zero (the mean colour after normalisation) around
+    pixel (rows[i], columns[i]) of image i. If the size is even, the pixel is right below the centre.
     """
     pixels = torch.arange(images.shape[-1], device=images.device)
     first = -(size // 2)
@@ -133,4 +133,4 @@ def cut_out(images: Tensor, size: int, rows: Tensor, columns: Tensor) -> Tensor:
         (pixels >= (at + first)[:, None]) & (pixels < (at + first + size)[:, None]) for at in (rows, columns)
     )
     blank = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
-    return images * ~blank  # which keeps the layout, as masked_fill doesn't
+    return images * ~blank  # unlike masked_fill, this keeps the memory layout

@@ -1,3 +1,1 @@
-"""From a finished model to a device that runs it: the bundle, its installation there, and serving. No
-torch.
-"""
+"""Deployment: bundles, their installation on devices, and serving. No torch."""

@@ -1,9 +1,8 @@
-"""Dynamic batching: single images that arrive at any time, computed together, none of them late.
+"""Dynamic batching: single images that arrive at any time are computed together, within a latency limit.
 
-What waits is bounded twice. More than `queue` images at a time are refused at once. And an image that can't
-be answered within `latency_ms` is refused the moment that is known, at best before it is even decoded,
-instead of being computed for nobody; so an overloaded server goes on answering what it can in time (load
-shedding by deadline).
+The queue is limited in two ways. More than `queue` images at a time are refused at once. An image that can't
+be answered within `latency_ms` is refused as soon as that is known, if possible before it is decoded. An
+overloaded server thus continues to answer the images that it can answer in time (load shedding by deadline).
 
 The duration of a batch is predicted from a moving mean plus four mean deviations of earlier batches, like
 TCP timeouts (Jacobson, Congestion Avoidance and Control, 1988): a mean alone is exceeded half the time.
@@ -26,11 +25,11 @@ Compute = Callable[[np.ndarray], np.ndarray]
 """(N, size, size, 3) uint8 → (N, classes) logits. Called in one thread only."""
 
 SMOOTHING = 0.125
-"""Weight of the newest batch in the mean of what a batch takes."""
+"""Weight of the latest batch in the moving mean of the duration."""
 DEVIATION_SMOOTHING = 0.25
-"""And in the mean deviation from it."""
+"""Weight of the latest batch in the moving mean deviation."""
 DEVIATIONS = 4
-"""How many of those a batch may take longer."""
+"""Number of mean deviations that are added to the mean."""
 
 
 _IDLE_STEP_S = 0.01
@@ -42,13 +41,13 @@ class OverloadedError(Exception):
 
 
 class ClosedError(Exception):
-    """The batcher takes nothing more."""
+    """The batcher accepts no more images."""
 
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """`batch`: images computed together at most. `wait_ms`: how long the first of them waits for others while
-    nothing else is computed. `latency_ms`: within which an accepted image is answered, from its arrival on.
+    """`batch`: maximum batch size. `wait_ms`: maximum wait of the first image for others while nothing is
+    computed. `latency_ms`: maximum time from the arrival of an accepted image to its answer.
     """
 
     batch: int = 8
@@ -59,7 +58,7 @@ class BatchOptions:
 
 @dataclass(frozen=True)
 class Answer:
-    """One image's logits, how many were computed with it, and how long that took."""
+    """The logits of one image, the size of its batch, and the duration of the batch."""
 
     logits: np.ndarray
     batch: int
@@ -74,7 +73,7 @@ class _Waiting:
 
 
 class Batcher:
-    """`admit` a request, and in that block `answer` its image, between `start` and `stop`."""
+    """`admit` a request, then `answer` its image inside the block, between `start` and `stop`."""
 
     def __init__(
         self,
@@ -87,28 +86,28 @@ class Batcher:
     ) -> None:
         self.options = options
         self.pending = 0
-        """Images admitted and not yet answered."""
+        """Images admitted and not answered yet."""
         self._mean_s = self._deviation_s = 0.0
-        """What a batch takes, from when it is started until its answers are there."""
+        """Predicted duration of a batch, from its start to its answers."""
         self._compute, self._executor, self._observe, self._lag_s = compute, executor, observe, lag_s
         self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self._computed_s: deque[float] = deque(maxlen=_REMEMBERED)
-        """What the last batches took in the thread that computes them, however late the loop was."""
+        """Durations of the latest batches in the compute thread, without delays of the event loop."""
         self._refused = -math.inf
-        """When a request was refused last, by time.monotonic()."""
+        """Time of the latest refusal, by time.monotonic()."""
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run())
 
     async def idle(self) -> None:
-        """Return once nothing that was admitted waits for its answer any more."""
+        """Wait until all admitted images are answered."""
         while self.pending:
             await asyncio.sleep(_IDLE_STEP_S)
 
     async def stop(self) -> None:
-        """Compute what still waits, then stop."""
+        """Compute the waiting images, then stop."""
         self._closed = True
         self._queue.put_nowait(None)
         assert self._task is not None
@@ -116,9 +115,9 @@ class Batcher:
 
     @contextlib.contextmanager
     def admit(self, arrived: float) -> Iterator[None]:
-        """A place in the queue while the block runs; `arrived` is time.monotonic() when the request came.
+        """A place in the queue inside the block; `arrived` is time.monotonic() at the arrival of the request.
 
-        Raises OverloadedError where there is none, or where the image would wait in vain, and ClosedError.
+        Raises OverloadedError if there is no place, or if the answer would be too late, and ClosedError.
         """
         self.check(arrived)
         self.pending += 1
@@ -128,34 +127,36 @@ class Batcher:
             self.pending -= 1
 
     def check(self, arrived: float) -> None:
-        """Raise what `admit` would raise now: a request need not be read to be refused."""
+        """Raise the error that `admit` would raise now, so that a request can be refused before it is
+        read.
+        """
         if self._closed:
             raise ClosedError
-        ahead = self.pending // self.options.batch  # full batches that are computed before its own
+        ahead = self.pending // self.options.batch  # full batches before its own
         if self.pending >= self.options.queue or (self.pending and self.too_late(arrived, ahead)):
             raise self._overloaded()
 
     async def answer(self, image: np.ndarray, arrived: float) -> Answer:
-        """The logits of a (size, size, 3) uint8 image; raises OverloadedError where it would be too late."""
+        """The logits of a (size, size, 3) uint8 image; raises OverloadedError if it would be too late."""
         if self._closed:
             raise ClosedError
         waiting = _Waiting(image, arrived, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(waiting)
         answer = await waiting.answer
-        late = time.monotonic() > self._due(arrived)  # it took longer than predicted
+        late = time.monotonic() > self._due(arrived)  # the batch took longer than predicted
         if late and not self._late_is_better_than_none():
             raise self._overloaded()
         return answer
 
     def too_late(self, arrived: float, ahead: int = 0) -> bool:
-        """Whether an image that is computed now, after `ahead` other batches, misses its time."""
+        """Whether an image computed now, after `ahead` other batches, would be too late."""
         own = self._mean_s + DEVIATIONS * self._deviation_s
         answered = time.monotonic() + ahead * self._mean_s + own + self._lag_s()
         return answered > self._due(arrived)
 
     def _late_is_better_than_none(self) -> bool:
-        """Whether to give a late answer all the same: where nobody else waits, and either nobody was refused
-        of late, or the model alone is slower than the limit.
+        """Whether to return a late answer anyway: if no other image waits, and either none was refused
+        recently, or the model alone is slower than the limit.
         """
         limit = self.options.latency_ms / 1e3
         model_is_slow = min(self._computed_s, default=0.0) > limit
@@ -172,8 +173,8 @@ class Batcher:
         last = False
         while not last:
             batch, last = await self._collect()
-            wanted = [waiting for waiting in batch if not waiting.answer.done()]  # the others have gone
-            # One is always computed, late or not: nothing else tells whether batches have become fast again.
+            wanted = [waiting for waiting in batch if not waiting.answer.done()]  # others have disconnected
+            # One is always computed, late or not, to notice when batches become fast again.
             ready = [waiting for waiting in wanted if not self.too_late(waiting.arrived)] or wanted[-1:]
             for waiting in wanted:
                 if waiting not in ready:
@@ -182,9 +183,9 @@ class Batcher:
                 await self._answer(ready)
 
     async def _collect(self) -> tuple[list[_Waiting], bool]:
-        """The next batch: at least one image, and more as long as they are there or come within `wait_ms`.
+        """The next batch: at least one image, and more if they are waiting or arrive within `wait_ms`.
 
-        True where the batcher is to stop after it.
+        Also returns True if the batcher should stop after it.
         """
         first = await self._queue.get()
         if first is None:
@@ -212,9 +213,7 @@ class Batcher:
         try:
             loop = asyncio.get_running_loop()
             logits, computed = await loop.run_in_executor(self._executor, self._timed, images)
-        except (
-            Exception
-        ) as error:  # whatever the runtime raises: these requests fail, the next ones are tried
+        except Exception as error:  # any error of the runtime: these requests fail, the next ones are tried
             for waiting in ready:
                 if not waiting.answer.done():
                     waiting.answer.set_exception(error)
@@ -227,13 +226,13 @@ class Batcher:
                 waiting.answer.set_result(Answer(row, len(ready), 1e3 * computed))
 
     def _timed(self, images: np.ndarray) -> tuple[np.ndarray, float]:
-        """Logits, and the seconds that they took; in the compute thread."""
+        """Logits and the duration in seconds; runs in the compute thread."""
         started = time.monotonic()
         logits = self._compute(images)
         return logits, time.monotonic() - started
 
     def _learn(self, seconds: float) -> None:
-        """Take what a batch took into what the next one is expected to."""
+        """Update the predicted duration with that of a batch."""
         if not self._mean_s:
             self._mean_s, self._deviation_s = seconds, 0.0
             return

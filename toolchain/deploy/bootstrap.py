@@ -1,9 +1,9 @@
-"""The environment that runs slimdeploy on a device, made from here over SSH. The device needs a shell and
-Python with venv, and a package index in reach or the wheels from here.
+"""Create the environment that runs slimdeploy on a device, over SSH. The device needs a shell, Python with
+venv, and either access to a package index or the wheels sent from here.
 
-    ~/.local/lib/slimdeploy/KEY       a virtual environment; `complete` in it says what it was made of
-    ~/.local/lib/slimdeploy/current   a link to the one in use, replaced by one rename
-    ~/.local/bin/slimdeploy           a link to its command, where nothing else has that name
+    ~/.local/lib/slimdeploy/KEY       a virtual environment; its file `complete` describes it
+    ~/.local/lib/slimdeploy/current   a link to the one in use, replaced atomically
+    ~/.local/bin/slimdeploy           a link to its command, unless another file has that name
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from slimdeploy.toolchain.errors import SlimdeployError
 PLACE = '"$HOME/.local/lib/slimdeploy"'
 CURRENT = f"{PLACE}/current"
 COMMAND = f'env PATH={CURRENT}/bin:"$PATH" slimdeploy'
-"""Runs the environment's slimdeploy; without one, that on the PATH."""
+"""Runs slimdeploy of the environment or, without one, of the PATH."""
 PYTHON = (3, 10)
-"""The oldest that slimdeploy runs on."""
+"""Oldest Python version that slimdeploy supports."""
 
 _CHECK = "import sys, venv, ensurepip; print(*sys.version_info[:2])"
 _PROBE = "from slimdeploy.toolchain.deploy.environment import probe; probe()"
@@ -40,28 +40,28 @@ _INSTALL_PYTHON = "run sudo apt install python3 python3-venv there"
 
 @dataclass(frozen=True)
 class Payload:
-    """What is sent: a tar archive of wheels, slimdeploy's own among them."""
+    """The data that is sent: a tar archive of wheels, including slimdeploy's."""
 
     archive: Path
     digest: str
     wheel: str
-    """Name of slimdeploy's own."""
+    """Name of slimdeploy's wheel."""
     offline: bool
-    """Whether all that is needed lies in it, and no package index is asked."""
+    """Whether it contains everything needed, so that no package index is used."""
     without: tuple[str, ...] = ()
     """Extras that it can't install."""
 
 
 @contextlib.contextmanager
 def packed(wheels: Path | None) -> Iterator[Payload]:
-    """slimdeploy's wheel and those of a folder, in a temporary archive; the same wheels give the same bytes.
+    """slimdeploy's wheel and those in a folder, in a temporary archive; the same wheels give the same bytes.
 
-    Raises SlimdeployError where `wheels` holds none.
+    Raises SlimdeployError if `wheels` contains none.
     """
     found = sorted(wheels.glob("*.whl")) if wheels else []
     others = [file for file in found if not file.name.startswith("slimdeploy-")]
     if wheels and not others:
-        raise SlimdeployError(f"{wheels} holds no wheel: fill it with pip download (docs/jetson.md)")
+        raise SlimdeployError(f"{wheels} contains no wheel: fill it with pip download (docs/jetson.md)")
     with tempfile.TemporaryDirectory(prefix="slimdeploy-") as folder:
         own = write_wheel(Path(folder))
         archive = Path(folder) / "wheels.tar"
@@ -72,16 +72,18 @@ def packed(wheels: Path | None) -> Iterator[Payload]:
                 with file.open("rb") as content:
                     tar.addfile(entry, content)
         pycuda = any(file.name.startswith("pycuda-") for file in others)
-        without = ("cuda",) if others and not pycuda else ()  # it has no wheels: one must have been compiled
+        without = (
+            ("cuda",) if others and not pycuda else ()
+        )  # there are no pycuda wheels: it must have been compiled
         yield Payload(archive, artifacts.sha256_file(archive), own.name, bool(others), without)
 
 
 def bootstrap(connection: Connection, payload: Payload, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Make the environment, or find that it is there; then make it the current one.
+    """Create the environment if it doesn't exist, and make it the current one.
 
-    Returns `path`, `made` (false where it was there), `python`, `architecture`, `extras`, `system_packages`
-    and `doctor`, which is doctor's report from inside of it. Raises SlimdeployError where it can't be made;
-    then the environment before stays as it was.
+    Returns `path`, `made` (false if it existed), `python`, `architecture`, `extras`, `system_packages` and
+    `doctor`, the doctor's report inside it. Raises SlimdeployError if it can't be created; the previous
+    environment then stays in use.
     """
     found = _current(connection, payload)
     if found:
@@ -91,7 +93,7 @@ def bootstrap(connection: Connection, payload: Payload, tell: Callable[[str], No
         machine = _examine(connection, payload, archive)
         tell(
             f"{machine['architecture']}, Python {machine['python']}: installing slimdeploy"
-            f"[{','.join(machine['extras'])}], which can take minutes"
+            f"[{','.join(machine['extras'])}], this can take minutes"
         )
         path = f"{PLACE}/{_key(connection.host, payload, machine)}"
         _make(connection, payload, archive, machine, path)
@@ -110,7 +112,7 @@ def bootstrap(connection: Connection, payload: Payload, tell: Callable[[str], No
 
 
 def _current(connection: Connection, payload: Payload) -> dict[str, Any] | None:
-    """The environment in use, where it is what would be made."""
+    """The existing environment, if it is the same as the one that would be created."""
     output = connection.run(f"cat {CURRENT}/complete 2>/dev/null || true; echo; readlink {CURRENT} || true")
     complete, _, path = output.partition("\n")
     with contextlib.suppress(ValueError, SlimdeployError):
@@ -129,7 +131,7 @@ def _check_python(connection: Connection) -> None:
         raise SlimdeployError(f"no python3 there: {_INSTALL_PYTHON}") from error
     except SlimdeployError as error:
         raise SlimdeployError(
-            f"python3 there can't make environments ({error}): {_INSTALL_PYTHON}"
+            f"python3 there can't create virtual environments ({error}): {_INSTALL_PYTHON}"
         ) from error
     found = tuple(int(word) for word in version.split())
     if found < PYTHON:
@@ -140,13 +142,13 @@ def _check_python(connection: Connection) -> None:
 
 
 def _examine(connection: Connection, payload: Payload, archive: str) -> dict[str, Any]:
-    """What doctor finds before anything is installed: slimdeploy runs from its wheel."""
+    """The doctor's findings before anything is installed: slimdeploy runs from its wheel."""
     unpack = f'd=$(mktemp -d) && trap \'rm -rf "$d"\' EXIT && tar -xf {archive} -C "$d" {payload.wheel}'
     return _probe(connection, payload, f'PYTHONPATH="$d"/{payload.wheel} python3', before=f"{unpack} && ")
 
 
 def _probe(connection: Connection, payload: Payload, python: str, before: str = "") -> dict[str, Any]:
-    """What `environment.probe` says there; the extras without those that can't be installed."""
+    """The output of `environment.probe` on the device, without the extras that can't be installed."""
     output = connection.run(f"{before}{python} -c {shlex.quote(_PROBE)}")
     try:
         document = json.loads(output)
@@ -164,13 +166,15 @@ def _needs(machine: dict[str, Any]) -> dict[str, Any]:
 
 
 def _key(host: str, payload: Payload, machine: dict[str, Any]) -> str:
-    """Names the environment after what it is made of, and who makes it: no two make one at once."""
+    """Name of the environment: a hash of its content and of the sender, so that two senders don't
+    conflict.
+    """
     made_of = f"{sender_of(host)} {payload.digest} {_needs(machine)}"
     return hashlib.sha256(made_of.encode()).hexdigest()[:12]
 
 
 def _make(connection: Connection, payload: Payload, archive: str, machine: dict[str, Any], path: str) -> None:
-    """Make the environment, unless it is there. The lock is for what a cut connection left running."""
+    """Create the environment, unless it exists. The lock is for processes left by a broken connection."""
     wheels, extras = f"{path}/wheels", ",".join(machine["extras"])
     opened = "--system-site-packages " if machine["system_packages"] else ""
     index = "--no-index " if payload.offline else ""
@@ -200,14 +204,14 @@ def _make(connection: Connection, payload: Payload, archive: str, machine: dict[
 
 def _advice(payload: Payload, said: str) -> str:
     if payload.offline:
-        return "`wheels` lacks one for that Python and CPU: docs/jetson.md has the pip download that fills it"
+        return "`wheels` has none for that Python and CPU: see pip download in docs/jetson.md"
     if "No matching distribution" in said:
-        return "where no package index is in reach there, bring the wheels with `wheels` (docs/jetson.md)"
-    return "mend that there, and run the same command again"
+        return "if no package index is reachable there, send the wheels with `wheels` (docs/jetson.md)"
+    return "fix this there, and run the same command again"
 
 
 def _missing(machine: dict[str, Any]) -> str | None:
-    """Why no model could run there."""
+    """Why no model could run there; empty if one could."""
     for each in machine["doctor"]["findings"]:
         if each["status"] == MISSING:
             mend = f": {each['mend']}" if each.get("mend") else ""
@@ -216,7 +220,7 @@ def _missing(machine: dict[str, Any]) -> str | None:
 
 
 def _switch(path: str) -> str:
-    """Make it the current one. It and the one before are kept, which a server may still run from."""
+    """Make it the current environment. The previous one is kept too: a server may still use it."""
     link = '"$HOME/.local/bin/slimdeploy"'
     return f"""set -e
         before=$(readlink {CURRENT} || true)

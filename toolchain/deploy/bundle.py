@@ -1,4 +1,4 @@
-"""Writes a bundle, and reads one that nobody vouches for: every byte is checked before anything is used."""
+"""Write bundles, and read untrusted bundles: every byte is verified before use."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 ENDING = ".slim.tar"
 _BATCH = 8
 ACCURACY_SLACK = 0.1
-"""How far the accuracy on the evaluation images may lie below the test split's, beside chance: they are
-spread evenly over the classes, and the split need not be.
+"""Tolerance between the accuracy on the evaluation images and on the test split, besides sampling error: the
+evaluation images are balanced over the classes, the test split need not be.
 """
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest was read. `content` is the manifest's bytes: what a signature is of."""
+    """A bundle whose manifest was read. `content` is the signed part: the bytes of the manifest."""
 
     path: Path
     manifest: BundleManifest
@@ -51,10 +51,11 @@ def write_bundle(
     calibration: Path | None = None,
     signing_key: Path | None = None,
 ) -> BundleManifest:
-    """Pack ONNX files of one network, one a precision, with all that a device needs to run and to check them.
+    """Pack ONNX files of one network, one per precision, with everything that a device needs to run and check
+    them.
 
-    The same input gives the same bytes. Raises SlimdeployError where a model isn't slimdeploy's, the models
-    are not of one network, or the images don't fit it.
+    The same input gives the same bytes. Raises SlimdeployError for models not written by slimdeploy, for
+    models of different networks, and for images that don't fit.
     """
     contents: dict[str, bytes] = {}
     variants, infos = [], []
@@ -102,21 +103,21 @@ def write_bundle(
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Read and check a bundle's manifest; its files are only hashed by `unpack`."""
+    """Read and check the manifest of a bundle; its files are hashed later, by `unpack`."""
     with _reader(path) as reader:
         return _read_head(reader, path)
 
 
 def unpack(bundle: Bundle, folder: Path) -> None:
-    """Write the bundle's files into the new folder `folder`, and nothing anywhere else.
+    """Write the files of the bundle into the new folder `folder`, and nothing anywhere else.
 
-    Raises SlimdeployError at the first byte that differs from the manifest, and where an ONNX file isn't the
-    network that the manifest describes or points outside itself; what was written until then is left there.
+    Raises SlimdeployError at the first byte that differs from the manifest, or if an ONNX file isn't the
+    network of the manifest or uses external data; files written before the error are left there.
     """
     _make_folder(folder)
     with _reader(bundle.path) as reader:
         if _read_head(reader, bundle.path) != bundle:
-            raise SlimdeployError(f"{bundle.path} changed while it was read")
+            raise SlimdeployError(f"{bundle.path} changed while it was being read")
         for entry in bundle.manifest.files:
             target = folder / entry.path
             if not target.parent.is_dir():
@@ -131,7 +132,7 @@ def unpack(bundle: Bundle, folder: Path) -> None:
 
 
 def read_folder(folder: Path) -> BundleManifest:
-    """The manifest of an unpacked bundle; raises SlimdeployError where a file has changed since."""
+    """The manifest of an unpacked bundle; raises SlimdeployError if a file has changed since."""
     found = BundleManifest.of_folder(folder)
     for entry in found.files:
         if artifacts.sha256_file(folder / entry.path) != entry.sha256:
@@ -147,14 +148,14 @@ def golden_images(folder: Path, bundle: BundleManifest) -> np.ndarray:
 
 
 def golden_logits(folder: Path, bundle: BundleManifest, variant: Variant) -> np.ndarray:
-    """(N, classes) float32: what the host computed for the golden images."""
+    """(N, classes) float32: the host's logits for the golden images."""
     return _numbers(
         folder / variant.golden, np.dtype("<f4"), (bundle.golden_images, bundle.info.graph.classes)
     )
 
 
 def evaluation_set(folder: Path, bundle: BundleManifest) -> tuple[np.ndarray, np.ndarray]:
-    """Images (M, size, size, 3) uint8 and labels (M,) int32; both empty in a bundle made without data."""
+    """Images (M, size, size, 3) uint8 and labels (M,) int32; both empty in a bundle without data."""
     count = bundle.evaluation_images
     shape = _image_shape(bundle, count)
     if not count:
@@ -176,7 +177,7 @@ def _numbers(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.n
 
 
 def _run_on_host(model: Path, info: ModelInfo, images: Images) -> tuple[np.ndarray, float | None]:
-    """Golden logits and the accuracy on the evaluation set. One thread: the same sums in the same order."""
+    """Golden logits, and accuracy on the evaluation set, with one thread for a fixed order of summation."""
     with open_session(model, options=SessionOptions(device="cpu", threads=1)) as session:
         golden = compute_logits(session, images.golden, info.preprocessing, batch=_BATCH)
         if not np.isfinite(golden).all():
@@ -193,30 +194,30 @@ def _check_images(model: Path, info: ModelInfo, images: Images) -> None:
         height, width = images.golden.shape[1:3]
         raise SlimdeployError(f"{model} takes images of {size}×{size} pixels, the data has {width}×{height}")
     if len(images.labels) and images.labels.max() >= info.graph.classes:
-        raise SlimdeployError(f"{model} knows {info.graph.classes} classes, the data has more")
+        raise SlimdeployError(f"{model} has {info.graph.classes} classes, but the data has more")
 
 
 def _check_accuracy(model: Path, info: ModelInfo, measured: float | None, images: Images) -> None:
-    """Raises CheckFailed where the accuracy is far below the one that the file carries: it is damaged, or not
-    the network that it says.
+    """Raises CheckFailed if the accuracy is far below that in the file's metadata: the file is damaged, or
+    belongs to another network.
     """
     known = info.metrics.get("accuracy")
     carried = known.get("test") if isinstance(known, dict) else None
     if measured is None or not images.of_training or not isinstance(carried, float):
         return
     error = math.sqrt(carried * (1 - carried) / len(images.labels)) if 0 < carried < 1 else 0.0
-    drop = (artifacts.read_sidecar(model) or {}).get("max_drop")  # of calibrate, in points
+    drop = (artifacts.read_sidecar(model) or {}).get("max_drop")  # from calibrate, in points
     allowed = ACCURACY_SLACK + 4 * error + (drop / 100 if isinstance(drop, (int, float)) else 0.0)
     if measured < carried - allowed:
         raise CheckFailed(
-            f"{model}: {measured:.1%} of {len(images.labels)} evaluation images right, but the file says "
-            f"{carried:.1%} on the test split: it is damaged, or not that network; no bundle written"
+            f"{model}: {measured:.1%} of {len(images.labels)} evaluation images correct, but the file states "
+            f"{carried:.1%} on the test split: it is damaged, or another network; no bundle written"
         )
 
 
 def _check_one_network(paths: Sequence[Path], infos: Sequence[ModelInfo]) -> None:
-    """Models in one bundle are one network: the same channels, from the same checkpoint, for the same pixels
-    and classes.
+    """Check that all models are one network: same channels, same checkpoint, same preprocessing and
+    classes.
     """
     for path, info in zip(paths[1:], infos[1:], strict=True):
         for what, own, first in (
@@ -227,13 +228,13 @@ def _check_one_network(paths: Sequence[Path], infos: Sequence[ModelInfo]) -> Non
         ):
             if own != first:
                 raise SlimdeployError(
-                    f"{path}: its {what} is not that of {paths[0]}; one bundle holds one network, "
+                    f"{path}: its {what} differs from {paths[0]}; a bundle contains one network, "
                     "once for each precision"
                 )
 
 
 def _checkpoint_of(info: ModelInfo) -> object:
-    """SHA-256 of the checkpoint that the model was exported from; None where it doesn't say."""
+    """SHA-256 of the checkpoint from which the model was exported; None if unknown."""
     exports = [entry.get("parent") for entry in info.provenance if entry.get("stage") == "export"]
     return exports[-1] if exports else None
 
@@ -264,7 +265,7 @@ def _read_head(reader: container.Reader, path: Path) -> Bundle:
     expected = sum(map(container.member_bytes, members)) + len(container.END)
     if reader.total_bytes != expected:
         raise SlimdeployError(
-            f"{path}: not a whole bundle, {reader.total_bytes} bytes instead of {expected}; copy it again"
+            f"{path}: not a complete bundle, {reader.total_bytes} bytes instead of {expected}: copy it again"
         )
     return Bundle(path, found, content, signed)
 
@@ -277,7 +278,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write_new(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file that mustn't exist, through to the disk."""
+    """Write a new file and flush it to disk."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         with os.fdopen(descriptor, "wb") as file:

@@ -1,4 +1,4 @@
-"""What a bundle says of itself: its files with their hashes, its models, and the network's description."""
+"""The manifest of a bundle: its files with their hashes, its models, and the description of the network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOLDEN_IMAGES, EVALUATION_IMAGES, EVALUATION_LABELS = (
 )  # fmt: skip
 CALIBRATION = "calibration.json"
 
-# Lower case only and no leading dot: the same file on every file system, and never one outside the folder.
+# Lower case only and no leading dot: the same file on every file system, and never outside the folder.
 _PATH = re.compile(r"[a-z0-9][a-z0-9._-]{0,40}(/[a-z0-9][a-z0-9._-]{0,40}){0,2}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -31,7 +31,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class BundleFile:
-    """One file of a bundle, by its path inside."""
+    """One file of a bundle, by its path in the bundle."""
 
     path: str
     bytes: int
@@ -40,12 +40,12 @@ class BundleFile:
 
 @dataclass(frozen=True)
 class Variant:
-    """The network in one precision. Its ONNX file and its golden outputs are named after `id`."""
+    """The network in one precision. Its ONNX file and its golden outputs are named by `id`."""
 
     precision: str
     target: str
     accuracy: float | None
-    """Share of the evaluation images that the host got right with it."""
+    """Its accuracy on the evaluation images on the host."""
 
     @property
     def id(self) -> str:
@@ -57,13 +57,13 @@ class Variant:
 
     @property
     def golden(self) -> str:
-        """(golden_images, classes) float32: the logits that the host computed."""
+        """(golden_images, classes) float32: the host's logits."""
         return f"golden/{self.id}.f32"
 
 
 @dataclass(frozen=True)
 class BundleManifest:
-    """Everything in a bundle. Raises SlimdeployError when built with values that contradict each other."""
+    """The content of a bundle. Raises SlimdeployError for contradicting values."""
 
     name: str
     info: ModelInfo
@@ -85,7 +85,7 @@ class BundleManifest:
         self._check_sizes()
 
     def file(self, path: str) -> BundleFile:
-        """The entry of `path`; raises SlimdeployError where there is none."""
+        """The entry of `path`; raises SlimdeployError if there is none."""
         for file in self.files:
             if file.path == path:
                 return file
@@ -109,9 +109,9 @@ class BundleManifest:
 
     @classmethod
     def of_folder(cls, folder: Path) -> BundleManifest:
-        """Of an unpacked bundle, whose files are taken as they are.
+        """Read the manifest of an unpacked bundle; its files are not checked.
 
-        Raises SlimdeployError as from_json does, and where it can't be read.
+        Raises SlimdeployError like from_json, or if it can't be read.
         """
         path = folder / MANIFEST
         try:
@@ -121,7 +121,7 @@ class BundleManifest:
 
     @classmethod
     def from_json(cls, content: bytes, source: str) -> BundleManifest:
-        """Read a manifest; raises SlimdeployError where it is damaged, too new, or contradicts itself."""
+        """Read a manifest; raises SlimdeployError if it is damaged, too new, or contradicts itself."""
         try:
             document = json.loads(content)
             if document["format"] != FORMAT:
@@ -158,7 +158,7 @@ class BundleManifest:
             yield from (variant.model, variant.golden)
 
     def _check_sizes(self) -> None:
-        """Image and logit files hold bare numbers: their sizes follow from the counts."""
+        """Image and logit files contain only numbers: their sizes follow from the counts."""
         image = 3 * self.info.preprocessing.size**2
         expected = {
             GOLDEN_IMAGES: self.golden_images * image,
@@ -176,7 +176,7 @@ class BundleManifest:
 def _variant(entry: Any) -> Variant:
     accuracy = entry["accuracy"]
     if accuracy is not None and not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1):
-        raise SlimdeployError(f"an accuracy of {accuracy!r}")
+        raise SlimdeployError(f"{accuracy!r} is not an accuracy")
     for key, known in (("precision", PRECISIONS), ("target", TARGETS)):
         if entry[key] not in known:
             raise SlimdeployError(f"{key} {entry[key]!r}; known: {', '.join(known)}")

@@ -1,5 +1,5 @@
-"""Whether a model computes on this device what it computed on the host, how fast it is here, and which of the
-bundle's models is the fastest.
+"""Check that a model gives the host's results on this device, time it, and choose the fastest model of a
+bundle.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from slimdeploy.toolchain.runtime.single_image import Latency, time_single_image
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of the bundle's evaluation images that were classified right, 0…1; None where it isn't known."""
+    """Accuracy on the bundle's evaluation images, 0…1; None if unknown."""
 
     images: int
     host: float | None
@@ -30,12 +30,12 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Checked:
-    """A model that computes here what it computed on the host."""
+    """A model whose results on this device match the host's."""
 
     variant: str
     precision: str
     runtime: str
-    """The backend that opens it; `backend` is what the open session calls itself."""
+    """Name of its backend; `backend` is the name of the open session."""
     backend: str
     golden: GoldenResult
     accuracy: Accuracy
@@ -50,10 +50,10 @@ def fastest(
     *,
     free_mb: float,
 ) -> tuple[Engine, Checked, dict[str, float]]:
-    """Check and time each choice on this device; returns the fastest of those that pass, with what was found,
-    and the median milliseconds of each by its variant.
+    """Check and time each choice on this device; returns the fastest of those that pass, its measurements,
+    and the median milliseconds of each by variant.
 
-    Raises CheckFailed where none passes.
+    Raises CheckFailed if none passes.
     """
     passed: list[tuple[Engine, Checked]] = []
     failures: list[CheckFailed] = []
@@ -72,14 +72,14 @@ def fastest(
 
 
 def check_model(folder: Path, manifest: BundleManifest, engine: Engine, options: DeployOptions) -> Checked:
-    """Golden run, accuracy and latency of a model; raises CheckFailed where it isn't what it was on the
-    host.
+    """Golden run, accuracy and latency of a model; raises CheckFailed if its results differ from the
+    host's.
     """
     variant, prep = engine.variant, manifest.info.preprocessing
     with open_session(engine.path, engine.backend, SessionOptions(threads=options.threads)) as session:
         if session.input_shape != (3, prep.size, prep.size):
             raise SlimdeployError(
-                f"{engine.path.name} takes {session.input_shape}, its manifest says {prep.size}"
+                f"{engine.path.name} expects {session.input_shape}, but the manifest says {prep.size}"
             )
         batch = options.batch
         logits = compute_logits(session, bundles.golden_images(folder, manifest), prep, batch=batch)
@@ -87,7 +87,7 @@ def check_model(folder: Path, manifest: BundleManifest, engine: Engine, options:
         if not golden.passed:
             raise CheckFailed(
                 f"{variant.id} on {session.backend} ({this_cpu()}): golden outputs differ by "
-                f"{golden.max_error:.3g}, {golden.tolerance:g} is allowed; the version before stays in use"
+                f"{golden.max_error:.3g}, {golden.tolerance:g} is allowed; the previous version stays in use"
             )
         images, labels = bundles.evaluation_set(folder, manifest)
         accuracy = Accuracy(len(labels), host=variant.accuracy, device=None)
@@ -97,8 +97,8 @@ def check_model(folder: Path, manifest: BundleManifest, engine: Engine, options:
             accuracy = replace(accuracy, device=here)
             if variant.accuracy is not None and here < variant.accuracy - MAX_ACCURACY_DROP:
                 raise CheckFailed(
-                    f"{variant.id} on {session.backend}: {here:.1%} of the images right, "
-                    f"{variant.accuracy:.1%} on the host; the version before stays in use"
+                    f"{variant.id} on {session.backend}: {here:.1%} of the images correct, "
+                    f"{variant.accuracy:.1%} on the host; the previous version stays in use"
                 )
         return Checked(
             variant=variant.id,

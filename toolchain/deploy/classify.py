@@ -1,4 +1,4 @@
-"""Classifies images one batch after the other, and says where the time went."""
+"""Classify images in batches, and measure the time of each stage."""
 
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_session
 
 Source = tuple[str, Callable[[], np.ndarray]]
-"""An image's name, and how to get it as (size, size, 3) uint8; raises SlimdeployError where it can't be
-had.
-"""
+"""An image's name, and a function that returns it as (size, size, 3) uint8 or raises SlimdeployError."""
 
 _Read = tuple[str, np.ndarray | SlimdeployError]
-"""A source's name, and its image or why there is none."""
+"""A source's name, and its image or the error."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one image shows, likeliest class first, or why it couldn't be read."""
+    """The classes of one image, most probable first, or why it couldn't be read."""
 
     image: str
     top: tuple[Prediction, ...] = ()
@@ -43,7 +41,7 @@ class Result:
 
 @dataclass
 class Timings:
-    """Seconds spent in each stage, and the images computed."""
+    """Seconds spent in each stage, and the number of images."""
 
     read: float = 0.0
     preprocess: float = 0.0
@@ -51,7 +49,7 @@ class Timings:
     images: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Mean milliseconds for an image by stage, and images/s over all of them."""
+        """Mean milliseconds per image by stage, and images/s in total."""
         stages = {"read": self.read, "preprocess": self.preprocess, "inference": self.inference}
         spent = sum(stages.values())
         return {
@@ -64,9 +62,10 @@ class Timings:
 
 
 def open_model(model: Path | None, root: Path, options: SessionOptions) -> tuple[Session, ModelInfo, str]:
-    """The model file given, or else the current version in `root`; with its description and its name.
+    """Open the given model file or the current version in `root`; returns the session, its description and
+    its name.
 
-    Raises SlimdeployError for a model that doesn't say its classes and preprocessing.
+    Raises SlimdeployError for a model without classes and preprocessing.
     """
     if model is None:
         session, name = open_deployed(Store(root), options)
@@ -75,7 +74,7 @@ def open_model(model: Path | None, root: Path, options: SessionOptions) -> tuple
     if session.info is None:
         session.close()
         raise SlimdeployError(
-            f"{name} doesn't say its classes and preprocessing: slimdeploy export writes one that does"
+            f"{name} contains no classes and preprocessing: create it with slimdeploy export"
         )
     return session, session.info, name
 
@@ -83,9 +82,9 @@ def open_model(model: Path | None, root: Path, options: SessionOptions) -> tuple
 def classify_images(
     session: Session, info: ModelInfo, sources: Iterable[Source], timings: Timings, *, top: int, batch: int
 ) -> Iterator[Result]:
-    """Classify the images of `sources`, `batch` at a time, and yield their results in order as they come.
+    """Classify the images of `sources` in batches, and yield the results in order.
 
-    An unreadable image gets its own error. What was spent is added to `timings`.
+    An unreadable image gives a result with an error. The durations are added to `timings`.
     """
     waiting: list[_Read] = []
     for name, read in sources:

@@ -1,9 +1,9 @@
-"""HTTP connections that nobody can hold for nothing: uvicorn's h11 protocol with limits of its own.
+"""HTTP connections with timeouts: uvicorn's h11 protocol with additional limits.
 
-uvicorn times idle connections only after their first answer, and answers what isn't HTTP in plain text. Here
-the head of a request has a time limit, a new connection takes the place of the one that has been idle longest
-where there are too many, every answer is JSON, and at the end of the server a client that is just sending its
-next request still gets its answer.
+uvicorn times out idle connections only after their first response, and answers invalid HTTP in plain text.
+Here the head of a request has a timeout; if there are too many connections, a new one replaces the one that
+was idle longest; every answer is JSON; and at shutdown a client that is sending its next request still gets
+an answer.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 5.0
-"""Within which the head of a request must be there: from the connection on, or from its first byte."""
+"""Timeout in seconds for the head of a request: from the connection, or from its first byte."""
 CONNECTIONS = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-"""Open at once; the process has as many file descriptors left."""
+"""Maximum number of open connections; the process needs as many file descriptors."""
 LINGER_S = 1.0
-"""How long a connection without a request stays open once the server ends."""
+"""Seconds for which an idle connection stays open after shutdown has begun."""
 
 _CLOSE = (b"connection", b"close")
 
@@ -58,14 +58,14 @@ class Connection(H11Protocol):
                 self._close_after_answer()
 
     def send_400_response(self, msg: str) -> None:
-        """The answer to what isn't HTTP."""
+        """Answer invalid HTTP."""
         if self._idle:
             self._refuse(HTTPStatus.BAD_REQUEST, "not an HTTP/1.1 request")
         else:
-            self.transport.close()  # within another request: its answer is under way
+            self.transport.close()  # within another request, which is being answered
 
     def shutdown(self) -> None:
-        """The server ends."""
+        """Called when the server shuts down."""
         self._ending = True
         if self._idle:
             self.loop.call_later(LINGER_S, self._close_idle)
@@ -102,7 +102,7 @@ class Connection(H11Protocol):
             self.cycle.default_headers = [*self.cycle.default_headers, _CLOSE]
 
     def _make_place(self) -> None:
-        """Close the connection that has been idle longest; this one where all have a request."""
+        """Close the connection that was idle longest; this one if all are busy."""
         others = [cast("Connection", one) for one in self.connections if one is not self]
         idle = [one for one in others if one._idle and not one.transport.is_closing()]
         if idle:
@@ -111,7 +111,7 @@ class Connection(H11Protocol):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections: try again later")
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
-        """Answer without a request, and hang up."""
+        """Send a response without a request, and close the connection."""
         headers: list[Any] = [(b"content-type", b"application/json"), _CLOSE]
         if status is HTTPStatus.SERVICE_UNAVAILABLE:
             headers.append((b"retry-after", b"1"))

@@ -1,8 +1,8 @@
-"""The form of a bundle: a plain ustar archive whose every byte follows from its manifest.
+"""The container format of a bundle: a plain ustar archive whose bytes are determined by its manifest.
 
-A reader of tar files in general must judge links, devices, long names, sparse files and claimed sizes. A
-bundle needs none of them, so nothing is parsed: the header of each member is computed from the manifest's
-path and size, and must be in the file byte for byte. `tar -tf` lists a bundle all the same.
+A general tar reader must handle links, devices, long names, sparse files and false sizes. A bundle needs none
+of these, so nothing is parsed: the header of each member is computed from its path and size in the manifest
+and compared byte by byte. `tar -tf` can still list a bundle.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def member_header(name: str, size: int) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """The zeros that fill a member of `size` bytes up to whole blocks."""
+    """The zero padding of a member of `size` bytes to full blocks."""
     return bytes(-size % BLOCK)
 
 
 def member_bytes(size: int) -> int:
-    """What a member of `size` bytes takes in the archive, its header included."""
+    """Size of a member of `size` bytes in the archive, with its header."""
     return BLOCK + size + len(padding(size))
 
 
@@ -49,7 +49,7 @@ def write_member(file: BinaryIO, name: str, content: bytes) -> None:
 
 
 class Reader:
-    """Reads the members of a bundle in order; every difference from what is expected is an error."""
+    """Reads the members of a bundle in order; any difference from the expected bytes is an error."""
 
     def __init__(self, file: BinaryIO, source: Path) -> None:
         self._file = file
@@ -57,7 +57,7 @@ class Reader:
         self.total_bytes = os.fstat(file.fileno()).st_size
 
     def small_member(self, name: str, limit: int) -> bytes:
-        """The content of the next member, which must be `name` with at most `limit` bytes."""
+        """The content of the next member, which must be called `name` and have at most `limit` bytes."""
         header = self._read(BLOCK)
         try:
             size = int(header[124:135].decode("ascii"), 8)
@@ -66,20 +66,20 @@ class Reader:
         if size < 0 or header != member_header(name, size):
             raise self._broken(f"no {name} at its start")
         if size > limit:
-            raise self._broken(f"{name} claims {size} bytes; {limit} are allowed")
+            raise self._broken(f"{name} has {size} bytes according to its header; maximum {limit}")
         content = self._read(size)
         self._expect(padding(size), f"zeros after {name}")
         return content
 
     def next_is(self, name: str) -> bool:
-        """Whether the next member is called `name`; reads nothing."""
+        """Whether the next member is called `name`; does not advance."""
         position = self._file.tell()
         found = self._file.read(100)
         self._file.seek(position)
         return found == name.encode("ascii").ljust(100, b"\0")
 
     def member(self, name: str, size: int, sha256: str) -> Iterator[bytes]:
-        """The next member in pieces; raises SlimdeployError at the end where its hash isn't `sha256`."""
+        """The next member in pieces; raises SlimdeployError at the end if its hash isn't `sha256`."""
         self._expect(member_header(name, size), f"{name} with {size} bytes")
         digest = hashlib.sha256()
         left = size
@@ -100,7 +100,7 @@ class Reader:
     def _expect(self, expected: bytes, what: str) -> None:
         position = self._file.tell()
         if self._read(len(expected)) != expected:
-            raise self._broken(f"expected {what} at byte {position}, found something else")
+            raise self._broken(f"expected {what} at byte {position}")
 
     def _read(self, count: int) -> bytes:
         content = self._file.read(count)
@@ -110,5 +110,5 @@ class Reader:
 
     def _broken(self, reason: str) -> SlimdeployError:
         return SlimdeployError(
-            f"{self._source}: not a whole bundle, {reason}; copy it again or repeat slimdeploy package"
+            f"{self._source}: not a complete bundle, {reason}: copy it again or repeat slimdeploy package"
         )

@@ -1,4 +1,4 @@
-"""`slimdeploy.deploy` and `slimdeploy.rollback`: a bundle onto this device, or onto others over SSH."""
+"""`slimdeploy.deploy` and `slimdeploy.rollback`: install a bundle on this device, or on others over SSH."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class DeployResult:
-    """What is in use now: on this device `deployment`, with the servers that run there; over SSH one entry of
-    `hosts` for each device.
+    """The installed versions: on this device `deployment`, with the running servers; over SSH one entry in
+    `hosts` per device.
     """
 
     deployment: Deployment | Restored | None = None
@@ -31,7 +31,7 @@ class DeployResult:
 
     @property
     def failed(self) -> str | None:
-        """What went wrong on a device, or with a server that serves another version; None where nothing."""
+        """The error of a device, or of a server that serves another version; None if there is none."""
         if lost := [result for result in self.hosts if result.problem]:
             return f"{len(lost)} of {len(self.hosts)} hosts failed"
         version = self.deployment.version if self.deployment else ""
@@ -66,14 +66,12 @@ def deploy(
         hosts: Devices to install it on instead of this one, each as ssh takes it, such as `user@name`.
         progress: Called with a line for each step on a device.
 
-    Returns:
-        What is in use, how it was checked, and how fast it is. Devices that failed are entries with a
-        `problem`; `failed` says so in one line.
+    Returns: The installed version, its check and its speed. Devices that failed have a `problem`; `failed`
+    summarises them in one line.
 
-    Raises:
-        SlimdeployError: A bundle that can't be trusted, a device without room, options that contradict; of
-            `hosts` before any of them is touched.
-        CheckFailed: The outputs on this device differ from those on the host.
+    Raises: SlimdeployError: An untrusted bundle, a device without enough space, contradicting options; for
+    `hosts` before any of them is changed. CheckFailed: The outputs on this device differ from those on the
+    host.
     """
     if not hosts:
         _only_over_ssh(ssh)
@@ -143,7 +141,7 @@ def _there(
     ssh: SshOptions,
     progress: Progress,
 ) -> DeployResult:
-    """On `hosts`, which are told what isn't their default anyway."""
+    """Run on `hosts`, with the options that differ from the defaults."""
     values = {"root": root, **vars(options)}
     default = {"root": None, **vars(DeployOptions())}
     arguments = [f"--{name}={value}" for name, value in values.items() if value != default[name]]

@@ -1,4 +1,4 @@
-"""Installs a bundle on this device: verify, unpack, build, check, measure, switch over. And back."""
+"""Install a bundle on this device: verify, unpack, build, check, measure, switch over. And roll back."""
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_s
 from slimdeploy.toolchain.runtime.single_image import Latency
 
 DISK_MARGIN = 64 << 20
-"""Bytes that stay free on the device."""
+"""Bytes that must remain free on the device."""
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """What was installed and how it did: `deployment.json` of a version."""
+    """The installed version and its check results: `deployment.json` of a version."""
 
     version: str
     bundle_sha256: str
     signer: str | None
     model: str
-    """Path of the file that runs, inside the version's folder."""
+    """Path of the model file in the version's folder."""
     model_sha256: str
     variant: str
     precision: str
     runtime: str
-    """The backend that opens it; `backend` is what the open session calls itself."""
+    """Name of its backend; `backend` is the name of the open session."""
     backend: str
     golden: GoldenResult
     accuracy: Accuracy
     latency_ms: Latency
     candidates_ms: dict[str, float]
-    """Median of every model that was timed here, by its variant; the fastest one runs."""
+    """Median latency of every model timed here, by variant; the fastest one is used."""
     cpu: str
     batch: int
-    """Images that the engine computes together at most."""
+    """Maximum batch size of the engine."""
     notes: tuple[str, ...]
     device: dict[str, Any]
     versions: dict[str, str]
@@ -71,7 +71,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Restored:
-    """The version that is in use again after a rollback."""
+    """The version in use after a rollback."""
 
     version: str
     golden: GoldenResult
@@ -85,12 +85,13 @@ def install(
 ) -> Deployment:
     """Install the bundle at `path` and make it the current version.
 
-    Where the current version is this bundle, run in the same way, it is checked again and stays; where that
-    fails, as after an update of JetPack, it is replaced. So the version before is always another one.
+    If the current version is this bundle with the same options, it is checked again and kept; if the check
+    fails, e.g. after an update of JetPack, it is replaced. The previous version is therefore always a
+    different one.
 
-    Raises SlimdeployError where the bundle can't be trusted or the device can't hold it, CheckFailed where it
-    doesn't compute here what it computed on the host. Then, and wherever this is interrupted, the version
-    before stays the current one.
+    Raises SlimdeployError if the bundle can't be trusted or the device has too little space, CheckFailed if
+    its results differ from the host's. In these cases, and after an interruption, the previous version stays
+    the current one.
     """
     facts = facts or read_facts()
     allowed = Path(options.allowed_signers) if options.allowed_signers else None
@@ -135,12 +136,12 @@ def install(
 
 
 def rollback(store: Store, options: DeployOptions) -> Restored:
-    """Go back to the version before the current one, once it has proved itself again."""
+    """Go back to the previous version, after checking it again."""
     with store.lock():
         names = store.active()
         if len(names) < 2:
             raise SlimdeployError(
-                f"there is no version before {names[0] if names else 'the first'} to go back to"
+                f"there is no version before {names[0] if names else 'the first'}: can't roll back"
             )
         folder = store.versions / names[-2]
         check_signer(folder, store)
@@ -151,7 +152,9 @@ def rollback(store: Store, options: DeployOptions) -> Restored:
 
 
 def open_deployed(store: Store, options: SessionOptions) -> tuple[Session, str]:
-    """Open the current version's model, its hash checked; returns it with the version's name."""
+    """Open the model of the current version after checking its hash; returns it with the name of the
+    version.
+    """
     folder = store.current()
     manifest = bundles.read_folder(folder)
     engine = installed_engine(folder, manifest)
@@ -161,23 +164,23 @@ def open_deployed(store: Store, options: SessionOptions) -> tuple[Session, str]:
 
 
 def _check_signature(bundle: Bundle, store: Store, given: Path | None) -> tuple[str | None, tuple[str, ...]]:
-    """Who signed the bundle, and what to say of it."""
+    """The signer of the bundle, and a remark about the signature."""
     allowed = given or (store.allowed_signers if store.allowed_signers.exists() else None)
     if allowed is None:
         said = (
-            "signed, but this device has no allowed signers: not checked"
+            "the signature was not checked: this device has no allowed signers"
             if bundle.signature
             else "not signed"
         )
         return None, (said,)
     if bundle.signature is None:
-        raise SlimdeployError(f"{bundle.path} is not signed, and {allowed} asks for a signature")
+        raise SlimdeployError(f"{bundle.path} is not signed, but {allowed} requires a signature")
     return signature.verify(bundle.content, bundle.signature, allowed), ()
 
 
 def _check_again(folder: Path, options: DeployOptions) -> Deployment:
-    """The version in `folder` as it does now. Raises SlimdeployError where it is damaged or its engine
-    doesn't fit this device any more.
+    """Check the version in `folder` again. Raises SlimdeployError if it is damaged, or its engine doesn't fit
+    this device any more.
     """
     manifest = bundles.read_folder(folder)
     engine = installed_engine(folder, manifest)
@@ -191,7 +194,7 @@ def _check_again(folder: Path, options: DeployOptions) -> Deployment:
 
 
 def _check_resources(manifest: BundleManifest, variant: Variant, root: Path, facts: DeviceFacts) -> None:
-    """Room for the bundle, an engine as large as its model twice over, and the model in memory with its
+    """Check the space for the bundle, an engine of twice the model's size, and the model in memory with a
     copy.
     """
     model = manifest.file(variant.model).bytes

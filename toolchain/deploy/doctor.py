@@ -1,7 +1,6 @@
-"""What this machine can do, and the command that mends each thing missing.
+"""Check what this machine supports, and name the command that fixes each problem.
 
-A check is one function in CHECKS; it looks at the machine through `Machine` alone, so that a test can hand in
-any machine.
+A check is a function in CHECKS. It reads the machine only through `Machine`, so that tests can replace it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def examine(machine: Machine) -> list[Finding]:
 
 
 def works(findings: list[Finding]) -> bool:
-    """Whether the machine's main job can run."""
+    """Whether the machine can do its main task."""
     return all(finding.status != MISSING for finding in findings)
 
 
@@ -70,7 +69,7 @@ def gpu(machine: Machine) -> Iterator[Finding]:
                 "GPU", WARNING, "the CUDA driver can't be loaded", "sudo apt install nvidia-l4t-cuda"
             )
         else:
-            yield Finding("GPU", NOTE, "no NVIDIA GPU: everything runs on the CPU")
+            yield Finding("GPU", NOTE, "no NVIDIA GPU: models run on the CPU")
         return
     driver = (
         f"driver for CUDA {machine.cuda[0]}.{machine.cuda[1]}" if machine.cuda else "no CUDA driver library"
@@ -146,7 +145,7 @@ def deployment(machine: Machine) -> Iterator[Finding]:
 def remote(machine: Machine) -> Iterator[Finding]:
     for name in ("ssh", "ssh-keygen"):
         if not machine.program(name):
-            what = "deploy --host needs it" if name == "ssh" else "signatures need it"
+            what = "needed by deploy --host" if name == "ssh" else "needed for signatures"
             yield Finding(name, WARNING, f"not installed: {what}", "sudo apt install openssh-client")
 
 
@@ -165,4 +164,4 @@ CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     deployment,
     remote,
 )
-"""Each looks at one thing of a machine."""
+"""Each checks one aspect of the machine."""

@@ -1,4 +1,4 @@
-"""The checks of `slimdeploy doctor` that look at libraries: those of the commands, and what runs models."""
+"""The checks of `slimdeploy doctor` for libraries: those of the commands, and the runtimes."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from slimdeploy.toolchain.errors import INSTALL_COMMANDS, ONNXRUNTIME_ON_GPU
 from slimdeploy.toolchain.runtime.providers import INSTALL_TENSORRT, TENSORRT, mend
 
 HOST_LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "safetensors", "PIL", "sklearn")
-"""Without one of them, training and export don't work."""
+"""Required for training and export."""
 NEEDED_BY = {
-    "PIL": "classify needs it for image files",
-    **dict.fromkeys(("anyio", "h11", "prometheus_client", "starlette", "uvicorn"), "serve needs it"),
+    "PIL": "needed by classify for image files",
+    **dict.fromkeys(("anyio", "h11", "prometheus_client", "starlette", "uvicorn"), "needed by serve"),
 }
-"""On every machine."""
+"""Required on every machine."""
 HOST_EXTRAS = {
-    "tensorboard": "the curves of train need it",
-    "optuna": "sweep needs it",
-    "resvg_py": "report --format md needs it",
+    "tensorboard": "needed by train for TensorBoard",
+    "optuna": "needed by sweep",
+    "resvg_py": "needed by report --format md",
 }
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
-"""What pip calls a library that is imported by another name."""
+"""pip's name of libraries that are imported by another name."""
 SYSTEM_TENSORRT = "sudo apt install python3-libnvinfer"
 """JetPack's TensorRT for the system's Python."""
 
 
 def libraries(machine: Machine) -> Iterator[Finding]:
-    """What the commands import."""
+    """Libraries imported by the commands."""
     is_host = machine.role == "host"
     for name in HOST_LIBRARIES if is_host else ():
         yield _library(machine, name, MISSING, "not installed")
@@ -60,7 +60,7 @@ def runtimes(machine: Machine) -> Iterator[Finding]:
     elif machine.cuda is not None:
         said = "not installed: models run on onnxruntime"
         if machine.facts.is_jetson and machine.closed_environment:
-            said = "not seen: this virtual environment leaves out the system's packages, TensorRT among them"
+            said = "not visible: this virtual environment excludes system packages, such as TensorRT"
         yield Finding("TensorRT", WARNING, said, _tensorrt_mend(machine))
     if machine.role != "device":
         return
@@ -73,7 +73,7 @@ def runtimes(machine: Machine) -> Iterator[Finding]:
 
 
 def bindings(machine: Machine) -> Iterator[Finding]:
-    """CUDA from Python, which engines run through."""
+    """CUDA bindings for Python, needed to run engines."""
     if not machine.library("tensorrt").version or machine.cuda is None:
         return
     for name in ("pycuda", "cuda"):
@@ -85,7 +85,7 @@ def bindings(machine: Machine) -> Iterator[Finding]:
 
 
 def providers(machine: Machine) -> Iterator[Finding]:
-    """What onnxruntime computes on: a provider is there only where its libraries can be loaded."""
+    """onnxruntime's providers: one is listed only if its libraries can be loaded."""
     if not machine.library("onnxruntime").version:
         return
     short = {name: name.removesuffix("ExecutionProvider") for name in machine.providers}
@@ -124,7 +124,7 @@ def compiler(machine: Machine) -> Iterator[Finding]:
 
 
 def _tensorrt_mend(machine: Machine) -> str:
-    """On a Jetson TensorRT is JetPack's: a virtual environment has to let the system's packages in."""
+    """On a Jetson TensorRT comes with JetPack: a virtual environment must include system packages."""
     if not machine.facts.is_jetson:
         return "pip install 'slimdeploy[gpu]'"
     if machine.closed_environment is None:

@@ -1,4 +1,4 @@
-"""From the models in a bundle to what this device runs: a TensorRT engine, or the ONNX file itself."""
+"""From the models in a bundle to what this device runs: a TensorRT engine, or an ONNX file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest, Variant
 from slimdeploy.toolchain.deploy.options import DeployOptions
 from slimdeploy.toolchain.errors import SlimdeployError, missing_library
 
-# Backend, best first -> the models to prefer on it, best first: precision and whom it was quantised for. On
-# TensorRT the first one is taken, because an engine takes minutes to build; on a CPU all of them are timed.
+# Backend, best first -> its preferred models, best first: precision and quantisation target. For TensorRT the
+# first one is used, because an engine takes minutes to build; on a CPU all of them are timed.
 PREFERENCES: dict[str, tuple[tuple[str, str], ...]] = {
     "tensorrt": (
         ("int8", "tensorrt"),
@@ -34,12 +34,12 @@ PREFERENCES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 WORKSPACE_MB = 1024
-"""More scratch memory than any ResNet's layer takes; half of the free memory where that is less."""
+"""Workspace limit, more than any layer of a ResNet needs; at most half of the free memory."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A model of the bundle and what runs it; `notes` say what a person should know of it."""
+    """A model of the bundle and its backend; `notes` are remarks for the user."""
 
     variant: Variant
     backend: str
@@ -48,7 +48,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Engine:
-    """A model ready to be opened by `backend`."""
+    """A model that `backend` can open."""
 
     path: Path
     variant: Variant
@@ -57,8 +57,8 @@ class Engine:
 
 
 def candidates(manifest: BundleManifest, options: DeployOptions) -> tuple[Choice, ...]:
-    """Which models to try here, and the backend: one for TensorRT, all that fit for onnxruntime. Raises
-    SlimdeployError where none fits.
+    """The models to try here, and the backend: one model for TensorRT, all suitable ones for onnxruntime.
+    Raises SlimdeployError if none is suitable.
     """
     if options.precision not in (None, *(v.precision for v in manifest.variants)):
         has = ", ".join(v.id for v in manifest.variants)
@@ -77,10 +77,10 @@ def candidates(manifest: BundleManifest, options: DeployOptions) -> tuple[Choice
 
 
 def prepare(folder: Path, choice: Choice, *, batch: int, free_mb: float) -> Engine:
-    """Make what `choice` says ready to run, inside the unpacked bundle's `folder`: build the engine for
-    TensorRT, for at most `batch` images at once.
+    """Prepare the model of `choice` in the unpacked bundle's `folder`: for TensorRT build the engine, with a
+    maximum batch size of `batch`.
 
-    `free_mb` is the memory that the build may share. Raises SlimdeployError where the engine can't be built.
+    `free_mb` is the memory available for the build. Raises SlimdeployError if the engine can't be built.
     """
     model = folder / choice.variant.model
     if choice.backend != "tensorrt":
@@ -97,7 +97,7 @@ def prepare(folder: Path, choice: Choice, *, batch: int, free_mb: float) -> Engi
 
 
 def _choose_backend(asked: str | None) -> tuple[str, tuple[str, ...]]:
-    """The backend, and what to say of it."""
+    """The backend, and remarks about it."""
     if asked != "onnxruntime":
         reason = _why_no_tensorrt()
         if reason is None:
@@ -110,7 +110,7 @@ def _choose_backend(asked: str | None) -> tuple[str, tuple[str, ...]]:
 
 
 def _why_no_tensorrt() -> str | None:
-    """What keeps an engine from being built and run here; None where nothing does."""
+    """Why no engine can be built and run here; None if it can."""
     from slimdeploy.toolchain.runtime.device import open_device
 
     try:

@@ -1,7 +1,7 @@
-"""Which Python environment a device needs, by what doctor finds there.
+"""The Python environment that a device needs, according to doctor's findings.
 
-Also run on the device from the wheel itself, before anything is installed: what is imported here needs only
-Python's own library.
+Also run on the device from the wheel, before anything is installed: this file may import only Python's
+standard library.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from slimdeploy.toolchain.deploy.machine import Machine, this_machine
 
 @dataclass(frozen=True)
 class Needs:
-    """The extras of slimdeploy, and whether the environment lets the system's packages in."""
+    """The extras of slimdeploy, and whether the environment includes system packages."""
 
     extras: tuple[str, ...]
     system_packages: bool
 
 
 def needs(machine: Machine) -> Needs:
-    """What runs models there: JetPack's TensorRT on a Jetson, pip's on another machine with an NVIDIA driver,
-    else onnxruntime alone. pycuda is compiled, so only where there is a CUDA compiler.
+    """The runtime for a device: JetPack's TensorRT on a Jetson, pip's on another machine with an NVIDIA
+    driver, else onnxruntime. pycuda is compiled, so only if there is a CUDA compiler.
     """
     if machine.facts.is_jetson:
         return Needs(("device", "cpu", "cuda") if machine.nvcc else ("device", "cpu"), system_packages=True)
@@ -33,7 +33,7 @@ def needs(machine: Machine) -> Needs:
 
 
 def probe() -> None:
-    """Print what this machine is, what it needs and what doctor finds, as one line of JSON."""
+    """Print facts, needs and doctor's findings of this machine as one line of JSON."""
     machine = this_machine("device")
     document = {
         "python": platform.python_version(),

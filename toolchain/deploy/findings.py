@@ -1,16 +1,16 @@
-"""What `slimdeploy doctor` finds."""
+"""Findings of `slimdeploy doctor`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 OK, NOTE, WARNING, MISSING = "ok", "note", "warning", "missing"
-"""MISSING alone stops the main job; a NOTE asks for nothing."""
+"""Only MISSING prevents the main task; a NOTE needs no action."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`mend` is a command to run as it is."""
+    """`fix` is a complete command."""
 
     name: str
     status: str

@@ -1,6 +1,4 @@
-"""The check that a model computes on the device what it computed on the host, and how close is close
-enough.
-"""
+"""Comparison of a model's results on the device with those on the host, and its tolerances."""
 
 from __future__ import annotations
 
@@ -14,18 +12,18 @@ from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import Session
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "int8": 0.1, "mixed": 0.1}
-"""Largest difference of a logit, relative to the largest expected logit. Far above what another order of
-summing does (1e-6 in FP32), and below what a wrong kernel, scale or colour order does. INT8 and mixed: a
-value on the edge between two steps of 1/127 falls to either side, in each layer.
+"""Maximum logit difference relative to the largest expected logit. It is far above the effect of another
+order of summation (1e-6 in FP32), and below that of a wrong kernel, scale or colour order. INT8 and mixed: a
+value between two steps of 1/127 may be rounded either way, in each layer.
 """
 
 MAX_ACCURACY_DROP = 0.02
-"""How many of the evaluation images the device may get wrong beyond the host, as a share."""
+"""Share of the evaluation images that the device may get wrong in addition to the host."""
 
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """How the device's logits differ from the host's. `max_error` is relative to the largest expected
+    """Difference between the device's and the host's logits. `max_error` is relative to the largest expected
     logit.
     """
 
@@ -48,7 +46,7 @@ def compute_logits(
 
 
 def compare(logits: np.ndarray, expected: np.ndarray, precision: str) -> GoldenResult:
-    """Compare (N, classes) logits with those expected at `precision`."""
+    """Compare (N, classes) logits with the expected ones at `precision`."""
     scale = float(np.abs(expected).max()) or 1.0
     error = float(np.abs(logits - expected).max()) / scale if np.isfinite(logits).all() else float("nan")
     agreement = float((logits.argmax(1) == expected.argmax(1)).mean())

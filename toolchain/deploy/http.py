@@ -1,7 +1,7 @@
 """The HTTP interface, an ASGI application: `POST /classify`, `GET /healthz`, `GET /metrics`.
 
-The model behind it can be replaced while it runs (`Service.switch`): what the old one has admitted it still
-answers.
+The model can be replaced at run time (`Service.switch`): the old model still answers the images that it has
+admitted.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ UPLOAD_MB = 16
 """A photo of 50 megapixels has 10 to 15 MiB as JPEG."""
 PIXELS = 64_000_000
 HELD_UPLOADS = 16
-"""Uploads of the greatest size that may lie in memory at once."""
+"""Maximum number of uploads of the maximum size in memory at a time."""
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """How to serve. `limits` are an upload's; `body_s`: within which it must have arrived."""
+    """Options of serving. `limits` apply to uploads; `body_s`: timeout of an upload in seconds."""
 
     batching: BatchOptions = field(default_factory=BatchOptions)
     limits: ImageLimits = field(default_factory=lambda: ImageLimits(UPLOAD_MB << 20, PIXELS, formats=UPLOADS))
@@ -53,8 +53,8 @@ class ServeOptions:
 
 @dataclass(frozen=True)
 class Served:
-    """A model that is served. `compute` has one thread: that which opened the session, as CUDA contexts
-    belong to threads.
+    """A model that is served. `compute` has one thread: the one that opened the session, because CUDA
+    contexts belong to threads.
     """
 
     session: Session
@@ -68,7 +68,7 @@ class Served:
 
 
 Background = Callable[["Service"], contextlib.AbstractAsyncContextManager[None]]
-"""What runs beside the requests as long as they are served."""
+"""Runs beside the requests while they are served."""
 
 
 def build_app(service: Service, background: Background) -> Starlette:
@@ -89,15 +89,15 @@ def build_app(service: Service, background: Background) -> Starlette:
 
 
 class Service:
-    """Answers requests with the model `served`, as long as it is entered (`async with`). `decode`: threads
-    that decode uploads.
+    """Answers requests with the model `served`, while it is entered (`async with`). `decode`: threads that
+    decode uploads.
     """
 
     def __init__(self, served: Served, decode: Executor, options: ServeOptions) -> None:
         self.served, self.options, self.decode = served, options, decode
         self.lag = LoopLag()
         self._held_bytes = 0
-        """Of uploads that were received and aren't decoded yet."""
+        """Bytes of uploads that are received and not decoded yet."""
         self.metrics = Metrics(pending=lambda: self.batcher.pending)
         self.batcher = self._batcher(served)
 
@@ -107,18 +107,21 @@ class Service:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        """Compute what still waits, then stop."""
+        """Compute the waiting images, then stop."""
         await self.batcher.stop()
         await self.lag.stop()
 
     async def switch(self, served: Served) -> Served:
-        """Answer what comes from now on with `served`; returns the model before, once it has answered all
-        that it had admitted and nothing uses it any more.
+        """Answer new requests with `served`; returns the previous model when it has answered all its images
+        and is no longer used.
         """
         before, retired = self.served, self.batcher
         batcher = self._batcher(served)
         await batcher.start()
-        self.served, self.batcher = served, batcher  # no await between the two: a request sees both or none
+        self.served, self.batcher = (
+            served,
+            batcher,
+        )  # no await between the two: a request sees either both or none
         await retired.idle()
         await retired.stop()
         return before
@@ -135,13 +138,13 @@ class Service:
         )
 
     async def classify(self, request: Request) -> Response:
-        """One encoded image in the body → its likeliest classes."""
+        """Classify one encoded image in the body."""
         try:
-            self.batcher.check(self._now())  # refused before it is read, where that is sure
+            self.batcher.check(self._now())  # refuse it before reading it, if possible
             top = self._top(request)
             async with self._upload(request) as content:
                 arrived = self._now()
-                # To the end the same, even if the model is switched meanwhile.
+                # The same model until the end, even if it is switched meanwhile.
                 served, batcher = self.served, self.batcher
                 with batcher.admit(arrived):
                     image = await self._decode(content, arrived, served, batcher)
@@ -183,7 +186,9 @@ class Service:
         return self._reply(500, {"error": f"internal error, {type(error).__name__}"})
 
     def _now(self) -> float:
-        """When what is handled now came (time.monotonic): it lay on its socket while the loop was busy."""
+        """Time at which the current request arrived (time.monotonic): it waited on its socket while the loop
+        was busy.
+        """
         return time.monotonic() - self.lag.seconds()
 
     def _reply(self, code: int, document: dict, headers: object = None) -> Response:
@@ -193,17 +198,17 @@ class Service:
     def _top(self, request: Request) -> int:
         text = request.query_params.get("top", str(self.options.top))
         if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 6 and int(text) > 0):
-            raise HTTPException(400, f"top={text[:20]}: a number from 1 on")
+            raise HTTPException(400, f"top={text[:20]}: expected a number, at least 1")
         return int(text)
 
     @contextlib.asynccontextmanager
     async def _upload(self, request: Request) -> AsyncIterator[bytes]:
-        """The upload, never more of it than is allowed, and all uploads together within bounds."""
+        """The upload; its size, and the size of all uploads together, is limited."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in CONTENT_TYPES:
             raise HTTPException(415, f"Content-Type {kind or 'missing'}: send {', '.join(CONTENT_TYPES)}")
         limit = self.options.limits.bytes
-        too_large = HTTPException(413, f"at most {limit} bytes are taken")
+        too_large = HTTPException(413, f"at most {limit} bytes are accepted")
         announced = request.headers.get("content-length", "0")
         if announced.isdecimal() and int(announced) > limit:
             raise too_large
@@ -228,7 +233,7 @@ class Service:
         except TimeoutError:
             raise HTTPException(408, f"the image didn't arrive within {self.options.body_s:g} s") from None
         except ClientDisconnect:
-            raise HTTPException(400, "the connection was closed before the image was there") from None
+            raise HTTPException(400, "the connection was closed before the image was complete") from None
 
     async def _decode(self, content: bytes, arrived: float, served: Served, batcher: Batcher) -> np.ndarray:
         geometry, limits = served.info.preprocessing.geometry, self.options.limits

@@ -1,4 +1,4 @@
-"""Images as they come to a device: files, uploads, raw frames. Nothing of them is trusted."""
+"""Untrusted images on a device: files, uploads, raw frames."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from slimdeploy.toolchain.images import (
 from slimdeploy.toolchain.preprocessing import Geometry
 
 PIXEL_FORMATS = {"rgb": 3, "bgr": 3, "gray": 1}
-"""Order of a raw frame's bytes -> bytes for a pixel."""
+"""Pixel format of raw frames -> bytes per pixel."""
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is decoded at most: a small file can hold a huge image."""
+    """Limits for decoding: a small file can contain a huge image."""
 
     bytes: int = 16 << 20
     pixels: int = 50_000_000
     aspect: float = 64.0
-    """Longer side over shorter side: the shorter one is scaled to the network's size."""
+    """Maximum aspect ratio: the shorter side is scaled to the network's size."""
     formats: tuple[str, ...] = FORMATS
 
 
 @dataclass(frozen=True)
 class FrameFormat:
-    """Raw frames: width × height pixels, row after row, without padding. Raises SlimdeployError for what
-    can't be.
+    """Raw frames of width × height pixels, row by row, without padding. Raises SlimdeployError for invalid
+    sizes.
     """
 
     width: int
@@ -61,7 +61,7 @@ class FrameFormat:
         """From `640x480`."""
         width, _, height = text.partition("x")
         if not (width.isdecimal() and height.isdecimal()):
-            raise SlimdeployError(f"--frames {text}: width and height are needed, as in 640x480")
+            raise SlimdeployError(f"--frames {text}: write it as WIDTHxHEIGHT, e.g. 640x480")
         return cls(int(width), int(height), pixels)
 
     @property
@@ -70,9 +70,9 @@ class FrameFormat:
 
 
 def decode_image(content: bytes, name: str, *, geometry: Geometry, limits: ImageLimits) -> np.ndarray:
-    """An encoded image as (size, size, 3) uint8, read, resized and cut as in training.
+    """An encoded image as (size, size, 3) uint8, decoded, resized and cropped as in training.
 
-    Raises SlimdeployError where it is no image, or larger than `limits` allow.
+    Raises SlimdeployError if it is not an image, or exceeds `limits`.
     """
     from PIL import UnidentifiedImageError
 
@@ -80,20 +80,20 @@ def decode_image(content: bytes, name: str, *, geometry: Geometry, limits: Image
         raise SlimdeployError(f"{name}: {len(content)} bytes; at most {limits.bytes} are read")
     try:
         with open_image(io.BytesIO(content), limits.formats) as image:
-            _check_size(*image.size, name, limits)  # the header alone was read until here
+            _check_size(*image.size, name, limits)  # only the header has been read
             return fit(upright_rgb(image), geometry)
     except UnidentifiedImageError:
-        raise SlimdeployError(f"{name}: not an image, or in no format that is read here") from None
+        raise SlimdeployError(f"{name}: not an image, or in an unsupported format") from None
     except SlimdeployError as error:
         raise SlimdeployError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
-    except Exception as error:  # PIL's readers of damaged files raise whatever their parsing runs into
+    except Exception as error:  # PIL raises many types of errors for damaged files
         reason = " ".join(str(error).split())[:100]
         raise SlimdeployError(f"{name}: not a readable image ({type(error).__name__}: {reason})") from error
 
 
 def read_frames(stream: BinaryIO, frame: FrameFormat, *, geometry: Geometry) -> Iterator[np.ndarray]:
-    """Raw frames from a stream until it ends, each as (size, size, 3) uint8; raises SlimdeployError where it
-    ends within one.
+    """Raw frames from a stream until it ends, each as (size, size, 3) uint8; raises SlimdeployError if it
+    ends within a frame.
     """
     number = 0
     while content := _read_exactly(stream, frame.bytes):
@@ -108,7 +108,7 @@ def read_frames(stream: BinaryIO, frame: FrameFormat, *, geometry: Geometry) -> 
 
 
 def list_images(paths: tuple[str, ...]) -> list[Path]:
-    """The files named, and all image files below the folders named, in order."""
+    """The named files, and all image files in the named folders, in order."""
     found: list[Path] = []
     for path in map(Path, paths):
         if not path.is_dir():
@@ -116,7 +116,7 @@ def list_images(paths: tuple[str, ...]) -> list[Path]:
             continue
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings() and _is_shown(p, path))
         if not inside:
-            raise SlimdeployError(f"{path} holds no images ({', '.join(formats())})")
+            raise SlimdeployError(f"{path} contains no images ({', '.join(formats())})")
         found += inside
     return found
 
@@ -135,7 +135,7 @@ def _check_size(width: int, height: int, name: str, limits: ImageLimits) -> None
 
 
 def _read_exactly(stream: BinaryIO, count: int) -> bytes:
-    """`count` bytes, fewer only at the stream's end: a pipe gives what it has."""
+    """`count` bytes, or fewer at the end of the stream; a pipe returns what is available."""
     parts = []
     while count and (part := stream.read(count)):
         parts.append(part)

@@ -1,4 +1,4 @@
-"""What an installed version says of itself: its `deployment.json`, and the model that it names."""
+"""An installed version: its `deployment.json`, and its model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DOCUMENT = "deployment.json"
 
 @dataclass(frozen=True)
 class Deployed:
-    """The version in use on this device, as it says of itself."""
+    """The version in use on this device, according to its files."""
 
     version: str
     variant: str
@@ -27,9 +27,9 @@ class Deployed:
 
 
 def deployed(store: Store) -> Deployed | None:
-    """What is deployed, without hashing it; None where nothing is.
+    """What is deployed, without hashing it; None if nothing is.
 
-    Raises SlimdeployError where its description is damaged.
+    Raises SlimdeployError if its description is damaged.
     """
     if not store.active():
         return None
@@ -47,7 +47,7 @@ def read_document(folder: Path) -> dict[str, Any]:
 
 
 def installed_engine(folder: Path, manifest: BundleManifest) -> Engine:
-    """The engine that `deployment.json` names, unchanged since."""
+    """The engine in `deployment.json`, after checking its hash."""
     document = read_document(folder)
     try:
         model = folder / document["model"]
@@ -61,16 +61,16 @@ def installed_engine(folder: Path, manifest: BundleManifest) -> Engine:
 
 
 def check_signer(folder: Path, store: Store) -> None:
-    """Refuse an installed version that this device would not install today."""
+    """Refuse an installed version that this device would no longer accept."""
     if store.allowed_signers.exists() and read_document(folder).get("signer") is None:
         raise SlimdeployError(
-            f"{folder.name} was installed without checking a signature, and {store.allowed_signers} asks for "
+            f"{folder.name} was installed without checking a signature, but {store.allowed_signers} requires "
             "one: deploy its signed bundle"
         )
 
 
 def current_if_same(store: Store, sha256: str, choices: Sequence[Choice], *, batch: int) -> Path | None:
-    """The folder of the current version where it is one of `choices` of this bundle; else None."""
+    """The folder of the current version if it is one of `choices` of this bundle; else None."""
     if not store.active():
         return None
     folder = store.current()

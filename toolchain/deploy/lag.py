@@ -1,8 +1,8 @@
-"""How late the event loop is: what requests wait for before any of our code sees them.
+"""Lag of the event loop: how long requests wait before any of our code runs.
 
-On a busy machine the loop's thread competes with decoding, computing and other programs. A request lies on
-its socket until the loop comes round, and its answer waits again before it is sent; neither shows in a clock
-that starts when the request is handled. So the loop asks to be woken regularly, and looks how late that is.
+On a busy machine the loop's thread competes with decoding, computing and other programs. A request waits on
+its socket until the loop reads it, and its answer waits again before it is sent; a clock that starts in the
+handler misses both. The loop therefore schedules regular wake-ups and measures how late they are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 
 INTERVAL_S = 0.01
 DECAY = 0.9
-"""What is left of the largest lag seen after each interval: half of it after 70 ms."""
+"""Decay of the largest measured lag per interval: half of it remains after 70 ms."""
 
 
 class LoopLag:
@@ -25,7 +25,7 @@ class LoopLag:
         self._task: asyncio.Task[None] | None = None
 
     def seconds(self) -> float:
-        """The worst lag of late: of the last wake-ups, or of the one that is overdue now."""
+        """The largest recent lag: of the latest wake-ups, or of the one that is overdue now."""
         overdue = time.monotonic() - self._due if self._task else 0.0
         return max(self._recent, overdue)
 

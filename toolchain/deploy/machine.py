@@ -1,4 +1,4 @@
-"""What the checks of `slimdeploy doctor` look at: libraries, programs, drivers and facts of this machine."""
+"""Inputs of the checks of `slimdeploy doctor`: libraries, programs, drivers and facts of this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from slimdeploy.toolchain.torchvision import import_torchvision
 
 @dataclass(frozen=True)
 class Library:
-    """An importable library: its version, or why it can't be imported. Neither: it isn't installed."""
+    """A library: its version, or why it can't be imported; neither if it isn't installed."""
 
     version: str | None = None
     error: str | None = None
@@ -33,37 +33,37 @@ class Library:
 
 @dataclass(frozen=True)
 class Machine:
-    """All that the checks look at."""
+    """All inputs of the checks."""
 
     role: str
-    """`host` trains and exports, `device` runs what was deployed."""
+    """`host` trains and exports, `device` runs deployed models."""
     facts: DeviceFacts
     library: Callable[[str], Library]
     packages: frozenset[str]
-    """Names of the distributions that pip installed."""
+    """Names of the distributions installed by pip."""
     providers: tuple[str, ...]
     """onnxruntime's."""
     provider_errors: dict[str, str]
-    """Of these, those whose library can't be loaded, and why."""
+    """Those whose library can't be loaded, with the reason."""
     closed_environment: Path | None
-    """The virtual environment that this runs in, where the system's packages are left out of it."""
+    """Path of the virtual environment, if it excludes system packages."""
     program: Callable[[str], str | None]
-    """Path of a program, as a shell finds it."""
+    """Path of a program in PATH."""
     gpu: str | None
-    """Name and driver, as nvidia-smi says."""
+    """Name and driver from nvidia-smi."""
     cuda: tuple[int, int] | None
-    """The newest CUDA that the driver runs."""
+    """The newest CUDA version supported by the driver."""
     nvcc: str | None
-    """Path of nvcc, also where it is not on the PATH."""
+    """Path of nvcc, even if it isn't in PATH."""
     disk_free_mb: float
     disk: Path
     cpu: Cpu
     deployed: Deployed | str | None = None
-    """What is deployed here; a text says why it can't be told."""
+    """The deployed version, or why it can't be read."""
 
 
 def this_machine(role: str | None = None) -> Machine:
-    """The machine as it is. `role` None: a device is what is a Jetson or has no torch."""
+    """The current machine. `role` None: device on a Jetson or without torch, else host."""
     facts = sysfs.read_facts()
     if role is None:
         role = "device" if facts.is_jetson or not importlib.util.find_spec("torch") else "host"
@@ -106,7 +106,7 @@ def _import(name: str) -> Library:
         module = import_torchvision() if name == "torchvision" else importlib.import_module(name)
     except ModuleNotFoundError as error:
         return Library() if (error.name or "").split(".")[0] == name else Library(error=str(error))
-    except Exception as error:  # a library whose own libraries don't fit fails in its own way
+    except Exception as error:  # a library with incompatible dependencies may raise any error
         return Library(error=" ".join(f"{type(error).__name__}: {error}".split())[:200])
     return Library(getattr(module, "__version__", None) or _installed_version(name))
 
@@ -125,7 +125,7 @@ def _providers(library: Callable[[str], Library]) -> tuple[str, ...]:
 
 
 def _closed_environment() -> Path | None:
-    """The virtual environment, where its pyvenv.cfg leaves the system's packages out (PEP 405)."""
+    """The virtual environment, if its pyvenv.cfg excludes system packages (PEP 405)."""
     file = Path(sys.prefix) / "pyvenv.cfg"
     if sys.prefix == sys.base_prefix or not file.is_file():
         return None

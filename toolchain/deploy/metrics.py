@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' format."""
+"""The server's metrics, in Prometheus' format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """All metrics of one server; nothing global, so that several can live in one process."""
+    """All metrics of one server, without globals, so that one process can have several servers."""
 
     def __init__(self, *, pending: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
@@ -49,7 +49,7 @@ class Metrics:
         )
 
     def tell_model(self, model: str, *, backend: str, precision: str) -> None:
-        """What is served from now on."""
+        """Set the served model."""
         self._about.info({"model": model, "backend": backend, "precision": precision})
 
     def observe_batch(self, images: int, seconds: float) -> None:
@@ -57,5 +57,5 @@ class Metrics:
         self.inference.observe(seconds)
 
     def render(self) -> bytes:
-        """The text that `GET /metrics` answers (exposition format 0.0.4)."""
+        """The response of `GET /metrics` (exposition format 0.0.4)."""
         return generate_latest(self.registry)

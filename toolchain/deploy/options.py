@@ -1,4 +1,4 @@
-"""What a bundle holds, how to install it, and how to reach the devices that it is sent to."""
+"""Options for the content of a bundle, its installation, and the devices."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PackageOptions:
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """How to install. `allowed_signers` is kept on the device and holds from then on."""
+    """Options of the installation. `allowed_signers` is stored on the device and applies from then on."""
 
     precision: str | None = option(
         None,
@@ -56,7 +56,7 @@ class DeployOptions:
 
 @dataclass(frozen=True)
 class SshOptions:
-    """How to reach devices over SSH, and whether to make the environment for slimdeploy there first."""
+    """Options for reaching devices over SSH, and for creating slimdeploy's environment there first."""
 
     ssh_config: str | None = option(
         None, "SSH configuration to use.", path=True, metavar="FILE", unset="your own"

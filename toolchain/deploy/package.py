@@ -1,4 +1,4 @@
-"""`slimdeploy.package`: ONNX files of one network in, a bundle for a device out."""
+"""`slimdeploy.package`: pack ONNX files of one network into a bundle for a device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackageResult:
-    """The bundle written; `images` says where its golden and evaluation images come from."""
+    """The written bundle; `images` tells where its golden and evaluation images come from."""
 
     bundle: Path
     sha256: str

@@ -1,4 +1,4 @@
-"""From logits to classes with their probabilities."""
+"""Convert logits to classes with probabilities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOT_FINITE = "the model computed NaN or infinite logits"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class that an image may show."""
+    """A predicted class of an image."""
 
     label: str
     index: int
@@ -21,7 +21,7 @@ class Prediction:
 
 
 def top_classes(logits: np.ndarray, class_names: Sequence[str], k: int) -> list[list[Prediction]]:
-    """The `k` likeliest classes of each row of (N, classes) finite logits, likeliest first; softmax in
+    """The `k` most probable classes of each row of (N, classes) finite logits, in order; softmax in
     float64.
     """
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)

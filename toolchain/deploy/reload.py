@@ -1,8 +1,8 @@
-"""A running server takes up what is deployed: it looks every second, and at once on SIGHUP.
+"""A running server switches to a newly deployed version: it checks every second, and at once on SIGHUP.
 
-The new model is opened and warmed up beside the old one, in a thread of its own, and then takes its place. No
-request is refused for it, and none waits. A version that can't be opened is said on standard error, and the
-old one serves on.
+The new model is opened and warmed up in its own thread while the old one serves, and then replaces it. No
+request is refused or delayed. If a version can't be opened, the error is printed on standard error, and the
+old one continues to serve.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOOK_S = 1.0
 
 @dataclass(frozen=True)
 class Source:
-    """Where the model comes from: the file `model`, or the version deployed in `root`."""
+    """The source of the model: the file `model`, or the version deployed in `root`."""
 
     model: Path | None
     root: Path
@@ -38,8 +38,8 @@ class Source:
     batch: int
 
     def open(self) -> Served:
-        """Open the model and run it once, in the thread that will compute. Raises SlimdeployError where it
-        can't be.
+        """Open the model and run it once, in the thread that will compute. Raises SlimdeployError if that
+        fails.
         """
         compute = ThreadPoolExecutor(1)
         try:
@@ -47,7 +47,7 @@ class Source:
         except BaseException:
             compute.shutdown()
             raise
-        # What lives from now on isn't looked through again at each collection, in the middle of a request.
+        # Exclude existing objects from later garbage collections, which would delay requests.
         gc.unfreeze()
         gc.collect()
         gc.freeze()
@@ -56,7 +56,7 @@ class Source:
     def _open(self, compute: ThreadPoolExecutor) -> Served:
         session, info, name = open_model(self.model, self.root, self.options)
         try:
-            for size in {1, self.batch}:  # the first run of each size sets the runtime up
+            for size in {1, self.batch}:  # the first run of each size initialises the runtime
                 session.run(np.zeros((size, *session.input_shape), np.float32))
         except BaseException:
             session.close()  # here: a device belongs to the thread that opened it
@@ -64,10 +64,10 @@ class Source:
         return Served(session, info, name, compute)
 
     def deployed(self) -> str | None:
-        """Name of the version deployed now; None for a model file, or where that can't be told."""
+        """Name of the version deployed now; None for a model file, or if it can't be read."""
         if self.model is not None:
             return None
-        with contextlib.suppress(SlimdeployError):  # said when it is opened
+        with contextlib.suppress(SlimdeployError):  # reported when it is opened
             return Store(self.root).current().name
         return None
 
@@ -81,8 +81,8 @@ def close(served: Served) -> None:
 def reloading(
     source: Source, registration: Registration | None, say: Callable[[str], None]
 ) -> Callable[[Service], contextlib.AbstractAsyncContextManager[None]]:
-    """What runs beside the requests: follow `source`. `say` is called with one line for each change;
-    `registration` is None where no deploy waits for this server.
+    """Follow `source` while requests are served. `say` is called with one line for each change;
+    `registration` is None if no deploy waits for this server.
     """
 
     @contextlib.asynccontextmanager
@@ -97,7 +97,7 @@ def reloading(
             loop.remove_signal_handler(signal.SIGHUP)
             ended.set()
             asked.set()
-            await task  # to its end: nobody else closes a model that is being opened
+            await task  # wait for it: nothing else closes a model that is being opened
 
     return background
 
@@ -129,7 +129,7 @@ async def _reload(
 ) -> None:
     try:
         fresh = await asyncio.to_thread(source.open)
-    except Exception as error:  # whatever a runtime raises over a file: the old model serves on
+    except Exception as error:  # any error of a runtime: the old model continues to serve
         reason = str(error) if isinstance(error, SlimdeployError) else repr(error)
         service.metrics.reloads.labels("failed").inc()
         if registration:

@@ -1,4 +1,4 @@
-"""Deploys to other machines over SSH, to all at once; with `--bootstrap` their environments as well."""
+"""Deploy to other machines over SSH, in parallel; with `--bootstrap` also create their environments."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from slimdeploy.toolchain.formatting import printable
 
 @dataclass(frozen=True)
 class RemoteOptions(SshOptions):
-    """How to reach the devices. `arguments` go to `slimdeploy deploy` there."""
+    """How to reach the devices. `arguments` are passed to `slimdeploy deploy` there."""
 
     arguments: tuple[str, ...] = ()
     attempts: int = 3
-    """Connections in a row that may break without a byte copied."""
+    """Maximum number of consecutive broken connections without progress."""
     retry_s: float = 1.0
     parallel: int = 8
 
 
 @dataclass(frozen=True)
 class HostResult:
-    """How one device did. `environment` is what `bootstrap` returns."""
+    """The result of one device. `environment` is the result of `bootstrap`."""
 
     host: str
     seconds: float
     environment: dict[str, Any] | None = None
     deployment: RemoteDeployment | None = None
     problem: SlimdeployError | None = None
-    """Why it isn't deployed there; None where it is."""
+    """The error; None if it is deployed."""
     connections: int = 0
-    """How many times the copy had to be taken up."""
+    """How many times the copy was resumed."""
 
     @property
     def error(self) -> str | None:
@@ -64,11 +64,11 @@ class HostResult:
 
 
 def read_hosts(path: Path) -> list[str]:
-    """One host a line, as ssh takes it; blank lines and what follows a # are left out."""
+    """One host per line, as for ssh; blank lines and comments after # are ignored."""
     lines = artifacts.read_text(path, "list of hosts").splitlines()
     hosts = [line.partition("#")[0].strip() for line in lines]
     if not any(hosts):
-        raise SlimdeployError(f"{path} names no host: one a line, as ssh takes it")
+        raise SlimdeployError(f"{path} contains no host: write one per line, as for ssh")
     return [host for host in hosts if host]
 
 
@@ -79,10 +79,11 @@ def deploy_to_hosts(
     *,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[HostResult]:
-    """Deploy `bundle` to all hosts at once; results in the order of `hosts`. With None roll them back, or
-    with `options.bootstrap` make their environments alone. `tell` is given a line for each host that is done.
+    """Deploy `bundle` to all hosts in parallel; results in the order of `hosts`. With None roll them back, or
+    with `options.bootstrap` only create their environments. `tell` is called with a line for each finished
+    host.
 
-    Raises SlimdeployError where the bundle is no bundle or a host is no host, before any is touched.
+    Raises SlimdeployError for an invalid bundle or host, before any is changed.
     """
     if not shutil.which("ssh"):
         raise SlimdeployError("this needs ssh: sudo apt install openssh-client")
@@ -109,7 +110,7 @@ def deploy_to_hosts(
 
 @dataclass(frozen=True)
 class _Remote:
-    """One device and what is to be done there."""
+    """One device and the work to do there."""
 
     options: RemoteOptions
     connection: Connection
@@ -127,7 +128,7 @@ class _Remote:
             problem = failure
         except LostError as failure:
             problem = SlimdeployError(str(failure))
-        except Exception as failure:  # whatever one host brings about, the results of the others are kept
+        except Exception as failure:  # any error of one host: the results of the others are kept
             problem = SlimdeployError(printable(f"internal error, {type(failure).__name__}: {failure}"))
         seconds, connection = round(time.monotonic() - started, 3), self.connection
         return HostResult(connection.host, seconds, environment, deployment, problem, connection.copies)

@@ -1,4 +1,6 @@
-"""What `slimdeploy deploy --json` answered on another machine, whose slimdeploy may be of another version."""
+"""The JSON output of `slimdeploy deploy --json` on another machine, possibly of another version of
+slimdeploy.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,17 @@ from slimdeploy.toolchain.errors import SlimdeployError
 
 @dataclass(frozen=True)
 class RemoteDeployment:
-    """A version in use there. What a rollback doesn't tell is None. `document` is the whole answer."""
+    """The version in use there. Fields that a rollback doesn't report are None. `document` is the whole
+    output.
+    """
 
     version: str
     max_error: float
-    """How far its golden outputs are from the host's, relative to the largest logit."""
+    """Largest difference of its golden outputs from the host's, relative to the largest logit."""
     variant: str | None
     backend: str | None
     p50_ms: float | None
-    """Median time of one image."""
+    """Median latency of one image."""
     document: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -27,7 +31,7 @@ class RemoteDeployment:
 
 
 def read_deployment(output: str) -> RemoteDeployment:
-    """Raises SlimdeployError for an answer that isn't one, such as that of another program."""
+    """Raises SlimdeployError for other output, e.g. of another program."""
     try:
         document = json.loads(output)
         latency = document.get("latency_ms")

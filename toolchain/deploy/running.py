@@ -1,11 +1,11 @@
-"""The servers that run on this device: each says where it listens and what it serves.
+"""The running servers of this device: each records its address and the version that it serves.
 
     ROOT/servers/ID.json     {"url": …, "version": …, "failed": {version: reason}}
-    ROOT/servers/.ID.json.lock   held as long as the server runs, however it ends
+    ROOT/servers/.ID.json.lock   locked while the server runs
 
-ID is random: in containers that share a store, servers may have the same process ID.
+ID is random: servers in containers that share a store may have the same process ID.
 
-A deploy waits for them, so that its result says what is served, not only what is installed.
+A deploy waits for them, so that its result also tells which version is served.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.locks import exclusive, is_held
 
 WAIT_S = 30.0
-"""How long a deploy waits for servers to take a version up."""
+"""Maximum time that a deploy waits for servers to switch, in seconds."""
 _STEP_S = 0.05
-_NOT_YET = "hasn't taken it up yet"
+_NOT_YET = "has not switched to it yet"
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """A running server. `error`: why it doesn't serve the version waited for; None where it does."""
+    """A running server. `error`: why it doesn't serve the expected version; None if it does."""
 
     url: str
     version: str
@@ -41,9 +41,7 @@ class ServerState:
 
 
 class Registration:
-    """A server's own entry. Where it can't be written (a store that this user may only read), the server runs
-    all the same.
-    """
+    """The entry of a server. If it can't be written (a read-only store), the server runs anyway."""
 
     def __init__(self, root: Path, url: str) -> None:
         self._path, self._url = root / "servers" / f"{uuid.uuid4().hex}.json", url
@@ -51,7 +49,7 @@ class Registration:
         self._entered = False
 
     def tell(self, version: str, failed: dict[str, str] | None = None) -> None:
-        """Say what is served from now on, and what couldn't be."""
+        """Record the version that is served from now on, and failed ones."""
         with contextlib.suppress(SlimdeployError, OSError):
             if not self._entered:
                 self._path.parent.mkdir(exist_ok=True)
@@ -62,21 +60,21 @@ class Registration:
             artifacts.write_json(self._path, document)
 
     def remove(self) -> None:
-        """Take the entry away: the server ends."""
+        """Remove the entry: the server ends."""
         if self._entered:
             self._path.unlink(missing_ok=True)
             self._held.close()
 
     def _remove_ended(self) -> None:
-        """Entries of servers that were killed."""
+        """Remove entries of killed servers."""
         for path in self._path.parent.glob("*.json"):
             if not is_held(path):
                 path.unlink(missing_ok=True)
 
 
 def wait_for_servers(root: Path, version: str, *, limit_s: float = WAIT_S) -> list[ServerState]:
-    """Every server that runs on the store in `root`, once it serves `version` or has failed to, or the time
-    is over.
+    """Every server that runs on the store in `root`, as soon as it serves `version`, has failed to, or the
+    time is over.
     """
     end = time.monotonic() + limit_s
     while True:
@@ -95,7 +93,7 @@ def _state(document: dict[str, Any], version: str) -> ServerState:
 
 
 def _documents(root: Path) -> Iterator[dict[str, Any]]:
-    """What the servers that are alive say."""
+    """The entries of the running servers."""
     for path in sorted((root / "servers").glob("*.json")):
         with contextlib.suppress(SlimdeployError):  # ended since
             if is_held(path):

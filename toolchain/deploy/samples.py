@@ -1,4 +1,4 @@
-"""The images that a bundle is checked with: chosen on the host, by a fixed rule."""
+"""The images for checking a bundle, chosen on the host by a fixed rule."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ class Images:
     evaluation: np.ndarray
     labels: np.ndarray
     source: str
-    """Where they come from, for the provenance."""
+    """Their source, for the provenance."""
     of_training: bool = False
-    """Whether they are of the data that the model was trained on."""
+    """Whether they belong to the data that the model was trained on."""
 
 
 def images_for(
     model: Path, data: DataOptions | None, *, golden: int, evaluation: int, seed: int = 0
 ) -> Images:
-    """Golden and evaluation images for the ONNX file `model`: of the test split of `data`, or of the data
-    that the model says it was trained on, as evenly over the classes as it goes. Noise where it says
-    nothing.
+    """Golden and evaluation images for the ONNX file `model`: from the test split of `data`, by default of
+    the data that it was trained on, balanced over the classes if possible. Noise if the data is unknown.
     """
     from slimdeploy.toolchain.data.dataset import balanced_subset
     from slimdeploy.toolchain.data.of_model import data_of, dataset_for
@@ -50,8 +49,8 @@ def images_for(
 
 
 def noise_images(model: Path, count: int, *, seed: int = 0) -> Images:
-    """Golden images of the size that the ONNX file `model` takes, for a bundle without data: coarse noise,
-    which every layer reacts to. No evaluation set.
+    """Golden images for a bundle without data, of the size that the ONNX file `model` expects: coarse noise,
+    to which every layer reacts. No evaluation set.
     """
     size = carried_info(model, read_onnx(model)).preprocessing.size
     blocks = -(-size // 4)

@@ -1,4 +1,4 @@
-"""Runs the HTTP server until SIGTERM or SIGINT, then answers what it has accepted, and ends."""
+"""Run the HTTP server until SIGTERM or SIGINT; then answer the accepted requests and end."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from slimdeploy.toolchain.preprocessing import Geometry
 from slimdeploy.toolchain.runtime.session import SessionOptions
 
 DECODERS = 4
-"""Threads that decode uploads; each may hold a decoded photo."""
+"""Number of threads that decode uploads; each may hold a decoded photo."""
 DRAIN_S = 30
-"""How long accepted requests may take after SIGTERM."""
+"""Maximum time for accepted requests after SIGTERM, in seconds."""
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen. Port 0 takes any free one."""
+    """The address to listen on. Port 0 selects a free port."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -50,11 +50,11 @@ def serve(
     threads: int | None = None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Serve the model file, or the version deployed in `root` and each that is deployed there later; returns
-    the count of answers by status at the end.
+    """Serve the model file, or the version deployed in `root` and later ones; returns the number of responses
+    by status at the end.
 
-    `say` is called with one line once requests are answered, and at each change of the model. Raises
-    SlimdeployError where the model can't be opened or the address can't be listened on.
+    `say` is called with one line when requests are answered, and at each change of the model. Raises
+    SlimdeployError if the model can't be opened or the address can't be used.
     """
     return_large_blocks()
     listener = _listen(address)
@@ -74,8 +74,8 @@ def serve(
                 ws="none",
                 loop="asyncio",
                 lifespan="on",
-                # No line for a request that isn't HTTP or comes while too many wait. They are answered, and
-                # whoever sends them can't fill the log, or block a server whose log nobody reads.
+                # No log line for invalid HTTP or for requests over the limit: clients must not be able to
+                # fill the log, or to block a server whose log is not read.
                 log_level="error",
                 access_log=False,
                 server_header=False,
@@ -94,8 +94,8 @@ def serve(
 
 
 def _run_until_signal(server: uvicorn.Server, listener: socket.socket) -> None:
-    """uvicorn stops on SIGTERM and SIGINT, and raises them anew once it has: with its end they have done
-    their work. SIGHUP has a meaning only while requests are served, and ends nothing before or after.
+    """uvicorn stops on SIGTERM and SIGINT and raises them again afterwards; they are ignored then. SIGHUP is
+    handled only while requests are served, and is ignored before and after.
     """
     kept = {number: signal.signal(number, lambda *_: None) for number in _HANDLED}
     try:
@@ -109,20 +109,20 @@ def _listen(address: Address) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         listener = socket.create_server((address.host, address.port), family=family, backlog=256)
-        # Connections inherit it. asyncio sets it only where getaddrinfo said TCP, and without it the body of
-        # an answer waits 40 ms, until the client has acknowledged the head (Nagle and delayed ACK).
+        # Inherited by connections. asyncio sets it only if getaddrinfo reported TCP; without it the body of a
+        # response waits 40 ms until the client has acknowledged the head (Nagle and delayed ACK).
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except (OSError, OverflowError) as error:
         said = getattr(error, "strerror", None) or str(error)
-        reason = said.partition(" (while")[0]  # Python tells the address again
+        reason = said.partition(" (while")[0]  # Python repeats the address
         raise SlimdeployError(
             f"cannot listen on {address.host}:{address.port}: {reason}; pass another --port or --host"
         ) from error
 
 
 def _an_image() -> bytes:
-    """A small JPEG, to load what decoding needs."""
+    """A small JPEG, to load the libraries for decoding."""
     from PIL import Image
 
     content = io.BytesIO()

@@ -1,6 +1,4 @@
-"""Signatures of bundles with the keys that people already have: OpenSSH's `ssh-keygen -Y`, version 8.2 or
-later.
-"""
+"""Signatures of bundles with existing SSH keys: OpenSSH's `ssh-keygen -Y`, version 8.2 or later."""
 
 from __future__ import annotations
 
@@ -12,11 +10,13 @@ from pathlib import Path
 from slimdeploy.toolchain.errors import SlimdeployError
 
 NAMESPACE = "slimdeploy-bundle"
-"""A signature made for anything else (a git commit, a file) can't be passed off as one of a bundle."""
+"""Namespace of the signatures: a signature of something else (a git commit, a file) is not valid for a
+bundle.
+"""
 
 
 def sign(content: bytes, key: Path) -> bytes:
-    """The armoured SSH signature of `content` with the private key, or the agent's key, that `key` names."""
+    """The armoured SSH signature of `content` with the private key or the agent's key in `key`."""
     if not key.is_file():
         raise SlimdeployError(f"no signing key at {key}")
     with tempfile.TemporaryDirectory() as folder:
@@ -29,9 +29,9 @@ def sign(content: bytes, key: Path) -> bytes:
 
 
 def verify(content: bytes, signature: bytes, allowed_signers: Path) -> str:
-    """The name of the allowed signer who signed `content`; raises SlimdeployError where none of them did.
+    """The name of the allowed signer of `content`; raises SlimdeployError if no allowed signer signed it.
 
-    `allowed_signers` is OpenSSH's file of that name (ssh-keygen(1), ALLOWED SIGNERS).
+    `allowed_signers` is a file in OpenSSH's format (ssh-keygen(1), ALLOWED SIGNERS).
     """
     if not allowed_signers.is_file():
         raise SlimdeployError(f"no file of allowed signers at {allowed_signers}")
@@ -45,7 +45,9 @@ def verify(content: bytes, signature: bytes, allowed_signers: Path) -> str:
         principal = found.stdout.decode(errors="replace").splitlines()[0].strip()
         checked = _ssh_keygen("-Y", "verify", "-I", principal, "-n", NAMESPACE, *where, input=content)
         if checked.returncode:
-            raise SlimdeployError(f"the bundle's signature by {principal} is not valid: it was changed since")
+            raise SlimdeployError(
+                f"the bundle's signature by {principal} is not valid: the bundle was changed"
+            )
     return principal
 
 

@@ -1,4 +1,4 @@
-"""Shell scripts on another machine over the system's OpenSSH: the user's own keys, configuration and known
+"""Run shell scripts on another machine with the system's OpenSSH: the user's keys, configuration and known
 hosts.
 """
 
@@ -14,36 +14,36 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.formatting import printable
 
 KEEPALIVE = ("ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3", "BatchMode=yes")
-"""A dead connection is noticed within 15 s; no question is asked that nobody answers."""
+"""A dead connection is detected within 15 s; ssh asks no questions."""
 
 CONNECTION_LOST, NOT_FOUND = 255, 127
-"""Exit codes of ssh itself and of a shell that doesn't find a command."""
+"""Exit codes of ssh itself, and of a shell for an unknown command."""
 
 _BEGIN = "slimdeploy: output begins"
-"""Printed before a script's own output: a shell's start files may print as well."""
+"""Printed before the script's output: the shell's start-up files may print too."""
 
 
 class CommandNotFound(SlimdeployError):
-    """The shell there doesn't find a command."""
+    """The shell does not find a command."""
 
 
 class LostError(Exception):
-    """The connection couldn't be made, or broke; trying again may help."""
+    """The connection couldn't be made, or broke; a retry may help."""
 
 
 @dataclass(frozen=True)
 class Shell:
-    """The shell of a host, one connection for each script."""
+    """The shell of a host, with one connection per script."""
 
     host: str
     config: Path | None = None
-    """SSH configuration; None is the user's own."""
+    """SSH configuration; None: the user's own."""
 
     def run(self, script: str, stdin: Any = subprocess.DEVNULL) -> str:
-        """Run a script there and return its output.
+        """Run a script on the host and return its output.
 
-        Raises LostError, CommandNotFound, and SlimdeployError with the last line of its errors (of those that
-        begin with ERROR:, where there are any) where the script failed.
+        Raises LostError, CommandNotFound, or, if the script fails, SlimdeployError with the last line of its
+        errors (of those that begin with ERROR:, if any).
         """
         settings = [word for setting in KEEPALIVE for word in ("-o", setting)]
         remote = shlex.join(["sh", "-c", f"echo {shlex.quote(_BEGIN)}; {script}"])
@@ -69,12 +69,12 @@ class Shell:
         said = f"ssh: {said.removeprefix('ssh: ')}"
         if "REMOTE HOST IDENTIFICATION HAS CHANGED" in errors:
             return SlimdeployError(
-                f"{said} It has another host key than before: if the device was installed anew, run "
+                f"{said} Its host key has changed: if the device was reinstalled, run "
                 f"ssh-keygen -R {shlex.quote(self.host)}, then {by_hand}, and compare the key"
             )
         if "Host key verification failed" in said:
             return SlimdeployError(f"{said} Its host key is unknown: run {by_hand} once and compare the key")
         if "Permission denied" in said:
             copy_id = shlex.join(["ssh-copy-id", *self._config, self.host])
-            return SlimdeployError(f"{said} No key of yours opens it: run {copy_id}")
+            return SlimdeployError(f"{said} None of your keys is accepted: run {copy_id}")
         return LostError(said)

@@ -1,13 +1,13 @@
-"""The versions of a model that a device holds, and which of them is in use.
+"""The installed versions of a model on a device, and the one in use.
 
     ROOT/active.json         the versions in use, oldest first; the last is the current one
     ROOT/versions/0007-name  one unpacked bundle with its engine and `deployment.json`
-    ROOT/versions/.new-…     one being installed
-    ROOT/.lock               held while something is installed
-    ROOT/allowed_signers     where it exists, nothing unsigned is installed
+    ROOT/versions/.new-…     a version being installed
+    ROOT/.lock               locked during an installation
+    ROOT/allowed_signers     if it exists, only signed bundles are installed
 
-`active.json` is replaced by one rename, and nothing that it names is ever changed or removed before: whatever
-is interrupted, the version it names is whole.
+`active.json` is replaced atomically. Versions named in it are not changed or removed before, so the version
+in use is complete after any interruption.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def default_root() -> Path:
 
 @dataclass(frozen=True)
 class Store:
-    """The folder of all versions. Nothing is created before something is installed."""
+    """The folder of all versions. It is created by the first installation."""
 
     root: Path
 
@@ -53,11 +53,11 @@ class Store:
         return self.root / "allowed_signers"
 
     def active(self) -> list[str]:
-        """Names of the versions in use, oldest first; empty where nothing was deployed yet."""
+        """Names of the versions in use, oldest first; empty if nothing was deployed yet."""
         return self._read()[1]
 
     def current(self) -> Path:
-        """Folder of the current version; raises SlimdeployError where there is none."""
+        """Folder of the current version; raises SlimdeployError if there is none."""
         names = self.active()
         if not names:
             raise SlimdeployError(f"nothing is deployed in {self.root}: slimdeploy deploy BUNDLE")
@@ -66,13 +66,13 @@ class Store:
     def manifest(self) -> BundleManifest:
         """The manifest of the current version; its files are not hashed.
 
-        Raises SlimdeployError where there is none, or it is damaged.
+        Raises SlimdeployError if there is none, or it is damaged.
         """
         return BundleManifest.of_folder(self.current())
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the store alone; raises SlimdeployError at once where another process does."""
+        """Lock the store; raises SlimdeployError at once if another process has locked it."""
         try:
             self.versions.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -81,17 +81,17 @@ class Store:
             yield
 
     def clean(self) -> None:
-        """Remove what killed runs left behind and the versions that aren't in use. The lock must be held."""
+        """Remove leftovers of killed runs, and versions that aren't in use. The store must be locked."""
         used = set(self.active())
         for entry in self.versions.iterdir():
             if entry.name.startswith(_NEW) or (_VERSION.fullmatch(entry.name) and entry.name not in used):
                 shutil.rmtree(entry, ignore_errors=True)
-        for leftover in self.root.glob(".*.tmp"):  # an atomic write that was killed
+        for leftover in self.root.glob(".*.tmp"):  # left by a killed atomic write
             leftover.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def new_folder(self) -> Iterator[Path]:
-        """The place for a version being installed; what is still in it at the end is removed."""
+        """A folder for a version being installed; its remaining content is removed at the end."""
         try:
             holder = Path(tempfile.mkdtemp(dir=self.versions, prefix=_NEW))
         except OSError as error:
@@ -102,11 +102,11 @@ class Store:
             shutil.rmtree(holder, ignore_errors=True)
 
     def next_version(self, name: str) -> str:
-        """What the next version will be called, for a bundle `name`. No number is given twice."""
+        """The name of the next version, for a bundle `name`. Numbers are not reused."""
         return f"{self._read()[0] + 1:04d}-{name}"
 
     def add(self, folder: Path, version: str, *, instead_of: str | None = None) -> None:
-        """Take a finished folder in as the current version; a version `instead_of` which it is goes."""
+        """Make a finished folder the current version; it may replace the version `instead_of`."""
         try:
             folder.rename(self.versions / version)
             _sync_folder(self.versions)
@@ -116,15 +116,15 @@ class Store:
         self._activate([*kept, version][-KEPT:], installed=int(version.split("-")[0]))
 
     def drop_current(self) -> str:
-        """Make the version before the current one; returns its name. Its folder is there until the next
-        clean.
+        """Make the previous version the current one; returns its name. The other folder is kept until the
+        next clean.
         """
         installed, names = self._read()
         self._activate(names[:-1], installed=installed)
         return names[-2]
 
     def _read(self) -> tuple[int, list[str]]:
-        """How many versions were ever installed, and the names of those in use."""
+        """The number of versions ever installed, and the names of those in use."""
         path = self.root / "active.json"
         if not path.exists():
             return 0, []
@@ -147,7 +147,7 @@ class Store:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk: a rename before it outlives a power cut."""
+    """Flush the entries of a folder to disk: a previous rename then survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""Files to another machine over SSH. On the device nothing but a shell is needed.
+"""Copy files to another machine over SSH. The device needs only a shell.
 
-A file is copied to one of this machine and user alone, named after its hash: what a cut connection left there
-is a beginning of the same bytes, and the next attempt goes on behind it. It is removed once it was used or
-refused, and by the next transfer from here where that one was killed.
+The copy on the device has a name of this machine, this user and its hash: after a broken connection it
+contains the beginning of the same bytes, and the next attempt continues it. It is removed after it was used
+or refused, or by the next transfer from here if this process was killed.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from slimdeploy.toolchain.locks import exclusive
 
 INCOMING = '"$HOME/.cache/slimdeploy/incoming"'
 STALE = "-type f -mtime +0 -exec rm -f {} +"
-"""For find: copies that weren't touched for a day, whoever began them."""
+"""For find: copies older than a day, of any sender."""
 DISK_MARGIN = 64 << 20
-"""Bytes that stay free on the device's disk after the copy."""
+"""Bytes that must remain free on the device's disk after the copy."""
 
 
 @dataclass
 class Connection:
-    """One device; a connection is made for each command."""
+    """One device; each command uses a new connection."""
 
     host: str
     ssh_config: Path | None = None
     attempts: int = 3
-    """Connections in a row that may break without a byte copied."""
+    """Maximum number of consecutive broken connections without progress."""
     retry_s: float = 1.0
     copies: int = 0
-    """How many times a copy had to be begun or taken up."""
+    """How many times a copy was started or resumed."""
 
     def run(self, script: str, stdin: Any = subprocess.DEVNULL) -> str:
-        """Output of a shell script there; raises what `Shell.run` raises."""
+        """Output of a shell script on the device; raises the errors of `Shell.run`."""
         return Shell(self.host, self.ssh_config).run(script, stdin)
 
     @contextlib.contextmanager
     def sent(self, file: Path, digest: str | None = None) -> Iterator[str]:
-        """Copy a file there. Yields the shell word of the copy, which is removed at the end, but not where
-        the connection is lost. `digest` is the file's SHA-256 where it is known.
+        """Copy a file to the device. Yields the shell word of the copy, which is removed at the end, unless
+        the connection is lost. `digest` is the file's SHA-256, if known.
 
-        Raises SlimdeployError where another process sends to this host, or the disk there is too small.
+        Raises SlimdeployError if another process sends to this host, or the disk there is too small.
         """
         digest, sender = digest or artifacts.sha256_file(file), sender_of(self.host)
         place = f"{INCOMING}/{sender}-{digest}"
@@ -60,7 +60,7 @@ class Connection:
             try:
                 self._copy(file, place, sender)
                 if self.run(f"sha256sum < {place}").split()[:1] != [digest]:
-                    raise SlimdeployError("the copy was damaged and is removed: deploy again")
+                    raise SlimdeployError("the copy was damaged and has been removed: deploy again")
                 yield place
             except SlimdeployError:
                 self._remove(place)
@@ -68,7 +68,7 @@ class Connection:
             self._remove(place)
 
     def _copy(self, file: Path, place: str, sender: str) -> None:
-        """Append what is missing of the file, again and again as long as something arrives."""
+        """Append the missing part of the file, with retries as long as there is progress."""
         total, before, failures = file.stat().st_size, -1, 0
         while True:
             try:
@@ -92,8 +92,8 @@ class Connection:
                 time.sleep(self.retry_s * failures)
 
     def _there(self, place: str, sender: str) -> tuple[int, int]:
-        """Bytes of the file that are there, and bytes free on that disk. Removes what earlier transfers left:
-        other copies of this sender, and old ones of anybody.
+        """Bytes of the file on the device, and free bytes on its disk. Removes leftovers of earlier
+        transfers: other copies of this sender, and old ones of any sender.
         """
         others = f'for f in {INCOMING}/{sender}-*; do [ "$f" = {place} ] || rm -f "$f"; done'
         made = f"mkdir -p {INCOMING} && touch {place} && {others}; find {INCOMING} {STALE}"
@@ -109,15 +109,15 @@ class Connection:
 
 
 def sender_of(host: str) -> str:
-    """Names what this user sends from this machine to `host`: two names may be one device, and two machines
-    may send to one device at once.
+    """Identifies transfers of this user from this machine to `host`: two names may refer to one device, and
+    two machines may send to one device at the same time.
     """
     facts = (host, socket.gethostname(), os.getuid())
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def locks() -> Path:
-    """The folder of the locks that keep two transfers from here to one host apart."""
+    """The folder of the locks that prevent parallel transfers to one host from here."""
     return Path(os.environ.get("SLIMDEPLOY_CACHE") or Path.home() / ".cache/slimdeploy") / "deploys"
 
 

@@ -1,7 +1,7 @@
-"""Runs an ONNX file that nobody vouches for in a process of its own first, with limits on time and memory.
+"""Run an untrusted ONNX file first in a separate process with limits on time and memory.
 
-What the file may do by its form (`runtime/onnx_file.py`) is checked before. Here a runtime loads it and
-computes one batch: whatever it makes the runtime do, hang, take all memory or crash, ends with that process.
+The content of the file is checked before (`runtime/onnx_file.py`). Here a runtime loads it and computes one
+batch: a hang, excessive memory use or a crash of the runtime affects only that process.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from slimdeploy.toolchain.runtime.onnx_file import OnnxFacts
 
 LIMIT_S = 60.0
 BASE_BYTES = 1 << 30
-"""Memory of the process beside the model: Python, numpy and the runtime with its threads."""
+"""Memory of the process besides the model: Python, numpy and the runtime with its threads."""
 _FAILED = 3
 
 
 def try_model(model: Path, facts: OnnxFacts, *, batch: int, limit_s: float = LIMIT_S) -> None:
-    """Load the ONNX file at `model` with onnxruntime on the CPU in a process of its own, and run it once.
+    """Load the ONNX file at `model` with onnxruntime on the CPU in a separate process, and run it once.
 
-    Raises SlimdeployError where it doesn't finish within `limit_s`, takes much more memory than its size
-    explains, or crashes the runtime.
+    Raises SlimdeployError if it doesn't finish within `limit_s`, uses much more memory than expected from its
+    size, or crashes the runtime.
     """
     memory = memory_limit(model.stat().st_size, facts, batch=batch)
     command = [sys.executable, "-m", __name__, str(model), str(batch), str(memory)]
-    problem = f"{model.name}: this model isn't signed, and its trial in a process of its own failed: "
+    problem = f"{model.name}: the trial run of this unsigned model failed: "
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False
@@ -43,14 +43,14 @@ def try_model(model: Path, facts: OnnxFacts, *, batch: int, limit_s: float = LIM
 
 
 def memory_limit(model_bytes: int, facts: OnnxFacts, *, batch: int) -> int:
-    """Bytes that loading and running the model may take: its weights a few times over, and the activations of
-    a few layers.
+    """Maximum memory in bytes for loading and running the model: several times its weights, and the
+    activations of a few layers.
     """
     return BASE_BYTES + 8 * model_bytes + 8 * 4 * batch * facts.largest
 
 
 def _run(model: Path, batch: int, memory: int) -> None:
-    # What is written to, not what is only reserved: threads reserve large address ranges.
+    # Memory that is written, not only reserved: threads reserve large address ranges.
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     import numpy as np

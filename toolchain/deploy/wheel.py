@@ -1,4 +1,4 @@
-"""A wheel of the slimdeploy that runs here, whether it is a checkout or was installed by pip. The same code
+"""Build a wheel of the running slimdeploy, whether it is a checkout or was installed by pip. The same code
 gives the same bytes.
 """
 
@@ -24,7 +24,8 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 def write_wheel(folder: Path, root: Path = ROOT) -> Path:
     """Write the wheel of the package in `root` into `folder`; returns its path.
 
-    Raises SlimdeployError where nothing says what belongs to the package: neither setup.cfg nor pip's record.
+    Raises SlimdeployError if the files of the package are unknown: there is neither setup.cfg nor pip's
+    record.
     """
     version = slimdeploy.__version__
     info = f"slimdeploy-{version}.dist-info"
@@ -65,7 +66,7 @@ def _checkout(file: Path) -> tuple[set[str], str, str]:
 
 
 def _requires(extra: str, requirements: str) -> Iterator[str]:
-    """The lines of METADATA for what an extra needs, or, with an empty name, the package itself."""
+    """The METADATA lines of the requirements of an extra, or for an empty name of the package."""
     if extra:
         yield f"Provides-Extra: {extra}"
     for line in requirements.strip().splitlines():
@@ -77,7 +78,7 @@ def _requires(extra: str, requirements: str) -> Iterator[str]:
 
 
 def _installed(root: Path) -> tuple[set[str], str, str]:
-    """The same of what pip installed, as its record says."""
+    """The same for an installation by pip, from its record."""
     try:
         found = importlib.metadata.distribution("slimdeploy")
     except importlib.metadata.PackageNotFoundError:

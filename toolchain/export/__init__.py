@@ -1,1 +1,1 @@
-"""From a checkpoint to ONNX, and the proof that it computes the same."""
+"""Export to ONNX and TensorRT, and comparison with the original."""

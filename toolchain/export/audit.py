@@ -1,9 +1,9 @@
-"""What TensorRT really built: layers by realised precision, fusions, reformats, and what was asked for in
-vain.
+"""Audit of an engine: its layers by actual precision, fusions, reformats, and layers in another precision
+than requested.
 
 Reads the JSON of TensorRT's engine inspector (an engine built with DETAILED verbosity). Up to TensorRT 10 a
-tensor has `Format/Datatype` in one string and the engine a list `Bindings`; from 11 on `Format` and
-`Datatype` are apart and the list is `I/O Tensors`.
+tensor has `Format/Datatype` in one string, and the engine a list `Bindings`; from 11 on `Format` and
+`Datatype` are separate and the list is called `I/O Tensors`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from slimdeploy.toolchain.errors import SlimdeployError
 
-_TYPES = {  # in this order: "BFloat16" holds "Float", "Int8" must not match inside another word
+_TYPES = {  # in this order: "BFloat16" contains "Float", "Int8" must not match inside another word
     "bf16": r"bf16|bfloat16",
     "fp8": r"fp8|e4m3",
     "fp4": r"fp4",
@@ -28,22 +28,22 @@ _TYPES = {  # in this order: "BFloat16" holds "Float", "Int8" must not match ins
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """A layer of the engine: one kernel, often several nodes of the ONNX file fused."""
+    """A layer of the engine: one kernel, often several fused ONNX nodes."""
 
     name: str
     kind: str
-    """TensorRT's own name, such as `CaskConvolution`."""
+    """TensorRT's layer type, e.g. `CaskConvolution`."""
     precision: str | None
-    """Type of its first input; `tf32` where the kernel rounds to it; None where the inspector is silent."""
+    """Type of its first input; `tf32` if the kernel rounds to it; None if the inspector doesn't report it."""
     nodes: tuple[str, ...]
     """Names of the ONNX nodes that it computes."""
     reformat: bool
-    """It only changes the layout or the type of a tensor."""
+    """Whether it only changes the layout or type of a tensor."""
 
 
 @dataclass(frozen=True)
 class Missed:
-    """A node that was asked to be computed in one precision and is computed in another."""
+    """A node that runs in another precision than requested."""
 
     node: str
     asked: str
@@ -56,7 +56,7 @@ class Audit:
 
     layers: int
     precisions: dict[str, int]
-    """Layers (reformats left out) by realised precision."""
+    """Layers (without reformats) by actual precision."""
     fused: int
     """Layers that compute more than one ONNX node."""
     reformats: tuple[str, ...]
@@ -64,19 +64,19 @@ class Audit:
     """Nodes that the ONNX file asks for in FP16 or INT8."""
     missed: tuple[Missed, ...]
     unaccounted: tuple[str, ...]
-    """Those of them that no layer names: the inspector doesn't tell their precision."""
+    """Those of them that no layer names: their precision is unknown."""
 
     @property
     def failed(self) -> str | None:
-        """Why the engine isn't what was asked for; None where it is."""
+        """Why the engine differs from the request; None if it doesn't."""
         if self.missed:
             first = self.missed[0]
             return (
-                f"{len(self.missed)} layers are not in the precision asked for, "
-                f"such as {first.node}: {first.realised} instead of {first.asked}"
+                f"{len(self.missed)} layers are not in the requested precision, "
+                f"e.g. {first.node}: {first.realised} instead of {first.asked}"
             )
         if self.asked and len(self.unaccounted) == self.asked:
-            return f"the engine doesn't tell the precision of any of the {self.asked} layers asked for"
+            return f"the inspector reports the precision of none of the {self.asked} FP16 or INT8 layers"
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -89,23 +89,23 @@ class Audit:
 
 
 def read_layers(document: dict[str, Any]) -> list[EngineLayer]:
-    """The layers of an inspector's JSON document, of either schema.
+    """The layers in the inspector's JSON document, in either schema.
 
-    Raises SlimdeployError where it holds names only (built without DETAILED verbosity) or no layers.
+    Raises SlimdeployError if it contains only names (built without DETAILED verbosity) or no layers.
     """
     layers = document.get("Layers")
     if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
         raise SlimdeployError(
-            "the engine holds no details of its layers: build it with DETAILED profiling verbosity"
+            "the engine contains no details of its layers: build it with DETAILED profiling verbosity"
         )
     return [_read_layer(layer) for layer in layers]
 
 
 def audit(layers: list[EngineLayer], asked: dict[str, str]) -> Audit:
-    """Compare the layers of an engine with what the ONNX file asks for, node by node.
+    """Compare the layers of an engine with the precisions of the ONNX file, node by node.
 
-    `asked` is ONNX node -> `fp32`, `fp16` or `int8`. FP32 is never missed: more precision than asked for is
-    what INT8 and FP16 are checked against.
+    `asked` is ONNX node -> `fp32`, `fp16` or `int8`. FP32 is never reported as missed: the audit checks that
+    FP16 and INT8 are really used.
     """
     realised = {node: layer.precision for layer in layers if not layer.reformat for node in layer.nodes}
     wanted = {node: precision for node, precision in asked.items() if precision != "fp32"}
@@ -132,7 +132,7 @@ def _read_layer(layer: dict[str, Any]) -> EngineLayer:
     precision = _precision(tensors[0]) if tensors else None
     if precision == "fp32" and "tf32" in layer.get("TacticName", ""):
         precision = "tf32"
-    # "NoOp" is a reformat that moves nothing; "Reformat" with origin QDQ is a quantisation of its own.
+    # "NoOp" is a reformat without data movement; "Reformat" with origin QDQ is a separate quantisation.
     return EngineLayer(
         name, kind, precision, _nodes(name, layer.get("Metadata", "")), kind in ("Reformat", "NoOp")
     )
@@ -145,5 +145,5 @@ def _precision(tensor: dict[str, Any]) -> str | None:
 
 
 def _nodes(name: str, metadata: str) -> tuple[str, ...]:
-    """ONNX nodes of a layer: from its metadata or, where an old version has none, from its name."""
+    """ONNX nodes of a layer: from its metadata, or in old versions from its name."""
     return tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", metadata)) or tuple(re.split(r" \+ | \|\| ", name))

@@ -1,4 +1,4 @@
-"""From an ONNX file to an engine file: build, audit what was built, save it with its record."""
+"""From an ONNX file to an engine file: build, audit, and save with its record."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from slimdeploy.toolchain.runtime.tensorrt_callbacks import Progress
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine file that was just built."""
+    """A new engine file."""
 
     path: Path
     record: EngineRecord
@@ -52,7 +52,7 @@ def export_engine(
 ) -> Engine:
     """Build `onnx` for the GPU `device` and write the plan and its record to `output`.
 
-    The engine is audited (`Engine.audit.failed`) and saved in any case. Raises SlimdeployError where it can't
+    The engine is audited (`Engine.audit.failed`) and saved in any case. Raises SlimdeployError if it can't
     be built.
     """
     machine = engine_target(trt, device)
@@ -70,12 +70,12 @@ def export_engine(
 
 
 def inspect_engine(trt: ModuleType, engine: Any, *, batch: int) -> dict[str, Any]:
-    """TensorRT's own description of an engine, as its inspector gives it for a batch size."""
-    # Formats of dynamic shapes are only known in a context that has been given one.
+    """TensorRT's description of an engine from its inspector, for a batch size."""
+    # Formats of dynamic shapes are only known in a context with a given shape.
     context = engine.create_execution_context()
     if context is None:
         raise SlimdeployError(
-            "TensorRT built the engine, but can't make a context for it: too little GPU memory?"
+            "TensorRT built the engine, but can't create an execution context: too little GPU memory?"
         )
     for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
         if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
@@ -87,14 +87,14 @@ def inspect_engine(trt: ModuleType, engine: Any, *, batch: int) -> dict[str, Any
 
 
 def timing_cache_path(machine: EngineTarget) -> Path:
-    """Where the measured kernel times of a GPU and a TensorRT version are kept: they hold for no other."""
+    """File of measured kernel times for a GPU and a TensorRT version; they are invalid for others."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = f"{machine.gpu}-{machine.compute_capability}-tensorrt-{machine.tensorrt}"
     return root / "slimdeploy" / "timing" / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.cache"
 
 
 def rebuild_command(onnx: Path, output: Path, options: EngineOptions) -> str:
-    """The command that builds the engine again, from the ONNX file."""
+    """The command that rebuilds the engine from the ONNX file."""
     words = ["slimdeploy", "export", str(onnx), "--trt"]
     for field in fields(EngineOptions):
         value = getattr(options, field.name)

@@ -1,4 +1,4 @@
-"""How to build a TensorRT engine: plain data, with no TensorRT behind it."""
+"""Options for building a TensorRT engine, as plain data without TensorRT."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BATCH = Form(parse_batch, "one number, or three as in 1,8,64", "MIN,OPT,MAX", _w
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to build a plan. Raises SlimdeployError for values that contradict."""
+    """Options for building a plan. Raises SlimdeployError for contradicting values."""
 
     batch: tuple[int, int, int] = option(
         (1, 1, 1), "Engine: batch sizes, or one number for all three.", form=BATCH
@@ -58,4 +58,4 @@ class EngineOptions:
         check_declared(self)
         least, best, greatest = self.batch
         if not 1 <= least <= best <= greatest:
-            raise SlimdeployError(f"`batch` {least},{best},{greatest}: 1 ≤ least ≤ best ≤ greatest is needed")
+            raise SlimdeployError(f"`batch` {least},{best},{greatest}: expected 1 ≤ MIN ≤ OPT ≤ MAX")

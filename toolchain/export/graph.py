@@ -1,7 +1,7 @@
-"""Writes a network as an ONNX graph, node by node, from its graph and any weights. No torch here.
+"""Write a network as an ONNX graph, node by node, from its graph and any weights. No torch here.
 
-Each operator writes its own nodes; BN is folded into the convolution or linear layer before it. Dynamic
-batch, one self-contained file. Nodes carry the names of the network's nodes (`layer1.0.conv1`), which
+Each operator writes its own nodes; BN is folded into the preceding convolution or linear layer. Dynamic batch
+size, one self-contained file. Nodes are named after the network's nodes (`layer1.0.conv1`), which
 calibration, sensitivity tables and latency tables refer to.
 """
 
@@ -21,8 +21,8 @@ OUTPUT = "logits"
 WEIGHTED = ("conv", "linear")
 
 Parameters = Callable[[Node, Node | None], Mapping[str, np.ndarray]]
-"""The float32 tensors of a node, by the names of Operator.tensors; of a convolution or linear layer always
-weight and bias, with the BN given folded into them.
+"""The float32 tensors of a node, by their names in Operator.tensors; for convolutions and linear layers
+weight and bias, with the given BN folded in.
 """
 
 
@@ -39,7 +39,7 @@ def build_graph(graph: Graph, size: int, *, parameters: Parameters, opset: int) 
         [numpy_helper.from_array(values, name) for name, values in written.constants.items()],
     )
     opsets = [helper.make_opsetid("", opset)]
-    # The lowest IR version that the opset allows: the runtimes of old JetPacks read no newer one.
+    # The lowest IR version that the opset allows: runtimes of old JetPacks can't read newer ones.
     model = helper.make_model(proto, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
     model.producer_name = "slimdeploy"
     return model
@@ -64,7 +64,7 @@ def _write(graph: Graph, size: int, parameters: Parameters, opset: int) -> _Onnx
 
 
 class _OnnxNodes:
-    """Nodes and constants while they are written: operators.base.OnnxNodes."""
+    """Collects nodes and constants; implements operators.base.OnnxNodes."""
 
     def __init__(self, opset: int) -> None:
         self.opset = opset
@@ -81,6 +81,6 @@ class _OnnxNodes:
         return name
 
     def rename(self, value: str, name: str) -> None:
-        """Call a value, made by one node and read by none, by another name."""
+        """Rename a value that one node produces and none reads."""
         last = next(node for node in reversed(self.nodes) if node.output[0] == value)
         last.output[0] = name

@@ -1,4 +1,4 @@
-"""Writes a torch network as ONNX: BN folded into what it follows, its description in the metadata."""
+"""Write a torch network as ONNX: BN folded, its description in the metadata."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["INPUT", "build_onnx", "folded_parameters"]
 def build_onnx(network: GraphNetwork, info: ModelInfo, *, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
     """The ONNX model of `network`: input `images` (N, 3, size, size) float32, output `logits` (N, classes).
 
-    `info` travels in the model's metadata.
+    `info` is stored in the model's metadata.
     """
     model = build_graph(
         network.graph,
@@ -35,8 +35,8 @@ def build_onnx(network: GraphNetwork, info: ModelInfo, *, opset: int = DEFAULT_O
 
 @torch.no_grad()
 def folded_parameters(network: GraphNetwork, node: Node, bn: Node | None) -> dict[str, np.ndarray]:
-    """The tensors of `node` in float32. Of a convolution or linear layer weight (O, …) and bias (O,), which
-    compute the layer and then `bn` in eval mode.
+    """The tensors of `node` in float32. For a convolution or linear layer: weight (O, …) and bias (O,) with
+    `bn` folded in.
     """
     tensors = network.tensors(node.name)
     if node.operator in ("conv", "linear"):

@@ -1,4 +1,4 @@
-"""What an export can be told, with defaults that work."""
+"""Options of an export and their defaults."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from slimdeploy.toolchain.declared import check_declared, option
 DEFAULT_OPSET = 19
 TARGETS = ("tensorrt", "cpu")
 OPSETS = (13, 22)
-"""Lowest and highest opset that can be asked for. 17 is what TensorRT 8 (JetPack 5) reads."""
+"""Lowest and highest supported opset. TensorRT 8 (JetPack 5) reads up to 17."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an export may be from torch."""
+    """Allowed difference between an export and torch."""
 
     max_abs_error: float
     """Of a logit."""
     min_agreement: float
-    """Share of images with the same top class."""
+    """Share of images with the same top-1 class."""
 
 
 PRECISIONS = {
     "fp32": Tolerance(1e-3, 0.999),
     "fp16": Tolerance(0.1, 0.99),
-    "int8": Tolerance(float("inf"), 0.9),  # its own guard is the accuracy that it may cost
+    "int8": Tolerance(float("inf"), 0.9),  # limited by its loss of accuracy instead
 }
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How to export, and how far the result may be from torch: None goes by the precision."""
+    """Options of the export; tolerances that are None depend on the precision."""
 
     opset: int = option(
-        DEFAULT_OPSET, "ONNX opset; 17 is what TensorRT 8 reads.", least=OPSETS[0], most=OPSETS[1]
+        DEFAULT_OPSET, "ONNX opset; TensorRT 8 reads up to 17.", least=OPSETS[0], most=OPSETS[1]
     )
     precision: str = option(
-        "fp32", "int8 takes the defaults of calibration, which has more choices.", choices=PRECISIONS
+        "fp32",
+        "int8 uses the defaults of `slimdeploy calibrate`, which has more options.",
+        choices=PRECISIONS,
     )
     target: str = option(
-        "tensorrt", "Where an int8 file will run: tensorrt, or cpu (onnxruntime).", choices=TARGETS
+        "tensorrt", "Runtime of an int8 file: tensorrt, or cpu (onnxruntime).", choices=TARGETS
     )
-    parity_images: int = option(512, "Test images to compare on.", least=1)
-    max_abs_error: float | None = option(
-        None, "Allowed difference of a logit.", least=0, unset="by the precision"
-    )
+    parity_images: int = option(512, "Number of test images for the comparison.", least=1)
+    max_abs_error: float | None = option(None, "Maximum logit difference.", least=0, unset="by the precision")
     min_agreement: float | None = option(
         None,
-        "Share of images whose top class must be the same.",
+        "Minimum share of images with the same top-1 class.",
         least=0,
         unset="by the precision",
     )

@@ -1,4 +1,4 @@
-"""The proof that an exported model computes what its checkpoint computes, on real images."""
+"""Comparison of an exported model with its checkpoint, on real images."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest difference of a logit, share of images with the same top class, and how many images were
-    compared.
-    """
+    """Largest logit difference, share of images with the same top-1 class, and number of compared images."""
 
     max_abs_error: float
     top1_agreement: float
@@ -37,8 +35,8 @@ def normalised(images: Split, preprocessing: Preprocessing) -> Iterator[np.ndarr
 
 
 def compare(network: GraphNetwork, model: Path, batches: Iterable[np.ndarray]) -> Parity:
-    """Run `network` in torch and `model` in its runtime on the same images (N, 3, H, W) float32, both on the
-    CPU.
+    """Run `network` in torch and `model` in its runtime on the same images (N, 3, H, W) float32, on
+    the CPU.
     """
     network = copy.deepcopy(network).cpu().eval()
     errors, agreements = [], []
@@ -47,6 +45,6 @@ def compare(network: GraphNetwork, model: Path, batches: Iterable[np.ndarray]) -
             expected, found = network(torch.from_numpy(batch)).numpy(), session.run(batch)
             errors.append(np.abs(expected - found).max())
             agreements.append(expected.argmax(1) == found.argmax(1))
-    # A NaN on either side makes the maximum NaN, which no tolerance accepts.
+    # A NaN on either side makes the maximum NaN, which exceeds every tolerance.
     same = np.concatenate(agreements)
     return Parity(float(np.max(errors)), float(same.mean()), len(same))

@@ -1,7 +1,7 @@
-"""FP16 in the graph: a pure pass that turns a float32 ONNX model into one that computes in half precision.
+"""FP16 in the graph: a pure pass that converts a float32 ONNX model to half precision.
 
-Precision lives in the file, for TensorRT 11 has no flags for it. Images and logits stay float32, so a caller
-notices nothing. What would overflow stays in float32: FP16 ends at 65,504.
+The precision is in the file, because TensorRT 11 has no flags for it. Images and logits stay float32, so
+callers need no change. Nodes whose values overflow (FP16 ends at 65,504) stay in float32.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from onnx import TensorProto, helper, numpy_helper
 from slimdeploy.toolchain.errors import SlimdeployError
 
 LIMIT = float(np.finfo(np.float16).max) / 2
-"""Half of FP16's largest number: images other than those checked may reach further."""
+"""Half of FP16's largest number, because other images may give larger values than the measured ones."""
 _QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 _HALF_SCALES_OPSET = 19
 
 
 def overflowing_layers(model: onnx.ModelProto, largest: Mapping[str, float]) -> list[str]:
-    """Names of the nodes that must stay in float32, in order: they read, write or hold a value beyond LIMIT.
+    """Names of the nodes that must stay in float32, in order: they read, write or contain a value beyond
+    LIMIT.
 
-    `largest` gives the largest |x| of each activation, measured on real images; a tensor that it lacks is
-    taken to fit.
+    `largest` is the largest |x| of each activation, measured on real images; missing tensors are assumed to
+    fit.
     """
     beyond = {name for name, value in largest.items() if not value <= LIMIT}
     beyond |= {
@@ -37,10 +38,10 @@ def overflowing_layers(model: onnx.ModelProto, largest: Mapping[str, float]) -> 
 
 
 def to_fp16(model: onnx.ModelProto, *, float_layers: Set[str] = frozenset()) -> onnx.ModelProto:
-    """The model with all float32 arithmetic in FP16, but for the nodes named in `float_layers`.
+    """The model with all float32 arithmetic in FP16, except the nodes named in `float_layers`.
 
-    INT8 models keep their Q/DQ pairs, whose scales become FP16 too. Raises SlimdeployError where the opset
-    (below 19) can't express that.
+    INT8 models keep their Q/DQ pairs with FP16 scales. Raises SlimdeployError if the opset is too old for
+    that (below 19).
     """
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     if opset < _HALF_SCALES_OPSET and any(node.op_type in _QUANTISERS for node in model.graph.node):
@@ -73,7 +74,7 @@ class _Halving:
             for i, name in enumerate(node.output):
                 if not half or self.types[name] != TensorProto.FLOAT:
                     continue
-                if name in outputs:  # a name that callers know must stay float32
+                if name in outputs:  # outputs must stay float32
                     copied.output[i] = f"{name}.fp16"
                     self._cast(copied.output[i], TensorProto.FLOAT, name)
                 else:
@@ -86,9 +87,9 @@ class _Halving:
         return made
 
     def _input(self, name: str, half: bool) -> str:
-        """`name` as a node that computes in FP16 (`half`) or in float32 reads it."""
+        """The name of `name` in FP16 (`half`) or float32, for a node that computes in that type."""
         wanted = TensorProto.FLOAT16 if half else TensorProto.FLOAT
-        if not name:  # an optional input left out
+        if not name:  # an omitted optional input
             return name
         if name in self.constants:
             return self._constant(name, half)

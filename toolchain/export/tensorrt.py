@@ -1,8 +1,8 @@
-"""Builds a TensorRT plan from an ONNX file: network → config → plan.
+"""Build a TensorRT plan from an ONNX file: network → config → plan.
 
-Precision is what the ONNX file says (FP16 tensors, Q/DQ pairs): strongly typed on TensorRT 10 and 11. Only
-where a version knows no other way do builder flags say the same. `trt` is the `tensorrt` module to use, so
-that the same lines run on a GPU, on NVIDIA's bindings without one, and on a fake.
+The precision is that of the ONNX file (FP16 tensors, Q/DQ pairs): strongly typed on TensorRT 10 and 11.
+Builder flags are used only for versions without strong typing. `trt` is the `tensorrt` module: on a GPU,
+NVIDIA's bindings without a GPU, or a fake for tests.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Plan:
     facts: OnnxFacts
     tensorrt: str
     typing: str
-    """`strong`, or `flags` where types were only allowed, not asked for."""
+    """`strong`, or `flags` if precisions were only allowed, not required."""
     layers: int
-    """Layers of the network before fusion."""
+    """Number of layers before fusion."""
     batch: tuple[int, int, int]
     input_shape: tuple[int, int, int]
     seconds: float
@@ -47,8 +47,8 @@ def build_plan(
 ) -> Plan:
     """Parse `onnx` and build it for the GPU of this machine.
 
-    Raises SlimdeployError with TensorRT's own words where the parser or the builder refuses, and for options
-    that this TensorRT or this machine doesn't have.
+    Raises SlimdeployError with TensorRT's message if the parser or the builder fails, and for options that
+    this TensorRT or this machine doesn't support.
     """
     able = capabilities(trt.__version__)
     facts = read_onnx(onnx)
@@ -70,7 +70,7 @@ def build_plan(
 
 @dataclass(frozen=True)
 class _Build:
-    """One file on its way through the builder, strongly typed or by flags."""
+    """One ONNX file during the build, strongly typed or by flags."""
 
     trt: ModuleType
     able: Capabilities
@@ -93,7 +93,7 @@ class _Build:
         if monitor and monitor.interrupted:
             raise KeyboardInterrupt
         if plan is None:
-            raise SlimdeployError(f"{self.onnx}: TensorRT can't build it: {log.last_error()}")
+            raise SlimdeployError(f"{self.onnx}: TensorRT can't build the engine: {log.last_error()}")
         cache = config.get_timing_cache()
         return Plan(
             content=bytes(plan),
@@ -116,7 +116,7 @@ class _Build:
         parser = self.trt.OnnxParser(network, log)
         if not parser.parse_from_file(str(self.onnx)):
             errors = [one_line(parser.get_error(i)) for i in range(parser.num_errors)]
-            raise SlimdeployError(f"{self.onnx}: TensorRT's parser refuses it: {'; '.join(errors)}")
+            raise SlimdeployError(f"{self.onnx}: TensorRT can't parse the file: {'; '.join(errors)}")
         if network.num_inputs != 1 or len(network.get_input(0).shape) != 4:
             raise SlimdeployError(f"{self.onnx}: not an image classifier (one 4-D input)")
         return network
@@ -124,7 +124,7 @@ class _Build:
     def configure(self, builder: Any, network: Any, *, strong: bool) -> Any:
         trt, options = self.trt, self.options
         config = builder.create_builder_config()
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what the audit reads
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # needed by the audit
         if not options.tf32:
             config.clear_flag(trt.BuilderFlag.TF32)
         if options.workspace_mb is not None:
@@ -137,7 +137,7 @@ class _Build:
         self._set_levels(config)
         self._set_dla(builder, config)
         self._set_profile(builder, network, config)
-        # TensorRT refuses one that is damaged, or of a machine that only looks alike: then it starts anew.
+        # TensorRT refuses a cache that is damaged or from another machine: then start with an empty one.
         known = config.create_timing_cache(self.timing_cache)
         if known is None or not config.set_timing_cache(known, ignore_mismatch=False):
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)

@@ -1,13 +1,13 @@
-"""NVIDIA's own ONNX parser and builder on a machine without an NVIDIA GPU: to check an export, not to run it.
+"""NVIDIA's ONNX parser and builder on a machine without an NVIDIA GPU: to check an export, not to run it.
 
-Two wheels from PyPI hold the parts. `tensorrt-cu13-bindings` has TensorRT's Python bindings and no libraries;
-`onnxruntime-ep-nv-tensorrt-rtx-cu13` bundles the TensorRT-RTX builder and ONNX parser, which need no CUDA
-driver to parse a model or to build a plan ahead of time. The bindings ask the dynamic linker for
-`libnvinfer.so.11` and its companions by name and for six C symbols, all but one of which the RTX libraries
-export under the same name. So empty libraries with the names asked for tie the two together.
+Two wheels from PyPI contain the parts. `tensorrt-cu13-bindings` has TensorRT's Python bindings without
+libraries; `onnxruntime-ep-nv-tensorrt-rtx-cu13` contains the TensorRT-RTX builder and ONNX parser, which need
+no CUDA driver to parse a model or to build a plan ahead of time. The bindings load `libnvinfer.so.11` and its
+companions by name and need six C symbols; the RTX libraries export all but one of them under the same name.
+Empty libraries with the required names connect the two.
 
-What it proves: the parser accepts the operators, types and Q/DQ placement, and the strongly typed network
-builds. What it can't: run the plan, or say which tactics, speed or numbers a device will have.
+This proves that the parser accepts the operators, types and Q/DQ placement, and that the strongly typed
+network builds. It can't run the plan, or predict tactics, speed or results of a device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from slimdeploy.toolchain.errors import SlimdeployError
 WHEELS = "pip install tensorrt-cu13-bindings==11.4.0.106 && " \
          "pip install --no-deps onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0"  # fmt: skip
 _RTX_LIBRARIES = ("libtensorrt_rtx.so", "libtensorrt_onnxparser_rtx.so")
-_STUBS = {  # name that the bindings link against -> C source of the library that stands in for it
+_STUBS = {  # library name that the bindings need -> C source of an empty library
     "libnvinfer.so.11": "",
     "libnvonnxparser.so.11": "",
     "libnvinfer_plugin.so.11": "int initLibNvInferPlugins(void *logger, const char *space) { return 1; }",
@@ -35,17 +35,17 @@ _STUBS = {  # name that the bindings link against -> C source of the library tha
 def load(workdir: Path | None = None) -> types.ModuleType:
     """Return TensorRT's Python module (11.4), able to parse and build without a GPU.
 
-    The stand-in libraries are compiled with `cc` into `workdir` (default: a temporary folder, removed once
-    they are loaded). `sys.modules["tensorrt"]` is left alone: hand the module on, or put it there.
-    Raises SlimdeployError where a wheel or the compiler is missing, with the command that brings it.
+    The empty libraries are compiled with `cc` into `workdir` (default: a temporary folder, removed after
+    loading). `sys.modules["tensorrt"]` is not changed: pass the returned module on, or put it there. Raises
+    SlimdeployError if a wheel or the compiler is missing, with the command that installs it.
     """
     rtx = importlib.util.find_spec("onnxruntime_ep_nv_tensorrt_rtx")
     if rtx is None or not rtx.submodule_search_locations or not importlib.util.find_spec("tensorrt_bindings"):
         raise SlimdeployError(f"parsing with TensorRT without a GPU needs two wheels: {WHEELS}")
-    if importlib.util.find_spec("tensorrt_libs") is not None:  # the full TensorRT: nothing to stand in for
+    if importlib.util.find_spec("tensorrt_libs") is not None:  # the full TensorRT is installed
         return importlib.import_module("tensorrt_bindings")
     folder = Path(rtx.submodule_search_locations[0])
-    # Global, and before the bindings: that is where their symbols are then looked up.
+    # Loaded globally and before the bindings, which then find their symbols here.
     for name in _RTX_LIBRARIES:
         _open(next(folder.glob(f"{name}.*"), folder / name))
     if workdir is None:

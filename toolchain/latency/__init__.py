@@ -1,1 +1,1 @@
-"""Latency tables: measured on a device, fitted, and read to prune to milliseconds. No torch here."""
+"""Latency tables: measured on a device, fitted, and used for pruning to milliseconds. No torch here."""

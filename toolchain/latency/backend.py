@@ -1,6 +1,6 @@
-"""The runtimes that a latency table can be measured on, and what they have in common.
+"""The runtimes that latency tables can be measured on, and their common interface.
 
-A backend is one file and one entry in BACKENDS: a function that opens it as `options` say.
+A backend is one file and one entry in BACKENDS: a function that opens it with `options`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BACKENDS: Registry[Callable[[LutOptions], LutBackend]] = Registry(
 
 @dataclass(frozen=True)
 class LutOptions:
-    """What to measure on, and what."""
+    """Options of the measurement."""
 
     backend: str = option("onnxruntime", "Runtime; onnxruntime measures on the CPU.", choices=BACKENDS)
     precision: str = option("fp32", "fp32 or int8; with tensorrt also fp16.", choices=PRECISIONS)
@@ -56,26 +56,28 @@ class LutBackend(Protocol):
 
     @property
     def device(self) -> dict[str, Any]:
-        """What the times hold for, as a table's `device`: times measured under another say nothing here."""
+        """The conditions of the times, stored as `device` in a table: times of other conditions are not
+        comparable.
+        """
         ...
 
     @property
     def revisits(self) -> bool:
-        """Whether every network of a pass is measured twice, seconds apart: where other programs slow it
-        down, and a visit is cheap.
+        """Whether every network of a pass is measured twice, seconds apart: useful if other programs may
+        disturb it, and if a repetition is cheap.
         """
         ...
 
     def profile(self, graph: Graph, size: int) -> Sample:
-        """Run the network with weights of noise: profiled layer by layer, then timed whole.
+        """Run the network with random weights: profiled layer by layer, then timed as a whole.
 
-        Raises SlimdeployError where the runtime doesn't tell the time of one of its convolutions.
+        Raises SlimdeployError if the runtime doesn't report the time of one of its convolutions.
         """
         ...
 
     def whole_ms(self, graphs: Sequence[Graph], size: int, *, seconds: float) -> list[float]:
-        """Median ms of a run of each network, each in a process of its own, in turn and in random order;
-        `seconds` of running for each.
+        """Median ms of each network, each in its own process, alternately and in random order, for `seconds`
+        of running time each.
         """
         ...
 
@@ -87,22 +89,22 @@ class LutBackend(Protocol):
 
 
 HARDWARE = ("cpu", "threads", "gpu", "compute_capability")
-"""Keys of a table's `device` without which its times mean nothing; versions may move them a little."""
+"""Keys of a table's `device` that must be equal; the versions may differ slightly."""
 
 
 def open_backend(options: LutOptions) -> LutBackend:
-    """Open the backend that `options` name.
+    """Open the backend of `options`.
 
-    Raises SlimdeployError for an unknown one, a precision that it doesn't compute in, and a device that isn't
-    here; ModuleNotFoundError where its library isn't installed.
+    Raises SlimdeployError for an unknown backend, an unsupported precision, and a missing device;
+    ModuleNotFoundError if its library isn't installed.
     """
     return BACKENDS.find(options.backend)(options)
 
 
 def open_for_table(device: dict[str, Any]) -> LutBackend:
-    """The backend that a table with this `device` was measured on.
+    """The backend on which a table with this `device` was measured.
 
-    Raises as `open_backend` does, and SlimdeployError where this machine isn't the one of the table.
+    Raises like `open_backend`, and SlimdeployError if this machine isn't that of the table.
     """
     backend = open_backend(options_of(device))
     differing = [
@@ -117,17 +119,17 @@ def open_for_table(device: dict[str, Any]) -> LutBackend:
 
 
 def options_of(device: dict[str, Any]) -> LutOptions:
-    """The options that a table with this `device` was measured with."""
+    """The options with which a table with this `device` was measured."""
     return LutOptions(
         batch=int(device["batch"]),
         threads=device.get("threads"),
-        backend=str(device["backend"]).partition("-")[0],  # a session's name, such as onnxruntime-cpu
+        backend=str(device["backend"]).partition("-")[0],  # the name of a session, e.g. onnxruntime-cpu
         precision=precision_of(device),
     )
 
 
 def run_times(run: Callable[[], Any], *, warm_up_s: float = 0.0) -> list[float]:
-    """Warm up, at least so long, then time runs, ms each."""
+    """Warm up for a minimum time, then time runs, in ms each."""
     begin = time.perf_counter()
     warmed = 0
     while warmed < WARM_UP_RUNS or time.perf_counter() - begin < warm_up_s:
@@ -145,13 +147,13 @@ def run_times(run: Callable[[], Any], *, warm_up_s: float = 0.0) -> list[float]:
 def sample(
     graph: Graph, convs: Sequence[Layer], layers: dict[str, float], total_ms: float, runtime: str
 ) -> Sample:
-    """The Sample of `layers`, ms by the convolutions' names and any others.
+    """The Sample of `layers`: ms by convolution name, and other layers.
 
-    Raises SlimdeployError where one of `convs` is missing.
+    Raises SlimdeployError if one of `convs` is missing.
     """
     if missing := [conv.name for conv in convs if not layers.get(conv.name)]:
         raise SlimdeployError(
-            f"{runtime} doesn't tell the time of {missing[0]}: no latency table can be measured with it"
+            f"{runtime} doesn't report the time of {missing[0]}: it can't measure a latency table"
         )
     convs_ms = {conv.name: layers[conv.name] for conv in convs}
     rest_ms = sum(ms for name, ms in layers.items() if name not in convs_ms)
@@ -161,7 +163,7 @@ def sample(
 def time_whole(
     models: Sequence[Path], backend: str, *, batch: int, threads: int | None, device: str, seconds: float
 ) -> list[float]:
-    """Median ms of a run of each model on a session's backend: `LutBackend.whole_ms` of files."""
+    """Median ms of each model file in a session of the backend: implements `LutBackend.whole_ms`."""
     from slimdeploy.toolchain.measure.options import TimingOptions
     from slimdeploy.toolchain.measure.process import launched
     from slimdeploy.toolchain.measure.subjects import subjects_for

@@ -1,8 +1,8 @@
-"""How much slower the device is now than when its latency table was measured.
+"""Drift: how much slower the device is now than when its latency table was measured.
 
-Clocks, power modes and neighbours on a shared machine change its speed for minutes at a time, which a table
-can't know. Some of the networks that the table was fitted to are run between those that are to be measured:
-what they take now over what they took then is the drift.
+Clocks, power modes and other programs change the speed of a machine for minutes at a time, which a table
+can't contain. Some of the table's networks are timed between the networks to be measured: the drift is the
+ratio of their times now to those in the table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from slimdeploy.toolchain.networks.graph import Graph
 
 @dataclass(frozen=True)
 class Measured:
-    """Median ms of each network as they are now, and the drift, 1 on a device as fast as it was."""
+    """Median ms of each network now, and the drift; 1 means as fast as in the table."""
 
     ms: list[float]
     drift: float
@@ -34,8 +34,8 @@ def measure_with_drift(
     anchors: int,
     seconds: float,
 ) -> Measured:
-    """Run each of `graphs` for `seconds`, in turn with so many `anchors` of the table's `samples`; without
-    any the device counts as no slower.
+    """Time each of `graphs` for `seconds`, alternating with `anchors` of the table's `samples`; without any
+    the drift is 1.
     """
     chosen = _across(samples, anchors)
     ms = backend.whole_ms([*graphs, *(anchor.graph for anchor in chosen)], size, seconds=seconds)
@@ -45,7 +45,7 @@ def measure_with_drift(
 
 
 def _across(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """So many of them, from a fast one to a slow one."""
+    """`count` samples, from a fast one to a slow one."""
     ordered = sorted(samples, key=lambda sample: sample.total_ms)
     places = np.linspace(0, len(ordered) - 1, count + 2)[1:-1]  # neither the fastest nor the slowest
     return [ordered[round(place)] for place in places]

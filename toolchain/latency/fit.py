@@ -1,9 +1,8 @@
-"""Fits a latency table to measured networks: pure functions from samples to coefficients.
+"""Fit a latency table to measured networks: pure functions from samples to coefficients.
 
-Every fit minimises the sum of absolute relative errors, as a median does: networks that other work disturbed
-while they were measured don't move it. It is iteratively reweighted least squares (Schlossmacher, JASA 68,
-1973) over coefficients that may not be negative (Lawson & Hanson, Solving Least Squares Problems, 1974,
-chapter 23).
+Every fit minimises the sum of absolute relative errors, like a median, so that networks disturbed by other
+programs have no influence. The method is iteratively reweighted least squares (Schlossmacher, JASA 68, 1973)
+with non-negative coefficients (Lawson & Hanson, Solving Least Squares Problems, 1974, chapter 23).
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ from slimdeploy.toolchain.networks.layers import priced_layers
 
 GRANULARITIES = (1, 8, 16, 32)
 CACHES_MB = (2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0, None)
-"""Candidates: kept are the granularity that explains the measured layers best and the cache that explains
-whole runs best. None: no limit that shows.
+"""Candidates. The fit uses the granularity that explains the measured layers best, and the cache size that
+explains whole runs best. None: no limit.
 """
 PASS = 12
-"""Networks that are measured in one go, minutes from the next ones."""
+"""Networks measured in one pass, i.e. within minutes."""
 STEADY = 0.05
-"""Passes that differ by less in speed were measured on the same machine, as far as one can tell."""
+"""Passes whose speeds differ by less count as measured at the same speed."""
 SEARCH_ROUNDS, ROUNDS = 3, 12
 FLOOR = 0.01
-"""Relative errors below it count alike: reweighting would divide by zero."""
+"""Relative errors below this count the same: reweighting would divide by zero."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured network: ms of each convolution by name and of the rest, as its profile tells them, and of
-    a whole run without a profile.
+    """One measured network: ms of each convolution by name and of the rest, from its profile, and of a whole
+    run without profiling.
     """
 
     graph: Graph
@@ -45,8 +44,8 @@ class Sample:
 
 
 def fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> LatencyTable:
-    """The table that explains `samples` best, given in the order they were measured; at least a few networks
-    of different widths are needed.
+    """The table that explains `samples` best, given in the order of measurement; at least a few networks of
+    different widths are needed.
     """
     table = _fit(samples, size, device)
     evened = even_out(samples, 1 + prediction_errors(table, samples, size))
@@ -54,10 +53,11 @@ def fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> Latency
 
 
 def even_out(samples: Sequence[Sample], pace: np.ndarray) -> Sequence[Sample]:
-    """`samples` with the passes that a slower or faster machine measured brought to the speed of the others.
+    """`samples`, with passes at another speed of the machine scaled to the common speed.
 
-    `pace` is predicted ÷ measured of each: its median over a pass's networks of all sizes says how fast the
-    machine was then. Passes within STEADY of the middle one stay as they are; `samples` where all do.
+    `pace` is predicted ÷ measured of each sample: its median over the networks of a pass is the machine's
+    speed in that pass. Passes within STEADY of the median are not changed; `samples` itself if that holds for
+    all.
     """
     passes = [slice(start, start + PASS) for start in range(0, len(samples), PASS)]
     paces = np.array([np.median(pace[own]) for own in passes])
@@ -83,7 +83,8 @@ def _fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> Latenc
         return sum(left for _, left in fits)
 
     granularity = min(GRANULARITIES, key=error)
-    # By the whole runs: a profiled one writes its notes between the layers, and more weights leave the cache.
+    # By whole runs: a profiled run writes its records between the layers, so that more weights leave the
+    # cache.
     rest = _fit_rest(samples)
     tables = [
         _fit_table(samples, measured, rest, size, device, granularity, megabytes) for megabytes in CACHES_MB
@@ -100,7 +101,7 @@ def _fit_table(
     granularity: int,
     cache_mb: float | None,
 ) -> LatencyTable:
-    """The table for a given granularity and cache."""
+    """The table for a given granularity and cache size."""
     shapes = {
         shape: _fit_shape(own, granularity, cache_mb, rounds=ROUNDS)[0] for shape, own in measured.items()
     }
@@ -120,10 +121,10 @@ def prediction_errors(table: LatencyTable, samples: Sequence[Sample], size: int)
 def least_absolute(
     features: np.ndarray, target: np.ndarray, *, rounds: int = ROUNDS, signed: tuple[int, ...] = ()
 ) -> np.ndarray:
-    """Coefficients (k,) ≥ 0 of `features` (n, k) that minimise Σ |features @ x ÷ target − 1|, target (n,) >
-    0.
+    """Coefficients (k,) ≥ 0 of `features` (n, k) that minimise Σ |features @ x ÷ target − 1| for target (n,)
+    > 0.
 
-    The columns in `signed` may have negative ones.
+    Coefficients of the columns in `signed` may be negative.
     """
     relative = features / target[:, None]
     relative = np.concatenate([relative, -relative[:, list(signed)]], axis=1)
@@ -141,7 +142,7 @@ def least_absolute(
 
 
 def nonnegative(gram: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """The x ≥ 0 that minimises ½ xᵀ gram x − momentsᵀ x: Lawson and Hanson's active sets."""
+    """The x ≥ 0 that minimises ½ xᵀ gram x − momentsᵀ x, by Lawson and Hanson's active sets."""
     k = len(moments)
     found, passive = np.zeros(k), np.zeros(k, dtype=bool)
     tolerance = 1e-10 * max(1.0, float(np.abs(moments).max()))
@@ -158,7 +159,7 @@ def nonnegative(gram: np.ndarray, moments: np.ndarray) -> np.ndarray:
             if not falling.any():
                 found = best
                 break
-            # As far towards the best as all stay ≥ 0; what reaches 0 leaves.
+            # Move towards the optimum until the first coefficient reaches 0; it leaves the active set.
             reach = found[falling] / (found[falling] - best[falling])
             found = found + reach.min() * (best - found)
             passive &= found > 1e-12
@@ -170,13 +171,13 @@ def nonnegative(gram: np.ndarray, moments: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Shape:
-    """Every measured convolution of one shape, (n,) each."""
+    """All measured convolutions of one shape, (n,) each."""
 
     inputs: np.ndarray
     outputs: np.ndarray
     ms: np.ndarray
     weights_mb: np.ndarray
-    """Of the whole network that it was measured in."""
+    """Of the whole network in which it was measured."""
     importance: np.ndarray
     """Its share of that network's time."""
 
@@ -196,7 +197,7 @@ def _by_shape(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> d
 def _fit_shape(
     own: _Shape, granularity: int, cache_mb: float | None, *, rounds: int
 ) -> tuple[np.ndarray, float]:
-    """Coefficients of one shape, and the error that they leave: what it adds to its networks' totals."""
+    """Coefficients of one shape, and their error as a share of the networks' totals."""
     streamed = streamed_share(own.weights_mb, cache_mb)
     columns = terms(own.inputs, own.outputs, streamed, granularity)
     features = np.stack(np.broadcast_arrays(*columns), axis=1)
@@ -210,7 +211,7 @@ def _fit_rest(samples: Sequence[Sample]) -> np.ndarray:
 
 
 def _fit_totals(samples: Sequence[Sample], raw: LatencyTable, size: int) -> tuple[float, float]:
-    """How the layers' times become that of a run without a profile: a factor, and ms for each layer."""
+    """Conversion from layer times to a run without profiling: a factor, and ms per layer."""
     predicted = np.array([raw.network_ms(sample.graph, size) for sample in samples])
     nodes = np.array([len(sample.convs_ms) + 1.0 for sample in samples])
     total = np.array([sample.total_ms for sample in samples])

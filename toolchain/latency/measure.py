@@ -1,8 +1,8 @@
-"""Measures a latency table: networks of the architecture at random widths, profiled layer by layer.
+"""Measure a latency table: networks of the architecture at random widths, profiled layer by layer.
 
-A convolution is timed where it will run: inside a network, between its neighbours, with the caches as they
-leave them and with what the runtime fuses into it. A convolution in a session of its own would pay for the
-session and for layout changes at both ends that networks don't have between their layers.
+A convolution is timed inside a network, between its neighbours, with the cache content and the fusions of a
+real run. In a separate session its time would include the overhead of the session and layout changes at both
+ends.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import priced_layers
 
 AGREE = 0.05
-"""Two visits to a network whose times differ by more than this share call for a third."""
+"""If two measurements of a network differ by more than this share, it is measured a third time."""
 MINIMUM_PASSES = 4
 STABLE = 0.01
-"""The table is stable when a pass moved its prediction of half of all networks by less than this share."""
+"""The table is stable if a pass changed its prediction of half of all networks by less than this share."""
 
 
 @dataclass(frozen=True)
 class LutResult:
-    """A table, and how it came about. `errors` are relative, of the networks of the last pass as the table
-    before that pass predicted them; empty where there was none.
+    """A table and the quality of its fit. `errors` are relative: the networks of the last pass, as predicted
+    by the table before that pass; empty after the first pass.
     """
 
     table: LatencyTable
@@ -48,7 +48,7 @@ class LutResult:
     stable: bool
     errors: tuple[float, ...]
     remarks: tuple[str, ...]
-    """What speaks against the times: the machine was busy, or throttled."""
+    """Problems of the measurement: the machine was busy or throttled."""
 
     @property
     def median_error(self) -> float | None:
@@ -68,11 +68,11 @@ def measure_table(
     seconds: float,
     progress: Callable[[str], None] = lambda message: None,
 ) -> LutResult:
-    """Measure networks like `graph`, but narrower, on `backend`, fit the table and write it to
-    `output` after each pass, until it is stable or `seconds` are over. A first pass is always finished.
+    """Measure networks like `graph` but narrower on `backend`, fit the table and write it to `output` after
+    each pass, until it is stable or `seconds` are over. The first pass is always completed.
 
-    Goes on from the networks that `output` holds. Raises SlimdeployError where that was measured on another
-    device, with other versions, or for another network.
+    Continues from the networks in `output`. Raises SlimdeployError if they were measured on another device,
+    with other versions, or for another network.
     """
     full, device = graph, backend.device
     state = conditions.state()
@@ -94,7 +94,7 @@ def measure_table(
         visits: list[list[Sample]] = [[] for _ in drawn]
         for place in _route(visits) if backend.revisits else range(len(drawn)):
             if samples and time.perf_counter() - begin >= seconds:
-                return result()  # part of a pass is not worth a fit; the same would be drawn again
+                return result()  # do not fit a part of a pass; the same networks would be drawn again
             visits[place].append(backend.profile(drawn[place], size))
         found = [_undisturbed(of_one) for of_one in visits]
         before, passes = table, passes + 1
@@ -109,7 +109,7 @@ def measure_table(
 
 
 def _route(visits: list[list[Sample]]) -> Iterator[int]:
-    """Every network of a pass there and back, and once more those whose `visits` disagree."""
+    """Measure every network of a pass in order and in reverse, and again those whose `visits` differ."""
     yield from range(len(visits))
     yield from reversed(range(len(visits)))
     for place, of_one in enumerate(visits):
@@ -119,8 +119,8 @@ def _route(visits: list[list[Sample]]) -> Iterator[int]:
 
 
 def _undisturbed(visits: list[Sample]) -> Sample:
-    """The fastest profile and the fastest whole run: other work on the machine only ever slows one down, for
-    seconds at a time, and half as fast again where two threads share a core.
+    """The fastest profile and the fastest whole run: other programs only slow it down, for seconds at a time,
+    and by half if two threads share a core.
     """
     profiled = min(visits, key=lambda sample: sample.rest_ms + sum(sample.convs_ms.values()))
     return replace(profiled, total_ms=min(sample.total_ms for sample in visits))
@@ -133,13 +133,13 @@ def _progress(result: LutResult, spent: float, seconds: float) -> str:
 
 
 def _moved(before: LatencyTable, after: LatencyTable, samples: list[Sample], size: int) -> float:
-    """How far the last fit moved the predictions, as the median share."""
+    """How much the last fit changed the predictions, as the median share."""
     ratios = [after.network_ms(one.graph, size) / before.network_ms(one.graph, size) for one in samples]
     return float(np.median(np.abs(np.array(ratios) - 1)))
 
 
 def _resume(output: Path, full: Graph, size: int, device: dict[str, Any]) -> list[Sample]:
-    """The networks that `output` already holds; none where it doesn't exist."""
+    """The networks in `output`; none if it doesn't exist."""
     if not output.exists():
         return []
     document = results.read(output, KIND)
@@ -155,7 +155,7 @@ def _resume(output: Path, full: Graph, size: int, device: dict[str, Any]) -> lis
 
 
 def full_network(document: dict[str, Any]) -> Graph:
-    """The unpruned network that a `lut` document is of."""
+    """The unpruned network of a `lut` document."""
     network = document["network"]
     if "graph" in network:
         return Graph.from_json(network["graph"])
@@ -163,9 +163,9 @@ def full_network(document: dict[str, Any]) -> Graph:
 
 
 def samples_of(document: dict[str, Any], path: Path) -> list[Sample]:
-    """The networks that the `lut` document from `path` was fitted to.
+    """The networks to which the `lut` document from `path` was fitted.
 
-    Raises SlimdeployError where they can't be read.
+    Raises SlimdeployError if they can't be read.
     """
     try:
         full = full_network(document)
@@ -175,7 +175,7 @@ def samples_of(document: dict[str, Any], path: Path) -> list[Sample]:
 
 
 def _differing(theirs: Any, ours: dict[str, Any]) -> str:
-    """`batch 1 (here 64), …`: the entries that differ."""
+    """`batch 1 (here 64), …`: the differing entries."""
     theirs = theirs if isinstance(theirs, dict) else {}
     unsaid = {"precision": "fp32"}
     parts = [
@@ -191,7 +191,7 @@ def _network(full: Graph, size: int) -> dict[str, Any]:
 
 
 def _sample(row: dict[str, Any], full: Graph, size: int) -> Sample:
-    if "channels" in row:  # of a ResNet, as tables were written before they knew other networks
+    if "channels" in row:  # a ResNet, in the format of older tables
         graph = build_graph(
             full.arch, stem=full.origin["stem"], classes=full.classes, channels=tuple(row["channels"])
         )
@@ -229,5 +229,5 @@ def _write(output: Path, full: Graph, size: int, samples: list[Sample], result: 
 
 
 def _rounded(ms: float) -> float:
-    """Six digits: more than any clock tells."""
+    """Six digits: beyond the resolution of any clock."""
     return float(f"{ms:.6g}")

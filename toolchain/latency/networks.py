@@ -1,4 +1,4 @@
-"""The networks that a latency table is measured on: random widths, weights of noise."""
+"""The networks for measuring a latency table: random widths, random weights."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from slimdeploy.toolchain.networks.cutting import at_widths
 from slimdeploy.toolchain.networks.graph import Graph, Node
 
 ALIGNMENT = 8
-"""Widths drawn are multiples of it."""
+"""Random widths are multiples of this."""
 OPSET = 17
 RANGE = 4.0
-"""Values beyond it are clipped where activations are INT8: noise of variance 1 is mostly within."""
+"""Clipping threshold of INT8 activations: random values of variance 1 are mostly within."""
 
 
 def random_network(full: Graph, rng: random.Random) -> Graph:
-    """The network at random widths: some overall share, each width around it; residual streams whole or
-    narrowed like the rest.
+    """The network at random widths: each width varies around a common share; residual streams are whole or
+    narrowed.
     """
     share = math.exp(rng.uniform(math.log(0.06), 0))
     coupled = rng.random() < 0.5
@@ -42,9 +42,9 @@ def random_network(full: Graph, rng: random.Random) -> Graph:
 def build_noise(
     graph: Graph, size: int, precision: str = "fp32", *, opset: int = OPSET, target: str = "tensorrt"
 ) -> bytes:
-    """The network as a serialised ONNX model in `precision`, with weights of noise.
+    """The network as a serialised ONNX model in `precision`, with random weights.
 
-    `int8` has Q/DQ pairs in the form for `target` (calibrate/qdq.py); for `tensorrt` the rest computes in
+    `int8` has Q/DQ pairs in the form for `target` (calibrate/qdq.py); for `tensorrt` the other layers run in
     FP16 from opset 19 on.
     """
     model = build_graph(graph, size, parameters=_noise, opset=opset)
@@ -63,7 +63,7 @@ def _quantised(model: onnx.ModelProto, target: str, *, half: bool) -> onnx.Model
     from slimdeploy.toolchain.export.precision import to_fp16
 
     source = classifier(model, source="a network of noise")
-    float_weights = target == "tensorrt" and not half  # the form that TensorRT 8 reads
+    float_weights = target == "tensorrt" and not half  # the form for TensorRT 8
     options = QdqOptions(target, half_scales=half, float_weights=float_weights)
     made = insert_qdq(source, dict.fromkeys(source.activations, RANGE), options=options)
     return to_fp16(made) if half else made
@@ -75,7 +75,7 @@ def _pool() -> np.ndarray:
 
 
 def _noise(node: Node, batchnorm: Node | None) -> dict[str, np.ndarray]:
-    """Tensors that keep activations near 1: no time is lost to denormal or infinite numbers."""
+    """Weights that keep activations near 1, so that denormal or infinite numbers don't affect the time."""
     shapes = {name: tensor.shape for name, tensor in node.op.tensors(node).items()}
     found = {name: np.resize(_pool(), shape) for name, shape in shapes.items()}
     if node.operator == "batchnorm":

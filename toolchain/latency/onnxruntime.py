@@ -1,4 +1,4 @@
-"""Latency tables on onnxruntime's CPU provider: layers by its own profiler."""
+"""Latency tables in onnxruntime on the CPU, with times per layer from its profiler."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class OnnxruntimeBackend:
             run = functools.partial(session.run, None, {INPUT: images})
             run_times(run)
             events = end_profile(session)
-        total_ms = float(np.median(run_times(run)))  # from here on nothing is recorded
+        total_ms = float(np.median(run_times(run)))  # without profiling
         convs = priced_layers(graph, size)
         layers = sum_by_layer(events, graph, skip=WARM_UP_RUNS)
         return sample(graph, convs, layers, total_ms, f"onnxruntime {onnxruntime.__version__}")
@@ -57,7 +57,7 @@ class OnnxruntimeBackend:
         return build_noise(graph, size, self.options.precision, target="cpu")
 
     def close(self) -> None:
-        """Nothing is kept from one network to the next."""
+        """Does nothing: there is no state to release between networks."""
 
     def __enter__(self) -> OnnxruntimeBackend:
         return self
@@ -70,7 +70,8 @@ def open_backend(options: LutOptions) -> OnnxruntimeBackend:
     """Raises SlimdeployError for FP16."""
     if options.precision == "fp16":
         raise SlimdeployError(
-            "--precision fp16: onnxruntime computes in fp32 and int8 on a CPU; --backend tensorrt has fp16"
+            "--precision fp16: onnxruntime supports fp32 and int8 on a CPU; --backend tensorrt also "
+            "supports fp16"
         )
     machine = conditions.machine()
     device = {

@@ -1,4 +1,4 @@
-"""Where the time of an ONNX network goes, layer by layer, from onnxruntime's own profiler."""
+"""Time of each layer of an ONNX network, from onnxruntime's profiler."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ if TYPE_CHECKING:
 RUNS = 20
 OTHER = "other"
 _KERNEL = re.compile(r"(.+?)(?:\.out)?(?:_token_\d+)?(?:_nchwc)?_kernel_time")
-"""Fusing adds `_token_N` to the names of quantised convolutions, and `_nchwc` to those of others."""
+"""Fusion adds `_token_N` to the names of quantised convolutions, and `_nchwc` to those of others."""
 
 
 def layer_times(path: Path, graph: Graph, *, batch: int, threads: int | None = None) -> dict[str, float]:
-    """Median ms of each layer of `graph`, exported to `path`, over RUNS runs of `batch` images of noise on
-    the CPU.
+    """Median ms of each layer of `graph`, exported to `path`, over RUNS runs of `batch` random images on the
+    CPU.
 
-    Keys are the convolutions and the classifier by the network's own names, and OTHER for what is left
-    (pooling, sums, reordering). A ReLU and a sum that onnxruntime fused into a convolution count as part of
-    it.
+    Keys are the convolutions and the classifier by their names in the network, and OTHER for the rest
+    (pooling, sums, reordering). A ReLU or sum fused into a convolution counts as part of it.
     """
     read_onnx(path)
     with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +47,9 @@ def layer_times(path: Path, graph: Graph, *, batch: int, threads: int | None = N
 def profiling_session(
     model: str | bytes, folder: Path, *, threads: int | None = None
 ) -> onnxruntime.InferenceSession:
-    """A session on the CPU that keeps a profile in `folder` until `end_profile`; it runs on afterwards."""
+    """A session on the CPU that records a profile in `folder` until `end_profile`; it can be used
+    afterwards.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -66,7 +67,7 @@ def end_profile(session: onnxruntime.InferenceSession) -> list[dict[str, Any]]:
 
 
 def sum_by_layer(events: list[dict[str, Any]], graph: Graph, *, skip: int = 0) -> dict[str, float]:
-    """Median ms by layer of `graph` from a profile's events; the first `skip` runs are left out."""
+    """Median ms by layer of `graph` from the events of a profile, without the first `skip` runs."""
     times: dict[str, list[float]] = defaultdict(list)
     for event in events:
         found = _KERNEL.fullmatch(event["name"]) if event.get("cat") == "Node" else None
@@ -80,7 +81,7 @@ def sum_by_layer(events: list[dict[str, Any]], graph: Graph, *, skip: int = 0) -
 
 
 def layer_of(node: str, owners: Mapping[str, str]) -> str:
-    """The layer that an ONNX node belongs to: by its own name, or as part of an activation written as several
-    nodes (`….sigmoid`).
+    """The layer of an ONNX node: by its own name, or as part of an activation written as several nodes
+    (`….sigmoid`).
     """
     return owners.get(node) or owners.get(node.rpartition(".")[0]) or OTHER

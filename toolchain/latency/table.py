@@ -1,10 +1,10 @@
-"""The latency table: what every convolution of an architecture costs at any width, on one device.
+"""The latency table: time of every convolution of an architecture at any width, on one device.
 
-For each shape (kernel, stride, input size, and whether the residual sum is fused in) the table holds the
-terms of a convolution's time that hardware has: one launch, so much for each input channel, for each output
-channel, for each pair of them, and for each weight that has to come from memory because the network's weights
-don't fit into the cache. No term is negative, so a narrower convolution never costs more. `slimdeploy lut`
-measures and fits it (lut_measure.py, lut_fit.py).
+For each shape (kernel, stride, input size, and whether a residual sum is fused in) the table contains the
+coefficients of a convolution's time: per launch, per input channel, per output channel, per pair of them, and
+per weight that is read from memory because the network's weights don't fit in the cache. No coefficient is
+negative, so a narrower convolution is never slower. `slimdeploy lut` measures (measure.py) and fits it
+(fit.py).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from slimdeploy.toolchain.networks.layers import Layer, priced_layers
 
 KIND = "lut"
 TERMS = ("launch", "input", "output", "product", "blocks", "streaming")
-"""What the coefficients of a shape multiply: see `terms`."""
+"""The factors of the coefficients of a shape: see `terms`."""
 BLOCK = 4
-"""Kernels compute several vectors of output channels at a time (onnxruntime's up to 4) and waste the rest."""
+"""Kernels compute several vectors of output channels at a time (onnxruntime up to 4); the rest is padding."""
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
 def shape_of(conv: Layer) -> str:
     """Key of the layers that share coefficients: `3x3/2@16` has stride 2 and an input of 16×16; `3x3/1@16 of
-    1` is depthwise, with one input channel a group.
+    1` is depthwise, with one input channel per group.
     """
     if conv.operator == "linear":
         return "linear"
@@ -47,10 +47,10 @@ def _side(pair: tuple[int, int]) -> str:
 
 
 def terms(inputs: Any, outputs: Any, streamed: Any, granularity: int) -> tuple[Any, ...]:
-    """What TERMS stand for, of one convolution or, given arrays, of many.
+    """The values of TERMS for one convolution or, given arrays, for many.
 
-    `inputs` and `outputs` are its widths, which count as the multiples of `granularity` that the runtime pads
-    them to; `streamed` is the share of the weights that comes from memory in every run.
+    `inputs` and `outputs` are its widths, which the runtime pads to multiples of `granularity`; `streamed` is
+    the share of the weights that is read from memory in every run.
     """
     wide, out = round_up(inputs, granularity), round_up(outputs, granularity)
     blocks = round_up(outputs, BLOCK * granularity)
@@ -59,19 +59,19 @@ def terms(inputs: Any, outputs: Any, streamed: Any, granularity: int) -> tuple[A
 
 
 def streamed_share(weights_mb: Any, cache_mb: float | None) -> Any:
-    """The share of a network's weights that can't stay in the cache from run to run; of many, given an
-    array.
+    """The share of a network's weights that doesn't stay in the cache between runs; for many networks given
+    an array.
     """
     return np.maximum(0.0, 1 - cache_mb / weights_mb) if cache_mb else 0.0 * weights_mb
 
 
 def weights_mb(convs: Iterable[Layer], device: dict[str, Any]) -> float:
-    """Weights of the convolutions in MB (2^20 bytes), in the precision of a table's `device`."""
+    """Size of the convolution weights in MB (2^20 bytes), in the precision of a table's `device`."""
     return sum(conv.weights for conv in convs) * WEIGHT_BYTES[precision_of(device)] / 2**20
 
 
 def precision_of(device: dict[str, Any]) -> str:
-    """What a table's `device` computes in; FP32 where it doesn't say so."""
+    """The precision in a table's `device`; FP32 if missing."""
     return str(device.get("precision", "fp32"))
 
 
@@ -82,23 +82,24 @@ class LatencyTable:
     device: dict[str, Any]
     batch: int
     granularity: int
-    """Widths that are no multiple of it cost as much as the next one: what to align to on this device."""
+    """Widths are padded to multiples of this on the device: the alignment to prune to."""
     cache_mb: float | None
-    """Weights beyond so many MB are read from memory in every run; None where that never showed."""
+    """If a network's weights exceed this size in MB, the excess is read from memory in every run; None: no
+    limit seen.
+    """
     shapes: dict[str, tuple[float, ...]]
     """Shape -> ms for each of TERMS."""
     rest: tuple[float, float, float]
-    """Pooling, classifier and what a run costs in itself: ms, ms per stem channel, ms per classifier input.
-    """
+    """Pooling, classifier and overhead per run: ms, ms per stem channel, ms per classifier input."""
     layer_ms: float = 0.0
-    """Added to each convolution; below 0 by what profiling cost where the shapes were measured."""
+    """Added to each convolution; negative by the overhead of profiling, if the shapes were profiled."""
 
     @property
     def precision(self) -> str:
         return precision_of(self.device)
 
     def conv_ms(self, conv: Layer, *, streamed: float = 0.0) -> float:
-        """Time of one convolution, with its ReLU and residual sum, within a network.
+        """Time of one convolution within a network, with its ReLU and residual sum.
 
         Raises SlimdeployError for a shape that wasn't measured.
         """
@@ -113,18 +114,18 @@ class LatencyTable:
         return max(0.0, ms + self.layer_ms)
 
     def rest_ms(self, *, stem: int, classifier_in: int) -> float:
-        """Time of everything that isn't a convolution, for so many channels."""
+        """Time of everything except convolutions, for the given widths."""
         constant, by_stem, by_classifier = self.rest
         return constant + by_stem * stem + by_classifier * classifier_in
 
     def streamed(self, convs: Iterable[Layer]) -> float:
-        """The share of the weights of a network of `convs` that comes from memory in every run."""
+        """The share of the weights of a network with `convs` that is read from memory in every run."""
         return float(streamed_share(weights_mb(convs, self.device), self.cache_mb))
 
     def network_ms(self, graph: Graph, size: int) -> float:
-        """Time of a run of the network on a batch of square images with a side of `size` pixels.
+        """Time of one run of the network on a batch of square images with a side of `size` pixels.
 
-        Raises SlimdeployError where the table lacks one of its shapes.
+        Raises SlimdeployError if the table lacks one of its shapes.
         """
         convs = priced_layers(graph, size)
         streamed = self.streamed(convs)
@@ -133,7 +134,7 @@ class LatencyTable:
         return rest + sum(self.conv_ms(conv, streamed=streamed) for conv in convs)
 
     def to_json(self) -> dict[str, Any]:
-        """What a `lut` document holds as `model`."""
+        """The `model` of a `lut` document."""
         return {
             "granularity": self.granularity,
             "cache_mb": self.cache_mb,
@@ -145,22 +146,22 @@ class LatencyTable:
 
 
 def ends(graph: Graph) -> tuple[int, int]:
-    """Output channels of the first layer and inputs of the last, which the time of everything that isn't
-    priced by itself goes with.
+    """Output channels of the first layer and inputs of the last; the time of everything that isn't priced
+    separately depends on them.
     """
     weighted = [node for node in graph.nodes if node.operator in ("conv", "linear")]
     return int(weighted[0].attributes["out"]), int(weighted[-1].attributes["in"])
 
 
 def load_table(path: Path | str) -> LatencyTable:
-    """Read what `slimdeploy lut` wrote; raises SlimdeployError where it is missing, damaged or of another
-    kind.
+    """Read the output of `slimdeploy lut`; raises SlimdeployError if it is missing, damaged or another kind
+    of file.
     """
     return table_of(results.read(Path(path), KIND), Path(path))
 
 
 def table_of(document: dict[str, Any], path: Path) -> LatencyTable:
-    """The table in a `lut` document that came from `path`."""
+    """The table in a `lut` document from `path`."""
     try:
         device, model = document["device"], document["model"]
         shapes = {str(name): tuple(map(float, values)) for name, values in model["shapes"].items()}

@@ -1,7 +1,7 @@
-"""Latency tables on TensorRT: layers by its profiler, mapped to convolutions as the audit of an engine does.
+"""Latency tables in TensorRT, with times per layer from its profiler, mapped to convolutions as in the audit.
 
-An engine is built for each network, so a pass takes minutes; TensorRT's timing cache makes the later ones
-quicker.
+An engine is built for each network, so a pass takes minutes; TensorRT's timing cache makes later builds
+faster.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from slimdeploy.toolchain.runtime.tensorrt import TensorrtSession, deserialize
 WARM_UP_S = 0.2
 """A GPU raises its clocks under load."""
 INT8_OPSET = 19
-"""The first in which what INT8 leaves over can compute in FP16."""
+"""The first opset in which the layers that aren't INT8 can run in FP16."""
 
 
 class TensorrtBackend:
     """TensorRT on this machine's GPU, TF32 off."""
 
-    revisits = False  # each visit builds an engine
+    revisits = False  # each measurement builds an engine
 
     def __init__(self, trt: ModuleType, gpu: Device, options: LutOptions) -> None:
         self._trt, self._gpu, self._options = trt, gpu, options
@@ -63,7 +63,7 @@ class TensorrtBackend:
             session = TensorrtSession(
                 self._trt, engine, open_device(), path=path, record=read_engine_record(path), graphs=True
             )
-            del engine  # the session's from here on, which lets it go before the memory that it needs
+            del engine  # owned by the session, which frees it before its memory
             with session:
                 images = np.random.default_rng(0).random((batch, 3, size, size), dtype=np.float32)
                 total_ms = float(
@@ -81,7 +81,7 @@ class TensorrtBackend:
             )
 
     def _build(self, graph: Graph, size: int, folder: Path, name: str) -> Path:
-        """The engine of the network; raises SlimdeployError where it isn't in the precision asked for."""
+        """The engine of the network; raises SlimdeployError if it isn't in the requested precision."""
         options, onnx = self._options, folder / f"{name}.onnx"
         highest = capabilities(self._trt.__version__).highest_opset or INT8_OPSET
         opset = min(highest, INT8_OPSET) if options.precision == "int8" else OPSET
@@ -105,11 +105,11 @@ class TensorrtBackend:
 
 
 def open_backend(options: LutOptions) -> TensorrtBackend:
-    """Raises ModuleNotFoundError where TensorRT is missing, SlimdeployError where there is no GPU, and where
-    CPU threads are asked for.
+    """Raises ModuleNotFoundError if TensorRT is missing, SlimdeployError if there is no GPU, or if CPU
+    threads are requested.
     """
     if options.threads:
-        raise SlimdeployError("--threads: a network runs on the GPU with --backend tensorrt")
+        raise SlimdeployError("--threads: cannot be used with --backend tensorrt, which runs on the GPU")
     import tensorrt as trt
 
     return TensorrtBackend(trt, open_device(), options)
@@ -118,10 +118,10 @@ def open_backend(options: LutOptions) -> TensorrtBackend:
 def by_convolution(
     profiled: Mapping[str, float], layers: Sequence[EngineLayer], convs: Sequence[Layer]
 ) -> dict[str, float]:
-    """Times of an engine's layers as times of convolutions, by name, and OTHER for what computes none.
+    """Convert times of an engine's layers to times of convolutions, by name, and OTHER for the rest.
 
-    What is fused into a convolution (ReLU, residual sum, quantisation) counts as part of it. A layer that
-    computes several convolutions is shared out by their MACs.
+    Operations fused into a convolution (ReLU, residual sum, quantisation) count as part of it. The time of a
+    layer with several convolutions is divided by their MACs.
     """
     by_name = {conv.name: conv for conv in convs}
     computed: dict[str, list[Layer]] = {}

@@ -1,1 +1,1 @@
-"""What `import slimdeploy` offers: objects in, objects out; no files but those asked for."""
+"""The functions of `import slimdeploy`: they take and return objects, and write only the files asked for."""

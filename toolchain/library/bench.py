@@ -1,4 +1,4 @@
-"""`slimdeploy.bench`: models against each other, in fresh processes."""
+"""`slimdeploy.bench`: compare models, each in fresh processes."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """A measurement; `document` is what `bench --output` writes, every sample included."""
+    """A measurement; `document` is the content of `bench --output`, with every sample."""
 
     document: dict[str, Any]
 
     @property
     def rows(self) -> tuple[BenchRow, ...]:
-        """One for each model and batch size."""
+        """One row per model and batch size."""
         return tuple(
             BenchRow(
                 row["model"], row["backend"], row["precision"], row["batch"], row["latency_ms"]["p50"],
@@ -62,7 +62,7 @@ class BenchResult:
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
-        """One for each model but the baseline, and batch size."""
+        """One comparison per batch size and model other than the baseline."""
         return tuple(
             Comparison(c["baseline"], c["model"], c["batch"], c["speedup"], tuple(c["ci95"]))
             for c in self.document["comparisons"]

@@ -29,7 +29,7 @@ def evaluate(
     size: int | None = None,
     options: EvaluateOptions,
 ) -> EvaluateResult:
-    """Accuracy, loss and errors by class of `model` on test images; a network stays as it is.
+    """Accuracy, loss and errors by class of `model` on test images; a network is not changed.
 
     Args:
         model: A file (checkpoint, ONNX file or engine), a checkpoint, or a module that takes images

@@ -1,4 +1,4 @@
-"""`slimdeploy.export`: a network in, an ONNX file out that was compared with it."""
+"""`slimdeploy.export`: convert a network to an ONNX file and compare both."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from slimdeploy.toolchain.models.model_info import versions
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The file written and the proof that it computes the same."""
+    """The written file and the result of the comparison."""
 
     onnx: Path
     sha256: str
     precision: str
     parity: Parity
     fp32_layers: tuple[str, ...] = ()
-    """Layers of an FP16 model that stayed in FP32, because FP16 can't hold their values."""
+    """Layers of an FP16 model that are kept in FP32, because their values overflow in FP16."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -131,7 +131,7 @@ def _parity_batches(data: Dataset | Iterable[Batch], images: int) -> Iterator[np
 
 
 def _half(model: onnx.ModelProto, images: Split, dataset: Dataset) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """The model in FP16, and the layers that stay in FP32: those whose values overflow on `images`."""
+    """The model in FP16, and the layers kept in FP32 because their values overflow on `images`."""
     histograms = collect(
         classifier(model, source="the export"), batches(images.images, dataset.preprocessing)
     )
@@ -141,7 +141,7 @@ def _half(model: onnx.ModelProto, images: Split, dataset: Dataset) -> tuple[onnx
 
 
 def _quantised(model: onnx.ModelProto, dataset: Dataset, target: str, output: Path) -> onnx.ModelProto:
-    """The model in INT8 for `target`, as `slimdeploy calibrate` makes it with its defaults."""
+    """The model in INT8 for `target`, as by `slimdeploy calibrate` with its defaults."""
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder) / f"{output.stem}.fp32.onnx", Path(folder) / output.name
         artifacts.write_bytes(source, model.SerializeToString())
@@ -151,7 +151,7 @@ def _quantised(model: onnx.ModelProto, dataset: Dataset, target: str, output: Pa
         if result.onnx is None:
             raise CheckFailed(
                 f"{output}: INT8 loses {result.parity.drop:.2f} points of accuracy; no file written "
-                "(slimdeploy calibrate shows what costs them)"
+                "(slimdeploy calibrate shows the loss of each layer)"
             )
         return onnx.load(made)
 
@@ -160,7 +160,7 @@ def _check(parity: Parity, options: ExportOptions, output: Path) -> None:
     allowed = options.tolerance
     if not parity.max_abs_error <= allowed.max_abs_error:  # not `>`: NaN must fail too
         raise CheckFailed(
-            f"{output}: the ONNX logits are off by {parity.max_abs_error:.2g} on {parity.images} images "
+            f"{output}: the ONNX logits differ by {parity.max_abs_error:.2g} on {parity.images} images "
             f"({allowed.max_abs_error:g} allowed); no file written"
         )
     if parity.top1_agreement < allowed.min_agreement:

@@ -10,7 +10,7 @@ from slimdeploy.toolchain.models.checkpoint import Checkpoint, load_checkpoint, 
 
 
 def load(path: str | Path) -> Checkpoint:
-    """The checkpoint at `path`, its network rebuilt from the file alone, in eval mode on the CPU.
+    """Load the checkpoint at `path`; its network is in eval mode on the CPU.
 
     Args:
         path: A `.safetensors` file that slimdeploy wrote.
@@ -38,7 +38,7 @@ def save(checkpoint: Checkpoint, *, path: str | Path, force: bool = False) -> st
 
 
 def load_data(data: str | DataOptions) -> Dataset:
-    """The dataset that `--data` names.
+    """Load the dataset that `--data` refers to.
 
     Args:
         data: `digits`, `cifar10`, `folder:PATH` (`PATH/{train,val,test}/<class>/…`) or what a plugin brings;

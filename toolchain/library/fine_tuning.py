@@ -1,4 +1,4 @@
-"""What trains the network between two steps of pruning."""
+"""Fine-tuning between two steps of pruning."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.training_data import training_data
 
 Between = Callable[[GraphNetwork, int], None]
-"""Trains the network in place after step number 1, 2, …."""
+"""Trains the network in place after step 1, 2, …."""
 
 
 def fine_tuning(
     info: ModelInfo, dataset: Dataset, options: PruneOptions, *, device: str, data: str = ""
 ) -> Between:
-    """Fine-tunes on `dataset` as the network that `info` describes was trained. `data` is what --data calls
-    the dataset: where the network was trained on it, its validation images are the same.
+    """Fine-tune on `dataset` with the options of the last training in `info`. `data` is the name for --data:
+    if the network was trained on it, the same validation images are used.
     """
     training = TrainOptions(epochs=options.step_epochs, lr=options.step_lr)
     training = as_before(training, info, given=(), data=data)

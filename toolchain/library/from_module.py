@@ -1,4 +1,4 @@
-"""What the library's functions work on: a checkpoint, or a module made into one."""
+"""The input of the library's functions: a checkpoint, or a module converted to one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def from_module(
     class_names: Sequence[str] | None = None,
     name: str = "custom",
 ) -> Checkpoint:
-    """A network of ours that computes what `module` does in eval mode, with a copy of its weights.
+    """Convert `module` in eval mode, with a copy of its weights, to a slimdeploy network.
 
     Args:
         module: Takes images (N, 3, size, size) float32, gives logits (N, classes).
@@ -56,8 +56,8 @@ def from_module(
 
 
 def as_checkpoint(network: Checkpoint | nn.Module, *, size: int | None = None) -> Checkpoint:
-    """`network` itself, or of a module what `from_module` makes; raises SlimdeployError as that does, and for
-    a `size` that isn't the checkpoint's.
+    """`network` itself, or the result of `from_module` for a module; raises SlimdeployError like
+    `from_module`, and for a `size` other than the checkpoint's.
     """
     if not isinstance(network, Checkpoint):
         return from_module(network, size=size)

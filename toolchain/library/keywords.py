@@ -1,4 +1,4 @@
-"""Library functions that take the options of a dataclass as keywords of their own."""
+"""Library functions that accept the options of a dataclass as keyword arguments."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _SECTION = "Keyword Args:"
 def takes(
     kind: type, defaults: Mapping[str, Any] | None = None, *, into: str = "options"
 ) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Decorator: the function's keyword-only parameter `into`, an instance of the dataclass `kind`, can also
-    be given field by field. Signature and docstring say so, from the declarations of `kind`. `defaults` go
-    before those of the fields.
+    """Decorator: the fields of the keyword-only parameter `into`, an instance of the dataclass `kind`, can
+    also be given as keyword arguments. Signature and docstring are extended from the declarations of `kind`.
+    `defaults` override those of the fields.
     """
     names = [f.name for f in user_fields(kind)]
 
@@ -31,7 +31,7 @@ def takes(
 
         @functools.wraps(function)
         def called(*arguments: Any, **keywords: Any) -> R:
-            signature.bind(*arguments, **keywords)  # TypeError names what is missing or unknown
+            signature.bind(*arguments, **keywords)  # TypeError for a missing or unknown argument
             own = {name: keywords.pop(name) for name in names if name in keywords}
             options = keywords.pop(into, None)
             if options is not None and own:
@@ -68,7 +68,7 @@ def _default(field: Any) -> Any:
 
 
 def _documented(doc: str, kind: type, into: str) -> str:
-    """The docstring with the options in its last section, which is made where it isn't there yet."""
+    """The docstring with the options in its last section, which is added if missing."""
     lines = [f"    {name}: {declared.help}" for name, declared in declarations(kind).items()]
     lines.append(f"    {into}: The {len(lines)} options above as one {kind.__name__}, instead of them.")
     return "\n".join([doc, *([] if _SECTION in doc else ["", _SECTION]), *lines])

@@ -1,4 +1,4 @@
-"""`slimdeploy.prune`: a network in, a smaller one out."""
+"""`slimdeploy.prune`: remove channels of a network."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def prune(
     """Remove the channels of `network` that matter least, down to one target: `ratio`, `params`, `macs` or
     `latency_ms`. The network itself stays as it is.
 
-    With `data`, the layers behind are refitted to the kept channels and BN statistics are measured anew, both
-    on these images; without, it only cuts.
+    With `data`, the layers behind are refitted to the kept channels and BN statistics are measured again,
+    both on these images; without, it only cuts.
 
     Args:
         network: A checkpoint, or a module that takes images (N, 3, size, size) float32 and gives logits
             (N, classes).
-        data: A dataset, or batches that can be gone through again and again (a DataLoader, a list), shuffled:
+        data: A dataset, or batches that can be iterated repeatedly (a DataLoader, a list), shuffled:
             images (N, 3, size, size) float32, normalised, and labels (N,).
         test: Batches in the same form, to report accuracies on. A dataset brings its own.
         size: Side of the images in pixels. Needed with a module.
@@ -116,7 +116,7 @@ def _in_steps(
     device: str,
     removed: int,
 ) -> tuple[GraphNetwork, Cut, float]:
-    """The network before the last step, what that step made of it, and the seconds that all cuts took."""
+    """The network before the last step, the result of that step, and the duration of all cuts in seconds."""
     network, seconds = original, 0.0
     for step in range(1, options.steps + 1):
         started = time.perf_counter()
@@ -141,10 +141,10 @@ def _finished(
     options: PruneOptions,
     device: str,
 ) -> dict[str, float] | None:
-    """Leaves `cut.network` recalibrated where that lowers the loss on training images: after sparse training
-    that drove γ to zero there is nothing to mend, and the statistics of augmented training serve better.
+    """Recalibrate `cut.network` if that lowers the loss on training images. After sparse training, where γ is
+    zero already, it may not: the statistics of augmented training can be better.
 
-    Returns the test accuracy before pruning and after each thing done, where there are test images.
+    Returns the test accuracy before pruning and after each change, if there are test images.
     """
     stages = {"before": original}
     if before is not original:
@@ -176,6 +176,6 @@ def _loss(network: GraphNetwork, feeds: PruningFeeds, device: str) -> float:
 
 
 def _removed_blocks(before: Graph, after: Graph) -> tuple[str, ...]:
-    """The modules whose sum is gone."""
+    """The modules that were replaced because their sum was removed."""
     sums = [node.name for node in before.nodes if node.operator == "add" and node.name not in after.by_name]
     return tuple(name.rpartition(".")[0] or name for name in sums)

@@ -1,4 +1,4 @@
-"""The images that pruning looks at, from a dataset of ours or from batches of the caller's."""
+"""The images used by pruning, from a dataset or from the caller's batches."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.recalibration import shuffled
 
 JUDGED_IMAGES = 1024
-"""Training images on which recalibration has to lower the loss."""
+"""Number of training images on which recalibration must lower the loss."""
 
 
 @dataclass(frozen=True)
 class PruningFeeds:
-    """Training images to measure activations on, for the new BN statistics and to judge these by; and test
-    images, or None.
-    """
+    """Training images for activations, for new BN statistics and for judging them; test images or None."""
 
     statistics: Feed
     recalibration: Feed
@@ -36,7 +34,7 @@ class PruningFeeds:
 def pruning_feeds(
     data: Dataset | Iterable[Batch], test: Iterable[Batch] | None, options: PruneOptions, *, device: str
 ) -> PruningFeeds:
-    """What `options` ask for of `data`. `test` goes before a dataset's own test images."""
+    """The images that `options` need from `data`. `test` overrides a dataset's test images."""
     tested: Feed | None = LoaderFeed(test, device, name="test") if test is not None else None
     if not isinstance(data, Dataset):
         return PruningFeeds(

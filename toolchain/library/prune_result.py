@@ -1,4 +1,4 @@
-"""What pruning gives back."""
+"""The result of pruning."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from slimdeploy.toolchain.pruning.surgery import Folding
 
 @dataclass(frozen=True)
 class Latency:
-    """What a run of the pruned network takes by the latency table, and what it took."""
+    """Latency of the pruned network, predicted by the latency table and measured."""
 
     predicted_ms: float
     measured_ms: float | None
     not_measured: str | None
-    """Why it is predicted only."""
+    """Why it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class PruneResult:
     without test images.
     """
     seconds: float
-    """Scoring, selection and surgery; neither reading, evaluation nor writing."""
+    """Duration of scoring, selection and surgery, without reading, evaluation and writing."""
     latency: Latency | None = None
-    """Where milliseconds were asked for."""
+    """If the target was a latency."""
     removed_in_training: int = 0
-    """Channels that a training had removed before; a ratio counts them."""
+    """Channels removed by training before; a ratio includes them."""
 
     @property
     def network(self) -> GraphNetwork:

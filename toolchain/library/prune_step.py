@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cut:
-    """The same selection, cut in three ways: `plain`, with constants folded, and `network`, the one to go
-    on with.
+    """The same selection cut in three ways: `plain`, with constants folded, and `network`, which is used from
+    then on.
     """
 
     plain: GraphNetwork
@@ -55,8 +55,8 @@ def cut_network(
     *,
     removed: int = 0,
 ) -> Cut:
-    """Select and cut, `progress` (0…1) of the way from the original, which training has `removed` so many
-    channels from, to the budget.
+    """Select and cut: `progress` (0…1) of the way from the original, of which training has `removed` channels
+    already, to the budget.
     """
     moments = _moments(network, feeds, options, device) if feeds else None
     groups = plan_groups(network.graph, options)
@@ -64,7 +64,7 @@ def cut_network(
     final = budget_for(original.graph, whole, options, size, removed=removed)
     own = budget_for(network.graph, groups, options, size)
     full = final.costs.total({g.name: g.width for g in whole})
-    # Steps of equal ratio: each removes the same share of what is left.
+    # Each step removes the same share of the remaining channels.
     limit = final.limit if progress == 1 else full * min(1.0, final.limit / full) ** progress
     scores = score_channels(network, moments, options)
     met = None
@@ -85,7 +85,7 @@ def cut_network(
 def _latency_budget(
     graph: Graph, scores: Scores, options: PruneOptions, budget: Budget, size: int
 ) -> LatencyBudget:
-    """The predicted milliseconds that come out as the wanted ones when they are measured."""
+    """The budget in predicted milliseconds whose network is measured at the wanted milliseconds."""
     from slimdeploy.toolchain.pruning.latency import budget_for_latency
 
     assert options.latency_table is not None

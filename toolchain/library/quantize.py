@@ -1,4 +1,4 @@
-"""`slimdeploy.quantize`: a float32 ONNX file and images in, an INT8 one out that was compared with it."""
+"""`slimdeploy.quantize`: quantise a float32 ONNX file to INT8 and compare both."""
 
 from __future__ import annotations
 
@@ -30,38 +30,38 @@ from slimdeploy.toolchain.library.keywords import takes
 from slimdeploy.toolchain.models.model_info import versions
 
 _NOT_OF_THE_FILE = ("onnx", "engine", "latency_ms")
-"""Keys of the result that its sidecar leaves out: where it lies and this machine's speed."""
+"""Keys of the result that the sidecar omits: the path, and the speed on this machine."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What came out. `onnx` is None where the accuracy fell by more than allowed, and nothing was written."""
+    """`onnx` is None if the accuracy fell by more than allowed; nothing was written then."""
 
     onnx: Path | None
     precision: str
     method: str
     parity: Comparison
-    """On the test images, of the written file."""
+    """Of the written file, on the test images."""
     methods: dict[str, Comparison]
-    """Every method that was tried, on the selection images."""
+    """Every method that was tried, with its result on the selection images."""
     float_layers: tuple[str, ...]
-    """Layers left in float."""
+    """Layers kept in float."""
     reasons: dict[str, str]
-    """Layer left in float -> why."""
+    """Layer kept in float -> reason."""
     overflowing: tuple[str, ...]
-    """Nodes left in FP32 because FP16 can't hold their values."""
+    """Nodes kept in FP32 because their values overflow in FP16."""
     sensitivity: tuple[Sensitivity, ...]
     speed: Speed | None
-    """Of the written file; None for a target other than this CPU."""
+    """Of the written file; None if the target is not this CPU."""
     options: CalibrateOptions = field(repr=False)
 
     def failure(self, model: Path) -> str | None:
-        """What to say where `model` lost more accuracy than allowed; None where it didn't."""
+        """The error if `model` lost more accuracy than allowed; else None."""
         if self.onnx is not None:
             return None
         return (
             f"{model}: INT8 loses {self.parity.drop:.2f} points on {self.parity.images} test images "
-            f"({self.options.max_drop:g} allowed); no file written. More --selection-images choose better"
+            f"({self.options.max_drop:g} allowed); no file written. Try more --selection-images"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def quantize(
         progress: Shows how far the work is: a function of title and total that gives a context manager.
 
     Returns:
-        What came out; its `onnx` is None where the accuracy falls by more than `max_drop` points: nothing is
+        What came out; its `onnx` is None if the accuracy falls by more than `max_drop` points: nothing is
         written then.
 
     Raises:
@@ -164,7 +164,9 @@ def quantize(
 def _measure(
     model: Path, made: onnx.ModelProto, data: CalibrationData, options: CalibrateOptions
 ) -> tuple[Comparison, Speed | None]:
-    """The file as it will be written beside the float one, each through the session that its user opens."""
+    """Time the file in the form in which it will be written, beside the float file, in the user's
+    sessions.
+    """
     images, threads = data.test.images, options.threads
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "quantised.onnx"
@@ -184,11 +186,11 @@ def _reasons(
     whole: Comparison,
     options: CalibrateOptions,
 ) -> dict[str, str]:
-    """Layer left in float -> why."""
+    """Layer kept in float -> reason."""
     gains = {entry.layer: entry.gain for entry in sensitivity}
     everywhere = (
         f"INT8 everywhere drops {whole.drop:.2f} points ({options.max_drop:g} allowed) "
-        f"with a logit error of {whole.relative_error:.1%}"
+        f"and has a logit error of {whole.relative_error:.1%}"
     )
     return {
         name: "asked for"
@@ -201,7 +203,7 @@ def _reasons(
 def _fallback(
     method: str, result: Comparison, trial: Trial, options: CalibrateOptions, progress: Progress
 ) -> tuple[frozenset[str], tuple[Sensitivity, ...]]:
-    """Which layers stay in float, and the table that this was decided by (empty where it wasn't needed)."""
+    """The layers kept in float, and the table for that decision (empty if it wasn't needed)."""
     asked = frozenset(options.float_layers)
     if result.drop <= options.max_drop and not options.sensitivity:
         return asked, ()
@@ -219,7 +221,7 @@ def _fallback(
 
 
 def _trt8_cache(source: Classifier, method: str, data: CalibrationData, threads: int | None) -> bytes:
-    """TensorRT 8 reads the cache beside the float32 file, whose channels are as they were."""
+    """Write the cache for TensorRT 8, which reads it beside the unchanged float32 file."""
     histograms = collect(source, batches(data.ranges.images, data.preprocessing), threads=threads)
     return trt8_cache({name: METHODS[method](h, 127) for name, h in histograms.items()})
 
@@ -242,7 +244,7 @@ def _check_data(source: Classifier, data: CalibrationData, options: CalibrateOpt
 def _description(
     result: Calibration, quantiser: Quantiser, model: Path, made: onnx.ModelProto
 ) -> dict[str, Any]:
-    """The sidecar: everything that decided the file."""
+    """The sidecar: everything that determined the content of the file."""
     channels, height, width = quantiser.source.image_shape
     return {
         **{key: value for key, value in result.to_json().items() if key not in _NOT_OF_THE_FILE},

@@ -1,4 +1,4 @@
-"""L1 on the BN scales γ in a training loop of one's own: `slimdeploy.sparsity`."""
+"""`slimdeploy.sparsity`: the L1 penalty on BN scales γ for the user's training loop."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["Proximal", "gammas", "parameter_groups"]
 
 
 class Proximal:
-    """Soft-thresholds γ after every step of `optimizer`, by lr·strength/(1 − momentum): the form of the
-    penalty that leaves exact zeros, whatever scales the loss. The training loop stays as it is:
+    """Soft-thresholds γ after every step of `optimizer` by lr·strength/(1 − momentum). This form of the
+    penalty gives exact zeros and is independent of loss scaling. The training loop is unchanged:
 
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
         sparse = slimdeploy.sparsity.Proximal(optimizer, network, strength=1e-4, size=224)
 
-    Learning rate and momentum are read at each step from the parameter group that holds the γ. Leave γ out of
-    the weight decay: `parameter_groups` does.
+    Learning rate and momentum are read at each step from the parameter group with the γ. Exclude γ from
+    weight decay, e.g. by `parameter_groups`.
 
     Args:
         optimizer: Has the γ of `network` among its parameters.
@@ -64,7 +64,7 @@ class Proximal:
         return zero_share(self._scales)
 
     def remove(self) -> None:
-        """From now on the optimiser steps without the penalty."""
+        """Remove the penalty from the optimiser."""
         self._hook.remove()
 
     def _after_step(self, *_: Any) -> None:

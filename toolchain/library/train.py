@@ -1,4 +1,4 @@
-"""`slimdeploy.train` and `slimdeploy.finetune`: a network and a dataset in, the trained network out."""
+"""`slimdeploy.train` and `slimdeploy.finetune`: train a network on a dataset."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TrainResult:
     images_per_second: float
     seconds: float
     removed: Removed | None = None
-    """Where channels were taken out while training."""
+    """Channels removed during training, if any."""
 
     @property
     def network(self) -> GraphNetwork:
@@ -66,8 +66,8 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Run:
-    """What a training is part of: its stage, the data's description, the file beside which its state is kept
-    (None: nowhere), and the processes that share it.
+    """Context of a training: its stage, the description of the data, the file for its state (None: no state),
+    and the processes that share it.
     """
 
     stage: str
@@ -95,7 +95,7 @@ def train(
             (N, classes), or, with a dataset, the name of an architecture, such as `resnet18` or
             `torchvision:resnet18`, for fresh weights.
         data: A dataset: its images are augmented for training, a share of them is held out for validation,
-            and the test images are used once, at the end. Or batches that can be gone through again and again
+            and the test images are used once, at the end. Or batches that can be iterated repeatedly
             (a DataLoader, a list), once an epoch: images (N, 3, size, size) float32, normalised and
             augmented, and labels (N,).
         val: Batches in the same form, to validate on after each epoch. A dataset brings its own.
@@ -173,9 +173,9 @@ def _start(network: Checkpoint | nn.Module | str, given: Given, options: TrainOp
 def trained(
     start: Checkpoint, dataset: Dataset | OwnBatches, options: TrainOptions, *, device: str, run: Run
 ) -> TrainResult:
-    """Train the network of `start` in place (its hash is empty where it is a fresh one) and evaluate it.
+    """Train the network of `start` in place and evaluate it. The hash of a new network is empty.
 
-    Raises SlimdeployError as `fit` does, and for images that are too small or too few.
+    Raises SlimdeployError like `fit`, and for images that are too small or too few.
     """
     started = time.perf_counter()
     info, preprocessing, ranks = start.info, dataset.preprocessing, run.ranks
@@ -255,7 +255,7 @@ def _unaugmented(
 
 
 def _setup(info: ModelInfo, dataset: Dataset, facts: dict[str, Any], run: Run) -> dict[str, Any]:
-    """What identifies a run: only one with the same can go on from its state."""
+    """Identifies a run: a state can be resumed only by a run with the same identity."""
     chosen = json.loads(json.dumps(dataset.preprocessing.to_json()))
     return {
         "stage": run.stage,
@@ -263,7 +263,7 @@ def _setup(info: ModelInfo, dataset: Dataset, facts: dict[str, Any], run: Run) -
         **facts["options"],
         "data": (run.data or {}).get("name"),
         "classes": list(info.class_names),
-        # In this order: other images have another mean, too.
+        # In this order: other images also change the mean.
         **{name: chosen[name] for name in ("size", "resize", "interpolation", "channels")},
         "images": dataset.digest(),
         **{name: chosen[name] for name in ("mean", "std")},

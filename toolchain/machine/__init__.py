@@ -1,1 +1,1 @@
-"""What the machine is: the one place that reads its CPU, its drivers, its sensors and its power modes."""
+"""Facts about the machine: CPU, drivers, sensors and power modes."""

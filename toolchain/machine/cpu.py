@@ -1,4 +1,4 @@
-"""What this CPU is and how it multiplies INT8, which decides whether and how fast an INT8 file runs here."""
+"""The CPU and its INT8 instructions, which decide how fast and whether exactly an INT8 file runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from slimdeploy.toolchain.machine.sysfs import ROOT, read_text
 
-# Flag in /proc/cpuinfo -> the instructions that multiply INT8, the fastest first.
+# Flag in /proc/cpuinfo -> INT8 instructions, the fastest first.
 _X86 = (("avx512_vnni", "AVX-512 VNNI"), ("avx_vnni", "AVX VNNI"))
 _X86_WITHOUT = (("avx512bw", "AVX-512 without VNNI"), ("avx2", "AVX2 without VNNI"))
 _ARM = (("i8mm", "I8MM"), ("asimddp", "SDOT"), ("asimd", "NEON without SDOT"))
@@ -16,19 +16,21 @@ _ARM = (("i8mm", "I8MM"), ("asimddp", "SDOT"), ("asimd", "NEON without SDOT"))
 
 @dataclass(frozen=True)
 class Cpu:
-    """`instructions` are those that multiply INT8."""
+    """`instructions` are the INT8 instructions."""
 
     name: str
     instructions: str
     overflows: bool
-    """Whether it adds two neighbouring products (u8 × s8) in 16 bits: weights beyond ±64 can overflow."""
+    """Whether it adds two neighbouring products (u8 × s8) in 16 bits, so that weights beyond ±64 can
+    overflow.
+    """
 
     def __str__(self) -> str:
         return f"{self.name}, {self.instructions}"
 
 
 def this_cpu(root: Path = ROOT) -> Cpu:
-    """What /proc/cpuinfo below `root` says."""
+    """The CPU according to /proc/cpuinfo below `root`."""
     lines = (read_text(root / "proc/cpuinfo") or "").splitlines()
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     name = fields.get("model name") or read_text(root / "proc/device-tree/model") or platform.machine()

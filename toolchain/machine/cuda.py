@@ -10,7 +10,7 @@ from slimdeploy.toolchain.machine.sysfs import ROOT, read_text
 
 
 def cuda_version() -> tuple[int, int] | None:
-    """The newest CUDA that the driver runs; None without a driver."""
+    """The newest CUDA version supported by the driver; None without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -23,7 +23,7 @@ def cuda_version() -> tuple[int, int] | None:
 
 
 def driver_version(root: Path = ROOT) -> str | None:
-    """Of NVIDIA's kernel module, such as `570.86.15`."""
+    """Version of NVIDIA's kernel module, e.g. `570.86.15`."""
     text = read_text(root / "proc/driver/nvidia/version") or ""
     found = re.search(r"Kernel Module.*? (\d+\.[\d.]+)", text)
     return found[1] if found else None

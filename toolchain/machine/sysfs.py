@@ -1,9 +1,9 @@
-"""What Linux says of a device, from /proc, /sys and /etc alone: the facts that tegrastats and nvpmodel print.
+"""Facts about a device from /proc, /sys and /etc, as in tegrastats and nvpmodel.
 
-Everything is read below `root`, so that a tree written for a test is read like a machine. A file that is
-missing or can't be read (a sensor of a powered-down GPU answers with an error) is left out, never guessed.
-Sources: NVIDIA, Jetson Linux Developer Guide (r36, r38), "Platform Power and Performance"; Linux kernel
-documentation, hwmon/ina3221, hwmon/ina238, sysfs-class-thermal, sysfs-class-devfreq.
+Everything is read below `root`, so that tests can use a tree of files. A file that is missing or unreadable
+(a sensor of a powered-down GPU returns an error) is skipped. Sources: NVIDIA, Jetson Linux Developer Guide
+(r36, r38), "Platform Power and Performance"; Linux kernel documentation, hwmon/ina3221, hwmon/ina238,
+sysfs-class-thermal, sysfs-class-devfreq.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path("/")
 GPU_NAMES = ("gpu-gpc-0", "gpu", "ga10b", "gv11b", "gp10b")
-"""What the GPU's devfreq node is called, or ends in: Thor, then Orin (JetPack 6, 5), Xavier, TX2."""
+"""Names or suffixes of the GPU's devfreq node: Thor, then Orin (JetPack 6, 5), Xavier, TX2."""
 
 # First L4T release -> JetPack, from NVIDIA's archive of releases.
 JETPACKS = {
@@ -28,7 +28,7 @@ JETPACKS = {
 
 @dataclass(frozen=True)
 class Clock:
-    """MHz now and at most."""
+    """Current and maximum MHz."""
 
     name: str
     mhz: float
@@ -43,10 +43,10 @@ class DeviceFacts:
     l4t: str | None
     jetpack: str | None
     power_mode: str | None
-    """Id and name, such as `2 MAXN_SUPER`; `power_modes` are all that there are."""
+    """Id and name, e.g. `2 MAXN_SUPER`; `power_modes` are all available ones."""
     memory_mb: float
     free_mb: float
-    """What programs can still have: free, and caches that can be dropped."""
+    """Memory available to programs: free memory and caches that can be dropped."""
     swap_mb: float
     gpu_load: float | None
     temperature_c: dict[str, float] = field(default_factory=dict)
@@ -84,7 +84,7 @@ def read_facts(root: Path = ROOT) -> DeviceFacts:
 
 
 def read_text(path: Path) -> str | None:
-    """The content of a small file of the kernel; None where there is none, or nothing in it."""
+    """The content of a small kernel file; None if it is missing or empty."""
     try:
         return path.read_text(errors="replace").strip("\0 \n") or None
     except OSError:
@@ -103,7 +103,7 @@ def memory_kib(root: Path) -> dict[str, int]:
 
 
 def l4t_version(root: Path = ROOT) -> str | None:
-    """NVIDIA's Linux on a Jetson: `36.4.3` from `# R36 (release), REVISION: 4.3, …`."""
+    """L4T version: `36.4.3` from `# R36 (release), REVISION: 4.3, …`."""
     found = re.match(
         r"# R(\d+) \(release\), REVISION: ([\d.]+)", read_text(root / "etc/nv_tegra_release") or ""
     )
@@ -119,13 +119,13 @@ def _jetpack(l4t: str | None) -> str | None:
 
 
 def power_modes(root: Path) -> dict[str, str]:
-    """Id -> name of each mode in nvpmodel's table."""
+    """Id -> name of each power mode in nvpmodel's configuration."""
     table = read_text(root / "etc/nvpmodel.conf") or ""
     return dict(re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", table))
 
 
 def power_mode(root: Path) -> str | None:
-    """nvpmodel keeps the current mode's id in its status file."""
+    """Id of the current power mode, from nvpmodel's status file."""
     status = re.search(r"pmode:(\d+)", read_text(root / "var/lib/nvpmodel/status") or "")
     if not status:
         return None
@@ -143,7 +143,7 @@ def gpu_node(root: Path) -> Path | None:
 
 
 def _gpu_load(root: Path) -> float | None:
-    """The nvgpu driver counts in thousandths. Thor's driver has no such file."""
+    """The nvgpu driver reports thousandths. Thor's driver has no such file."""
     node = gpu_node(root)
     load = _number(node / "device/load") if node else None
     return load / 1000 if load is not None else None
@@ -155,25 +155,25 @@ def temperatures(root: Path) -> dict[str, float]:
         name, millidegrees = read_text(zone / "type"), _number(zone / "temp")
         if (
             name and millidegrees is not None and millidegrees > -200_000
-        ):  # below: what a sensor that is off says
+        ):  # lower values come from a sensor that is off
             found[name] = millidegrees / 1000
     return found
 
 
 @dataclass(frozen=True)
 class Rail:
-    """A power sensor: the file of an INA238 with µW, or those of an INA3221's channel with mV and mA."""
+    """A power sensor: a file of an INA238 in µW, or two of an INA3221 channel in mV and mA."""
 
     chip: str
     files: tuple[Path, ...]
 
     def watts(self) -> float:
-        """Power now; raises OSError or ValueError where the sensor doesn't answer."""
+        """Current power; raises OSError or ValueError if the sensor can't be read."""
         return math.prod(int(file.read_text()) for file in self.files) / 1e6
 
 
 def rails(root: Path = ROOT) -> dict[str, Rail]:
-    """Label -> rail, of every monitor; a channel not connected, or a sum over channels, is none."""
+    """Label -> rail, of all monitors, without unconnected channels and sums of channels."""
     found = {}
     for monitor in sorted((root / "sys/class/hwmon").glob("hwmon*")):
         chip = read_text(monitor / "name")
@@ -189,7 +189,7 @@ def rails(root: Path = ROOT) -> dict[str, Rail]:
 
 
 def _power(root: Path) -> dict[str, float]:
-    """Rail -> W, of those that answer."""
+    """Rail -> W, for all rails that can be read."""
     found = {}
     for label, rail in rails(root).items():
         with contextlib.suppress(OSError, ValueError):

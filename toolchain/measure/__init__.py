@@ -1,1 +1,1 @@
-"""Measuring: latency, memory, power and accuracy of anything that is a Session. No torch here."""
+"""Measurement of latency, memory, power and accuracy of any Session. No torch here."""

@@ -1,4 +1,6 @@
-"""What a classifier answers to labelled images: accuracies, errors by class, and how sure it is."""
+"""Evaluation of a classifier on labelled images: accuracy, errors by class, and calibration of its
+confidence.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`labels` and `answers` (N,): the true class and the one of the largest logit, the first of equal ones.
+    """`labels` and `answers` (N,): the true class and the predicted class, the first of equal logits.
     `top5_accuracy`: share of images whose label is among the five largest logits. `loss`: mean cross-entropy
     in nats.
     """
@@ -53,18 +55,18 @@ class Evaluation:
 
     @property
     def confusion(self) -> np.ndarray:
-        """(classes, classes) images: row by true class, column by answer."""
+        """Confusion matrix (classes, classes): rows are true classes, columns predictions."""
         cells = np.bincount(self.labels * self.classes + self.answers, minlength=self.classes**2)
         return cells.reshape(self.classes, self.classes)
 
     @property
     def recall(self) -> list[float | None]:
-        """Share of each class's images that get its name; None for a class without images."""
+        """Recall of each class; None for a class without images."""
         return _shares(self.confusion, axis=1)
 
     @property
     def precision(self) -> list[float | None]:
-        """Share of each class's answers that are right; None for a class that was never answered."""
+        """Precision of each class; None for a class that was never predicted."""
         return _shares(self.confusion, axis=0)
 
     def to_json(self, class_names: Sequence[str]) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def evaluate(
 ) -> Evaluation:
     """Run `predict` over `images` (N, H, W, 3) uint8, `batch` at a time, and compare with `labels` (N,).
 
-    Raises SlimdeployError as `judge` does.
+    Raises SlimdeployError like `judge`.
     """
 
     def answered() -> Iterator[Answered]:
@@ -112,8 +114,8 @@ def judge(answered: Iterable[Answered]) -> Evaluation:
         logits, classes = given.astype(np.float64), given.shape[1]
         check_labels(truth, classes)
         if not np.isfinite(logits).all():
-            raise SlimdeployError("the model's logits hold NaN or infinity: it can't be evaluated")
-        # log-sum-exp around the largest logit, which can't overflow
+            raise SlimdeployError("the model's logits contain NaN or infinity: it can't be evaluated")
+        # log-sum-exp relative to the largest logit can't overflow
         shifted = logits - logits.max(axis=1, keepdims=True)
         totals = np.exp(shifted).sum(axis=1)
         losses = np.log(totals) - shifted[np.arange(len(truth)), truth]
@@ -129,14 +131,14 @@ def judge(answered: Iterable[Answered]) -> Evaluation:
 
 
 def check_labels(labels: np.ndarray, classes: int) -> None:
-    """Raises SlimdeployError where a label isn't one of the model's `classes`."""
+    """Raises SlimdeployError if a label isn't one of the model's `classes`."""
     if not 0 <= labels.min() <= labels.max() < classes:
         wrong = labels[(labels < 0) | (labels >= classes)][0]
-        raise SlimdeployError(f"the data has a class number {wrong}, the model only {classes} classes")
+        raise SlimdeployError(f"the data has class index {wrong}, but the model has only {classes} classes")
 
 
 def _ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(n,): how many classes come before the label, by logit and among equal ones by number."""
+    """(n,): number of classes ranked before the label, by logit, and by index for equal logits."""
     own = logits[np.arange(len(labels)), labels][:, None]
     before = np.arange(logits.shape[1]) < labels[:, None]
     return ((logits > own) | ((logits == own) & before)).sum(axis=1)

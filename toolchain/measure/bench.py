@@ -1,4 +1,4 @@
-"""Models side by side: accuracy, latency, memory and power in one run, as one `bench` result."""
+"""Compare models: accuracy, latency, memory and power in one `bench` result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ STAGES_S = 1.0
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a run is given beside its models. No `images`, no accuracy; no `sensor`, no power."""
+    """Inputs of a run besides its models. Without `images` no accuracy, without `sensor` no power is
+    measured.
+    """
 
     images: LoadImages | None = None
     sensor: Sensor | None = None
@@ -35,7 +37,7 @@ class Surroundings:
 
 
 def find_surroundings(images: LoadImages | None, progress: Callable[[str], None]) -> Surroundings:
-    """This machine's own sensors. Images are read once for each size."""
+    """The sensors of this machine. Images are read once per size."""
     nvml = find_nvml()
     return Surroundings(functools.cache(images) if images else None, find_sensor(nvml=nvml), nvml, progress)
 
@@ -47,14 +49,14 @@ def measure(
     *,
     command: Sequence[str] = ("slimdeploy", "bench"),
 ) -> dict[str, Any]:
-    """Measure `subjects`, the first being the baseline; `options.threads` is recorded only, the sessions were
-    given it. Returns a `bench` result (schemas/bench-1.json).
+    """Measure `subjects`, the first of which is the baseline; `options.threads` is only recorded, the
+    sessions were given it. Returns a `bench` result (schemas/bench-1.json).
 
-    Raises SlimdeployError where a model can't be opened, fed or run.
+    Raises SlimdeployError if a model can't be opened or run.
     """
     subjects = unique(subjects)
     before = _state(around.nvml)
-    # Accuracy is the same at every batch size, and quickest at the largest.
+    # Accuracy doesn't depend on the batch size, and is fastest at the largest.
     measured = {
         b: _measure_batch(subjects, b, options, around, b == max(options.batches)) for b in options.batches
     }
@@ -104,7 +106,7 @@ def _recorded(options: MeasureOptions) -> dict[str, Any]:
 def _measure_batch(
     subjects: Sequence[Subject], batch: int, options: MeasureOptions, around: Surroundings, evaluate: bool
 ) -> list[Measured]:
-    """Time the subjects against each other; in the last launch take also what each does alone."""
+    """Time all subjects; in the last launch also measure memory, stages and accuracy of each."""
 
     def progress(text: str) -> None:
         around.progress(f"batch {batch}: {text}")
@@ -135,7 +137,7 @@ def _measure_batch(
 
 def _use_images(worker: Worker, batch: int, load: LoadImages | None) -> None:
     own = _data(worker, load)
-    if own is not None:  # as many as the batch takes, from the start again where there are too few
+    if own is not None:  # a full batch; images are repeated if there are too few
         worker.call("use_images", np.resize(own.images[:batch], (batch, *own.images.shape[1:])))
 
 
@@ -148,7 +150,7 @@ def _alone(
 ) -> Measured:
     """Memory and stages of one of the `workers`."""
     progress(f"stages of {worker.label}")
-    memory = worker.call("memory")  # before anything but the timed runs could raise the peak
+    memory = worker.call("memory")  # before anything except the timed runs can raise the peak
     if around.nvml and (used := around.nvml.used_mb(worker.pid)) is not None:
         memory.device["process"] = used
     settle(workers)
@@ -169,7 +171,7 @@ def _evaluation(
 
 
 def _data(worker: Worker, load: LoadImages | None) -> Images | None:
-    """None where there are no images, or the model doesn't say how to feed it."""
+    """None if there are no images, or the model contains no preprocessing."""
     opened = worker.opened
     if load is None or opened.preprocessing is None or opened.class_names is None:
         return None

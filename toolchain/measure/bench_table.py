@@ -16,7 +16,7 @@ NOISY = "~"
 
 
 def bench_table(result: dict[str, Any]) -> RenderableType:
-    """Rows, comparisons, and below them everything that speaks against the figures."""
+    """Rows, comparisons, and below them the warnings."""
     rows, letters = result["rows"], _letters(result["rows"])
     parts: list[RenderableType] = [_models(rows, letters), _latencies(rows, letters)]
     if result["comparisons"]:
@@ -30,7 +30,7 @@ def bench_table(result: dict[str, Any]) -> RenderableType:
 
 
 def doubts(result: dict[str, Any]) -> list[str]:
-    """What speaks against the figures: of the run, then of its rows."""
+    """Warnings: of the run, then of its rows."""
     rows = [
         f"{row['model']}, batch {row['batch']}: {remark}"
         for row in result["rows"]
@@ -40,13 +40,13 @@ def doubts(result: dict[str, Any]) -> list[str]:
 
 
 def doubt_lines(remarks: Sequence[str], noisy: bool) -> list[Text]:
-    """The lines below a table; `noisy`: a figure in it has a NOISY before it."""
-    lines = [f"{NOISY} noisy: the interval asked for was not reached"] if noisy else []
+    """The lines below a table; `noisy`: the table contains NOISY marks."""
+    lines = [f"{NOISY} noisy: the requested interval was not reached"] if noisy else []
     return [Text(line, style="yellow") for line in (*lines, *(f"! {remark}" for remark in remarks))]
 
 
 def _letters(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """A letter for each model, in order: a path is too wide for a column of each table."""
+    """A letter for each model: a path is too wide for a table column."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     return {model: chr(ord("A") + i) if i < 26 else str(i) for i, model in enumerate(models)}
 
@@ -142,7 +142,7 @@ def _count(value: int | None) -> str:
 
 
 def compare_table(compared: dict[str, Any]) -> RenderableType:
-    """What changed from one result to another."""
+    """Changes from one result to another."""
     names = ["batch", "metric", "old", "new", "change", "95 %"]
     table = _table("New ÷ old (accuracy: new − old), with its 95 % interval", ["model"], names)
     for one in compared["changes"]:
@@ -160,7 +160,7 @@ def compare_table(compared: dict[str, Any]) -> RenderableType:
 
 
 def verdict_lines(verdicts: list[dict[str, Any]]) -> list[Text]:
-    """A line for each condition of --fail-if and what became of it."""
+    """One line per condition of --fail-if, with its result."""
     lines = []
     for one in verdicts:
         verdict = {"fails": "FAILS"}.get(one["verdict"], one["verdict"])

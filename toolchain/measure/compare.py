@@ -1,11 +1,11 @@
-"""Measurements against each other, and conditions on the change, judged by intervals.
+"""Comparison of measurements, and conditions on the change, judged by intervals.
 
-A condition fails only where the whole 95 % interval of the change is past its limit: a single noisy run
-fails no CI. Where the interval straddles the limit the answer is "undecided".
+A condition is met only if the whole 95 % interval of the change is beyond its limit, so that a noisy run
+doesn't fail a CI job. If the interval contains the limit, the result is "undecided".
 
-Two models of one run were timed side by side. Two runs were not: the machine's state (other work, clocks,
-temperature) differs between them, and no run contains that. It is measured where a side has several runs, and
-assumed (BETWEEN_RUNS) where each has one.
+Two models in one run are timed side by side. Two runs are not: the state of the machine (other programs,
+clocks, temperature) differs between them, and a single run can't show that variance. It is measured if a side
+has several runs, and assumed (BETWEEN_RUNS) if each side has one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from slimdeploy.toolchain.measure import conditions, statistics
 Row = dict[str, Any]
 
 BETWEEN_RUNS = 0.05
-"""Relative standard deviation of a median between runs on a quiet machine, where it isn't measured."""
+"""Assumed relative standard deviation of a median between runs on a quiet machine."""
 ASSUMED_FREEDOM = 1000
-"""Degrees of freedom of an error that is assumed."""
+"""Degrees of freedom of the assumed error."""
 POINTS = ("memory_file", "memory_weights", "memory_peak", "memory_peak_above_idle", "params", "macs")
-"""Metrics that are one number, with no interval."""
+"""Metrics that are single numbers without an interval."""
 TIMES = (*(f"latency_{name}" for name in ("mean", *statistics.PERCENTILES)), "images_per_second")
 METRICS = (*TIMES, "accuracy", *POINTS)
 DISPLAYED = ("latency_p50", "latency_p99", "images_per_second", "memory_peak_above_idle", "accuracy")
@@ -37,7 +37,7 @@ _GUARD = re.compile(r"\s*([\w.]+)\s*([<>])\s*([-+]?\d+(?:\.\d+)?)\s*(x|pp)\s*")
 
 @dataclass(frozen=True)
 class Guard:
-    """Fails where `metric` is `above` (or else below) `limit`: a factor, for accuracy a difference."""
+    """Met if `metric` is `above` (or else below) `limit`: a factor, or for accuracy a difference."""
 
     text: str
     metric: str
@@ -59,7 +59,7 @@ class Change:
     value: float
     ci95: statistics.Interval
     noisy: bool = False
-    """One of its rows didn't reach the interval that was asked for."""
+    """Whether one of its rows missed the requested interval."""
     doubt: str = ""
     """Why this can't be judged, whatever the interval."""
 
@@ -87,12 +87,14 @@ def parse_guard(text: str) -> Guard:
 
 
 def change(old: Row, new: Row, metric: str) -> Change | None:
-    """The change of `metric` from one row to another of the same run; None where one hasn't got it."""
+    """The change of `metric` from one row to another of the same run; None if one doesn't have it."""
     return _change([old], [new], metric, _side_by_side)
 
 
 def change_between_runs(old: Sequence[Row], new: Sequence[Row], metric: str) -> Change | None:
-    """The change of `metric` from the runs `old` of a model to the runs `new`; None where one has none."""
+    """The change of `metric` from the runs `old` of a model to the runs `new`; None if one side doesn't have
+    it.
+    """
     return _change(old, new, metric, _between_runs)
 
 
@@ -105,7 +107,7 @@ def _change(
     before, after = _values(old, metric), _values(new, metric)
     if not before or not after:
         return None
-    if metric == "accuracy":  # the same images and weights: repeating it says nothing new
+    if metric == "accuracy":  # same images and weights: repetitions give the same value
         a, b = before[0], after[0]
         value, bounds = b - a, _difference_interval(old[0], new[0])
     elif min(*before, *after) <= 0:
@@ -123,11 +125,11 @@ def _change(
 
 
 def judge(guard: Guard, found: Change) -> str:
-    """`fails`, `passes` or, where the interval straddles the limit, `undecided`."""
+    """`fails`, `passes`, or `undecided` if the interval contains the limit."""
     if found.doubt:
         return "undecided"
     low, high = found.ci95
-    if not guard.above:  # the same question, mirrored
+    if not guard.above:  # mirror the condition
         low, high = -high, -low
     limit = guard.limit if guard.above else -guard.limit
     if low > limit:
@@ -136,7 +138,9 @@ def judge(guard: Guard, found: Change) -> str:
 
 
 def judge_all(guards: Sequence[Guard], changes: Callable[[str], Sequence[Change]]) -> list[dict[str, Any]]:
-    """Every guard on all `changes` of its metric, as JSON; one that fits none is an error."""
+    """Apply every guard to all `changes` of its metric; returns JSON. A guard without a change is an
+    error.
+    """
     verdicts = []
     for guard in guards:
         found = changes(guard.metric)
@@ -147,7 +151,7 @@ def judge_all(guards: Sequence[Guard], changes: Callable[[str], Sequence[Change]
 
 
 def failures(verdicts: Sequence[dict[str, Any]]) -> str | None:
-    """One line on the conditions that fail; None where none does."""
+    """One line about the conditions that are met; None if there are none."""
     failed = [one for one in verdicts if one["verdict"] == "fails"]
     if not failed:
         return None
@@ -159,7 +163,7 @@ def failures(verdicts: Sequence[dict[str, Any]]) -> str | None:
 
 
 def judge_run(guards: Sequence[Guard], result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every guard on every model of one run against its baseline."""
+    """Apply every guard to every model of one run, against its baseline."""
     rows = {(row["model"], row["batch"]): row for row in result["rows"]}
     pairs = [
         (rows[one["baseline"], one["batch"]], rows[one["model"], one["batch"]])
@@ -171,9 +175,9 @@ def judge_run(guards: Sequence[Guard], result: dict[str, Any]) -> list[dict[str,
 def compare_results(
     old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], guards: Sequence[Guard] = ()
 ) -> dict[str, Any]:
-    """What changed from one or several runs to others, by model, backend, precision and batch size.
+    """Compare two sides of one or several runs, by model, backend, precision and batch size.
 
-    Raises SlimdeployError where they have no row in common, or the runs of a side are of other files.
+    Raises SlimdeployError if they have no row in common, or the runs of one side measured different files.
     """
     sides = {"old": _by_key(old), "new": _by_key(new)}
     known, found = sides["old"], sides["new"]
@@ -190,7 +194,7 @@ def compare_results(
         found = [c for a, b in pairs if (c := change_between_runs(a, b, metric))]
         if (
             len(old) + len(new) == 2 and metric in TIMES
-        ):  # how far other work moved it, only repeated runs can tell
+        ):  # only repeated runs show the effect of other programs
             return [replace(one, doubt=doubt) for one in found]
         return found
 
@@ -213,7 +217,7 @@ def _by_row(changes: Callable[[str], Sequence[Change]]) -> list[Change]:
 
 
 def _by_key(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str, int], list[Row]]:
-    """Each row's repetitions: the rows that all `runs` of a side have."""
+    """The repetitions of each row that all `runs` of a side have."""
     found = {_key(row): [row] for row in runs[0]["rows"]}
     for run in runs[1:]:
         own = {_key(row): row for row in run["rows"]}
@@ -229,7 +233,7 @@ def _key(row: Row) -> tuple[str, str, str, int]:
 
 
 def _values(rows: Sequence[Row], metric: str) -> list[float]:
-    """Of every row; empty where one hasn't got it."""
+    """The value in every row; empty if one doesn't have it."""
     values = [_value(row, metric) for row in rows]
     return [] if None in values else [value for value in values if value is not None]
 
@@ -244,14 +248,14 @@ def _value(row: Row, metric: str) -> float | None:
 
 
 def _launches(row: Row) -> statistics.Launches:
-    """Samples by launch and round; a row without launches is one process."""
+    """Samples by launch and round; a row without launches counts as one process."""
     blocks, counts = [np.array(block) for block in row["samples_ms"]], row.get("launches")
     ends = np.cumsum(counts or [len(blocks)])
     return [statistics.rounds(blocks[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _statistic(metric: str) -> tuple[str, int]:
-    """The statistic of the runs that a metric is made of, and whether it grows or falls with it."""
+    """The statistic that a metric is computed from, and whether it grows with it."""
     return ("mean", -1) if metric == "images_per_second" else (metric.removeprefix("latency_"), 1)
 
 
@@ -262,7 +266,7 @@ def _side_by_side(old: Sequence[Row], new: Sequence[Row], metric: str) -> statis
 
 
 def _between_runs(old: Sequence[Row], new: Sequence[Row], metric: str) -> statistics.Estimate:
-    """Log of new ÷ old, whose error holds the variance between runs."""
+    """Log of new ÷ old; its error includes the variance between runs."""
     before, after = (np.log(_values(rows, metric)) for rows in (old, new))
     mean, freedom = float(after.mean() - before.mean()), len(before) + len(after) - 2
     share = 1 / len(before) + 1 / len(after)
@@ -274,7 +278,7 @@ def _between_runs(old: Sequence[Row], new: Sequence[Row], metric: str) -> statis
 
 
 def _error(row: Row, metric: str) -> float:
-    """Standard error of the metric's log within a run; a run of one process doesn't tell."""
+    """Standard error of the metric's log within a run; None for a run of one process."""
     launches = _launches(row)
     if len(launches) < 2:
         return 0.0
@@ -282,9 +286,9 @@ def _error(row: Row, metric: str) -> float:
 
 
 def _difference_interval(old: Row, new: Row) -> statistics.Interval:
-    """Newcombe's interval for the difference of two proportions, from Wilson's of each (method 10, 1998).
+    """Newcombe's interval of the difference of two proportions, from Wilson's intervals (method 10, 1998).
 
-    As if the images were not the same: wider than a paired interval, never too narrow.
+    It assumes independent images, so it is wider than a paired interval, never too narrow.
     """
     a, b = old["accuracy"], new["accuracy"]
     (a_low, a_high), (b_low, b_high) = old["accuracy_ci95"], new["accuracy_ci95"]
@@ -294,7 +298,7 @@ def _difference_interval(old: Row, new: Row) -> statistics.Interval:
 
 
 def _remarks(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[str]:
-    """What speaks against the comparison: the inputs' own doubts, what else changed, and what is assumed."""
+    """Warnings: those of the inputs, other changes between them, and assumptions."""
     said = []
     for side, runs in (("old", old), ("new", new)):
         for number, run in enumerate(runs, 1):
@@ -315,7 +319,7 @@ def _remarks(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> li
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What else changed, beside the models: a comparison across machines says little about either."""
+    """Other changes besides the models: a comparison across machines is hard to interpret."""
     a, b = old["machine"], new["machine"]
     found = [(name, a.get(name), b.get(name)) for name in ("cpu", "cores", "gpu", "system")]
     found += [

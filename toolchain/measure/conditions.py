@@ -1,7 +1,7 @@
-"""What a measurement was made on and under: the machine, and its state before and after.
+"""Conditions of a measurement: the machine, and its state before, during and after.
 
-Everything is read from Linux's /proc and /sys below `root`, so that a test can hand in a tree of its own.
-What a machine doesn't have is left out and listed by name.
+Everything is read from /proc and /sys below `root`, so that tests can use a tree of files. Missing facts are
+listed by name.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from slimdeploy.toolchain.machine.sysfs import ROOT, read_text
 from slimdeploy.toolchain.models.model_info import versions
 
 BUSY = 0.5
-"""A load average above this share of the processors, before anything ran, is other work that disturbs."""
+"""A load average above this share of the processors before the measurement means that the machine is busy."""
 OTHERS = 0.1
-"""So is other work that takes this share of the processors while the models are timed."""
+"""So do other programs that use this share of the processors while the models are timed."""
 
 
 def machine(root: Path = ROOT) -> dict[str, Any]:
-    """The machine itself: what doesn't change while measuring."""
+    """Facts about the machine that don't change during a measurement."""
     return {
         "cpu": this_cpu(root).name,
         "device": read_text(root / "proc/device-tree/model"),
@@ -39,8 +39,8 @@ def machine(root: Path = ROOT) -> dict[str, Any]:
 
 
 def state(root: Path = ROOT) -> dict[str, Any]:
-    """Its state now: load, governor, clocks, temperature, throttling, power mode. `missing` names what it
-    doesn't tell.
+    """The current state: load, governor, clocks, temperature, throttling, power mode. `missing` lists
+    unavailable facts.
     """
     cpus = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*"))
     found = {
@@ -57,13 +57,13 @@ def state(root: Path = ROOT) -> dict[str, Any]:
 
 
 def during(others: Sequence[Sequence[float]]) -> dict[str, float]:
-    """The state while measuring, of the processors that others kept busy, by model and launch."""
+    """The state during the measurement, from the processor time of other programs, by model and launch."""
     told = [processors for launches in others for processors in launches]
     return {"other_work": round(sum(told) / len(told), 3)} if told else {}
 
 
 def busy(result: dict[str, Any]) -> bool:
-    """Whether other work disturbed a `bench` result."""
+    """Whether other programs disturbed a `bench` result."""
     cores, told = result["machine"]["cores"], result["conditions"]
     return told.get("during", {}).get("other_work", 0.0) > OTHERS * cores or _loaded(told["before"], cores)
 
@@ -71,11 +71,11 @@ def busy(result: dict[str, Any]) -> bool:
 def remarks(
     before: dict[str, Any], after: dict[str, Any], *, cores: int, during: dict[str, float] | None = None
 ) -> list[str]:
-    """What the states say against the measurement, a sentence each."""
+    """Warnings about the conditions, one sentence each."""
     said = []
     if during and during.get("other_work", 0.0) > OTHERS * cores:
         said.append(
-            f"the machine was busy: other programs took {during['other_work']:.2f} of {cores} "
+            f"the machine was busy: other programs used {during['other_work']:.2f} of {cores} "
             f"processor{'s' if cores > 1 else ''} while the models were timed"
         )
     if _loaded(before, cores):
@@ -105,7 +105,7 @@ def _load(root: Path) -> list[float] | None:
 
 
 def _common(paths: Any) -> str | None:
-    """What all files say, or all that they say where they differ."""
+    """The common content of the files, or all contents if they differ."""
     return "/".join(sorted({text for path in paths if (text := read_text(path))})) or None
 
 

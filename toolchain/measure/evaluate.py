@@ -1,4 +1,4 @@
-"""The evaluation of one model, in this process."""
+"""Evaluation of one model in this process."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ def evaluate_session(
     data: DataOptions | Dataset | Iterable[Batch] | None,
     options: EvaluateOptions,
 ) -> EvaluateResult:
-    """Run `session` over test images: those of a dataset, batches as they are, or with None those of the data
+    """Run `session` on test images: those of a dataset, the given batches, or with None those of the data
     that the model was trained on.
 
-    Raises SlimdeployError where the model doesn't say how to feed it, and where the data isn't its own.
+    Raises SlimdeployError if the model contains no preprocessing, or if the data has other classes.
     """
     engine = _engine(session, model) if options.accuracy_only else None
     info = session.info
     if info is None:
-        raise SlimdeployError(f"{model} doesn't say how to feed it: export it with slimdeploy")
+        raise SlimdeployError(f"{model} contains no preprocessing: export it with slimdeploy")
     found: Evaluation | Count
     if isinstance(data, DataOptions | Dataset) or data is None:
         images = images_for(info.preprocessing, info.class_names, model, _loader(data, info, model, options))
@@ -129,6 +129,6 @@ def _to_batches(session: Session, data: Iterable[Batch]) -> Iterator[Answered]:
 def _engine(session: Session, model: str) -> TensorrtSession:
     if not isinstance(session, TensorrtSession):
         raise SlimdeployError(
-            f"{model}: `accuracy_only` counts on the GPU, behind an engine; this is {session.backend}"
+            f"{model}: `accuracy_only` counts on the GPU and needs an engine; this is {session.backend}"
         )
     return session

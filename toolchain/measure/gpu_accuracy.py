@@ -1,7 +1,7 @@
-"""How many images an engine gets right, counted on the GPU: bytes of images go there, one number comes back.
+"""Accuracy of an engine counted on the GPU: only image bytes are copied there, and one number back.
 
-preprocess.cu, the network and accuracy.cu run one after the other on the session's stream, and logits stay
-where they are.
+preprocess.cu, the network and accuracy.cu run one after the other on the session's stream; logits are not
+copied.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PRECISIONS = {np.dtype(np.float32): "fp32", np.dtype(np.float16): "fp16"}
 
 @dataclass(frozen=True)
 class Count:
-    """Images, and how many of them were right: all that an Evaluation knows without the logits."""
+    """Number of images and of correct predictions; other results would need the logits."""
 
     correct: int
     images: int
@@ -40,7 +40,7 @@ class Count:
         return statistics.proportion_interval(self.correct, self.images)
 
     def to_json(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """The keys of an Evaluation; null where it takes the logits."""
+        """The keys of an Evaluation; null for those that need logits."""
         unknown = (
             "top5_accuracy", "loss", "classes", "confusion", "calibration_error", "calibration_bins",
         )  # fmt: skip
@@ -51,13 +51,13 @@ class Count:
 
 @dataclass
 class _Part:
-    """Some bytes of a buffer."""
+    """A part of a buffer."""
 
     address: int
     nbytes: int
 
     def free(self) -> None:
-        """The buffer's own business."""
+        """Does nothing: the buffer owns the memory."""
 
 
 def count_correct(
@@ -66,11 +66,11 @@ def count_correct(
     labels: np.ndarray,
     preprocessing: Preprocessing,
 ) -> Count:
-    """Run `session` over `images` (N, H, W, 3) uint8 of the network's size; count those whose label's logit
-    is the largest.
+    """Run `session` on `images` (N, H, W, 3) uint8 of the network's size; count the images whose label has
+    the largest logit.
 
-    Preprocessing rounds a little differently from numpy's (docs/kernels.md), so an image on the edge may fall
-    to the other side. Raises SlimdeployError where the labels don't fit the model, or there are no images.
+    Preprocessing rounds slightly differently from numpy's (docs/kernels.md), so that a borderline image may
+    change sides. Raises SlimdeployError if the labels don't fit the model, or there are no images.
     """
     if not len(images):
         raise SlimdeployError("no images to evaluate on")
@@ -79,7 +79,7 @@ def count_correct(
     device, stream = session.device, session.stream
     size, batch = preprocessing.size, session.max_batch
     kinds = [PRECISIONS[tensor.host.dtype] for tensor in (session.input, session.output)]
-    fitted = replace(preprocessing, resize=None, interpolation="bilinear")  # as the images are
+    fitted = replace(preprocessing, resize=None, interpolation="bilinear")  # images have the right size
     preprocess = Preprocess(device, ImageLayout("rgb", size, size), fitted, precision=kinds[0])
     accuracy = Accuracy(device, classes=classes, precision=kinds[1])
     staged = device.pinned((batch, size, size, 3), np.uint8)
@@ -92,7 +92,7 @@ def count_correct(
         device.upload(correct, counted, stream)
         for start in range(0, len(images), batch):
             part = images[start : start + batch]
-            stream.synchronize()  # the last part's bytes have left the staging memory
+            stream.synchronize()  # the staging memory is free again
             staged[: len(part)] = part
             device.upload(pixels, staged[: len(part)], stream)
             preprocess.queue(pixels, session.input.buffer, len(part), stream)

@@ -1,4 +1,4 @@
-"""Test images for measuring accuracy, at the size that a model takes."""
+"""Test images for measuring accuracy, at the input size of a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slimdeploy.toolchain.models.model_info import Preprocessing
 
 @dataclass(frozen=True)
 class Images:
-    """`images` (N, H, W, 3) uint8, `labels` (N,), and the names of the classes that the labels count."""
+    """`images` (N, H, W, 3) uint8, `labels` (N,), and the class names."""
 
     images: np.ndarray | FileImages
     labels: np.ndarray
@@ -23,11 +23,11 @@ class Images:
 
 
 LoadImages = Callable[[Preprocessing], Images]
-"""Loads test images as a model sees them."""
+"""Loads test images with the preprocessing of a model."""
 
 
 def dataset_images(data: DataOptions, limit: int | None = None) -> LoadImages:
-    """Loads the test split of `data` as a model sees it, a class-balanced `limit` of it."""
+    """Loads a class-balanced `limit` of the test split of `data` with the preprocessing of a model."""
 
     def load(wanted: Preprocessing) -> Images:
         size = wanted.size
@@ -43,12 +43,12 @@ def dataset_images(data: DataOptions, limit: int | None = None) -> LoadImages:
 def images_for(
     preprocessing: Preprocessing, class_names: Sequence[str], label: str, load: LoadImages
 ) -> Images:
-    """Test images that fit the model `label`; raises SlimdeployError where the data has other classes."""
+    """Test images for the model `label`; raises SlimdeployError if the data has other classes."""
     found = load(preprocessing)
     if tuple(found.class_names) != tuple(class_names):
         raise SlimdeployError(
-            f"{label} knows the classes {_few(class_names)}, the data has {_few(found.class_names)}: "
-            "measure with the data that it was trained for"
+            f"{label} has the classes {_few(class_names)}, but the data has {_few(found.class_names)}: "
+            "use the data that it was trained on"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""How much of the processors other programs take while a measurement runs."""
+"""Processor time of other programs during a measurement."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ BUSY_FIELDS = (0, 1, 2, 5, 6, 7)
 
 @dataclass(frozen=True)
 class Usage:
-    """Seconds so far: by the clock, and of processor time by all programs and by ours."""
+    """Seconds so far: wall-clock time, and processor time of all programs and of ours."""
 
     clock: float
     everyone: float
     ours: float
 
     def others_since(self, before: Usage) -> float:
-        """Processors that others kept busy since `before`, on average; never below 0."""
+        """Average number of processors that other programs used since `before`, at least 0."""
         elapsed = max(1e-9, self.clock - before.clock)
         return max(0.0, (self.everyone - before.everyone - (self.ours - before.ours)) / elapsed)
 
 
 def usage(pids: Sequence[int], root: Path = Path("/")) -> Usage | None:
-    """Usage now, `pids` and this process being ours; None where the machine doesn't tell."""
+    """Usage now; `pids` and this process are ours. None if the machine doesn't report it."""
     try:
         fields = (root / "proc/stat").read_text().split("\n")[0].split()[1:]
         everyone = sum(int(fields[i]) for i in BUSY_FIELDS) / TICKS
@@ -39,8 +39,8 @@ def usage(pids: Sequence[int], root: Path = Path("/")) -> Usage | None:
 
 
 def stat_fields(path: Path) -> list[str]:
-    """The fields of a process's or thread's stat (proc(5)) from the third, its state, on: the name before
-    may hold spaces. Raises OSError where it ended.
+    """The fields of a process's or thread's stat (proc(5)) from the third one (state) on: the name before it
+    may contain spaces. Raises OSError if it has ended.
     """
     return path.read_text().rpartition(")")[2].split()
 

@@ -1,4 +1,6 @@
-"""What NVIDIA's management library tells of a discrete GPU. On a Jetson it says nothing useful."""
+"""Facts about a discrete GPU from NVML, NVIDIA's management library. On a Jetson it reports nothing
+useful.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from typing import Any
 
 MB = 2**20
 
-# NVML's bits for "slower than asked for" that heat or power cause (nvml.h, nvmlClocksThrottleReasons).
+# NVML's bits for clocks reduced by heat or power (nvml.h, nvmlClocksThrottleReasons).
 SLOWED_BY = {
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -17,7 +19,7 @@ SLOWED_BY = {
 
 
 class Nvml:
-    """One GPU through `pynvml` (package nvidia-ml-py), or through a module that looks like it."""
+    """One GPU through `pynvml` (package nvidia-ml-py), or a compatible module."""
 
     def __init__(self, pynvml: Any, index: int = 0) -> None:
         self._nvml = pynvml
@@ -32,7 +34,7 @@ class Nvml:
         return self._nvml.nvmlDeviceGetPowerUsage(self._device) / 1000
 
     def used_mb(self, pid: int) -> float | None:
-        """Device memory that process `pid` holds; None where NVML doesn't tell."""
+        """Device memory of process `pid`; None if NVML doesn't report it."""
         for process in self._ask("nvmlDeviceGetComputeRunningProcesses") or []:
             if process.pid == pid and process.usedGpuMemory is not None:
                 return process.usedGpuMemory / MB
@@ -44,7 +46,7 @@ class Nvml:
         return {"name": self.name.removeprefix("NVML "), "driver": driver}
 
     def state(self) -> dict[str, Any]:
-        """Clocks, temperature and what slows the GPU down just now; what it doesn't tell is left out."""
+        """Clocks, temperature and current throttling reasons, as far as available."""
         reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
         told = {
             "sm_mhz": self._ask("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM),
@@ -57,7 +59,7 @@ class Nvml:
         return {name: value for name, value in told.items() if value is not None}
 
     def _ask(self, function: str, *arguments: Any) -> Any:
-        """The answer, or None for what this GPU or driver doesn't support."""
+        """The result, or None if this GPU or driver doesn't support the query."""
         try:
             return getattr(self._nvml, function)(self._device, *arguments)
         except self._nvml.NVMLError:

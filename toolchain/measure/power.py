@@ -1,7 +1,7 @@
-"""Electrical power while a model runs, where there is a sensor: J per image.
+"""Electrical power while a model runs, if there is a sensor: J per image.
 
-On a Jetson the INA3221 or INA238 monitor on the board, through hwmon; on other NVIDIA machines NVML. No
-sensor, no figure.
+On a Jetson the INA3221 or INA238 monitor on the board, through hwmon; on other NVIDIA machines NVML. Without
+a sensor no value is reported.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from slimdeploy.toolchain.measure.worker import HOST
 SAMPLE_S = 0.02
 IDLE_S = 1.0
 
-# The rail that feeds the whole module: on Orin Nano and NX and Xavier NX; on Nano, TX1 and TX2.
+# The rail of the whole module: on Orin Nano and NX and Xavier NX; on Nano, TX1 and TX2.
 TOTAL_RAILS = ("VDD_IN", "POM_5V_IN")
-# AGX Orin and Thor have none. VIN_SYS_5V0 is the 5 V input alone (I/O and memory) and stands beside the rails
-# of GPU, CPU and SoC, which come from the high-voltage input: the module takes their sum. What hangs on the
-# 5 V input is in its figure already. (Jetson Linux Developer Guide, AGX Orin, power monitors; Linux
+# AGX Orin and Thor have none. VIN_SYS_5V0 is only the 5 V input (I/O and memory), beside the rails of GPU,
+# CPU and SoC, which are fed from the high-voltage input: the module's power is their sum. Everything
+# connected to the 5 V input is included in it. (Jetson Linux Developer Guide, AGX Orin, power monitors; Linux
 # tegra234-p3701.dtsi; rbonghi/jetson_stats, issue 344 and total_power.)
 BEHIND_ANOTHER_RAIL = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
 
@@ -43,7 +43,7 @@ class Sensor(Protocol):
 
 @dataclass(frozen=True)
 class Monitor:
-    """Rails of the monitors on a Jetson's board. An INA238 at the power input has the whole board, as on
+    """Rails of the monitors on a Jetson's board. An INA238 at the power input measures the whole board, as on
     Thor's developer kit (NVIDIA's forum, topic 366461).
     """
 
@@ -55,7 +55,7 @@ class Monitor:
 
 
 def find_sensor(root: Path = ROOT, nvml: Nvml | None = None) -> Sensor | None:
-    """The sensor of this machine: INA238 or INA3221 below `root`, else NVML; None where there is neither."""
+    """The sensor of this machine: INA238 or INA3221 below `root`, else NVML; None if there is neither."""
     found = rails(root)
     for label, rail in found.items():
         if rail.chip == "ina238":
@@ -69,7 +69,7 @@ def find_sensor(root: Path = ROOT, nvml: Nvml | None = None) -> Sensor | None:
 
 @dataclass
 class Meter:
-    """Samples `sensor` while blocks run; kept by worker label."""
+    """Samples `sensor` while blocks run, by worker label."""
 
     sensor: Sensor
     idle_watts: float = 0.0
@@ -78,13 +78,13 @@ class Meter:
     _runs: dict[str, int] = field(default_factory=dict)
 
     def measure_idle(self) -> None:
-        """Take the power of the machine at rest."""
+        """Measure the power of the machine at rest."""
         done = threading.Event()
         threading.Timer(IDLE_S, done.set).start()
         self.idle_watts = float(np.mean(self._sample_until(done)))
 
     def around(self, worker: Worker, block: Callable[[], Block]) -> Block:
-        """Run a timed block of `worker` and take the power meanwhile."""
+        """Run a timed block of `worker` and measure the power meanwhile."""
         done, taken = threading.Event(), []
         thread = threading.Thread(target=lambda: taken.extend(self._sample_until(done)))
         thread.start()
@@ -100,7 +100,7 @@ class Meter:
         return result
 
     def figures(self, label: str, *, batch: int) -> dict[str, object]:
-        """Mean W over the blocks, W at rest, and J per image (the machine's rest included)."""
+        """Mean W over the blocks, W at rest, and J per image (including the machine's rest power)."""
         return {
             "sensor": self.sensor.name,
             "watts": float(np.mean(self._watts[label])),

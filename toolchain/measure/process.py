@@ -1,4 +1,4 @@
-"""The other end of a worker: starts its process, sends it commands, waits for it to be quiet, ends it."""
+"""The parent's side of a worker: start its process, send commands, wait until it is quiet, end it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from slimdeploy.toolchain.measure.subjects import Subject
 SETTLE_STEP_S = 0.001
 SETTLE_LIMIT_S = 1.0
 TASKS, BLIND_STEP_S = Path("/proc/self/task"), 0.03
-"""Where threads can't be seen, so long is waited."""
+"""Waiting time if threads can't be inspected."""
 
 
 class Worker:
-    """A model in a fresh process of its own. `label` names it in errors. A context manager that ends it."""
+    """A model in its own fresh process. `label` names it in errors. A context manager that ends it."""
 
     def __init__(self, label: str, opener: worker.Opener, modules: tuple[str, ...] = ()) -> None:
         self.label = label
         self.opened: worker.Opened
-        context = multiprocessing.get_context("spawn")  # a fork would inherit our threads and our memory
+        context = multiprocessing.get_context("spawn")  # a fork would inherit threads and memory
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=worker.serve, args=(theirs, opener, modules), daemon=True)
         self._process.start()
@@ -37,9 +37,9 @@ class Worker:
         return self._process.pid or 0
 
     def call(self, command: str, *arguments: Any) -> Any:
-        """Have the worker do one of `worker.Bench`'s commands and return what it answers.
+        """Run one of `worker.Bench`'s commands in the worker and return its result.
 
-        Raises SlimdeployError, with the label in front, where the worker does, or where its process dies.
+        Raises SlimdeployError, prefixed by the label, if the worker does, or if its process dies.
         """
         try:
             self._pipe.send((command, arguments))
@@ -56,7 +56,7 @@ class Worker:
 
     def close(self) -> None:
         """End the process. Safe to call twice."""
-        self._pipe.close()  # the worker sees the end of its commands and returns
+        self._pipe.close()  # the worker sees that the pipe is closed and returns
         self._process.join(5)
         if self._process.is_alive():
             self._process.kill()
@@ -71,13 +71,14 @@ class Worker:
 
 @contextlib.contextmanager
 def launched(subjects: Sequence[Subject], batch: int, order: Sequence[int]) -> Iterator[list[Worker]]:
-    """A fresh process for each of `subjects`, its model loaded for `batch` images; all end with the block.
+    """A fresh process for each of `subjects`, with its model loaded for `batch` images; all end with the
+    block.
 
-    They are started in `order`, numbers of subjects.
+    They are started in `order`, which contains indices of subjects.
     """
     with contextlib.ExitStack() as stack:
         workers: dict[int, Worker] = {}
-        for i in order:  # all at once: they import their libraries side by side
+        for i in order:  # start all before waiting: they import their libraries in parallel
             subject = subjects[i]
             workers[i] = stack.enter_context(Worker(subject.label, subject.opener, subject.modules))
         for worker in workers.values():
@@ -86,7 +87,7 @@ def launched(subjects: Sequence[Subject], batch: int, order: Sequence[int]) -> I
 
 
 def settle(workers: Iterable[Worker]) -> None:
-    """Wait until no thread of a worker runs: a runtime's threads spin on for a while after a run."""
+    """Wait until no thread of a worker runs: threads of a runtime may spin for a while after a run."""
     end = time.monotonic() + SETTLE_LIMIT_S
     time.sleep(SETTLE_STEP_S if TASKS.exists() else BLIND_STEP_S)
     while any(_runs(worker.pid) for worker in workers) and time.monotonic() < end:
@@ -96,7 +97,7 @@ def settle(workers: Iterable[Worker]) -> None:
 def _runs(pid: int) -> bool:
     """Whether a thread of the process runs or waits for a processor (proc(5): state R)."""
     for path in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with contextlib.suppress(OSError):  # a thread that ended meanwhile
+        with contextlib.suppress(OSError):  # a thread that has ended
             if stat_fields(path)[0] == "R":
                 return True
     return False

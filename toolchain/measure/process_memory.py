@@ -9,25 +9,25 @@ from pathlib import Path
 
 MB = 2**20
 
-# Bytes of one weight as it is computed with; scales and biases of INT8 networks are not counted.
+# Bytes per weight in each precision; scales and biases of INT8 networks are not counted.
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
 def weights_mb(params: int | None, precision: str) -> float | None:
-    """Memory of `params` weights at `precision`; None where either isn't known."""
+    """Memory of `params` weights in `precision`; None if either is unknown."""
     if params is None or precision not in WEIGHT_BYTES:
         return None
     return params * WEIGHT_BYTES[precision] / MB
 
 
 def resident_mb() -> float:
-    """Resident memory of this process now."""
+    """Current resident memory of this process."""
     status = _status("VmRSS")
     return status if status is not None else peak_resident_mb()
 
 
 def peak_resident_mb() -> float:
-    """The most resident memory that this process ever had, or since `reset_peak`.
+    """Peak resident memory of this process since its start or `reset_peak`.
 
     Linux's VmHWM is preferred to getrusage, which a child inherits from its parent across exec.
     """
@@ -39,7 +39,7 @@ def peak_resident_mb() -> float:
 
 
 def reset_peak() -> None:
-    """Start the peak anew at what is resident now, where the kernel allows it (proc(5), clear_refs)."""
+    """Set the peak to the current resident memory, if the kernel allows it (proc(5), clear_refs)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

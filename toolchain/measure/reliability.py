@@ -1,4 +1,4 @@
-"""How far a classifier's confidence can be trusted: the expected calibration error."""
+"""Calibration of a classifier's confidence: the expected calibration error."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Reliability:
-    """Of each bin (BINS,): `images`, the sum of their confidences, and how many are right.
+    """For each bin (BINS,): the number of `images`, the sum of their confidences, and the number of correct
+    ones.
 
-    The confidence is the softmax's probability of the answer (Guo et al., On Calibration of Modern Neural
-    Networks, arXiv 1706.04599, section 2). Bin m holds confidences in (m/BINS, (m + 1)/BINS].
+    The confidence is the softmax probability of the predicted class (Guo et al., On Calibration of Modern
+    Neural Networks, arXiv 1706.04599, section 2). Bin m contains confidences in (m/BINS, (m + 1)/BINS].
     """
 
     images: np.ndarray
@@ -37,7 +38,7 @@ class Reliability:
         return float(np.abs(self.correct - self.confidences).sum() / self.images.sum())
 
     def to_json(self) -> list[dict[str, Any]]:
-        """One entry a bin; an empty one has no confidence and no accuracy."""
+        """One entry per bin; an empty bin has no confidence and no accuracy."""
         return [
             {
                 "from": m / BINS,

@@ -18,8 +18,8 @@ from slimdeploy.toolchain.errors import SlimdeployError, shorten
 from slimdeploy.toolchain.measure import conditions
 
 SCHEMAS = {"bench": 1, "gpu-check": 1, "lut": 1, "sweep": 1, "table": 1}
-"""Kind of document -> the version written. `bench`, `lut` and `sweep` are the commands', `gpu-check` is
-gpu_check.py's; `table` is any script's: what was measured, the command that repeats it, and rows of plain
+"""Kind of document -> the version that is written. `bench`, `lut` and `sweep` belong to the commands,
+`gpu-check` to gpu_check.py; `table` is for any script: description, command to repeat it, and rows of plain
 values.
 """
 
@@ -27,7 +27,7 @@ values.
 def document(
     kind: str, *, command: str, machine: dict[str, Any] | None = None, **content: Any
 ) -> dict[str, Any]:
-    """A result of `kind` with its header: when, by which command, on which machine."""
+    """A result of `kind` with its header: time, command, machine."""
     return {
         "kind": kind,
         "schema": SCHEMAS[kind],
@@ -39,14 +39,14 @@ def document(
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """Write a result atomically, indented, each list of numbers on one line."""
+    """Write a result atomically, indented, with each list of numbers on one line."""
     text = artifacts.json_text(result, indent=1)
     text = re.sub(r"\[\s+([-+.\deE,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     artifacts.write_bytes(path, (text + "\n").encode())
 
 
 def read(path: Path, kind: str) -> dict[str, Any]:
-    """Read a result of `kind`; raises SlimdeployError where it is another kind of file, or a newer one."""
+    """Read a result of `kind`; raises SlimdeployError if it is another kind of file, or a newer one."""
     found = artifacts.read_json(path, f"{kind} result")
     if not isinstance(found, dict) or found.get("kind") != kind:
         raise SlimdeployError(f"{path} is not a {kind} result: slimdeploy {kind} … --output writes one")
@@ -65,7 +65,7 @@ def schema(kind: str) -> dict[str, Any]:
 
 
 def _check_shape(result: dict[str, Any], path: Path, kind: str) -> None:
-    """Raises SlimdeployError for the first value in `result` that isn't what its schema says."""
+    """Raises SlimdeployError for the first value in `result` that violates its schema."""
     import jsonschema
 
     problem = jsonschema.exceptions.best_match(
@@ -77,9 +77,9 @@ def _check_shape(result: dict[str, Any], path: Path, kind: str) -> None:
 
 
 def read_runs(path: Path, kind: str) -> list[dict[str, Any]]:
-    """The result at `path`; of a folder every `*.json` in it, the results of repeated runs.
+    """The result at `path`; for a folder, every `*.json` in it: the results of repeated runs.
 
-    Raises SlimdeployError as `read` does, and for a folder without results.
+    Raises SlimdeployError like `read`, and for a folder without results.
     """
     if not path.is_dir():
         return [read(path, kind)]
@@ -90,6 +90,6 @@ def read_runs(path: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def without_samples(result: dict[str, Any]) -> dict[str, Any]:
-    """The same result without its raw samples: what fits on a screen."""
+    """The same result without its raw samples."""
     rows = [{k: v for k, v in row.items() if k != "samples_ms"} for row in result["rows"]]
     return {**result, "rows": rows}

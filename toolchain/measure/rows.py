@@ -17,12 +17,12 @@ from slimdeploy.toolchain.measure.timing import Timing
 from slimdeploy.toolchain.measure.worker import HOST, MemoryUse, Opened
 
 LEAK_SHARE, LEAK_MB = 0.05, 4.0
-"""Memory that grew while timing by this share of the peak, and by this much, is said to grow."""
+"""Memory growth during timing that is reported: this share of the peak, and at least this amount."""
 
 
 @dataclass
 class Measured:
-    """Everything found out about one subject at one batch size."""
+    """All measurements of one subject at one batch size."""
 
     opened: Opened
     stages: dict[str, np.ndarray]
@@ -33,7 +33,7 @@ class Measured:
 
 
 def row(subject: Subject, found: Measured, *, batch: int, ci: float) -> dict[str, Any]:
-    """The row of one subject; `ci` is the relative half-width that was asked for."""
+    """The row of one subject; `ci` is the requested relative half-width."""
     opened, timing, evaluation = found.opened, found.timing, found.evaluation
     host = timing.samples()
     latency = statistics.summary(host)
@@ -69,8 +69,8 @@ def row(subject: Subject, found: Measured, *, batch: int, ci: float) -> dict[str
 def comparison(
     base_row: dict[str, Any], model_row: dict[str, Any], base: Measured, model: Measured, *, ci: float
 ) -> dict[str, Any]:
-    """How `model` does against `base`: the speed-up is the ratio of median latencies, base ÷ model, averaged
-    over rounds and launches.
+    """The comparison of `model` with `base`: the speed-up is the ratio of median latencies, base ÷ model,
+    averaged over rounds and launches.
     """
     found = statistics.ratio(base.timing.by_launch(), model.timing.by_launch())
     speedup, bounds = math.exp(found.mean), found.interval()
@@ -103,7 +103,7 @@ def _brief(samples: np.ndarray) -> dict[str, float]:
 
 
 def _warm_up(timing: Timing) -> dict[str, Any]:
-    """Of all launches together; it settled where it did in most of them."""
+    """All launches together; `settled` if most launches did."""
     done = timing.warm_ups
     settled = 2 * sum(one.settled for one in done) > len(done)
     return {
@@ -114,7 +114,7 @@ def _warm_up(timing: Timing) -> dict[str, Any]:
 
 
 def _gpu(timing: Timing) -> dict[str, Any] | None:
-    """What CUDA events told, run by run; None for a session on the CPU."""
+    """Times from CUDA events, run by run; None for a session on the CPU."""
     told = {name: samples for name in gpu.RUN_FIGURES if len(samples := timing.samples(name))}
     if not told:
         return None
@@ -140,10 +140,10 @@ def _memory(subject: Subject, opened: Opened, used: MemoryUse) -> dict[str, Any]
 
 
 def _remarks(found: Measured, width: float, ci: float) -> list[str]:
-    """What speaks against the row's figures, a sentence each."""
+    """Warnings about the row, one sentence each."""
     said = []
     if width > ci:
-        said.append(f"noisy: the median is known to ±{width:.1%}, not to the ±{ci:.1%} asked for")
+        said.append(f"noisy: the median is known to ±{width:.1%}, not to the requested ±{ci:.1%}")
     warm_up = _warm_up(found.timing)
     if not warm_up["settled"]:
         each = warm_up["seconds"] / len(found.timing.warm_ups)

@@ -1,9 +1,10 @@
-"""Percentiles and confidence intervals. Nothing is trimmed: a slow run is part of the result.
+"""Percentiles and confidence intervals. Nothing is trimmed: slow runs are part of the result.
 
-A fresh process draws its addresses, its pages and its core anew, and keeps them: two processes of one file
-differ by more than the scatter of the runs within each. So the unit of the intervals of times is the launch,
-one fresh process a model: Student's t over launches, of logarithms, since times differ by factors (Kalibera
-and Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013). A bootstrap over so few units is too narrow.
+A fresh process gets its own addresses, pages and core for its lifetime, so two processes of one file differ
+by more than the variance of the runs within each. The unit of the intervals of times is therefore the launch
+(one fresh process per model): Student's t over launches, of logarithms, because times differ by factors
+(Kalibera and Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013). A bootstrap over so few units is
+too narrow.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ Z95 = 1.959964
 """The standard normal quantile of a two-sided 95 % interval."""
 
 Launches = Sequence[Sequence[np.ndarray]]
-"""Samples of one model in ms: by launch, and in a launch by round."""
+"""Samples of one model in ms, by launch and by round."""
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of independent values of a logarithm. `error` is its standard error, with `freedom` degrees of
+    """The mean of independent logarithms. `error` is its standard error, with `freedom` degrees of
     freedom.
     """
 
@@ -36,37 +37,37 @@ class Estimate:
     freedom: float
 
     def interval(self) -> Interval:
-        """95 % interval of what this is the logarithm of."""
+        """95 % interval of the exponential of the mean."""
         reach = student_t(self.freedom) * self.error
         return math.exp(self.mean - reach), math.exp(self.mean + reach)
 
     def half_width(self) -> float:
-        """Half of its width, relative to the value: 0.02 is ±2 %."""
+        """Half of the interval's width, relative to the value: 0.02 is ±2 %."""
         return half_width(self.interval(), math.exp(self.mean))
 
 
 def summary(samples: np.ndarray) -> dict[str, float]:
-    """Mean, least, most and PERCENTILES of `samples` (linear interpolation between order statistics)."""
+    """Mean, minimum, maximum and PERCENTILES of `samples` (linear interpolation between order statistics)."""
     found = {"mean": float(samples.mean()), "min": float(samples.min()), "max": float(samples.max())}
     values = np.percentile(samples, list(PERCENTILES.values()))
     return found | {name: float(value) for name, value in zip(PERCENTILES, values, strict=True)}
 
 
 def statistic(samples: np.ndarray, name: str) -> float:
-    """One figure of `samples`: `mean`, or a percentile such as `p99`."""
+    """One statistic of `samples`: `mean`, or a percentile such as `p99`."""
     return float(samples.mean() if name == "mean" else np.percentile(samples, PERCENTILES[name]))
 
 
 def rounds(blocks: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The blocks of a launch, joined two by two."""
+    """The blocks of a launch, joined in pairs."""
     return [np.concatenate(pair) for pair in zip(blocks[::2], blocks[1::2], strict=True)]
 
 
 def levels(launches: Launches, name: str = "p50") -> np.ndarray:
     """(launches,) log of the statistic `name` in each launch.
 
-    For the median the mean over the rounds: two models' rounds were taken side by side, so what slows down a
-    round cancels out of their difference. Tails need all the runs of a launch at once.
+    For the median it is the mean over the rounds: the rounds of two models were timed side by side, so that a
+    disturbance of a round cancels in their difference. Tail percentiles need all runs of a launch together.
     """
     if name == "p50":
         return np.array([np.mean([math.log(np.median(round_)) for round_ in launch]) for launch in launches])
@@ -74,17 +75,17 @@ def levels(launches: Launches, name: str = "p50") -> np.ndarray:
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Of independent values, at least two."""
+    """The mean of at least two independent values."""
     return Estimate(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)), len(values) - 1)
 
 
 def ratio(top: Launches, bottom: Launches, name: str = "p50") -> Estimate:
-    """Log of the statistic `name` of `top` ÷ that of `bottom`, launch i of both side by side."""
+    """Log of the statistic `name` of `top` ÷ that of `bottom`, paired by launch."""
     return estimate(levels(top, name) - levels(bottom, name))
 
 
 def interval(launches: Launches, value: float, name: str = "p50") -> Interval:
-    """95 % interval of the statistic `name`, which is `value` over all runs."""
+    """95 % interval of the statistic `name`, whose value over all runs is `value`."""
     found = estimate(levels(launches, name))
     return Estimate(math.log(value), found.error, found.freedom).interval()
 
@@ -104,7 +105,7 @@ def half_width(bounds: Interval, value: float) -> float:
 
 
 def proportion_interval(hits: int, total: int) -> Interval:
-    """95 % interval of a proportion (Wilson, 1927): for an accuracy."""
+    """95 % interval of a proportion such as accuracy (Wilson, 1927)."""
     share, z2 = hits / total, Z95**2
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     spread = Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
@@ -114,9 +115,9 @@ def proportion_interval(hits: int, total: int) -> Interval:
 def paired_difference(baseline: np.ndarray, model: np.ndarray) -> tuple[float, Interval]:
     """Accuracy of `model` − that of `baseline` on the same images, with its 95 % interval.
 
-    `baseline` and `model` are (N,) bool, right or wrong for each image. The interval is Agresti and Min's for
-    matched pairs (Statistics in Medicine 24, 2005): half an image is added to each of the four outcomes,
-    which keeps it honest where the two hardly differ.
+    `baseline` and `model` are (N,) bool: correct or not, for each image. The interval is Agresti and Min's
+    for matched pairs (Statistics in Medicine 24, 2005): half an image is added to each of the four outcomes,
+    which keeps the coverage if the two models hardly differ.
     """
     total = len(baseline)
     gained, lost = int((model & ~baseline).sum()), int((baseline & ~model).sum())

@@ -1,4 +1,4 @@
-"""What is measured: a model on a backend, and how to open it in a process of its own."""
+"""A subject of a measurement: a model on a backend, and how to open it in its own process."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from slimdeploy.toolchain.runtime.session import BACKENDS, SessionOptions, backe
 
 @dataclass(frozen=True)
 class Subject:
-    """`model` names it in the results, `asked` is the backend asked for; `label` is unique."""
+    """`model` names it in results, `asked` is the requested backend; `label` is unique."""
 
     model: str
     asked: str
     opener: Opener
     path: Path | None = None
     modules: tuple[str, ...] = ()
-    """Imported before the model is loaded, so that the library's own memory counts as idle."""
+    """Modules imported before the model is loaded, so that their memory counts as idle."""
     label: str = ""
 
 
 def subjects_for(paths: Sequence[Path], backends: Sequence[str], options: SessionOptions) -> list[Subject]:
-    """Every model on every backend asked for, in that order.
+    """Every model on every requested backend, in that order.
 
-    Raises SlimdeployError for a file that is missing or that the backend doesn't open.
+    Raises SlimdeployError for a missing file, or one that the backend can't open.
     """
     subjects = []
     for backend in backends:
@@ -42,8 +42,8 @@ def subjects_for(paths: Sequence[Path], backends: Sequence[str], options: Sessio
 
 
 def unique(subjects: Sequence[Subject]) -> list[Subject]:
-    """The same with labels: the model's name, its backend where there are several, a number for a
-    repetition.
+    """The same subjects with labels: the model's name, its backend if there are several, and a number for
+    repetitions.
     """
     several = len({subject.asked for subject in subjects}) > 1
     labelled: list[Subject] = []
@@ -56,7 +56,9 @@ def unique(subjects: Sequence[Subject]) -> list[Subject]:
 
 
 def baseline_of(index: int, subjects: Sequence[Subject]) -> int | None:
-    """What subject `index` is compared with: the first one on its backend; for that one, the very first."""
+    """The index of the baseline of subject `index`: the first subject on its backend; for that one, the first
+    of all.
+    """
     first = next(i for i, other in enumerate(subjects) if other.asked == subjects[index].asked)
     if first != index:
         return first

@@ -1,9 +1,9 @@
-"""Times models against each other: fresh processes, launch by launch, and interleaved rounds in each.
+"""Time models in fresh processes: in launches, each with interleaved rounds.
 
-A launch starts a new process for every model, warms it up and times them all in rounds. A round runs every
-model twice, in a random order and then in that order reversed (ABBA), so whatever drifts linearly over the
-round (clocks, heat, other work) weighs on all alike. Launches go on until the confidence intervals are as
-narrow as asked for, or the time is used up.
+A launch starts a new process for every model, warms it up, and times all models in rounds. A round runs every
+model twice, in a random order and then in reverse (ABBA), so that linear drift (clocks, heat, other programs)
+affects all equally. Launches are repeated until the confidence intervals are as narrow as requested, or the
+time is used up.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from slimdeploy.toolchain.measure.worker import HOST, Block, WarmUp
 
 @dataclass
 class Timing:
-    """One model's times: of each launch the blocks in the order they were taken, two a round."""
+    """The times of one model: for each launch its blocks in order, two per round."""
 
     warm_ups: list[WarmUp] = field(default_factory=list)
     launches: list[list[Block]] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
-    """Processors that other programs kept busy meanwhile, on average: by launch, where the machine tells."""
+    """Average number of processors that other programs used, by launch, if the machine reports it."""
 
     @property
     def blocks(self) -> list[Block]:
         return [block for launch in self.launches for block in launch]
 
     def samples(self, figure: str = HOST) -> np.ndarray:
-        """Every run's `figure` in ms; empty where the session doesn't tell it."""
+        """The `figure` of every run in ms; empty if the session doesn't report it."""
         return np.concatenate([block.get(figure, np.empty(0)) for block in self.blocks])
 
     def by_launch(self) -> statistics.Launches:
@@ -48,9 +48,9 @@ class Timing:
 
 
 Launch = Callable[[Sequence[int]], AbstractContextManager[list[Worker]]]
-"""Starts a fresh process for every model in the order given (0 is the baseline), ready to run."""
+"""Starts a fresh process for every model in the given order (0 is the baseline), ready to run."""
 Around = Callable[[Worker, Callable[[], Block]], Block]
-"""Called around each timed block with its worker: where power is sampled."""
+"""Called around each timed block with its worker, e.g. to sample power."""
 
 
 def time_models(
@@ -62,12 +62,12 @@ def time_models(
     last: Callable[[list[Worker]], None] = lambda workers: None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> list[Timing]:
-    """Time so many `models`. `last` is called with the last launch's workers before they end."""
+    """Time the models. `last` is called with the workers of the last launch before they end."""
     timings = [Timing() for _ in range(models)]
     shuffled, order = random.Random(options.seed), list(range(models))
     spent, budget = 0.0, options.seconds * models
     for number in itertools.count(1):
-        # Who starts first may get another core or other memory: it must not always be the same one.
+        # The first process may get another core or other memory, so the order is random.
         shuffled.shuffle(order)
         with launch(order) as workers:
             for i in order:
@@ -78,7 +78,7 @@ def time_models(
             width = widest(timings) if number > 1 else math.inf
             reached = f"±{width:.1%}, " if number > 1 else ""
             progress(f"launch {number}: {reached}timed {spent:.0f} of at most {budget:.0f} s")
-            # An interval that is looked at whenever it happens to be narrow is no 95 % interval any more.
+            # Checking the interval too often would reduce its coverage below 95 %.
             if number % options.launches == 0 and (width <= options.ci or spent >= 0.95 * budget):
                 last(workers)
                 return timings
@@ -113,7 +113,9 @@ def _time_launch(
 
 
 def widest(timings: Sequence[Timing]) -> float:
-    """The widest of all intervals, as a relative half-width: every median, and every ratio to the first."""
+    """The widest of all intervals, as a relative half-width: of every median, and of every ratio to the
+    baseline.
+    """
     launches = [timing.by_launch() for timing in timings]
     found = [statistics.estimate(statistics.levels(own)) for own in launches]
     found += [statistics.ratio(launches[0], own) for own in launches[1:]]

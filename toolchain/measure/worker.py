@@ -1,6 +1,6 @@
-"""The process that one model is measured in: its session, its clock and its memory, and nothing else.
+"""The worker process that measures one model: its session, its clock and its memory.
 
-It obeys commands that come over a pipe and blocks in between, so an idle model takes no CPU time.
+It receives commands through a pipe and blocks in between, so that an idle model uses no CPU time.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import Session
 
 Opener = Callable[[], Session]
-"""Opens the session to measure. It travels to the process, so it must be picklable."""
+"""Opens the session to measure. It is sent to the process, so it must be picklable."""
 
 RAW = Preprocessing(0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-"""For a model that doesn't say how to feed it: pixels scaled to 0…1. Its time is right, not its accuracy."""
+"""For a model without preprocessing: pixels scaled to 0…1. Its time is right, its accuracy is not."""
 
 Block = dict[str, np.ndarray]
-"""Samples in ms, run by run: HOST always, and what the session tells of its GPU (gpu.RUN_FIGURES)."""
+"""Samples in ms, run by run: always HOST, and the GPU figures that the session reports (gpu.RUN_FIGURES)."""
 HOST = "host_ms"
 
 WINDOWS = 3
-"""Warm-up ends when the medians of this many windows, one after the other, agree."""
+"""The warm-up ends when the medians of this number of consecutive windows agree."""
 WINDOW_AGREEMENT = 0.05
 WINDOW_RUNS = 2
 LEAD_IN_S = 0.05
-"""Untimed runs before a block end after this time, however few they are: caches are filled by then."""
+"""Maximum duration of untimed runs before a block: caches are filled by then."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What a worker says of its model once it is loaded."""
+    """Reported by a worker when its model is loaded."""
 
     backend: str
     precision: str
@@ -51,14 +51,14 @@ class Opened:
     params: int | None
     macs: int | None
     preprocessing: Preprocessing | None
-    """None for a model that doesn't carry it: no accuracy can be measured then."""
+    """None for a model without description, whose accuracy can't be measured."""
     class_names: tuple[str, ...] | None
     versions: dict[str, str]
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """`settled` False: the windows never agreed, or never came to an end within the time allowed."""
+    """`settled` is False if the windows did not agree within the maximum time."""
 
     runs: int
     seconds: float
@@ -67,19 +67,19 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """MB (2^20 bytes). `idle` is the process with the library loaded and no model; `growth` is what was
-    resident after the last timed run less what was after the first runs of the warm-up.
+    """MB (2^20 bytes). `idle` is the process with the library loaded and no model; `growth` is the increase
+    of resident memory from the first runs of the warm-up to the last timed run.
     """
 
     idle: float
     peak: float
     growth: float
     device: dict[str, float]
-    """What the session says of its memory on the device: plan, context, workspace, peak."""
+    """Device memory reported by the session: plan, context, workspace, peak."""
 
 
 class Bench:
-    """The commands. Each public method is one; its arguments and its result travel over the pipe."""
+    """The commands. Each public method is one; arguments and results are sent through the pipe."""
 
     def __init__(self, opener: Opener, modules: tuple[str, ...]) -> None:
         self._opener = opener
@@ -91,7 +91,7 @@ class Bench:
         self._warm_mb = self._idle_mb
 
     def open(self, batch: int) -> Opened:
-        """Load the model and make an input for it, `batch` images of fixed noise."""
+        """Load the model and create its input: `batch` random images."""
         self._session = self._opener()
         session, info = self._session, self._session.info
         channels, height, width = session.input_shape
@@ -114,14 +114,14 @@ class Bench:
         )
 
     def use_images(self, images: np.ndarray) -> None:
-        """Time on `images` (batch, H, W, 3) uint8 instead of noise."""
+        """Use `images` (batch, H, W, 3) uint8 instead of random ones."""
         self._images = images
         self._batch = normalise(images, self._preprocessing)
 
     def warm_up(self, floor_s: float, limit_s: float) -> WarmUp:
-        """Run for at least `floor_s`, and on until the last windows agree; at most about `limit_s`.
+        """Run for at least `floor_s`, until the last windows agree; at most about `limit_s`.
 
-        Two windows are always done.
+        At least two windows are run.
         """
         start, runs = time.perf_counter(), 0
         medians: list[float] = []
@@ -140,9 +140,9 @@ class Bench:
                 return WarmUp(runs, elapsed, agree)
 
     def block(self, seconds: float, minimum_runs: int, lead_in: int) -> Block:
-        """Time single runs for `seconds`, at least `minimum_runs` of them: ms each.
+        """Time single runs for `seconds`, at least `minimum_runs`: ms each.
 
-        `lead_in` runs go before, untimed, or fewer that take LEAD_IN_S: they bring back the caches that the
+        `lead_in` untimed runs precede them, or fewer that take LEAD_IN_S: they refill the caches that the
         other models used meanwhile.
         """
         session, batch = self._session, self._batch
@@ -154,7 +154,7 @@ class Bench:
         figures = gpu.available(session)
         times: list[int] = []
         told: dict[str, list[float]] = {name: [] for name in figures}
-        gc.disable()  # a collection inside a run would be Python's time, not the model's
+        gc.disable()  # a garbage collection would be added to the time of a run
         try:
             end = time.perf_counter_ns() + int(seconds * 1e9)
             stop = 0
@@ -170,7 +170,7 @@ class Bench:
         return {HOST: np.array(times) / 1e6} | {name: np.array(told[name]) for name in figures}
 
     def stages(self, seconds: float, minimum_runs: int) -> dict[str, np.ndarray]:
-        """Time the whole way of a batch, uint8 images to class numbers: ms for each stage of each run."""
+        """Time all stages of a batch, from uint8 images to class indices: ms of each stage in each run."""
         rows: dict[str, list[float]] = {}
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(rows["total"]) < minimum_runs:
@@ -196,8 +196,8 @@ class Bench:
         )
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Logits (n, classes) of n images (n, H, W, 3) uint8, n at most the batch; a short batch is filled
-        up.
+        """Logits (n, classes) of n images (n, H, W, 3) uint8, with n at most the batch size; a smaller batch
+        is padded.
         """
         missing = len(self._images) - len(images)
         filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
@@ -208,11 +208,11 @@ class Bench:
 
 
 def serve(connection: Connection, opener: Opener, modules: tuple[str, ...]) -> None:
-    """Answer commands until the other end closes. An answer is `(result, None)` or `(None, error)`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it closes the pipe
+    """Execute commands until the pipe is closed. A reply is `(result, None)` or `(None, error)`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes the pipe
     bench, failed = None, None
     try:
-        bench = Bench(opener, modules)  # before the first command: workers get ready side by side
+        bench = Bench(opener, modules)  # before the first command, so that workers start in parallel
     except Exception as error:
         failed = _portable(error)
     while True:
@@ -230,7 +230,7 @@ def serve(connection: Connection, opener: Opener, modules: tuple[str, ...]) -> N
 
 
 def _portable(error: Exception) -> Exception:
-    """The error as one that surely travels over the pipe."""
+    """The error as an exception that can be pickled."""
     if isinstance(error, SlimdeployError):
         return error
     missing = missing_library(error) if isinstance(error, ModuleNotFoundError) else None

@@ -1,1 +1,1 @@
-"""What a network's files say of it: checkpoints, their description, networks by name."""
+"""Checkpoints, the description of a network, and networks by name."""

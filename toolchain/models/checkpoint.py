@@ -1,6 +1,4 @@
-"""The self-describing checkpoint: one safetensors file that rebuilds its network by itself. No pickle is
-read.
-"""
+"""The checkpoint: one safetensors file that is enough to rebuild its network. No pickle is read."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ HEADER_KEY = "slimdeploy"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network with its description. `sha256` is the hash of the file it was read from."""
+    """A network with its description. `sha256` is the hash of the file that it was read from."""
 
     network: GraphNetwork
     info: ModelInfo
@@ -39,27 +37,27 @@ def save_checkpoint(path: Path, network: GraphNetwork, info: ModelInfo) -> str:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Rebuild the network from the file alone.
+    """Rebuild the network from the file.
 
-    Raises SlimdeployError where the file is missing, isn't a slimdeploy checkpoint, or is damaged.
+    Raises SlimdeployError if the file is missing, isn't a slimdeploy checkpoint, or is damaged.
     """
     header, tensors = read_safetensors(path)
     if HEADER_KEY not in header:
         raise SlimdeployError(
-            f"{path}: a safetensors file without a slimdeploy header; start from it with: "
+            f"{path}: a safetensors file without a slimdeploy header; convert it with: "
             f"slimdeploy train --weights {path} --arch … --epochs 0"
         )
     info = ModelInfo.from_json(header[HEADER_KEY], str(path))
     # Before any of it is allocated: a damaged header can ask for a network of any size.
     if parameter_count(info.graph) > sum(tensor.numel() for tensor in tensors.values()):
-        raise SlimdeployError(f"{path}: it describes a larger network than it holds")
+        raise SlimdeployError(f"{path}: it describes a larger network than it contains")
     network = GraphNetwork(info.graph)
     load_state(network, tensors, source=str(path))
     return Checkpoint(network.eval(), info, artifacts.sha256_file(path))
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Header metadata and tensors of a safetensors file; raises SlimdeployError where it isn't one."""
+    """Header metadata and tensors of a safetensors file; raises SlimdeployError if it isn't one."""
     if not path.is_file():
         raise SlimdeployError(f"no checkpoint at {path}")
     refuse_other_kind(path, CHECKPOINT)
@@ -72,8 +70,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def load_state(network: GraphNetwork, tensors: dict[str, Tensor], *, source: str) -> None:
-    """Copy `tensors` into `network`, name by name; raises SlimdeployError at the first name or shape that
-    differs, and at the first value that is no finite number or a negative variance.
+    """Copy `tensors` into `network`, by name; raises SlimdeployError at the first name or shape that differs,
+    or at the first value that is not finite or a negative variance.
     """
     own = network.state_dict()
     for name, tensor in own.items():
@@ -84,9 +82,9 @@ def load_state(network: GraphNetwork, tensors: dict[str, Tensor], *, source: str
                 f"{source}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
             )
         if not torch.isfinite(tensors[name]).all():
-            raise SlimdeployError(f"{source}: {name} holds NaN or infinite values")
+            raise SlimdeployError(f"{source}: {name} contains NaN or infinite values")
         if name.endswith("running_var") and (tensors[name] < 0).any():
-            raise SlimdeployError(f"{source}: {name} holds negative variances")
+            raise SlimdeployError(f"{source}: {name} contains negative variances")
     if extra := sorted(set(tensors) - set(own)):
         raise SlimdeployError(f"{source}: {extra[0]} is not part of a {network.graph.arch}")
     network.load_state_dict(tensors)

@@ -1,4 +1,4 @@
-"""The graph of a network by name or in a checkpoint. A built-in architecture needs no torch."""
+"""The graph of a network given by name or in a checkpoint. Built-in architectures need no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slimdeploy.toolchain.networks.graph import Graph
 def network_graph(
     arch: str | None, *, arguments: Sequence[str], stem: str | None, classes: int, size: int
 ) -> Graph:
-    """The graph of the network that `network_options` name, unpruned."""
+    """The graph of the unpruned network that `network_options` name."""
     if arch is None or not is_imported(arch):
         return build_graph(arch, stem=stem, classes=classes)
     from slimdeploy.toolchain.models.named_networks import named_network, parse_arguments
@@ -30,8 +30,8 @@ def network_or_checkpoint(
     classes: int,
     size: int | None,
 ) -> tuple[Graph, int]:
-    """The graph in `checkpoint`, else of the network that `network_options` name, and the images' side: as
-    given, else the checkpoint's, else 32.
+    """The graph in `checkpoint`, or of the network that `network_options` name, and the image side: as given,
+    else the checkpoint's, else 32.
     """
     if checkpoint:
         from slimdeploy.toolchain.models.checkpoint import load_checkpoint

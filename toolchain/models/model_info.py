@@ -1,4 +1,4 @@
-"""What travels with a network from the checkpoint to the device, as plain data. No torch here."""
+"""The description of a network, contained in every file from checkpoint to bundle. No torch here."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from slimdeploy.toolchain.preprocessing import Preprocessing
 T = TypeVar("T")
 
 FORMAT, READABLE = 2, (1, 2)
-"""Version of the JSON document that a checkpoint and an ONNX file carry, and those that are read. Format 1
-says a ResNet's channel configuration, format 2 the whole graph.
+"""Version of the JSON document in checkpoints and ONNX files, and the versions that can be read. Format 1
+contains a ResNet's channel configuration, format 2 the whole graph.
 """
 
 DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime-gpu",),
     "tensorrt": ("tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
 }
-"""Import name -> packages that bring it under another name than its own."""
+"""Import name -> packages that contain it, where the package has another name."""
 
 METADATA_KEY = "slimdeploy"
-"""Where an ONNX file carries that document (metadata_props)."""
+"""Key of that document in an ONNX file (metadata_props)."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The network, how to feed it, what its outputs mean, how good it was and where it came from."""
+    """The network, its preprocessing, its class names, its accuracy and its provenance."""
 
     graph: Graph
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     metrics: dict[str, Any] = field(default_factory=dict)
-    """Last known results, such as `{"accuracy": {"val": …, "test": …}}`."""
+    """Latest results, e.g. `{"accuracy": {"val": …, "test": …}}`."""
     provenance: tuple[dict[str, Any], ...] = ()
-    """One entry a stage, oldest first: command, options, parent's SHA-256, seed, versions."""
+    """One entry per stage, oldest first: command, options, parent's SHA-256, seed, versions."""
 
     def __post_init__(self) -> None:
         if len(self.class_names) != self.graph.classes:
@@ -52,7 +52,7 @@ class ModelInfo:
     def after(
         self, stage: str, *, graph: Graph | None = None, metrics: dict[str, Any], **facts: Any
     ) -> ModelInfo:
-        """The description after one more stage: new metrics, and one more entry of provenance."""
+        """The description after one more stage, with new metrics and one more provenance entry."""
         entry = {"stage": stage, "versions": versions(), **facts}
         return replace(self, graph=graph or self.graph, metrics=metrics, provenance=(*self.provenance, entry))
 
@@ -70,7 +70,7 @@ class ModelInfo:
 
     @classmethod
     def from_json(cls, text: str, source: str) -> ModelInfo:
-        """Read the document that `source` carries; raises SlimdeployError where it is damaged or too new."""
+        """Read the document from `source`; raises SlimdeployError if it is damaged or too new."""
         try:
             document = parse_json(text, "damaged description of the network")
             if document["format"] not in READABLE:
@@ -91,10 +91,10 @@ class ModelInfo:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the installed libraries that decide a result.
+    """Versions of Python and of the installed libraries that affect results.
 
-    Of those installed, not of those imported: artifacts hold them, and the same work has to give the same
-    bytes whatever else the process did before.
+    The installed versions, not those of imported modules: artifacts contain them, and the same work must give
+    the same bytes whatever was imported before.
     """
     return dict(_installed())
 

@@ -1,4 +1,4 @@
-"""A network by name: built in, of torchvision or timm, or made by a function in a user's file."""
+"""Networks by name: built in, from torchvision or timm, or made by a function in a user's file."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def named_network(
     seed: int = 0,
     arguments: Mapping[str, Any] | None = None,
 ) -> GraphNetwork:
-    """The network called `name` (None: the reference) with fresh weights, the same for the same `seed`.
+    """The network called `name` (default: ResNet-50) with random weights, which depend only on `seed`.
 
-    `classes` is passed on as `num_classes`; to a user's function only where it is one of `arguments`. Raises
-    SlimdeployError for a name that isn't known, a file that can't be run, and what importing refuses.
+    `classes` is passed as `num_classes`; to a user's function only if it is one of `arguments`. Raises
+    SlimdeployError for an unknown name, a file that fails to run, and an unsupported network.
     """
     if name is None or not is_imported(name):
         if arguments:
@@ -51,9 +51,9 @@ def imported_network(
     tensors: Mapping[str, torch.Tensor] | None = None,
     seed: int = 0,
 ) -> Imported:
-    """The network called `name`, made elsewhere, with the state dict `tensors` or, without, as it is built.
+    """The imported network called `name` with the state dict `tensors`, or with its own weights.
 
-    Raises SlimdeployError as named_network does, and for tensors that don't fit, naming the first.
+    Raises SlimdeployError like named_network, and for tensors that don't fit, naming the first.
     """
     module = foreign_module(name, classes=classes, arguments=arguments, seed=seed)
     try:
@@ -67,7 +67,7 @@ def imported_network(
 def foreign_module(
     name: str, *, classes: int | None = None, arguments: Mapping[str, Any] | None = None, seed: int = 0
 ) -> nn.Module:
-    """The module itself, as it is built; raises SlimdeployError as named_network does."""
+    """The module as it is built; raises SlimdeployError like named_network."""
     source, _, rest = name.rpartition(":")
     given = dict(arguments or {})
     with torch.random.fork_rng(devices=[]):
@@ -80,12 +80,12 @@ def foreign_module(
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
-    """`width=0.5` and the like as keyword arguments: Python literals, anything else a string."""
+    """Keyword arguments from texts like `width=0.5`: Python literals, anything else a string."""
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
-            raise SlimdeployError(f"--arg {text}: write it as name=value, such as width=0.5")
+            raise SlimdeployError(f"--arg {text}: write it as name=value, e.g. width=0.5")
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -98,7 +98,7 @@ def _of_torchvision(name: str, classes: int | None, arguments: dict[str, Any]) -
     known = models.list_models(module=models)
     if name not in known:
         raise SlimdeployError(f"torchvision has no classifier {name!r}.{nearest(name, known)}")
-    if name in ("googlenet", "inception_v3"):  # without it torchvision warns, and takes a minute
+    if name in ("googlenet", "inception_v3"):  # without it torchvision warns and takes a minute
         arguments = {"init_weights": False, **arguments}
     return _called(
         models.get_model, f"torchvision:{name}", name, weights=None, **_counted(classes), **arguments
@@ -106,7 +106,7 @@ def _of_torchvision(name: str, classes: int | None, arguments: dict[str, Any]) -
 
 
 def _of_timm(name: str, classes: int | None, arguments: dict[str, Any]) -> nn.Module:
-    import_torchvision()  # which timm imports: with a CPU-only torch this way only
+    import_torchvision()  # timm imports it; with a CPU-only torch only this way works
     try:
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
@@ -139,10 +139,10 @@ def _of_file(path: Path, function: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _load(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Give `module` the tensors; raises SlimdeployError with the first three that don't fit."""
+    """Load the tensors into `module`; raises SlimdeployError with the first three that don't fit."""
     own = module.state_dict()
     wrong = [f"{n} is missing" for n in own if n not in tensors and not n.endswith("num_batches_tracked")]
-    wrong += [f"{n} isn't part of it" for n in tensors if n not in own]
+    wrong += [f"{n} isn't part of the network" for n in tensors if n not in own]
     wrong += [
         f"{n} has shape {tuple(tensors[n].shape)}, expected {tuple(tensor.shape)}"
         for n, tensor in own.items()

@@ -1,1 +1,1 @@
-"""Networks described by a channel configuration. `spec`, `channels`, `layers` and `cost` need no torch."""
+"""Networks as graphs: operators, architectures, import from torch, costs and cutting."""

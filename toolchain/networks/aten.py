@@ -1,4 +1,4 @@
-"""ATen operators, as torch.export writes a program down: what each becomes in a graph."""
+"""ATen operators of programs traced by torch.export, and the graph operator that each becomes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _batch_norm(at: Importer, node: fx.Node) -> str:
 def _linear(at: Importer, node: fx.Node) -> str:
     pixels = at.has_channels_last(node.args[0])
     if len(shape_of(node)) != 2 and not pixels:
-        raise at.refused(node, "linear on an image isn't supported: it must be flattened first")
+        raise at.refused(node, "linear on an image isn't supported: flatten it first")
     out, count = shape_of(node.args[1])
     parts = {"in": count, "out": out, "bias": argument(node, 2, None) is not None}
     if pixels:
@@ -205,19 +205,19 @@ LEAVES = (
     "stochasticdepth",
     "maxpool", "avgpool", "adaptiveavgpool", "flatten", "identity", "prelu", "elu", "mish", "hardtanh",
 )  # fmt: skip
-"""Module classes that are one operator: the node takes the module's own path as its name."""
+"""Module classes that become one operator: its node is named after the module."""
 
 POINTWISE = (
     "linear", "layer_norm", "relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "gelu",
     "elu", "mish", "leaky_relu", "clamp", "clamp_min", "hardtanh", "dropout", "add", "sub", "mul", "div",
     "contiguous", "clone", "alias", "detach",
 )  # fmt: skip
-"""Operators that work on the channels of each pixel, wherever they are in memory."""
+"""Operators that work per channel and pixel, in any memory layout."""
 
 Reader = Callable[["Importer", fx.Node], Any]
-"""Writes a call of an ATen operator down: returns what the call stands for."""
+"""Converts a call of an ATen operator to nodes; returns the value of the call."""
 READERS: Registry[Reader] = Registry("aten", Callable)
-"""ATen operator, by its name without namespace and underscores (`softplus`) -> how it is written down."""
+"""ATen operator without namespace and underscores (`softplus`) -> its conversion."""
 READERS.update(
     {
         "conv2d": _conv,

@@ -1,4 +1,4 @@
-"""ATen operators that compute with each value by itself: what each becomes in a graph."""
+"""Element-wise ATen operators, and the graph operator that each becomes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def _arithmetic(
     with_constant: str,
     by: Callable[[float], tuple[float, float]],
 ) -> str:
-    """Of two values, of a value and a parameter, or of a value and a number: `by` gives factor and offset."""
+    """Arithmetic of two values, a value and a parameter, or a value and a number (factor and offset from
+    `by`).
+    """
     name, second = at.operator(node), node.args[1]
     if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("rounding_mode"):
         raise at.refused(node, f"{name} with alpha or rounding isn't supported")
@@ -102,7 +104,7 @@ def _arithmetic(
 
 
 def _with_constant(at: Importer, node: fx.Node, operator: str, index: int) -> str:
-    """A parameter of one value for each channel, or one for all."""
+    """Arithmetic with a parameter that has one value per channel, or one value."""
     constant, value = node.args[index], at.value(node, 1 - index)
     shape = shape_of(constant)
     axis = 3 if at.has_channels_last(node.args[1 - index]) else 1

@@ -1,4 +1,4 @@
-"""ATen operators that put the same values in another shape: what each becomes in a graph."""
+"""ATen operators that change only the shape of a value, and the graph operator that each becomes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class View:
-    """A value in another shape, while it is not yet known what for: channels in groups, transposed or not."""
+    """A reshaped value whose purpose is not known yet: channels in groups, transposed or not."""
 
     value: str
     groups: int
@@ -43,13 +43,13 @@ class Channel:
 
 @dataclass(frozen=True)
 class Constant:
-    """A parameter, buffer or constant of the module, by its name, in this or another shape."""
+    """A parameter, buffer or constant of the module by name, possibly reshaped."""
 
     name: str
 
 
 def argument(node: fx.Node, index: int, default: Any) -> Any:
-    """Argument `index` of the call, `default` where it is left out or None."""
+    """Argument `index` of the call; `default` if it is omitted or None."""
     found = node.args[index] if len(node.args) > index else default
     return default if found is None else found
 
@@ -95,7 +95,7 @@ def squeeze(at: Importer, node: fx.Node) -> Any:
 
 
 def select(at: Importer, node: fx.Node) -> Any:
-    """`x[:, 0]` is a channel; `x[:, :, 0]` of an image of one pixel leaves a dimension out, as squeeze."""
+    """`x[:, 0]` is a channel; `x[:, :, 0]` of an image of one pixel drops a dimension, like squeeze."""
     before, axis, index = shape_of(node.args[0]), argument(node, 1, 0), int(argument(node, 2, 0))
     if len(before) == 4 and axis == 1:
         start = index % int(before[1])

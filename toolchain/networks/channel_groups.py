@@ -1,9 +1,9 @@
-"""Channels that can only be removed together: the classes of a union-find over all channels of a graph.
+"""Channels that must be removed together: the classes of a union-find over all channels of a graph.
 
-Each operator says what it does to channels (Operator.spread): a dense convolution makes new ones, BN and
-activations pass theirs on, sums and products tie those of their inputs together, a grouped convolution ties
-the inputs of a group to its outputs. Classes with channels in the same places form a group, of which any
-number may be removed. Normalisation over channels keeps them all.
+Each operator defines how it connects channels (Operator.spread): a dense convolution makes new channels, BN
+and activations pass theirs on, sums and products tie the channels of their inputs, a grouped convolution
+ties the inputs of a group to its outputs. Classes with channels in the same places form a group; any number
+of the classes in a group can be removed. Normalisation over channels keeps all channels.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ WEIGHTED = ("conv", "linear")
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """`width` units, each the channels that go together. In a `residual` group they are sums of several
-    branches.
+    """`width` units; each is a set of channels that must be removed together. In a `residual` group the
+    channels are sums of several branches.
 
-    `producers` make the channels, `batchnorms` scale them, `consumers` read them all. `positions` says for
-    every value that carries them which of its channels belong to each unit: (width, k).
+    `producers` make the channels, `batchnorms` scale them, `consumers` read them. `positions` gives for every
+    value with these channels the channels of each unit: (width, k).
     """
 
     name: str
@@ -41,10 +41,10 @@ class ChannelGroup:
 
 
 def channel_groups(graph: Graph, *, residual: str = "keep") -> list[ChannelGroup]:
-    """The prunable widths, in order of execution, named after the layer that first makes their channels.
+    """The prunable groups in order of execution, named after the layer that produces their channels first.
 
-    With `residual="keep"` (the reference) whatever a sum ties together stays: of a ResNet the stem of a
-    bottleneck network, and the inner widths of every block, may shrink. `"couple"` adds one group for each
+    With `residual="keep"` (the default) channels tied by a sum are kept: in a ResNet only the stem of a
+    bottleneck network and the inner widths of blocks are prunable. `"couple"` adds one group for each
     residual stream. Raises SlimdeployError for another mode.
     """
     if residual not in RESIDUAL_MODES:
@@ -54,7 +54,7 @@ def channel_groups(graph: Graph, *, residual: str = "keep") -> list[ChannelGroup
 
 
 def removable_blocks(graph: Graph, groups: list[ChannelGroup]) -> tuple[tuple[str, ...], ...]:
-    """For each branch of a sum that the sum can do without: the names of the groups inside it, which go to 0
+    """For each removable branch of a residual sum: the names of the groups inside it, which become 0
     together.
     """
     found = []
@@ -68,12 +68,12 @@ def removable_blocks(graph: Graph, groups: list[ChannelGroup]) -> tuple[tuple[st
 
 
 def unit_channels(groups: list[ChannelGroup]) -> dict[str, int]:
-    """Group -> output channels of its first producer that each unit stands for."""
+    """Group -> number of output channels of its first producer in each unit."""
     return {group.name: group.positions[group.producers[0]].shape[1] for group in groups}
 
 
 class _Ties:
-    """Union-find over identifiers of channels: operators.base.Ties."""
+    """Union-find over channel identifiers; implements operators.base.Ties."""
 
     def __init__(self) -> None:
         self._parents = np.empty(0, dtype=np.int64)
@@ -104,14 +104,14 @@ class _Ties:
         return channel
 
     def roots(self) -> np.ndarray:
-        """The class of every identifier."""
+        """The class of each identifier."""
         found = self._parents
         while not np.array_equal(found[found], found):
             found = found[found]
         return found
 
     def summed(self, roots: np.ndarray) -> np.ndarray:
-        """Which classes hold channels that are added up."""
+        """Which classes contain channels that are added."""
         flags = np.zeros(len(roots), dtype=bool)
         for channels in self._summed:
             flags[roots[channels]] = True
@@ -141,7 +141,7 @@ def _find_groups(graph: Graph) -> tuple[ChannelGroup, ...]:
 
 
 def _places(classes: dict[str, np.ndarray], count: int) -> np.ndarray:
-    """(count,) a number for each class that is the same for classes with channels in the same places."""
+    """(count,) one number per class, equal for classes with channels in the same places."""
     found = np.zeros(count, dtype=np.uint64)
     for number, of_value in enumerate(classes.values(), start=1):
         own, times = np.unique(of_value, return_counts=True)
@@ -153,10 +153,10 @@ def _places(classes: dict[str, np.ndarray], count: int) -> np.ndarray:
 def _positions(
     classes: dict[str, np.ndarray], places: np.ndarray, fixed: set[int]
 ) -> dict[int, tuple[int, dict[str, np.ndarray]]]:
-    """Place number -> one of its classes, and the positions (units, k) in every value that has them."""
+    """Place number -> one of its classes, and the positions (units, k) in every value with its channels."""
     found: dict[int, tuple[int, dict[str, np.ndarray]]] = {}
     ranks = np.zeros(len(places), dtype=np.int64)
-    """Of each class within its group: units are in the order of their channels where they first appear."""
+    """For each class its index within the group: units are ordered by their first channels."""
     for value, own in classes.items():
         of_channel = places[own]
         for place in np.unique(of_channel).tolist():
@@ -188,7 +188,7 @@ def _group(graph: Graph, positions: dict[str, np.ndarray], residual: bool) -> Ch
 
 
 def _with_unique_names(groups: list[ChannelGroup]) -> list[ChannelGroup]:
-    """Several groups that the same layer makes are numbered."""
+    """Number groups that are produced by the same layer."""
     seen: dict[str, int] = defaultdict(int)
     found = []
     for group in groups:
@@ -199,8 +199,8 @@ def _with_unique_names(groups: list[ChannelGroup]) -> list[ChannelGroup]:
 
 
 def source_of(graph: Graph, reader: Node) -> tuple[str, int]:
-    """What a convolution or linear layer reads, before it was flattened, and how many positions of each
-    channel were flattened: a linear layer behind a flatten is a convolution of all pixels.
+    """The value that a convolution or linear layer reads, before flattening, and the number of flattened
+    positions of each channel: a linear layer after a flatten is a convolution over all pixels.
     """
     value = reader.inputs[0]
     while (node := graph.producer(value)) is not None:

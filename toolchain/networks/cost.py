@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates and memory, from its graph. No torch here."""
+"""Costs of a network from its graph: parameters, multiply-accumulates and memory. No torch here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from slimdeploy.toolchain.networks.layers import Layer, parameter_layers
 
 MB = 2**20
 NO_CALL = ("flatten", "slice")
-"""Operators that are no module call, but another view of the same values."""
+"""Operators that are no module call: they only change the view of a value."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def network_cost(graph: Graph, size: int, *, alignment: int = 8) -> Cost:
 
 
 def parameter_count(graph: Graph) -> int:
-    """Trained parameters: weights, biases, γ and β."""
+    """Trainable parameters: weights, biases, γ and β."""
     return sum(
         math.prod(tensor.shape)
         for node in graph.nodes
@@ -62,8 +62,8 @@ def parameter_count(graph: Graph) -> int:
 
 
 def _padded_macs(graph: Graph, size: int, alignment: int) -> int:
-    """What hardware that works on `alignment` channels at a time computes; the image's channels and linear
-    layers stay as they are.
+    """MACs on hardware that computes `alignment` channels at a time. The channels of the image and of linear
+    layers are not padded.
     """
     first = {node.name for node in graph.consumers[INPUT]}
 
@@ -79,5 +79,5 @@ def _padded_macs(graph: Graph, size: int, alignment: int) -> int:
 
 
 def round_up(width: int, alignment: int) -> int:
-    """The least multiple of `alignment` that is at least `width`."""
+    """The smallest multiple of `alignment` that is at least `width`."""
     return -(-width // alignment) * alignment

@@ -1,4 +1,4 @@
-"""The graph of a pruned network, from the channels that stay. No torch here."""
+"""The graph of a pruned network, from the channels that are kept. No torch here."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from slimdeploy.toolchain.networks.channel_groups import ChannelGroup
 from slimdeploy.toolchain.networks.graph import Graph, Node
 
 Masks = dict[str, np.ndarray]
-"""Value -> (channels,) bool: those that stay."""
+"""Value -> (channels,) bool: True for kept channels."""
 
 
 def keep_masks(graph: Graph, groups: list[ChannelGroup], kept: Mapping[str, np.ndarray]) -> Masks:
-    """The channels that stay when of each group only the units `kept` do."""
+    """Masks of the kept channels if only the units `kept` of each group are kept."""
     masks = {name: np.ones(count, dtype=bool) for name, count in graph.channels.items()}
     for group in groups:
         removed = np.ones(group.width, dtype=bool)
@@ -26,17 +26,17 @@ def keep_masks(graph: Graph, groups: list[ChannelGroup], kept: Mapping[str, np.n
 
 
 def pruned_graph(graph: Graph, groups: list[ChannelGroup], kept: Mapping[str, np.ndarray]) -> Graph:
-    """`graph` with only the `kept` units of each group; a branch none of whose channels stay is removed."""
+    """`graph` with only the `kept` units of each group; a branch without channels is removed."""
     return cut_graph(graph, keep_masks(graph, groups, kept))
 
 
 def at_widths(graph: Graph, groups: list[ChannelGroup], widths: Mapping[str, int]) -> Graph:
-    """`graph` with so many units of each group, the first ones."""
+    """`graph` with the first `widths[name]` units of each group."""
     return pruned_graph(graph, groups, {name: np.arange(width) for name, width in widths.items()})
 
 
 def widths_of(graph: Graph, groups: list[ChannelGroup]) -> list[int]:
-    """How many units of each group of the unpruned network `graph` has left."""
+    """How many units of each group of the unpruned network remain in `graph`."""
     return [
         graph.channels.get(group.producers[0], 0) // group.positions[group.producers[0]].shape[1]
         for group in groups
@@ -44,8 +44,8 @@ def widths_of(graph: Graph, groups: list[ChannelGroup]) -> list[int]:
 
 
 def cut_graph(graph: Graph, masks: Masks) -> Graph:
-    """`graph` with the channels at True of `masks` only. A value without channels is gone, and with it what
-    nothing but it feeds; a sum of one value is that value.
+    """`graph` with only the channels that are True in `masks`. A value without channels is removed, with all
+    nodes that serve only it; a sum with one input becomes that input.
     """
     made: dict[str, Node] = {}
     instead: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""A graph changed to fit: widths as tensors have them, another number of classes. No torch here."""
+"""Fit a graph to the widths of given tensors, or to another number of classes. No torch here."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TensorShapes = Mapping[str, tuple[int, ...]]
 
 
 def fit_to_tensors(graph: Graph, shapes: TensorShapes) -> Graph:
-    """`graph` with the widths that the tensors have: pruned, or for other classes. Whether a layer has a
-    bias, and a BN γ and β, is as the tensors have it too.
+    """`graph` with the widths of the tensors, which may be pruned or have other classes. The tensors also
+    decide whether a layer has a bias, and a BN γ and β.
 
-    Raises SlimdeployError where a weight is missing or can't belong to the layer.
+    Raises SlimdeployError if a weight is missing or can't belong to the layer.
     """
     nodes = []
     channels = {INPUT: IMAGE_CHANNELS}
@@ -57,7 +57,7 @@ def _shape(node: Node, part: str, shapes: TensorShapes) -> tuple[int, ...]:
 
 
 def classifier_of(graph: Graph) -> Node:
-    """The layer that makes the logits: the last with weights, with nothing behind it that mixes channels."""
+    """The layer that produces the logits: the last one with weights, if nothing after it mixes channels."""
     value = graph.output
     while (node := graph.producer(value)) is not None:
         if node.operator in ("conv", "linear"):
@@ -65,7 +65,7 @@ def classifier_of(graph: Graph) -> Node:
         if len(node.inputs) > 1:
             break
         value = node.inputs[0]
-    raise SlimdeployError(f"{graph.arch}: its logits are no single layer's: it can't be given other classes")
+    raise SlimdeployError(f"{graph.arch}: no single layer produces its logits: its classes can't be changed")
 
 
 def with_classes(graph: Graph, classes: int) -> Graph:

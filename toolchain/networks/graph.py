@@ -1,4 +1,4 @@
-"""A network as data: nodes in order of execution, each an operator with its inputs and attributes. No torch.
+"""A network as data: nodes in order of execution, each with an operator, inputs and attributes. No torch.
 
 The torch module, the ONNX file, costs, channel groups and surgery are all derived from it.
 """
@@ -21,14 +21,14 @@ IMAGE_CHANNELS = 3
 MINIMUM_SIZE = 8
 """Smallest image side accepted, in pixels."""
 MAX_NODES, MAX_NUMBER = 10_000, 1 << 20
-"""No network of a size that can be trained is beyond them; a damaged file can ask for anything."""
+"""Upper limits for networks read from files, which may be damaged; larger ones could not be trained."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One operator call. `name` names its output too, and its parameters are `<name>.weight`, ….
+    """One operator call. `name` is also the name of its output and the prefix of its parameters.
 
-    `attributes` hold numbers, booleans, strings and lists of them: what each operator needs is in its file.
+    `attributes` contain numbers, booleans, strings and lists of them; each operator's file defines its own.
     """
 
     name: str
@@ -46,10 +46,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """An image classifier: (N, 3, size, size) images in, (N, classes) logits out of the last node.
+    """An image classifier: images (N, 3, size, size) in; the last node returns logits (N, classes).
 
-    `origin` says where it came from: `{"arch": "resnet50", "stem": "cifar-pool"}`. Raises SlimdeployError
-    when built from nodes that contradict each other.
+    `origin` tells where the network came from: `{"arch": "resnet50", "stem": "cifar-pool"}`. Raises
+    SlimdeployError for nodes that contradict each other.
     """
 
     nodes: tuple[Node, ...]
@@ -67,7 +67,7 @@ class Graph:
         if not any(node.operator == "conv" for node in self.nodes):
             raise SlimdeployError("the network has no convolution: slimdeploy works on CNNs")
 
-    def __hash__(self) -> int:  # the attributes, which are compared, can't be hashed
+    def __hash__(self) -> int:  # attributes can be compared, but not hashed
         return hash(tuple((node.name, node.operator, node.inputs) for node in self.nodes))
 
     @property
@@ -80,7 +80,7 @@ class Graph:
 
     @property
     def arch(self) -> str:
-        """What it is called: a built-in architecture's name, or where it was imported from."""
+        """The name of the built-in architecture, or where the network was imported from."""
         return str(self.origin.get("arch", "custom"))
 
     @functools.cached_property
@@ -98,7 +98,7 @@ class Graph:
 
     @functools.cached_property
     def channels(self) -> dict[str, int]:
-        """Value -> its number of channels. Raises SlimdeployError where a node can't read its inputs."""
+        """Value -> its number of channels. Raises SlimdeployError if a node can't read its inputs."""
         found = {INPUT: IMAGE_CHANNELS}
         for node in self.nodes:
             found[node.name] = node.op.channels(node, [found[name] for name in node.inputs])
@@ -110,7 +110,7 @@ class Graph:
         Raises SlimdeployError for images too small to pass through, naming the node.
         """
         if size < MINIMUM_SIZE:
-            raise SlimdeployError(f"images of {size}×{size} are too small: {MINIMUM_SIZE} is the least")
+            raise SlimdeployError(f"images of {size}×{size} are too small: the minimum is {MINIMUM_SIZE}")
         found: dict[str, Shape] = {INPUT: (IMAGE_CHANNELS, size, size)}
         for node in self.nodes:
             shape = node.op.shape(node, [found[name] for name in node.inputs])
@@ -122,11 +122,11 @@ class Graph:
         return found
 
     def producer(self, value: str) -> Node | None:
-        """The node that makes `value`; None for the images."""
+        """The node that produces `value`; None for the images."""
         return self.by_name.get(value)
 
     def only_consumer(self, value: str) -> Node | None:
-        """The node that reads `value`, where there is exactly one."""
+        """The node that reads `value`, if there is exactly one; else None."""
         readers = self.consumers.get(value, [])
         return readers[0] if len(readers) == 1 else None
 
@@ -134,7 +134,7 @@ class Graph:
         return replace(self, nodes=tuple(nodes))
 
     def _is_flat(self, value: str) -> bool:
-        """Whether `value` has no pixels: it comes out of a flatten or of a linear layer."""
+        """Whether `value` is a vector: the output of a flatten or of a linear layer."""
         node = self.producer(value)
         if node is None:
             return False
@@ -158,12 +158,12 @@ class Graph:
         }
 
     def digest(self) -> str:
-        """SHA-256 of its description: the same for the same network only."""
+        """SHA-256 of the graph's description: equal only for equal networks."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Graph:
-        """Raises KeyError, TypeError, ValueError or SlimdeployError on a document that isn't a network."""
+        """Raises KeyError, TypeError, ValueError or SlimdeployError if the document is not a network."""
         nodes = [
             Node(str(n["name"]), str(n["operator"]), tuple(map(str, n["inputs"])), dict(n["attributes"]))
             for n in document["nodes"]

@@ -1,5 +1,5 @@
-"""From any `nn.Module` to a graph, through torch.export; what a graph can't say is refused by operator and
-module path.
+"""Convert an `nn.Module` to a graph through torch.export. Unsupported parts are refused with their operator
+and module path.
 """
 
 from __future__ import annotations
@@ -23,26 +23,25 @@ SOFTMAX = {
     "softmax": torch.softmax,
     "log_softmax": torch.log_softmax,
 }
-"""What a module may end with, by the ATen operator: left out, for a classifier gives logits."""
+"""ATen operators that may follow the logits; they are removed, since a classifier returns logits."""
 TOLERANCE = 1e-5
 """Largest difference of a logit between the module and its graph, relative to the largest logit."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A network, and the largest difference of its logits to the original's, relative to the largest."""
+    """A network, and its largest logit difference to the original, relative to the largest logit."""
 
     network: GraphNetwork
     relative_error: float
 
 
 def from_module(module: nn.Module, *, size: int, arch: str = "custom") -> Imported:
-    """The network that computes what `module` does in eval mode, with its weights, for images
-    (N, 3, size, size).
+    """Convert `module` in eval mode, with its weights, for images (N, 3, size, size).
 
-    `arch` is what to call it. Raises SlimdeployError for a module that can't be traced or takes another
-    input, for an operator that a graph can't say, and where the two differ. A softmax or log-softmax at the
-    end is left out: what goes into it are the logits.
+    `arch` becomes the network's name. Raises SlimdeployError for a module that can't be traced or takes
+    another input, for unsupported operators, and if the logits differ. A softmax or log-softmax at the end is
+    removed.
     """
     was_training = module.training
     module.eval()
@@ -64,22 +63,20 @@ def _logits(module: nn.Module, images: Tensor) -> Tensor:
         found = module(images)
     except Exception as error:  # whatever a foreign forward raises
         raise SlimdeployError(
-            f"the module doesn't take images {tuple(images.shape)}: {_first_line(error)}"
+            f"the module doesn't accept images {tuple(images.shape)}: {_first_line(error)}"
         ) from error
     if not isinstance(found, Tensor):
         count = f"{len(found)} outputs" if isinstance(found, tuple | list | dict) else type(found).__name__
-        raise SlimdeployError(f"the module gives {count}; a classifier gives one tensor of logits")
+        raise SlimdeployError(f"the module returns {count}; expected one tensor of logits")
     if found.dim() != 2:
-        raise SlimdeployError(
-            f"the module gives {tuple(found.shape)}; a classifier gives (N, classes) logits"
-        )
+        raise SlimdeployError(f"the module returns {tuple(found.shape)}; expected (N, classes) logits")
     return found
 
 
 @contextlib.contextmanager
 def _visible_stochastic_depth(module: nn.Module) -> Iterator[None]:
-    """Those of torchvision and timm do nothing in eval mode, so torch.export leaves them out: meanwhile they
-    are slimdeploy's own.
+    """Replace the StochasticDepth of torchvision and timm by slimdeploy's own while tracing: torch.export
+    omits theirs, because they do nothing in eval mode.
     """
     found = [
         (parent, name, child)
@@ -128,15 +125,15 @@ def _first_line(error: BaseException) -> str:
 
 @dataclass
 class Importer:
-    """Walks a traced program and writes down each operator as a node."""
+    """Walks through a traced program and converts each operator to a node."""
 
     program: torch.export.ExportedProgram
     arch: str
     nodes: list[Node] = field(default_factory=list)
     values: dict[fx.Node, Any] = field(default_factory=dict)
-    """What each node of the program stands for: a value's name, several, or a class of aten_shapes."""
+    """Node of the program -> its value: a name, several names, or a class of aten_shapes."""
     behind: Callable[..., Tensor] | None = None
-    """The softmax or log-softmax behind the logits."""
+    """The softmax or log-softmax after the logits."""
 
     def __post_init__(self) -> None:
         signature = self.program.graph_signature
@@ -166,7 +163,7 @@ class Importer:
         return Graph(tuple(node for node in made if node.name in needed), {"arch": self.arch})
 
     def _logits(self, output: fx.Node) -> fx.Node:
-        """What goes into the softmax at the end, where there is one."""
+        """The input of the final softmax, if there is one."""
         function = SOFTMAX.get(self.operator(output))
         if function is None or len(output.args) < 2 or output.args[1] not in (1, -1):
             return output
@@ -176,7 +173,7 @@ class Importer:
 
     def _call(self, node: fx.Node) -> None:
         if not isinstance(node.meta.get("val"), Tensor | list | tuple):
-            return  # arithmetic on sizes, checks: nothing that computes with pixels
+            return  # arithmetic on sizes and checks, not on pixels
         name = self.operator(node)
         reader = READERS.get(name)
         if reader is None:
@@ -191,15 +188,15 @@ class Importer:
             raise self.refused(node, f"aten.{name} isn't supported on an image whose channels come last")
 
     def operator(self, node: fx.Node) -> str:
-        """The ATen operator that a node calls, without namespace, overload and the underscores around it."""
+        """The ATen operator of a call, without namespace, overload and surrounding underscores."""
         return str(getattr(node.target, "__name__", node.target)).partition(".")[0].strip("_")
 
     def refused(self, node: fx.Node, why: str) -> SlimdeployError:
-        """The error that names the module in which `node` is."""
+        """The error for `node`, with the path of its module."""
         return SlimdeployError(f"{self._path(node) or 'the module'}: {why}")
 
     def class_of_module(self, node: fx.Node) -> str:
-        """The name of the class of the module whose forward calls `node`."""
+        """The class name of the module whose forward calls `node`."""
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         return str(stack[-1][1]).rpartition(".")[2] if stack else ""
 
@@ -208,7 +205,7 @@ class Importer:
         return str(list(stack.values())[-1][0]) if stack else ""
 
     def add(self, node: fx.Node, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """Write a node down under a name of its own; returns it."""
+        """Add a node with a unique name; returns the name."""
         wanted = name or self._free_name(node, operator)
         if wanted in self.used:
             raise self.refused(node, f"{wanted} is called twice: shared weights aren't supported")
@@ -225,7 +222,7 @@ class Importer:
         return f"{base}.{number}" if number > 1 else base
 
     def value(self, node: fx.Node, index: int) -> str:
-        """The value that argument `index` names."""
+        """The value named by argument `index`."""
         argument = node.args[index]
         found = self.values.get(argument) if isinstance(argument, fx.Node) else None
         if isinstance(found, Constant):
@@ -237,15 +234,15 @@ class Importer:
         return found
 
     def channels(self, node: fx.Node) -> int:
-        """Channels of what `node` gives, whose first argument has as many."""
+        """Number of channels of `node`, which equals that of its first argument."""
         return int(node.meta["val"].shape[-1 if self.has_channels_last(node.args[0]) else 1])
 
     def has_channels_last(self, argument: Any) -> bool:
-        """Whether `argument` of a call is an image that the program holds as (N, H, W, C)."""
+        """Whether `argument` of a call is an image in the layout (N, H, W, C)."""
         return isinstance(self.values.get(argument), ChannelsLast)
 
     def constant(self, argument: Any) -> str:
-        """The name of the parameter, buffer or constant that `argument` is."""
+        """The name of the parameter, buffer or constant given as `argument`."""
         found = self.values[argument]
         assert isinstance(found, Constant)
         return found.name
@@ -260,7 +257,7 @@ class Importer:
         return name in self._trained
 
     def module_of(self, node: fx.Node, index: int, part: str = "weight") -> str:
-        """The module whose tensor argument `index` is."""
+        """The module that owns the tensor given as argument `index`."""
         argument = node.args[index]
         name = self.tensors.get(argument.name, "") if isinstance(argument, fx.Node) else ""
         if not name.endswith(f".{part}"):

@@ -1,6 +1,6 @@
-"""The layers of a network that have parameters, read off its graph. No torch here.
+"""The layers with parameters in a graph. No torch here.
 
-Costs, summaries, latency tables and reports speak of these.
+Costs, summaries, latency tables and reports list these layers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from slimdeploy.toolchain.networks.residual import batchnorm_behind, main_branch
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution and its BN, a linear layer (as a convolution of 1×1), or something else with parameters
-    by itself, such as a BN.
+    """A convolution with its BN, a linear layer (as a 1×1 convolution), or another node with parameters, e.g.
+    a separate BN.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Layer:
     bias: bool
     batchnorm: str | None
     affine: bool
-    """Whether that BN has γ and β."""
+    """Whether the BN has γ and β."""
     activation: bool
-    """Whether an activation follows directly, or behind the BN."""
+    """Whether an activation follows, directly or after the BN."""
     summed: bool
-    """Whether it ends the main branch of a residual sum, which runtimes compute with it."""
+    """Whether it ends the main branch of a residual sum, which runtimes fuse into the layer."""
 
     @property
     def weights(self) -> int:
@@ -46,7 +46,7 @@ class Layer:
 
     @property
     def params(self) -> int:
-        """Weights and bias, and γ and β of the BN where it has them."""
+        """Weights and bias, and the γ and β of the BN if it has them."""
         return self.weights + self.out_channels * (self.bias + 2 * self.affine)
 
     @property
@@ -71,19 +71,21 @@ def parameter_layers(graph: Graph, size: int) -> list[Layer]:
 
 
 def convolutions(graph: Graph, size: int) -> list[Layer]:
-    """The convolutions of `graph` in order: as parameter_layers."""
+    """The convolutions of `graph` in order; arguments and errors as parameter_layers."""
     return [layer for layer in parameter_layers(graph, size) if layer.operator == "conv"]
 
 
 def priced_layers(graph: Graph, size: int) -> list[Layer]:
-    """What a latency table prices one by one: the convolutions, and the linear layers but for the last."""
+    """The layers that a latency table contains one by one: convolutions, and all linear layers except the
+    last.
+    """
     layers = [layer for layer in parameter_layers(graph, size) if layer.operator in ("conv", "linear")]
     return [layer for layer in layers if layer.operator == "conv" or layer is not layers[-1]]
 
 
 def layer_of_nodes(graph: Graph) -> dict[str, str]:
-    """Name of every node that runtimes compute together with a layer -> that layer: its BN and activation,
-    and the residual sum that it ends.
+    """Name of each node that runtimes fuse into a layer -> that layer: its BN, activation and the residual
+    sum that it ends.
     """
     sums = {end.name: name for name, end in main_branches(graph).items()}
     found = {}
@@ -124,7 +126,7 @@ def _layer(graph: Graph, node: Node, before: Shape, after: Shape, summed: set[st
 
 
 def _without_weights(node: Node, shape: Shape) -> Layer:
-    """A norm, or a parameter for each channel."""
+    """A normalisation layer, or a parameter with one value per channel."""
     width, size = shape[0], _pair(shape[1:]) if len(shape) == 3 else (1, 1)
     affine = bool(node.attributes.get("affine"))
     return Layer(

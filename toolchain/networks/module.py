@@ -1,4 +1,4 @@
-"""Runs a graph in torch."""
+"""Run a graph as a torch module."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from slimdeploy.toolchain.networks.operators.base import tensor_name
 from slimdeploy.toolchain.networks.residual import main_branches
 
 KEEP_NO_OUTPUT = ("conv", "linear", "batchnorm", "add", "concat")
-"""Operators whose gradient doesn't need their output: what comes after may overwrite it."""
+"""Operators whose gradient doesn't need their output, so that the next operator may overwrite it."""
 
 
 class _Step:
-    """One call: where the function is, what it reads, and the values that nobody reads afterwards."""
+    """One call: the path of the function, its inputs, and the values that are not needed afterwards."""
 
     def __init__(self, where: Mapping[str, Any], key: str, node: Node, done: tuple[str, ...]) -> None:
         self.where, self.key, self.done = where, key, done
@@ -27,7 +27,7 @@ class _Step:
 
 
 class _WithTensor:
-    """A function whose last argument is a tensor, looked up at each call: it may be moved or replaced."""
+    """A function whose last argument is a tensor, looked up at each call, since it may be replaced."""
 
     def __init__(self, container: nn.Module, key: str, function: Callable[..., Tensor]) -> None:
         self.container, self.key, self.function = container, key, function
@@ -37,9 +37,9 @@ class _WithTensor:
 
 
 class GraphNetwork(nn.Module):
-    """Image classifier: (N, 3, H, W) float → (N, classes) logits. `graph` says what it is.
+    """Image classifier: (N, 3, H, W) float → (N, classes) logits, as described by `graph`.
 
-    Parameters have the names that the nodes give them, so state dicts of the original load both ways.
+    Parameters are named after their nodes, so state dicts can be exchanged with the original network.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -53,7 +53,7 @@ class GraphNetwork(nn.Module):
                 _register(container, key, own)
                 made = _WithTensor(container, key, made)
             if isinstance(made, nn.Module):
-                # Looked up in the container at each call: a module may be replaced.
+                # Looked up at each call: the module may be replaced.
                 container, key = _container(self, node.name), node.name.rpartition(".")[2]
                 container.add_module(key, made)
                 self._steps.append(_Step(container._modules, key, node, done))
@@ -70,7 +70,7 @@ class GraphNetwork(nn.Module):
         return result
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Parameters and buffers of the node, by the names that its operator gives them."""
+        """Parameters and buffers of a node, by their names in the operator."""
         node = self.graph.by_name[name]
         return {part: operator.attrgetter(tensor_name(name, part))(self) for part in node.op.tensors(node)}
 
@@ -81,15 +81,15 @@ class GraphNetwork(nn.Module):
         return weight
 
     def batchnorms(self) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
-        """All BNs, in order."""
+        """All BN modules, in order."""
         return [m for m in self.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
 
 
 def build_network(graph: Graph, *, seed: int | None = None) -> GraphNetwork:
-    """A network with fresh weights; the same `seed` gives the same ones.
+    """A network with random weights, which depend only on `seed`.
 
-    He initialisation (fan-out), and γ = 0 in the BN that ends each residual branch, so that every block
-    starts as its shortcut (Goyal et al., arXiv 1706.02677, section 5.1): without it, short trainings at high
+    He initialisation (fan-out). The BN that ends a residual branch gets γ = 0, so that every block starts as
+    its shortcut (Goyal et al., arXiv 1706.02677, section 5.1): otherwise short trainings at high learning
     rates diverge.
     """
     with torch.random.fork_rng(devices=[]):
@@ -106,7 +106,7 @@ def build_network(graph: Graph, *, seed: int | None = None) -> GraphNetwork:
 
 
 def _container(root: nn.Module, name: str) -> nn.Module:
-    """The module that `name` is to be added to, made where it is missing."""
+    """The parent module of `name`, created if missing."""
     module = root
     for part in name.split(".")[:-1]:
         if part not in dict(module.named_children()):
@@ -133,7 +133,7 @@ def _may_overwrite(graph: Graph, node: Node) -> bool:
 
 
 def _with_last_uses(graph: Graph) -> list[tuple[Node, tuple[str, ...]]]:
-    """Each node with the values that it is the last to read."""
+    """Each node with the values that no later node reads."""
     last = {name: node.name for node in graph.nodes for name in node.inputs}
     return [
         (node, tuple(name for name in dict.fromkeys(node.inputs) if last[name] == node.name))

@@ -1,4 +1,4 @@
-"""Sums of two branches: which is the main one, and what a network is without it. No torch here."""
+"""Residual sums: their main branch, and the network without it. No torch here."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from slimdeploy.toolchain.networks.graph import Graph, Node
 
 
 def main_branches(graph: Graph) -> dict[str, Node]:
-    """Name of each residual sum -> the convolution, or the BN behind it, that ends its main branch.
+    """Name of each residual sum -> the convolution, or the BN after it, that ends its main branch.
 
-    Nothing but the sum reads the end of a main branch, where an identity shortcut is read by the branch too.
-    Where both are such (a projection shortcut), it is the first of the sum's inputs.
+    Only the sum reads the end of a main branch; an identity shortcut is read by the branch too. If both
+    inputs qualify (a projection shortcut), it is the first one.
     """
     found = {}
     for node in graph.nodes:
@@ -22,7 +22,7 @@ def main_branches(graph: Graph) -> dict[str, Node]:
 
 
 def _before_dropout(graph: Graph, value: str) -> Node | None:
-    """The node that makes `value`, where it reaches further than a dropout that nobody else reads."""
+    """The node that produces `value`; a dropout that nothing else reads is skipped."""
     node = graph.producer(value)
     while node and node.operator in ("dropout", "stochastic_depth") and graph.only_consumer(node.inputs[0]):
         node = graph.producer(node.inputs[0])
@@ -30,7 +30,7 @@ def _before_dropout(graph: Graph, value: str) -> Node | None:
 
 
 def conv_before(graph: Graph, node: Node) -> Node | None:
-    """The convolution that `node` is, or whose BN it is."""
+    """The convolution that `node` is, or whose BN it is; else None."""
     if node.operator == "batchnorm":
         before = graph.producer(node.inputs[0])
         return before if before and before.operator == "conv" else None
@@ -38,14 +38,14 @@ def conv_before(graph: Graph, node: Node) -> Node | None:
 
 
 def batchnorm_behind(graph: Graph, node: Node) -> Node | None:
-    """The BN that alone reads `node`: it can be folded into it."""
+    """The BN that is the only reader of `node`, so that it can be folded into it."""
     reader = graph.only_consumer(node.name)
     return reader if reader and reader.operator == "batchnorm" and node.name != graph.output else None
 
 
 def exclusive_branch(graph: Graph, add: Node, end: str) -> set[str]:
-    """Names of the nodes that serve nothing but the input `end` of a sum: the sum without that input does
-    without them. Empty where `end` is an identity shortcut.
+    """Names of the nodes that serve only the input `end` of a sum and are not needed without it. Empty if
+    `end` is an identity shortcut.
     """
     branch: set[str] = set()
     waiting = [end]

@@ -1,4 +1,4 @@
-"""The stage `bench` of a run: its ONNX files against each other on onnxruntime's CPU provider."""
+"""The stage `bench` of a run: compare its ONNX files in onnxruntime on the CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slimdeploy.toolchain.pipeline.recipe import Recipe
 
 
 def bench_stage(recipe: Recipe, models: list[Path], output: Path, threads: int | None) -> BenchResult:
-    """Measure `models`, whose first is what speed-ups are against, and write the result to `output`."""
+    """Measure `models`, the first of which is the baseline, and write the result to `output`."""
     options = BenchOptions(
         **{**vars(recipe.bench), "threads": threads}, backends=("onnxruntime",), device="cpu"
     )

@@ -1,4 +1,4 @@
-"""Sections of a recipe that have no options class elsewhere; their keys are the commands' options."""
+"""Sections of a recipe without an options class elsewhere; their keys are those of the commands."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from slimdeploy.toolchain.report.write import FORMATS
 
 @dataclass(frozen=True)
 class NetworkChoice:
-    """[network]: which network to train: a built-in architecture with its stem (None: its first), or an
-    imported one (`torchvision:NAME`, `timm:NAME`, `FILE.py:FUNCTION`); fresh, or from a file of weights.
+    """[network]: the network to train: a built-in architecture with its stem (None: the default), or an
+    imported one (`torchvision:NAME`, `timm:NAME`, `FILE.py:FUNCTION`); with random weights, or weights from a
+    file.
     """
 
     arch: str | None = option(None, "Architecture.", unset="that of the weights, or the reference's")
@@ -34,7 +35,7 @@ class NetworkChoice:
             raise SlimdeployError(f"stem is for built-in architectures; {self.arch} has its own first layers")
 
     def facts(self) -> dict[str, Any]:
-        """What a training depends on: of the weights their content, not their place."""
+        """The choices that training depends on: the content of the weights file, not its path."""
         return {**asdict(self), "weights": sha256_file(self.weights) if self.weights else None}
 
     def __str__(self) -> str:
@@ -45,7 +46,7 @@ class NetworkChoice:
 
 @dataclass(frozen=True)
 class CalibrateChoice(CalibrateOptions):
-    """[calibrate]: how the final network becomes INT8, by default for where [bench] measures."""
+    """[calibrate]: how the final network is quantised to INT8, by default for the runtime of [bench]."""
 
     target: str = option("cpu", "Where it will run: cpu (onnxruntime), or tensorrt.", choices=FORMS)
     images: int = option(1000, "Training images to measure activations on.", least=1)

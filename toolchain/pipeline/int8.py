@@ -1,4 +1,4 @@
-"""The stage `calibrate` of a run: the final network in INT8, with the images that it was trained on."""
+"""The stage `calibrate` of a run: quantise the final network to INT8, with images of its training data."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from slimdeploy.toolchain.pipeline.choices import CalibrateChoice
 def calibrate_final(
     model: Path, choice: CalibrateChoice, data: DataOptions, *, output: Path, threads: int | None
 ) -> Calibration:
-    """Quantise the ONNX file `model` into `output`; raises CheckFailed where that costs more accuracy than
-    `choice` allows.
+    """Quantise the ONNX file `model` to `output`; raises CheckFailed if it loses more accuracy than `choice`
+    allows.
     """
     images = calibration_data(
         load_dataset(data.fed_to(model_info(read_classifier(model), model).preprocessing)),

@@ -1,4 +1,4 @@
-"""Which stages a recipe has, in order."""
+"""The stages of a recipe, in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from slimdeploy.toolchain.training.options import TrainOptions
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe in its folder, and the machine that it runs on."""
+    """A recipe, its folder, and the machine that runs it."""
 
     recipe: Recipe
     dataset: Dataset
@@ -41,7 +41,7 @@ class Job:
         return self.folder / f"{name}.onnx"
 
     def data(self) -> list[Any]:
-        """What a stage that reads images depends on."""
+        """The inputs of a stage that reads images."""
         return [self.recipe.data.to_json(), self.dataset.digest()]
 
 
@@ -56,7 +56,7 @@ def plan(job: Job) -> list[Stage]:
         *comparisons,
         _prune(job, "pruned", recipe.prune),
         _finetune(job),
-        # In FP32 whatever the final network is in: speed-ups are against it.
+        # Always in FP32: it is the baseline of the speed-ups.
         _export(
             job, "original", "train", replace(recipe.export, precision="fp32", target=ExportOptions.target)
         ),
@@ -142,7 +142,7 @@ def _finetune(job: Job) -> Stage:
 
 
 def _training(options: TrainOptions) -> dict[str, Any]:
-    """What training depends on: of a teacher its content, not its place."""
+    """The inputs of training: the content of a teacher's file, not its path."""
     teacher = options.teacher
     if teacher not in (None, TRAINED):
         teacher = artifacts.sha256_file(teacher)
@@ -163,7 +163,7 @@ def _export(job: Job, name: str, parent: str, options: ExportOptions) -> Stage:
 
 
 def _in_fp32(options: ExportOptions) -> ExportOptions:
-    """For the original, which speed-ups are against, whatever the final network is in."""
+    """Always FP32 for the original, the baseline of the speed-ups."""
     return replace(options, precision="fp32", target=ExportOptions.target)
 
 

@@ -1,4 +1,4 @@
-"""One experiment, read from TOML and checked before anything starts."""
+"""The recipe of a run, read from TOML and validated before anything starts."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from slimdeploy.toolchain.recipes import NAMES, RECIPES
 from slimdeploy.toolchain.training.options import FINETUNE_LR, WEIGHTS_LR, TrainOptions, inherited
 
 TRAINED = "trained"
-"""As `finetune.teacher`: the run's own network before pruning."""
+"""Value of `finetune.teacher`: the run's network before pruning."""
 _TARGETS = {"prune.ratio", "prune.params", "prune.macs", "prune.latency_ms"}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All choices of a run. `compare_ratios` are pruned to and evaluated beside the pruning that
-    goes on. A stage whose section may be None is left out where it is.
+    """All options of a run. `compare_ratios` are additional prunings that are only evaluated. A stage whose
+    section is None is skipped.
     """
 
     name: str
@@ -49,25 +49,26 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.train.teacher == TRAINED:
-            raise SlimdeployError(f"[train] teacher can't be {TRAINED!r}, the network that [train] makes")
+            raise SlimdeployError(f"[train] teacher can't be {TRAINED!r}, the network trained by [train]")
         for ratio in self.compare_ratios:
             if not 0 <= ratio < 1:
                 raise SlimdeployError(f"compare_ratios must be from 0 to below 1, not {ratio:g}")
-        names = [f"{ratio:g}" for ratio in self.compare_ratios]  # of the files that they are written to
+        names = [f"{ratio:g}" for ratio in self.compare_ratios]  # used as file names
         if twice := {name for name in names if names.count(name) > 1}:
             raise SlimdeployError(f"compare_ratios holds {min(twice)} twice")
         if self.calibrate and self.export.precision != "fp32":
             raise SlimdeployError(
-                f"[export] precision {self.export.precision}: [calibrate] reads an fp32 file; leave one out"
+                f"[export] precision {self.export.precision}: [calibrate] reads an fp32 file: remove one of "
+                "both"
             )
         if self.package and (key := self.package.signing_key) and not Path(key).is_file():
-            raise SlimdeployError(f"[package] no key at {key}")
+            raise SlimdeployError(f"[package] no key file at {key}")
         if (table := self.prune.latency_table) and not Path(table).is_file():
             raise SlimdeployError(f"[prune] no latency table at {table}")
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe: a path that ends in .toml, or the name of one that comes with slimdeploy."""
+    """The file of a recipe: a path that ends in .toml, or the name of a recipe included in slimdeploy."""
     if name.endswith(".toml"):
         path = Path(name).expanduser()
         if not path.is_file():
@@ -81,14 +82,14 @@ def find_recipe(name: str) -> Path:
 
 
 def load_recipe(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe; `settings` like `train.epochs=2` come on top of the file.
+    """Read a recipe; `settings` like `train.epochs=2` override the file.
 
-    Raises SlimdeployError that names the key for anything unknown, missing, of another type or out of range.
+    Raises SlimdeployError with the key for anything unknown, missing, of the wrong type or out of range.
     """
     document = _parse(read_text(path, "recipe"), str(path))
     set_targets = _TARGETS & {setting.partition("=")[0] for setting in settings}
     if set_targets and isinstance(section := document.get("prune"), dict):
-        for target in _TARGETS - set_targets:  # a target given with --set takes the place of the recipe's
+        for target in _TARGETS - set_targets:  # a target given with --set replaces that of the recipe
             section.pop(target.removeprefix("prune."), None)
     for setting in settings:
         _apply(document, setting)
@@ -114,7 +115,7 @@ def _parse(text: str, source: str) -> dict[str, Any]:
 
 
 def _gently(document: dict[str, Any]) -> dict[str, Any]:
-    """The recipe, its rate as `train` has it where it starts from weights."""
+    """Default learning rate of training that starts from weights, as in `train`."""
     network, train = document.get("network", {}), document.get("train", {})
     if not isinstance(network, dict) or not isinstance(train, dict) or "weights" not in network:
         return document
@@ -122,42 +123,40 @@ def _gently(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finetuned_as_trained(document: dict[str, Any]) -> dict[str, Any]:
-    """The recipe, its [finetune] with what it leaves open as in its [train] or, the rate, as `finetune` has
-    it.
-    """
+    """Defaults of [finetune]: the options of [train], and the learning rate of `finetune`."""
     train, finetune = document.get("train", {}), document.get("finetune", {})
     if not isinstance(train, dict) or not isinstance(finetune, dict):
-        return document  # refused later, by name
+        return document  # refused later, with its name
     kept = {name: train[name] for name in inherited(finetune) if name in train}
     return {**document, "finetune": {"lr": FINETUNE_LR, **kept, **finetune}}
 
 
 def _at_original_widths(document: dict[str, Any]) -> dict[str, Any]:
-    """The recipe, its training without removing channels unless it asks for that: what the final network is
-    compared with is the trained one.
+    """Default of [train]: channels are not removed during training, so that the pruned network is compared
+    with the full one.
     """
     train = document.get("train", {})
     if not isinstance(train, dict):
-        return document  # refused later, by name
+        return document  # refused later, with its name
     return {**document, "train": {"shrink": False, **train}}
 
 
 def _for_its_bench(document: dict[str, Any]) -> dict[str, Any]:
-    """The recipe, its INT8 for where [bench] measures (onnxruntime on a CPU), if it names no other target."""
+    """Default target of [calibrate]: the runtime of [bench], onnxruntime on a CPU."""
     export = document.get("export", {})
     if not isinstance(export, dict):
-        return document  # refused later, by name
+        return document  # refused later, with its name
     return {**document, "export": {"target": "cpu", **export}}
 
 
 def _apply(document: dict[str, Any], setting: str) -> None:
     key, equals, value = setting.partition("=")
     if not equals or not key:
-        raise SlimdeployError(f"--set {setting}: write it as section.key=value, such as train.epochs=2")
+        raise SlimdeployError(f"--set {setting}: write it as section.key=value, e.g. train.epochs=2")
     try:
         parsed = _parse(f"value = {value}", "")["value"]
     except SlimdeployError:
-        parsed = value  # a bare word is a string
+        parsed = value  # an unquoted word is a string
     *sections, name = key.split(".")
     for section in sections:
         document = document.setdefault(section, {})

@@ -1,4 +1,4 @@
-"""The stages of a run, each done once: what it was given, wrote and reported is kept in `run.json`."""
+"""Runs each stage once; its inputs, outputs and results are recorded in `run.json`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from slimdeploy.toolchain.run_record import read_record
 from slimdeploy.toolchain.training.state import state_path
 
 Around = Callable[[str], AbstractContextManager[Any]]
-"""Stage -> what is entered around it."""
+"""Stage -> context manager entered around it."""
 no_surroundings: Around = nullcontext
 
 
 class RunRecord:
-    """The stages done so far in a run folder, kept in its `run.json`."""
+    """The finished stages of a run folder, recorded in its `run.json`."""
 
     def __init__(self, folder: Path, around: Around = no_surroundings) -> None:
         self._folder, self._path, self._around = folder, folder / "run.json", around
@@ -32,10 +32,10 @@ class RunRecord:
         self.results: dict[str, StageResult] = {}
 
     def do(self, stage: Stage) -> None:
-        """Carry `stage` out, unless its output is there, as it was written, made from the same inputs.
+        """Run `stage`, unless its output exists unchanged and was made from the same inputs.
 
-        The stages that it reads must be done. It goes on from where it was interrupted, if its inputs are
-        the same and it left a state.
+        The stages that it reads must be finished. An interrupted stage is resumed if its inputs are the same
+        and it saved a state.
         """
         key, known = self._key(stage), self._known.get(stage.name, {})
         output = self._folder / stage.output
@@ -57,21 +57,21 @@ class RunRecord:
         self.results[stage.name] = known["result"]
 
     def forget(self, names: Iterable[str]) -> None:
-        """Let the stages `names` be done again, from their beginning."""
+        """Forget the stages `names`, so that they run again from the beginning."""
         for name in names:
             self._known.pop(name, None)
         artifacts.write_json(self._path, self._known)
 
     def entry(self, name: str) -> dict[str, Any] | None:
-        """What is recorded of stage `name`."""
+        """The record of stage `name`."""
         return self._known.get(name)
 
     def adopt(self, name: str, other: RunRecord) -> None:
-        """Record stage `name` as `other` has it, whose output lies here too."""
+        """Copy the record of stage `name` from `other`; its output must be in this folder too."""
         self._record(name, other._known[name])
 
     def _key(self, stage: Stage) -> str:
-        """Hash of everything that the stage's output depends on."""
+        """Hash of all inputs of the stage."""
         parents = [self._known[name]["sha256"] for name in stage.reads]
         inputs = [__version__, stage.name, [*stage.options, *parents]]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

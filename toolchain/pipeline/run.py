@@ -5,14 +5,14 @@
     RUN/final.safetensors         pruned and fine-tuned
     RUN/original.onnx, final.onnx
     RUN/final.int8.onnx           with [calibrate]
-    RUN/bench.json                the ONNX files against each other
+    RUN/bench.json                comparison of the ONNX files
     RUN/table.json                the result, one row a step
     RUN/final.slim.tar            with [package]: the bundle for a device
     RUN/report.html               with [report]
     RUN/run.json                  what each stage was given (as a hash), wrote and reported
 
-A stage whose inputs are the same and whose output is as it was written is skipped, so a killed run goes on
-where it was, and a changed recipe repeats only what depends on the change.
+A stage with unchanged inputs and output is skipped. A killed run continues where it stopped, and a changed
+recipe repeats only the stages that depend on the change.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from slimdeploy.toolchain.pipeline.stage import Stage, StageResult
 from slimdeploy.toolchain.pipeline.start import starting_point
 from slimdeploy.toolchain.pruning.reach import check_reachable
 
-# Stage that doesn't depend on the pruning -> its files, the ones that it need not have written included.
+# Stage that doesn't depend on pruning -> its files, including optional ones.
 ORIGINAL_FILES = {
     "train": ("sparse.safetensors", "sparse.history.jsonl"),
     "export-original": ("original.onnx", "original.onnx.json"),
@@ -43,7 +43,7 @@ ORIGINAL_FILES = {
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where everything lies, what each stage reported, and the result as a `table` document."""
+    """Paths of the outputs, results of the stages, and the final table as a `table` document."""
 
     folder: Path
     stages: dict[str, StageResult]
@@ -60,11 +60,11 @@ def run_recipe(
     held: bool = False,
     repeat_from: str | None = None,
 ) -> RunResult:
-    """Carry out `recipe` in `folder`; stages that are done and unchanged are skipped, but for those of the
-    command `repeat_from` and after it. `around` is entered around each one that is carried out. `held`: the
-    caller holds the folder's lock already.
+    """Run `recipe` in `folder`. Finished, unchanged stages are skipped, except those of the command
+    `repeat_from` and all later ones. `around` is entered around each stage that runs. `held`: the caller
+    holds the lock of the folder.
 
-    Raises SlimdeployError as the stages do.
+    Raises SlimdeployError like the stages.
     """
     dataset = _checked_data(recipe)
     stages = plan(Job(recipe, dataset, folder, device, threads))
@@ -86,7 +86,9 @@ def run_original(
     around: Around = no_surroundings,
     held: bool = False,
 ) -> None:
-    """Only what doesn't depend on the pruning: the sparse training, and the unpruned network as ONNX."""
+    """Run only the stages that don't depend on pruning: sparse training, and the export of the unpruned
+    network.
+    """
     dataset = _checked_data(recipe)
     stages = plan(Job(recipe, dataset, folder, device, threads))
     with _record(folder, around, held) as record:
@@ -96,8 +98,8 @@ def run_original(
 
 
 def adopt_original(source: Path, folder: Path) -> None:
-    """Let the run in `folder` begin with what `run_original` made in `source`: the same files by hard link
-    (copied where the file system has none), and the record of how they came about.
+    """Prepare `folder` with the output of `run_original` in `source`: hard links to the files (copies if the
+    file system has no links), and their records.
     """
     theirs = RunRecord(source)
     ours = RunRecord(folder)
@@ -111,7 +113,7 @@ def adopt_original(source: Path, folder: Path) -> None:
 
 
 def _from(command: str, stages: list[Stage]) -> list[str]:
-    """Names of the first stage of `command` and all after it."""
+    """Names of the first stage of `command` and of all later ones."""
     first = next((i for i, stage in enumerate(stages) if stage.command == command), None)
     if first is None:
         raise SlimdeployError(f"--from {command}: the recipe has no section [{command}]")
@@ -119,8 +121,8 @@ def _from(command: str, stages: list[Stage]) -> list[str]:
 
 
 def _checked_data(recipe: Recipe) -> Dataset:
-    """The data of `recipe`. Raises SlimdeployError for a teacher or weights that aren't there, data that
-    can't be read, and a pruning target out of reach.
+    """The data of `recipe`. Raises SlimdeployError for a missing teacher or weights file, unreadable data,
+    and a pruning target out of reach.
     """
     for options in (recipe.train, recipe.finetune):
         if options.teacher not in (None, TRAINED) and not Path(options.teacher).is_file():
@@ -134,7 +136,7 @@ def _checked_data(recipe: Recipe) -> Dataset:
 
 @contextmanager
 def _record(folder: Path, around: Around, held: bool) -> Iterator[RunRecord]:
-    """The record of the run in `folder`, held against every other process."""
+    """The record of the run in `folder`, which is locked against other processes."""
     artifacts.make_folder(folder)
     with nullcontext() if held else locks.exclusive(folder, f"the run folder {folder}"):
         yield RunRecord(folder, around)

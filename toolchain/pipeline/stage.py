@@ -1,4 +1,4 @@
-"""A stage of a run as data: what it writes, what it reads and depends on, and the work itself."""
+"""A stage of a run as data: its command, inputs, output and function."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Protocol
 StageResult = dict[str, Any]
 
 COMMANDS = ("train", "prune", "finetune", "export", "calibrate", "bench", "package", "report")
-"""The commands whose work a run does, in order."""
+"""The commands that a run performs, in order."""
 
 
 class Reported(Protocol):
-    """What a stage returns."""
+    """The result of a stage."""
 
     def to_json(self) -> StageResult: ...
 
@@ -23,14 +23,14 @@ class Stage:
     """One stage of a run."""
 
     name: str
-    """In `run.json` and in the log."""
+    """Name in `run.json` and in the log."""
     command: str
-    """The one of COMMANDS that it belongs to."""
+    """The command in COMMANDS that it belongs to."""
     output: str
-    """The file in the run folder that it writes; a sidecar or a history may lie beside it."""
+    """File in the run folder that it writes; it may have a sidecar or a history."""
     reads: tuple[str, ...]
     """The stages whose outputs it reads."""
     options: list[Any]
-    """What it depends on beside them, as JSON."""
+    """Further inputs, as JSON."""
     work: Callable[[bool, Mapping[str, StageResult]], Reported]
-    """Called with whether an interrupted run of it goes on, and with what the stages before reported."""
+    """Called with whether to resume an interrupted run, and with the results of earlier stages."""

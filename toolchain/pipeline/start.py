@@ -1,4 +1,4 @@
-"""What a recipe starts from: its data, prepared as its weights want it, and its network."""
+"""The start of a recipe: its data with the preprocessing of its weights, and its network."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from slimdeploy.toolchain.training.pretrained import read_weights
 
 
 def starting_point(recipe: Recipe) -> tuple[Dataset, Graph]:
-    """The recipe's images, of the preprocessing that its weights bring where it says nothing else, and the
-    network that is trained first. Raises SlimdeployError where one of them isn't there.
+    """The recipe's images, by default with the preprocessing of its weights, and the network to train. Raises
+    SlimdeployError if one of them is missing.
     """
     network, geometry = recipe.network, recipe.data.geometry
     if network.weights is None:

@@ -1,4 +1,4 @@
-"""The result of a run as one table: a row for each step, with accuracy, costs and measured speed."""
+"""The result of a run as a table: one row per step, with accuracy, costs and measured speed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from slimdeploy.toolchain.report.steps import COLUMNS, latency_rows, step_row
 
 @dataclass(frozen=True)
 class TableResult:
-    """Where the table is."""
+    """Path of the table."""
 
     table: Path
 
@@ -28,7 +28,7 @@ class TableResult:
 
 
 def table_stage(recipe: Recipe, stages: Mapping[str, Any], output: Path) -> TableResult:
-    """Write the result of a run, from what its stages reported, to `output`."""
+    """Write the result of a run to `output`, from the results of its stages."""
     results.write(output, result_table(recipe, stages))
     return TableResult(output)
 
@@ -49,7 +49,7 @@ def result_table(recipe: Recipe, stages: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _steps(recipe: Recipe, stages: Mapping[str, Any]) -> list[tuple[str, float, dict[str, Any]]]:
-    """What was done, the test accuracy after it, and parameters and MACs of the network by then."""
+    """The step, the test accuracy after it, and parameters and MACs of the network at that point."""
     full, slim = _costs(stages["pruned"], "before"), _costs(stages["pruned"], "after")
     steps = [("trained", stages["train"]["accuracy"]["test"], full)]
     for name, stage in stages.items():
@@ -76,7 +76,7 @@ def _accuracy_doubt(stages: Mapping[str, Any]) -> list[str]:
         return []
     low, high = statistics.proportion_interval(round(accuracy * images), images)
     known = f"±{50 * (high - low):.1f} points"
-    return [f"{images:,} test images tell an accuracy of {percent(accuracy)} to {known} (95 %)"]
+    return [f"95 % interval of an accuracy of {percent(accuracy)} on {images:,} test images: {known}"]
 
 
 def _data(recipe: Recipe, stages: Mapping[str, Any]) -> str:
@@ -85,7 +85,7 @@ def _data(recipe: Recipe, stages: Mapping[str, Any]) -> str:
 
 
 def table_text(table: dict[str, Any]) -> RenderableType:
-    """The table for a terminal: what happened to the network, and what that makes of its speed."""
+    """The table for a terminal."""
     steps = [row for row in table["rows"] if row["batch"] is None]
     speeds = [row for row in table["rows"] if row["batch"] is not None]
     first = grid(

@@ -1,4 +1,4 @@
-"""From a TOML table to a dataclass of options: each key is checked against its field, and errors name it."""
+"""Read a dataclass of options from a TOML table; each key is checked, and errors name it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slimdeploy.toolchain.declared import Declaration, Form, declarations, user_
 from slimdeploy.toolchain.errors import SlimdeployError, nearest, shorten
 
 NONE = "none"
-"""The value of an option that is to have no value: TOML has no word for that."""
+"""The value in TOML for an option without a value, for which TOML has no notation."""
 
 
 RENAMED = {
@@ -22,14 +22,14 @@ RENAMED = {
     "network.arguments": "network.arg",
     "data.crop": "data.size",
 }
-"""Keys of older recipes, and second names on the command line."""
+"""Keys of older recipes, and alternative names of the command line."""
 
 
 def build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
-    """A dataclass of the type `kind` from a TOML table whose keys begin with `prefix`. A key is called as on
-    the command line.
+    """A dataclass of type `kind` from a TOML table. `prefix` is put before keys in errors. Keys are named
+    like the options of the command line.
 
-    Raises SlimdeployError that names the key for anything unknown, missing or of another type.
+    Raises SlimdeployError with the key for anything unknown, missing or of the wrong type.
     """
     hints = typing.get_type_hints(kind)
     known, declared = keys(kind), declarations(kind)

@@ -1,1 +1,3 @@
-"""Channel pruning: which channels go together (`groups`), which go (`criteria`, `selection`), and the cut."""
+"""Channel pruning: importance of channels (`criteria`), the choice under a budget (`selection`), and
+the cut.
+"""

@@ -1,6 +1,6 @@
-"""What flows into the layers that read prunable channels, measured on real images.
+"""Statistics of the inputs of layers that read prunable channels, measured on real images.
 
-Gives the second moments that optimal compensation needs, and how much the loss minds an error in each output.
+They give the second moments for optimal compensation, and the sensitivity of the loss to each output.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from slimdeploy.toolchain.networks.module import GraphNetwork
 
 @dataclass(frozen=True)
 class InputMoments:
-    """What one layer's C inputs and O outputs were like, over images and positions. Behind a flatten, the
+    """Statistics of one layer's C inputs and O outputs, over images and positions. After a flatten, the
     inputs are the channels before it.
 
-    `mean` (C,) and `covariance` (C, C) of the inputs. `sensitivity` (O,) is the squared gradient of the
-    loss at an output, summed over positions, mean over images: the diagonal of the Fisher information,
-    which weighs an error there. `taylor` (C,) is the mean over images of (Σ over positions of input ×
-    gradient)².
+    `mean` (C,) and `covariance` (C, C) are those of the inputs. `sensitivity` (O,) is the squared gradient of
+    the loss with respect to an output, summed over positions, mean over images: the diagonal of the Fisher
+    information, used as the weight of output errors. `taylor` (C,) is the mean over images of (Σ over
+    positions of input × gradient)².
     """
 
     mean: Tensor
@@ -36,7 +36,7 @@ class InputMoments:
     taylor: Tensor
 
     def of_inputs(self, channels: Tensor) -> InputMoments:
-        """The same of some of the inputs only, in the order given."""
+        """The statistics of the given inputs only, in the given order."""
         covariance = self.covariance[channels][:, channels]
         return InputMoments(self.mean[channels], covariance, self.sensitivity, self.taylor[channels])
 
@@ -46,8 +46,8 @@ Moments = dict[str, InputMoments]
 
 
 def measure_inputs(network: GraphNetwork, layers: Iterable[str], feed: Feed, *, device: str) -> Moments:
-    """Moments of the named layers' inputs over the images of `feed`, in eval mode; the network is left as it
-    was.
+    """Statistics of the inputs of the named layers over the images of `feed`, in eval mode. The state of the
+    network is restored afterwards.
     """
     graph = network.graph
     meters = {name: _Meter(source_of(graph, graph.by_name[name])[1]) for name in layers}
@@ -70,11 +70,11 @@ def measure_inputs(network: GraphNetwork, layers: Iterable[str], feed: Feed, *, 
 
 
 class _Meter:
-    """Sums over everything that one layer has seen."""
+    """Sums over all inputs of one layer."""
 
     def __init__(self, taps: int) -> None:
         self._taps = taps
-        """Pixels of each channel that lie side by side in a flattened input."""
+        """Number of adjacent values in a flattened input that belong to one channel."""
         self.count = 0
         self.offset: Tensor | None = None
         self.total = self.products = self.squared_gradients = self.taylor = torch.zeros(())
@@ -82,8 +82,8 @@ class _Meter:
     def see_input(self, x: Tensor) -> None:
         rows = _rows(self._unflattened(x))
         if self.offset is None:
-            # Around it float32 products keep what a covariance needs: that of a constant channel comes out
-            # as 0.
+            # Subtracting it keeps float32 products accurate enough for a covariance: that of a constant
+            # channel is 0.
             self.offset = rows.mean(0)
         rows = rows - self.offset
         self.count += len(rows)
@@ -117,7 +117,7 @@ def _rows(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _watching(layer: nn.Module, meter: _Meter) -> Iterator[None]:
-    # Through a copy of the input that this layer alone reads, the gradient is this layer's share.
+    # The layer reads its own copy of the input, so that the gradient is that through this layer only.
     def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = inputs[0].view_as(inputs[0])
         meter.see_input(x)

@@ -1,11 +1,11 @@
-"""What a removed channel passed on, taken over by the channels that stay.
+"""Compensation: the kept channels approximate the removed ones by least squares.
 
-A removed activation is predicted from the kept ones, a_R ≈ M·a_K + b, and the layer that read it gets
-weights and a constant that use the prediction instead. M is the least-squares solution from the second
-moments of real activations; the mixing acts on each pixel alone, so it goes through a convolution of any
-kernel size. For a channel that is constant it is the exact folding of that constant.
+A removed activation is predicted from the kept ones, a_R ≈ M·a_K + b, and the layer that reads it gets
+weights and a constant that use the prediction. M is the least-squares solution from the second moments of
+real activations. The prediction is per pixel, so it can be merged into a convolution of any kernel size. For
+a constant channel this equals folding the constant.
 
-The order of removal follows Optimal Brain Surgeon (Hassibi & Stork, 1993) on whole channels, with the
+The order of removal follows Optimal Brain Surgeon (Hassibi & Stork, 1993) applied to whole channels, with the
 Kronecker form of the Hessian: input second moments ⊗ diagonal Fisher information of the outputs (as in
 EigenDamage, Wang et al., arXiv 1905.05934).
 """
@@ -22,21 +22,21 @@ from torch import Tensor
 from slimdeploy.toolchain.pruning.activations import InputMoments
 
 RIDGE = 1e-4
-"""Added to the covariance's diagonal, relative to its mean: keeps the solution tame where channels are
+"""Added to the diagonal of the covariance, relative to its mean: keeps the solution stable if channels are
 collinear.
 """
 
 
 @dataclass(frozen=True)
 class Compensated:
-    """`weight` for the kept inputs only, and `shift` (O,): what to add to each output inside the image."""
+    """`weight` for the kept inputs; `shift` (O,) is added to each output inside the image."""
 
     weight: Tensor
     shift: Tensor
 
 
 def compensate(weight: Tensor, moments: InputMoments, kept: Tensor) -> Compensated:
-    """The weights (O, C, …) of a layer for only the `kept` of its C inputs, with what the others carried."""
+    """The weights (O, C, …) of a layer for the `kept` of its C inputs, with compensation for the others."""
     removed = torch.ones(weight.shape[1], dtype=torch.bool)
     removed[kept] = False
     covariance, mean = _ridged(moments.covariance), moments.mean
@@ -50,11 +50,11 @@ def compensate(weight: Tensor, moments: InputMoments, kept: Tensor) -> Compensat
 
 
 def surgeon_scores(readers: Sequence[tuple[Tensor, InputMoments]], *, chunk: int) -> np.ndarray:
-    """Loss that removing each channel costs, given that cheaper ones went before it; (C,) float64.
+    """Increase of the loss caused by removing each channel after all cheaper ones; (C,) float64.
 
     `readers` are the weights (O, C, …) of every layer that reads the channels, with its input moments.
-    Channels are taken out `chunk` at a time, the cheapest by the current estimate, with the rest
-    compensating at once.
+    Channels are removed `chunk` at a time, the cheapest by the current estimate first; the remaining channels
+    compensate after each chunk.
     """
     states = [_Reader(weight, moments) for weight, moments in readers]
     width = len(states[0].inverse)
@@ -64,20 +64,18 @@ def surgeon_scores(readers: Sequence[tuple[Tensor, InputMoments]], *, chunk: int
         costs = torch.stack([state.costs() for state in states]).sum(0)
         costs[~alive] = torch.inf
         chosen = torch.argsort(costs, stable=True)[: min(chunk, int(alive.sum()))]
-        if len(chosen) == alive.sum():  # nobody is left to compensate
+        if len(chosen) == alive.sum():  # no channel is left to compensate
             scores[chosen.numpy()] = np.maximum(costs[chosen].numpy(), highest)
             break
         cost = sum(state.remove(chosen) for state in states) / len(chosen)
-        highest = max(highest, cost)  # never cheaper than one that went before
+        highest = max(highest, cost)  # never below the cost of an earlier removal
         scores[chosen.numpy()] = highest
         alive[chosen] = False
     return scores
 
 
 class _Reader:
-    """One layer while its inputs are taken out: its weights as compensated so far, and the inverse
-    covariance.
-    """
+    """One layer while its inputs are removed: its compensated weights and the inverse covariance."""
 
     def __init__(self, weight: Tensor, moments: InputMoments) -> None:
         rows = weight.detach().cpu().double().transpose(0, 1).flatten(1)  # (C, O·taps)
@@ -86,11 +84,11 @@ class _Reader:
         self.inverse = torch.linalg.inv(_ridged(moments.covariance))
 
     def costs(self) -> Tensor:
-        """(C,) cost of removing each channel alone; 0 for those that are gone."""
+        """(C,) cost of removing each channel alone; 0 for removed ones."""
         return self.weight.square().sum(1) / self.inverse.diagonal().clamp_min(1e-300) / 2
 
     def remove(self, chosen: Tensor) -> float:
-        """Take `chosen` out, let the rest compensate, and return what it costs."""
+        """Remove `chosen`, compensate with the rest, and return the cost."""
         columns = self.inverse[:, chosen]
         solved = torch.linalg.solve(columns[chosen], torch.cat([self.weight[chosen], columns.T], 1))
         for_weight, for_inverse = solved.split([self.weight.shape[1], len(self.inverse)], 1)

@@ -1,4 +1,4 @@
-"""What removed channels still pass on: with γ = 0 a channel is f(β) everywhere."""
+"""Constant outputs of removed channels: with γ = 0 a channel equals f(β) everywhere."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.residual import batchnorm_behind
 
 CHANGING = ("dropout", "stochastic_depth", "pad")
-"""Operators behind which a constant is one no more, unless it is 0."""
+"""Operators after which a constant is no longer constant, unless it is 0."""
 
 
 class _NodeArrays(Mapping[str, np.ndarray]):
-    """A node's tensors in float64, converted when they are asked for."""
+    """A node's tensors in float64, converted on access."""
 
     def __init__(self, network: GraphNetwork, name: str) -> None:
         self._tensors = network.tensors(name)
@@ -31,8 +31,9 @@ class _NodeArrays(Mapping[str, np.ndarray]):
 
 
 def removed_constants(network: GraphNetwork, masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Value -> (channels,) float64: the constant of each channel at False of `masks`; 0 for the others, and
-    where a removed channel isn't constant (a product with a gate that depends on the image).
+    """Value -> (channels,) float64: the constant of each channel that is False in `masks`. 0 for kept
+    channels, and for removed channels that are not constant (e.g. a product with a gate that depends on the
+    image).
     """
     graph = network.graph
     found = {INPUT: np.full(graph.channels[INPUT], np.nan)}
@@ -47,8 +48,8 @@ def removed_constants(network: GraphNetwork, masks: dict[str, np.ndarray]) -> di
 
 
 def strict_constants(network: GraphNetwork, zeros: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Value -> (channels,) float64: what each channel is in every pixel of every image, while training as
-    afterwards; NaN where it isn't the same everywhere. `zeros`: BN -> (channels,) bool, where γ is 0.
+    """Value -> (channels,) float64: the value of each channel in every pixel of every image, in training and
+    eval mode; NaN if it is not constant. `zeros`: BN -> (channels,) bool, True where γ is 0.
     """
     graph = network.graph
     found = {INPUT: np.full(graph.channels[INPUT], np.nan)}
@@ -57,7 +58,7 @@ def strict_constants(network: GraphNetwork, zeros: Mapping[str, np.ndarray]) -> 
         nothing = np.zeros(graph.channels[node.name], dtype=bool)
         zero = zeros.get(node.name, nothing)
         values = np.asarray(node.op.constant(node, inputs, _NodeArrays(network, node.name), zero))
-        if node.operator == "batchnorm":  # while training it subtracts what the others pass on
+        if node.operator == "batchnorm":  # in training mode it subtracts the mean of its input
             values = np.where(zero, values, np.nan)
         if node.operator in CHANGING or (node.operator in ("conv", "avg_pool") and pads(graph, node)):
             values = np.where(values == 0, 0.0, np.nan)
@@ -66,13 +67,13 @@ def strict_constants(network: GraphNetwork, zeros: Mapping[str, np.ndarray]) -> 
 
 
 def takes_constants(graph: Graph, reader: Node) -> bool:
-    """Whether a constant that `reader` reads can move exactly into tensors that are there."""
+    """Whether a constant input of `reader` can be folded exactly into its existing tensors."""
     has_shift = reader.attributes["bias"] or batchnorm_behind(graph, reader) is not None
     return bool(has_shift and not pads(graph, reader))
 
 
 def pads(graph: Graph, node: Node) -> bool:
-    """Whether the windows of `node` reach over the border, where they see zeros."""
+    """Whether the windows of `node` extend over the border, where they read zeros."""
     before = graph.producer(node.inputs[0])
     padded = before is not None and before.operator == "pad"
     return padded or bool(node.attributes.get("padding", [0, 0]) != [0, 0])

@@ -1,4 +1,4 @@
-"""What a network of given widths costs, in the unit of a budget, and what narrowing one group saves."""
+"""Cost of a network at given widths in the unit of a budget, and the saving when one group is narrowed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import Layer, parameter_layers
 
 Widths = dict[str, int]
-"""Group name -> units. 0 stands for a removed branch."""
+"""Group name -> units. 0 means a removed branch."""
 
 Price = Callable[[Layer], float]
 
 
 class _Channels:
-    """The channels of one value, as a function of the groups' widths."""
+    """The channels of one value as a function of the group widths."""
 
     def __init__(self, value: str, count: int, groups: list[ChannelGroup]) -> None:
         self.parts = {g.name: g.positions[value].shape[1] for g in groups if value in g.positions}
@@ -27,7 +27,7 @@ class _Channels:
 
 
 class _Part:
-    """One layer at any width; what it costs is remembered."""
+    """One layer at any width, with a cache of its costs."""
 
     def __init__(self, layer: Layer, inputs: _Channels, outputs: _Channels, price: Price) -> None:
         self._layer, self._inputs, self._outputs, self._price = layer, inputs, outputs, price
@@ -50,8 +50,8 @@ class _Part:
 
 
 class CostModel:
-    """Sums a price over the layers of a network whose groups may be narrower than now, for images with a side
-    of `size` pixels; `fixed` is what the rest costs.
+    """Adds the prices of the layers at given group widths, for images with a side of `size` pixels; `fixed`
+    is the price of everything else.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class CostModel:
         return self._fixed + self._of(self._parts, widths)
 
     def saving(self, widths: Widths, changes: Widths) -> float:
-        """How much less the network costs when `widths` are changed as given."""
+        """Saving if `widths` change to the given values."""
         parts = {id(part): part for name in changes for part in self._touched[name]}.values()
         return self._of(parts, widths) - self._of(parts, {**widths, **changes})
 
@@ -83,7 +83,7 @@ class CostModel:
 
 
 class ChannelCount:
-    """Counts the prunable channels themselves: the unit of `--ratio`."""
+    """Counts the prunable channels: the unit of `--ratio`."""
 
     def total(self, widths: Widths) -> float:
         return float(sum(widths.values()))
@@ -98,5 +98,5 @@ def parameter_model(graph: Graph, groups: list[ChannelGroup], size: int) -> Cost
 
 
 def mac_model(graph: Graph, groups: list[ChannelGroup], size: int) -> CostModel:
-    """Counts multiply-accumulates for one image."""
+    """Counts multiply-accumulates of one image."""
     return CostModel(graph, groups, size=size, price=lambda layer: layer.macs)

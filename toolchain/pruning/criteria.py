@@ -1,4 +1,4 @@
-"""How much a channel matters: the built-in criteria. Each is in the table criterion.CRITERIA."""
+"""The built-in importance criteria, listed in the table criterion.CRITERIA."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from slimdeploy.toolchain.pruning.compensation import surgeon_scores
 from slimdeploy.toolchain.pruning.criterion import Evidence, criterion
 
 SURGEON_STEPS = 64
-"""Removals are taken in so many steps at most: each one costs a rank update of the inverse covariance."""
+"""Maximum number of removal steps; each needs a rank update of the inverse covariance."""
 
 
 @criterion(needs_gamma=True)
 def gamma(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
-    """Mean |γ| of the BNs behind the channel (network slimming, Liu et al., arXiv 1708.06519, section 3).
+    """Mean |γ| of the BNs of the channel (network slimming, Liu et al., arXiv 1708.06519, section 3).
 
     A shortcut's BN without affine has γ = 1.
     """
@@ -35,7 +35,7 @@ def gamma(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
 
 @criterion()
 def l1(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
-    """Mean |w| over the filters of all producers: per weight, so that large and small filters compare.
+    """Mean |w| over the filters of all producers; the mean makes filters of different sizes comparable.
 
     Li et al., arXiv 1608.08710.
     """
@@ -50,8 +50,8 @@ def l2(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
 
 @criterion()
 def fpgm(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
-    """Mean distance to all filters of the group (He et al., arXiv 1811.00250), per weight, mean over
-    producers: near the geometric median a filter is replaceable by the rest.
+    """Mean distance to all filters of the group per weight, averaged over producers (He et al., arXiv
+    1811.00250): a filter near the geometric median can be replaced by the others.
     """
     distances = []
     for name in group.producers:
@@ -73,12 +73,12 @@ def taylor(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
 
 @criterion(needs_data=True)
 def surgeon(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
-    """Optimal Brain Surgeon on channels: the loss that is left after the best compensation. See
+    """Optimal Brain Surgeon on channels: the loss that remains after the best compensation. See
     `compensation.surgeon_scores`.
     """
     readers = _readers(evidence, group)
     channels = len(readers[0][1].mean)
-    if any(len(moments.mean) != channels for _, moments in readers):  # carried more than once by some
+    if any(len(moments.mean) != channels for _, moments in readers):  # read more than once
         readers = [reader for reader in readers if len(reader[1].mean) == channels]
     scores = surgeon_scores(readers, chunk=max(1, channels // SURGEON_STEPS))
     return scores.reshape(group.width, -1).sum(1)
@@ -86,12 +86,12 @@ def surgeon(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
 
 @criterion()
 def random(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
-    """Uniform in 0…1, the same for the same seed and group: a control that a criterion must beat."""
+    """Uniform in 0…1, reproducible by seed and group: a baseline for other criteria."""
     return np.random.default_rng([evidence.seed, zlib.crc32(group.name.encode())]).random(group.width)
 
 
 def _readers(evidence: Evidence, group: ChannelGroup) -> list[tuple[Tensor, InputMoments]]:
-    """Weight (O, C, …) and input moments of every layer that reads the group, for its channels only."""
+    """Weight (O, C, …) and input moments of every layer that reads the group, for the group's channels."""
     assert evidence.moments is not None
     graph, found = evidence.network.graph, []
     for name in group.consumers:

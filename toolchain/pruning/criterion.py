@@ -1,4 +1,4 @@
-"""What a pruning criterion is, and the table of those that `prune` can be told. No torch here."""
+"""The interface of pruning criteria, and their table. No torch here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at. `moments` are of the layers that read prunable channels; None without
+    """Inputs of a criterion. `moments` belong to the layers that read prunable channels; None without
     data.
     """
 
@@ -30,19 +30,19 @@ class Evidence:
 
 
 Score = Callable[[Evidence, ChannelGroup], np.ndarray]
-"""Scores (width,) float64 ≥ 0 of a group's units: what removing each one costs."""
+"""Importance scores (width,) float64 ≥ 0 of a group's units; low scores are removed first."""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A score, and what it needs: images, BN scales."""
+    """A scoring function and its requirements: images, BN scales."""
 
     score: Score
     needs_data: bool = False
     needs_gamma: bool = False
 
     def applies(self, graph: Graph, group: ChannelGroup) -> bool:
-        """Whether it can tell the units of `group` apart."""
+        """Whether it can rank the units of `group`."""
         return not self.needs_gamma or any(graph.by_name[bn].attributes["affine"] for bn in group.batchnorms)
 
 
@@ -60,12 +60,12 @@ CRITERIA: Registry[Criterion] = Registry(
 def channel_scores(evidence: Evidence, groups: list[ChannelGroup], criterion: str) -> dict[str, np.ndarray]:
     """Scores of the units of every group that the criterion applies to, by group name.
 
-    Raises SlimdeployError for an unknown criterion, for one that needs data where there is none, for one that
-    needs BN scales in a network without BN, and where the scores aren't one finite number a unit.
+    Raises SlimdeployError for an unknown criterion, for one that needs data without data, for one that needs
+    BN scales in a network without BN, or if the scores are not one finite number per unit.
     """
     found = CRITERIA.find(criterion)
     if found.needs_data and evidence.moments is None:
-        raise SlimdeployError(f"the criterion {criterion} looks at real images: pass `data`")
+        raise SlimdeployError(f"the criterion {criterion} needs real images: pass `data`")
     chosen = [group for group in groups if found.applies(evidence.network.graph, group)]
     if groups and not chosen:
         raise SlimdeployError(
@@ -76,13 +76,13 @@ def channel_scores(evidence: Evidence, groups: list[ChannelGroup], criterion: st
 
 
 def _checked(scores: np.ndarray, group: ChannelGroup, criterion: str) -> np.ndarray:
-    """The scores; raises SlimdeployError where they can't be: criteria come from other packages, too."""
+    """The scores; raises SlimdeployError if they are invalid: criteria may come from other packages."""
     scores = np.asarray(scores, dtype=np.float64)
     if scores.shape != (group.width,):
         raise SlimdeployError(
-            f"the criterion {criterion} gives {scores.shape} scores for the {group.width} channels of "
+            f"the criterion {criterion} returned {scores.shape} scores for the {group.width} channels of "
             f"{group.name}"
         )
     if not np.isfinite(scores).all():
-        raise SlimdeployError(f"the criterion {criterion} gives NaN or infinite scores for {group.name}")
+        raise SlimdeployError(f"the criterion {criterion} returned NaN or infinite scores for {group.name}")
     return scores

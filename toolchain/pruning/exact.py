@@ -1,4 +1,4 @@
-"""Which channels can be removed without changing the network's function, while training as afterwards."""
+"""Channels that can be removed without changing the function of the network, in training or eval mode."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Units = dict[str, np.ndarray]
 
 
 def removable_units(network: GraphNetwork, groups: list[ChannelGroup], zeros: Zeros) -> Units:
-    """The units that pass on nothing, or a constant that the layers behind take up exactly.
+    """The units whose output is zero, or a constant that the next layers can absorb exactly.
 
-    What reads a removed channel decides: a sum is constant where all its branches are, a convolution takes a
-    constant up where it doesn't pad its input.
+    This depends on the readers of the channel: a sum is constant if all its branches are; a convolution can
+    absorb a constant if it doesn't pad its input.
     """
     graph, constants = network.graph, strict_constants(network, zeros)
     found = {}
@@ -38,7 +38,7 @@ def removable_units(network: GraphNetwork, groups: list[ChannelGroup], zeros: Ze
 
 
 def removable_branches(network: GraphNetwork, groups: list[ChannelGroup], zeros: Zeros) -> tuple[str, ...]:
-    """Names of the groups inside branches that add nothing to their sum; one input of each sum stays."""
+    """Names of the groups in branches that add nothing to their sum; one input of each sum is kept."""
     graph, constants = network.graph, strict_constants(network, zeros)
     found: list[str] = []
     for add in (node for node in graph.nodes if node.operator == "add"):
@@ -54,7 +54,9 @@ def removable_branches(network: GraphNetwork, groups: list[ChannelGroup], zeros:
 def kept_without(
     groups: list[ChannelGroup], removable: Units, rules: Rules, branches: tuple[str, ...]
 ) -> Kept:
-    """What stays when as many `removable` units go as `rules` allow, and all of the groups in `branches`."""
+    """The kept units if the maximum number of `removable` units is removed under `rules`, with all
+    `branches`.
+    """
     kept = {}
     for group in groups:
         if group.name in branches:

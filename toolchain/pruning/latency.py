@@ -1,7 +1,7 @@
-"""Pruning to a time: predicted by a latency table, then measured on this machine and corrected.
+"""Pruning to a latency: predicted by a latency table, then measured on this machine and corrected.
 
-Milliseconds are those of the machine as it was when the table was measured: what made it slower or faster
-since (lut_drift.py) is no property of the network, and correcting for it would send the search astray.
+Milliseconds refer to the machine's speed when the table was measured. A later change of its speed
+(lut_drift.py) is not caused by the network, and is not corrected for.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.pruning.costs import CostModel
 
 TOLERANCE = 0.05
-"""How far below the time asked for a network may end up."""
+"""Tolerance: how far below the requested time a network may be."""
 ATTEMPTS = 7
 MEASURE_S = 3.0
 ANCHORS = 3
-"""Networks of the table that run beside each candidate, to tell the drift."""
+"""Number of networks of the table that are timed with each candidate, to measure the drift."""
 NOTABLE_DRIFT = 0.1
-"""Drift beyond this share is said."""
+"""Drift that is reported."""
 
 Plan = Callable[[float], Graph]
-"""The network that a budget of so many predicted milliseconds leads to."""
+"""Builds the network for a budget in predicted milliseconds."""
 
 
 @dataclass(frozen=True)
 class LatencyBudget:
-    """A budget of predicted milliseconds, and what its network took when it was measured."""
+    """A budget in predicted milliseconds, and the measured time of its network."""
 
     budget_ms: float
     measured_ms: float | None
-    """At the speed of when the table was measured."""
+    """At the machine's speed when the table was measured."""
     not_measured: str | None
-    """Why the time is predicted only; None where it was measured."""
+    """Why the time is only predicted; None if it was measured."""
 
 
 def latency_model(table: LatencyTable, graph: Graph, groups: list[ChannelGroup], size: int) -> CostModel:
-    """Prices widths in ms by `table`, weights taken to fit the cache, as a pruned network's do."""
+    """Prices widths in ms by `table`, assuming that the weights of the pruned network fit in the cache."""
     constant, by_stem, by_classifier = table.rest
     weighted = [node.name for node in graph.nodes if node.operator in ("conv", "linear")]
     priced = {layer.name for layer in priced_layers(graph, size)}
@@ -69,10 +69,11 @@ def latency_model(table: LatencyTable, graph: Graph, groups: list[ChannelGroup],
 def budget_for_latency(
     plan: Plan, target_ms: float, path: Path, size: int, *, measure: bool = True
 ) -> LatencyBudget:
-    """The budget whose network takes at most `target_ms` by the table at `path`: corrected by measuring where
-    this machine is the table's and `measure` asks for it, else `target_ms` as predicted, and that is said.
+    """The budget whose network takes at most `target_ms` according to the table at `path`. It is corrected by
+    measurements if this machine is that of the table and `measure` is set; otherwise a log line says that the
+    time is only predicted.
 
-    Raises SlimdeployError where no budget tried measures within the tolerance.
+    Raises SlimdeployError if no network is measured within the tolerance.
     """
     if not measure:
         return LatencyBudget(target_ms, None, "not asked for")
@@ -87,23 +88,25 @@ def budget_for_latency(
         return LatencyBudget(target_ms, None, str(why))
     samples = samples_of(document, path)
     with backend:
-        anchors = ANCHORS if backend.revisits else 0  # an engine for each of them takes minutes to build
+        anchors = ANCHORS if backend.revisits else 0  # building an engine for each takes minutes
 
         def steady_ms(graph: Graph) -> float:
             found = measure_with_drift(backend, [graph], samples, size, anchors=anchors, seconds=MEASURE_S)
             if abs(found.drift - 1) > NOTABLE_DRIFT:
-                log(f"! networks of the table now take {found.drift:.2f}× as long: times are divided by it")
+                log(
+                    f"! the table's networks now take {found.drift:.2f}× as long; measured times are "
+                    "divided by it"
+                )
             return found.ms[0] / found.drift
 
         return budget_that_measures(plan, target_ms, steady_ms)
 
 
 def budget_that_measures(plan: Plan, target_ms: float, measure: Callable[[Graph], float]) -> LatencyBudget:
-    """The predicted budget whose network takes at most `target_ms` by `measure`, and at least that less
-    TOLERANCE.
+    """The predicted budget whose network takes at most `target_ms` by `measure`, and at most TOLERANCE less.
 
-    Networks are measured with weights of noise, which cost the same. Raises SlimdeployError where no budget
-    tried ends within the tolerance.
+    Networks are timed with random weights, which take the same time. Raises SlimdeployError if no network is
+    measured within the tolerance.
     """
     wanted_ms = target_ms * (1 - TOLERANCE / 2)
     budget, fast, slow = target_ms, None, None
@@ -119,12 +122,12 @@ def budget_that_measures(plan: Plan, target_ms: float, measure: Callable[[Graph]
         if fast and slow and fast[0] < slow[0]:
             share = (wanted_ms - fast[1]) / (slow[1] - fast[1])
             budget = fast[0] + share * (slow[0] - fast[0])
-        else:  # one disturbed measurement must not lead astray
+        else:  # do not follow one disturbed measurement
             budget *= min(2.0, max(0.5, wanted_ms / measured))
     if fast is None:
         raise SlimdeployError(
             f"no network measured within {target_ms:g} ms in {ATTEMPTS} attempts: is the machine busy, "
-            "or the latency table from another one?"
+            "or is the latency table from another machine?"
         )
-    log(f"! the nearest network below {target_ms:g} ms is more than {TOLERANCE:.0%} faster")
+    log(f"! the slowest network found below {target_ms:g} ms is more than {TOLERANCE:.0%} faster than that")
     return LatencyBudget(*fast, None)

@@ -1,4 +1,4 @@
-"""From options and evidence to the channels that stay: what to score, what to count, how far to go."""
+"""From options and statistics to the kept channels: scores, costs and budget."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.selection import Costs, Kept, Rules, select
 
 Scores = dict[str, np.ndarray]
-"""Group name -> importance of each of its channels, in one unit for all groups."""
+"""Group name -> importance of each of its channels, comparable between groups."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Budget:
 def budget_for(
     graph: Graph, groups: list[ChannelGroup], options: PruneOptions, size: int, *, removed: int = 0
 ) -> Budget:
-    """The budget that `options` set for a network of `graph` on images of `size` pixels. A ratio counts the
-    `removed` channels, which training has taken out already.
+    """The budget set by `options` for `graph` on images of `size` pixels. A ratio includes the `removed`
+    channels, which training has removed already.
     """
     if options.params is not None:
         return Budget(parameter_model(graph, groups, size), options.params, "parameters")
@@ -56,21 +56,19 @@ def budget_for(
 
 
 def plan_groups(graph: Graph, options: PruneOptions) -> list[ChannelGroup]:
-    """The groups that `options` let shrink."""
+    """The groups that `options` allow to be pruned."""
     return channel_groups(graph, residual=options.residual)
 
 
 def score_channels(network: GraphNetwork, moments: Moments | None, options: PruneOptions) -> Scores:
-    """Importance of each channel of every group that may shrink; raises SlimdeployError as the criterion
-    does.
-    """
+    """Importance of each channel of every prunable group; raises SlimdeployError like the criterion."""
     groups = plan_groups(network.graph, options)
     return channel_scores(Evidence(network, moments, options.seed), groups, options.criterion)
 
 
 def choose_channels(graph: Graph, scores: Scores, options: PruneOptions, budget: Budget) -> Kept:
-    """The channels of `graph` that stay under the budget: of a group without scores, all. Raises
-    SlimdeployError as `select` does, and says which groups can't shrink.
+    """The channels of `graph` that are kept under the budget; groups without scores keep all. Raises
+    SlimdeployError like `select`, and names the groups that can't be pruned.
     """
     groups = plan_groups(graph, options)
     scored = [group for group in groups if group.name in scores]
@@ -87,13 +85,13 @@ def choose_channels(graph: Graph, scores: Scores, options: PruneOptions, budget:
 def _what_holds(
     graph: Graph, options: PruneOptions, groups: list[ChannelGroup], scored: list[ChannelGroup]
 ) -> str:
-    """Why channels can't go, for a budget out of reach."""
+    """Why channels can't be removed, for a budget out of reach."""
     if unscored := [group.name for group in groups if group not in scored]:
         return f"; `criterion` {options.criterion} leaves {_some(unscored)} whole (no BN)"
     tied = [group for group in channel_groups(graph, residual="couple") if group.residual]
     if options.residual == "keep" and tied:
         layers = _some(list(max(tied, key=lambda group: len(group.producers)).producers))
-        return f"; `residual` keep holds what sums tie together ({layers}, …): `residual` couple cuts it"
+        return f"; `residual` keep excludes residual sums ({layers}, …): `residual` couple prunes them"
     return ""
 
 
@@ -103,7 +101,7 @@ def _some(names: list[str]) -> str:
 
 @dataclass(frozen=True)
 class _WithFixed:
-    """Costs of widths some of which never change."""
+    """Costs of widths, some of which are fixed."""
 
     costs: Costs
     fixed: Widths

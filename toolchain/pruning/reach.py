@@ -1,4 +1,4 @@
-"""Whether a pruning target can be met at all, told before anything is trained."""
+"""Check before training whether a pruning target can be reached."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from slimdeploy.toolchain.pruning.plan import budget_for, choose_channels, plan_
 
 
 def check_reachable(graph: Graph, options: PruneOptions, size: int) -> None:
-    """Raises SlimdeployError, naming the smallest network, where even that misses the target of `options`.
+    """Raises SlimdeployError, naming the smallest possible network, if it misses the target of `options`.
 
-    Which channels go first decides nothing here: all count alike.
+    The order of removal doesn't matter here: all channels get the same score.
     """
     groups, criterion = plan_groups(graph, options), CRITERIA[options.criterion]
     alike = {group.name: np.zeros(group.width) for group in groups if criterion.applies(graph, group)}

@@ -1,4 +1,4 @@
-"""BN statistics measured anew on real images: after pruning the old ones describe another network."""
+"""Recalibration of BN statistics on real images: pruning changes the inputs of the BN layers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ BATCH_SIZE = 256
 def recalibrate(network: GraphNetwork, feed: Feed, *, device: str) -> None:
     """Replace every BN's running mean and variance by the averages over the images of `feed`, in place.
 
-    Weights, γ and β stay, and so does every training flag. A batch must hold a mixture of classes: one class
-    has another variance (`shuffled` sees to that).
+    Weights, γ, β and training flags are unchanged. A batch must contain a mixture of classes: the variance
+    within one class differs (`shuffled` mixes them).
     """
     place(network, device)
     with _measuring(network), progress_bar("measuring BN statistics", total=feed.images) as advance:
@@ -34,14 +34,14 @@ def recalibrate(network: GraphNetwork, feed: Feed, *, device: str) -> None:
 
 
 def shuffled(images: Split, preprocessing: Preprocessing, *, device: str) -> SplitFeed:
-    """`images` in random order, always the same: a folder's come class by class."""
+    """`images` in a fixed random order: those of a folder are sorted by class."""
     order = np.random.default_rng(0).permutation(len(images))
     return SplitFeed(images.take(order), preprocessing, device, BATCH_SIZE)
 
 
 @contextlib.contextmanager
 def _measuring(network: GraphNetwork) -> Iterator[None]:
-    """Training mode with a cumulative average in every BN; everything but the statistics is put back."""
+    """Set training mode with a cumulative average in every BN; restore everything except the statistics."""
     flags = [(module, module.training) for module in network.modules()]
     batchnorms = network.batchnorms()
     momenta = [bn.momentum for bn in batchnorms]

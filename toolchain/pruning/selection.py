@@ -1,9 +1,9 @@
-"""Which channels stay under a budget: pure functions from scores and costs to sorted indices for each group.
+"""The choice of channels under a budget: pure functions of scores and costs; sorted indices per group.
 
-Widths are lowered step by step, always where the least importance is lost for what it saves (the greedy
-solution of the knapsack), in steps that keep every width a multiple of the alignment. Measured in channels
-that is the global threshold of network slimming; in milliseconds from a latency table, the latency-
-constrained knapsack of HALP (Shen et al., arXiv 2110.10811, section 3.2).
+Widths are reduced step by step, each time where the least importance is lost per cost saved (greedy solution
+of the knapsack problem), in steps that keep every width a multiple of the alignment. With channels as the
+cost this is the global threshold of network slimming; with milliseconds from a latency table it is the
+latency-constrained knapsack of HALP (Shen et al., arXiv 2110.10811, section 3.2).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.pruning.costs import Widths
 
 Kept = dict[str, np.ndarray]
-"""Group name -> sorted indices of the channels that stay; none of them where the block is removed."""
+"""Group name -> sorted indices of the kept channels; empty if the block is removed."""
 
 
 class Costs(Protocol):
@@ -33,21 +33,21 @@ class Costs(Protocol):
 
 @dataclass(frozen=True)
 class Rules:
-    """What a selection must respect."""
+    """Constraints of a selection."""
 
     align: int = 1
     min_channels: int = 3
     removable: tuple[tuple[str, ...], ...] = ()
-    """Groups of the same block: they may go to 0 together."""
+    """Groups of the same block, which may become 0 together."""
     unit_channels: Mapping[str, int] = field(default_factory=dict)
-    """Group -> channels that each of its units stands for, where it is more than one."""
+    """Group -> channels in each of its units, if more than one."""
 
     def step(self, name: str) -> int:
-        """Units of the group that are a multiple of the alignment."""
+        """Number of units of the group that is a multiple of the alignment."""
         return self.align // math.gcd(self.align, self.unit_channels.get(name, 1))
 
     def widths_below(self, name: str, width: int) -> list[int]:
-        """The widths that the group may have, falling from `width` itself, in units."""
+        """The allowed widths of the group in units, from `width` downwards."""
         step = self.step(name)
         least = -(-self.min_channels // (self.unit_channels.get(name, 1) * step)) * step
         if least >= width:
@@ -57,10 +57,10 @@ class Rules:
 
 
 def select(scores: dict[str, np.ndarray], costs: Costs, limit: float, rules: Rules, *, unit: str) -> Kept:
-    """Keep the channels of highest score such that `costs` is at most `limit`, and as near to it as steps
-    allow.
+    """Keep the channels with the highest scores such that `costs` is at most `limit`, and as close to it as
+    the steps allow.
 
-    Raises SlimdeployError where even the narrowest widths cost more; it names that least cost in `unit`.
+    Raises SlimdeployError if even the smallest widths cost more; the error names that cost in `unit`.
     """
     peeling = _Peeling(scores, costs, rules)
     peeling.lower_to(limit)
@@ -74,26 +74,24 @@ def select(scores: dict[str, np.ndarray], costs: Costs, limit: float, rules: Rul
 
 
 def best_channels(scores: np.ndarray, count: int) -> np.ndarray:
-    """Sorted indices of the `count` highest scores, the earlier channel first among equals."""
+    """Sorted indices of the `count` highest scores; of equal scores the earlier channel."""
     return np.sort(np.argsort(-scores, kind="stable")[:count])
 
 
 class _Peeling:
-    """Widths on their way down, and the steps that led there."""
+    """Widths during the reduction, and the steps taken."""
 
     def __init__(self, scores: dict[str, np.ndarray], costs: Costs, rules: Rules) -> None:
         self.widths: Widths = {name: len(values) for name, values in scores.items()}
         self._costs, self._rules = costs, rules
-        # Importance of a group's k best channels, for every k.
+        # Importance of the k best channels of a group, for every k.
         self._worth = {n: np.concatenate([[0.0], np.cumsum(np.sort(v)[::-1])]) for n, v in scores.items()}
         self._ladder = {name: rules.widths_below(name, width) for name, width in self.widths.items()}
         self._steps: list[tuple[Widths, Widths]] = []
         self.cost = costs.total(self.widths)
 
     def lower_to(self, limit: float) -> None:
-        """Take the cheapest step again and again until the cost is within `limit` or nothing is left to
-        take.
-        """
+        """Take the cheapest step until the cost is within `limit` or no step is left."""
         if self.cost > limit:
             self._align()
         queue = [(self._price(change), i, change) for i, change in enumerate(self._openings())]
@@ -101,7 +99,7 @@ class _Peeling:
         order = len(queue)
         while self.cost > limit and queue:
             _, _, change = heapq.heappop(queue)
-            price = self._price(change)  # what neighbours lost meanwhile has made it dearer
+            price = self._price(change)  # steps of neighbouring groups have changed its price
             if queue and price > queue[0][0]:
                 heapq.heappush(queue, (price, order, change))
                 order += 1
@@ -112,7 +110,7 @@ class _Peeling:
                 order += 1
 
     def _align(self) -> None:
-        """Bring every width to a multiple of the alignment, as one that is cut at all must have."""
+        """Round every width that is reduced at all to a multiple of the alignment."""
         for name, ladder in self._ladder.items():
             if len(ladder) > 1 and ladder[0] % self._rules.step(name):
                 change = {name: ladder[1]}
@@ -120,7 +118,7 @@ class _Peeling:
                 self.widths.update(change)
 
     def fill_up_to(self, limit: float) -> None:
-        """Take back steps that the budget still has room for, the dearest and latest first."""
+        """Undo steps that still fit in the budget, the most expensive and latest first."""
         for before, after in reversed(self._steps):
             if all(self.widths[name] == width for name, width in after.items()):
                 added = -self._costs.saving(self.widths, before)
@@ -145,12 +143,12 @@ class _Peeling:
                     yield removal
 
     def _removal(self, names: tuple[str, ...]) -> Widths | None:
-        """The step that removes a block, once all its groups are as narrow as they get."""
+        """The step that removes a block, available when all its groups have their minimum width."""
         at_the_end = all(self.widths[name] == self._ladder[name][-1] for name in names)
         return dict.fromkeys(names, 0) if at_the_end else None
 
     def _price(self, change: Widths) -> float:
-        """Importance lost for each unit of cost saved."""
+        """Importance lost per unit of cost saved."""
         lost = sum(float(self._worth[n][self.widths[n]] - self._worth[n][w]) for n, w in change.items())
         saved = self._costs.saving(self.widths, change)
         return lost / saved if saved > 0 else np.inf

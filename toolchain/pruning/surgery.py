@@ -1,4 +1,4 @@
-"""The cut itself: a network without the channels that were not kept."""
+"""Cut a network: build it with only the kept channels."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Folding:
-    """What became of the constants f(β) that removed channels still passed on."""
+    """What happened to the constants f(β) of removed channels."""
 
     channels: int
-    """Removed channels that passed on something."""
+    """Removed channels with a constant other than 0."""
     exact: tuple[str, ...]
-    """Layers that took the constants up exactly."""
+    """Layers that absorbed the constants exactly."""
     approximate: tuple[str, ...]
-    """Padded convolutions: at the border, which the zeros reach, the constants differ; folded as inside."""
+    """Padded convolutions: folding is exact inside the image, but not at the border, where they read
+    zeros.
+    """
 
 
 NOTHING_FOLDED = Folding(0, (), ())
@@ -42,12 +44,11 @@ NOTHING_FOLDED = Folding(0, (), ())
 def prune_network(
     network: GraphNetwork, groups: list[ChannelGroup], kept: Kept, *, fold: bool = True
 ) -> tuple[GraphNetwork, Folding]:
-    """A new network that holds only the kept channels; `network` stays as it is.
+    """A new network with only the kept channels; `network` is not changed.
 
-    Without `fold` it computes what `network` computes with γ and β (without BN: filter and bias) of the
-    removed channels at zero. With it, what it computes with only γ (without BN: the filter) at zero: the
-    constant that a removed channel still passes on moves into the layer that reads it, exactly where that
-    doesn't pad its input.
+    Without `fold` it equals `network` with γ and β (without BN: filter and bias) of the removed channels set
+    to zero. With `fold` it equals `network` with only γ (without BN: the filter) set to zero: the constant of
+    a removed channel is folded into the layer that reads it. This is exact unless that layer pads its input.
     """
     cut = _Cut(network, keep_masks(network.graph, groups, kept))
     folding = _fold_constants(network, cut, groups, kept) if fold else NOTHING_FOLDED
@@ -58,17 +59,17 @@ def prune_network(
 def prune_compensated(
     network: GraphNetwork, groups: list[ChannelGroup], kept: Kept, moments: dict[str, InputMoments]
 ) -> GraphNetwork:
-    """As `prune_network`, but each layer that read removed channels is refitted by least squares to the kept
-    ones.
+    """Like `prune_network`, but each layer that read removed channels is refitted to the kept ones by least
+    squares.
 
-    `moments` of every layer that reads a group's channels: see compensation.compensate.
+    `moments` are needed for every layer that reads a group's channels: see compensation.compensate.
     """
     graph = network.graph
     cut = _Cut(network, keep_masks(graph, groups, kept))
     for name in dict.fromkeys(reader for group in groups for reader in group.consumers):
         value, taps = source_of(graph, graph.by_name[name])
         stays = cut.masks[value]
-        if stays.all() or not stays.any():  # nothing is lost, or the whole branch goes
+        if stays.all() or not stays.any():  # nothing is removed, or the whole branch is
             continue
         weight = network.weight(name)
         by_channel = weight.unflatten(1, (-1, taps)) if taps > 1 else weight
@@ -79,7 +80,7 @@ def prune_compensated(
 
 
 class _Cut:
-    """A network on its way: tensors at their full size, changed by what is folded into them."""
+    """The network during the cut: tensors at full size, with constants folded in."""
 
     def __init__(self, network: GraphNetwork, masks: Masks) -> None:
         self.graph, self.masks, self._training = network.graph, masks, network.training
@@ -87,13 +88,13 @@ class _Cut:
         self._narrowed: set[str] = set()
 
     def read_with(self, name: str, weight: Tensor) -> None:
-        """Give the layer a weight that has lost its removed inputs already."""
+        """Set the weight of a layer from which the removed inputs are already cut."""
         self._state[f"{name}.weight"] = weight.to(self._state[f"{name}.weight"].device)
         self._narrowed.add(name)
 
     def add_constant(self, name: str, shift: Tensor) -> None:
-        """Add `shift` (O,) to a layer's outputs: through the BN behind it, which subtracts its mean, else
-        through its bias, which it gets where it has none.
+        """Add `shift` (O,) to the outputs of a layer: in the BN after it (by its mean) or else in its bias,
+        which is created if missing.
         """
         node = self.graph.by_name[name]
         bn = batchnorm_behind(self.graph, node)
@@ -106,7 +107,7 @@ class _Cut:
         self._state[target] = (old.double() + sign * shift.to(old.device)).to(old.dtype)
 
     def network(self) -> GraphNetwork:
-        """The network of what is kept."""
+        """The network with the kept channels."""
         made = GraphNetwork(cut_graph(self.graph, self.masks))
         state = narrowed(self._state, self.graph, made.graph, self.masks, done=self._narrowed)
         made.load_state_dict(state)
@@ -114,8 +115,8 @@ class _Cut:
 
 
 def narrowed(tensors: State, graph: Graph, cut: Graph, masks: Masks, *, done: Collection[str] = ()) -> State:
-    """Of `tensors`, named as in the state dict of `graph`, those of the nodes that `cut` still has, without
-    the channels at False of `masks`. The weights of the layers `done` have lost their inputs already.
+    """The tensors of the nodes in `cut`, named as in the state dict of `graph`, without the channels that are
+    False in `masks`. Inputs of the layers in `done` are cut already.
     """
     found = {}
     for node in cut.nodes:

@@ -1,1 +1,1 @@
-"""`slimdeploy report`: a run as one page to look at. Reading, charts and page are apart."""
+"""`slimdeploy report`: reads a run, draws its charts and writes the page."""

@@ -1,4 +1,4 @@
-"""From values to places on a drawing, and the round numbers to write beside them."""
+"""Scales from values to positions on a drawing, and round numbers for the labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Axis:
-    """`low` and `high` widen the range of the data; `write` turns a value into a label."""
+    """`low` and `high` extend the range of the data; `write` converts a value to a label."""
 
     label: str
     write: Callable[[float], str] = lambda value: f"{value:g}"
@@ -17,7 +17,7 @@ class Axis:
     low: float | None = None
     high: float | None = None
     whole: bool = False
-    """Only whole numbers are written."""
+    """Label only whole numbers."""
 
 
 def ticks(low: float, high: float, *, log: bool = False, most: int = 6) -> list[float]:
@@ -41,7 +41,7 @@ def ticks(low: float, high: float, *, log: bool = False, most: int = 6) -> list[
 
 @dataclass(frozen=True)
 class Scale:
-    """Places the values from `low` to `high` between `start` and `end` on the drawing."""
+    """Maps values from `low` to `high` to positions between `start` and `end`."""
 
     low: float
     high: float
@@ -62,7 +62,7 @@ class Scale:
 
 
 def scale(axis: Axis, values: Sequence[float], start: float, end: float) -> Scale:
-    """The scale that shows all `values`, and what the axis asks for beyond."""
+    """The scale for all `values`, extended as required by the axis."""
     low = min(values) if axis.low is None else min(axis.low, *values)
     high = max(values) if axis.high is None else max(axis.high, *values)
     if low == high:

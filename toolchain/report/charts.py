@@ -1,4 +1,4 @@
-"""The charts of a run: each function turns facts into one chart."""
+"""The charts of a run: each function creates one chart from data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from slimdeploy.toolchain.report.svg import (
 )
 
 ORIGINAL, FINAL, THIRD, PALE, FOURTH = 0, 1, 2, 3, 4
-"""Colours: what stands for the original and for the final network is the same in every chart."""
+"""Colours of the original and the final network, the same in every chart."""
 ALIGNMENT = 8
 QUANTILES = (*range(100), 99.5, 99.9, 100)
 
@@ -26,7 +26,7 @@ EPOCH = Axis("epoch", lambda value: f"{value:.0f}", whole=True)
 
 
 def curves(run: Run) -> list[Chart]:
-    """Accuracy and loss of sparse training and of fine-tuning, and how γ went to zero."""
+    """Accuracy and loss of sparse training and fine-tuning, and the share of γ at zero."""
     charts = []
     for name, what in (("sparse", "Sparse training"), ("final", "Fine-tuning")):
         history = run.histories[name]
@@ -49,7 +49,7 @@ def _curve(history: list[dict[str, float]], key: str, title: str, figure: str, y
         Series(name, [(record["epoch"], record[f"{split}_{figure}"]) for record in history], colour)
         for colour, (split, name) in enumerate((("train", "training"), ("val", "validation")))
     ]
-    note = "The training figure is taken on augmented images, while the weights move."
+    note = "The training accuracy is measured on augmented images, while the weights change."
     return xy_chart(key, title, series, x=EPOCH, y=y, note=note)
 
 
@@ -84,9 +84,9 @@ def gamma_histogram(run: Run) -> Chart:
 
 
 def strength_text(strength: float | str) -> str:
-    """`--sparsity` in words: a fixed λ, or the share that it was steered to."""
+    """`--sparsity` as text: a fixed λ, or the target share."""
     if isinstance(strength, str):
-        return f"λ steered to {float(strength.removeprefix('auto:')):.0%} zeros"
+        return f"λ adjusted to {float(strength.removeprefix('auto:')):.0%} zeros"
     return f"λ = {strength:g}"
 
 
@@ -97,7 +97,7 @@ def _counts(values: np.ndarray, edges: np.ndarray) -> list[tuple[float, float]]:
 
 
 def kept_channels(original: Model, final: Model) -> list[Chart]:
-    """Output channels of every convolution: kept, and kept rounded up to what hardware works on."""
+    """Output channels of every convolution: kept, and kept rounded up to the alignment of hardware."""
     full, kept = original.convs(), final.convs()
     layers = []
     for name, conv in full.items():
@@ -105,7 +105,7 @@ def kept_channels(original: Model, final: Model) -> list[Chart]:
         layers.append(Kept(name, conv.out_channels, width, round_up(width, ALIGNMENT)))
     note = (
         f"{sum(layer.kept for layer in layers):,} of {sum(layer.full for layer in layers):,} output channels "
-        f"kept; between the colours, what rounding up to a multiple of {ALIGNMENT} adds."
+        f"kept; the lighter part is added by rounding up to a multiple of {ALIGNMENT}."
     )
     return kept_charts("channels", layers, pale=PALE, middle=THIRD, strong=FINAL, note=note)
 
@@ -128,7 +128,7 @@ def ratio_curve(run: Run) -> Chart | None:
         if "accuracy" in run.stages[name]
     )
     if any("after" in accuracy for _, accuracy in cuts):
-        del steps["final"]  # which is the last of the others
+        del steps["final"]  # the final network is the last of the others
     series = []
     for key, (name, colour) in steps.items():
         found = [(share, accuracy[key]) for share, accuracy in cuts if key in accuracy]
@@ -145,7 +145,7 @@ def ratio_curve(run: Run) -> Chart | None:
 
 
 def latencies(run: Run) -> list[Chart]:
-    """The distribution of all timed runs, a chart a batch size."""
+    """The distribution of all timed runs, one chart per batch size."""
     charts = []
     for batch in sorted({row["batch"] for row in run.bench["rows"]}):
         rows = [row for row in run.bench["rows"] if row["batch"] == batch]
@@ -161,7 +161,7 @@ def latencies(run: Run) -> list[Chart]:
         x = Axis("time of a run", milliseconds, log=True)
         y = Axis("share of runs", lambda v: f"{100 * v:.4g} %", low=0, high=1)
         charts.append(xy_chart(f"latency-{batch}", f"Latency at batch {batch}: share of runs within a time",
-                               series, x=x, y=y, note=f"{note} The steeper, the steadier."))  # fmt: skip
+                               series, x=x, y=y, note=f"{note} Steep: little variation."))  # fmt: skip
     return charts
 
 
@@ -175,8 +175,8 @@ def layer_scatter(run: Run, times: dict[str, dict[str, float]], *, batch: int) -
     total = {name: sum(layers.values()) for name, layers in times.items()}
     rest = {name: layers.get(OTHER, 0.0) / total[name] for name, layers in times.items()}
     note = (
-        f"Batch {batch}, onnxruntime on the CPU, each convolution with its ReLU. Along a diagonal the "
-        "arithmetic is done equally fast; what lies higher runs less well. Not shown: pooling and "
+        f"Batch {batch}, onnxruntime on the CPU, each convolution with its ReLU. On a diagonal the "
+        "speed is the same; layers above it are slower per MAC. Not shown: pooling and "
         f"reordering, {rest['original']:.0%} of the original's time and {rest['final']:.0%} of the final's."
     )
     x, y = Axis("MACs", compact, log=True), Axis("time", milliseconds, log=True)
@@ -184,12 +184,12 @@ def layer_scatter(run: Run, times: dict[str, dict[str, float]], *, batch: int) -
 
 
 def removed_share(original: Model, cut: Model) -> float:
-    """Share of the prunable channels that pruning removed, whatever its target was."""
+    """The share of the prunable channels that pruning removed, for any target."""
     return 1 - len(cut.scales) / max(len(original.scales), 1)
 
 
 def run_option(run: Run, stage: str, name: str) -> float | str | None:
-    """An option of a stage, as the final checkpoint's provenance tells it; None without such a stage."""
+    """An option of a stage, from the provenance of the final checkpoint; None without that stage."""
     found = (entry for entry in run.final.info.provenance if entry["stage"] == stage)
     return next((entry["options"][name] for entry in found), None)
 

@@ -1,4 +1,4 @@
-"""Charts of what a classifier answers: class by class, its confusions, and how sure it is."""
+"""Charts of a classifier's predictions: accuracy by class, confusions, calibration."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from slimdeploy.toolchain.report.svg import (
 )
 
 MOST = 20
-"""Classes in a picture of confusions: more would leave no room for their names."""
+"""Maximum number of classes in a confusion matrix, so that their names fit."""
 NUMBERED = 12
-"""Classes up to which each cell shows its number."""
+"""Maximum number of classes for which cells show numbers."""
 
 
 def class_charts(found: Predictions) -> list[Chart]:
-    """All of them: original beside final."""
+    """All charts, original beside final."""
     both = (("original", found.original, ORIGINAL), ("final", found.final, FINAL))
     return [
         class_recall(found),
@@ -48,7 +48,7 @@ def class_charts(found: Predictions) -> list[Chart]:
 
 
 def class_recall(found: Predictions) -> Chart:
-    """Accuracy within each class, original against final; of a class without images 0."""
+    """Accuracy within each class, original and final; 0 for a class without images."""
     series = [
         Series(name, [(i, value or 0.0) for i, value in enumerate(one.recall)], colour)
         for name, one, colour in (("original", found.original, ORIGINAL), ("final", found.final, FINAL))
@@ -71,15 +71,15 @@ def reliability_chart(models: Sequence[tuple[str, Evaluation, int]]) -> Chart:
     errors = ", ".join(f"{name} {percent(one.reliability.error)}" for name, one, _ in models)
     note = (
         f"Expected calibration error over {BINS} bins (arXiv 1706.04599): {errors}. Below the diagonal a "
-        "network is surer than it is right."
+        "network is overconfident."
     )
     x, y = Axis("confidence", SHARE.write, low=0, high=1), Axis("accuracy", SHARE.write, low=0, high=1)
     return xy_chart("reliability", "Accuracy against confidence", series, x=x, y=y, note=note)
 
 
 def confusion_chart(key: str, title: str, found: Evaluation, class_names: Sequence[str]) -> Chart:
-    """Share of each true class's images (rows) by answer (columns), of the MOST classes with the most wrong
-    answers.
+    """Share of each true class's images (rows) by predicted class (columns), for the MOST classes with the
+    most errors.
     """
     confusion = found.confusion
     wrong = confusion.sum(0) + confusion.sum(1) - 2 * confusion.diagonal()
@@ -103,15 +103,15 @@ def confusion_chart(key: str, title: str, found: Evaluation, class_names: Sequen
                          f' y="{top:.1f}" width="{width:.1f}" height="{height:.1f}"/>')  # fmt: skip
             if len(names) <= NUMBERED and images:
                 parts.append(_word(str(images), left + width / 2, middle + size / 3, size, "middle"))
-            text = f"{names[i]} answered as {names[j]}: {images} of {totals[i]} ({percent(share)})"
+            text = f"{names[i]} predicted as {names[j]}: {images} of {totals[i]} ({percent(share)})"
             stops.append((round(left + width / 2, 1), round(middle, 1), text))
     for j, name in enumerate(short):
         x, y = margin + width * (j + 0.5) + size / 3, HEIGHT - margin + 6
         parts.append(f'<text text-anchor="end" style="font-size:{size:.1f}px" transform="rotate(-90 {x:.1f}'
                      f' {y:.1f})" x="{x:.1f}" y="{y:.1f}">{escape(name)}</text>')  # fmt: skip
-    note = "A row is a true class, a column an answer; colour by the square root of the row's share."
+    note = "A row is a true class, a column a predicted class; colour by the square root of the row's share."
     if len(names) < len(class_names):
-        note += f" The {len(names)} of {len(class_names)} classes with the most wrong answers."
+        note += f" The {len(names)} of {len(class_names)} classes with the most errors."
     rows = [[name, *map(str, row.tolist())] for name, row in zip(names, cells, strict=True)]
     return Chart(key, title, drawing(title, parts, stops), (["", *names], rows), note)
 
@@ -124,7 +124,7 @@ def _word(text: str, x: float, y: float, size: float, anchor: str) -> str:
 
 
 def _fitting_marks(names: Sequence[str]) -> list[tuple[int, str]]:
-    """As many of the categories' names, shortened, as fit below the axis side by side."""
+    """As many category names, shortened, as fit below the axis."""
     shown = [name if len(name) <= 9 else f"{name[:8]}…" for name in names]
     needed = (max(map(len, shown)) + 1) * LETTER
     slot = (WIDTH - LEFT - RIGHT) / len(shown)

@@ -1,4 +1,4 @@
-"""What a report says, in order, before it becomes HTML or Markdown."""
+"""The content of a report, in order, independent of HTML or Markdown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Rows = Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """An image (H, W, 3) uint8 and the line below it."""
+    """An image (H, W, 3) uint8 and its caption."""
 
     image: np.ndarray
     caption: str
@@ -30,8 +30,8 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, then whatever there is of: paragraphs, warnings, a table (its header first), charts,
-    images and commands. Two that are `narrow`, one after the other, share the width of a wide screen.
+    """A heading, followed by any of: paragraphs, warnings, a table (header first), charts, images and
+    commands. Two consecutive `narrow` sections share the width of a wide screen.
     """
 
     title: str
@@ -46,7 +46,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """`summary` is a sentence for who reads nothing else, `figures` are shown large beside it."""
+    """`summary` is one sentence, `figures` are large numbers beside it."""
 
     title: str
     lead: Sequence[str]
@@ -66,7 +66,7 @@ def run_report(
     layer_times: dict[str, dict[str, float]] | None,
     layer_batch: int,
 ) -> Report:
-    """The report of one run. `predictions` may be the reason why there are none."""
+    """The report of one run. `predictions` may be the reason why they are missing."""
     graph, machine = run.final.info.graph, run.bench["machine"]
     stem = f" with the {graph.origin['stem']} stem" if "stem" in graph.origin else ""
     lead = [
@@ -136,13 +136,13 @@ def _comparison_lines(bench: dict[str, Any]) -> list[str]:
             f"Batch {one['batch']}: {noisy}{one['speedup']:.2f} times as fast (95 %: {low:.2f} to {high:.2f})"
         )
         if one["mac_ratio"]:
-            line += f" with {one['mac_ratio']:.2f} times fewer MACs, so realised is {one['realised']:.2f}"
+            line += f" with {one['mac_ratio']:.2f} times fewer MACs, realised {one['realised']:.2f}"
         lines.append(line + ".")
     return lines
 
 
 def sentence(remark: str) -> str:
-    """A remark of a result as a sentence of its own."""
+    """A remark of a result as a sentence."""
     return f"{remark[0].upper()}{remark[1:]}."
 
 
@@ -156,7 +156,7 @@ def _warnings(bench: dict[str, Any]) -> list[str]:
 
 def _answers(predictions: Predictions | str, most: int = 24) -> Section:
     if isinstance(predictions, str):
-        return Section("Answers", warnings=[f"Not compared image by image: {predictions}."])
+        return Section("Answers", warnings=[f"No comparison image by image: {predictions}."])
     lost, gained = predictions.lost(), predictions.gained()
     names = predictions.class_names
     shown = [*lost[: most // 2], *gained[: most // 2]]
@@ -166,7 +166,8 @@ def _answers(predictions: Predictions | str, most: int = 24) -> Section:
         true, old, new = (names[numbers[i]] for numbers in found)
         thumbnails.append(Thumbnail(predictions.images[i], f"{true}: {old} → {new}"))
     text = (
-        f"Of {len(predictions.labels):,} test images, {len(lost):,} that the original gets right are wrong "
+        f"Of {len(predictions.labels):,} test images, {len(lost):,} that the original classifies correctly "
+        "are wrong "
         f"in the final network, and {len(gained):,} the other way round."
     )
     more = f"Shown: {len(shown)} of them, as true class: original's answer → final's." if shown else ""
@@ -200,12 +201,12 @@ def _machine(bench: dict[str, Any]) -> Rows:
     ]
     if (others := bench["conditions"].get("during", {}).get("other_work")) is not None:
         rows.append(["other work while timing, processors", f"{others:.2f}", ""])
-    rows.append(["not told by this machine", ", ".join(bench["conditions"]["missing"]) or "–", ""])
+    rows.append(["not available on this machine", ", ".join(bench["conditions"]["missing"]) or "–", ""])
     return rows
 
 
 def _plain(value: Any) -> str:
-    """A setting as a reader writes it."""
+    """A setting as text."""
     if value is None or isinstance(value, bool):
         return {None: "–", True: "yes", False: "no"}[value]
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

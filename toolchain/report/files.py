@@ -1,4 +1,4 @@
-"""Writes a report: one HTML page, or Markdown with its charts as SVG and PNG files for a paper."""
+"""Write a report: one HTML page, or Markdown with charts as SVG and PNG files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_html(report: Report, output: Path) -> None:
 def write_markdown(report: Report, output: Path) -> list[Path]:
     """Write the Markdown file, and beside it a folder `<stem>-charts` with each chart as SVG and PNG.
 
-    Returns all files written. Raises ModuleNotFoundError without resvg_py, which draws the PNGs.
+    Returns all written files. Raises ModuleNotFoundError without resvg_py, which renders the PNGs.
     """
     import resvg_py
 
@@ -40,7 +40,7 @@ def write_markdown(report: Report, output: Path) -> list[Path]:
 
 
 def markdown(report: Report, folder: str) -> str:
-    """The report as Markdown that shows the charts in `folder`."""
+    """The report as Markdown, with the charts in `folder`."""
     lines, number = [f"# {report.title}", ""], 0
     if report.summary:
         lines += [f"**{report.summary}**", ""]

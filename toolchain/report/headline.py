@@ -1,4 +1,4 @@
-"""Original against final: the sentence, the few large figures and the table that a report begins with."""
+"""The beginning of a report: summary, large figures, and the table of original and final network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Bench = dict[str, Any]
 
 @dataclass(frozen=True)
 class Figure:
-    """A large figure, what it is, and how well it is known."""
+    """A large number, its name, and its uncertainty."""
 
     value: str
     what: str
@@ -42,7 +42,7 @@ def pairs(bench: Bench) -> list[Pair]:
 
 
 def summary(bench: Bench) -> str:
-    """What came of it, in a sentence for who reads nothing else."""
+    """The result in one sentence."""
     found = pairs(bench)
     speeds = [f"{_speed(pair)} at batch {pair.batch}" for pair in found]
     first = found[0]
@@ -56,11 +56,11 @@ def summary(bench: Bench) -> str:
         verdict = (
             f"{answer} accurate than the original"
             if answer
-            else f"as accurate as the original, as far as {images:,} test images can tell"
+            else f"as accurate as the original within the resolution of {images:,} test images"
         )
         text += f" and is {verdict}"
     noisy = [f"batch {pair.batch}" for pair in found if not pair.compared["interval_reached"]]
-    doubt = f" Not known as well as asked for: the speed-up at {' and '.join(noisy)}." if noisy else ""
+    doubt = f" Less precise than requested: the speed-up at {' and '.join(noisy)}." if noisy else ""
     return f"{text}.{doubt}"
 
 
@@ -91,7 +91,7 @@ def figures(bench: Bench) -> list[Figure]:
 
 
 def headline(bench: Bench) -> list[list[str]]:
-    """Original against final, and the factor between them, with its 95 % interval where it was measured."""
+    """Original and final network with their ratio, and its 95 % interval if measured."""
     rows = [["", "original", "final", "factor (95 %)"]]
     found = pairs(bench)
     first = found[0]

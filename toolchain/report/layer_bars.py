@@ -1,4 +1,4 @@
-"""What is kept of each layer: a bar a layer with its name and its numbers, in as many charts as it takes."""
+"""Kept channels of each layer: one bar per layer with name and numbers, in as many charts as needed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from itertools import groupby
 from slimdeploy.toolchain.report.svg import HEIGHT, LETTER, WIDTH, Chart, Stop, drawing, legend
 
 MOST = 20
-"""Layers in a chart: more would leave no room for their names."""
+"""Maximum number of layers per chart, so that their names fit."""
 GAP = 6
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A layer's channels: before, now, and now rounded up to what hardware works on."""
+    """Channels of a layer: original, kept, and kept rounded up to the alignment of hardware."""
 
     name: str
     full: int
@@ -27,7 +27,9 @@ class Kept:
 def kept_charts(
     key: str, layers: Sequence[Kept], *, pale: int, middle: int, strong: int, note: str
 ) -> list[Chart]:
-    """Charts of `layers` in order, cut where their names' first part changes; colours as in svg.STYLE."""
+    """Charts of `layers` in order, split where the first part of the names changes; colours as in
+    svg.STYLE.
+    """
     parts = _parts(layers)
     return [
         _chart(f"{key}-{i}", part, (pale, middle, strong), note if i == 1 else "")
@@ -36,7 +38,7 @@ def kept_charts(
 
 
 def _parts(layers: Sequence[Kept]) -> list[list[Kept]]:
-    """Runs of at most MOST layers, of one stage as far as that goes."""
+    """Groups of at most MOST layers, of the same stage if possible."""
     parts: list[list[Kept]] = [[]]
     for _, group in groupby(layers, key=lambda layer: layer.name.split(".")[0]):
         stage = list(group)
@@ -56,7 +58,7 @@ def _chart(key: str, layers: Sequence[Kept], colours: tuple[int, int, int], note
     slot = (HEIGHT - top) / max(len(layers), MOST // 2)
     size = min(12.0, slot)
     numbers = [f"{layer.kept} of {layer.full}" for layer in layers]
-    letter = LETTER * 1.05 * size / 12  # names and numbers have wide letters
+    letter = LETTER * 1.05 * size / 12  # letters in names and numbers are wide
     left = max(len(layer.name) for layer in layers) * letter + GAP
     room = WIDTH - left - max(map(len, numbers)) * letter - GAP
     parts = [words]

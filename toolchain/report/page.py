@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: no network, no other file."""
+"""A report as one HTML page without external files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from slimdeploy.toolchain.report.svg import Chart
 
 NBSP = "\u00a0"
 SLIM = 4
-"""Columns that a telephone has room for."""
+"""Maximum number of columns on a phone."""
 
 
 def html_page(report: Report) -> str:
@@ -77,14 +77,14 @@ def _table(rows: Rows) -> str:
 
     head, *rest = rows
     body = "".join(row(cells, "td") for cells in rest)
-    # Wide tables scroll by themselves, by keyboard too, and the page doesn't; slim ones are made to fit.
+    # Wide tables scroll inside their box, also by keyboard; narrow ones are made to fit.
     slim = ' class="slim"' if len(head) <= SLIM else ""
     table = f"<table{slim}><thead>{row(head, 'th')}</thead><tbody>{body}</tbody></table>"
     return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
 def _unbroken(cell: str) -> str:
-    """A figure stays with its unit where a line breaks; what stands in brackets may have its own line."""
+    """Keep a number with its unit on one line; a part in brackets may be on its own line."""
     return cell.replace(" ", NBSP).replace(f"{NBSP}(", " (")
 
 

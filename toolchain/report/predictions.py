@@ -1,4 +1,4 @@
-"""What the original and the final network answer, image by image."""
+"""Predictions of the original and the final network, image by image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Predictions:
-    """`images` (N, H, W, 3) uint8, and what both networks answer to them."""
+    """`images` (N, H, W, 3) uint8, and the predictions of both networks."""
 
     images: np.ndarray | FileImages
     original: Evaluation
@@ -30,22 +30,22 @@ class Predictions:
 
     @property
     def labels(self) -> np.ndarray:
-        """(N,): the true class numbers."""
+        """(N,): the true class indices."""
         return self.final.labels
 
     def lost(self) -> np.ndarray:
-        """Numbers of the images that only the original gets right."""
+        """Indices of the images that only the original classifies correctly."""
         return np.flatnonzero(self.original.correct & ~self.final.correct)
 
     def gained(self) -> np.ndarray:
-        """Numbers of the images that only the final network gets right."""
+        """Indices of the images that only the final network classifies correctly."""
         return np.flatnonzero(~self.original.correct & self.final.correct)
 
 
 def predict(onnx: Mapping[str, Path], info: ModelInfo) -> Predictions:
-    """Run both ONNX files, `original` and `final`, over the test images that the network was trained with.
+    """Run both ONNX files, `original` and `final`, on the test images of the network's data.
 
-    Raises SlimdeployError where the data or the files aren't there any more.
+    Raises SlimdeployError if the data or the files no longer exist.
     """
     load = dataset_images(data_of(info, onnx["final"]))
     found = images_for(info.preprocessing, info.class_names, str(onnx["final"]), load)

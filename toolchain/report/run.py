@@ -1,4 +1,4 @@
-"""Everything that a report tells of a run, read from its folder. No torch here."""
+"""The data of a report, read from the folder of a run. No torch here."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from slimdeploy.toolchain.networks.layers import Layer, convolutions
 from slimdeploy.toolchain.run_record import read_record
 
 HEADER_KEY = "slimdeploy"
-"""Where a checkpoint carries its ModelInfo (toolchain.models.checkpoint, which needs torch)."""
+"""Key of the ModelInfo in a checkpoint (as in toolchain.models.checkpoint, which needs torch)."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network's description and the γ of its prunable layers, all in one array."""
+    """The description of a network, and the γ of its prunable layers in one array."""
 
     info: ModelInfo
     scales: np.ndarray
@@ -36,15 +36,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. Histories are the records of `<name>.history.jsonl`, an entry an epoch."""
+    """A finished run. Histories are the records of `<name>.history.jsonl`, an entry per epoch."""
 
     onnx: dict[str, Path]
-    """`original` and `final`, which may be gone."""
+    """`original` and `final`; the files may be missing."""
     original: Model
     final: Model
     pruned: dict[str, Model]
-    """By stage: `pruned`, which was fine-tuned, and `compare-<ratio>`, which were only evaluated; empty where
-    there are no files of them.
+    """By stage: `pruned`, which was fine-tuned, and `compare-<ratio>`, which were only evaluated; empty if
+    the files are missing.
     """
     stages: dict[str, dict[str, Any]]
     histories: dict[str, list[dict[str, Any]]]
@@ -53,9 +53,9 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read what `slimdeploy run` left in `folder`.
+    """Read the output of `slimdeploy run` in `folder`.
 
-    Raises SlimdeployError where the folder holds no run, or one that isn't finished.
+    Raises SlimdeployError if the folder contains no run, or an unfinished one.
     """
     if not (folder / "run.json").is_file():
         raise SlimdeployError(
@@ -67,7 +67,7 @@ def read_run(folder: Path) -> Run:
     if missing or not (folder / "table.json").is_file():
         raise SlimdeployError(
             f"the run in {folder} is not finished ({', '.join(missing) or 'its table'} missing): "
-            "the same slimdeploy run goes on with it"
+            "the same slimdeploy run continues it"
         )
     cuts = [name for name in stages if name == "pruned" or name.startswith("compare-")]
     return Run(
@@ -83,7 +83,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_model(path: Path) -> Model:
-    """Read a checkpoint's description and γ; raises SlimdeployError where it is missing or damaged."""
+    """Read a checkpoint's description and γ; raises SlimdeployError if it is missing or damaged."""
     try:
         with safetensors.safe_open(str(path), "numpy") as file:
             header = (file.metadata() or {}).get(HEADER_KEY, "")
@@ -99,7 +99,7 @@ def read_model(path: Path) -> Model:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The records of `<name>.history.jsonl`, an entry an epoch; empty where there is none."""
+    """The records of `<name>.history.jsonl`, an entry per epoch; empty if there is none."""
     if not path.is_file():
         return []
     problem = f"{path} is not a history of training"

@@ -1,4 +1,4 @@
-"""A run made stage by stage, read from its files: checkpoints and the result of `bench`. No torch here."""
+"""A run made stage by stage, read from its checkpoints and a `bench` result. No torch here."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from slimdeploy.toolchain.report.run import Model, Run, read_history, read_model
 from slimdeploy.toolchain.report.steps import latency_rows, step_row
 
 DONE = {"train": "trained", "import": "imported", "prune": "pruned", "finetune": "fine-tuned"}
-"""Stage that wrote a checkpoint -> the step in words."""
+"""Stage that wrote a checkpoint -> name of the step."""
 
 
 def read_stage_files(paths: Sequence[Path]) -> Run:
-    """The run whose checkpoints (at least two, in any order) and whose `bench` result are `paths`.
+    """The run with the checkpoints (at least two, in any order) and the `bench` result in `paths`.
 
-    The original network is the one with the fewest stages behind it, the final one that with the most. Raises
-    SlimdeployError where one of these is missing, the files aren't of one network's history, or the result
-    measured other networks.
+    The original network is the one with the fewest stages in its history, the final one that with the most.
+    Raises SlimdeployError if one of these is missing, if the files don't belong to one history, or if the
+    result contains other networks.
     """
     files = [path for path in paths if path.suffix != ".json"]
     documents = [path for path in paths if path.suffix == ".json"]
@@ -37,7 +37,7 @@ def read_stage_files(paths: Sequence[Path]) -> Run:
     first, *between, last = ordered
     original, final = read[first], read[last]
     if original.info.class_names != final.info.class_names:
-        raise SlimdeployError(f"{first} and {last} know other classes: they aren't of one run")
+        raise SlimdeployError(f"{first} and {last} have different classes: they are not from one run")
     cuts = [read[path] for path in between if _stage(read[path]) == "prune"]
     bench = results.read(documents[0], "bench")
     return Run(
@@ -60,7 +60,7 @@ def read_stage_files(paths: Sequence[Path]) -> Run:
 
 
 def _table(models: Sequence[Model], bench: dict[str, Any]) -> dict[str, Any]:
-    """What a report takes of a run's table."""
+    """The parts of a run's table that a report uses."""
     steps = []
     for model in models:
         cost = network_cost(model.info.graph, model.info.preprocessing.size)
@@ -72,9 +72,11 @@ def _table(models: Sequence[Model], bench: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured_files(bench: dict[str, Any], path: Path, models: dict[Path, Model]) -> dict[str, Path]:
-    """The ONNX files that were measured; raises SlimdeployError where they are of other networks."""
+    """The ONNX files that were measured; raises SlimdeployError if they are of other networks."""
     if not bench["comparisons"]:
-        raise SlimdeployError(f"{path} compares no two models: slimdeploy bench original.onnx final.onnx")
+        raise SlimdeployError(
+            f"{path} does not compare two models: slimdeploy bench original.onnx final.onnx"
+        )
     pair = pairs(bench)[0]
     found = {}
     for (checkpoint, model), (name, row) in zip(
@@ -91,7 +93,7 @@ def _measured_files(bench: dict[str, Any], path: Path, models: dict[Path, Model]
 
 
 def _found(row: dict[str, Any], bench: Path) -> Path:
-    """The file that was measured: where it was, or beside the result; raises nothing where it is gone."""
+    """Path of the measured file: its original path, or beside the result; it may not exist."""
     named = Path(row["model"])
     for place in (named, bench.parent / named.name):
         if place.is_file() and artifacts.sha256_file(place) == row["sha256"]:

@@ -1,4 +1,4 @@
-"""The rows of a run's table: a step each, with what the network is by then or how fast it runs."""
+"""Rows of a run's table: one per step, with the network's size or its speed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS = {
 
 
 def step_row(step: str, accuracy: float | None, *, params: int | None, macs: int | None) -> dict[str, Any]:
-    """What a network is after a step."""
+    """The network after a step."""
     return {**dict.fromkeys(COLUMNS), "step": step, "accuracy": accuracy, "params": params, "macs": macs}
 
 

@@ -1,7 +1,7 @@
-"""Charts as plain SVG: lines, steps, dots and bars, with the text that hovering and the arrow keys show.
+"""Charts as plain SVG: lines, steps, dots and bars, with texts for pointer and arrow keys.
 
-A chart is 400 wide, so that its letters stay readable on a telephone. Colours are classes (`c0`, `c1`, …)
-that the page gives a meaning in light and dark; `standalone` brings its own.
+A chart is 400 wide, so that its text is readable on a phone. Colours are classes (`c0`, `c1`, …), which the
+page defines for light and dark mode; `standalone` defines its own.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from slimdeploy.toolchain.report.axes import Axis, Scale, scale
 WIDTH, HEIGHT = 400, 270
 LEFT, RIGHT, BOTTOM = 48, 8, 40
 WORD = 14
-"""Height of the line of words above the plot."""
+"""Height of the labels above the plot."""
 LETTER = 6.3
-"""Width of an average letter at the font size of 12, to lay out legends."""
+"""Width of an average letter at font size 12, for the layout of legends."""
 
 STYLE = """
 text{font:12px system-ui,-apple-system,"Segoe UI","DejaVu Sans",Arial,sans-serif;fill:var(--text)}
@@ -40,12 +40,12 @@ DARK = (
 Table = tuple[list[str], list[list[str]]]
 """A header, and rows."""
 Stop = tuple[float, float, str]
-"""A place on the drawing, and what is said there."""
+"""A position on the drawing, and its text."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) in the order they are drawn. `form`: `line`, `steps` or `dots`; `names`, one a point."""
+    """Points (x, y) in drawing order. `form`: `line`, `steps` or `dots`; `names`: one per point."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -56,7 +56,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """`key` names its file; `table` is the same as figures: a header and rows."""
+    """`key` is the file name; `table` contains the same numbers: a header and rows."""
 
     key: str
     title: str
@@ -65,11 +65,11 @@ class Chart:
     note: str = ""
 
     def standalone(self) -> str:
-        """The chart as a file of its own, in light colours, with its title."""
+        """The chart as a separate file, in light colours, with its title."""
         start = self.svg.index(">") + 1
         colours = dict(pair.split(":") for pair in LIGHT.split(";"))
         style = STYLE
-        for number in range(5):  # for readers of SVG that know no CSS variables
+        for number in range(5):  # for SVG viewers without CSS variables
             colour = colours[f"--c{number}"]
             style = style.replace(
                 f".c{number}{{--c:var(--c{number})}}",
@@ -93,7 +93,7 @@ def xy_chart(
     lines: Sequence[tuple[float, str]] = (),
     note: str = "",
 ) -> Chart:
-    """Series over two axes. `lines` are verticals at an x with a word beside them."""
+    """Series in two axes. `lines` are labelled vertical lines."""
     points = [point for one in series for point in one.points]
     top, words = legend([(one.name, one.colour) for one in series])
     top += WORD if lines else 0
@@ -120,8 +120,8 @@ def bar_chart(
     overlaid: bool = False,
     note: str = "",
 ) -> Chart:
-    """A bar a category and series (its points' x is ignored), side by side or, `overlaid`, in front of each
-    other.
+    """One bar per category and series (the x of points is ignored), side by side or, `overlaid`, in front of
+    each other.
 
     `marks` are the categories named below the axis: there may be too many to name all.
     """
@@ -178,7 +178,7 @@ def _y_axis(axis: Axis, place: Scale) -> str:
 
 
 def _vertical(at: float, top: float, word: str) -> str:
-    """A dashed line, with its word above the plot, on the side that has more room."""
+    """A dashed line, with its label above the plot, on the wider side."""
     place = f'text-anchor="end" x="{at + 4:.1f}"' if at > WIDTH / 2 else f'x="{max(at - 4, LEFT):.1f}"'
     dashes = f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{top - 4:.1f}"'
     return f'{dashes} y2="{HEIGHT - BOTTOM}"/><text {place} y="{top - 7:.1f}">{escape(word)}</text>'
@@ -209,7 +209,9 @@ def _circles(series: Series, placed: Sequence[tuple[float, float]], *, radius: f
 
 
 def _stops(series: Sequence[Series], x: Axis, y: Axis, to_x: Scale, to_y: Scale) -> list[Stop]:
-    """What can be pointed at: every dot with its name; otherwise every x, with all series there."""
+    """The positions that can be pointed at: every dot with its name; otherwise every x, with all series
+    there.
+    """
     stops: list[Stop] = []
     by_x: dict[float, list[tuple[Series, float]]] = {}
     for one in series:
@@ -240,7 +242,7 @@ def _xy_table(series: Sequence[Series], x: Axis, y: Axis) -> Table:
 
 
 def legend(entries: Sequence[tuple[str, int]]) -> tuple[float, str]:
-    """Where the plot may begin, and the legend above it; none for a single series."""
+    """Top of the plot, and the legend above it; no legend for a single series."""
     if len(entries) < 2:
         return 14, ""
     parts, left, top = [], float(LEFT), 10
@@ -259,7 +261,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, name: str) -> str:
 
 
 def drawing(title: str, parts: Sequence[str], stops: Sequence[Stop]) -> str:
-    """The whole SVG; `stops` are what the pointer and the arrow keys find."""
+    """The whole SVG; `stops` are the positions for pointer and arrow keys."""
     data, label = escape(json.dumps(stops, ensure_ascii=False)), escape(title)
     head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{label}"'
     return f'{head} data-stops="{data}">{"".join(parts)}</svg>'

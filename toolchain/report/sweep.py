@@ -1,4 +1,4 @@
-"""What the report of a sweep says, in order."""
+"""The content of a sweep's report, in order."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from slimdeploy.toolchain.report.content import Report, Rows, Section, sentence
 from slimdeploy.toolchain.report.sweep_charts import Trial, label
 
 FILE = "sweep.json"
-CHOSEN_BY = "Trials are chosen by their accuracy on held-out training images; the test images only report."
+CHOSEN_BY = "Trials are chosen by their accuracy on held-out training images; test images are only reported."
 REPAIRED = (
-    "Cut: the channels removed and nothing else done. Repaired: constants folded, what was removed "
+    "Cut: only channels removed. Repaired: constants folded, removed channels "
     "compensated and BN recalibrated, where that helps."
 )
 
 
 def sweep_report(folder: Path) -> Report:
-    """The report of the sweep in `folder`, from its `sweep.json` alone: the trials may lie on other machines.
+    """The report of the sweep in `folder`, from its `sweep.json`: the trials may be on other machines.
 
-    Raises SlimdeployError where that file is damaged or of another version.
+    Raises SlimdeployError if that file is damaged or of another version.
     """
     sweep = results.read(folder / FILE, "sweep")
     trials, front, machine = sweep["trials"], sweep["front"], sweep["machine"]
@@ -68,7 +68,7 @@ def _list(name: str, values: list[float]) -> str:
 def _picked(sweep: dict[str, Any]) -> str:
     picked = sweep["picked"]
     if picked is None:
-        return "None was picked: slimdeploy sweep … --pick 'latency<=1ms' hands one on."
+        return "None was picked: slimdeploy sweep … --pick 'latency<=1ms' picks one."
     trial = next(trial for trial in sweep["trials"] if trial["name"] == picked["name"])
     return f"Picked for {' and '.join(picked['conditions'])}: {label(trial)}."
 

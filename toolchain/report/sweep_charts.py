@@ -30,7 +30,7 @@ def label(trial: Trial) -> str:
 
 
 def by_sparsity(trials: Sequence[Trial]) -> dict[float, Trial]:
-    """λ -> a trial with it: what comes before pruning is the same for all of them."""
+    """λ -> a trial with it: everything before pruning is the same for all trials with one λ."""
     found: dict[float, Trial] = {}
     for trial in trials:
         found.setdefault(trial["sparsity"], trial)
@@ -38,7 +38,7 @@ def by_sparsity(trials: Sequence[Trial]) -> dict[float, Trial]:
 
 
 def pareto(trials: Sequence[Trial], front: Sequence[str]) -> Chart:
-    """Validation accuracy against latency at the least batch; the front as a line."""
+    """Validation accuracy and latency at the smallest batch size; the front as a line."""
     batch = trials[0]["latency"][0]["batch"]
 
     def series(name: str, chosen: Iterable[Trial], colour: int, form: str) -> Series:
@@ -60,8 +60,8 @@ def pareto(trials: Sequence[Trial], front: Sequence[str]) -> Chart:
 
 
 def ratios(trials: Sequence[Trial]) -> list[Chart]:
-    """Test accuracy against the pruning ratio, before and after fine-tuning: a chart each λ and alignment
-    with several ratios.
+    """Test accuracy and pruning ratio, before and after fine-tuning: one chart per λ and alignment with
+    several ratios.
     """
     charts = []
     aligns = {trial["align"] for trial in trials}
@@ -84,7 +84,7 @@ def ratios(trials: Sequence[Trial]) -> list[Chart]:
 
 
 def gammas(trials: Sequence[Trial]) -> list[Chart]:
-    """|γ| of the prunable channels after the sparse training: a histogram each λ, all over the same axes."""
+    """|γ| of the prunable channels after sparse training: one histogram per λ, with the same axes."""
     found = by_sparsity(trials)
     edges = next(iter(found.values()))["gamma"]["edges"]
     used = max(i for t in found.values() for i, n in enumerate(t["gamma"]["counts"]) if n) + 1
@@ -109,7 +109,7 @@ def gammas(trials: Sequence[Trial]) -> list[Chart]:
 
 
 def curves(trials: Sequence[Trial], front: Sequence[str]) -> list[Chart]:
-    """Validation accuracy over the epochs: of the sparse training by λ, of the fine-tuning on the front."""
+    """Validation accuracy by epoch: of sparse training for each λ, of fine-tuning for the front."""
     trained = {f"λ {s:g}": t["curves"]["train"] for s, t in by_sparsity(trials).items()}
     best = sorted((t for t in trials if t["name"] in front), key=lambda t: front.index(t["name"]))
     tuned = {label(t): t["curves"]["finetune"] for t in best}

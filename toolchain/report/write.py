@@ -1,4 +1,4 @@
-"""The stage `report`: the folder of a run or a sweep, or what its stages wrote, in; a page out."""
+"""The stage `report`: write the report of a run, a sweep, or separate stages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAYER_BATCH = 64
 
 @dataclass(frozen=True)
 class ReportResult:
-    """The files written, the report itself first."""
+    """The written files, the report itself first."""
 
     files: tuple[Path, ...]
 
@@ -35,11 +35,11 @@ class ReportResult:
 def report_stage(
     paths: Sequence[Path], *, format: str, output: Path | None = None, force: bool = False
 ) -> ReportResult:
-    """Write the report of the run or the sweep in a folder, by default to `<folder>/report.html` or `.md`; or
-    of what was made stage by stage, its checkpoints and the result of `bench`, by default beside the latter.
+    """Write the report of a run or sweep in a folder, by default to `<folder>/report.html` or `.md`; or of
+    separate stages, from checkpoints and a `bench` result, by default beside the latter.
 
-    Raises SlimdeployError for a folder without a finished run or sweep, files that don't go together, or an
-    output that exists (a folder's default one is replaced: it is made from the folder and nothing else).
+    Raises SlimdeployError for a folder without a finished run or sweep, files that don't belong together, or
+    an existing output (the default output of a folder is replaced, since it can be created again).
     """
     folder = paths[0] if len(paths) == 1 and not paths[0].is_file() else None
     if output is None:
@@ -57,13 +57,13 @@ def report_stage(
 
 
 def build_report(run: Run) -> Report:
-    """Classify the run's test images with both networks, and time their layers."""
+    """Classify the run's test images with both networks, and measure the time of their layers."""
     predictions: Predictions | str
     try:
         predictions = predict(run.onnx, run.final.info)
     except (
         SlimdeployError
-    ) as error:  # the data may be gone, or on another machine: the rest is still worth a page
+    ) as error:  # the data may be missing or on another machine: write the rest of the report
         predictions = str(error)
     times = None
     if all(path.is_file() for path in run.onnx.values()):

@@ -1,1 +1,1 @@
-"""Runs a model behind one protocol, `session.Session`, whatever computes it. Only `torch.py` needs torch."""
+"""Sessions: one protocol, `session.Session`, over all runtimes. Only `torch.py` needs torch."""

@@ -1,7 +1,7 @@
-"""What each TensorRT version can do and how it wants to be asked: the one place where versions differ.
+"""Differences between TensorRT versions, all in one table.
 
-A row holds from its version on, up to the next row. Sources: NVIDIA's migration guides (8.x to 10.x, 10.x to
-11.x) and the names that the Python bindings of each version hold.
+A row applies from its version up to the next row. Sources: NVIDIA's migration guides (8.x to 10.x, 10.x to
+11.x) and the names in the Python bindings of each version.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from slimdeploy.toolchain.errors import SlimdeployError
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The differences that the build and the runtime have to know."""
+    """The differences that matter for building and running."""
 
     explicit_batch_flag: bool
-    """A network has to be asked for with EXPLICIT_BATCH; later ones know nothing else."""
+    """Networks must be created with EXPLICIT_BATCH; it is the default later."""
     strongly_typed: bool
-    """Types come from the ONNX file (STRONGLY_TYPED)."""
+    """Types are taken from the ONNX file (STRONGLY_TYPED)."""
     precision_flags: bool
-    """BuilderFlag.FP16 and INT8 exist: a weakly typed network is possible."""
+    """BuilderFlag.FP16 and INT8 exist, for weakly typed networks."""
     typing_incomplete: bool
-    """Strong typing doesn't cover everything yet: where such a build fails, flags are worth a try."""
+    """Strong typing is incomplete: if such a build fails, flags are tried."""
     builder_levels: bool
-    """Builder optimisation level, version-compatible and hardware-compatible plans."""
+    """Has builder optimization levels, version-compatible and hardware-compatible plans."""
     same_capability_plans: bool
-    """Plans for every GPU of one compute capability."""
+    """Has plans for all GPUs of one compute capability."""
     progress: bool
     """IProgressMonitor."""
     allocation_strategy: bool
-    """Contexts without memory of their own come from a strategy, and take it with its size."""
+    """Contexts without own memory are created by a strategy, and receive the memory with its size."""
     highest_opset: int | None
-    """The ONNX opset above which the parser refuses; None where no model of ours reaches it."""
+    """Highest ONNX opset of the parser; None if it is above all of ours."""
 
 
 _V8_5 = Capabilities(
@@ -72,7 +72,7 @@ TABLE: dict[tuple[int, int], Capabilities] = {
 
 
 def parse_version(version: str) -> tuple[int, ...]:
-    """`10.3.0.30` → (10, 3, 0, 30); raises SlimdeployError for what isn't a version."""
+    """`10.3.0.30` → (10, 3, 0, 30); raises SlimdeployError for anything else."""
     numbers = re.match(r"\d+(\.\d+)+", version)
     if not numbers:
         raise SlimdeployError(f"{version!r} is not a TensorRT version")
@@ -80,7 +80,7 @@ def parse_version(version: str) -> tuple[int, ...]:
 
 
 def capabilities(version: str) -> Capabilities:
-    """The row for a TensorRT version; one newer than the table gets the last row.
+    """The row for a TensorRT version; versions newer than the table get the last row.
 
     Raises SlimdeployError for a version older than the table.
     """

@@ -1,7 +1,7 @@
-"""The protocol of a CUDA device, as small as the runtime and the kernels need it.
+"""The protocol of a CUDA device, with only the functions that the runtime and the kernels need.
 
-Everything that touches a GPU goes through `Device`: pycuda, NVIDIA's cuda-python and a fake in numpy
-implement it (one file each in `devices/`), and no other file imports them.
+All GPU access goes through `Device`. pycuda, NVIDIA's cuda-python and a fake in numpy implement it (one file
+each in `devices/`); no other file imports them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class MemoryInfo(NamedTuple):
 
 
 class Buffer(Protocol):
-    """Device memory. `free` may be called twice."""
+    """Device memory. `free` may be called more than once."""
 
     address: int
     nbytes: int
@@ -37,30 +37,30 @@ class Buffer(Protocol):
 
 
 class Stream(Protocol):
-    """A queue of work that runs in order. `handle` is the CUstream as an integer, for other libraries."""
+    """A CUDA stream. `handle` is the CUstream as an integer, for other libraries."""
 
     handle: int
 
     def synchronize(self) -> None:
-        """Wait until all work queued so far is done."""
+        """Wait until all queued work is done."""
         ...
 
 
 class Event(Protocol):
-    """A point in a stream."""
+    """An event in a stream."""
 
     def record(self, stream: Stream) -> None: ...
 
     def synchronize(self) -> None:
-        """Wait until the work queued before the point is done."""
+        """Wait until all work before the event is done."""
         ...
 
 
 class Graph(Protocol):
-    """Captured work. `free` may be called twice."""
+    """A CUDA graph. `free` may be called more than once."""
 
     def launch(self, stream: Stream) -> None:
-        """Queue all of the work as one."""
+        """Launch the graph."""
         ...
 
     def free(self) -> None: ...
@@ -69,32 +69,32 @@ class Graph(Protocol):
 class Device(Protocol):
     """One GPU and its primary context, which torch and TensorRT share.
 
-    A context is current on threads. On the thread that opened the device it is until `close`, which that
-    thread calls before it ends; any other thread works inside `active`. No thread may end with a context:
-    pycuda aborts the process then.
+    A context is current per thread. On the thread that opened the device it is current until `close`, which
+    that thread must call before it ends; other threads work inside `active`. A thread must not end with a
+    current context: pycuda would abort the process.
     """
 
     name: str
-    """As the driver calls it, such as `Orin`."""
+    """Name according to the driver, e.g. `Orin`."""
     arch: str
-    """What kernels are compiled for: `sm_87`; the fake's is `host`."""
+    """Architecture for which kernels are compiled: `sm_87`; `host` for the fake."""
 
     def active(self) -> AbstractContextManager[None]:
-        """The context is current on the calling thread inside the block."""
+        """Make the context current on the calling thread inside the block."""
         ...
 
     def allocate(self, nbytes: int) -> Buffer:
-        """Device memory, uninitialised; SlimdeployError where there is too little."""
+        """Allocate uninitialised device memory; raises SlimdeployError if there is too little."""
         ...
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array in page-locked host memory, uninitialised: what `upload` and `download` copy
-        asynchronously. Freed with the last reference.
+        """An uninitialised array in page-locked host memory, for asynchronous `upload` and `download`. It is
+        freed with its last reference.
         """
         ...
 
     def stream(self) -> Stream:
-        """A stream of its own, which doesn't wait for the default one."""
+        """A new stream that doesn't synchronise with the default stream."""
         ...
 
     def upload(self, buffer: Buffer, array: np.ndarray, stream: Stream) -> None:
@@ -102,7 +102,7 @@ class Device(Protocol):
         ...
 
     def download(self, array: np.ndarray, buffer: Buffer, stream: Stream) -> None:
-        """Queue a copy from the start of `buffer` that fills a contiguous host array."""
+        """Queue a copy from the start of `buffer` into a contiguous host array."""
         ...
 
     def event(self) -> Event: ...
@@ -112,8 +112,8 @@ class Device(Protocol):
         ...
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
-        """Record what `work` queues on `stream` into a graph, without running it. `work` must neither
-        allocate nor wait.
+        """Record the work that `work` queues on `stream` as a graph, without running it. `work` must not
+        allocate or wait.
         """
         ...
 
@@ -124,14 +124,14 @@ class Device(Protocol):
         ...
 
     def launch(self, kernel: Any, grid: Dim, block: Dim, parameters: np.ndarray, stream: Stream) -> None:
-        """Queue a kernel whose one parameter is a struct: `parameters` has the struct's dtype
-        (`align=True`) and shape ().
+        """Queue a kernel whose only parameter is a struct: `parameters` has the struct's dtype (`align=True`)
+        and shape ().
         """
         ...
 
     def close(self) -> None:
-        """Let the primary context go, in the thread that opened the device; SlimdeployError in another. May
-        be called twice.
+        """Release the primary context, in the thread that opened the device; raises SlimdeployError in
+        another one. May be called more than once.
         """
         ...
 
@@ -140,13 +140,13 @@ IMPLEMENTATIONS = {
     "pycuda": "slimdeploy.toolchain.runtime.devices.pycuda",
     "cuda-python": "slimdeploy.toolchain.runtime.devices.cuda_python",
 }
-"""Library -> the module with `open_device(index)` over it, in order of preference."""
+"""Library -> the module that implements `open_device(index)` with it, in order of preference."""
 
 
 def open_device(index: int = 0, implementation: str = "auto") -> Device:
-    """Open GPU `index` through pycuda or, where that isn't installed, cuda-python.
+    """Open GPU `index` with pycuda or, if that isn't installed, cuda-python.
 
-    Raises SlimdeployError where neither library is installed, or there is no driver or no such GPU.
+    Raises SlimdeployError if neither library is installed, or there is no driver or no such GPU.
     """
     if implementation != "auto" and implementation not in IMPLEMENTATIONS:
         known = ", ".join(("auto", *IMPLEMENTATIONS))
@@ -159,7 +159,7 @@ def open_device(index: int = 0, implementation: str = "auto") -> Device:
             if (error.name or "").split(".")[0] not in ("pycuda", "cuda"):
                 raise
             continue
-        except ImportError as error:  # installed, but linked to a driver that isn't there
+        except ImportError as error:  # installed, but its driver library is missing
             raise SlimdeployError(f"{name} can't be loaded: {error}") from error
         return module.open_device(index)
     raise SlimdeployError(
@@ -168,13 +168,15 @@ def open_device(index: int = 0, implementation: str = "auto") -> Device:
 
 
 def check_thread(opener: int) -> None:
-    """Refuse to close a device in another thread than `opener`, whose context can't be taken from outside."""
+    """Refuse to close a device in a thread other than `opener`, whose context can't be released from
+    outside.
+    """
     if threading.get_ident() != opener:
-        raise SlimdeployError("a device is closed in the thread that opened it")
+        raise SlimdeployError("a device must be closed in the thread that opened it")
 
 
 def check_copy(array: np.ndarray, buffer: Buffer) -> None:
-    """Refuse a copy that the driver would get wrong: a strided array, or more bytes than the buffer has."""
+    """Refuse invalid copies: a strided array, or more bytes than the buffer has."""
     if not array.flags.c_contiguous:
         raise SlimdeployError(f"a copy needs a contiguous array, not strides {array.strides}")
     if array.nbytes > buffer.nbytes:

@@ -1,7 +1,7 @@
-"""What an engine was built from, for and with, in the sidecar beside the plan; and whether it runs here.
+"""The record of an engine in its sidecar: how it was built, for which machine, and whether it can run here.
 
-The plan itself stays a plain TensorRT plan. A plan that doesn't fit is found out before TensorRT sees it,
-whose own answer is "version tag mismatch".
+The plan itself is a plain TensorRT plan. An incompatible plan is detected before TensorRT loads it, whose own
+message is "version tag mismatch".
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class EngineTarget:
     tensorrt: str
     gpu: str
     compute_capability: str
-    """Such as `8.7`."""
+    """E.g. `8.7`."""
     cuda: str | None = None
     """The driver's CUDA version."""
     driver: str | None = None
     l4t: str | None = None
-    """NVIDIA's Linux on a Jetson, such as `36.4.3`."""
+    """L4T version on a Jetson, e.g. `36.4.3`."""
 
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """An engine's sidecar, less the file's own name and hash."""
+    """The sidecar of an engine, without the file's name and hash."""
 
     parent: dict[str, str]
     """The ONNX file: `file` and `sha256`."""
@@ -57,13 +57,13 @@ class EngineRecord:
     plan_bytes: int
     audit: dict[str, Any] | None
     rebuild: str
-    """The command that builds the engine again."""
+    """The command that rebuilds the engine."""
     model: str | None
     """ModelInfo as JSON, from the ONNX file."""
 
     def rebuild_here(self, plan: Path) -> str:
-        """The same for the plan where it lies now: from the ONNX file beside it, where the one that it was
-        built from isn't there any more.
+        """The rebuild command for the plan at its current path: from the ONNX file beside it, if the original
+        ONNX file no longer exists.
         """
         words = shlex.split(self.rebuild)  # slimdeploy export ONNX … -o PLAN --force
         beside = plan.parent / self.parent["file"]
@@ -77,21 +77,21 @@ class EngineRecord:
 
 
 def engine_target(trt: ModuleType, device: Device) -> EngineTarget:
-    """The machine as it is now."""
+    """The current machine."""
     capability = re.sub(r"^sm_(\d+)(\d)$", r"\1.\2", device.arch)
     cuda = ".".join(map(str, cuda_version() or ())) or None
     return EngineTarget(trt.__version__, device.name, capability, cuda, driver_version(), sysfs.l4t_version())
 
 
 def write_engine_record(plan: Path, record: EngineRecord) -> None:
-    """Describe the plan in its sidecar, its own hash included."""
+    """Write the record and the hash of the plan to its sidecar."""
     artifacts.write_sidecar(plan, {"kind": "engine", **asdict(record)})
 
 
 def read_engine_record(plan: Path) -> EngineRecord | None:
-    """The record of a plan whose hash agrees with it; None for a plan without one (trtexec's, say).
+    """The record of a plan with the right hash; None for a plan without a record, e.g. from trtexec.
 
-    Raises SlimdeployError where the sidecar is damaged, or the plan isn't the one that it describes.
+    Raises SlimdeployError if the sidecar is damaged, or belongs to another plan.
     """
     path = artifacts.sidecar(plan)
     if not path.is_file():
@@ -103,7 +103,7 @@ def read_engine_record(plan: Path) -> EngineRecord | None:
         record = EngineRecord(**{**values, "machine": machine})
         _check_rebuild(record, plan)
         for version in (machine.tensorrt, machine.compute_capability):
-            if version != "host":  # the device in host memory has no compute capability
+            if version != "host":  # the fake device has no compute capability
                 parse_version(version)
         wanted = document["sha256"]
     except (KeyError, ValueError, SlimdeployError) as error:
@@ -117,7 +117,7 @@ def read_engine_record(plan: Path) -> EngineRecord | None:
 
 
 def _check_rebuild(record: EngineRecord, plan: Path) -> None:
-    """Raises ValueError where the command builds no engine, KeyError where the parent has no name."""
+    """Raises ValueError if the command builds no engine, KeyError if the parent has no name."""
     try:
         record.rebuild_here(plan)
     except (ValueError, IndexError):
@@ -125,8 +125,8 @@ def _check_rebuild(record: EngineRecord, plan: Path) -> None:
 
 
 def _typed(kind: type, document: Any) -> dict[str, Any]:
-    """The fields of a dataclass out of a JSON document, lists as tuples where those are declared; a field
-    that is a dataclass is left as it is.
+    """The fields of a dataclass from a JSON document, with lists as tuples if declared so; fields that are
+    dataclasses are not converted.
 
     Raises KeyError for a missing field, ValueError for one of another type.
     """
@@ -142,7 +142,7 @@ def _typed(kind: type, document: Any) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value that came from JSON is of a declared type."""
+    """Whether a value from JSON has a declared type."""
     parts = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
         return any(_fits(value, part) for part in parts)
@@ -156,8 +156,8 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def check_loadable(plan: Path, record: EngineRecord, here: EngineTarget) -> None:
-    """Raises SlimdeployError where the plan was built for another machine: what differs, and the command that
-    rebuilds it.
+    """Raises SlimdeployError if the plan was built for another machine, with the differences and the rebuild
+    command.
     """
     differing = differences(record, here)
     if differing:
@@ -167,7 +167,7 @@ def check_loadable(plan: Path, record: EngineRecord, here: EngineTarget) -> None
 
 
 def differences(record: EngineRecord, here: EngineTarget) -> list[str]:
-    """Why the plan can't be loaded here, one entry a reason; empty where it can."""
+    """Why the plan can't be loaded here, one entry per reason; empty if it can."""
     built, found = record.machine, []
     if built.tensorrt != here.tensorrt and not _newer_compatible(record, here):
         found.append(f"TensorRT {built.tensorrt} (here: {here.tensorrt})")

@@ -1,9 +1,8 @@
-"""The one reader of ONNX files that every command goes through before any runtime sees the file.
+"""Reader and validator of ONNX files, used by every command before a runtime opens the file.
 
-It needs nothing installed: a device has no `onnx`. Refused are a file that its sidecar doesn't describe, one
-that points outside itself (ONNX can name other files as the place of its weights, and a runtime opens
-them), constants that aren't whole and finite, and, in a file that carries slimdeploy's description, operators
-that slimdeploy doesn't write, shapes that don't fit each other and activations that are too large.
+It needs no library: a device may have no `onnx`. Refused are files that don't match their sidecar, files with
+external data (a runtime would open any path named in them), incomplete or non-finite constants and, in a file
+with slimdeploy's description, unknown operators, inconsistent shapes and too large activations.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from slimdeploy.toolchain.runtime.protobuf import DamagedError, Message, integer
 
 PRECISIONS = ("fp32", "fp16", "int8", "mixed")
 TARGETS = ("any", "cpu", "tensorrt")
-"""For whom a model was quantised: the two forms of INT8 suit different runtimes."""
+"""Key of the INT8 form: each form suits another runtime."""
 MAX_FILE_BYTES = 2 << 30  # protobuf's own limit for one message
 REDUCED_RANGE = "reduced_range"
-"""Metadata: `True` where INT8 weights are so small that no CPU's 16-bit sums overflow."""
+"""Metadata key: `True` if INT8 weights are so small that 16-bit sums can't overflow on any CPU."""
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 
-# Message -> field number -> message: every way from a model to a tensor (onnx.proto, IR version 10).
+# Message -> field number -> message: every path from a model to a tensor (onnx.proto, IR version 10).
 _CHILDREN: dict[str, dict[int, str]] = {
     "Model": {7: "Graph", 20: "Training", 25: "Function"},
     "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
@@ -47,17 +46,17 @@ _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a Tensor
 
 @dataclass(frozen=True)
 class OnnxFacts:
-    """What a bundle and the build of an engine have to know of an ONNX file."""
+    """The facts about an ONNX file that bundles and engine builds need."""
 
     opset: int
     metadata: dict[str, str]
     """The model's `metadata_props`."""
     layers: dict[str, str]
-    """Name of each Conv, Gemm and MatMul -> the precision that it asks for: `fp32`, `fp16` or `int8`."""
+    """Name of each Conv, Gemm and MatMul -> its requested precision: `fp32`, `fp16` or `int8`."""
     half: bool
-    """Whether any tensor is FP16, the scales of Q/DQ included."""
+    """Whether any tensor is FP16, including the scales of Q/DQ."""
     largest: int = 0
-    """Elements of the largest activation for one image; 0 in a file that slimdeploy didn't write."""
+    """Elements of the largest activation for one image; 0 for a file not written by slimdeploy."""
 
     @property
     def quantised(self) -> bool:
@@ -65,12 +64,12 @@ class OnnxFacts:
 
     @property
     def can_overflow(self) -> bool:
-        """Whether CPUs that add two neighbouring products (u8 × s8) in 16 bits may compute something else."""
+        """Whether results may differ on CPUs that add two neighbouring products (u8 × s8) in 16 bits."""
         return self.quantised and self.metadata.get(REDUCED_RANGE) != "True"
 
     @property
     def precision(self) -> str:
-        """What the file calls itself, or else what its layers say: `fp32`, `fp16`, `int8` or `mixed`."""
+        """The precision in the metadata, or else of the layers: `fp32`, `fp16`, `int8` or `mixed`."""
         if "precision" in self.metadata:
             return self.metadata["precision"]
         asked = set(self.layers.values())
@@ -78,9 +77,9 @@ class OnnxFacts:
 
 
 def read_onnx(path: Path) -> OnnxFacts:
-    """Read an ONNX file's opset, metadata and precisions.
+    """Read the opset, metadata and precisions of an ONNX file.
 
-    Raises SlimdeployError where the file is missing, isn't ONNX, or is one that no runtime should see.
+    Raises SlimdeployError if the file is missing, isn't ONNX, or is unsafe for a runtime.
     """
     refuse_other_kind(path, ONNX)
     try:
@@ -99,13 +98,13 @@ def read_onnx(path: Path) -> OnnxFacts:
 
 
 def parse_onnx(content: bytes | mmap.mmap, *, source: str) -> OnnxFacts:
-    """The same for the content of a file; `source` names it in the error."""
+    """Read the content of a file; `source` names it in errors."""
     message = Message(content, 0, len(content))
     try:
         if _points_outside(message, "Model", 0):
             raise SlimdeployError(
-                f"{source}: its weights lie in other files (external data); "
-                "slimdeploy export writes all into one"
+                f"{source}: its weights are in other files (external data): "
+                "slimdeploy export writes a single file"
             )
         return _read_model(message, source)
     except DamagedError as error:
@@ -113,18 +112,18 @@ def parse_onnx(content: bytes | mmap.mmap, *, source: str) -> OnnxFacts:
 
 
 def carried_info(path: Path, facts: OnnxFacts) -> ModelInfo:
-    """The description of the network in an ONNX file; raises SlimdeployError where slimdeploy didn't write
-    it.
+    """The description of the network in an ONNX file; raises SlimdeployError if slimdeploy didn't write the
+    file.
     """
     if METADATA_KEY not in facts.metadata:
         raise SlimdeployError(
-            f"{path}: it doesn't say its classes and preprocessing; write it with slimdeploy export"
+            f"{path}: it contains no classes and preprocessing: create it with slimdeploy export"
         )
     return ModelInfo.from_json(facts.metadata[METADATA_KEY], str(path))
 
 
 def _points_outside(message: Message, kind: str, depth: int) -> bool:
-    """Whether any tensor in a message of `kind` mentions external data, whatever it says of it."""
+    """Whether any tensor in a message of `kind` mentions external data."""
     if depth > _MAX_DEPTH:
         raise DamagedError("nested too deep")
     children, found = _CHILDREN[kind], False
@@ -151,18 +150,18 @@ def _read_model(model: Message, source: str) -> OnnxFacts:
         elif number in (20, 25):  # training_info, functions
             foreign = True
     if graph is None or not opset:
-        raise DamagedError("it holds no graph")
+        raise DamagedError("it contains no graph")
     layers, half = _precisions(graph)
     largest = 0
     if METADATA_KEY in metadata:
         if foreign:
-            raise DamagedError("functions or training steps, which slimdeploy doesn't write")
+            raise DamagedError("it contains functions or training steps, which slimdeploy doesn't write")
         largest = _check_own(graph, metadata, source)
     return OnnxFacts(opset, metadata, layers, half, largest)
 
 
 def _check_own(graph: Graph, metadata: dict[str, str], source: str) -> int:
-    """Check the graph of a file against its own description; returns the size of its largest activation."""
+    """Check the graph of a file against its description; returns the size of its largest activation."""
     info = ModelInfo.from_json(metadata[METADATA_KEY], source)
     for key, known in (("precision", PRECISIONS), ("target", TARGETS)):
         if metadata.get(key, known[0]) not in known:

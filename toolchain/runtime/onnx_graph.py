@@ -1,6 +1,6 @@
-"""An ONNX graph as plain data, read from the wire format: nodes, constants, the image input and the output.
+"""An ONNX graph as plain data, read from the wire format: nodes, constants, image input and output.
 
-Field numbers are those of onnx.proto (IR version 10). Weights are looked at in place: their sizes must fit
+Field numbers are those of onnx.proto (IR version 10). Weights are checked in place: their sizes must match
 their shapes, and their values must be finite.
 """
 
@@ -23,7 +23,7 @@ from slimdeploy.toolchain.runtime.protobuf import (
 )
 
 FLOAT, FLOAT16, INT64, DOUBLE = 1, 10, 7, 11
-# TensorProto.DataType -> bits of an element, of those that a classifier's constants may have.
+# TensorProto.DataType -> bits per element, of the types allowed for a classifier's constants.
 BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 16: 16,
         17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4}  # fmt: skip
 _RAW, _FLOATS, _DOUBLES = 9, 4, 10
@@ -31,14 +31,14 @@ _INTEGERS = (5, 7, 11)  # int32_data, int64_data, uint64_data
 _DTYPES = {FLOAT: "<f4", FLOAT16: "<f2", DOUBLE: "<f8"}
 MAX_NODES = 20_000
 _SMALL = 64
-"""Elements of an integer constant up to which its values are read: shapes, axes and the like."""
+"""Maximum number of elements of integer constants whose values are read: shapes, axes and the like."""
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant's element type and shape, and its values where it is small and of integers."""
+    """Element type and shape of a constant, and its values if they are few integers."""
 
     type: int
     shape: Shape
@@ -63,12 +63,12 @@ class Graph:
     nodes: tuple[Node, ...]
     constants: dict[str, Constant]
     inputs: dict[str, Shape]
-    """Without the constants; a dimension without a number (the batch) is 0."""
+    """The graph without the constants; a dimension without a number (the batch) is 0."""
     outputs: dict[str, Shape]
 
 
 def read_graph(message: Message) -> Graph:
-    """Raises DamagedError where it is none, or its constants aren't whole and finite."""
+    """Raises DamagedError if the file contains no graph, or its constants are incomplete or not finite."""
     nodes: list[Node] = []
     constants, inputs, outputs = dict[str, Constant](), dict[str, Shape](), dict[str, Shape]()
     for number, value in message.fields():
@@ -105,7 +105,7 @@ def _read_node(message: Message) -> Node:
 
 
 def _read_attribute(message: Message) -> tuple[str, Any, bool]:
-    """Its name, its value, and whether it holds a graph."""
+    """Its name, its value, and whether it contains a graph."""
     name, ints, graph = "", list[int](), False
     value: Any = None
     for number, entry in message.fields():
@@ -150,10 +150,10 @@ def _read_tensor(message: Message) -> tuple[str, Constant]:
     if kind not in BITS:
         raise DamagedError(f"constant {name!r} of an unknown element type, {kind}")
     if any(d < 0 for d in dims) or len(dims) > 8:
-        raise DamagedError(f"constant {name!r} of the shape {dims}")
+        raise DamagedError(f"constant {name!r} has an invalid shape {dims}")
     count = math.prod(dims)
     if (len(raw) != -(-count * BITS[kind] // 8)) if raw is not None else (stored != count):
-        raise DamagedError(f"constant {name!r} holds more or less than its shape {dims} says")
+        raise DamagedError(f"constant {name!r} does not have the size of its shape {dims}")
     if kind in _DTYPES:
         _check_finite(name, raw if raw is not None else floats, kind)
     if kind == INT64 and raw is not None and count <= _SMALL:
@@ -163,7 +163,7 @@ def _read_tensor(message: Message) -> tuple[str, Constant]:
 
 def _check_finite(name: str, data: Message | None, kind: int) -> None:
     if data is not None and not np.isfinite(np.frombuffer(data.raw(), _DTYPES[kind])).all():
-        raise DamagedError(f"constant {name!r} holds NaN or infinity")
+        raise DamagedError(f"constant {name!r} contains NaN or infinity")
 
 
 def _read_value(message: Message) -> tuple[str, Shape]:

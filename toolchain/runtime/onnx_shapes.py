@@ -15,18 +15,18 @@ from slimdeploy.toolchain.runtime.protobuf import DamagedError
 
 MAX_ELEMENTS = 1 << 22
 MAX_GROWTH = 1024
-"""No activation of one image has more elements than MAX_ELEMENTS, or MAX_GROWTH times the image's."""
+"""Limits of an activation for one image: MAX_ELEMENTS, and MAX_GROWTH times the elements of the image."""
 
 Shapes = dict[str, Shape]
 Rule = Callable[[Node, list[Shape], list[Constant | None]], list[Shape]]
-"""Node, the shapes of its inputs and those of them that are constants -> the shapes of its outputs."""
+"""Node, shapes of its inputs, and its constant inputs -> shapes of its outputs."""
 
 
 def activation_shapes(graph: Graph, image: Shape) -> Shapes:
-    """The shape of every activation for one image of the shape `image` (1, C, H, W).
+    """The shape of every activation for one image of shape `image` (1, C, H, W).
 
-    Raises DamagedError for an operator that isn't in OPERATORS, one that can't compute what it is given, and
-    an activation that is too large.
+    Raises DamagedError for an unknown operator, for inputs that it can't process, and for an activation that
+    is too large.
     """
     (given,) = graph.inputs
     shapes: Shapes = {given: image, **{name: constant.shape for name, constant in graph.constants.items()}}
@@ -38,7 +38,7 @@ def activation_shapes(graph: Graph, image: Shape) -> Shapes:
         names = [name for name in node.inputs if name]
         if missing := [name for name in names if name not in shapes]:
             raise DamagedError(
-                f"{node.operator} {node.name[:40]!r} reads {missing[0][:40]!r}, which isn't there"
+                f"{node.operator} {node.name[:40]!r} reads {missing[0][:40]!r}, which doesn't exist"
             )
         try:
             found = OPERATORS[node.operator](
@@ -52,7 +52,7 @@ def activation_shapes(graph: Graph, image: Shape) -> Shapes:
         for name, shape in zip(node.outputs, found, strict=False):
             if math.prod(shape) > limit or len(shape) > 8:
                 sizes = "×".join(map(str, shape))[:40]
-                raise DamagedError(f"{_said(node)} makes {sizes} values of an image; maximum {limit}")
+                raise DamagedError(f"{_said(node)} produces {sizes} values for an image; maximum {limit}")
             shapes[name] = shape
         if node.operator == "Constant" and isinstance(value := node.attributes.get("value"), Constant):
             constants[node.outputs[0]] = value
@@ -97,7 +97,7 @@ def _pool(node: Node, inputs: list[Shape], constants: list[Constant | None]) -> 
 
 
 def _windows(node: Node, size: list[int], kernel: list[int]) -> list[int]:
-    """How often a window fits on each axis; each padding is smaller than the window."""
+    """Number of positions of a window on each axis; each padding must be smaller than the window."""
     found = node.attributes
     if found.get("auto_pad", "NOTSET") != "NOTSET" or len(kernel) != len(size):
         raise ValueError(found)
@@ -245,6 +245,4 @@ OPERATORS: dict[str, Rule] = {
     "Split": _split,
     "Transpose": _transpose,
 }
-"""Operator -> the rule for its shapes. What isn't here is refused in a file that slimdeploy is said to have
-written.
-"""
+"""Operator -> its shape rule. Other operators are refused in files that claim to be written by slimdeploy."""

@@ -1,4 +1,4 @@
-"""Sessions over onnxruntime: on the CPU, on CUDA, or with its TensorRT provider."""
+"""Sessions of onnxruntime: on the CPU, on CUDA, or with its TensorRT provider."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slimdeploy.toolchain.runtime.onnx_file import OnnxFacts, read_onnx
 from slimdeploy.toolchain.runtime.providers import load_error, mend
 from slimdeploy.toolchain.runtime.session import SessionOptions
 
-# Backend -> the providers that it asks for; the first one must be the one that runs.
+# Backend -> its providers; the first one must run the network.
 PROVIDERS = {
     "onnxruntime-cpu": ("CPUExecutionProvider",),
     "onnxruntime-cuda": ("CUDAExecutionProvider",),
@@ -26,7 +26,7 @@ PROVIDERS = {
 class OnnxSession:
     """An ONNX classifier with one image input and one output of logits.
 
-    With `bound`, a device such as `cuda`, input and output lie there, allocated once for each batch size.
+    With `bound`, a device such as `cuda`, input and output are in its memory, allocated once per batch size.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class OnnxSession:
             self._bound[len(batch)] = self._bind(batch, self._bound_to)
         bound = self._bound[len(batch)]
         bound.images.update_inplace(np.ascontiguousarray(batch))
-        # Returns once the work is done: onnxruntime waits for its stream after a bound run.
+        # Returns after the work is done: onnxruntime waits for its stream after a bound run.
         self._session.run_with_iobinding(bound.binding)
-        return np.array(bound.binding.get_outputs()[0].numpy())  # a copy: the next run writes there again
+        return np.array(bound.binding.get_outputs()[0].numpy())  # a copy: the next run overwrites it
 
     def _computed(self, batch: np.ndarray) -> np.ndarray:
         assert self._session is not None
@@ -98,7 +98,7 @@ class _Bound:
 def open_session(path: Path, options: SessionOptions) -> OnnxSession:
     """Load an ONNX file on the CPU or, for `device="cuda"` or `tensorrt=True`, on the GPU.
 
-    Raises SlimdeployError where the file can't be loaded, or the GPU is asked for and onnxruntime, or a part
+    Raises SlimdeployError if the file can't be loaded, or if the GPU is requested and onnxruntime, or a part
     of the network, would run on the CPU instead.
     """
     facts = read_onnx(path)
@@ -119,7 +119,7 @@ def open_session(path: Path, options: SessionOptions) -> OnnxSession:
     if on_gpu:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     elif facts.can_overflow:
-        # Slower and exact where the CPU's fast kernels saturate; onnxruntime ignores it on other CPUs.
+        # Slower, but exact on CPUs whose fast kernels saturate; onnxruntime ignores it on other CPUs.
         settings.add_session_config_entry("session.x64quantprecision", "1")
     providers = [(name, _provider_options(name, facts, options)) for name in wanted]
     try:
@@ -128,7 +128,7 @@ def open_session(path: Path, options: SessionOptions) -> OnnxSession:
         raise SlimdeployError(f"{path}: onnxruntime can't load it ({shorten(error)})") from error
     if session.get_providers()[0] != wanted[0]:
         raise SlimdeployError(f"{path}: asked for {wanted[0]}, got {session.get_providers()[0]}")
-    session.disable_fallback()  # an error while it runs must not move it to the CPU either
+    session.disable_fallback()  # an error at run time must not move it to the CPU either
     return OnnxSession(session, path, backend, bound="cuda" if on_gpu else None)
 
 
@@ -140,6 +140,6 @@ def _provider_options(name: str, facts: OnnxFacts, options: SessionOptions) -> d
     if name == "CUDAExecutionProvider":
         return {"use_tf32": str(int(options.tf32))}
     if name == "TensorrtExecutionProvider":
-        # Its networks are weakly typed: flags have to allow what the file asks for.
+        # Its networks are weakly typed: flags must allow the precisions of the file.
         return {"trt_fp16_enable": str(facts.half), "trt_int8_enable": str(facts.quantised)}
     return {}

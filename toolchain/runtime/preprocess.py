@@ -1,4 +1,4 @@
-"""Pixels to network input with numpy alone."""
+"""Preprocessing of pixels with numpy."""
 
 from __future__ import annotations
 

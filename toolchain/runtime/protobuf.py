@@ -1,4 +1,4 @@
-"""Walks the protobuf wire format (protobuf.dev, "Encoding"), with nothing installed and nothing copied."""
+"""Parse the protobuf wire format (protobuf.dev, "Encoding") without a library and without copies."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 
 
 class DamagedError(Exception):
-    """The bytes aren't the message expected."""
+    """The bytes are not the expected message."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """A message, or the bytes of a string: a part of the content, by its place (a mapped file mustn't be
-    sliced into views that outlive it).
+    """A message, or the bytes of a string: a part of the content, by its position (views of a mapped file
+    must not outlive it).
     """
 
     content: bytes | mmap.mmap = field(repr=False)
@@ -25,7 +25,7 @@ class Message:
     end: int
 
     def fields(self) -> Iterator[tuple[int, int | Message]]:
-        """Number of each field, with its integer (a float's bits), or the string or message that it holds."""
+        """Field number and value of each field: an integer (the bits of a float), or a string or message."""
         position = self.start
         while position < self.end:
             tag, position = self._varint(position)
@@ -67,7 +67,7 @@ class Message:
         return found
 
     def count_integers(self) -> int:
-        """How many packed integers there are, without reading them."""
+        """Number of packed integers, without reading them."""
         return int((np.frombuffer(self.raw(), np.uint8) < 0x80).sum())
 
     def _varint(self, position: int) -> tuple[int, int]:
@@ -109,6 +109,6 @@ def float32(value: int | Message) -> float:
 
 
 def signed(value: int) -> int:
-    """A 64-bit integer as it is meant: protobuf writes negative ones as their two's complement."""
+    """A 64-bit integer: protobuf encodes negative ones as two's complement."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value

@@ -1,4 +1,4 @@
-"""Whether onnxruntime's providers can be loaded: it lists those it was built with, whatever they miss."""
+"""Check whether onnxruntime's providers can be loaded: it lists all that it was built with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from slimdeploy.toolchain.errors import ONNXRUNTIME_ON_GPU
 
 TENSORRT = 10
-"""Major version of TensorRT that onnxruntime-gpu's provider is linked against (1.20 to 1.31)."""
+"""Major version of TensorRT that onnxruntime-gpu's provider is linked to (1.20 to 1.31)."""
 INSTALL_TENSORRT = f"pip install 'tensorrt>={TENSORRT}.3,<{TENSORRT + 1}'"
 
 LIBRARIES = {
@@ -23,8 +23,8 @@ LIBRARIES = {
 
 @functools.cache
 def load_error(provider: str) -> str | None:
-    """Why the library of `provider` can't be loaded, such as `libcublasLt.so.13: cannot open shared object
-    file: No such file or directory`; None where it can, or there is no library of its own.
+    """Why the library of `provider` can't be loaded, e.g. `libcublasLt.so.13: cannot open shared object file:
+    No such file or directory`; None if it can, or has no library.
     """
     spec = importlib.util.find_spec("onnxruntime")
     if provider not in LIBRARIES or spec is None or not spec.submodule_search_locations:
@@ -35,13 +35,13 @@ def load_error(provider: str) -> str | None:
     import onnxruntime
 
     if hasattr(onnxruntime, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it doesn't find
-            onnxruntime.preload_dlls()  # CUDA libraries that torch or pip brought along
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints missing libraries
+            onnxruntime.preload_dlls()  # CUDA libraries installed with torch or by pip
     return library_error(file)
 
 
 def library_error(file: Path) -> str | None:
-    """What the dynamic linker says of a library; None where it loads."""
+    """The dynamic linker's error for a library; None if it loads."""
     try:
         ctypes.CDLL(str(file))
     except OSError as error:
@@ -50,5 +50,5 @@ def library_error(file: Path) -> str | None:
 
 
 def mend(error: str) -> str:
-    """The command that brings what is missing by `load_error`."""
+    """The command that installs what is missing according to `load_error`."""
     return INSTALL_TENSORRT if "libnvinfer" in error else ONNXRUNTIME_ON_GPU

@@ -1,4 +1,4 @@
-"""The protocol of everything that can run a model, and the table of backends that do."""
+"""The session protocol of all runtimes, and the table of backends."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from slimdeploy.toolchain.models.model_info import ModelInfo
 
 
 class Session(Protocol):
-    """A loaded model. Safe to close twice; a context manager that closes itself."""
+    """A loaded model. It may be closed more than once; a context manager that closes itself."""
 
     backend: str
-    """What computes it, such as `onnxruntime-cpu`."""
+    """Name of the runtime, e.g. `onnxruntime-cpu`."""
     precision: str
     """`fp32`, `fp16`, `int8` or `mixed`; torch also has `bf16`."""
     info: ModelInfo | None
-    """What the file says of itself; None for a model that slimdeploy didn't write."""
+    """The description in the file; None for a model not written by slimdeploy."""
     input_shape: tuple[int, int, int]
-    """Channels, height and width that one image must have."""
+    """Required channels, height and width of an image."""
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """Compute logits: (N, C, H, W) float32 → (N, classes) float32."""
@@ -39,38 +39,38 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How to run a model. What a backend has no use for, it leaves alone."""
+    """How to run a model. A backend ignores the options that don't apply to it."""
 
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
     threads: int | None = None
-    """CPU threads; None leaves the library's default (all cores)."""
+    """CPU threads; None: the library's default (all cores)."""
     spin: bool = True
-    """onnxruntime: idle threads look for work in a loop. Fastest where nothing else runs; in a process with
-    other work they take its time.
+    """onnxruntime: idle threads spin, waiting for work. Fastest if nothing else runs; in a process with other
+    work they slow it down.
     """
     precision: str | None = None
-    """What torch computes in, `fp32`, `fp16` or `bf16`; ONNX files and engines carry their own."""
+    """Precision of torch: `fp32`, `fp16` or `bf16`; ONNX files and engines contain their own."""
     compiled: bool = False
     """torch.compile."""
     channels_last: bool = False
     """torch: NHWC memory layout."""
     cuda_graph: bool | None = None
-    """Replay a CUDA graph for each input shape; None is the backend's default (TensorRT on, torch off)."""
+    """Replay a CUDA graph for each input shape; None: the backend's default (TensorRT on, torch off)."""
     tf32: bool = False
-    """Let FP32 matrix products round their inputs to TF32 on the GPU."""
+    """Allow TF32 for FP32 matrix products on the GPU."""
     tensorrt: bool = False
-    """onnxruntime: the TensorRT provider in front of the CUDA one."""
+    """onnxruntime: use the TensorRT provider before the CUDA one."""
 
 
-# Backend -> (module with `open_session(path, options)`, file endings that it opens).
+# Backend -> (module with `open_session(path, options)`, file extensions that it opens).
 BACKENDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "torch": ("slimdeploy.toolchain.runtime.torch", (".safetensors",)),
     "onnxruntime": ("slimdeploy.toolchain.runtime.onnxruntime", (".onnx",)),
     "tensorrt": ("slimdeploy.toolchain.runtime.tensorrt", (".engine", ".plan")),
 }
 
-# Name -> (backend, the options that it stands for): the ways to run one file that are measured side by side.
+# Name -> (backend, its options): the ways to run a file that are measured side by side.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "torch-channels-last": ("torch", {"channels_last": True}),
     "torch-compiled": ("torch", {"compiled": True}),
@@ -81,7 +81,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def backend_for(path: Path, backend: str = "auto") -> str:
-    """Name of the backend that opens `path`; raises SlimdeployError where none does, or the one asked for
+    """Name of the backend that opens `path`; raises SlimdeployError if there is none, or the requested one
     can't.
     """
     fitting = [name for name, (_, endings) in BACKENDS.items() if path.suffix in endings]
@@ -105,9 +105,9 @@ def backend_for(path: Path, backend: str = "auto") -> str:
 
 
 def open_session(path: Path, backend: str = "auto", options: SessionOptions | None = None) -> Session:
-    """Load the model at `path` with a backend, or a variant of one.
+    """Load the model at `path` with a backend or a variant of one.
 
-    Raises SlimdeployError where it is missing, unreadable or of another kind.
+    Raises SlimdeployError if it is missing, unreadable or of another type.
     """
     if not path.is_file():
         raise SlimdeployError(f"no model at {path}")

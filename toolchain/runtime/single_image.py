@@ -1,4 +1,4 @@
-"""How long one image takes in an open session."""
+"""Latency of a single image in an open session."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slimdeploy.toolchain.runtime.session import Session
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of a single image, the copies to and from the device included."""
+    """Milliseconds for a single image, including the copies to and from the device."""
 
     p50: float
     p99: float

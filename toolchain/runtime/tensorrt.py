@@ -1,4 +1,4 @@
-"""Sessions over a TensorRT engine: one stream, pinned buffers, a CUDA graph for each batch size."""
+"""Sessions of a TensorRT engine: one stream, pinned buffers, a CUDA graph for each batch size."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _DTYPES = {"FLOAT": np.float32, "HALF": np.float16}
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of an engine, with its buffers for the greatest batch."""
+    """An input or output of an engine, with buffers for the maximum batch size."""
 
     name: str
     host: np.ndarray
-    """Pinned, (batch, …) in the engine's own type."""
+    """Pinned, (batch, …) in the engine's type."""
     buffer: Buffer
 
 
 class TensorrtSession:
-    """An engine with one image input and one output of logits. All memory is allocated here, none by `run`.
+    """An engine with one image input and one logits output. All memory is allocated here, none in `run`.
 
-    A batch larger than the engine's profile is run in parts, a smaller one than its least is padded. Contexts
-    share one piece of activation memory, since they run one after the other on one stream.
+    A batch larger than the engine's profile is run in parts; a smaller one is padded. Contexts share one
+    activation memory, because they run one after the other on one stream.
     """
 
     def __init__(
@@ -70,18 +70,20 @@ class TensorrtSession:
         self.input = self._tensor(image)
         self.output = self._tensor(logits)
         self._activations = self._allocate(_memory_size(self._able, engine))
-        self._use_graphs = graphs  # each graph is kept with the context that it was captured from
+        self._use_graphs = graphs  # each graph is stored with the context from which it was captured
         self._graphs: dict[int, tuple[Any, Graph]] = {}
         self._context = None if graphs else self._new_context()
         self._events = tuple(device.event() for _ in range(4))
         self._has_run = self._closed = False
         self.enqueue_ms: float | None = None
-        """Host time to launch the last run's network (as all of these: its last part, where it was split)."""
+        """Host time to launch the network in the last run (like all these figures: of its last part, if it
+        was split).
+        """
 
     @property
     def device_memory_mb(self) -> dict[str, float]:
-        """Device memory by use: the engine (its plan's size), the activations of the greatest batch, and
-        input and output.
+        """Device memory by use: the engine (size of the plan), the activations of the maximum batch, input
+        and output.
         """
         named = {"plan": self._plan_bytes, "workspace": self._activations.nbytes}
         named["io"] = self.input.buffer.nbytes + self.output.buffer.nbytes
@@ -94,7 +96,7 @@ class TensorrtSession:
 
     @property
     def gpu_ms(self) -> float | None:
-        """GPU time of the last run's network, copies left out."""
+        """GPU time of the network in the last run, without copies."""
         return self._elapsed(1)
 
     @property
@@ -103,8 +105,8 @@ class TensorrtSession:
         return self._elapsed(2)
 
     def layer_ms(self, batch: int, *, runs: int = 20) -> dict[str, float]:
-        """Median GPU time of each layer for a batch of this size, as TensorRT's profiler measures it layer by
-        layer (and so without a CUDA graph). The images are whatever the input buffer holds.
+        """Median GPU time of each layer at this batch size, from TensorRT's profiler (without CUDA graph).
+        The input buffer may contain any images.
         """
         profiler = layer_profiler(self._trt)
         context = self._new_context()
@@ -127,7 +129,7 @@ class TensorrtSession:
         if self._closed:
             raise SlimdeployError("the session is closed")
         if batch.shape[1:] != self.input_shape:
-            raise SlimdeployError(f"the engine takes images of {self.input_shape}, not {batch.shape[1:]}")
+            raise SlimdeployError(f"the engine expects images of {self.input_shape}, not {batch.shape[1:]}")
         logits = np.empty((len(batch), *self.output.host.shape[1:]), np.float32)
         with self.device.active():
             for start in range(0, len(batch), self.max_batch):
@@ -155,8 +157,8 @@ class TensorrtSession:
         return self.output.host[: len(images)]
 
     def launch(self, count: int) -> None:
-        """Queue the network on `stream` for the first `count` images in `input`'s buffer, `min_batch` to
-        `max_batch` of them; their logits will be in `output`'s.
+        """Queue the network on `stream` for the first `count` images in the buffer of `input`, `min_batch` to
+        `max_batch` of them; the logits are written to the buffer of `output`.
         """
         self._prepare(count)
         if self._use_graphs:
@@ -165,16 +167,14 @@ class TensorrtSession:
             self._execute(self._context)
 
     def _prepare(self, count: int) -> None:
-        """Make the context fit the batch size; capture its graph where there is none yet."""
+        """Prepare the context for the batch size; capture its graph if there is none yet."""
         if not self._use_graphs:
             self._set_batch(self._context, count)
         elif count not in self._graphs:
-            # A graph keeps what its context held when it was captured: each one has a context of its own.
+            # A graph uses the state of its context at capture: each one has its own context.
             context = self._new_context()
             self._set_batch(context, count)
-            self._execute(
-                context
-            )  # the first run after a change of shape prepares things that can't be captured
+            self._execute(context)  # the first run after a change of shape does work that can't be captured
             self.stream.synchronize()
             self._graphs[count] = (
                 context,
@@ -189,7 +189,7 @@ class TensorrtSession:
         else:
             context = self._engine.create_execution_context_without_device_memory()
         if context is None:
-            raise SlimdeployError("TensorRT can't make an execution context: too little GPU memory?")
+            raise SlimdeployError("TensorRT can't create an execution context: too little GPU memory?")
         if self._able.allocation_strategy:
             context.set_device_memory(address, size)
         else:
@@ -203,7 +203,7 @@ class TensorrtSession:
         if tuple(context.get_tensor_shape(self.input.name)) != shape and not context.set_input_shape(
             self.input.name, shape
         ):
-            raise SlimdeployError(f"the engine refuses a batch of {count}")
+            raise SlimdeployError(f"the engine can't run a batch of {count}")
 
     def _execute(self, context: Any) -> None:
         if not context.execute_async_v3(self.stream.handle):
@@ -212,7 +212,7 @@ class TensorrtSession:
     def _tensor(self, name: str) -> Tensor:
         kind = self._engine.get_tensor_dtype(name).name
         if kind not in _DTYPES:
-            raise SlimdeployError(f"{name} is {kind}; {' and '.join(_DTYPES)} can be fed and read")
+            raise SlimdeployError(f"{name} is {kind}; supported: {' and '.join(_DTYPES)}")
         shape = (self.max_batch, *tuple(self._engine.get_tensor_shape(name))[1:])
         host = self.device.pinned(shape, _DTYPES[kind])
         return Tensor(name, host, self._allocate(host.nbytes))
@@ -222,13 +222,13 @@ class TensorrtSession:
         return self._buffers[-1]
 
     def close(self) -> None:
-        """In the thread that opened the device, which still has its context for what is freed here."""
+        """Runs in the thread that opened the device, whose context is needed to free memory."""
         if self._closed:
             return
         self._closed = True
         for _, graph in self._graphs.values():
             graph.free()
-        # TensorRT frees a context before its engine, and wants the memory of both until then.
+        # TensorRT frees a context before its engine; the memory of both must exist until then.
         self._graphs.clear()
         self._context = self._engine = None
         for buffer in self._buffers:
@@ -246,8 +246,8 @@ class TensorrtSession:
 def open_session(path: Path, options: SessionOptions) -> TensorrtSession:
     """Load an engine on the GPU, after checking that it was built for this machine.
 
-    Raises SlimdeployError where TensorRT or a GPU is missing, the plan is damaged, or it was built for
-    another TensorRT or GPU: what differs, and the command that rebuilds it.
+    Raises SlimdeployError if TensorRT or a GPU is missing, the plan is damaged, or it was built for another
+    TensorRT or GPU: the error names the difference and the rebuild command.
     """
     import tensorrt as trt
 
@@ -276,9 +276,9 @@ def load(trt: ModuleType, path: Path, device: Device, *, graphs: bool) -> Tensor
 
 
 def deserialize(trt: ModuleType, plan: bytes, *, host_code: bool) -> Any:
-    """The engine of a plan; raises SlimdeployError with TensorRT's own words.
+    """Deserialise a plan; raises SlimdeployError with TensorRT's message.
 
-    `host_code` lets the plan bring its own runtime library along, which a version-compatible one does.
+    `host_code` allows the plan to contain its own runtime library, as version-compatible plans do.
     """
     log = error_log(trt)
     runtime = trt.Runtime(log)
@@ -291,7 +291,7 @@ def deserialize(trt: ModuleType, plan: bytes, *, host_code: bool) -> Any:
 
 
 def _single(trt: ModuleType, engine: Any, mode: str, dimensions: int, path: Path) -> str:
-    """Name of the engine's only input or output, which must have so many dimensions."""
+    """Name of the engine's only input or output, which must have `dimensions` dimensions."""
     wanted = getattr(trt.TensorIOMode, mode)
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     names = [name for name in names if engine.get_tensor_mode(name) == wanted]
@@ -301,5 +301,5 @@ def _single(trt: ModuleType, engine: Any, mode: str, dimensions: int, path: Path
 
 
 def _memory_size(able: Capabilities, engine: Any) -> int:
-    """Bytes that the activations of the engine's greatest batch take."""
+    """Bytes of the activations at the maximum batch size."""
     return int(engine.device_memory_size_v2 if able.allocation_strategy else engine.device_memory_size)

@@ -1,6 +1,6 @@
-"""What TensorRT calls back: its log, its progress and its profiler, as subclasses of its own interfaces.
+"""Callbacks for TensorRT: logger, progress monitor and profiler, as subclasses of its interfaces.
 
-Each is made for the `tensorrt` module in use, since its base class comes from there.
+Each is created for the `tensorrt` module in use, which provides the base class.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from types import ModuleType
 from typing import Any
 
 Progress = Callable[[str, int, int], None]
-"""Called with a phase of the build, its steps done and its steps in all."""
+"""Called with a phase of the build, the steps done and the total number of steps."""
 
 
 def error_log(trt: ModuleType) -> Any:
-    """A TensorRT logger that keeps the errors for the message instead of printing them."""
+    """A TensorRT logger that collects errors for the message instead of printing them."""
 
     class ErrorLog(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self) -> None:
@@ -26,13 +26,13 @@ def error_log(trt: ModuleType) -> Any:
                 self.errors.append(one_line(msg))
 
         def last_error(self) -> str:
-            return self.errors[-1] if self.errors else "it says no more"
+            return self.errors[-1] if self.errors else "no message"
 
     return ErrorLog()
 
 
 def progress_monitor(trt: ModuleType, report: Progress) -> Any:
-    """TensorRT's progress as calls of `report`. Ctrl-C cancels the build and is remembered."""
+    """TensorRT's progress, reported by calls of `report`. Ctrl-C cancels the build."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
         def __init__(self) -> None:
@@ -54,15 +54,15 @@ def progress_monitor(trt: ModuleType, report: Progress) -> Any:
         def _report(self, phase: str, done: int) -> None:
             try:
                 report(phase, done, self.steps[phase])
-            except KeyboardInterrupt:  # must not pass through TensorRT's own frames
+            except KeyboardInterrupt:  # must not propagate through TensorRT
                 self.interrupted = True
 
     return Monitor()
 
 
 def layer_profiler(trt: ModuleType) -> Any:
-    """A TensorRT profiler. `take` gives what each layer took since the last call of it, in ms, layers of one
-    name together.
+    """A TensorRT profiler. `take` returns the time of each layer in ms since its last call; layers of the
+    same name are added.
     """
 
     class Profiler(trt.IProfiler):  # type: ignore[name-defined]
@@ -81,5 +81,5 @@ def layer_profiler(trt: ModuleType) -> Any:
 
 
 def one_line(message: object) -> str:
-    """TensorRT's messages hold line breaks; an error of ours doesn't."""
+    """TensorRT's message without line breaks."""
     return " ".join(str(message).split())

@@ -1,4 +1,4 @@
-"""Sessions over torch: eager, compiled, channels-last, replayed as CUDA graphs."""
+"""Sessions of torch: eager, compiled, channels-last, with CUDA graphs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from slimdeploy.toolchain.runtime.torch_device import torch_device
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WARM_UP_RUNS = 3
-"""Runs before a CUDA graph is captured: cuDNN chooses its algorithms and allocates then."""
+"""Runs before a CUDA graph is captured, in which cuDNN chooses its algorithms and allocates."""
 
 
 class TorchSession:
-    """A classifier in torch. The arithmetic is `precision`; logits come back as float32."""
+    """A classifier in torch. It computes in `precision`; logits are returned as float32."""
 
     def __init__(self, network: nn.Module, info: ModelInfo, *, device: str, options: SessionOptions) -> None:
         self.device = torch.device(device)
@@ -35,7 +35,7 @@ class TorchSession:
         network = network.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._forward: Callable[[Tensor], Tensor] | None = network
         if options.compiled:
-            # Shapes stay static: one graph a batch size is what a measurement wants.
+            # Static shapes: a measurement needs one graph per batch size.
             self._forward = torch.compile(network, dynamic=False)
         if options.cuda_graph:
             self._forward = GraphedForward(self._forward)
@@ -44,7 +44,7 @@ class TorchSession:
         if self.device.type == "cuda":
             self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         self.enqueue_ms: float | None = None
-        """Host time to launch the last run's network on the GPU; None on the CPU, which has no queue."""
+        """Host time to launch the network in the last run on the GPU; None on the CPU, which has no queue."""
 
     @torch.inference_mode()
     def run(self, batch: np.ndarray) -> np.ndarray:
@@ -64,14 +64,14 @@ class TorchSession:
 
     @property
     def gpu_ms(self) -> float | None:
-        """GPU time of the last run's network in ms, between two CUDA events; None on the CPU."""
+        """GPU time of the network in the last run in ms, between two CUDA events; None on the CPU."""
         if self._events is None or self.enqueue_ms is None:
             return None
         return self._events[0].elapsed_time(self._events[1])
 
     @property
     def device_memory_mb(self) -> dict[str, float]:
-        """Device memory that torch took at most, weights included; empty on the CPU."""
+        """Peak device memory of torch, weights included; empty on the CPU."""
         return {"peak": torch.cuda.max_memory_allocated() / 2**20} if self._events else {}
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class GraphedForward:
         self._captured: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The result lies in the graph's own memory: the next call with this shape overwrites it."""
+        """The result is in the graph's memory: the next call with this shape overwrites it."""
         if images.shape not in self._captured:
             self._captured[images.shape] = self._capture(images)
         graph, own_input, own_output = self._captured[images.shape]
@@ -102,7 +102,7 @@ class GraphedForward:
 
     def _capture(self, images: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         own_input = images.clone()
-        # Capture needs a stream that isn't the default one, and everything allocated before it starts.
+        # Capture needs a stream other than the default one, and all memory allocated before it starts.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -116,10 +116,10 @@ class GraphedForward:
 
 
 def open_session(path: Path, options: SessionOptions) -> TorchSession:
-    """Build the network from a checkpoint alone and run it on the CPU or the GPU.
+    """Build the network from a checkpoint and run it on the CPU or the GPU.
 
     `options.threads` and `options.tf32` are settings of the whole process in torch. Raises SlimdeployError
-    for an unreadable checkpoint, CUDA that isn't there, or a CUDA graph without it.
+    for an unreadable checkpoint, missing CUDA, or a CUDA graph without CUDA.
     """
     device = torch_device(options.device, options.threads)
     if options.precision not in (None, *DTYPES):

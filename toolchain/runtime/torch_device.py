@@ -1,4 +1,4 @@
-"""Which device torch computes on, as `--device` and `--threads` say."""
+"""The device on which torch computes, according to `--device` and `--threads`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from slimdeploy.toolchain.errors import SlimdeployError
 
 
 def torch_device(name: str, threads: int | None) -> str:
-    """Turn `--device` and `--threads` into a torch device name; set torch's thread count.
+    """Convert `--device` and `--threads` to a torch device name; set torch's number of threads.
 
-    Raises SlimdeployError where cuda is asked for and torch has none.
+    Raises SlimdeployError if cuda is requested and torch has none.
     """
     import torch
 

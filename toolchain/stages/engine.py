@@ -1,4 +1,4 @@
-"""The end of the stage `export`: an ONNX file in, an engine out, or the proof that it would build. No
+"""The last part of the stage `export`: build an engine from an ONNX file, or check that it can be built. No
 torch.
 """
 
@@ -33,14 +33,14 @@ class EngineJob:
 
 @dataclass(frozen=True)
 class EngineResult:
-    """What came of an EngineJob."""
+    """The result of an EngineJob."""
 
     check: Plan | None
     engine: Engine | None
 
     @property
     def failed(self) -> str | None:
-        """Why the engine isn't what the ONNX file asks for."""
+        """Why the engine differs from the ONNX file; None if it doesn't."""
         failed = self.engine.audit.failed if self.engine else None
         return f"{self.engine.path}: {failed}" if self.engine and failed else None
 
@@ -61,10 +61,10 @@ class EngineResult:
 
 
 def engine_stage(onnx: Path, output: Path, job: EngineJob, *, force: bool = False) -> EngineResult:
-    """Check and build `onnx` as `job` says; the engine goes to `output`.
+    """Check and build `onnx` according to `job`; the engine is written to `output`.
 
-    Raises SlimdeployError where TensorRT, a GPU or NVIDIA's wheels for the check are missing, and where the
-    file doesn't build, with TensorRT's own words. An engine that fails its audit is kept.
+    Raises SlimdeployError if TensorRT, a GPU or NVIDIA's wheels for the check are missing, or, with
+    TensorRT's message, if the file can't be built. An engine that fails its audit is kept.
     """
     if job.build:
         check_engine_output(onnx, output, force=force)
@@ -73,16 +73,14 @@ def engine_stage(onnx: Path, output: Path, job: EngineJob, *, force: bool = Fals
 
 
 def check_engine_output(onnx: Path, output: Path, *, force: bool) -> None:
-    """Raises SlimdeployError where the engine would replace its own source, or exists and not `force`."""
+    """Raises SlimdeployError if the engine would replace its own source, or exists and not `force`."""
     if output.resolve() == onnx.resolve():
         raise SlimdeployError(f"{output} would be the ONNX file and the engine: name another `output`")
     artifacts.check_output(output, force=force)
 
 
 def check_machine(job: EngineJob) -> None:
-    """Before any work: raises ModuleNotFoundError or SlimdeployError where `job` can't be done on this
-    machine.
-    """
+    """Check before any work: raises ModuleNotFoundError or SlimdeployError if this machine can't do `job`."""
     if job.build:
         import tensorrt  # noqa: F401  # named in the error where it is missing
 
@@ -91,9 +89,9 @@ def check_machine(job: EngineJob) -> None:
         (
             "version_compatible",
             job.options.version_compatible,
-            "TensorRT's lean runtime isn't in its wheels",
+            "TensorRT's lean runtime is not in its wheels",
         ),
-        ("dla", job.options.dla is not None, "there is no accelerator"),
+        ("dla", job.options.dla is not None, "there is no DLA"),
     ):
         if job.check and asked:
             raise SlimdeployError(
@@ -102,7 +100,7 @@ def check_machine(job: EngineJob) -> None:
 
 
 def check_builds(onnx: Path, options: EngineOptions) -> Plan:
-    """Parse and build `onnx` with NVIDIA's own parser and builder on the CPU. The plan is for no device."""
+    """Parse and build `onnx` with NVIDIA's parser and builder on the CPU. The plan can't be run."""
     from slimdeploy.toolchain.export import trt_cpu
 
     trt = trt_cpu.load()
@@ -124,7 +122,9 @@ def build_here(onnx: Path, output: Path, options: EngineOptions) -> Engine:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Progress]:
-    """TensorRT's phases as a bar: it advances with the outermost phase and names the one under way."""
+    """Show TensorRT's build phases as a progress bar: it advances with the outermost phase, and names the
+    current one.
+    """
     with contextlib.ExitStack() as stack:
         outermost, done_before = "", 0
         advance: Callable[..., None] | None = None

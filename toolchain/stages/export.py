@@ -1,4 +1,4 @@
-"""The stage `export`: a checkpoint in, an ONNX file out that was compared with it."""
+"""The stage `export`: convert a checkpoint to an ONNX file and compare both."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def export_stage(
     data: DataOptions | None = None,
     force: bool = False,
 ) -> ExportResult:
-    """`export` the network of `checkpoint`, compared on the test images of `data`; None means the data that
-    it was trained on.
+    """`export` the network of `checkpoint`; the comparison uses the test images of `data`, by default those
+    of the data that it was trained on.
     """
     artifacts.check_output(output, force=force)
     parent = load_checkpoint(checkpoint)

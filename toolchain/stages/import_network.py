@@ -1,4 +1,4 @@
-"""The stage `import`: a network made elsewhere in, a checkpoint out."""
+"""The stage `import`: convert a network from elsewhere to a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from slimdeploy.toolchain.published_weights import PublishedWeights, published_w
 from slimdeploy.toolchain.training.pretrained import read_tensors
 
 DEFAULT_PREPROCESSING = Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD)
-"""Of a network of which nothing else is known."""
+"""Default for networks without known preprocessing."""
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What to import, and how images become its input: what is left open there is as `weights` say where they
-    are torchvision's own, else DEFAULT_PREPROCESSING.
+    """What to import, and its preprocessing. Options that are not given are those of `weights` if torchvision
+    published them, else DEFAULT_PREPROCESSING.
     """
 
     name: str
@@ -38,7 +38,7 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class ImportResult:
-    """The checkpoint written. `relative_error` is the largest difference of a logit to the original's."""
+    """The written checkpoint. `relative_error` is the largest logit difference to the original network."""
 
     checkpoint: Path
     sha256: str
@@ -62,7 +62,7 @@ def import_stage(
 ) -> ImportResult:
     """Import the network that `options` name, with the state dict in `weights`, and write it to `output`.
 
-    Raises SlimdeployError for an output that exists, weights that don't fit, and what importing refuses.
+    Raises SlimdeployError for an existing output, weights that don't fit, and unsupported networks.
     """
     artifacts.check_output(output, force=force)
     if not is_imported(options.name):
@@ -110,12 +110,12 @@ def _published(name: str, weights: Path) -> PublishedWeights | None:
 
 
 def _origin(images: PreprocessingOptions, published: PublishedWeights | None) -> str:
-    """Where the preprocessing is from."""
+    """Where the preprocessing comes from."""
     if published:
-        return f"of {published}, which the weights are, where no option says otherwise"
+        return f"of {published}, unless an option overrides it"
     if images.geometry and all(images.statistics):
         return "as given"
-    return "the default where no option says otherwise"
+    return "the default unless an option overrides it"
 
 
 def _class_names(path: Path | None, classes: int, published: PublishedWeights | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The stage `prune`: a checkpoint in, a smaller one out."""
+"""The stage `prune`: prune a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def prune_stage(
 ) -> Written[PruneResult]:
     """`prune` the network of `checkpoint` and write the smaller one to `output`.
 
-    Raises SlimdeployError as `prune` does, for an output that exists, and for data of another kind.
+    Raises SlimdeployError like `prune`, for an existing output, and for data with other classes.
     """
     artifacts.check_output(output, force=force)
     parent = load_checkpoint(checkpoint)

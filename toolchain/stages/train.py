@@ -1,4 +1,4 @@
-"""The stages `train` and `finetune`: data in, a checkpoint with its figures out."""
+"""The stages `train` and `finetune`: train on data and write a checkpoint."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def train_stage(
     force: bool = False,
     ranks: Ranks = ALONE,
 ) -> Written[TrainResult]:
-    """Train a fresh network, or the one in `weights`, and write its checkpoint to `output`.
+    """Train a new network, or the one in `weights`, and write its checkpoint to `output`.
 
-    Of `options` those `given` are taken as they are; the others, with `weights`, as those were trained.
+    The options in `given` are used as given; with `weights`, the others default to those of their training.
 
-    `arch` and `stem` default to the reference's; `arguments` go to what builds an imported network. The
-    preprocessing that `data` leaves open is what came with the weights or, without, the data's. Raises
-    SlimdeployError for unusable data, options or weights, an output that exists, and a loss that isn't a
-    number. Of several `ranks` the first writes.
+    `arch` and `stem` default to ResNet-50 and its stem; `arguments` are passed to the function that builds an
+    imported network. The preprocessing defaults to that of the weights, else to that of the data. Raises
+    SlimdeployError for unusable data, options or weights, an existing output, and a loss that becomes NaN or
+    infinite. With several `ranks` the first one writes.
     """
     _check_run(output, ranks, resume=resume, force=force)
     chosen = data.statistics
@@ -94,11 +94,11 @@ def finetune_stage(
     force: bool = False,
     ranks: Ranks = ALONE,
 ) -> Written[TrainResult]:
-    """Train the network of `checkpoint` on; `data` None means the data that it was trained on.
+    """Continue training the network of `checkpoint`; `data` None means the data that it was trained on.
 
-    Of `options` those `given` are taken as they are, the others as the network was trained.
+    The options in `given` are used as given; the others default to those of the last training.
 
-    Raises SlimdeployError as `train_stage` does, and where the data's classes aren't the checkpoint's.
+    Raises SlimdeployError like `train_stage`, or if the classes of the data differ from the checkpoint's.
     """
     _check_run(output, ranks, resume=resume, force=force)
     parent = load_checkpoint(checkpoint)
@@ -112,7 +112,7 @@ def finetune_stage(
 def _described(
     preprocessing: Preprocessing, given: tuple[Triple | None, Triple | None], weights: Weights | None
 ) -> str:
-    """One line: how images become the network's input, and where its mean and deviation are from."""
+    """One line: the preprocessing of the images, and where mean and deviation come from."""
     origin = (weights and weights.source) or "of the training data"
     if all(given) and not (weights and weights.published):
         origin = "as given"
@@ -130,7 +130,7 @@ def _train(
     resume: bool,
     ranks: Ranks,
 ) -> Written[TrainResult]:
-    """Train `start` (its hash is empty where it is a fresh network), evaluate it and write it to `output`."""
+    """Train `start`, evaluate it and write it to `output`. The hash of a new network is empty."""
     run = Run(stage, data.to_json(), output, resume, ranks)
     result = trained(start, dataset, options, device=device, run=run)
     sha256 = ""
@@ -142,7 +142,7 @@ def _train(
 
 
 def _check_run(output: Path, ranks: Ranks, *, resume: bool, force: bool) -> None:
-    """Refuse to replace a finished checkpoint or an unfinished run unasked; else clear away what is left."""
+    """Refuse to replace a finished checkpoint or an unfinished run without --force; else remove leftovers."""
     if ranks.main:
         _clear(output, resume=resume, force=force)
     ranks.wait()
@@ -154,17 +154,17 @@ def _clear(output: Path, *, resume: bool, force: bool) -> None:
     artifacts.check_output(output, force=force or (resume and state_path(output).exists()))
     if resume:
         if not state_path(output).exists():
-            log(f"--resume: there is no unfinished run of {output}, so it starts afresh{_others(output)}")
+            log(f"--resume: there is no unfinished run of {output}: starting a new one{_others(output)}")
         return
     if state_path(output).exists() and not force:
         raise SlimdeployError(
-            f"an unfinished run is beside {output}: --resume goes on with it, --force starts again"
+            f"an unfinished run is beside {output}: --resume continues it, --force starts again"
         )
     for leftover in (state_path(output), history_path(output)):
         leftover.unlink(missing_ok=True)
 
 
 def _others(output: Path) -> str:
-    """The unfinished runs beside it, whose name may have been meant."""
+    """Unfinished runs in the same folder, one of which may have been meant."""
     names = sorted(p.name.removesuffix(".state") for p in output.parent.glob("*.state"))
     return f"; unfinished there: {', '.join(names)}" if names else ""

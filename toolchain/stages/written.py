@@ -1,4 +1,4 @@
-"""A result that was written as a checkpoint."""
+"""The result of a library function, written to a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 
 class Result(Protocol):
-    """What a function of the library gives back."""
+    """A result of the library."""
 
     def to_json(self) -> dict[str, Any]: ...
 
@@ -18,7 +18,9 @@ R = TypeVar("R", bound=Result)
 
 @dataclass(frozen=True)
 class Written(Generic[R]):
-    """`result`, whose network is in the file `checkpoint`. Processes that didn't write have no `sha256`."""
+    """`result`, with its network in the file `checkpoint`. `sha256` is None in processes that didn't
+    write.
+    """
 
     checkpoint: Path
     sha256: str

@@ -1,1 +1,1 @@
-"""Many runs of one recipe, shared out over processes and machines, and the best trade-offs among them."""
+"""Many runs of one recipe, distributed over processes and machines, and the best trade-offs among them."""

@@ -1,4 +1,4 @@
-"""Which trials no other one beats, and which of them meets what is asked for."""
+"""The Pareto front of the trials, and the choice by conditions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from slimdeploy.toolchain.errors import SlimdeployError, nearest
 
 Row = dict[str, Any]
-"""A trial as it stands in `sweep.json`."""
+"""A trial as in `sweep.json`."""
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
@@ -23,13 +23,13 @@ UNITS = {
     "params": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9},
     "macs": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9},
 }
-"""Metric -> its units and what they stand for."""
+"""Metric -> unit -> factor."""
 _CONDITION = re.compile(r"([a-z]+)(?:@(\d+))?\s*(<=|>=|<|>)\s*([0-9.]+(?:e[-+]?\d+)?)\s*([a-zA-Z%]*)")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """`metric` (at `batch`, for latency and speed-up; None is the least) compared with `limit`."""
+    """`metric` (at `batch`, for latency and speed-up; None: the smallest) compared with `limit`."""
 
     text: str
     metric: str
@@ -54,14 +54,14 @@ class Condition:
         return f"{self.value(row) / UNITS[self.metric][self.unit]:.4g} {self.unit}".rstrip()
 
     def distance(self, row: Row) -> float:
-        """How far from met, relative to the limit."""
+        """Distance from the limit, relative to it; 0 if met."""
         return abs(self.value(row) - self.limit) / abs(self.limit or 1)
 
 
 def parse_conditions(texts: Sequence[str], batches: Sequence[int]) -> list[Condition]:
-    """Read conditions such as `latency<=0.8ms`, several separated by commas. `batches` will be measured.
+    """Read conditions such as `latency<=0.8ms`, separated by commas. `batches` are the measured batch sizes.
 
-    Raises SlimdeployError where one can't be read, or is about another batch size.
+    Raises SlimdeployError if one can't be parsed, or names another batch size.
     """
     found = [_parse(part.strip()) for text in texts for part in text.split(",")]
     for one in found:
@@ -85,14 +85,12 @@ def _parse(text: str) -> Condition:
             f"--pick {text!r}: no metric {metric}; known: {', '.join(UNITS)}.{nearest(metric, UNITS)}"
         )
     if batch and metric not in ("latency", "speedup"):
-        raise SlimdeployError(
-            f"--pick {text!r}: {metric} is the same at every batch size: leave @{batch} out"
-        )
+        raise SlimdeployError(f"--pick {text!r}: {metric} does not depend on the batch size: remove @{batch}")
     if unit not in UNITS[metric]:
         known = " or ".join(unit or "none" for unit in UNITS[metric])
         raise SlimdeployError(f"--pick {text!r}: the unit of {metric} is {known}")
     try:
-        limit = round(float(number) * UNITS[metric][unit], 12)  # 95 % is 0.95, not a hair more
+        limit = round(float(number) * UNITS[metric][unit], 12)  # so that 95 % is exactly 0.95
     except ValueError:
         raise SlimdeployError(f"--pick {text!r}: {number} is not a number") from None
     if metric == "accuracy" and limit > 1:
@@ -101,19 +99,22 @@ def _parse(text: str) -> Condition:
 
 
 def latency(row: Row) -> float:
-    """ms at the least batch size: what the sweep keeps low."""
+    """Latency in ms at the smallest batch size, which the sweep minimises."""
     return row["latency"][0]["p50_ms"]
 
 
 def accuracy(row: Row) -> float:
-    """On the held-out training images: what the sweep keeps high. The test images only report."""
+    """Accuracy on the held-out training images, which the sweep maximises. Test images are only for the
+    report.
+    """
     return row["accuracy"]["validation"]
 
 
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """Those that no other one beats: none is at least as good in accuracy and latency, and better in one.
+    """The Pareto front: trials such that no other is at least as good in accuracy and latency, and better in
+    one.
 
-    Fastest first; of trials that are equal in both, the first.
+    Fastest first; of trials equal in both, the first.
     """
     front: list[Row] = []
     for row in sorted(rows, key=lambda row: (latency(row), -accuracy(row))):
@@ -123,10 +124,10 @@ def pareto_front(rows: Sequence[Row]) -> list[Row]:
 
 
 def pick(rows: Sequence[Row], conditions: Sequence[Condition]) -> Row | None:
-    """The best that meets all conditions; None where none does.
+    """The best trial that meets all conditions; None if none does.
 
-    The most accurate, and of equals the fastest; where accuracy alone is asked for, the fastest, and of
-    equals the most accurate.
+    The most accurate one, then the fastest; with only an accuracy condition the fastest, then the most
+    accurate.
     """
     fitting = [row for row in rows if all(condition.met(row) for condition in conditions)]
     if not fitting:
@@ -137,9 +138,9 @@ def pick(rows: Sequence[Row], conditions: Sequence[Condition]) -> Row | None:
 
 
 def why_none(rows: Sequence[Row], conditions: Sequence[Condition]) -> str:
-    """Which condition no trial meets, and the nearest to it; or that they aren't met together."""
+    """The condition that no trial meets, with the closest trial; or that no trial meets all of them."""
     for condition in conditions:
         if not any(condition.met(row) for row in rows):
             near = min(rows, key=condition.distance)
-            return f"no trial has {condition.text}: the nearest, {near['name']}, has {condition.write(near)}"
+            return f"no trial has {condition.text}: the closest, {near['name']}, has {condition.write(near)}"
     return f"no trial has {' and '.join(condition.text for condition in conditions)} together"

@@ -1,4 +1,4 @@
-"""How a sweep is carried out."""
+"""Options of a sweep."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SweepOptions:
     device: str = "cpu"
     threads: int | None = None
     started: float = field(default_factory=time.time)
-    """Trials that failed by an error of their own before are tried again, those that fail later aren't."""
+    """Trials that failed before this time are tried again; those that fail later are not."""
 
     def __post_init__(self) -> None:
         check_declared(self)

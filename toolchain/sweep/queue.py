@@ -1,7 +1,7 @@
-"""What is left to do in a study, and who does it: pure functions of its trials.
+"""The remaining work of a study: pure functions of its trials.
 
-Every worker looks at the same trials and comes to the same conclusions, so none has to be in charge and any
-may be killed. Two that queue the same point at the same moment are no harm: the later trial gives way.
+All workers see the same trials and come to the same decisions, so there is no coordinator and any worker may
+be killed. If two workers queue the same point at the same time, the later trial is dropped.
 """
 
 from __future__ import annotations
@@ -15,38 +15,39 @@ from optuna.trial import FrozenTrial, TrialState
 from slimdeploy.toolchain.sweep.space import Point
 
 POINT, WORKER, RESULT, ERROR, SURPLUS = "point", "worker", "result", "error", "surplus"
-"""User attributes of a trial: where it stands in the space, who works on it, what came out, why nothing
-did, and that it gave way to another."""
+"""User attributes of a trial: its point, its worker, its result, its error, and whether it was dropped in
+favour of another.
+"""
 LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 MOST_DEATHS = 3
-"""Workers that may die on a point before it is given up: it may be what kills them."""
+"""Number of workers that may die at a point before it is given up, because it may be the cause."""
 
 
 def point_of(trial: FrozenTrial) -> Point | None:
-    """None for a trial that a sampler hasn't placed yet."""
+    """None for a trial that a sampler hasn't assigned a point yet."""
     found = trial.user_attrs.get(POINT)
     return Point(**found) if found else None
 
 
 def gives_way(trial: FrozenTrial, trials: Iterable[FrozenTrial], *, limit: int | None, since: float) -> bool:
-    """Whether `trial` is one too many: its point is another's, or `limit` trials came before it."""
+    """Whether `trial` is superfluous: another trial has its point, or `limit` trials precede it."""
     before = [other for other in trials if other.number < trial.number]
     if limit is not None and sum(_counts(other, since) for other in before) >= limit:
         return True
     point = point_of(trial)
     if point is None:
-        return limit is None  # not from the queue, though a grid comes from there alone
+        return limit is None  # a grid's trials come only from the queue
     return any(point_of(other) == point for other in before if other.state in LIVE)
 
 
 def _counts(trial: FrozenTrial, since: float) -> bool:
-    """Whether a sampler's trial uses up one of those asked for."""
+    """Whether a sampler's trial counts towards the requested number."""
     return trial.state in LIVE or (ERROR in trial.user_attrs and trial.user_attrs[ERROR]["at"] >= since)
 
 
 def given_up(trials: Sequence[FrozenTrial], *, since: float) -> dict[Point, str]:
-    """Point -> why, for those that after `since` failed by an error of their own, or killed their workers
-    again and again, and that nobody works on now. What happened before was perhaps mended meanwhile.
+    """Point -> reason, for points that after `since` failed with an error, or repeatedly killed their
+    workers, and that no worker is processing. Earlier failures may have been fixed.
     """
     errors: dict[Point, str] = {}
     deaths: Counter[Point] = Counter()
@@ -68,9 +69,9 @@ def given_up(trials: Sequence[FrozenTrial], *, since: float) -> dict[Point, str]
 def to_queue(
     points: Sequence[Point] | None, trials: Sequence[FrozenTrial], *, since: float
 ) -> list[tuple[Point, dict[str, Any]]]:
-    """Points that nobody does, and the parameters to queue them with.
+    """Points that no worker has, and the parameters to queue them with.
 
-    `points`: the whole grid; None with a sampler, where only what a dead worker left behind is taken up.
+    `points`: the whole grid; None with a sampler, where only points of dead workers are queued again.
     """
     taken = {point_of(trial) for trial in trials if trial.state in LIVE}
     hopeless = given_up(trials, since=since)
@@ -87,7 +88,7 @@ def to_queue(
 
 
 def is_open(trials: Sequence[FrozenTrial], *, limit: int | None, since: float) -> bool:
-    """Whether there is a trial to be taken: a queued one, or one more for the sampler."""
+    """Whether a trial is available: a queued one, or a new one of the sampler."""
     if any(trial.state == TrialState.WAITING for trial in trials):
         return True
     return limit is not None and sum(_counts(trial, since) for trial in trials) < limit
@@ -98,7 +99,7 @@ def running(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def results(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
-    """What came out, a row a point, in the order of the trials."""
+    """The results, one row per point, in the order of the trials."""
     rows: dict[str, dict[str, Any]] = {}
     for trial in trials:
         if trial.state == TrialState.COMPLETE and RESULT in trial.user_attrs:

@@ -1,4 +1,4 @@
-"""The result of a sweep: its document, `sweep.json`, and the table that a person sees."""
+"""The result of a sweep: the document `sweep.json`, and the table for the terminal."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def sweep_document(
 
 
 def command_line(storage: str) -> str:
-    """The command that was given, without the password in its storage."""
+    """The command line, without the password of its storage."""
     shown = [argument.replace(storage, masked(storage)) for argument in sys.argv[1:]]
     return shlex.join(["slimdeploy", *shown])
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """What speaks against comparing the trials."""
+    """Reasons why the trials are not comparable."""
     said = []
     if len(cpus := sorted({row["cpu"] for row in rows})) > 1:
         said.append(
@@ -61,15 +61,15 @@ def remarks(rows: Sequence[Row]) -> list[str]:
     if noisy:
         said.append(
             f"{noisy} of {len(rows)} trials were measured on a busy or noisy machine: their bench.json says "
-            "how far they can be trusted"
+            "how reliable they are"
         )
     return said
 
 
 def hand_on(row: Row, conditions: Sequence[Condition], folder: Path) -> dict[str, Any]:
-    """Put the picked network where the next command finds it: `SWEEP/picked.safetensors` and `.onnx`.
+    """Copy the picked network to `SWEEP/picked.safetensors` and `.onnx`, for the next command.
 
-    Where it was made on a machine that doesn't share the folder, say where it lies instead (`files` empty).
+    If it was made on a machine that doesn't share the folder, report its location instead (`files` is empty).
     """
     sources = {
         "picked.safetensors": folder / row["checkpoint"],
@@ -89,7 +89,7 @@ def hand_on(row: Row, conditions: Sequence[Condition], folder: Path) -> dict[str
 
 
 def table_text(document: dict[str, Any], folder: Path) -> RenderableType:
-    """All trials, the Pareto front marked and on top, and what was picked."""
+    """All trials, with the Pareto front marked and first, and the picked one."""
     front = document["front"]
     order = sorted(document["trials"], key=lambda r: (r["name"] not in front, choice.latency(r)))
     batches = "/".join(str(found["batch"]) for found in order[0]["latency"])

@@ -1,4 +1,4 @@
-"""The stage `sweep`: a recipe and a space in, trials and their Pareto front out."""
+"""The stage `sweep`: run the trials of a recipe over a space, and find their Pareto front."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from slimdeploy.toolchain.sweep.worker import Job, work
 
 @dataclass(frozen=True)
 class SweepResult:
-    """`problem`: why the sweep isn't what was asked for, though it was carried out."""
+    """`problem`: why the sweep is incomplete, although it ran."""
 
     document: dict[str, Any]
     problem: str | None
 
 
 def sweep_stage(job: Job, *, workers: int, conditions: Sequence[Condition]) -> SweepResult:
-    """Do all trials with `workers` processes, wait for those of other machines, write `sweep.json`.
+    """Run all trials with `workers` processes, wait for those of other machines, and write `sweep.json`.
 
-    Raises SlimdeployError for a storage that can't be used and where nothing came out at all.
+    Raises SlimdeployError for an unusable storage, or if no trial has a result.
     """
     wanted = identity(job.recipe, job.space, job.options)
     study = open_study(wanted, job.options)
@@ -46,7 +46,7 @@ def sweep_stage(job: Job, *, workers: int, conditions: Sequence[Condition]) -> S
     failed = queue.given_up(trials, since=job.options.started)
     if not rows:
         why = next(iter(failed.values()), "all workers ended early")
-        raise SlimdeployError(f"no trial came to an end: {why}")
+        raise SlimdeployError(f"no trial was completed: {why}")
     best = choice.pick(rows, conditions) if conditions else None
     picked = hand_on(best, conditions, job.folder) if best else None
     document = sweep_document(job, rows, failed, picked)
@@ -69,14 +69,14 @@ def _problem(
     points = job.space.points() if job.options.trials is None else None
     left = queue.to_queue(points, trials, since=job.options.started)
     if left or queue.is_open(trials, limit=job.options.trials, since=job.options.started):
-        return "the workers ended before all trials were done: the same command goes on"
+        return "the workers ended before all trials were done: run the same command to continue"
     if conditions and best is None:
         return choice.why_none(rows, conditions)
     return None
 
 
 def _work_in_processes(wanted: dict[str, Any], job: Job, workers: int) -> None:
-    """Start the workers and wait for them. One that dies is said; the others take up what it left."""
+    """Start the workers and wait for them. A worker that dies is reported; the others take over its trial."""
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
     processes = [context.Process(target=_worker_process, args=(wanted, job)) for _ in range(workers)]
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers end, too
@@ -96,7 +96,7 @@ def _work_in_processes(wanted: dict[str, Any], job: Job, workers: int) -> None:
 
 def _worker_process(wanted: dict[str, Any], job: Job) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     if job.options.threads:
         import torch
 

@@ -1,4 +1,4 @@
-"""What a sweep varies: λ of the sparse training, pruning ratio and alignment."""
+"""The space of a sweep: λ of the sparse training, pruning ratio and alignment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class Point:
-    """One choice of everything that is varied."""
+    """One combination of the varied values."""
 
     sparsity: float
     ratio: float
@@ -22,14 +22,14 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Names its folder: the same point has the same one, always."""
+        """Name of its folder: always the same for the same point."""
         return f"sparsity-{self.sparsity:.12g}_ratio-{self.ratio:.12g}_align-{self.align}"
 
     def describe(self) -> str:
         return f"λ {self.sparsity:g}, ratio {self.ratio:g}, align {self.align}"
 
     def recipe(self, base: Recipe) -> Recipe:
-        """`base` at this point; raises SlimdeployError for a value out of range."""
+        """`base` with the values of this point; raises SlimdeployError for a value out of range."""
         return replace(
             base,
             train=replace(base.train, sparsity=self.sparsity),
@@ -43,14 +43,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Space:
-    """The values of each, in the order given."""
+    """The values of each parameter, in the given order."""
 
     sparsity: tuple[float, ...]
     ratio: tuple[float, ...]
     align: tuple[int, ...]
 
     def points(self) -> list[Point]:
-        """All combinations. λ changes fastest: workers that begin together then train different networks,
+        """All combinations. λ changes fastest, so that workers that start together train different networks
         instead of waiting for the same one.
         """
         return [Point(s, r, a) for r in self.ratio for a in self.align for s in self.sparsity]
@@ -60,9 +60,9 @@ class Space:
 
 
 def read_space(recipe: Recipe, *, sparsity: str | None, ratio: str | None, align: str | None) -> Space:
-    """The space that comma-separated lists span; what isn't given stays as `recipe` has it.
+    """The space of comma-separated lists; parameters that are not given have the value of `recipe`.
 
-    Raises SlimdeployError for a list that isn't one, and for values that the recipe can't have.
+    Raises SlimdeployError for an invalid list, and for values that the recipe can't have.
     """
     if not (sparsity or ratio or align):
         raise SlimdeployError(

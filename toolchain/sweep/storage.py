@@ -1,4 +1,4 @@
-"""The study that all workers share: an Optuna study in SQLite or PostgreSQL."""
+"""The study shared by all workers: an Optuna study in SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from slimdeploy.toolchain.sweep.options import SweepOptions
 from slimdeploy.toolchain.sweep.space import Space
 
 IDENTITY = "slimdeploy_sweep"
-"""User attribute of the study: what has to be the same for all that join."""
+"""User attribute of the study: the settings that must be the same for all workers."""
 DEATHS = 3
-"""A worker not heard of for so many heartbeats is taken for dead."""
+"""Number of missed heartbeats after which a worker counts as dead."""
 ATTEMPTS = 5
-"""To make the tables: two workers that begin together may get in each other's way."""
+"""Attempts to create the tables: workers that start together may conflict."""
 
 
 def masked(url: str) -> str:
@@ -34,14 +34,14 @@ def masked(url: str) -> str:
     try:
         return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
     except sqlalchemy.exc.ArgumentError:
-        return "the storage given"  # unreadable, so nobody knows which part is a password
+        return "the storage given"  # it can't be parsed, so any part may be the password
 
 
 def identity(recipe: Recipe, space: Space, options: SweepOptions) -> dict[str, Any]:
-    """What has to be the same for all that join: recipe and images, but for what is varied. A grid may be
-    extended; a sampler needs the same choices throughout.
+    """The settings that must be the same for all workers: recipe and images, except the varied values. A grid
+    may be extended; a sampler needs the same space throughout.
 
-    Where the images lie may differ from machine to machine: their content counts.
+    The location of the images may differ between machines: their content is compared.
     """
     document = {name: _plain(value) for name, value in asdict(recipe).items()}
     for name in ("name", "data", "compare_ratios", "calibrate", "package", "report"):
@@ -61,16 +61,15 @@ def identity(recipe: Recipe, space: Space, options: SweepOptions) -> dict[str, A
 
 
 def open_study(wanted: dict[str, Any], options: SweepOptions) -> optuna.Study:
-    """Create the study, or join the one that is there.
+    """Create the study, or join an existing one.
 
-    Raises SlimdeployError for a storage that can't be reached or is something else, and for a study of
-    another sweep.
+    Raises SlimdeployError for an unreachable or unsuitable storage, and for the study of another sweep.
     """
     quiet()
     with storage_errors(options.storage):
         sqlalchemy.engine.make_url(
             options.storage
-        ).get_dialect().import_dbapi()  # says which driver is missing
+        ).get_dialect().import_dbapi()  # raises an error that names a missing driver
         study = optuna.create_study(
             study_name=options.study,
             storage=_open_storage(options),
@@ -95,7 +94,7 @@ def open_study(wanted: dict[str, Any], options: SweepOptions) -> optuna.Study:
 
 @contextlib.contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Turn what goes wrong with the storage into one line that names it, without its password."""
+    """Convert errors of the storage to one line that names it, without its password."""
     try:
         yield
     except sqlalchemy.exc.ArgumentError:
@@ -117,7 +116,7 @@ def storage_errors(url: str) -> Iterator[None]:
 
 
 def quiet() -> None:
-    """Leave the talking to the sweep's own lines."""
+    """Silence Optuna's log: the sweep prints its own lines."""
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 
@@ -147,7 +146,7 @@ def _open_storage(options: SweepOptions) -> optuna.storages.RDBStorage:
 
 
 def _made_meanwhile(error: sqlalchemy.exc.DBAPIError) -> bool:
-    """Whether another worker made the same table or row at the same moment."""
+    """Whether another worker created the same table or row at the same time."""
     text = str(error.orig).lower()
     return "already exists" in text or "unique constraint" in text or "locked" in text
 
@@ -159,11 +158,11 @@ def _sampler(options: SweepOptions) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(
             n_startup_trials=min(10, (options.trials or 8) // 2), constant_liar=True
         )
-    return optuna.samplers.RandomSampler()  # never asked: the grid's points are queued
+    return optuna.samplers.RandomSampler()  # never used: the points of a grid are queued
 
 
 def _difference(found: Any, wanted: Any, prefix: str = "") -> tuple[str, Any, Any]:
-    """The first key in which two documents differ, and both values."""
+    """The first key in which two documents differ, with both values."""
     for key in {**wanted, **found} if isinstance(found, dict) and isinstance(wanted, dict) else ():
         ours, theirs = wanted.get(key), found.get(key)
         if ours != theirs:
@@ -174,7 +173,7 @@ def _difference(found: Any, wanted: Any, prefix: str = "") -> tuple[str, Any, An
 
 
 def _plain(value: Any) -> Any:
-    """As it comes back from JSON."""
+    """The document as it is after writing and reading JSON."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

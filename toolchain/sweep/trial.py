@@ -1,6 +1,6 @@
-"""One point of the space, from training to its row of figures.
+"""One point of the space: from training to its row of results.
 
-SWEEP/trained/<what it was trained with>/   a sparse training and its export, shared by all that need it
+SWEEP/trained/<training options>/   a sparse training and its export, shared by the points that need it
 SWEEP/trials/<point>/                       an ordinary run folder, which `slimdeploy report` reads
 """
 
@@ -29,25 +29,27 @@ from slimdeploy.toolchain.sweep.options import SweepOptions
 from slimdeploy.toolchain.sweep.space import Point
 
 GAMMA_EDGES = np.linspace(0, 2, 81)
-"""Bins of the γ histograms, the same for every λ; what is greater counts in the last."""
+"""Bins of the γ histograms, the same for every λ; larger values are counted in the last one."""
 
 
 def carry_out(base: Recipe, point: Point, folder: Path, options: SweepOptions) -> dict[str, Any]:
-    """Run `base` at `point` below `folder`, up to its bench, and return its row. What is done already is not
+    """Run `base` at `point` in `folder`, up to its bench, and return its row. Finished parts are not
     repeated.
 
-    Raises SlimdeployError as the stages do.
+    Raises SlimdeployError like the stages.
     """
     started = time.perf_counter()
     recipe = replace(point.recipe(base), calibrate=None, package=None, report=None)
     original, own = folder / "trained" / training_name(recipe), folder / "trials" / point.name
     original.mkdir(parents=True, exist_ok=True)
     own.mkdir(parents=True, exist_ok=True)
-    with exclusive(original, str(original), waiting=f"λ {point.sparsity:g} is being trained: waiting for it"):
+    with exclusive(
+        original, str(original), waiting=f"λ {point.sparsity:g} is being trained by another worker: waiting"
+    ):
         run_original(
             recipe, original, device=options.device, threads=options.threads, around=_together, held=True
         )
-    with exclusive(own, str(own), waiting=f"{point.name} is being done: waiting for it"):
+    with exclusive(own, str(own), waiting=f"{point.name} is being run by another worker: waiting"):
         adopt_original(original, own)
         done = run_recipe(
             recipe, own, device=options.device, threads=options.threads, around=_around, held=True
@@ -56,7 +58,7 @@ def carry_out(base: Recipe, point: Point, folder: Path, options: SweepOptions) -
 
 
 def training_name(recipe: Recipe) -> str:
-    """Names the folder of everything that doesn't depend on the pruning."""
+    """Name of the folder of everything that doesn't depend on pruning."""
     data, _ = starting_point(recipe)
     facts = [
         data.digest(),
@@ -70,7 +72,7 @@ def training_name(recipe: Recipe) -> str:
 
 
 def _around(stage: str) -> AbstractContextManager[Any]:
-    """Nothing else of a sweep runs on this machine while one of its workers measures."""
+    """Exclude the other workers of this machine while one of them measures."""
     if stage != "bench":
         return _together(stage)
     waiting = "waiting for the other workers to pause, to measure undisturbed"
@@ -83,7 +85,7 @@ def _together(stage: str) -> AbstractContextManager[Any]:
 
 
 def _machine_lock() -> Path:
-    """The lock file that all sweep workers of this user on this machine share."""
+    """The lock file shared by all sweep workers of this user on this machine."""
     return Path(tempfile.gettempdir()) / f"slimdeploy-sweep-{os.getuid()}.sqlite"
 
 
@@ -122,7 +124,7 @@ def _row(point: Point, done: RunResult, folder: Path) -> dict[str, Any]:
 
 
 def _latency(bench: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    """One batch size: the final network's time, and the speed-up over the original's in the same run."""
+    """One batch size: latency of the final network, and its speed-up over the original in the same run."""
     compared = next(
         c for c in bench["comparisons"] if (c["model"], c["batch"]) == (row["model"], row["batch"])
     )
@@ -137,7 +139,7 @@ def _latency(bench: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gamma(checkpoint: Path) -> dict[str, Any]:
-    """|γ| of the prunable channels after the sparse training: counts between GAMMA_EDGES."""
+    """Histogram of |γ| of the prunable channels after sparse training: counts between GAMMA_EDGES."""
     scales = np.abs(read_model(checkpoint).scales)
     counts = np.histogram(np.minimum(scales, GAMMA_EDGES[-1]), GAMMA_EDGES)[0]
     return {
@@ -148,12 +150,12 @@ def _gamma(checkpoint: Path) -> dict[str, Any]:
 
 
 def _curve(path: Path) -> list[list[float]]:
-    """Epoch, accuracy on the training images and on the held-out ones."""
+    """Epoch, accuracy on training images and on held-out images."""
     return [[r["epoch"], r["train_accuracy"], r["val_accuracy"]] for r in read_history(path)]
 
 
 def _shown(path: Path, folder: Path) -> str:
-    """Relative to the sweep's folder, which may have another place on another machine."""
+    """Relative to the sweep's folder, whose path may differ between machines."""
     with contextlib.suppress(ValueError):
         return str(path.relative_to(folder))
     return os.fspath(path)

@@ -1,8 +1,8 @@
-"""A worker: takes trials of the study and does them until none is left.
+"""A worker: runs trials of the study until none is left.
 
-Any number of them work on one study, in one process each, on any number of machines. A worker that dies is
-noticed by the others when its heartbeat stops; its trial is then queued again, and goes on where it was if
-they share the folder.
+Any number of workers, each in its own process, can work on one study, on any number of machines. If a worker
+dies, its heartbeat stops; the others then queue its trial again, which continues where it stopped if they
+share the folder.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from slimdeploy.toolchain.sweep.trial import carry_out
 
 
 class GaveWay(Exception):
-    """The trial was one too many."""
+    """The trial is superfluous."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker has to know."""
+    """Everything that a worker needs to know."""
 
     recipe: Recipe
     space: Space
@@ -42,7 +42,9 @@ class Job:
 
 
 def work(study: optuna.Study, job: Job) -> None:
-    """Do trials until the grid, or the number of trials asked for, is done; wait for those of others."""
+    """Run trials until the grid, or the requested number of trials, is done; wait for those of other
+    workers.
+    """
     with storage_errors(job.options.storage):
         _Worker(study, job).run()
 
@@ -77,7 +79,7 @@ class _Worker:
         try:
             self.study.optimize(self._objective, n_trials=1, catch=(Exception,))
         except optuna.exceptions.UpdateFinishedTrialError:
-            log("the other workers took this one for dead: its result is left to them")
+            log("the other workers consider this one dead: they repeat its trial")
 
     def _objective(self, trial: Trial) -> tuple[float, float]:
         trial.set_user_attr(queue.WORKER, self.name)
@@ -100,11 +102,11 @@ class _Worker:
         return choice.accuracy(row), choice.latency(row)
 
     def _place(self, trial: Trial) -> Point:
-        """Where the trial stands: as it was queued, or as the sampler says."""
+        """The point of the trial: as queued, or as suggested by the sampler."""
         known, space = trial.user_attrs.get(queue.POINT), self.job.space
         if self.limit is None:
-            point = Point(**known) if known else space.points()[0]  # without a place it gives way at once
-            # Only so that Optuna knows the parameters too. Those who extend the grid have the same ranges.
+            point = Point(**known) if known else space.points()[0]  # without a point it is dropped at once
+            # Only to record the parameters in Optuna. Workers that extend the grid have the same ranges.
             trial.suggest_float("sparsity", 0, 1e6)
             trial.suggest_float("ratio", 0, 1)
             trial.suggest_int("align", 1, 1 << 20)
@@ -119,9 +121,9 @@ class _Worker:
         return point
 
     def _bury_the_dead(self) -> None:
-        """Fail the trials of workers that aren't heard of any more."""
+        """Fail the trials of workers without a heartbeat."""
         optuna.storages.fail_stale_trials(self.study)
-        # One that died between taking its trial and its first heartbeat never had one: Optuna leaves it.
+        # A worker that died before its first heartbeat never had one: Optuna leaves its trial.
         now, limit = time.monotonic(), DEATHS * self.job.options.heartbeat
         for trial in queue.running(self._trials()):
             if queue.WORKER in trial.user_attrs:

@@ -1,5 +1,5 @@
-"""The exponential moving average of a network's weights (Polyak & Juditsky 1992): evaluated and kept in
-place of the weights themselves.
+"""The exponential moving average (EMA) of the weights (Polyak & Juditsky 1992), which is validated and saved
+instead of the weights.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from slimdeploy.toolchain.networks.module import GraphNetwork
 
 
 class WeightAverage:
-    """`network` is the average of `live`: of its parameters and of its BN statistics alike.
+    """`network` is the average of `live`, of its parameters and BN statistics.
 
-    At each step the average keeps `decay` of itself, at first less, so that it isn't held back by where the
-    run started: (1 + n)/(10 + n) at step n, as TensorFlow's ExponentialMovingAverage does. What is exactly
-    zero among γ and β of `live` is so in the average too, else no channel could ever be removed for nothing.
+    The decay of step n is min(`decay`, (1 + n)/(10 + n)), as in TensorFlow's ExponentialMovingAverage, so
+    that the initial weights are forgotten quickly. γ and β that are exactly zero in `live` are zero in the
+    average too, so that their channels can be removed without loss.
     """
 
     def __init__(self, live: GraphNetwork, decay: float) -> None:
@@ -33,7 +33,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, number: int) -> None:
-        """Take the weights after step `number`, counted from 0 over all epochs, into the average."""
+        """Update the average after step `number`, counted from 0 over all epochs."""
         decay = min(self._decay, (1 + number) / (10 + number))
         torch._foreach_lerp_(self._own, self._followed, 1 - decay)
         for own, followed in zip(self._own_vectors, self._followed_vectors, strict=True):
@@ -42,9 +42,9 @@ class WeightAverage:
             own.copy_(followed)
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs."""
+        """The state for resuming."""
         return dict(self.network.state_dict())
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state`."""
+        """Restore `state`."""
         self.network.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""What to say where the memory doesn't hold a batch: how large a batch it does hold."""
+"""The error if a batch doesn't fit in memory: it names a batch size that does."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.training.step import TrainingStep
 
 LEAST = 2
-"""Images that BN needs."""
+"""Minimum number of images for BN."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch found too little memory, on a GPU or on the CPU (which has no error type of its own)."""
+    """Whether torch ran out of memory, on a GPU or on the CPU (which has no error type for it)."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def out_of_memory(batch_size: int, attempt: Callable[[int], None], *, force: bool) -> SlimdeployError:
-    """The error that says what would fit, as `batch_that_fits` finds it; with `force` there is a state."""
+    """The error with a batch size that fits, as found by `batch_that_fits`; `force`: a state file exists."""
     fitting = batch_that_fits(batch_size, attempt)
     if fitting is None:
         return SlimdeployError(
-            f"out of memory: not even a batch of {LEAST} fits; take a smaller --size or --arch"
+            f"out of memory: not even a batch of {LEAST} fits; use a smaller --size or --arch"
         )
     return SlimdeployError(
-        f"out of memory with a batch of {batch_size}; {fitting} would fit: start again with "
+        f"out of memory with a batch of {batch_size}; {fitting} would fit: restart with "
         f"--batch-size {fitting}{' and --force' if force else ''}"
     )
 
 
 def attempt_step(step: TrainingStep, network: GraphNetwork, images: int, *, size: int) -> None:
-    """Take the memory of `step` on so many images of `size`×`size` pixels, without its effects but one: the
-    network is in eval mode afterwards, in which BN waits for no other process.
+    """Allocate the memory of `step` for `images` images of `size`×`size` pixels. The only lasting effect is
+    that the network is in eval mode afterwards, in which BN does not wait for other processes.
     """
     step.optimizer.zero_grad(set_to_none=True)
     network.eval()
@@ -47,9 +47,9 @@ def attempt_step(step: TrainingStep, network: GraphNetwork, images: int, *, size
 
 
 def batch_that_fits(batch_size: int, attempt: Callable[[int], None]) -> int | None:
-    """The first of `batch_size`/2, /4, … with which `attempt` doesn't run out of memory; None where none.
+    """The first of `batch_size`/2, /4, … for which `attempt` doesn't run out of memory; None if none does.
 
-    Call it outside of the `except` that noticed: the error there holds on to the memory that was in use.
+    Call it outside of the `except` block: the caught error keeps the memory allocated.
     """
     for smaller in _halves(batch_size):
         if _fits(smaller, attempt):

@@ -1,7 +1,7 @@
-"""Batch normalisation over a batch that several processes share, so that the number of processes doesn't
-change what is trained.
+"""Batch normalisation over a batch that is shared by several processes, so that the result doesn't depend on
+their number.
 
-torch's own SyncBatchNorm needs CUDA; this one runs wherever `all_reduce` does, and stays a BatchNorm2d.
+torch's SyncBatchNorm needs CUDA; this one works wherever `all_reduce` does, and is a BatchNorm2d.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from slimdeploy.toolchain.training.distributed import Ranks
 
 
 class SynchronisedBatchNorm(nn.BatchNorm2d):
-    """A BatchNorm2d that normalises by mean and variance of all processes' images while training.
+    """A BatchNorm2d that in training normalises by the mean and variance over all processes.
 
-    Takes over the parameters and statistics of `batchnorm`; their names in the state stay.
+    It takes over parameters and statistics of `batchnorm` under the same names.
     """
 
     def __init__(self, batchnorm: nn.BatchNorm2d, ranks: Ranks) -> None:
@@ -32,7 +32,7 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.momentum is None:
-            return super().forward(x)  # recalibration, by the same images in each process
+            return super().forward(x)  # recalibration uses the same images in each process
         mean, variance, count = self._statistics(x.float())
         with torch.no_grad():
             assert self.running_mean is not None
@@ -50,14 +50,14 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
         return torch.addcmul(shift[:, None, None], x.float(), scale[:, None, None]).to(x.dtype)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and biased variance (C,) over all processes, and the number of values behind each.
+        """Mean and biased variance (C,) over all processes, and the number of values of each process.
 
-        Chan, Golub & LeVeque, "Algorithms for computing the sample variance" (1983), for any number of
-        parts: nothing is lost to cancellation, as it would be with sums of squares.
+        Chan, Golub & LeVeque, "Algorithms for computing the sample variance" (1983), for any number of parts;
+        it avoids the cancellation of sums of squares.
         """
         variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
         count = torch.full_like(mean, x.numel() // x.shape[1])
-        # A sum of what is zero but for one row each gathers the rows, with a gradient and in one round.
+        # Each process fills only its own row: the sum gathers all rows, with a gradient, in one call.
         rows = torch.zeros(self._ranks.size, 3, len(mean), device=x.device)
         rows = rows.index_put(
             (torch.tensor([self._ranks.rank], device=x.device),), torch.stack([mean, variance, count])[None]
@@ -70,7 +70,7 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum over all processes; so is its gradient."""
+    """The sum over all processes, also of the gradient."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
@@ -83,12 +83,12 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def synchronise(network: GraphNetwork, ranks: Ranks) -> None:
-    """Replace every BN of `network` by one over all processes; with one process nothing changes."""
+    """Replace every BN of `network` by one over all processes; no change with one process."""
     if ranks.size == 1:
         return
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.BatchNorm1d):
-            raise SlimdeployError(f"{name}: BN of vectors is trained in one process only")
+            raise SlimdeployError(f"{name}: BN of vectors can be trained in one process only")
         if isinstance(module, nn.BatchNorm2d):
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, SynchronisedBatchNorm(module, ranks))

@@ -1,4 +1,4 @@
-"""`--compile`: the network's forward and backward pass as one compiled program, started as one CUDA graph."""
+"""`--compile`: compile the forward and backward pass into one program, launched as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from slimdeploy.toolchain.errors import SlimdeployError
 
 
 def compiled(network: nn.Module, *, device: str, processes: int) -> nn.Module:
-    """`network`, sharing its parameters, to be compiled at its first call, for batches of one shape.
+    """`network` with the same parameters, to be compiled at its first call, for batches of one shape.
 
-    What can't be compiled is told by that call only: see `compile_errors_explained`. Raises SlimdeployError
-    on the CPU, where what is compiled takes minutes to make and then twice the time of what isn't, and for
-    several processes, between which BN waits for statistics.
+    Compile errors appear only at that call: see `compile_errors_explained`. Raises SlimdeployError on the
+    CPU, where compiling takes minutes and the result is slower, and for several processes, whose BN
+    synchronises statistics.
     """
     if device == "cpu":
-        raise SlimdeployError("--compile is for CUDA: on the CPU a compiled step takes longer; leave it out")
+        raise SlimdeployError("--compile needs CUDA; on the CPU a compiled step is slower: leave it out")
     if processes > 1:
-        raise SlimdeployError("--compile goes with one process: leave it out, or torchrun")
-    torch.compiler.reset()  # what was compiled of a wider network counts against the limit of recompilations
+        raise SlimdeployError(
+            "--compile cannot be used with several processes: leave it out, or run without torchrun"
+        )
+    torch.compiler.reset()  # earlier compilations of a wider network count towards the recompilation limit
     network_call: Any = torch.compile(network, mode="reduce-overhead", dynamic=False)
     assert isinstance(network_call, nn.Module)
     return network_call
@@ -31,7 +33,7 @@ def compiled(network: nn.Module, *, device: str, processes: int) -> nn.Module:
 
 @contextlib.contextmanager
 def compile_errors_explained() -> Iterator[None]:
-    """Turn what the compiler raises, such as that it finds no C++ compiler, into one line."""
+    """Turn an error of the compiler, e.g. a missing C++ compiler, into one line."""
     try:
         yield
     except RuntimeError as error:
@@ -40,5 +42,5 @@ def compile_errors_explained() -> Iterator[None]:
         cause = getattr(error, "inner_exception", error)
         reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise SlimdeployError(
-            f"--compile: torch.compile can't do it here ({reason}): leave it out"
+            f"--compile: torch.compile fails on this machine ({reason}): leave it out"
         ) from error

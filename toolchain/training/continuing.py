@@ -1,4 +1,4 @@
-"""Training on: what a network was trained with is the default of every later training."""
+"""Continued training: the options of the last training are the defaults of the next."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.training.options import TrainOptions, inherited
 
 OF_IMAGES = ("validation", "limit")
-"""Which images are trained on: with other data they start anew."""
+"""Options that select the training images; they are not inherited with other data."""
 
 
 def as_before(options: TrainOptions, info: ModelInfo, *, given: Collection[str], data: str) -> TrainOptions:
-    """`options`, but those not `given` as the network that `info` describes was last trained, on `data`."""
+    """`options`, with those not `given` set as in the last training of the network in `info`, on `data`."""
     before = _last_training(info)
     values = before.get("options") or {}
     kept = {name: values[name] for name in inherited(given) if name in values}
@@ -25,7 +25,7 @@ def as_before(options: TrainOptions, info: ModelInfo, *, given: Collection[str],
     changed = {name: value for name, value in kept.items() if value != getattr(options, name)}
     if not changed:
         return options
-    log(f"as the network was trained before: {' '.join(_typed(*item) for item in changed.items())}")
+    log(f"options of the network's last training: {' '.join(_typed(*item) for item in changed.items())}")
     return replace(options, **changed)
 
 
@@ -41,7 +41,7 @@ def _same_data(one: str, other: str) -> bool:
 
 
 def _typed(name: str, value: object) -> str:
-    """The option as on the command line."""
+    """The option as written on the command line."""
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"

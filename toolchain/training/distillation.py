@@ -1,4 +1,6 @@
-"""Knowledge distillation (Hinton et al., arXiv 1503.02531): a teacher's softened logits as second target."""
+"""Knowledge distillation (Hinton et al., arXiv 1503.02531): the softened logits of a teacher as second
+target.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from slimdeploy.toolchain.preprocessing import Triple
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network in eval mode, how its images are normalised, and the hash of the file it came from."""
+    """A network in eval mode, the normalisation of its images, and the hash of its file."""
 
     network: GraphNetwork
     preprocessing: Preprocessing
@@ -27,13 +29,13 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, images: Tensor, normalised_by: Preprocessing) -> Tensor:
-        """(N, classes) for images (N, 3, H, W) that were normalised for the student."""
+        """(N, classes) logits for images (N, 3, H, W) normalised for the student."""
         return self.network(_renormalised(images, normalised_by, self.preprocessing))
 
 
 def load_teacher(path: Path, student: ModelInfo, *, device: str) -> Teacher:
-    """The network in `path`, on `device`. Raises SlimdeployError where the student can't learn from it: it
-    knows other classes, or takes images of another size.
+    """The network in `path`, on `device`. Raises SlimdeployError if it has other classes than the student or
+    another input size.
     """
     found = load_checkpoint(path)
     size, wanted = found.info.preprocessing.size, student.preprocessing.size
@@ -48,8 +50,8 @@ def load_teacher(path: Path, student: ModelInfo, *, device: str) -> Teacher:
 
 
 def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """T²·KL(softmax(taught/T) ‖ softmax(logits/T)), the mean over the images; T² keeps the gradients' size
-    (section 2).
+    """T²·KL(softmax(taught/T) ‖ softmax(logits/T)), averaged over the images; T² keeps the scale of the
+    gradients (section 2).
     """
     own = F.log_softmax(logits / temperature, dim=1)
     wanted = F.log_softmax(taught / temperature, dim=1)
@@ -57,7 +59,7 @@ def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Ten
 
 
 def _renormalised(images: Tensor, own: Preprocessing, wanted: Preprocessing) -> Tensor:
-    """Images that were normalised for a network of preprocessing `own`, as `wanted` has them."""
+    """Images normalised by preprocessing `own`, renormalised by `wanted`."""
     if own.channels != wanted.channels:
         images = images.flip(1)
     if (own.mean, own.std) == (wanted.mean, wanted.std):

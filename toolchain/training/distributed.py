@@ -1,5 +1,5 @@
-"""Training in several processes (torchrun): they share each batch, and every one ends a step with the same
-weights as a single process would, up to rounding.
+"""Training in several processes (torchrun): each batch is divided among them, and after every step all have
+the weights that a single process would have, up to rounding.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from slimdeploy.toolchain.launch import Launch
 from slimdeploy.toolchain.progress import console
 
 JOINING = timedelta(minutes=10)
-"""How long to wait for the other processes: a first one may decode the images for all."""
+"""How long to wait for the other processes: the first one may be decoding the images."""
 
 
 class PeerLost(SlimdeployError):
-    """Another process of the run ended, or all were told to."""
+    """Another process of the run ended, or torchrun was stopped."""
 
     exit_code = 1
 
     def __init__(self) -> None:
         super().__init__(
-            "another process of the run ended, or torchrun was told to stop: the same command with --resume "
-            "goes on after the last whole epoch"
+            "another process of the run ended, or torchrun was stopped: the same command with --resume "
+            "continues after the last complete epoch"
         )
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that train together. With one, everything here does nothing."""
+    """The processes that train together. With one process, all methods do nothing."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this process writes the files."""
         return self.rank == 0
 
     def share_of(self, split: Split) -> Split:
@@ -57,20 +57,20 @@ class Ranks:
         return split if self.size == 1 else split.take(np.arange(self.rank, len(split), self.size))
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of `tensor` over all processes, the same bits in each; `tensor` itself is replaced."""
+        """The sum of `tensor` over all processes, bit-identical in each; `tensor` is overwritten."""
         if self.size > 1:
             with peers_explained():
                 dist.all_reduce(tensor)
         return tensor
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait for all processes."""
         if self.size > 1:
             with peers_explained():
                 dist.barrier()
 
     def check_same(self, value: int, error: str) -> None:
-        """Raise SlimdeployError(`error`) in all processes where they don't all have the same `value`."""
+        """Raise SlimdeployError(`error`) in all processes if they don't all have the same `value`."""
         if self.size > 1:
             values = torch.zeros(self.size, dtype=torch.int64, device=_device())
             values[self.rank] = value
@@ -78,10 +78,10 @@ class Ranks:
                 raise SlimdeployError(error)
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """`network` as the training steps call it: its gradients are averaged over the processes."""
+        """`network` for training steps: its gradients are averaged over the processes."""
         if self.size == 1:
             return network
-        # Buffers need no broadcast: the BN statistics are those of the whole batch, alike everywhere.
+        # Buffers need no broadcast: BN statistics are computed over the whole batch and equal everywhere.
         parallel = nn.parallel.DistributedDataParallel
         renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters  # torch 2.13
         off: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
@@ -93,10 +93,10 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """Meet the other processes that torchrun started, if any: over NCCL where `device` is cuda, else gloo.
+    """Connect to the other processes started by torchrun, if any: by NCCL if `device` is cuda, else by gloo.
 
-    On CUDA each process of a machine takes the GPU of its number. Raises SlimdeployError where there are too
-    few, and where the others don't come.
+    On CUDA each process of a machine uses the GPU of its local rank. Raises SlimdeployError if there are too
+    few GPUs, or if the other processes don't connect.
     """
     this = launching.launch()
     if this.size == 1:
@@ -116,7 +116,7 @@ def joined(device: str) -> Iterator[Ranks]:
     before = signal.signal(signal.SIGTERM, _told_to_stop)
     try:
         yield Ranks(this.rank, this.size)
-        dist.destroy_process_group()  # after an error it might wait for a process that is gone
+        dist.destroy_process_group()  # after an error it might wait for a process that has ended
         launching.agree_by(None)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -124,7 +124,7 @@ def joined(device: str) -> Iterator[Ranks]:
 
 @contextlib.contextmanager
 def first_on_machine(ranks: Ranks) -> Iterator[None]:
-    """Let one process of each machine do what follows before the others: it fills a cache for them."""
+    """Run the block in one process of each machine before the others, to fill a cache for them."""
     if launching.launch().local_rank:
         ranks.wait()
     yield
@@ -134,14 +134,14 @@ def first_on_machine(ranks: Ranks) -> Iterator[None]:
 
 def _meet(this: Launch, backend: str) -> dist.Store:
     store, rank, size = next(dist.rendezvous("env://", timeout=JOINING))
-    # Another store than this one would be, after a restart by torchrun, that of the processes before.
+    # A separate store: after a restart by torchrun the default one would be that of the earlier processes.
     store = dist.PrefixStore(f"slimdeploy-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     return store
 
 
 def _first(store: dist.Store) -> bool:
-    """Whether no other process has asked this before; true where the store is gone with its process."""
+    """Whether this process asks first; also true if the store's process has ended."""
     try:
         return store.add("error", 1) == 1
     except RuntimeError:
@@ -149,17 +149,19 @@ def _first(store: dist.Store) -> bool:
 
 
 def _told_to_stop(number: int, frame: object) -> None:
-    """torchrun sends SIGTERM to the other processes when one has died, and to all when it is stopped."""
+    """End on SIGTERM, which torchrun sends to the other processes when one has died, and to all when
+    stopped.
+    """
     raise PeerLost
 
 
 @contextlib.contextmanager
 def peers_explained() -> Iterator[None]:
-    """Turn what a broken connection raises into PeerLost."""
+    """Turn the error of a broken connection into PeerLost."""
     try:
         yield
     except RuntimeError as error:
-        # gloo raises no type of its own.
+        # gloo raises no specific type.
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise PeerLost from error
         raise

@@ -38,9 +38,9 @@ def evaluate_network(
     precision: str = "fp32",
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Evaluate in eval mode; the network's training flag is put back afterwards.
+    """Evaluate in eval mode; the training flag is restored afterwards.
 
-    Of several `ranks` each looks at its share of a split; all return the same.
+    With several `ranks` each evaluates a part of a split; all return the same result.
     """
     feed: Feed = images if isinstance(images, LoaderFeed) else _share(images, preprocessing, device, ranks)
     return evaluate_feed(network, feed, device=device, precision=precision, ranks=ranks)
@@ -54,7 +54,7 @@ def _share(split: Split, preprocessing: Preprocessing, device: str, ranks: Ranks
 def evaluate_feed(
     network: GraphNetwork, feed: Feed, *, device: str, precision: str = "fp32", ranks: Ranks = ALONE
 ) -> Evaluation:
-    """The same on the images of `feed`; of several `ranks` each has its own."""
+    """Evaluate on the images of `feed`; with several `ranks` each has its own feed."""
     was_training = network.training
     place(network, device).eval()
     correct, count = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))

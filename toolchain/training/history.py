@@ -1,4 +1,4 @@
-"""The history of a run beside its checkpoint: JSON lines, and TensorBoard with γ histograms."""
+"""The history of a run beside its checkpoint: JSON lines, and TensorBoard files with γ histograms."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def tensorboard_path(output: Path) -> Path:
 
 
 def _beside(output: Path, ending: str) -> Path:
-    # Only this ending is taken off: lr0.1 and lr0.01 are two runs.
+    # Remove only this suffix: lr0.1 and lr0.01 are two runs.
     return output.with_name(output.name.removesuffix(".safetensors") + ending)
 
 
 def write_history(output: Path, history: Sequence[EpochRecord]) -> None:
-    """Write all records so far; the file is whole at any moment."""
+    """Write all records; the file is complete at any time."""
     lines = "".join(artifacts.json_text(record.to_json()) + "\n" for record in history)
     artifacts.write_bytes(history_path(output), lines.encode())
 
 
 def read_history(output: Path) -> list[EpochRecord]:
-    """The records of the run that wrote `output`; empty where there are none."""
+    """The records of the run that wrote `output`; empty if there are none."""
     path = history_path(output)
     if not path.exists():
         return []
@@ -57,13 +57,13 @@ class TensorBoardLog:
 
         if not epochs_done:
             shutil.rmtree(tensorboard_path(output), ignore_errors=True)
-        # What a killed run wrote of the epoch that is now repeated doesn't count.
+        # Drop what a killed run wrote about the epoch that is repeated now.
         self._excepthook = threading.excepthook
         threading.excepthook = self._without_writer_errors
         self._writer = SummaryWriter(str(tensorboard_path(output)), purge_step=epochs_done + 1)
 
     def add(self, record: EpochRecord, scales: Sequence[Tensor], *, removed: int = 0) -> None:
-        """Write an epoch's figures, and the histogram of γ with those `removed` as zeros."""
+        """Write the metrics of an epoch, and the histogram of γ with the `removed` ones as zeros."""
         values = {
             "train/loss": record.train_loss,
             "train/acc": record.train_accuracy,
@@ -89,14 +89,14 @@ class TensorBoardLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
-        # Where an error is on its way, such as a full disk, closing must not replace it by one of its own.
+        # While another error is raised, e.g. a full disk, an error of closing must not replace it.
         quiet = contextlib.suppress(SlimdeployError) if kind else contextlib.nullcontext()
         with quiet, self._errors_explained():
             self._writer.close()
         threading.excepthook = self._excepthook
 
     def _without_writer_errors(self, error: threading.ExceptHookArgs) -> None:
-        """TensorBoard writes in a thread of its own, whose error `add` meets too: no traceback of it."""
+        """Suppress the traceback of TensorBoard's writer thread, whose errors `add` raises too."""
         if not (
             isinstance(error.exc_value, OSError) and type(error.thread).__module__.startswith("tensorboard")
         ):

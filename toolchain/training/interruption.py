@@ -1,4 +1,4 @@
-"""What to say where a run is broken off: that, and from where it can go on."""
+"""The error of an interrupted run, which says from where it can be resumed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from slimdeploy.toolchain.errors import SlimdeployError, lost_worker
 
 
 def resumable(error: SlimdeployError, epochs_done: int) -> SlimdeployError:
-    """`error` with what is left to go on from."""
+    """`error` with the epoch from which the run can be resumed."""
     if not epochs_done:
         return error
-    found = SlimdeployError(f"{error}: --resume goes on after epoch {epochs_done}")
+    found = SlimdeployError(f"{error}: --resume continues after epoch {epochs_done}")
     found.exit_code = error.exit_code
     return found
 
 
 @contextlib.contextmanager
 def workers_explained(epochs_done: int) -> Iterator[None]:
-    """Turn what torch raises where a process that reads images was killed into one line."""
+    """Turn torch's error for a killed data-loading process into one line."""
     try:
         yield
     except RuntimeError as error:

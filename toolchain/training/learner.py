@@ -1,4 +1,4 @@
-"""A network and what changes with it while it learns: optimiser, penalty on γ, average of the weights."""
+"""A network with its training state: optimiser, penalty on γ, average of the weights."""
 
 from __future__ import annotations
 
@@ -41,28 +41,28 @@ class Snapshot:
 
     weights: Weights
     momenta: Tensors
-    """By the parameters' names."""
+    """By parameter name."""
     extra: Tensors = field(default_factory=dict)
-    """What the options in force keep: the average of the weights, the loss scale, the penalty on γ."""
+    """State that depends on the options: average of the weights, loss scale, penalty on γ."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """What stays the same over a run, whatever the network becomes."""
+    """Settings that stay the same during a run, whatever is removed from the network."""
 
     options: TrainOptions
     whole: Graph
-    """The network that the run started with."""
+    """The network at the start of the run."""
     objective: Objective
     steps_per_epoch: int
     weight: float
-    """What these images' mean loss counts."""
+    """Weight of the mean loss of this process's images."""
     device: str
     ranks: Ranks
 
 
 class Learner:
-    """`network` and what changes with it, at one set of widths."""
+    """`network` and its training state, at one set of widths."""
 
     def __init__(self, network: GraphNetwork, course: Course) -> None:
         options, ranks, device = course.options, course.ranks, course.device
@@ -91,7 +91,7 @@ class Learner:
 
     @property
     def judged(self) -> GraphNetwork:
-        """The network that is validated and kept: the average of the weights where there is one."""
+        """The network that is validated and saved: the average of the weights, if there is one."""
         return self.average.network if self.average else self.network
 
     @property
@@ -105,19 +105,19 @@ class Learner:
             group["lr"] = rate
 
     def take_step(self, images: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """One step on these images; the loss and the logits, still on the device."""
+        """One training step on these images; returns loss and logits, still on the device."""
         found = self.step(images, labels, number)
         if self.average:
             self.average.update(number)
         return found
 
     def judged_weights(self) -> Weights:
-        """A copy of the network that is validated."""
+        """A copy of the validated network."""
         tensors = {name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()}
         return Weights(self.judged.graph, tensors)
 
     def trained(self, best: Weights | None) -> GraphNetwork:
-        """What the run results in: `best`, else the network that is validated."""
+        """The result of the run: `best`, else the validated network."""
         found = best or self.judged_weights()
         network = self.network
         if found.graph != network.graph:
@@ -128,12 +128,12 @@ class Learner:
 
     @property
     def removed_scales(self) -> int:
-        """How many penalised γ are gone with their channels."""
+        """Number of penalised γ whose channels have been removed."""
         layers = self.course.options.sparse_layers
         return penalised_count(self.course.whole, layers) - penalised_count(self.network.graph, layers)
 
     def snapshot(self) -> Snapshot:
-        """Everything that a resumed run needs; the tensors are those in use, not copies."""
+        """The state for resuming; the tensors are references, not copies."""
         average = self.average.state() if self.average else {}
         found = {name: self.optimizer.state[p].get("momentum_buffer") for name, p in self._named_parameters()}
         return Snapshot(
@@ -143,7 +143,7 @@ class Learner:
         )
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from `snapshot`, of a network with the same graph."""
+        """Restore `snapshot`, of a network with the same graph."""
         self.network.load_state_dict(snapshot.weights.tensors)
         for name, parameter in self._named_parameters():
             if name in snapshot.momenta:
@@ -154,8 +154,8 @@ class Learner:
             self.average.restore(part(snapshot.extra, "average."))
 
     def without(self, groups: list[ChannelGroup], kept: Kept) -> Learner:
-        """A learner of the network with only the `kept` units of each group: weights, momenta, penalty and
-        average lose the same channels, and the constants that these passed on move into the layers behind.
+        """A learner for the network with only the `kept` units of each group. Weights, momenta, penalty and
+        average lose the same channels; the constants of these channels are folded into the next layers.
         """
         graph, old = self.network.graph, self.snapshot()
         masks = keep_masks(graph, groups, kept)
@@ -175,7 +175,7 @@ class Learner:
 
 
 def _of_channels(extra: Tensors, cut: Graph, masks: Masks) -> Tensors:
-    """What the penalty keeps for each channel (`penalty.KIND.BN`) without the channels that went."""
+    """The per-channel state of the penalty (`penalty.KIND.BN`) without the removed channels."""
     found = {}
     for name, tensor in extra.items():
         _, _, batchnorm = name.removeprefix("penalty.").partition(".")

@@ -1,4 +1,4 @@
-"""The training loop: one for sparse training and for fine-tuning."""
+"""The training loop, for sparse training and for fine-tuning."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from slimdeploy.toolchain.training.step import Objective
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run learns from and what it is steered by; the test split isn't here."""
+    """Training and validation data of a run, without the test split."""
 
     train: Split | LoaderFeed
     validation: Split | LoaderFeed | None
@@ -62,12 +62,12 @@ def fit(
     """Train `network`; returns the trained network and the history. With `output`, state and history are
     saved beside it after every epoch.
 
-    The trained network is `network` itself, unless channels were removed from it on the way. With
-    `options.ema` it is the average of the weights, with `options.patience` as it was at its best.
+    The trained network is `network` itself, unless channels were removed during training. With `options.ema`
+    it is the average of the weights, with `options.patience` that of the best epoch.
 
-    `setup` identifies the run: with `resume`, a state of another set-up is refused. Raises SlimdeployError
-    where the loss stops being a number or another process of the run ends; the state of the last whole epoch
-    stays then. Of several `ranks` the first writes, and all return the same.
+    `setup` identifies the run: `resume` refuses a state of another set-up. Raises SlimdeployError if the loss
+    becomes NaN or infinite, or if another process of the run ends; the state of the last complete epoch is
+    kept. With several `ranks` the first one writes, and all return the same.
     """
     run = _Run(network, data, options, device, ranks, teacher)
     state = TrainingState(setup or {})
@@ -75,7 +75,7 @@ def fit(
         state = run.resume(state_path(output), setup or {})
         log(f"resuming after epoch {state.epochs_done} of {options.epochs}")
         if ranks.main:
-            write_history(output, state.history)  # it may have been killed between the two
+            write_history(output, state.history)  # the run may have been killed between the two writes
     if output:
         ranks.check_same(
             state.epochs_done,
@@ -99,13 +99,13 @@ def fit(
 
 
 def _keep(output: Path, state: TrainingState, run: _Run, board: TensorBoardLog) -> None:
-    """Write what the last epoch brought. Raises SlimdeployError where it can't be; what was written before
-    stays.
+    """Write the results of the last epoch. Raises SlimdeployError if that fails; the previous files
+    are kept.
     """
     learner = run.learner
     try:
-        # In this order: of what a killed run has written too much, TensorBoard drops it, and the history is
-        # written again.
+        # In this order: the history is written again, and TensorBoard drops records of an epoch that a killed
+        # run wrote twice.
         board.add(state.history[-1], learner.penalty.scales, removed=learner.removed_scales)
         save_state(state_path(output), state, learner.snapshot())
         write_history(output, state.history)
@@ -114,7 +114,7 @@ def _keep(output: Path, state: TrainingState, run: _Run, board: TensorBoardLog) 
 
 
 class _Run:
-    """Everything that an epoch needs. The learner is another one after each cut."""
+    """The state of a run in memory. The learner is replaced at each cut."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class _Run:
         self.shrinking = Shrinking(options, options.epochs * len(self.batches), data.preprocessing.size)
 
     def resume(self, path: Path, setup: dict[str, Any]) -> TrainingState:
-        """Go on from the state in `path`, as it was after its last epoch."""
+        """Restore the state in `path`, as it was after its last epoch."""
         state, snapshot = load_state(path, setup)
         learner = self.learner
         if snapshot.weights.graph != learner.network.graph:
@@ -163,7 +163,7 @@ class _Run:
             raise self._out_of_memory(index)
         losses, (correct, trained) = trained_on[0], trained_on[1].tolist()
         self._check_finite(losses, index)
-        mean_loss = losses.mean().item()  # waits for the device, so the time below is the real one
+        mean_loss = losses.mean().item()  # synchronises with the device, so that the time below is correct
         seconds = time.perf_counter() - started
         learner, validation = self.learner, self._validated()
         return EpochRecord(
@@ -192,8 +192,8 @@ class _Run:
         )
 
     def _train(self, index: int) -> tuple[Tensor, Tensor]:
-        """Take the steps of an epoch; returns the loss of each, and how many images were told right and how
-        many there were, all over all processes and on the device; of mixed images the class of the larger
+        """Run the steps of an epoch. Returns the loss of each step, the number of correct predictions and the
+        number of images, all over all processes and on the device. For mixed images the class with the larger
         share counts.
         """
         steps = len(self.batches)
@@ -228,7 +228,7 @@ class _Run:
             step = int(bad[0])
             self._set_lr(index * len(self.batches) + step)
             lr = self.learner.lr
-            # Not --resume: the state goes on with the same rate only, and would end here again.
+            # Not --resume: the saved state requires the same learning rate, and would fail here again.
             again = " and start again with --force" if index else ""
             raise SlimdeployError(
                 f"the loss is {losses[step].item()} at epoch {index + 1}, step {step + 1} (lr {lr:.3g}): "

@@ -1,4 +1,4 @@
-"""Which arithmetic training uses, and whether this machine is fast at it."""
+"""The arithmetic of training, and whether this machine supports it natively."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """Turn `auto` into `bf16` where the hardware multiplies it natively, else `fp32`.
+    """`auto` becomes `bf16` if the hardware multiplies it natively, else `fp32`.
 
-    Raises SlimdeployError for `fp16` on a CPU, which computes it twenty times slower than `fp32`.
+    Raises SlimdeployError for `fp16` on a CPU, where it is twenty times slower than `fp32`.
     """
     if precision == "fp16" and device == "cpu":
-        raise SlimdeployError("precision fp16 needs a CUDA GPU: take bf16 or fp32 on the CPU")
+        raise SlimdeployError("precision fp16 needs a CUDA GPU: use bf16 or fp32 on the CPU")
     if precision != "auto":
         return precision
     if device == "cuda":
@@ -27,14 +27,14 @@ def resolve_precision(precision: str, device: str) -> str:
 
 
 def autocast(precision: str, device: str) -> contextlib.AbstractContextManager[None]:
-    """Autocast to bfloat16 for `bf16`, to float16 for `fp16`; nothing for `fp32`."""
+    """Autocast to bfloat16 for `bf16`, to float16 for `fp16`; no autocast for `fp32`."""
     if precision in HALF_TYPES:
         return torch.autocast(device, dtype=HALF_TYPES[precision])
     return contextlib.nullcontext()
 
 
 def _cpu_flags() -> set[str]:
-    """What /proc/cpuinfo lists; empty where there is none."""
+    """The CPU flags in /proc/cpuinfo; empty if there are none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,5 +1,5 @@
-"""Weights to start from: a torchvision state dict, bare safetensors with torchvision's names, or a
-checkpoint of slimdeploy.
+"""Initial weights: a torchvision state dict, plain safetensors with torchvision's names, or a slimdeploy
+checkpoint.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from slimdeploy.toolchain.training.state_dicts import (
 
 _COUNTER = ".num_batches_tracked"
 IMPORT_SIZE = 224
-"""Side of the images that an imported network is traced with where the data's isn't known yet."""
+"""Image side for tracing an imported network if that of the data isn't known yet."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +46,27 @@ class Weights:
     path: Path
     sha256: str
     info: ModelInfo | None
-    """Of a slimdeploy checkpoint."""
+    """The description, if the file is a slimdeploy checkpoint."""
     classifier: bool = True
-    """Whether the file has one; else it is random."""
+    """Whether the file contains the classifier; otherwise it is random."""
     published: PublishedWeights | None = None
-    """What torchvision says of the file."""
+    """torchvision's description of the file."""
 
     @property
     def source(self) -> str | None:
-        """Where its preprocessing is known from; None: it isn't."""
+        """Source of its preprocessing; None if unknown."""
         if self.info:
             return f"of {self.path}"
         if self.published:
-            return f"of {self.published}, which {self.path} is, where no option says otherwise"
-        return "of ImageNet, as the weights have its stem" if self._has_imagenet_stem else None
+            return f"of {self.published} ({self.path}), unless an option overrides it"
+        return "of ImageNet, because the weights have its stem" if self._has_imagenet_stem else None
 
     @property
     def _has_imagenet_stem(self) -> bool:
         return self.network.graph.origin.get("stem") == "imagenet"
 
     def prepared(self, data: DataOptions) -> DataOptions:
-        """`data` with what the weights were trained with, where nothing else is chosen."""
+        """`data` with the preprocessing and options of the weights as defaults."""
         if self.info:
             return data.or_else(self.info.preprocessing)
         if self.published:
@@ -77,7 +77,7 @@ class Weights:
         return data
 
     def for_classes(self, dataset: Dataset, seed: int) -> Checkpoint:
-        """The network for the classes of `dataset`; its classifier is drawn anew where they are others."""
+        """The network for the classes of `dataset`; the classifier is initialised again if they differ."""
         own = self.network.graph
         if self.info:
             same = self.info.class_names == dataset.class_names
@@ -107,10 +107,10 @@ def read_weights(
 ) -> Weights:
     """The network in `path`.
 
-    Widths, whether the shortcut BN has γ and β, and of a ResNet, where they aren't given, `arch` and an
-    ImageNet `stem` are read off the tensors, so a pruned network loads too. A checkpoint's stem may be
-    changed for one with the same weights. Raises SlimdeployError where the file can't be read safely or
-    doesn't hold such a network.
+    The widths, whether the shortcut BN has γ and β, and for a ResNet also `arch` and an ImageNet `stem` if
+    not given, are derived from the tensors, so that pruned networks can be read. The stem of a checkpoint may
+    be replaced by one with the same weights. Raises SlimdeployError if the file can't be read safely or
+    contains no such network.
     """
     header, tensors = _read(path)
     if checkpoint.HEADER_KEY in header:
@@ -137,7 +137,7 @@ def read_weights(
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file of weights, in float32; raises SlimdeployError where it has none."""
+    """The state dict in a weights file, in float32; raises SlimdeployError if it contains none."""
     return _as_float32(without_wrappers(_read(path)[1]))
 
 
@@ -157,8 +157,8 @@ def _from_checkpoint(found: Checkpoint, path: Path, arch: str | None, stem: str 
 
 
 def _with_stem(found: Checkpoint, stem: str, path: Path) -> Checkpoint:
-    """`found` behind another stem with the same weights: `cifar` and `cifar-pool` differ in the pooling
-    alone, so a network can be trained and pruned at half the resolution, and go on at the full one.
+    """`found` with another stem that has the same weights: `cifar` and `cifar-pool` differ only in the
+    pooling, so a network can be trained and pruned at half the resolution and fine-tuned at full resolution.
     """
     tensors = found.network.state_dict()
     old = found.info.graph

@@ -1,4 +1,4 @@
-"""What a training took out of its network, as the checkpoint and `train --json` say it. No torch here."""
+"""The channels that training has removed, for the checkpoint and `train --json`. No torch here."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from slimdeploy.toolchain.networks.graph import Graph
 
 @dataclass(frozen=True)
 class Removed:
-    """Prunable channels that went, of so many, and what that saved."""
+    """Number of removed prunable channels, their total, and the savings."""
 
     channels: int
     of: int
     params: dict[str, int]
     macs: dict[str, int]
-    """For one image, `before` and `after`, as `params`."""
+    """MACs of one image, `before` and `after` like `params`."""
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
 
 
 def removed_from(before: Graph, after: Graph, size: int) -> Removed | None:
-    """The difference between two graphs, on images of `size` pixels; None where there is none."""
+    """The difference between two graphs, on images of `size` pixels; None if there is none."""
     if before == after:
         return None
     costs = network_cost(before, size), network_cost(after, size)
@@ -43,7 +43,7 @@ def _prunable(graph: Graph, residual: str) -> int:
 
 
 def removed_channels(provenance: Sequence[Mapping[str, Any]]) -> int:
-    """Prunable channels that trainings have removed since the network was last pruned."""
+    """Prunable channels removed by training since the network was last pruned."""
     count = 0
     for entry in provenance:
         if entry.get("stage") == "prune":

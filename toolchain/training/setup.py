@@ -1,4 +1,4 @@
-"""What a training run starts from, as its options ask: each step's rate, the penalty on γ, the optimiser."""
+"""Objects that a run needs according to its options: learning rates, penalty on γ, optimiser."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from slimdeploy.toolchain.training.sparsity import (
 from slimdeploy.toolchain.training.steering import SteeredPenalty
 
 FEW_STEPS = 200
-"""The embedded digits, the easiest of data, take as many."""
+"""Fewest steps for a new network; even the embedded digits, the easiest data, need these."""
 
 GONE_AFTER, LEAST_GONE_AFTER = 0.02, 20
-"""A γ is gone that was zero for this share of all steps in a row, and for so many at least: momentum that
-could bring it back has faded then.
+"""A γ counts as gone if it was zero for this share of all steps in a row, and at least this number of steps:
+momentum that could change it again has decayed by then.
 """
 
 
 LARGE_IMAGES = 128
-"""Side from which on a crop that moves by a few pixels is next to no augmentation."""
+"""Image side from which a crop shifted by a few pixels has almost no effect."""
 
 
 def learning_rate(options: TrainOptions, number: int, *, steps_per_epoch: int) -> float:
-    """The rate of step `number`, counted from 0 over all epochs."""
+    """The learning rate of step `number`, counted from 0 over all epochs."""
     factor = lr_factor(
         options.schedule,
         number,
@@ -43,7 +43,7 @@ def learning_rate(options: TrainOptions, number: int, *, steps_per_epoch: int) -
 
 
 def short_run(options: TrainOptions, images: int) -> str | None:
-    """The line to print where a fresh network gets fewer steps than FEW_STEPS, with the option to change."""
+    """The warning if a new network gets fewer steps than FEW_STEPS, with the option to change."""
     batch = min(options.batch_size, images)
     steps = images // batch * options.epochs
     if not 0 < steps < FEW_STEPS:
@@ -57,7 +57,7 @@ def short_run(options: TrainOptions, images: int) -> str | None:
 
 
 def small_crop(options: TrainOptions, size: int) -> str | None:
-    """The line to print where the default crop is left for images that it hardly changes."""
+    """The hint if the default crop is used for images that it hardly changes."""
     default = options.augmentation == TrainOptions.augmentation and options.crop_pad is None
     if size < LARGE_IMAGES or not default or options.resized_crop is not None:
         return None
@@ -68,8 +68,8 @@ def small_crop(options: TrainOptions, size: int) -> str | None:
 def build_penalty(
     network: GraphNetwork, options: TrainOptions, *, steps_per_epoch: int, removed: int = 0
 ) -> Penalty:
-    """The penalty on γ that `options` ask for, `removed` prunable channels after the start; raises
-    SlimdeployError where the network has no γ to penalise, and as SteeredPenalty does.
+    """The penalty on γ according to `options`, with `removed` prunable channels removed before the start.
+    Raises SlimdeployError if the network has no γ to penalise, and like SteeredPenalty.
     """
     if options.sparsity and not penalised_batchnorms(network.graph, options.sparse_layers):
         raise SlimdeployError(
@@ -100,7 +100,7 @@ def build_penalty(
 
 
 def build_optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; weight decay on convolution and classifier weights only."""
+    """SGD with Nesterov momentum; weight decay only on the weights of convolution and linear layers."""
     groups = parameter_groups(network, options.weight_decay)
     momentum = options.momentum
     return torch.optim.SGD(groups, lr=options.lr, momentum=momentum, nesterov=momentum > 0, fused=True)

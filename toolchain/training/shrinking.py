@@ -1,9 +1,9 @@
-"""A network that shrinks while it trains (PruneTrain, Lym et al., arXiv 1901.09290): channels whose γ stays
-at zero are removed as soon as that saves enough, and the training goes on without them.
+"""Shrinking during training (PruneTrain, Lym et al., arXiv 1901.09290): channels whose γ stays at zero are
+removed when that saves enough, and the training continues without them.
 
-Only channels go without which the network computes the same: those that pass on nothing, and those whose
-constant the next layers take up exactly. With `--sparse-layers all`, whose penalty reaches the residual
-streams too, channels of a stream go where all its branches are zero, and blocks whose branch adds nothing.
+A channel is removed only if the function of the network stays the same: its output is zero, or a constant
+that the next layers can absorb exactly. With `--sparse-layers all`, which penalises residual sums too,
+channels of a sum are removed if all its branches are zero, and blocks if their branch adds nothing.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ from slimdeploy.toolchain.training.sparsity import penalised_batchnorms
 from slimdeploy.toolchain.training.steering import settled_at
 
 CHECKS = 50
-"""How often a run looks for channels to take out. Each time waits for the device."""
+"""Number of checks per run for channels to remove. Each one synchronises with the device."""
 LEAST_SAVING, LEAST_SAVING_COMPILED = 0.1, 0.3
-"""Share of the MACs that a cut has to save: it builds the network anew, and a compiled one takes a minute."""
+"""Minimum share of the MACs that a cut must save: a cut rebuilds the network, and compiling takes a
+minute.
+"""
 
 Zeros = Mapping[str, torch.Tensor]
 """BN -> (channels,) bool."""
 
 
 class Shrinking:
-    """When the network of a run of so many `steps` is cut, and the cut itself."""
+    """Decides when the network is cut in a run of `steps` steps, and cuts it."""
 
     def __init__(self, options: TrainOptions, steps: int, size: int) -> None:
         self._options, self._size = options, size
@@ -48,7 +50,7 @@ class Shrinking:
         self._least = LEAST_SAVING_COMPILED if options.compile else LEAST_SAVING
 
     def after_step(self, number: int, learner: Learner) -> Learner:
-        """The learner to go on with after step `number`: the same one where too little can go."""
+        """The learner after step `number`: the same one if a cut would save too little."""
         if not (self._options.is_sparse and self._options.shrink):
             return learner
         settled = number == self._settled_at
@@ -70,8 +72,8 @@ class Shrinking:
 def cut_of(
     networks: Sequence[GraphNetwork], zeros: Zeros, options: TrainOptions, ranks: Ranks
 ) -> tuple[list[ChannelGroup], Kept] | None:
-    """The groups, and the units of each that stay in all `networks`, which have the same graph and whose γ
-    are zero where `zeros` says so; None where all stay. Of several `ranks` all get the same.
+    """The groups, and the units of each that must be kept in all `networks`, which have the same graph and
+    whose γ are zero where `zeros` is True; None if all are kept. All `ranks` get the same result.
     """
     graph = networks[0].graph
     groups = channel_groups(graph, residual="couple" if options.sparse_layers == "all" else "keep")
@@ -92,14 +94,16 @@ def cut_of(
 
 
 def _flags(network: GraphNetwork, groups: list[ChannelGroup], zeros: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Which units can go, group by group, and behind them for each group whether it goes with its branch."""
+    """The removable units of each group, followed by one flag per group: whether it is removed with its
+    branch.
+    """
     units = removable_units(network, groups, zeros)
     inside = removable_branches(network, groups, zeros)
     return np.concatenate([*(units[g.name] for g in groups), [g.name in inside for g in groups]]).astype(bool)
 
 
 def without_zeros(network: GraphNetwork, options: TrainOptions, ranks: Ranks) -> GraphNetwork:
-    """`network` without what its γ at zero let go exactly; itself where that is nothing."""
+    """`network` without the channels that can be removed exactly; itself if there are none."""
     if not (options.is_sparse and options.shrink):
         return network
     names = penalised_batchnorms(network.graph, options.sparse_layers)
@@ -108,7 +112,7 @@ def without_zeros(network: GraphNetwork, options: TrainOptions, ranks: Ranks) ->
 
 
 def described(groups: list[ChannelGroup], kept: Kept, before: Cost, after: Cost) -> str:
-    """What a cut removes, in words."""
+    """The removed channels of a cut, as text."""
     removed = sum(group.width - len(kept[group.name]) for group in groups)
     return (
         f"{removed:,} channels that stay at zero are removed: {short(before.params)} → {short(after.params)} "

@@ -1,8 +1,8 @@
-"""L1 on the BN scales γ (network slimming, Liu et al., arXiv 1708.06519), in two forms.
+"""The L1 penalty on the BN scales γ (network slimming, Liu et al., arXiv 1708.06519), in two forms.
 
-`proximal` soft-thresholds γ after the optimiser's step: exact zeros appear, and neither loss scaling nor
-weight decay touches the penalty. `subgradient` adds λ·sign(γ) to the gradient before the step, as the
-reference reports do: γ then swings around zero without staying there.
+`proximal` soft-thresholds γ after the optimiser step: exact zeros appear, and the penalty is independent of
+loss scaling and weight decay. `subgradient` adds λ·sign(γ) to the gradient before the step, like the
+reference implementation: γ then oscillates around zero.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from slimdeploy.toolchain.networks.residual import main_branches
 
 
 def penalised_scales(network: GraphNetwork, layers: str) -> list[Tensor]:
-    """The γ that the penalty acts on, in the order of `penalised_batchnorms`."""
+    """The penalised γ, in the order of `penalised_batchnorms`."""
     return [network.weight(name) for name in penalised_batchnorms(network.graph, layers)]
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for an optimiser: weight decay on the weights of convolutions and linear layers only,
-    never on γ, β and biases.
+    """Parameter groups for an optimiser: weight decay only on the weights of convolutions and linear layers,
+    not on γ, β and biases.
 
     Args:
         network: Any module.
-        weight_decay: Of the weights, such as 5e-4.
+        weight_decay: Weight decay of the weights, e.g. 5e-4.
 
     Returns:
         Two groups, for `torch.optim.SGD(parameter_groups(network, 5e-4), lr=…)`.
@@ -44,7 +44,7 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 def penalised_batchnorms(graph: Graph, layers: str) -> list[str]:
-    """The BNs with γ all of whose channels are prunable, in order of their groups; with `layers="all"` every
+    """The BNs with γ whose channels are all prunable, in the order of their groups; with `layers="all"` every
     BN with γ.
     """
     if layers == "all":
@@ -63,41 +63,43 @@ def penalised_batchnorms(graph: Graph, layers: str) -> list[str]:
 
 
 def penalised_count(graph: Graph, layers: str) -> int:
-    """How many γ the penalty acts on."""
+    """Number of penalised γ."""
     return sum(graph.channels[name] for name in penalised_batchnorms(graph, layers))
 
 
 UNMOVED = -1e9
-"""Steps at zero of a γ that starts there: so few that it never counts as gone before it has moved."""
+"""Initial count of steps at zero for a γ that starts at zero: it must not count as gone before it has
+moved.
+"""
 
 
 class Penalty(Protocol):
-    """What acts on `scales`, the penalised γ, around each step of the optimiser."""
+    """The penalty on `scales`, applied around each optimiser step."""
 
     scales: list[Tensor]
     strength: float
     """λ now."""
 
     def before_step(self) -> None:
-        """Called when the gradients are there."""
+        """Called after the backward pass."""
 
     def after_step(self, lr: float, number: int) -> None:
-        """Called after the optimiser's step `number`, counted from 0 over all epochs, at the rate `lr`."""
+        """Called after optimiser step `number`, counted from 0 over all epochs, at the learning rate `lr`."""
 
     def gone(self) -> dict[str, Tensor]:
-        """BN -> (channels,) bool: the γ that are zero and will stay so."""
+        """BN -> (channels,) bool: the γ that are zero and stay zero."""
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs: the same names and shapes at any moment. `KIND.BN` has a value for each
-        channel of that BN.
+        """The state for resuming, always with the same names and shapes. `KIND.BN` has one value per channel
+        of that BN.
         """
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state`."""
+        """Restore `state`."""
 
 
 class FixedPenalty:
-    """λ as it was given, in either form; `patience` as PenalisedBatchNorms has it."""
+    """A fixed λ, in either form; `patience` as in PenalisedBatchNorms."""
 
     def __init__(
         self,
@@ -133,14 +135,14 @@ class FixedPenalty:
 
 
 class PenalisedBatchNorms:
-    """γ and β of the penalised BNs. A γ is gone when it has been zero for `patience` steps in a row."""
+    """γ and β of the penalised BNs. A γ counts as gone if it was zero for `patience` steps in a row."""
 
     def __init__(self, network: GraphNetwork, layers: str, patience: int) -> None:
         self.names = penalised_batchnorms(network.graph, layers)
         self.scales: list[Tensor] = [network.weight(name) for name in self.names]
         self.biases: list[Tensor] = [network.tensors(name)["bias"] for name in self.names]
         self._patience = patience
-        # Blocks start with γ = 0 at their ends, which says nothing of them before it has moved.
+        # The last BN of a block starts with γ = 0, which means nothing before it has moved.
         ends = {node.name for node in main_branches(network.graph).values()}
         self._idle = [
             torch.where(scale.detach() == 0, UNMOVED if name in ends else 0.0, 0.0)
@@ -149,8 +151,8 @@ class PenalisedBatchNorms:
 
     @torch.no_grad()
     def shrink(self, threshold: float, *, weights: Sequence[Tensor] | None = None) -> None:
-        """The proximal step on γ, and on β where γ is gone: a channel that still passes β on can be removed
-        exactly only where nothing behind it pads its input.
+        """The proximal step on γ, and on β where γ is gone: a channel with a constant output β can be removed
+        exactly only if the next layers don't pad their input.
         """
         proximal_step(self.scales, threshold, weights=weights)
         if self.scales:
@@ -165,20 +167,20 @@ class PenalisedBatchNorms:
         return {name: idle >= self._patience for name, idle in zip(self.names, self._idle, strict=True)}
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs."""
+        """The state for resuming."""
         return {f"idle.{name}": idle for name, idle in zip(self.names, self._idle, strict=True)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state`."""
+        """Restore `state`."""
         for name, idle in zip(self.names, self._idle, strict=True):
             idle.copy_(state[f"idle.{name}"])
 
 
 def threshold_of(strength: float, lr: float, momentum: float) -> float:
-    """How far a step takes every γ towards zero: lr·λ/(1 − momentum).
+    """Decrease of every |γ| in one step: lr·λ/(1 − momentum).
 
-    Momentum turns a constant gradient λ into such a step: the same here, so that λ means what it means in
-    the reference reports.
+    With momentum, a constant gradient λ causes such a step; the same factor here keeps the meaning of λ in
+    the reference implementation.
     """
     return strength * lr / (1 - momentum)
 
@@ -211,7 +213,7 @@ def add_subgradient(scales: Sequence[Tensor], strength: float) -> None:
 
 
 def zero_share(scales: Sequence[Tensor], *, removed: int = 0) -> float:
-    """Share of all γ that are exactly zero, or were until they were `removed`."""
+    """Share of all γ that are exactly zero, including those of `removed` channels."""
     count = sum(len(scale) for scale in scales) + removed
     zeros = sum(int((scale == 0).sum()) for scale in scales) + removed
     return zeros / count if count else 0.0

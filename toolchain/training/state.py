@@ -1,4 +1,6 @@
-"""The state of an unfinished run: a safetensors file beside the checkpoint, from which `--resume` goes on."""
+"""The state of an unfinished run: a safetensors file beside the checkpoint, from which `--resume`
+continues.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,13 @@ HEADER_KEY = "slimdeploy-training"
 
 @dataclass
 class TrainingState:
-    """Where a run stands after an epoch."""
+    """The state of a run after an epoch."""
 
     setup: dict[str, Any]
-    """What the run was started with; another set-up can't go on from here."""
+    """Identifies the run; a state with another set-up can't be resumed."""
     history: list[EpochRecord] = field(default_factory=list)
     best: Weights | None = None
-    """The network of the epoch with the best validation accuracy, kept only with early stopping."""
+    """The network of the epoch with the best validation accuracy, saved only with early stopping."""
 
     @property
     def epochs_done(self) -> int:
@@ -39,7 +41,7 @@ class TrainingState:
 
 
 def state_path(output: Path) -> Path:
-    """Where the state of the run that writes `output` is kept."""
+    """The state file of the run that writes `output`."""
     return output.with_name(output.name + ".state")
 
 
@@ -63,9 +65,7 @@ def save_state(path: Path, state: TrainingState, learner: Snapshot) -> None:
 
 
 def load_state(path: Path, setup: dict[str, Any]) -> tuple[TrainingState, Snapshot]:
-    """What the file holds; raises SlimdeployError where it is damaged or belongs to a run with another
-    set-up.
-    """
+    """Read the file; raises SlimdeployError if it is damaged or belongs to a run with another set-up."""
     header, tensors = read_safetensors(path)
     damaged = _damaged(path)
     try:
@@ -84,8 +84,8 @@ def load_state(path: Path, setup: dict[str, Any]) -> tuple[TrainingState, Snapsh
 
 
 def check_fits(path: Path, found: Snapshot, expected: Snapshot) -> None:
-    """Raises SlimdeployError where `found`, read from `path`, has other tensors than a learner of its graph
-    needs.
+    """Raises SlimdeployError if `found`, read from `path`, doesn't have the tensors that a learner of its
+    graph needs.
     """
     if _shapes(found.weights.tensors) != _shapes(expected.weights.tensors) or _shapes(found.extra) != _shapes(
         expected.extra
@@ -98,9 +98,7 @@ def _damaged(path: Path) -> SlimdeployError:
 
 
 def _digest(tensors: dict[str, Tensor], graphs: dict[str, Any]) -> str:
-    """Hash of the graphs, and of all names and bytes: safetensors itself doesn't notice a bit that has
-    changed.
-    """
+    """Hash of the graphs and of all names and bytes: safetensors itself doesn't detect changed bits."""
     digest = hashlib.sha256(json.dumps(graphs, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -109,11 +107,12 @@ def _digest(tensors: dict[str, Tensor], graphs: dict[str, Any]) -> str:
 
 
 def _check_setup(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for key in dict.fromkeys([*wanted, *stored]):  # in this order: another size has another mean, too
+    for key in dict.fromkeys([*wanted, *stored]):  # in this order: another size also changes the mean
         if stored.get(key) != wanted.get(key):
             if key == "images":
                 raise SlimdeployError(
-                    f"{path} belongs to a run on other images: the data has changed; delete it to start again"
+                    f"{path} belongs to a run on other images, because the data has changed: delete it to "
+                    "start again"
                 )
             raise SlimdeployError(
                 f"{path} belongs to a run with {key} = {stored.get(key)!r}, "

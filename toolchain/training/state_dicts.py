@@ -1,4 +1,4 @@
-"""Any file of weights to a state dict by the network's own names, whatever was wrapped around it."""
+"""Read any weights file as a state dict with the network's own names, without the prefixes of wrappers."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from slimdeploy.toolchain.networks.architectures.resnet import RESNETS
 from slimdeploy.toolchain.progress import log
 
 PREFERRED = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
-"""Keys of the state dict, beside an average of the weights, a teacher or an optimiser's state."""
+"""Keys of the state dict in files that also contain an average of the weights, a teacher or an optimiser."""
 _SECONDARY = re.compile(r"ema|teacher|momentum|target|encoder_k|swa|average")
 _WRAPPER = re.compile(r"(module|model|_orig_mod|net|network)\.")
 _LISTED = 6
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Header (of safetensors) and tensors of `path`, named as the file names them.
+    """Header (of safetensors) and tensors of `path`, named as in the file.
 
-    What the file is, is told by its content. Pickles are read with weights_only. Raises SlimdeployError where
-    it holds no state dict, or can't be read safely.
+    The file type is identified by its content. Pickles are read with weights_only. Raises SlimdeployError if
+    the file contains no state dict, or can't be read safely.
     """
     if kind_of(path) != PYTORCH:
         return read_safetensors(path)
     candidates = dict(_state_dicts(_unpickled(path), ""))
     if not candidates:
-        raise SlimdeployError(f"{path} holds no state dict: save the network's state_dict() alone")
+        raise SlimdeployError(f"{path} contains no state dict: save the network's state_dict() alone")
     ranked = sorted(candidates, key=lambda key: (bool(_SECONDARY.search(key)), _preference(key)))
     chosen, *others = ranked
     if others:
-        log(f"{path}: weights under {chosen!r} are taken, not those under {', '.join(map(repr, others))}")
+        log(f"{path}: using the weights under {chosen!r}, not those under {', '.join(map(repr, others))}")
     _check_ordinary(candidates[chosen], path)
     return {}, candidates[chosen]
 
@@ -50,16 +50,16 @@ def read_state_dict(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 def unwrapped(
     tensors: dict[str, Tensor], names: Collection[str], classifier: str, path: Path
 ) -> dict[str, Tensor]:
-    """The tensors of a network that calls them `names`: without what was put before these (`module.`,
-    `model.`, `backbone.`, `_orig_mod.`, `module.encoder_q.` …) and without what belongs to something else.
-    Its layer `classifier` may be part of a sequence, such as `fc.1` behind a dropout, or be missing.
+    """The tensors of a network with the parameter names `names`: prefixes (`module.`, `model.`, `backbone.`,
+    `_orig_mod.`, `module.encoder_q.` …) and tensors of other modules are removed. The layer `classifier` may
+    be part of a sequence, e.g. `fc.1` after a dropout, or be missing.
 
-    Raises SlimdeployError that shows the names expected and found where there is no such network.
+    Raises SlimdeployError with the expected and the found names if there is no such network.
     """
     prefix = _prefix(tensors, names, path)
     own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     if left := len(tensors) - len(own):
-        log(f"{path}: {left} tensors outside of {prefix!r} are left out")
+        log(f"{path}: {left} tensors outside of {prefix!r} are ignored")
     if f"{classifier}.weight" in own:
         return own
     inside = re.compile(rf"{re.escape(classifier)}\.(.+\.)?weight")
@@ -70,12 +70,12 @@ def unwrapped(
         found |= {n.replace(layer, f"{classifier}.", 1): t for n, t in own.items() if n.startswith(layer)}
     else:
         there = f"{len(layers)} layers" if layers else "nothing"
-        log(f"{path} has {there} in place of the classifier {classifier}")
+        log(f"{path} has {there} instead of the classifier {classifier}")
     return found
 
 
 def recognised_resnet(tensors: dict[str, Tensor], path: Path) -> tuple[str, bool]:
-    """Which ResNet these are the tensors of, by its blocks, and whether its stem is ImageNet's 7×7."""
+    """The ResNet that the tensors belong to, by its blocks, and whether its stem is ImageNet's 7×7."""
     pivots = ("conv1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight")
     prefix = _prefix(tensors, pivots, path)
     names = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
@@ -84,16 +84,14 @@ def recognised_resnet(tensors: dict[str, Tensor], path: Path) -> tuple[str, bool
     bottleneck = "layer1.0.conv3.weight" in names
     for arch in RESNETS.values():
         if (arch.depths, arch.bottleneck) == (depths, bottleneck):
-            log(f"{path}: {arch.name}, by its blocks")
+            log(f"{path}: recognised {arch.name} by its blocks")
             return arch.name, tensors[prefix + "conv1.weight"].shape[-1] == 7
     kind = "bottleneck" if bottleneck else "basic"
-    raise SlimdeployError(
-        f"{path}: no known ResNet has {depths} {kind} blocks; say which network it is with --arch"
-    )
+    raise SlimdeployError(f"{path}: no known ResNet has {depths} {kind} blocks; name the network with --arch")
 
 
 def without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the wrappers that stand before every name."""
+    """Remove wrapper names that prefix every tensor name."""
     while tensors and (found := _WRAPPER.match(next(iter(tensors)))):
         if not all(name.startswith(found[0]) for name in tensors):
             break
@@ -102,7 +100,7 @@ def without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _prefix(tensors: dict[str, Tensor], names: Collection[str], path: Path) -> str:
-    """What stands before the network's own names; of several networks in the file the main one's."""
+    """The prefix of the network's names; if the file contains several networks, that of the main one."""
     first = next(iter(names))
     candidates = [name.removesuffix(first) for name in tensors if name.endswith(first)]
     counts = {p: sum(p + name in tensors for name in names) for p in candidates}
@@ -110,13 +108,14 @@ def _prefix(tensors: dict[str, Tensor], names: Collection[str], path: Path) -> s
     if best < len(names) / 2:
         some = list(names)[:3]
         raise SlimdeployError(
-            f"{path} holds another network (--arch): expected {', '.join(some)}, …; found {listed(tensors)}"
+            f"{path} contains another network (--arch): expected {', '.join(some)}, …; found "
+            f"{listed(tensors)}"
         )
     whole = sorted(
         (p for p in counts if counts[p] == best), key=lambda p: (bool(_SECONDARY.search(p)), len(p))
     )
     if len(whole) > 1:
-        log(f"{path}: the network {whole[0]!r} is taken, not {', '.join(map(repr, whole[1:]))}")
+        log(f"{path}: using the network {whole[0]!r}, not {', '.join(map(repr, whole[1:]))}")
     return whole[0]
 
 
@@ -132,7 +131,7 @@ def _preference(key: str) -> int:
 
 
 def _state_dicts(content: Any, key: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Key (`a/b` where nested) -> each dict of tensors with a convolution in it."""
+    """Key (`a/b` if nested) -> each dict of tensors that contains a convolution."""
     if not isinstance(content, dict) or depth > 3:
         return
     tensors = {name: t for name, t in content.items() if isinstance(name, str) and isinstance(t, Tensor)}
@@ -166,11 +165,11 @@ def _unpickled(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"is a pickle that holds {found[1]}" if found else "is not a state dict"
-        raise SlimdeployError(f"{path} {what}, and such can't be read safely; {how}") from error
+        what = f"is a pickle with {found[1]}" if found else "is not a state dict"
+        raise SlimdeployError(f"{path} {what}, which can't be read safely; {how}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, TypeError) as error:
         raise SlimdeployError(
-            f"{path} is damaged, or no state dict that can be read safely; {how}"
+            f"{path} is damaged or not a state dict that can be read safely; {how}"
         ) from error
 
 
@@ -188,7 +187,7 @@ def _check_sums(path: Path) -> None:
 
 
 def _harmless() -> list[Any]:
-    """What training scripts keep beside the weights, and which does nothing when it is loaded."""
+    """Objects that training scripts save beside the weights, and that execute nothing when loaded."""
     scalar = np.float64(0).__reduce__()[0]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     dtypes = [type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")]

@@ -1,17 +1,18 @@
-"""`--sparsity auto:SHARE`: λ steered so that this share of the prunable γ is exactly zero at the end.
+"""`--sparsity auto:SHARE`: adjust λ so that this share of the prunable γ is exactly zero at the end.
 
-The share itself is a poor thing to steer by: it stays at 0 for most of the way, while all γ fall side by
-side. What tells how far there is to go is the largest |γ| of the channels that have to go, chosen as pruning
-would choose them now, with its alignment and its fewest channels. At rate lr a step takes a γ towards zero
-by lr·λ/(1 − momentum), so with `reach`, the sum of lr/(1 − momentum) over the steps left, λ = |γ|/reach would
-just take that one there. Where the loss pushes back it lags, the reach shrinks, and λ rises until it gives
-way.
+The share itself is not a useful control signal: it stays at 0 for most of the run, while all γ fall together.
+The remaining distance is measured by the largest |γ| of the channels that have to become zero, chosen as
+pruning would choose them now, with its alignment and minimum width. At learning rate lr a step moves a γ
+towards zero by lr·λ/(1 − momentum). With `reach`, the sum of lr/(1 − momentum) over the remaining steps, λ =
+|γ|/reach would just bring that γ to zero. If the loss counteracts, γ falls behind, the reach shrinks, and λ
+rises until γ reaches zero.
 
-1. While λ is ramped up, every γ is penalised: those that matter least fall most.
-2. Then only those of the channels that have to go, chosen anew whenever λ is (the trimmed lasso, Bertsimas et
-   al., arXiv 1708.04527): the others aren't held down, and no more than the share arrives at zero.
-3. At last γ and β of the channels that went are held at zero, so that these pass on nothing and removing them
-   changes nothing, while the others train on without penalty.
+1. While λ is ramped up, every γ is penalised; the least important ones fall most.
+2. Then only those of the channels that have to become zero are penalised, chosen again whenever λ is updated
+   (the trimmed lasso, Bertsimas et al., arXiv 1708.04527): the other γ are not reduced, and no more than the
+   share becomes zero.
+3. Finally γ and β of these channels are held at zero, so that their output is zero and removing them changes
+   nothing, while the others train without penalty.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ from slimdeploy.toolchain.pruning.selection import Kept, Rules, select
 from slimdeploy.toolchain.training.sparsity import PenalisedBatchNorms, penalised_batchnorms, threshold_of
 
 STEERED = 0.25
-"""Share of a run in which λ is steered; in the rest the zeros stay where they are."""
+"""Share of a run in which λ is adjusted; afterwards the zeros are fixed."""
 RAMP = 0.5
-"""Share of the steered part in which λ is ramped up."""
+"""Share of the adjusted part in which λ is ramped up."""
 DECISIONS = 100
-"""How often λ is set anew. Each time waits for the device once."""
+"""Number of updates of λ. Each one synchronises with the device."""
 
 
 class SteeredPenalty:
     """A sparsity.Penalty that aims at `share` of the prunable channels of `network`.
 
-    `rates` holds the learning rate of every step of the run; `removed` counts the prunable channels that have
-    been taken out already; `patience` as PenalisedBatchNorms has it. Raises SlimdeployError where `align` and
-    the fewest channels of a layer don't allow the share.
+    `rates` are the learning rates of all steps; `removed` is the number of prunable channels removed before;
+    `patience` as in PenalisedBatchNorms. Raises SlimdeployError if `align` and the minimum width don't allow
+    the share.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class SteeredPenalty:
         self._groups = steered_groups(network.graph)
         self._places = {name: number for number, name in enumerate(self.penalised.names)}
         channels = removed + sum(group.width for group in self._groups)
-        self._limit = channels - int(channels * share)  # as for `prune --ratio SHARE`
+        self._limit = channels - int(channels * share)  # like `prune --ratio SHARE`
         self._rules = Rules(align, PruneOptions.min_channels, unit_channels=unit_channels(self._groups))
         self._check_reachable(share)
         self._momentum = momentum
@@ -73,10 +74,10 @@ class SteeredPenalty:
         self._every = max(1, self._settled_at // DECISIONS)
         self.strength = 0.0
         self._going = [torch.zeros_like(scale.detach()) for scale in self.scales]
-        """1 for the channels that have to go, 0 for the others."""
+        """1 for the channels that have to become zero, 0 for the others."""
 
     def before_step(self) -> None:
-        """Nothing: all of it comes after the step."""
+        """Does nothing: the penalty acts after the step."""
 
     @torch.no_grad()
     def after_step(self, lr: float, number: int) -> None:
@@ -93,7 +94,9 @@ class SteeredPenalty:
         self.penalised.shrink(threshold, weights=None if progress < RAMP else self._going)
 
     def gone(self) -> dict[str, Tensor]:
-        """Once they are held, all that have to go; before, those of them that have been zero for a while."""
+        """All channels to be removed once they are held at zero; before, those that were zero for `patience`
+        steps.
+        """
         going = {name: self._going[place].bool() for name, place in self._places.items()}
         if self._settled:
             return going
@@ -112,7 +115,7 @@ class SteeredPenalty:
         self.penalised.restore(state)
 
     def _choose(self) -> None:
-        """Find the channels that `prune --ratio SHARE --criterion gamma` would remove now."""
+        """Choose the channels that `prune --ratio SHARE --criterion gamma` would remove now."""
         values = [scale.double().abs().cpu().numpy() for scale in self.scales]
         kept = self._select({group.name: self._score(group, values) for group in self._groups})
         going = [np.ones(len(scale)) for scale in values]
@@ -123,17 +126,17 @@ class SteeredPenalty:
             mask.copy_(torch.from_numpy(found))
 
     def _score(self, group: ChannelGroup, values: list[np.ndarray]) -> np.ndarray:
-        """Mean |γ| of each unit, as the criterion `gamma` has it."""
+        """Mean |γ| of each unit, like the criterion `gamma`."""
         means = [values[place][positions].mean(1) for place, positions in self._own(group)]
         return np.mean(means, axis=0)
 
     def _own(self, group: ChannelGroup) -> list[tuple[int, np.ndarray]]:
-        """Which of `scales` hold the γ of the group, and where: (width, k)."""
+        """Index of the entry of `scales` with the γ of the group, and the positions in it: (width, k)."""
         names = [name for name in group.batchnorms if name in self._places]
         return [(self._places[name], group.positions[name]) for name in names]
 
     def _farthest(self) -> float:
-        """The largest |γ| of the channels that have to go."""
+        """The largest |γ| of the channels that have to become zero."""
         pairs = zip(self.scales, self._going, strict=True)
         return float(torch.stack([(scale.abs() * mask).max() for scale, mask in pairs]).max())
 
@@ -146,7 +149,7 @@ class SteeredPenalty:
         return select(scores, ChannelCount(), self._limit, self._rules, unit="prunable channels")
 
     def _check_reachable(self, share: float) -> None:
-        """Better to hear before training than after that some of these channels can't go."""
+        """Check before training whether these channels can be removed."""
         try:
             self._select({group.name: np.ones(group.width) for group in self._groups})
         except SlimdeployError as error:
@@ -156,24 +159,24 @@ class SteeredPenalty:
 
 
 def steered_groups(graph: Graph) -> list[ChannelGroup]:
-    """The groups whose channels the share is of: the prunable ones with γ."""
+    """The groups that the share refers to: the prunable ones with γ."""
     names = penalised_batchnorms(graph, "prunable")
     return [group for group in channel_groups(graph) if any(bn in names for bn in group.batchnorms)]
 
 
 def settled_at(steps: int) -> int:
-    """The first of so many steps in which the zeros are held."""
+    """The first step in which the zeros are held, of a run of `steps` steps."""
     return max(1, int(steps * STEERED))
 
 
 def steered_strength(farthest: float, reach: float, progress: float) -> float:
-    """λ that takes a γ of `farthest` to zero within `reach`, ramped up over the first RAMP of the way.
+    """λ that brings a γ of `farthest` to zero within `reach`, ramped up over the first RAMP of the run.
 
-    `reach` is the sum of lr/(1 − momentum) over the steps left, `progress` (0…1) how much of them is done.
+    `reach` is the sum of lr/(1 − momentum) over the remaining steps, `progress` (0…1) the part done.
     """
     return min(1.0, progress / RAMP) * farthest / reach
 
 
 def _reach(rates: Sequence[float], momentum: float) -> list[float]:
-    """For each step the sum of lr/(1 − momentum) over it and all that follow."""
+    """For each step the sum of lr/(1 − momentum) over it and all later steps."""
     return (np.cumsum(np.asarray(rates)[::-1])[::-1] / (1 - momentum)).tolist()

@@ -15,8 +15,9 @@ from slimdeploy.toolchain.training.tensor_names import part
 
 
 class Objective:
-    """The loss: smoothed cross-entropy with the labels (N,) or, where images are mixed, with probabilities
-    (N, classes); with a teacher, which sees the same images, a share `options.distill` of distillation.
+    """The loss: smoothed cross-entropy with labels (N,) or, for mixed images, with probabilities (N,
+    classes). With a teacher, which gets the same images, `options.distill` is the weight of the distillation
+    loss.
     """
 
     def __init__(self, options: TrainOptions, teacher: Teacher | None, preprocessing: Preprocessing) -> None:
@@ -33,9 +34,9 @@ class Objective:
 
 
 class TrainingStep:
-    """Call it with images (B, 3, H, W), their labels and the step's number, counted from 0 over all epochs;
-    the network, the optimiser and the γ of `penalty` are changed in place. `weight` is what these
-    images' mean loss counts.
+    """Call it with images (B, 3, H, W), their labels and the step number, counted from 0 over all epochs. The
+    network, the optimiser and the γ of `penalty` are changed in place. `weight` is that of the images' mean
+    loss.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class TrainingStep:
     ) -> None:
         self.network, self.optimizer, self.objective, self.penalty = network, optimizer, objective, penalty
         self.precision, self.device, self.weight = precision, device, weight
-        # float16's gradients would underflow: its loss is scaled up, by as much as just doesn't overflow.
+        # float16 gradients would underflow: the loss is scaled by the largest factor that doesn't overflow.
         self.scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
 
     def __call__(self, images: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -61,8 +62,8 @@ class TrainingStep:
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         self.penalty.before_step()
-        # Where a gradient has overflowed the scaler leaves the step out; the penalty goes on all the same,
-        # as it depends on no gradient: λ then means the same in every precision.
+        # If a gradient overflows, the scaler skips the step. The penalty, which needs no gradient, is applied
+        # anyway, so that λ means the same in every precision.
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.penalty.after_step(self.optimizer.param_groups[0]["lr"], number)
@@ -76,14 +77,14 @@ class TrainingStep:
         return loss, logits
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs beside network and optimiser."""
+        """The state for resuming, besides network and optimiser."""
         found = {f"penalty.{name}": tensor for name, tensor in self.penalty.state().items()}
         for name, value in self.scaler.state_dict().items():
             found[f"scaler.{name}"] = torch.tensor(value, dtype=torch.float64)
         return found
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state`."""
+        """Restore `state`."""
         self.penalty.restore(part(state, "penalty."))
         values = {name: tensor.item() for name, tensor in part(state, "scaler.").items()}
         if values:

@@ -1,4 +1,4 @@
-"""Tensors by their names, as a state holds them."""
+"""Tensors by name, as stored in a state."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ Tensors = dict[str, Tensor]
 
 
 def part(tensors: Tensors, prefix: str) -> Tensors:
-    """The tensors whose names begin with `prefix`, without it."""
+    """The tensors whose names begin with `prefix`, with the prefix removed."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

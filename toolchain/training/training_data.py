@@ -1,4 +1,4 @@
-"""What a run trains on and what it is steered by."""
+"""Training and validation data of a run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from slimdeploy.toolchain.training.options import TrainOptions
 
 
 def training_data(dataset: Dataset | OwnBatches, options: TrainOptions) -> TrainingData:
-    """Training and validation images as every stage of a run sees them: of a Dataset, `limit` first, then the
-    held-out share; of the caller's own batches, these.
+    """Training and validation images, the same in every stage of a run: of a Dataset first `limit`, then the
+    held-out share; otherwise the caller's batches.
     """
     if isinstance(dataset, OwnBatches):
         return TrainingData(dataset.train, dataset.validation, dataset.preprocessing)
     train, validation = dataset.held_out(options.validation, limit=options.limit)
     if len(train) < 2:
         raise SlimdeployError(
-            f"{len(train)} image is left to train on, and BN needs 2: lower `validation`, or raise `limit`"
+            f"{len(train)} image is left for training, but BN needs 2: lower `validation`, or raise `limit`"
         )
     return TrainingData(train, validation, dataset.preprocessing)

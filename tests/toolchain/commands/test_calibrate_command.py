@@ -99,7 +99,7 @@ def test_a_model_of_others_is_refused(exported, tmp_path):
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")
     result = call(tmp_path / "foreign.onnx", "-o", tmp_path / "o.onnx")
-    assert "foreign.onnx doesn't say how to feed it" in str(result.exception)
+    assert "foreign.onnx contains no preprocessing" in str(result.exception)
 
 
 def test_a_quantised_model_is_refused(exported, tmp_path):

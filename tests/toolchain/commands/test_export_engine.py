@@ -68,7 +68,7 @@ def test_engine_without_the_int8_asked_for_exits_with_1(
     assert code == 1
     assert "fp32, not int8" in out
     assert str(error) == (
-        f"{tmp_path}/m.engine: 21 layers are not in the precision asked for, "
+        f"{tmp_path}/m.engine: 21 layers are not in the requested precision, "
         "such as conv1: fp32 instead of int8"
     )
 
@@ -108,7 +108,7 @@ def test_nothing_is_overwritten_unasked(gpu: FakeTensorrt, models: dict[str, Pat
         ),
         (["--batch", "8"], "--batch applies to engines: pass --trt or --trt-check"),
         (["--tf32"], "--tf32 applies to engines"),
-        (["--trt-check", "--dla", "0"], "--dla can't be checked without a GPU (there is no accelerator)"),
+        (["--trt-check", "--dla", "0"], "--dla can't be checked without a GPU (there is no DLA)"),
         (["--trt-check", "--version-compatible"], "--version-compatible can't be checked without a GPU"),
     ],
 )

@@ -167,7 +167,7 @@ def test_cutout_takes_a_square_of_the_mean_colour_out_of_every_image() -> None:
 
 def test_a_cutout_as_large_as_the_image_is_refused() -> None:
     with pytest.raises(
-        SlimdeployError, match=r"^cutout must be below the 8 pixels of an image's side, not 8$"
+        SlimdeployError, match=r"^cutout must be less than the image side of 8 pixels, not 8$"
     ):
         TrainingBatches(
             random_split(8, size=8),

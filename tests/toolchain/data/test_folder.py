@@ -102,7 +102,7 @@ def _no_classes(folder: Path) -> str:
 def _empty_class(folder: Path) -> str:
     for file in (folder / "train" / "green").iterdir():
         file.rename(file.with_suffix(".txt"))
-    return f"{folder}/train/green holds no images (JPEG, PNG, WEBP, BMP, PPM, TIFF, GIF, "
+    return f"{folder}/train/green contains no images (JPEG, PNG, WEBP, BMP, PPM, TIFF, GIF, "
 
 
 def _class_only_in_train(folder: Path) -> str:
@@ -137,21 +137,21 @@ def _cut_short(folder: Path) -> str:
 def _another_size(folder: Path) -> str:
     file = folder / "train" / "red" / "zz.png"
     _save(file, 17, 16)
-    return f"{file} is 17×16, the images before it 16×16: pass --size N to resize all"
+    return f"{file} is 17×16, but earlier images are 16×16: pass --size N to resize all"
 
 
 def _another_size_in_test(folder: Path) -> str:
     for file in (folder / "test").rglob("*.png"):
         _save(file, 24, 24)
     first = min((folder / "test" / "blue").iterdir())
-    return f"{first} is 24×24, the images before it 16×16: pass --size N to resize all"
+    return f"{first} is 24×24, but earlier images are 16×16: pass --size N to resize all"
 
 
 def _not_square(folder: Path) -> str:
     for file in folder.rglob("*.png"):
         _save(file, 20, 16)
     first = min((folder / "train" / "blue").iterdir())
-    return f"{first} is 20×16, not square: pass --size N to resize and cut"
+    return f"{first} is 20×16, not square: pass --size N to resize and crop"
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_unreadable_images_are_all_named_and_left_out_on_request(
     broken = _break(folder, "train/red/aaa.png", "train/blue/0000.png", "test/green/zzz.jpg")
     if not stream:
         with pytest.raises(
-            SlimdeployError, match=r"^3 unreadable images, --skip-unreadable leaves them out"
+            SlimdeployError, match=r"^3 unreadable images \(use --skip-unreadable to skip them\)"
         ) as error:
             _load(folder)
         assert all(str(file) in str(error.value) for file in broken)
@@ -351,7 +351,7 @@ def test_unreadable_images_are_all_named_and_left_out_on_request(
         assert len(data.train) == len(data.train.images) == whole - 1
         assert len(data.test) == 6
         said = capsys.readouterr().err
-        assert all(f"left out: {file}: not a readable image" in said for file in broken)
+        assert all(f"skipped: {file}: not a readable image" in said for file in broken)
     _break(folder, *(f"test/green/{file.name}" for file in (folder / "test/green").iterdir()))
     with pytest.raises(SlimdeployError, match="no image of class 'green' is readable in test/"):
         load_dataset(DataOptions(f"folder:{folder}", stream=stream, skip_unreadable=True))

@@ -53,7 +53,7 @@ def test_what_is_left_out_is_counted_and_what_is_hidden_is_not(
     )  # fmt: skip
     assert names(root, "train") == ["train/a/1.jpg", "train/b/2.jpg"]
     said = " ".join(capsys.readouterr().err.split())
-    assert "4 files left out: 2 .txt, 1 without ending, 1 outside of the class folders" in said
+    assert "4 files skipped: 2 .txt, 1 without ending, 1 outside the class folders" in said
 
 
 def test_heic_files_without_their_reader_are_told_with_the_command(
@@ -165,9 +165,9 @@ def test_a_table_with_splits_and_one_for_each_split_say_the_same(tmp_path: Path)
 TABLES = {
     "no column 'file'": "name,label,split\na,b,train\n",
     "no column 'label'": "file,name,split\na,b,train\n",
-    "no column 'split' (or set, subset); it has file, label": "file,label\na,b\n",
-    "csv, line 2: it needs a file, a label and a split (train, val or test)": "file,label,split\na,b,tset\n",
-    "labels.csv, line 3: it needs": "file,label,split\na,b,test\nc\n",
+    "no column 'split' (or set, subset); its columns are file, label": "file,label\na,b\n",
+    "csv, line 2: expected a file, a label and a split (train, val or test)": "file,label,split\na,b,tset\n",
+    "labels.csv, line 3: expected": "file,label,split\na,b,test\nc\n",
     "a.jpg has two labels, 'x' and 'y'": "file,label,split\na.jpg,x,train\na.jpg,y,train\n",
     "no row belongs to the train split": "file,label,split\na,b,test\n",
     "no row belongs to the test split": "file,label,split\na,b,train\n",
@@ -207,7 +207,7 @@ def test_tables_are_a_dataset(tmp_path: Path, image_folder: Path, monkeypatch: p
     assert load_dataset(DataOptions("folder:~/labels.csv")).digest() == by_folder.digest()
     (tmp_path / "labels.csv").write_text("\n".join([*rows, "gone.png,red,train"]))
     with pytest.raises(
-        SlimdeployError, match=r"gone.png: not a readable image \(.*--skip-unreadable leaves it out"
+        SlimdeployError, match=r"gone.png: not a readable image \(.*use --skip-unreadable to skip it"
     ):
         load_dataset(DataOptions(f"folder:{tmp_path}/labels.csv"))
 

@@ -42,7 +42,7 @@ def test_validation_is_a_share_of_the_whole_and_of_every_class(
     room = np.maximum(counts - 1, 0)  # one image of every class stays
     wanted = round(len(labels) * fraction)
     if min(wanted, room.sum()) == 0:
-        with pytest.raises(SlimdeployError, match="both need some"):
+        with pytest.raises(SlimdeployError, match="both need at least 1"):
             split_validation(split, fraction, seed=seed)
         return
     training, validation = split_validation(split, fraction, seed=seed)

@@ -84,7 +84,10 @@ INSTALL = "run sudo apt install python3 python3-venv there"
     ("python", "message"),
     [
         ("echo python3: not found >&2; exit 127", f"no python3 there: {INSTALL}"),
-        ("echo no ensurepip >&2; exit 1", f"python3 there can't make environments (no ensurepip): {INSTALL}"),
+        (
+            "echo no ensurepip >&2; exit 1",
+            f"python3 there can't create virtual environments (no ensurepip): {INSTALL}",
+        ),
         ("echo 3 8", "Python 3.8 there, slimdeploy needs 3.10: on a Jetson, JetPack 6 has it"),
     ],
 )
@@ -108,7 +111,7 @@ def test_a_step_that_fails_leaves_nothing(options, sshd, tmp_path):
         None, ["device"], dataclasses.replace(options, wheels=str(tmp_path / "wheels"))
     )
     assert result.error.startswith("ERROR: No matching distribution found for ")
-    assert result.error.endswith("docs/jetson.md has the pip download that fills it")
+    assert result.error.endswith("see pip download in docs/jetson.md")
     assert "\n" not in result.error
     assert environments(sshd) == {"before", "current"}
     assert (sshd / INSTALLED / "current").resolve() == before
@@ -116,7 +119,7 @@ def test_a_step_that_fails_leaves_nothing(options, sshd, tmp_path):
 
 
 def test_a_folder_without_wheels(options, tmp_path):
-    with pytest.raises(SlimdeployError, match="holds no wheel: fill it with pip download"):
+    with pytest.raises(SlimdeployError, match="contains no wheel: fill it with pip download"):
         deploy_to_hosts(None, ["device"], dataclasses.replace(options, wheels=str(tmp_path)))
 
 

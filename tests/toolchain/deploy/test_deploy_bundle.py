@@ -97,8 +97,8 @@ def test_models_of_two_networks(models, images, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"channels": [4] * 17}, "its network is not that of"),
-        ({"provenance": ({"stage": "export", "parent": "2"},)}, "its checkpoint is not that of"),
+        ({"channels": [4] * 17}, "its network differs from"),
+        ({"provenance": ({"stage": "export", "parent": "2"},)}, "its checkpoint differs from"),
     ],
 )
 def test_two_networks_are_not_one_in_two_precisions(models, images, tmp_path, make_model, change, said):
@@ -118,7 +118,7 @@ def test_a_model_that_is_far_worse_than_it_says_is_not_packed(tmp_path, make_mod
     model = make_model(tmp_path / "digits.onnx", classes=10, provenance=(trained,))
     chosen = images_for(model, None, golden=2, evaluation=100)
     assert chosen.of_training
-    with pytest.raises(CheckFailed, match=r"but the file says 50\.0% on the test split: it is damaged"):
+    with pytest.raises(CheckFailed, match=r"but the file states 50\.0% on the test split: it is damaged"):
         bundles.write_bundle(tmp_path / "x.slim.tar", [model], chosen)
     assert not (tmp_path / "x.slim.tar").exists()
     other = replace(chosen, of_training=False)  # images of one's own may be harder

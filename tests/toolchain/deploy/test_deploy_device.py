@@ -169,7 +169,7 @@ def test_golden_run_that_fails_keeps_the_old_version(
 
 def test_evaluation_that_fails_keeps_the_old_version(bundle, store, monkeypatch):
     spoil(monkeypatch, lambda x: x if len(x) == 6 else -x)  # 6 golden images, 24 to evaluate
-    with pytest.raises(CheckFailed, match=r"of the images right, .* on the host"):
+    with pytest.raises(CheckFailed, match=r"of the images correct, .* on the host"):
         device.install(bundle, store, OPTIONS)
     assert store.active() == []
 
@@ -311,7 +311,7 @@ def test_command_line(bundle, store, monkeypatch, slimdeploy_command):
         ("", "name a bundle, or pass --rollback or --bootstrap"),
         ("BUNDLE --rollback", "name a bundle, or pass --rollback or --bootstrap"),
         ("nowhere.slim.tar", "cannot read nowhere.slim.tar"),
-        ("--rollback", "there is no version before the first to go back to"),
+        ("--rollback", "there is no version before the first: can't roll back"),
         ("--rollback --precision fp32", "--precision needs a bundle"),
         ("--rollback --batch 8", "--batch needs a bundle"),
         ("--rollback --allowed-signers BUNDLE", "--allowed-signers needs a bundle"),

@@ -239,7 +239,7 @@ def test_checkpoint_that_asks_for_all_memory(checkpoint, tmp_path, width):
     header["__metadata__"]["slimdeploy"] = json.dumps(description)
     head = json.dumps(header).encode()
     (tmp_path / "x.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + checkpoint[8 + size :])
-    with pytest.raises(SlimdeployError, match=r"a larger network than it holds|conv1: out is 1000"):
+    with pytest.raises(SlimdeployError, match=r"a larger network than it contains|conv1: out is 1000"):
         load_checkpoint(tmp_path / "x.safetensors")
 
 
@@ -273,7 +273,7 @@ def test_checkpoint_that_is_a_pickle(tmp_path, write: Callable[[Path, Evil], Non
     path = tmp_path / f"net{ending}"
     write(path, Evil(tmp_path / "evil"))
     disguised = write is disguised_pickle
-    said = "is not a safetensors file" if disguised else "is PyTorch's own format, not a checkpoint"
+    said = "is not a safetensors file" if disguised else "is a PyTorch file, not a checkpoint"
     with pytest.raises(SlimdeployError, match=said):
         load_checkpoint(path)
     with pytest.raises(SlimdeployError):

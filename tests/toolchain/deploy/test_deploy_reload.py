@@ -132,7 +132,7 @@ def test_servers_that_do_not_answer(tmp_path):
         stack.callback(registration.remove)
         registration.tell("0001-a")
         (state,) = wait_for_servers(tmp_path, "0002-a", limit_s=0.2)
-        assert state == ServerState("http://y", "0001-a", "hasn't taken it up yet")
+        assert state == ServerState("http://y", "0001-a", "has not switched to it yet")
         registration.tell("0001-a", failed={"0002-a": "no memory"})
         assert wait_for_servers(tmp_path, "0002-a")[0].error == "no memory"
     assert list((tmp_path / "servers").iterdir()) == []
@@ -145,7 +145,7 @@ def test_servers_of_one_process_id_have_an_entry_each(tmp_path):
     second.tell("0002-a")
     found = wait_for_servers(tmp_path, "0002-a", limit_s=0)
     assert sorted((state.url, state.error) for state in found) == [
-        ("http://x", "hasn't taken it up yet"),
+        ("http://x", "has not switched to it yet"),
         ("http://y", None),
     ]
     first.remove()

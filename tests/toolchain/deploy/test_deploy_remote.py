@@ -187,7 +187,7 @@ def test_unknown_host_key_is_refused(bundle, device, sshd, tmp_path):
     port = re.search(r"Port (\d+)", text)[1]
     (tmp_path / "known").write_text(f"[127.0.0.1]:{port} {other}")
     error = deploy_to_hosts(bundle, ["device"], changed)[0].error
-    assert "It has another host key than before" in error
+    assert "Its host key has changed" in error
     assert "ssh-keygen -R" in error
     assert store.active() == []
 
@@ -213,7 +213,7 @@ def test_hosts_that_are_none(bundle, host):
 
 def test_bundle_is_checked_before_anything_is_copied(tmp_path):
     (tmp_path / "x.slim.tar").write_bytes(b"no bundle")
-    with pytest.raises(SlimdeployError, match="not a whole bundle"):
+    with pytest.raises(SlimdeployError, match="not a complete bundle"):
         deploy_to_hosts(tmp_path / "x.slim.tar", ["device"], RemoteOptions())
 
 

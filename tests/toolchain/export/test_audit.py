@@ -49,9 +49,7 @@ def test_fp16_layers_of_tensorrt_8_asked_for_as_int8_are_missed() -> None:
     assert found.precisions == {"fp16": 3}
     assert len(found.reformats) == 2, "a copy and a NoOp"
     assert found.missed == (Missed("Conv_3", "int8", "fp16"),)
-    assert found.failed == (
-        "1 layers are not in the precision asked for, such as Conv_3: fp16 instead of int8"
-    )
+    assert found.failed == ("1 layers are not in the requested precision, e.g. Conv_3: fp16 instead of int8")
     assert found.to_json()["missed"] == [{"node": "Conv_3", "asked": "int8", "realised": "fp16"}]
 
 
@@ -74,13 +72,13 @@ def test_layers_that_nothing_names_are_told_and_fail_where_all_are() -> None:
     some = audit(layers, {"conv1": "fp16", "hidden": "int8"})
     assert (some.failed, some.unaccounted) == (None, ("hidden",))
     assert audit(layers, {"hidden": "int8"}).failed == (
-        "the engine doesn't tell the precision of any of the 1 layers asked for"
+        "the inspector reports the precision of none of the 1 FP16 or INT8 layers"
     )
 
 
 @pytest.mark.parametrize("document", [{}, {"Layers": ["conv1 + relu", "fc"]}, {"Layers": None}])
 def test_engine_without_details_is_refused(document: dict[str, Any]) -> None:
-    with pytest.raises(SlimdeployError, match="holds no details of its layers: build it with DETAILED"):
+    with pytest.raises(SlimdeployError, match="contains no details of its layers: build it with DETAILED"):
         read_layers(document)
 
 
@@ -94,6 +92,6 @@ def test_engine_that_lost_its_int8_fails_the_audit(
     options = EngineOptions(batch=(1, 2, 4))
     engine = export_engine(trt, models["int8"], tmp_path / "m.engine", options, device=trt._device)
     assert engine.audit.failed == (
-        "21 layers are not in the precision asked for, such as conv1: fp32 instead of int8"
+        "21 layers are not in the requested precision, e.g. conv1: fp32 instead of int8"
     )
     assert engine.path.is_file(), "saved all the same, to be looked at"

@@ -169,7 +169,7 @@ def test_the_file_describes_itself_and_its_sidecar_proves_it(
     [
         (
             ExportOptions(max_abs_error=1e-12),
-            r"the ONNX logits are off by \S+ on 24 images \(1e-12 allowed\)",
+            r"the ONNX logits differ by \S+ on 24 images \(1e-12 allowed\)",
         ),
         (
             ExportOptions(min_agreement=1.01),
@@ -198,7 +198,7 @@ def test_nan_is_past_every_tolerance(tmp_path: Path) -> None:
         network.get_submodule("fc").bias[1] = float("nan")
     parity = compare(network, tmp_path / "net.onnx", normalised(random_split(8), PREPROCESSING))
     options = ExportOptions(max_abs_error=1e9, min_agreement=0.0)
-    with pytest.raises(CheckFailed, match="the ONNX logits are off by nan"):
+    with pytest.raises(CheckFailed, match="the ONNX logits differ by nan"):
         _check(parity, options, tmp_path / "net.safetensors")
 
 
@@ -267,7 +267,7 @@ def test_an_onnx_file_of_another_origin_cannot_be_evaluated(
     onnx.save(model, tmp_path / "stranger.onnx")
     ran = slimdeploy_command("evaluate", tmp_path / "stranger.onnx", "--data", f"folder:{image_folder}")
     assert ran.exit_code == 2
-    assert ran.error == f"{tmp_path / 'stranger.onnx'} doesn't say how to feed it: export it with slimdeploy"
+    assert ran.error == f"{tmp_path / 'stranger.onnx'} contains no preprocessing: export it with slimdeploy"
 
 
 def test_description_survives_the_file(tmp_path: Path) -> None:

@@ -104,5 +104,5 @@ def test_the_error_allowed_can_be_set(tmp_path, value):
     result = export(
         checkpoint(tmp_path), "-o", tmp_path / "m.onnx", "--precision", "fp16", "--max-abs-error", value
     )
-    assert "logits are off by" in str(result.exception)
+    assert "logits differ by" in str(result.exception)
     assert not (tmp_path / "m.onnx").exists()

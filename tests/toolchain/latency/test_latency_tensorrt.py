@@ -108,7 +108,7 @@ def test_precision_that_was_not_built_is_refused(trt: FakeTensorrt) -> None:
     with (
         open_backend(LutOptions(backend="tensorrt", precision="int8")) as backend,
         pytest.raises(
-            SlimdeployError, match="--precision int8: 21 layers are not in the precision asked for"
+            SlimdeployError, match="--precision int8: 21 layers are not in the requested precision"
         ),
     ):
         backend.profile(SMALL, 8)
@@ -118,13 +118,13 @@ def test_a_convolution_without_a_time_is_named(trt: FakeTensorrt, monkeypatch: p
     monkeypatch.setattr(lut_tensorrt, "read_layers", lambda document: [])
     with (
         open_backend(LutOptions(backend="tensorrt")) as backend,
-        pytest.raises(SlimdeployError, match=r"TensorRT 10.13.3 doesn't tell the time of conv1"),
+        pytest.raises(SlimdeployError, match=r"TensorRT 10.13.3 doesn't report the time of conv1"),
     ):
         backend.profile(SMALL, 8)
 
 
 def test_threads_are_refused(trt: FakeTensorrt) -> None:
-    with pytest.raises(SlimdeployError, match="--threads: a network runs on the GPU"):
+    with pytest.raises(SlimdeployError, match="--threads: cannot be used with --backend tensorrt"):
         open_backend(LutOptions(backend="tensorrt", threads=2))
 
 

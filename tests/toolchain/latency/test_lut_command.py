@@ -80,7 +80,7 @@ def test_the_command_shows_a_table_and_goes_on_from_it(table):
     [
         (["--backend", "tensorrt"], "this needs tensorrt, which is not installed: pip install"),
         (["--backend", "openvino"], "unknown backend 'openvino'; known: onnxruntime, tensorrt"),
-        (["--precision", "fp16"], "--precision fp16: onnxruntime computes in fp32 and int8 on a CPU; "),
+        (["--precision", "fp16"], "--precision fp16: onnxruntime supports fp32 and int8 on a CPU; "),
         (["--precision", "bf16"], "'bf16' is not one of 'fp32', 'fp16', 'int8'"),
     ],
 )

@@ -123,15 +123,17 @@ def _once(batches: list[Batch]) -> Iterator[Batch]:
         ({"ratio": 0.5}, "size is needed"),
         ({"ratio": 2, "size": SIZE}, "^ratio must be from 0 to below 1, not 2"),
         ({"ratio": 0.5, "size": SIZE, "min_channels": 0}, "^min_channels must be at least 1"),
-        ({"ratio": 0.5, "size": SIZE, "criterion": "taylor"}, "looks at real images: pass data$"),
+        ({"ratio": 0.5, "size": SIZE, "criterion": "taylor"}, "needs real images: pass data$"),
         ({"ratio": 0.5, "size": SIZE, "steps": 2}, "^steps fine-tunes between the steps: pass data$"),
         ({"ratio": 0.5, "options": slimdeploy.PruneOptions(ratio=0.5)}, "give options or ratio, not both"),
         ({"params": 10.0, "size": SIZE}, "out of reach"),
-        ({"ratio": 0.5, "size": SIZE, "data": _once([])}, "data can be gone through only once: pass a list"),
-        ({"ratio": 0.5, "size": SIZE, "data": []}, "data gives no images"),
-        ({"ratio": 0.5, "size": SIZE, "data": [torch.zeros(2, 3, 16, 16)]}, "data gives Tensors that are no"),
+        ({"ratio": 0.5, "size": SIZE, "data": _once([])}, "data can be iterated only once: pass a list"),
+        ({"ratio": 0.5, "size": SIZE, "data": []}, "data contains no images"),
+        ({"ratio": 0.5, "size": SIZE, "data": [torch.zeros(2, 3, 16, 16)]}, "data yields Tensors that are "
+                                                                            "not"),
         ({"ratio": 0.5, "size": SIZE, "data": [(torch.zeros(2, 16, 16, 3).byte(), torch.zeros(2))]},
-         r"data gives \(2, 16, 16, 3\) torch.uint8 and \(2,\) torch.float32; pairs of images \(N, 3, H, W\)"),
+         r"data yields \(2, 16, 16, 3\) torch.uint8 and \(2,\) torch.float32; pairs of images \(N, 3, H, "
+          "W\)"),
     ],
 )  # fmt: skip
 def test_errors_name_the_parameter(module: Net, keywords: dict[str, object], message: str) -> None:

@@ -121,13 +121,14 @@ ONE = (torch.zeros(1, 3, SIZE, SIZE), torch.zeros(1).long())
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"data": iter(batches())}, "^data can be gone through only once: pass a list of batches or a DataL"),
-        ({"data": batches(), "val": iter([])}, "^val can be gone through only once"),
-        ({"data": batches(), "test": (b for b in [])}, "^test can be gone through only once"),
-        ({"data": []}, "^data gives no images"),
+        ({"data": iter(batches())}, "^data can be iterated only once: pass a list of batches or a DataL"),
+        ({"data": batches(), "val": iter([])}, "^val can be iterated only once"),
+        ({"data": batches(), "test": (b for b in [])}, "^test can be iterated only once"),
+        ({"data": []}, "^data contains no images"),
         ({"data": [ONE]}, "^data gives a batch of one image, and BN needs 2"),
-        ({"data": [(ONE[0], torch.tensor([3]))]}, "^data gives the label 3, and the network has 3 classes"),
-        ({"data": batches(), "test": [torch.zeros(2)]}, "^test gives Tensors that are no pairs"),
+        ({"data": [(ONE[0], torch.tensor([3]))]}, "^data contains the label 3, but the network has 3 "
+                                                  "classes"),
+        ({"data": batches(), "test": [torch.zeros(2)]}, "^test yields Tensors that are not pairs"),
         ({"data": _changing(batches())}, "^data gives 3 batches in epoch 1, 4 before"),
         ({"data": batches(), "mixup": 0.2}, "^mixup needs a Dataset"),
         ({"data": batches(), "batch_size": 64}, "^batch_size needs a Dataset"),

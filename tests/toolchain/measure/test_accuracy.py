@@ -77,7 +77,7 @@ def test_huge_logits_do_not_overflow():
 
 
 def test_labels_the_model_cannot_answer_are_refused():
-    with pytest.raises(SlimdeployError, match="a class number 2, the model only 2 classes"):
+    with pytest.raises(SlimdeployError, match="class index 2, but the model has only 2 classes"):
         evaluate(lambda images: np.zeros((len(images), 2)), IMAGES, np.array([0, 1, 2, 0, 0]), batch=5)
 
 

@@ -211,7 +211,7 @@ def test_other_classes_than_the_model_knows_are_refused():
         return Images(found.images, found.labels, tuple(reversed(CLASSES)))
 
     with pytest.raises(
-        SlimdeployError, match=r"first knows the classes a, b, c, d … \(10\), the data has j, i"
+        SlimdeployError, match=r"first has the classes a, b, c, d … \(10\), but the data has j, i"
     ):
         measure([fake("first")], QUICK, Surroundings(images=other))
 

@@ -62,7 +62,7 @@ def test_other_work_is_counted_while_the_models_are_timed():
     during = conditions.during([[0.1, 0.5], [0.1, 0.5]])
     assert during == {"other_work": 0.3}
     (said,) = conditions.remarks({}, {}, cores=2, during=during)
-    assert said.startswith("the machine was busy: other programs took 0.30 of 2 processors while")
+    assert said.startswith("the machine was busy: other programs used 0.30 of 2 processors while")
     assert conditions.remarks({}, {}, cores=4, during=during) == []
     assert conditions.during([[], []]) == {}
 

@@ -87,7 +87,7 @@ def test_what_cannot_be_counted_is_refused(
         preprocessing = session.info.preprocessing
         with pytest.raises(SlimdeployError, match="no images to evaluate on"):
             count_correct(session, images[:0], np.zeros(0, np.int64), preprocessing)
-        with pytest.raises(SlimdeployError, match="a class number 4, the model only 4 classes"):
+        with pytest.raises(SlimdeployError, match="class index 4, but the model has only 4 classes"):
             count_correct(session, images, np.full(11, 4), preprocessing)
 
 
@@ -130,6 +130,6 @@ def test_what_is_no_engine_says_so(models: dict[str, Path], folder: Path) -> Non
     ran = CliRunner().invoke(
         cli, ["evaluate", str(models["fp32"]), "--data", f"folder:{folder}", "--accuracy-only"]
     )
-    assert "--accuracy-only counts on the GPU, behind an engine; this is onnxruntime-cpu" in str(
+    assert "--accuracy-only counts on the GPU and needs an engine; this is onnxruntime-cpu" in str(
         ran.exception
     )

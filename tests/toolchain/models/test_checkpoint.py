@@ -72,7 +72,7 @@ def _wrong_shape(path: Path) -> str:
 
 def _not_finite(path: Path) -> str:
     _rewrite(path, lambda _, tensors: tensors["fc.bias"].fill_(float("nan")))
-    return f"{path}: fc.bias holds NaN or infinite values"
+    return f"{path}: fc.bias contains NaN or infinite values"
 
 
 def _surplus_tensor(path: Path) -> str:
@@ -121,7 +121,7 @@ def _other_header(path: Path) -> str:
     _, tensors = read_safetensors(path)
     path.write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
     return (
-        f"{path}: a safetensors file without a slimdeploy header; start from it with: "
+        f"{path}: a safetensors file without a slimdeploy header; convert it with: "
         f"slimdeploy train --weights {path} --arch … --epochs 0"
     )
 
@@ -174,7 +174,7 @@ def test_no_pickle_is_read(slimdeploy_command: Callable, tmp_path: Path, zipped:
         path.write_bytes(pickle.dumps(Trap(target)))
     ran = slimdeploy_command("summary", path)
     assert ran.exit_code == 2
-    assert ran.error.startswith(f"{path} is PyTorch's own format, not a checkpoint: convert it with")
+    assert ran.error.startswith(f"{path} is a PyTorch file, not a checkpoint: convert it with")
     assert not target.exists()
 
 

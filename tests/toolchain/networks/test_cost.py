@@ -113,5 +113,5 @@ def test_rounding_up() -> None:
 
 def test_small_images_are_refused() -> None:
     assert build_graph().shapes(8)["layer4.2.relu"] == (2048, 1, 1)
-    with pytest.raises(SlimdeployError, match=r"images of 7×7 are too small: 8 is the least"):
+    with pytest.raises(SlimdeployError, match=r"images of 7×7 are too small: the minimum is 8"):
         build_graph().shapes(7)

@@ -92,9 +92,9 @@ REFUSED = {
     "mirrored": (_Net(nn.ReflectionPad2d(1)), "middle: padding is supported with zeros"),
     "branching": (_Net(_Branching()), "does its forward branch on the values"),
     "shared": (_Net(nn.Sequential(SHARED, nn.ReLU(), SHARED)), "is called twice: shared weights"),
-    "two outputs": (_Function(lambda x: (x, x)), "the module gives 2 outputs"),
-    "a map": (nn.Conv2d(3, 2, 1), "gives (2, 2, 16, 16); a classifier gives (N, classes) logits"),
-    "other images": (nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten()), "doesn't take images (2, 3, 16, 16)"),
+    "two outputs": (_Function(lambda x: (x, x)), "the module returns 2 outputs"),
+    "a map": (nn.Conv2d(3, 2, 1), "returns (2, 2, 16, 16); expected (N, classes) logits"),
+    "other images": (nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten()), "doesn't accept images (2, 3, 16, 16)"),
     "no convolution": (nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), "the network has no convolution"),
 }
 
@@ -248,7 +248,7 @@ def test_preprocessing_is_as_given(slimdeploy_command: Callable, model_file: Pat
 
     found, said = imported("--size", 16)
     assert found == Preprocessing(16, IMAGENET_MEAN, IMAGENET_STD)
-    assert "std 0.229 0.224 0.225, the default where no option says otherwise" in said
+    assert "std 0.229 0.224 0.225, the default unless an option overrides it" in said
     found, _ = imported("--preprocessing", "imagenet-bicubic", "--crop", 24)
     assert found.geometry == Geometry(24, 256, "bicubic")
     found, said = imported(
@@ -261,7 +261,7 @@ def test_preprocessing_is_as_given(slimdeploy_command: Callable, model_file: Pat
         "import", f"{model_file}:build", "--mean", 123.6, .2, .3, "-o", tmp_path / "no.safetensors"
     )  # fmt: skip
     assert done.exit_code == 2
-    assert "mean 123.6 isn't a figure of pixels in 0…1: divide by 255, 0.4847" in done.error
+    assert "mean 123.6 is not possible for pixels in 0…1: divide by 255, 0.4847" in done.error
 
 
 def test_weights_that_torchvision_publishes_are_told_by_their_hash() -> None:
@@ -290,6 +290,4 @@ def test_published_weights_bring_their_preprocessing_and_classes(
     info = load_checkpoint(output).info
     assert info.preprocessing == Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD, 256)
     assert (info.class_names[0], len(info.class_names)) == ("tench", 1000)
-    assert (
-        "of SqueezeNet1_1_Weights.IMAGENET1K_V1 (--preprocessing imagenet), which the weights are" in done.err
-    )
+    assert "of SqueezeNet1_1_Weights.IMAGENET1K_V1 (--preprocessing imagenet), unless" in done.err

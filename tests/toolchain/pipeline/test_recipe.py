@@ -110,7 +110,7 @@ def test_fine_tuning_is_like_training_where_the_recipe_does_not_say(tmp_path: Pa
         (MINIMAL + "[train]\nsparsity = 'auto:2'", "[train] sparsity must be a number (λ) or auto:SHARE "),
         (MINIMAL + "[train]\nflip_mode = 'both'", "[train] unknown flip mode 'both'; known: random, "),
         (MINIMAL + "[train]\nema = 1", "[train] ema must be from 0 to below 1, not 1"),
-        (MINIMAL + "[train]\nteacher = 'trained'", "[train] teacher can't be 'trained', the network that "),
+        (MINIMAL + "[train]\nteacher = 'trained'", "[train] teacher can't be 'trained', the network "),
         (MINIMAL + "[finetune]\nteacher = 3", "finetune.teacher must be a string, not 3"),
         (MINIMAL + "[train]\nlr = 0", "[train] lr must be above 0, not 0"),
         (MINIMAL + "[finetune]\nschedule = 'cosin'", "[finetune] unknown schedule 'cosin'; known: one-cycle, "
@@ -191,8 +191,8 @@ def test_settings_on_the_command_line_win(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.epochs", "--set train.epochs: write it as section.key=value, such as train.epochs=2"),
-        ("=2", "--set =2: write it as section.key=value, such as train.epochs=2"),
+        ("train.epochs", "--set train.epochs: write it as section.key=value, e.g. train.epochs=2"),
+        ("=2", "--set =2: write it as section.key=value, e.g. train.epochs=2"),
         ("name.x=2", "--set name.x=2: name is not a section"),
         ("train.epoch=2", "{path}: unknown key 'train.epoch'. Did you mean 'epochs'?"),
         ("train.epochs=many", "{path}: train.epochs must be a whole number, not 'many'"),

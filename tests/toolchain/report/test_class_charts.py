@@ -48,7 +48,7 @@ def test_of_many_classes_those_with_the_most_errors_are_drawn() -> None:
     header, rows = chart.table
     assert len(rows) == 20
     assert rows[header.index("class number 7") - 1][header.index("class number 8")] == "2"
-    assert "The 20 of 100 classes with the most wrong answers." in chart.note
+    assert "The 20 of 100 classes with the most errors." in chart.note
 
 
 def test_confidence_beside_accuracy() -> None:

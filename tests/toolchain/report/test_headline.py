@@ -25,7 +25,7 @@ def bench(*, ci=(5.3, 5.6), reached=True, difference=(0.002, (-0.01, 0.014))):
 def test_the_sentence_says_what_came_of_it():
     assert headline.summary(bench()) == (
         "The final network runs 5.4 times as fast at batch 1, has 6.5 times fewer parameters and is as "
-        "accurate as the original, as far as 364 test images can tell."
+        "accurate as the original within the resolution of 364 test images."
     )
 
 
@@ -36,7 +36,7 @@ def test_the_sentence_says_what_came_of_it():
         ({"difference": (0.05, (0.02, 0.08))}, "and is more accurate than the original."),
         ({"difference": None}, "times fewer parameters."),
         ({"ci": (0.9, 9)}, "runs not measurably faster at batch 1"),
-        ({"reached": False}, "Not known as well as asked for: the speed-up at batch 1."),
+        ({"reached": False}, "Less precise than requested: the speed-up at batch 1."),
     ],
 )
 def test_the_sentence_claims_no_more_than_the_intervals(given, said):

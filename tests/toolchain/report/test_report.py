@@ -189,7 +189,7 @@ def test_without_the_onnx_files_the_rest_is_there(run, tmp_path):
     (written,) = report_stage([tmp_path / name for name in names], format="html", output=None).files
     assert written == tmp_path / "report.html"
     page = written.read_text(encoding="utf-8")
-    assert "Not compared image by image" in page
+    assert "No comparison image by image" in page
     figures = set(re.findall(r'<figure id="([^"]+)"', page))
     assert {"gamma", "channels-1", "ratio", "latency-1"} <= figures
     assert not figures & {"layers", "classes", "confusion-final"}

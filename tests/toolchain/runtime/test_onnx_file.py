@@ -70,7 +70,7 @@ def test_file_that_points_outside_itself_is_refused(
         tensor.data_location = onnx.TensorProto.EXTERNAL
     path = tmp_path / "m.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(SlimdeployError, match=r"m\.onnx: its weights lie in other files"):
+    with pytest.raises(SlimdeployError, match=r"m\.onnx: its weights are in other files"):
         read_onnx(path)
 
 

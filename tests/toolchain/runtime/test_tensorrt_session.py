@@ -167,7 +167,7 @@ def test_wrong_image_size_is_refused(
     trt = FakeTensorrt("10.3.0")
     with (
         runtime.load(trt, build(trt, models["fp32"], tmp_path), trt._device, graphs=True) as session,
-        pytest.raises(SlimdeployError, match=r"takes images of \(3, 16, 16\), not \(3, 8, 8\)"),
+        pytest.raises(SlimdeployError, match=r"expects images of \(3, 16, 16\), not \(3, 8, 8\)"),
     ):
         session.run(small_batch[:, :, :8, :8])
 

@@ -97,7 +97,7 @@ def test_latency_at_another_batch_size():
         ),
         ("latency<=1", "the unit of latency is us or ms or s"),
         ("accuracy>=90pp", "the unit of accuracy is none or %"),
-        ("accuracy@64>=90%", "accuracy is the same at every batch size: leave @64 out"),
+        ("accuracy@64>=90%", "accuracy does not depend on the batch size: remove @64"),
         ("latency@8<=1ms", "the recipe measures batch 1, 64, not 8"),
         ("params<1.2.3M", "1.2.3 is not a number"),
         ("accuracy>=90", "an accuracy is at most 1: write 90% for percent"),
@@ -114,9 +114,9 @@ def test_bad_conditions_are_one_line(text, message):
 def test_why_none_is_picked():
     few = parse_conditions(["latency<=400us"])
     assert pick(ROWS, few) is None
-    assert why_none(ROWS, few) == "no trial has latency<=400us: the nearest, small, has 500 us"
+    assert why_none(ROWS, few) == "no trial has latency<=400us: the closest, small, has 500 us"
     high = parse_conditions(["accuracy>=99%"])
-    assert why_none(ROWS, high) == "no trial has accuracy>=99%: the nearest, big, has 95 %"
+    assert why_none(ROWS, high) == "no trial has accuracy>=99%: the closest, big, has 95 %"
     both = parse_conditions(["accuracy>=95%,latency<1ms"])
     assert pick(ROWS, both) is None
     assert why_none(ROWS, both) == "no trial has accuracy>=95% and latency<1ms together"

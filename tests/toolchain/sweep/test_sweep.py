@@ -113,7 +113,7 @@ def test_a_point_that_fails_is_said_and_the_others_are_done(sweep: Callable, tmp
 def test_where_all_fail_there_is_no_result(sweep: Callable, tmp_path: Path) -> None:
     ran = sweep("--ratio", "0.6")
     assert ran.exit_code == 2
-    assert ran.error.startswith("no trial came to an end: 24 prunable channels is out of reach")
+    assert ran.error.startswith("no trial was completed: 24 prunable channels is out of reach")
     assert not (tmp_path / "out" / "sweep.json").exists()
 
 
@@ -131,7 +131,7 @@ def test_nothing_to_pick_is_said(sweep: Callable, tmp_path: Path) -> None:
     ran = sweep("--ratio", "0.2", "--pick", "latency<=0.001us")
     assert ran.exit_code == 1
     assert ran.error.startswith(
-        "no trial has latency<=0.001us: the nearest, sparsity-0_ratio-0.2_align-1, has "
+        "no trial has latency<=0.001us: the closest, sparsity-0_ratio-0.2_align-1, has "
     )
     assert document(tmp_path / "out")["picked"] is None
     assert not (tmp_path / "out" / "picked.onnx").exists()

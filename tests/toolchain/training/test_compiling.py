@@ -35,7 +35,7 @@ def test_on_the_cpu_it_is_refused_with_the_reason(
 ) -> None:
     ran = slimdeploy_command("train", "--arch", "tiny", "--stem", "cifar", "--data", f"folder:{image_folder}",
                              "--device", "cpu", "-o", tmp_path / "net", "--compile")  # fmt: skip
-    error = "--compile is for CUDA: on the CPU a compiled step takes longer; leave it out"
+    error = "--compile needs CUDA; on the CPU a compiled step is slower: leave it out"
     assert (ran.exit_code, ran.error) == (2, error)
 
 
@@ -66,7 +66,7 @@ def test_what_the_compiler_raises_is_one_line(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(learner, "compiled", lambda network, **_: torch.compile(network, backend=broken))
     with pytest.raises(
-        SlimdeployError, match=r"^--compile: torch\.compile can't do it here \(no C\+\+ compiler\)"
+        SlimdeployError, match=r"^--compile: torch\.compile fails on this machine \(no C\+\+ compiler\)"
     ) as error:
         _fit(tmp_path / "x", replace(OPTIONS, compile=True))
     assert "\n" not in str(error.value)
@@ -78,7 +78,7 @@ def test_other_errors_are_not_the_compilers() -> None:
 
 
 def test_several_processes_are_refused() -> None:
-    with pytest.raises(SlimdeployError, match=r"^--compile goes with one process"):
+    with pytest.raises(SlimdeployError, match=r"^--compile cannot be used with several processes"):
         compiling.compiled(torch.nn.Identity(), device="cuda", processes=2)
 
 

@@ -47,7 +47,7 @@ def test_fine_tuning_goes_on_as_it_was_trained(
         "prune", trained, "--ratio", 0.3, "--align", 1, "--steps", 2, "--data", images, "-o", pruned
     )
     assert ran.exit_code == 0, ran.err
-    assert "as the network was trained before: --batch-size 16 --weight-decay 0" in ran.err
+    assert "options of the network's last training: --batch-size 16 --weight-decay 0" in ran.err
     assert "--validation 0.3 --crop-pad 1 --no-flip" in ran.err
     ran = slimdeploy_command("finetune", pruned, "--epochs", 1, "--crop-pad", 2, "-o", tuned)
     assert ran.exit_code == 0, ran.err

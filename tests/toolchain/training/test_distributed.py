@@ -122,8 +122,8 @@ def test_a_killed_process_ends_the_run_with_one_line_and_another_number_goes_on(
         if not line.startswith(("epoch ", "preprocessing: ", "only "))
     ]
     assert lines == [
-        "slimdeploy: another process of the run ended, or torchrun was told to stop: the same command with "
-        "--resume goes on after the last whole epoch"
+        "slimdeploy: another process of the run ended, or torchrun was stopped: the same command with "
+        "--resume continues after the last complete epoch"
     ]
     assert state_path(output).exists()
     assert not output.exists()

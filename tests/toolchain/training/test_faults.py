@@ -157,7 +157,7 @@ def test_a_full_disk_keeps_the_last_good_state(
     said = [line for line in ran.err.splitlines() if not line.startswith(notes)]
     assert said == ["slimdeploy: " + ran.error]
     written = {"state": state_path(output), "tensorboard": tensorboard_path(output), "checkpoint": output}
-    advice = "" if full == "checkpoint" else ": --resume goes on after epoch 2"
+    advice = "" if full == "checkpoint" else ": --resume continues after epoch 2"
     assert ran.error == f"cannot write {written[full]}: File too large{advice}"
     _all_readable(output)
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
@@ -198,7 +198,7 @@ def test_out_of_memory_says_what_would_fit(
     _memory_for(5, monkeypatch, error)
     ran = slimdeploy_command(*_train(image_folder, tmp_path / "net"))
     assert ran.exit_code == 2
-    assert ran.error == "out of memory with a batch of 16; 4 would fit: start again with --batch-size 4"
+    assert ran.error == "out of memory with a batch of 16; 4 would fit: restart with --batch-size 4"
     assert not state_path(tmp_path / "net").exists()
 
 
@@ -207,7 +207,7 @@ def test_out_of_memory_later_keeps_the_state(
 ) -> None:
     _memory_for(12, monkeypatch, GPU_ERROR, first=4)
     ran = slimdeploy_command(*_train(image_folder, tmp_path / "net"))
-    advice = "start again with --batch-size 8 and --force"
+    advice = "restart with --batch-size 8 and --force"
     assert ran.error == f"out of memory with a batch of 16; 8 would fit: {advice}"
     assert len(read_history(tmp_path / "net")) == 1
     assert state_path(tmp_path / "net").exists()
@@ -218,7 +218,7 @@ def test_out_of_memory_with_any_batch(
 ) -> None:
     _memory_for(1, monkeypatch, GPU_ERROR)
     ran = slimdeploy_command(*_train(image_folder, tmp_path / "net"))
-    assert ran.error == "out of memory: not even a batch of 2 fits; take a smaller --size or --arch"
+    assert ran.error == "out of memory: not even a batch of 2 fits; use a smaller --size or --arch"
 
 
 def test_other_errors_of_an_attempt_are_not_hidden() -> None:
@@ -241,7 +241,7 @@ def test_a_killed_reader_is_one_line_that_says_how_to_go_on(
     output = tmp_path / "net.safetensors"
     with at_step(4, _kill_a_reader):
         ran = slimdeploy_command(*_train(image_folder, output, "--stream"))
-    assert (ran.exit_code, ran.error) == (1, f"{killed}: --resume goes on after epoch 1")
+    assert (ran.exit_code, ran.error) == (1, f"{killed}: --resume continues after epoch 1")
     with at_step(1, _kill_a_reader):
         ran = slimdeploy_command(*_train(image_folder, tmp_path / "other", "--stream"))
     assert (ran.exit_code, ran.error) == (1, killed)

@@ -119,7 +119,7 @@ def test_a_resnet_is_recognised_by_its_tensors(tmp_path: Path, capsys: pytest.Ca
     assert (found.graph.arch, found.graph.origin.get("stem")) == ("resnet18", "imagenet")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
     said = " ".join(capsys.readouterr().err.split())
-    assert "r18: resnet18, by its blocks" in said
+    assert "r18: recognised resnet18 by its blocks" in said
     assert "was never trained: its BN layers counted no batches" in said
 
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_read_is_told_by_what_it_is(tmp_path: Path) -> None:
     assert "is a TorchScript archive, which is a program" in error(scripted)
     assert f"torch.save(torch.jit.load('{scripted}').state_dict(), 'weights.pth')" in error(scripted)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
-    assert "a pickle that holds torch.nn.modules.linear.Linear, and such can't be read safely; save" in error(
+    assert "a pickle with torch.nn.modules.linear.Linear, which can't be read safely; save" in error(
         tmp_path / "whole.pth"
     )
     names = [f"features.{i}.weight" for i in range(9)]
@@ -165,7 +165,7 @@ def test_tensors_that_no_network_takes_over(
 def test_negative_variances_are_refused(tmp_path: Path) -> None:
     state = network().state_dict()
     state["bn1.running_var"] = -state["bn1.running_var"]
-    with pytest.raises(SlimdeployError, match=r"bn1\.running_var holds negative variances"):
+    with pytest.raises(SlimdeployError, match=r"bn1\.running_var contains negative variances"):
         read_weights(_saved(tmp_path / "w.pth", state), arch="tiny", stem="cifar")
 
 
@@ -218,7 +218,10 @@ def test_preprocessing_is_chosen_else_the_weights_own_else_the_datas(
     assert "of the training data" in said
     found, said = preprocessing(imagenet, "--arch", "tiny", "--stem", "imagenet", "--size", 32)
     assert (found.mean, found.std, found.geometry) == (IMAGENET_MEAN, IMAGENET_STD, Geometry(32))
-    assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, of ImageNet, as the weights have its stem" in said
+    assert (
+        "mean 0.485 0.456 0.406, std 0.229 0.224 0.225, of ImageNet, because the weights have its stem"
+        in said
+    )
     given = ("--resize", "20x24", "--crop", 18, "--interpolation", "bicubic", "--channels", "bgr")
     found, said = preprocessing(
         imagenet, "--arch", "tiny", "--stem", "imagenet", *given, "--mean", .1, .2, .3, "--std", .4, .5, .6
@@ -280,7 +283,7 @@ def test_errors_are_one_line_each(convert: Command, tmp_path: Path) -> None:
     (tmp_path / "evil.pth").write_bytes(pickle.dumps(print, protocol=2))
     assert "can't be read safely" in error(tmp_path / "evil.pth", *tiny_options)
     torch.save([1, 2], tmp_path / "list.pth")
-    assert "holds no state dict" in error(tmp_path / "list.pth", *tiny_options)
+    assert "contains no state dict" in error(tmp_path / "list.pth", *tiny_options)
     (tmp_path / "half.safetensors").write_bytes(b"\x08")
     assert "is damaged" in error(tmp_path / "half.safetensors", *tiny_options)
     good = tmp_path / "good.pth"

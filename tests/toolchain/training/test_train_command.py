@@ -229,7 +229,7 @@ def test_images_too_small_for_a_network_are_refused_before_training(
     for file in small.rglob("*.png"):
         Image.open(file).resize((6, 6)).save(file)
     ran = slimdeploy_command(*_train(small, tmp_path / "net"))
-    assert (ran.exit_code, ran.error) == (2, "images of 6×6 are too small: 8 is the least")
+    assert (ran.exit_code, ran.error) == (2, "images of 6×6 are too small: the minimum is 8")
 
 
 def test_nothing_is_replaced_unasked(
@@ -278,7 +278,7 @@ def test_an_unfinished_run_is_not_thrown_away_unasked(
     slimdeploy_command: Callable, image_folder: Path, interrupted: Path
 ) -> None:
     ran = slimdeploy_command(*_train(image_folder, interrupted))
-    message = f"an unfinished run is beside {interrupted}: --resume goes on with it, --force starts again"
+    message = f"an unfinished run is beside {interrupted}: --resume continues it, --force starts again"
     assert (ran.exit_code, ran.error) == (2, message)
     ran = slimdeploy_command(*_train(image_folder, interrupted, "--resume", "--json"))
     assert ran.exit_code == 0, ran.err
@@ -333,9 +333,9 @@ def _replace_one(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_swap, "other images: the data has changed"),
+        (_swap, "other images, because the data has changed"),
         (_rename, "classes = ['blue', 'green', 'red'], this one has ['blue', 'green', 'ruby']"),
-        (_replace_one, "other images: the data has changed"),
+        (_replace_one, "other images, because the data has changed"),
     ],
 )
 def test_resume_on_changed_data_is_refused(
@@ -361,7 +361,7 @@ def test_resume_without_an_unfinished_run_says_so(
     assert ran.exit_code == 0, ran.err
     said = " ".join(ran.err.split())
     assert (
-        f"no unfinished run of {mistyped}, so it starts afresh; unfinished there: {interrupted.name}" in said
+        f"no unfinished run of {mistyped}: starting a new one; unfinished there: {interrupted.name}" in said
     )
 
 
@@ -426,6 +426,6 @@ def test_data_and_device_errors_are_one_line(slimdeploy_command: Callable, tmp_p
 def test_one_image_is_too_few_to_train_on() -> None:
     train, validation = learnable_split(2), learnable_split(1, seed=1)
     data = Dataset(CLASSES, train, validation, PREPROCESSING, validation)
-    with pytest.raises(SlimdeployError, match=r"^1 image is left to train on, and BN needs 2: "):
+    with pytest.raises(SlimdeployError, match=r"^1 image is left for training, but BN needs 2: "):
         training_data(data, TrainOptions(limit=1))
     assert len(training_data(data, TrainOptions(limit=2)).train) == 2

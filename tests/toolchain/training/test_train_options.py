@@ -76,7 +76,7 @@ def test_the_share_of_automatic_sparsity() -> None:
 
 def test_fp16_is_for_gpus() -> None:
     assert resolve_precision("fp16", "cuda") == "fp16"
-    with pytest.raises(SlimdeployError, match=r"^precision fp16 needs a CUDA GPU: take bf16 or fp32 on the"):
+    with pytest.raises(SlimdeployError, match=r"^precision fp16 needs a CUDA GPU: use bf16 or fp32 on the"):
         resolve_precision("fp16", "cpu")
 
 

@@ -1,4 +1,4 @@
-"""Networks that are built by name. Another one is one file and one entry in ARCHITECTURES."""
+"""Built-in networks by name. A new one is one file and one entry in ARCHITECTURES."""
 
 from slimdeploy.toolchain.networks.architectures import resnet
 from slimdeploy.toolchain.networks.architectures.registry import (
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def channel_numbers(graph: Graph) -> tuple[int, ...]:
-    """The channel configuration of a ResNet of ours; of another network the output channels of every
+    """The channel configuration of a built-in ResNet; for other networks the output channels of every
     convolution, in order.
     """
     config = resnet.channel_config(graph)

@@ -1,9 +1,9 @@
-"""ResNets of any width (He et al., arXiv 1512.03385), with torchvision's module names and its placement of
-strides; and their channel configuration, the notation of network slimming.
+"""ResNets of any width (He et al., arXiv 1512.03385) with torchvision's module names and strides, and their
+channel configuration in the notation of network slimming.
 
-Flat form, for a bottleneck network: `[stem, c1, c2, c3, c1, c2, c3, …]`, 49 numbers for ResNet-50; for a
-basic-block one: `[stem, c1, c2, …]`. A block whose inner widths are all 0 is removed: only its shortcut is
-left.
+The flat form of a bottleneck network is `[stem, c1, c2, c3, c1, c2, c3, …]`, 49 numbers for ResNet-50; of a
+basic-block network `[stem, c1, c2, …]`. A block whose inner widths are all 0 is removed: only its shortcut
+remains.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Stem:
     stride: int
     max_pool: bool
     shortcut_affine: bool
-    """Default for the BN of the projection shortcuts: the reference trains the CIFAR stems without γ and β
-    there.
+    """Default of `affine` for the BN of projection shortcuts: with the CIFAR stems it has no γ and β, as in
+    the reference implementation.
     """
 
 
@@ -49,7 +49,7 @@ class ChannelConfig:
 
     @classmethod
     def from_flat(cls, arch: ResNet, numbers: Sequence[int]) -> ChannelConfig:
-        """Read the flat form; raises SlimdeployError unless it has exactly the numbers that `arch` needs."""
+        """Read the flat form; raises SlimdeployError if `arch` needs another number of values."""
         per_block = 3 if arch.bottleneck else 2
         expected = 1 + per_block * sum(arch.depths)
         if len(numbers) != expected:
@@ -61,8 +61,8 @@ class ChannelConfig:
         return cls(numbers[0], blocks)
 
     def check(self, arch: ResNet) -> None:
-        """Raise SlimdeployError where no network can have these widths, naming the block, value and
-        expectation.
+        """Raise SlimdeployError for widths that do not make a network, naming the block, the value and the
+        expected value.
         """
         names = arch.block_names()
         if len(self.blocks) != len(names):
@@ -90,7 +90,9 @@ class ChannelConfig:
 
 @dataclass(frozen=True)
 class ResNet:
-    """A ResNet: its block kind and how many blocks each of the four layers has (He et al., 2015, table 1)."""
+    """A ResNet: its block type and the number of blocks in each of its four layers (He et al., 2015, table
+    1).
+    """
 
     name: str
     bottleneck: bool
@@ -103,7 +105,9 @@ class ResNet:
         return [f"layer{i + 1}.{j}" for i, depth in enumerate(self.depths) for j in range(depth)]
 
     def has_projection(self, block: str) -> bool:
-        """Whether the block's shortcut is a 1×1 convolution: fixed by the architecture, not by the widths."""
+        """Whether the block's shortcut is a 1×1 convolution. This depends on the architecture, not on the
+        widths.
+        """
         layer, index = block.removeprefix("layer").split(".")
         return index == "0" and (self.bottleneck or layer != "1")
 
@@ -123,8 +127,8 @@ class ResNet:
         channels: ChannelConfig | Sequence[int] | None = None,
         shortcut_affine: bool | None = None,
     ) -> Graph:
-        """The network at `channels` (without: unpruned); the shortcuts' BN are as the stem has them unless
-        `shortcut_affine` says so. Raises SlimdeployError for values that contradict.
+        """The network at `channels` (default: unpruned). `shortcut_affine` overrides the stem's default.
+        Raises SlimdeployError for contradicting values.
         """
         if stem not in STEMS:
             raise unknown("stem", stem, STEMS)
@@ -146,12 +150,12 @@ class ResNet:
 
 
 class _Nodes:
-    """The nodes of a ResNet while it is built."""
+    """Collects the nodes of a ResNet while it is built."""
 
     def __init__(self) -> None:
         self.made: list[Node] = []
         self.width = IMAGE_CHANNELS
-        """Channels of the residual stream."""
+        """Channels of the residual sum."""
 
     def add(self, name: str, operator: str, *inputs: str, **attributes: object) -> str:
         self.made.append(Node(name, operator, inputs, attributes))
@@ -189,8 +193,8 @@ class _Nodes:
         self, x: str, name: str, widths: tuple[int, ...], stride: int, *, projection: bool, affine: bool
     ) -> str:
         main, shortcut, width, out = x, x, self.width, widths[-1]
-        # Where the stride sits: in the 3×3 of a bottleneck (torchvision, "ResNet v1.5"), in the first 3×3 of
-        # a basic block.
+        # The 3×3 convolution of a bottleneck has the stride (torchvision, "ResNet v1.5"), or the first 3×3
+        # convolution of a basic block.
         kernels = (1, 3, 1) if len(widths) == 3 else (3, 3)
         removed = widths[0] == 0
         for i, (kernel, next_width) in enumerate(zip(kernels, widths, strict=True), start=1):
@@ -206,7 +210,7 @@ class _Nodes:
             shortcut = self.conv(x, *names, (self.width, out), 1, stride, affine)
         self.width = out
         if removed and not projection:
-            return x  # already rectified: nothing is left to do
+            return x  # a ReLU was applied already
         summed = shortcut if removed else self.add(f"{name}.add", "add", main, shortcut)
         return self.add(f"{name}.relu", "relu", summed)
 
@@ -232,7 +236,7 @@ RESNETS: dict[str, ResNet] = {}
 
 
 def register(arch: ResNet) -> ResNet:
-    """Make a ResNet known by its name."""
+    """Register a ResNet under its name."""
     RESNETS[arch.name] = arch
     ARCHITECTURES[arch.name] = arch.graph
     return arch

@@ -1,4 +1,4 @@
-"""The closed set of operators, one file a kind: each says all that the rest of slimdeploy needs of it."""
+"""The operators of a graph, one file per kind. Each class defines everything about its operator."""
 
 from slimdeploy.toolchain.networks.operators import (
     activation,

@@ -1,4 +1,4 @@
-"""The activations: functions of one value, element by element."""
+"""Activations: element-wise functions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Activation(Operator):
-    """One of torch.nn.functional by its name, its numpy form and its ONNX operator."""
+    """A function of torch.nn.functional by name, with its numpy implementation and its ONNX operator."""
 
     elementwise = True
 
@@ -58,7 +58,7 @@ class Activation(Operator):
     def constant(
         self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
     ) -> np.ndarray:
-        with np.errstate(invalid="ignore"):  # what isn't constant is NaN
+        with np.errstate(invalid="ignore"):  # NaN marks values that are not constant
             return self.values(inputs[0])
 
 
@@ -71,7 +71,7 @@ class Relu6(Activation):
 
 
 class Silu(Activation):
-    """x · sigmoid(x), which ONNX has no operator for before opset 24."""
+    """x · sigmoid(x). ONNX has an operator for it since opset 24."""
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
         gate = to.node("Sigmoid", inputs, f"{node.name}.sigmoid")
@@ -98,7 +98,7 @@ class LeakyRelu(Activation):
 
 
 class Elu(Activation):
-    """Attribute: alpha. x, and below 0 α·(exp(x) − 1)."""
+    """x, and α·(exp(x) − 1) below 0. Attribute: alpha."""
 
     attributes = MappingProxyType({"alpha": number})
 
@@ -139,7 +139,7 @@ class Clip(Activation):
 
 
 class PRelu(Activation):
-    """Attribute: slopes, how many: one for each channel, or one for all. x, and below 0 slope·x."""
+    """x, and slope·x below 0. Attribute: slopes, their number: one per channel, or one for all."""
 
     attributes = MappingProxyType({"slopes": count})
 
@@ -166,7 +166,7 @@ class PRelu(Activation):
 
 
 class Mish(Activation):
-    """x · tanh(ln(1 + exp x)), which ONNX has no operator for before opset 18."""
+    """x · tanh(ln(1 + exp x)). ONNX has an operator for it since opset 18."""
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
         x = to.node("Softplus", inputs, f"{node.name}.softplus")
@@ -175,7 +175,7 @@ class Mish(Activation):
 
 
 class Gelu(Activation):
-    """x · Φ(x); before opset 20 written out."""
+    """x · Φ(x); written as basic operators before opset 20."""
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
         if to.opset >= 20:

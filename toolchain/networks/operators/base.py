@@ -1,4 +1,4 @@
-"""What an operator says of itself: shapes, parameters, how it runs, ONNX nodes, what becomes of channels."""
+"""The interface of operators: shapes, parameters, execution in torch, ONNX nodes, effect on channels."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.graph import Node
 
 Shape = tuple[int, ...]
-"""(channels, height, width) of an image, (channels,) of a vector; without the batch."""
+"""(channels, height, width) of an image or (channels,) of a vector, without the batch."""
 Arrays = Mapping[str, np.ndarray]
-"""The tensors of one node, by the names that Operator.tensors gives them."""
+"""The tensors of one node, by their names in Operator.tensors."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One parameter or buffer. `axes` says for each dimension whether it counts the node's `output` or
-    `input` channels; "" for neither.
+    """One parameter or buffer. `axes` tells for each dimension whether it is the node's `output` or `input`
+    channels; "" for neither.
     """
 
     shape: tuple[int, ...]
@@ -34,28 +34,28 @@ class Tensor:
 
 
 def tensor_name(node: str, part: str) -> str:
-    """The name in the state dict of a node's tensor `part`; "" is a node that is a tensor itself."""
+    """The name of tensor `part` of a node in the state dict; part "": the node is itself a tensor."""
     return f"{node}.{part}" if part else node
 
 
 class Ties(Protocol):
-    """Classes of channels that can only be removed together, while they are found."""
+    """Collects which channels must be removed together."""
 
     def new(self, count: int) -> np.ndarray:
-        """Identifiers (count,) of channels that a node makes."""
+        """Identifiers (count,) of new channels."""
         ...
 
     def tie(self, first: np.ndarray, second: np.ndarray, *, summed: bool = False) -> None:
-        """Channel i of one goes with channel i of the other; `summed` where the values are added."""
+        """Tie channel i of `first` to channel i of `second`; `summed` if the values are added."""
         ...
 
     def fix(self, channels: np.ndarray) -> None:
-        """None of these channels can be removed."""
+        """Mark channels that can't be removed."""
         ...
 
 
 class OnnxNodes(Protocol):
-    """Where an operator writes its ONNX nodes."""
+    """Receives the ONNX nodes of an operator."""
 
     opset: int
 
@@ -69,32 +69,32 @@ class OnnxNodes(Protocol):
 
 
 def count(value: Any) -> bool:
-    """An attribute that is a whole number from 1."""
+    """Whether an attribute is a whole number, at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def index(value: Any) -> bool:
-    """A whole number from 0."""
+    """Whole number, at least 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def steps(value: Any) -> bool:
-    """Two whole numbers from 1, vertical and horizontal."""
+    """Two whole numbers, at least 1: vertical and horizontal."""
     return isinstance(value, list | tuple) and len(value) == 2 and all(map(count, value))
 
 
 def margin(value: Any) -> bool:
-    """Two whole numbers from 0, vertical and horizontal."""
+    """Two whole numbers, at least 0: vertical and horizontal."""
     return isinstance(value, list | tuple) and len(value) == 2 and all(map(index, value))
 
 
 def number(value: Any) -> bool:
-    """A finite number from 0."""
+    """Finite number, at least 0."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def signed(value: Any) -> bool:
-    """A finite number."""
+    """Finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -104,31 +104,33 @@ def flag(value: Any) -> bool:
 
 
 class Operator:
-    """The defaults are those of an operator that works on each value by itself: same shape, no parameters,
-    channels passed on one by one.
+    """An operator. The defaults are those of an element-wise one: same shape, no parameters, each channel
+    depends on the same channel of the input.
     """
 
     attributes: Mapping[str, Callable[[Any], bool]] = MappingProxyType({})
-    """Name of each attribute that a node must have -> whether a value is one."""
+    """Required attributes: name -> check of a value."""
     optional: Mapping[str, Callable[[Any], bool]] = MappingProxyType({})
-    """The same of those that it may have."""
+    """Optional attributes: name -> check of a value."""
     arity: tuple[int, int | None] = (1, 1)
-    """Least and most inputs; None: any number."""
+    """Minimum and maximum number of inputs; None: unlimited."""
     idempotent = False
-    """Whether doing it twice is doing it once."""
+    """Whether applying it twice equals applying it once."""
     elementwise = False
-    """Whether each value of the output comes from the value at the same place of the inputs."""
+    """Whether each output value depends only on the values at the same position of the inputs."""
 
     def reads_all(self, node: Node) -> bool:
-        """Whether every output channel reads all input channels, as a dense convolution does."""
+        """Whether every output channel depends on all input channels, as in a dense convolution."""
         return False
 
     def channels(self, node: Node, inputs: Sequence[int]) -> int:
-        """Output channels; raises SlimdeployError where the inputs' don't fit."""
+        """Number of output channels; raises SlimdeployError if those of the inputs don't fit."""
         return inputs[0]
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
-        """Output shape, sides below 1 where nothing is left. Raises SlimdeployError where it has none."""
+        """Output shape; sides below 1 mean that nothing is left. Raises SlimdeployError for unsuitable
+        inputs.
+        """
         return inputs[0]
 
     def tensors(self, node: Node) -> dict[str, Tensor]:
@@ -140,30 +142,30 @@ class Operator:
         return 0
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
-        """A torch function, or a module that holds the tensors; with a tensor called "" a function that gets
-        it as its last argument. `inplace`: the input may be overwritten.
+        """A torch function, or a module with the tensors. If a tensor is called "", the function receives it
+        as its last argument. `inplace`: the input may be overwritten.
         """
         raise NotImplementedError(node.operator)
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
-        """Write the ONNX nodes; `shape` is the first input's. Returns the output's name."""
+        """Write the ONNX nodes; `shape` is that of the first input. Returns the name of the output."""
         raise NotImplementedError(node.operator)
 
     def spread(self, node: Node, inputs: Sequence[np.ndarray], ties: Ties) -> np.ndarray:
-        """Identifiers of the output channels, from those of the inputs' channels."""
+        """Identifiers of the output channels, given those of the input channels."""
         return inputs[0]
 
     def cut(self, node: Node, inputs: Sequence[np.ndarray], output: np.ndarray) -> dict[str, Any]:
-        """Attributes that change when only the channels at True of the masks are left."""
+        """The attributes that change if only the channels that are True in the masks are kept."""
         return {}
 
     def constant(
         self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
     ) -> np.ndarray:
-        """(channels,) float64: what each output channel is, everywhere and for every image, once the
-        `removed` ones have γ = 0 (without BN: filters of 0); NaN where it isn't constant.
+        """(channels,) float64: the constant value of each output channel for every image if the `removed`
+        channels have γ = 0 (without BN: zero filters); NaN if it isn't constant.
 
-        `inputs` are the same of the inputs. At the border of padded windows it is taken as inside.
+        `inputs` are the constants of the inputs. Borders of padded windows are treated like the inside.
         """
         return inputs[0]
 
@@ -180,7 +182,7 @@ def pair(node: Node, name: str) -> tuple[int, int]:
 def window(
     size: int, kernel: int, stride: int, padding: int, dilation: int = 1, *, ceil: bool = False
 ) -> int:
-    """Side of what a sliding window gives, by torch's rule; below 1 where it doesn't fit once."""
+    """Output side of a sliding window, as in torch; below 1 if the window doesn't fit."""
     room = size + 2 * padding - dilation * (kernel - 1) - 1
     if room < 0:
         return 0
@@ -191,7 +193,7 @@ def window(
 
 
 def sides(node: Node, shape: Shape) -> tuple[int, int, int]:
-    """(channels, height, width); raises SlimdeployError where it is a vector."""
+    """(channels, height, width); raises SlimdeployError if it is a vector."""
     if len(shape) != 3:
         raise SlimdeployError(f"{node.name}: {node.operator} needs an image, not a vector")
     return shape[0], shape[1], shape[2]

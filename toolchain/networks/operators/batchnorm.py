@@ -1,4 +1,4 @@
-"""`batchnorm`: batch normalisation, of images or of vectors."""
+"""`batchnorm`: batch normalisation of images or vectors."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class BatchNorm(Normalisation):
-    """Attributes: channels, eps, affine, momentum, and `vector` where it reads (N, C).
+    """Attributes: channels, eps, affine, momentum, and `vector` if its input is (N, C).
 
-    In ONNX it is folded into the convolution before it; where there is none, it stays a node of its own.
+    In ONNX it is folded into the preceding convolution; without one, it remains a node.
     """
 
     attributes = MappingProxyType({**Normalisation.attributes, "momentum": number})
@@ -61,7 +61,7 @@ class BatchNorm(Normalisation):
         self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
     ) -> np.ndarray:
         scale = 1 / np.sqrt(arrays["running_var"] + node.attributes["eps"])
-        if not node.attributes["affine"]:  # its γ is 1 and can't be 0
+        if not node.attributes["affine"]:  # γ is fixed at 1
             return (inputs[0] - arrays["running_mean"]) * scale
         passed = (inputs[0] - arrays["running_mean"]) * scale * arrays["weight"] + arrays["bias"]
         return np.where(removed, arrays["bias"], passed)

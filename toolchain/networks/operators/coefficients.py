@@ -1,5 +1,5 @@
-"""Arithmetic with values that no image changes: `multiply_by`, `divide_by`, `plus` and `minus` a parameter or
-buffer of one value for each channel, and `affine` by two numbers.
+"""Arithmetic with constants: `multiply_by`, `divide_by`, `plus` and `minus` with a parameter or buffer that
+has one value per channel, and `affine` with two numbers.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def _shape(value: Any) -> bool:
 
 
 class WithTensor(Operator):
-    """Attributes: shape, as the original has it, with one value for each channel or one for all; trained. The
-    node has the name of the parameter or buffer.
+    """Attributes: shape, as in the original, with one value per channel or one for all; trained. The node is
+    named after the parameter or buffer.
     """
 
     attributes = MappingProxyType({"shape": _shape, "trained": flag})

@@ -1,4 +1,4 @@
-"""`concat`: values laid side by side along the channels."""
+"""`concat`: concatenation along the channels."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 class Convolution(Operator):
     """Attributes: in, out, kernel, stride, padding, dilation (pairs), groups, bias.
 
-    The channels of a grouped convolution go by whole groups, its inputs with its outputs: depthwise is the
-    case of one channel a group.
+    A grouped convolution can only lose whole groups, inputs with outputs; a depthwise one has one channel per
+    group.
     """
 
     attributes = MappingProxyType(

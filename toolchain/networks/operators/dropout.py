@@ -1,4 +1,4 @@
-"""`dropout`: nothing but while training."""
+"""`dropout`: active only during training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Dropout(Operator):
-    """Attribute: share of the values set to 0 while training."""
+    """Attribute: share, of the values set to 0 during training."""
 
     attributes = MappingProxyType({"share": number})
 
@@ -36,7 +36,7 @@ class Dropout(Operator):
 
 
 class StochasticDepth(Dropout):
-    """Attribute: share of the images whose values are all set to 0 while training."""
+    """Attribute: share, of the images whose values are all set to 0 during training."""
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
         from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth as Module

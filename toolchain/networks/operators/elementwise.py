@@ -1,4 +1,4 @@
-"""`add` and `multiply`: values of equal channels, combined element by element; one of them may be 1×1."""
+"""`add` and `multiply`: element-wise, for inputs with equal channels; one of them may be 1×1."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Elementwise(Operator):
-    """Ties the channels of its inputs: none of them can go without the others."""
+    """Ties the channels of its inputs: they must be removed together."""
 
     arity = (2, None)
     elementwise = True
@@ -66,7 +66,7 @@ class Elementwise(Operator):
         self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
     ) -> np.ndarray:
         found = np.asarray(self._fold(*inputs))
-        if not self.summed:  # 0 times whatever it is
+        if not self.summed:  # 0 times any value
             found = np.where(np.any([value == 0 for value in inputs], axis=0), 0.0, found)
         return found
 

@@ -1,4 +1,4 @@
-"""`flatten`: an image as a vector; each channel becomes as many values as it has pixels."""
+"""`flatten`: an image to a vector; each channel becomes one value per pixel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Flatten(Operator):
-    """Attribute: positions, the pixels of a channel that it was built for."""
+    """Attribute: positions, the number of pixels that it was built for."""
 
     attributes = MappingProxyType({"positions": count})
 
@@ -38,7 +38,7 @@ class Flatten(Operator):
         positions = node.attributes["positions"]
         if height * width != positions:
             raise SlimdeployError(
-                f"{node.name}: the network is for another image size: {height}×{width} pixels are left here, "
+                f"{node.name}: the network expects another image size: {height}×{width} pixels arrive here, "
                 f"not {positions}"
             )
         return (channels * positions,)

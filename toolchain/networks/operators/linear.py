@@ -1,4 +1,4 @@
-"""`linear`: a fully connected layer, of vectors or of each pixel by itself."""
+"""`linear`: a fully connected layer, for vectors or for each pixel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Linear(Operator):
-    """Attributes: in, out, bias, and `pixels` where it reads (N, C, H, W)."""
+    """Attributes: in, out, bias, and `pixels` if its input is (N, C, H, W)."""
 
     attributes = MappingProxyType({"in": count, "out": count, "bias": flag})
     optional = MappingProxyType({"pixels": flag})

@@ -1,4 +1,4 @@
-"""`layer_norm` and `group_norm`: normalisation by the statistics of the image itself."""
+"""`layer_norm` and `group_norm`: normalisation by statistics of the image."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Normalisation(Operator):
 
 
 class _OfTheImage(Normalisation):
-    """Channels that share statistics stay: without one of them the others would change."""
+    """Channels that share statistics are kept: removing one would change the others."""
 
     def spread(self, node: Node, inputs: Sequence[np.ndarray], ties: Ties) -> np.ndarray:
         ties.fix(inputs[0])
@@ -61,7 +61,7 @@ class _OfTheImage(Normalisation):
 
 
 class LayerNorm(_OfTheImage):
-    """Over the channels of each pixel, or of a vector."""
+    """Normalises over the channels of each pixel, or of a vector."""
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
         from slimdeploy.toolchain.networks.operators.torch_modules import ChannelNorm
@@ -82,8 +82,8 @@ class LayerNorm(_OfTheImage):
 
 
 class GroupNorm(_OfTheImage):
-    """Attribute: groups. Over all pixels of a group's channels; one channel a group is instance
-    normalisation, whose channels don't depend on each other.
+    """Normalises over all pixels of the channels in a group. Attribute: groups. One channel per group is
+    instance normalisation, whose channels are independent.
     """
 
     attributes = MappingProxyType({**Normalisation.attributes, "groups": count})
@@ -143,7 +143,7 @@ class GroupNorm(_OfTheImage):
 
 
 def _alone(node: Node) -> bool:
-    """Whether each channel is a group: instance normalisation."""
+    """Whether each channel is a group (instance normalisation)."""
     return bool(node.attributes["groups"] == node.attributes["channels"])
 
 

@@ -1,4 +1,4 @@
-"""`pad`: zeros around an image, more on one side than on the other where wanted."""
+"""`pad`: zeros around an image, with separate margins for each side."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _margins(value: Any) -> bool:
 
 
 class Pad(Operator):
-    """Attribute: margins, in pixels: left, right, top, bottom."""
+    """Attribute: margins: left, right, top, bottom, in pixels."""
 
     attributes = MappingProxyType({"margins": _margins})
 

@@ -1,4 +1,4 @@
-"""`max_pool`, `avg_pool`, `adaptive_avg_pool` and `global_max_pool`: windows over each channel by itself."""
+"""`max_pool`, `avg_pool`, `adaptive_avg_pool` and `global_max_pool`: pooling of each channel."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Pool(Operator):
-    """Attributes: kernel, stride, padding (pairs), ceil; of `avg_pool` also count_padding."""
+    """Attributes: kernel, stride, padding (pairs), ceil; for `avg_pool` also count_padding."""
 
     attributes = MappingProxyType({"kernel": steps, "stride": steps, "padding": margin})
     optional = MappingProxyType({"ceil": flag, "count_padding": flag})
@@ -70,7 +70,7 @@ class Pool(Operator):
 
 
 class AdaptiveAveragePool(Operator):
-    """Attribute: size, the output's sides (a pair). Window i of n over a side s is from ⌊i·s/n⌋ to
+    """Attribute: size, the sides of the output (a pair). Window i of n over a side s extends from ⌊i·s/n⌋ to
     ⌈(i+1)·s/n⌉, as in torch.
     """
 
@@ -95,7 +95,7 @@ class AdaptiveAveragePool(Operator):
             return to.node(
                 "AveragePool", inputs, node.name, kernel_shape=kernel, strides=kernel, pads=[0, 0, 0, 0]
             )
-        # Windows of different sizes: as means over rows and over columns, each a matrix.
+        # Windows differ in size: compute means over rows, then over columns, each as a matrix product.
         rows = to.constant(f"{node.name}.rows", _means(image[0], wanted[0]))
         columns = to.constant(f"{node.name}.columns", _means(image[1], wanted[1]).T.copy())
         across = to.node("MatMul", [inputs[0], columns], f"{node.name}.across")
@@ -118,7 +118,7 @@ class GlobalMaxPool(Operator):
 
 
 def _means(size: int, count: int) -> np.ndarray:
-    """(count, size) float32: row i averages window i."""
+    """(count, size) float32: row i computes the mean of window i."""
     found = np.zeros((count, size), np.float32)
     for i in range(count):
         start, end = i * size // count, -(-(i + 1) * size // count)

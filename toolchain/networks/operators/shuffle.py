@@ -1,5 +1,5 @@
-"""`slice` and `channel_shuffle`: channels taken out of a value, and put in another order (ShuffleNet, Ma et
-al., arXiv 1807.11164).
+"""`slice` and `channel_shuffle`: select channels, and reorder channels (ShuffleNet, Ma et al., arXiv
+1807.11164).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Slice(Operator):
-    """Attributes: start, stop, of the channels taken."""
+    """Attributes: start, stop: the range of channels."""
 
     attributes = MappingProxyType({"start": index, "stop": count})
 
@@ -68,8 +68,8 @@ class Slice(Operator):
 
 
 class ChannelShuffle(Operator):
-    """Attribute: groups. Channel j of group i becomes channel i of place j: the channels at one place go
-    together, so that what is left is a shuffle again.
+    """Attribute: groups. Channel j of group i becomes channel i of block j. The channels of a block are
+    removed together, so that the result is a shuffle again.
     """
 
     attributes = MappingProxyType({"groups": count})

@@ -1,4 +1,4 @@
-"""Torch modules of operators that torch.nn has none for."""
+"""Torch modules for operators that torch.nn lacks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PixelLinear(nn.Linear):
 
 
 class StochasticDepth(nn.Module):
-    """Sets the branch of a `share` of the images to 0 while training, and scales the others up to the same
+    """During training, sets the branch to 0 for a `share` of the images and scales the others to keep the
     mean (Huang et al., arXiv 1603.09382).
     """
 
@@ -31,6 +31,6 @@ class StochasticDepth(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return F.dropout(x, self.share, training=False)  # for torch.export, which would see nothing
+            return F.dropout(x, self.share, training=False)  # so that torch.export records an operator
         kept = x.new_empty((len(x), *[1] * (x.dim() - 1))).bernoulli_(1 - self.share)
         return x * kept / (1 - self.share) if self.share < 1 else x * kept

@@ -145,18 +145,18 @@ class BindingsDevice:
 
 
 def open_device(index: int) -> BindingsDevice:
-    """Open GPU `index`; SlimdeployError where there is no driver or no such GPU."""
+    """Open GPU `index`; SlimdeployError if there is no driver or no such GPU."""
     try:
         _call(driver.cuInit, 0)
     except SlimdeployError:
         raise
-    except Exception as error:  # the bindings raise their own class where libcuda can't be loaded
+    except Exception as error:  # the bindings raise their own class if libcuda can't be loaded
         raise SlimdeployError("no NVIDIA driver here: libcuda can't be loaded") from error
     return BindingsDevice(_call(driver.cuDeviceGet, index))
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a driver function and return what it returns after its status: nothing, one value or a tuple."""
+    """Call a driver function and return its results without the status: nothing, one value or a tuple."""
     status, *results = function(*arguments)
     _check(status, function.__name__)
     return results[0] if len(results) == 1 else tuple(results)

@@ -1,7 +1,7 @@
-"""`Device` in host memory, for tests: it computes what a GPU would and refuses what a GPU would get wrong.
+"""`Device` in host memory, for tests: it computes like a GPU and raises errors for misuse.
 
-Work runs at once, in the order queued; during a capture it is recorded instead. A thread that hasn't made the
-context current is refused. Kernels are the same sources compiled for the host (kernels/compile.py).
+Work runs immediately, in order; during a capture it is recorded instead. A thread without a current context
+is refused. Kernels are the same sources compiled for the host (kernels/compile.py).
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ class FakeGraph:
 
 
 class FakeDevice:
-    """A device whose memory is the host's: `Buffer.address` can be read with ctypes.
+    """A device in host memory: `Buffer.address` can be read with ctypes.
 
-    For assertions: `buffers` are those not yet freed, `allocations` counts all ever made, pinned arrays
-    included, and `queued` counts the work queued.
+    For assertions: `buffers` are those not yet freed, `allocations` counts all allocations, pinned arrays
+    included, and `queued` counts the queued work.
     """
 
     name = "fake"
@@ -125,7 +125,7 @@ class FakeDevice:
             self._current.depth -= 1
 
     def check_current(self) -> None:
-        """What a driver says on a thread without a context."""
+        """The driver's error on a thread without a context."""
         if threading.get_ident() != self._opener and not getattr(self._current, "depth", 0):
             raise SlimdeployError("invalid device context")
 
@@ -180,8 +180,8 @@ class FakeDevice:
             self.recording = None
 
     def enqueue(self, handle: int, work: Work) -> None:
-        """Do `work` on the stream with this handle: now, or when the graph being captured is launched.
-        What a fake of another library calls to take part in captures.
+        """Run `work` on the stream with this handle: now, or when the captured graph is launched. Fakes of
+        other libraries call it to take part in captures.
         """
         self._check_open()
         if not 1 <= handle <= self._streams:
@@ -199,7 +199,7 @@ class FakeDevice:
         return MemoryInfo(self.total_memory - used, self.total_memory)
 
     def load_kernel(self, image: bytes, name: str) -> Any:
-        """A function of a shared library that kernels/compile.py built for the host."""
+        """A function of a shared library built for the host by kernels/compile.py."""
         with tempfile.NamedTemporaryFile(suffix=".so") as file:
             file.write(image)
             file.flush()

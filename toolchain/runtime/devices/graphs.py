@@ -1,5 +1,5 @@
-"""CUDA graphs through the driver library itself: pycuda has none, and cuda-python's calls differ by
-version.
+"""CUDA graphs through the driver library: pycuda has none, and cuda-python's functions differ between
+versions.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class DriverGraph:
 
 
 def capture(stream: Stream, work: Callable[[], None]) -> DriverGraph:
-    """Record what `work` queues on `stream`. The stream is usable again, whatever `work` raises."""
+    """Record the work that `work` queues on `stream`. The stream can be used again, even if `work` raises."""
     queue, graph, instance = ctypes.c_void_p(stream.handle), ctypes.c_void_p(), ctypes.c_void_p()
     _call("cuStreamBeginCapture_v2", queue, THREAD_LOCAL)
     try:
         work()
     except BaseException:
-        _driver().cuStreamEndCapture(queue, ctypes.byref(graph))  # its error would only repeat the cause
+        _driver().cuStreamEndCapture(queue, ctypes.byref(graph))  # its error would only be a consequence
         if graph:
             _call("cuGraphDestroy", graph)
         raise

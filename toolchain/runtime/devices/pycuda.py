@@ -1,7 +1,7 @@
-"""`Device` over pycuda, in the primary context, so that torch and TensorRT see the same memory.
+"""`Device` with pycuda, in the primary context, so that torch and TensorRT share its memory.
 
-pycuda keeps a stack of contexts for each thread and aborts the process when a thread ends with one on it. Not
-`pycuda.autoprimaryctx`: it pushes the context on the thread that imports it, and takes it off at exit alone.
+pycuda keeps a stack of contexts per thread and aborts the process if a thread ends with a context on it.
+`pycuda.autoprimaryctx` is not used: it pushes the context on the importing thread and pops it only at exit.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class PycudaDevice:
         self._context = context
         context.push()
         self._opener = threading.get_ident()
-        # At the latest when Python ends, which is in the main thread.
+        # At the latest when Python ends, in the main thread.
         self._leave = weakref.finalize(self, _pop, self._opener)
         self.name = device.name()
         major, minor = device.compute_capability()
@@ -121,7 +121,7 @@ class PycudaDevice:
         return driver.module_from_buffer(image).get_function(name)
 
     def launch(self, kernel: Any, grid: Dim, block: Dim, parameters: np.ndarray, stream: Stream) -> None:
-        # Prepared calls pack their arguments unhashed; plain ones keep every argument tuple in a cache.
+        # Prepared calls don't cache their arguments; plain ones cache every argument tuple.
         kernel.prepare([f"{parameters.nbytes}s"])
         kernel.prepared_async_call(grid, block, _native(stream), parameters.tobytes())
 
@@ -132,7 +132,7 @@ class PycudaDevice:
 
 
 def open_device(index: int) -> PycudaDevice:
-    """Open GPU `index`; SlimdeployError where there is none."""
+    """Open GPU `index`; SlimdeployError if there is none."""
     try:
         driver.init()
         device = driver.Device(index)
@@ -143,7 +143,7 @@ def open_device(index: int) -> PycudaDevice:
 
 @functools.cache
 def _primary_context(index: int) -> Any:
-    """One object for the whole process: what belongs to another one, pycuda frees on its own thread alone."""
+    """One object for the whole process: pycuda frees objects of another context only on its own thread."""
     return driver.Device(index).retain_primary_context()
 
 
