@@ -99,28 +99,37 @@ class LatencyTable:
         return precision_of(self.device)
 
     def conv_ms(self, conv: Layer, *, streamed: float = 0.0) -> float:
-        """Time of one convolution within a network, with its ReLU and residual sum.
+        """Time of one convolution within a network, with its ReLU and residual sum. `streamed` is the share
+        of the network's weights that is read from memory.
 
         Raises SlimdeployError for a shape that wasn't measured.
         """
+        values = terms(conv.in_channels, conv.out_channels, 0.0, self.granularity)
+        ms = sum(value * each for value, each in zip(values, self._coefficients(conv), strict=True))
+        return max(0.0, ms + self.layer_ms) + streamed * self.streaming_ms(conv)
+
+    def streaming_ms(self, conv: Layer) -> float:
+        """Additional time of one convolution if all weights are read from memory."""
+        *_, streaming = terms(conv.in_channels, conv.out_channels, 1.0, self.granularity)
+        return float(streaming * self._coefficients(conv)[-1])
+
+    def _coefficients(self, conv: Layer) -> tuple[float, ...]:
         shape = shape_of(conv)
         if shape not in self.shapes:
             raise SlimdeployError(
                 f"the latency table has no {shape} convolution ({conv.name}): measure one of this network "
                 "with slimdeploy lut CHECKPOINT"
             )
-        values = terms(conv.in_channels, conv.out_channels, streamed, self.granularity)
-        ms = sum(value * each for value, each in zip(values, self.shapes[shape], strict=True))
-        return max(0.0, ms + self.layer_ms)
+        return self.shapes[shape]
 
     def rest_ms(self, *, stem: int, classifier_in: int) -> float:
         """Time of everything except convolutions, for the given widths."""
         constant, by_stem, by_classifier = self.rest
         return constant + by_stem * stem + by_classifier * classifier_in
 
-    def streamed(self, convs: Iterable[Layer]) -> float:
-        """The share of the weights of a network with `convs` that is read from memory in every run."""
-        return float(streamed_share(weights_mb(convs, self.device), self.cache_mb))
+    def streamed(self, weights_mb: float) -> float:
+        """The share of the weights of a network that is read from memory in every run; `weights_mb` in MB."""
+        return float(streamed_share(weights_mb, self.cache_mb))
 
     def network_ms(self, graph: Graph, size: int) -> float:
         """Time of one run of the network on a batch of square images with a side of `size` pixels.
@@ -128,7 +137,7 @@ class LatencyTable:
         Raises SlimdeployError if the table lacks one of its shapes.
         """
         convs = priced_layers(graph, size)
-        streamed = self.streamed(convs)
+        streamed = self.streamed(weights_mb(convs, self.device))
         stem, classifier_in = ends(graph)
         rest = self.rest_ms(stem=stem, classifier_in=classifier_in)
         return rest + sum(self.conv_ms(conv, streamed=streamed) for conv in convs)

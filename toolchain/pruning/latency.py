@@ -14,13 +14,13 @@ from slimdeploy.toolchain.errors import SlimdeployError, missing_library
 from slimdeploy.toolchain.latency.backend import open_for_table
 from slimdeploy.toolchain.latency.drift import measure_with_drift
 from slimdeploy.toolchain.latency.measure import samples_of
-from slimdeploy.toolchain.latency.table import KIND, LatencyTable, table_of
+from slimdeploy.toolchain.latency.table import KIND, LatencyTable, table_of, weights_mb
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.networks.channel_groups import ChannelGroup
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import Layer, priced_layers
 from slimdeploy.toolchain.progress import log
-from slimdeploy.toolchain.pruning.costs import CostModel
+from slimdeploy.toolchain.pruning.costs import CostModel, Price, Widths
 
 TOLERANCE = 0.05
 """Tolerance: how far below the requested time a network may be."""
@@ -31,6 +31,8 @@ ANCHORS = 3
 NOTABLE_DRIFT = 0.1
 """Drift that is reported."""
 
+Parts = tuple[float, float, float]
+"""Milliseconds with all weights in the cache; additional milliseconds with none in it; MB of weights."""
 Plan = Callable[[float], Graph]
 """Builds the network for a budget in predicted milliseconds."""
 
@@ -46,11 +48,61 @@ class LatencyBudget:
     """Why the time is only predicted; None if it was measured."""
 
 
-def latency_model(table: LatencyTable, graph: Graph, groups: list[ChannelGroup], size: int) -> CostModel:
-    """Prices widths in ms by `table`, assuming that the weights of the pruned network fit in the cache."""
+class LatencyCosts:
+    """Prices widths in ms as `LatencyTable.network_ms` does. The cost of weights that do not fit in the cache
+    is no sum over layers: it depends on the size of the whole network.
+    """
+
+    def __init__(self, table: LatencyTable, graph: Graph, groups: list[ChannelGroup], size: int) -> None:
+        layers = priced_layers(graph, size)
+        priced = {layer.name for layer in layers}
+        self._fit = table.streamed(weights_mb(layers, table.device)) == 0
+
+        def of_priced(price: Price) -> CostModel:
+            def own(layer: Layer) -> float:
+                return price(layer) if layer.name in priced else 0.0
+
+            return CostModel(graph, groups, size=size, price=own)
+
+        self._table, self._names = table, [group.name for group in groups]
+        self._cached = _cached_model(table, graph, groups, size, priced)
+        self._streaming = of_priced(table.streaming_ms)
+        self._weights = of_priced(lambda layer: weights_mb([layer], table.device))
+        self._last: tuple[tuple[int, ...], Parts] | None = None
+
+    def total(self, widths: Widths) -> float:
+        """Milliseconds of the whole network at `widths`."""
+        return self._cached.total(widths) if self._fit else self._ms(self._parts(widths))
+
+    def saving(self, widths: Widths, changes: Widths) -> float:
+        """Milliseconds saved when `widths` are changed as given."""
+        if self._fit:  # the weights fit in the cache, and so do those of every narrower network
+            return self._cached.saving(widths, changes)
+        before = self._parts(widths)
+        models = (self._cached, self._streaming, self._weights)
+        less = [model.saving(widths, changes) for model in models]
+        cached, streaming, weights = (a - b for a, b in zip(before, less, strict=True))
+        return self._ms(before) - self._ms((cached, streaming, weights))
+
+    def _ms(self, parts: Parts) -> float:
+        cached, streaming, weights = parts
+        return cached + streaming * self._table.streamed(weights)
+
+    def _parts(self, widths: Widths) -> Parts:
+        """Cached for the last `widths`: a selection asks for many changes of the same widths."""
+        key = tuple(widths[name] for name in self._names)
+        if self._last is None or self._last[0] != key:
+            own = self._cached.total(widths), self._streaming.total(widths), self._weights.total(widths)
+            self._last = key, own
+        return self._last[1]
+
+
+def _cached_model(
+    table: LatencyTable, graph: Graph, groups: list[ChannelGroup], size: int, priced: set[str]
+) -> CostModel:
+    """Milliseconds if all weights fit in the cache."""
     constant, by_stem, by_classifier = table.rest
     weighted = [node.name for node in graph.nodes if node.operator in ("conv", "linear")]
-    priced = {layer.name for layer in priced_layers(graph, size)}
 
     def price(layer: Layer) -> float:
         ms = table.conv_ms(layer) if layer.name in priced else 0.0

@@ -46,10 +46,10 @@ def budget_for(
         return Budget(mac_model(graph, groups, size), options.macs, "MACs")
     if options.latency_ms is not None and options.latency_table is not None:
         from slimdeploy.toolchain.latency.table import load_table
-        from slimdeploy.toolchain.pruning.latency import latency_model
+        from slimdeploy.toolchain.pruning.latency import LatencyCosts
 
         table = load_table(options.latency_table)
-        return Budget(latency_model(table, graph, groups, size), options.latency_ms, "ms")
+        return Budget(LatencyCosts(table, graph, groups, size), options.latency_ms, "ms")
     assert options.ratio is not None
     channels = removed + sum(group.width for group in groups)
     return Budget(ChannelCount(), channels - int(channels * options.ratio), "prunable channels")

@@ -22,7 +22,7 @@ from slimdeploy.toolchain.latency import measure as lut_measure
 from slimdeploy.toolchain.latency import networks as lut_networks
 from slimdeploy.toolchain.latency.fit import Sample
 from slimdeploy.toolchain.latency.measure import LutResult
-from slimdeploy.toolchain.latency.table import LatencyTable, ends, load_table, shape_of
+from slimdeploy.toolchain.latency.table import LatencyTable, ends, load_table, shape_of, weights_mb
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.networks.architectures import build_graph, channel_numbers
 from slimdeploy.toolchain.networks.cost import round_up
@@ -124,7 +124,7 @@ def test_the_truth_is_found_again(exact):
     assert errors(table).max() < 1e-3
     assert table.layer_ms == pytest.approx(-PROFILING_MS, rel=0.01)
     convs, _ = true_ms(RESNET18, 32)
-    streamed = table.streamed(convolutions(RESNET18, 32))
+    streamed = table.streamed(weights_mb(convolutions(RESNET18, 32), table.device))
     for conv in convolutions(RESNET18, 32):
         assert table.conv_ms(conv, streamed=streamed) == pytest.approx(convs[conv.name], rel=0.05), conv.name
 

@@ -14,6 +14,7 @@ from slimdeploy.toolchain.latency import onnxruntime as lut_onnxruntime
 from slimdeploy.toolchain.latency.table import TERMS, LatencyTable, shape_of
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.channel_groups import channel_groups
+from slimdeploy.toolchain.networks.cutting import at_widths
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import convolutions
 from slimdeploy.toolchain.pruning import latency
@@ -29,12 +30,24 @@ def table() -> LatencyTable:
     return LatencyTable({"threads": 1}, 1, 1, None, shapes, (0.5, 0.001, 0.0001))
 
 
-def test_the_model_prices_a_network_as_the_table_does(table: LatencyTable) -> None:
-    for residual in ("keep", "couple"):
-        groups = channel_groups(SPEC, residual=residual)
-        widths = {group.name: group.width for group in groups}
-        costs = latency.latency_model(table, SPEC, groups, 32)
-        assert costs.total(widths) == pytest.approx(table.network_ms(SPEC, 32))
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("cache_mb", [None, 30.0, 0.5])
+@pytest.mark.parametrize("residual", ["keep", "couple"])
+def test_pruning_prices_a_network_as_the_table_does(
+    table: LatencyTable, residual: str, cache_mb: float | None, precision: str
+) -> None:
+    """At full width and pruned, also where the weights leave the cache; a saving is the difference."""
+    shapes = {name: (*values[:-1], 2 * values[-3]) for name, values in table.shapes.items()}
+    device = {**table.device, "precision": precision}
+    table = replace(table, device=device, cache_mb=cache_mb, shapes=shapes, layer_ms=-0.001)
+    groups = channel_groups(SPEC, residual=residual)
+    costs = latency.LatencyCosts(table, SPEC, groups, 32)
+    full = {group.name: group.width for group in groups}
+    assert costs.total(full) == pytest.approx(table.network_ms(SPEC, 32))
+    changes = {group.name: max(3, group.width // 2) for group in groups[::2]}
+    pruned = table.network_ms(at_widths(SPEC, groups, {**full, **changes}), 32)
+    assert costs.total({**full, **changes}) == pytest.approx(pruned)
+    assert costs.saving(full, changes) == pytest.approx(table.network_ms(SPEC, 32) - pruned)
 
 
 @pytest.mark.parametrize("factor", [0.4, 0.9, 1.0, 1.3, 2.5])
