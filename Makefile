@@ -22,7 +22,7 @@ test-versions:
 
 # Every command block of README and docs/, on a small input: CONTRIBUTING.md says how each is declared.
 test-docs: install
-	PYTHONPATH=tests $(BIN)/python tests/docs_run.py
+	$(BIN)/python tests/docs_run.py
 
 # The documentation as a site in build/site; a broken link or an unreadable docstring fails it.
 docs: .venv/docs

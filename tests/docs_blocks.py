@@ -39,7 +39,8 @@ class Block:
         """What bash executes: the text with the options that the note adds."""
         text = self.text.replace("\\\n", " ")
         for addition in filter(None, (part.strip() for part in self.note.split(";"))):
-            name, _, options = addition.partition(" ")
+            name, options = re.split(r" (?=-)", addition, maxsplit=1)
+            name = re.escape(name)
             text, count = re.subn(
                 rf"(slimdeploy {name}\b|\S+/{name}\.py\b|-m \S+\.{name}\b|-m {name}\b)([^;|&#\n]*)",
                 rf"\1\2 {options} ",

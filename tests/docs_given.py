@@ -22,6 +22,7 @@ from slimdeploy.toolchain.torchvision import import_torchvision
 
 CHAIN = """
 slimdeploy train --weights fresh.safetensors --data folder:data/cifar10-jpeg --epochs 1 --batch-size 16 --sparsity 1e-3 -o sparse.safetensors
+cp sparse.safetensors net.safetensors
 slimdeploy prune sparse.safetensors --ratio 0.3 --align 1 -o pruned.safetensors
 slimdeploy finetune pruned.safetensors --epochs 1 --batch-size 16 -o final.safetensors
 slimdeploy export sparse.safetensors -o original.onnx
@@ -39,6 +40,7 @@ def given(folder: Path, environment: dict[str, str]) -> None:
     own_model.draw_photos(folder / "photos", train=6, test=3)
     shutil.copytree(folder / "photos", folder / "PATH")
     shutil.copyfile(folder / "photos" / "test" / "disc" / "0.jpg", folder / "photo.jpg")
+    shutil.copyfile(ROOT / "benchmarks" / "results" / "int8-bench.json", folder / "bench.json")
     torch.manual_seed(0)
     resnet = import_torchvision().models.resnet18(num_classes=len(own_model.CLASSES))
     own_model.save_weights(resnet, folder / "weights.ckpt")

@@ -2,16 +2,18 @@
 
     python tests/versions.py [PYTEST ARGUMENTS…]
 
-For each of PYTHONS that is on the PATH, and each of TORCHES that pip can install for it: a virtual
-environment in `.venv/versions` and the tests named (by default QUICK). At the end one line for each pair:
-passed, failed, or why it wasn't tried. The exit code is 1 where tests failed or nothing could be tried.
+For each of PYTHONS that is on the PATH or among pyenv's, and each of TORCHES that pip can install for it: a
+virtual environment in `.venv/versions` and the tests named (by default QUICK). At the end one line for each
+pair: passed, failed, or why it wasn't tried. The exit code is 1 where tests failed or nothing could be tried.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,8 +41,8 @@ def main() -> int:
 
 
 def _outcome(python: str, torch: str, tests: list[str]) -> str:
-    found = shutil.which(f"python{python}")
-    if not found or _run([found, "-c", "import venv, ensurepip"]):
+    found = next((p for p in _interpreters(python) if not _run([p, "-c", "import venv, ensurepip"])), None)
+    if not found:
         return f"not tried: no python{python} with venv here"
     home = ROOT / ".venv" / "versions" / f"{python}-{torch}"
     own = home / "bin" / "python"
@@ -52,6 +54,14 @@ def _outcome(python: str, torch: str, tests: list[str]) -> str:
     if _run([*pip, "--editable", f"{ROOT}[{EXTRAS}]", *TORCHES[torch]]):
         return "not tried: slimdeploy's requirements can't be installed beside it"
     return "failed" if _run([str(own), "-m", "pytest", "-q", *tests], show=True) else "passed"
+
+
+def _interpreters(python: str) -> Iterator[str]:
+    """Programs that may be this Python. pyenv's on the PATH only start the version that is switched on."""
+    if found := shutil.which(f"python{python}"):
+        yield found
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    yield from map(str, sorted(pyenv.glob(f"{python}.*/bin/python{python}"), reverse=True))
 
 
 def _run(command: list[str], *, show: bool = False) -> int:
