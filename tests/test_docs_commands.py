@@ -54,7 +54,7 @@ def test_it_is_declared_how_it_is_executed(block: Block) -> None:
     assert block.run or block.note, "why isn't it run?"
     if block.run:
         assert block.script  # the commands that options are added to are there
-        assert not any(mark in block.script for mark in OPEN), "a block with something left out can't be run"
+        assert not any(mark in block.text for mark in OPEN), "a block with something left out can't be run"
 
 
 @pytest.mark.parametrize(("where", "arguments"), CALLS, ids=lambda value: " ".join(value)[:60])

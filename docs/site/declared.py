@@ -16,6 +16,7 @@ from griffe import (
     Expr,
     ExprCall,
     ExprDict,
+    ExprKeyword,
     Extension,
     Function,
     GriffeLoader,
@@ -23,6 +24,9 @@ from griffe import (
     ParameterKind,
     Parameters,
 )
+
+SECTION = "Keyword Args:"
+DECLARED = "option"
 
 
 class Declared(Extension):
@@ -33,13 +37,15 @@ class Declared(Extension):
         _declare(attr)
 
     def on_function(self, *, func: Function, loader: GriffeLoader, **_: Any) -> None:
-        """A function under `@takes(kind, defaults)`."""
-        for decorator in func.decorators:
+        """A function under one or more `@takes(kind, defaults, into=parameter)`, the lowest first."""
+        for decorator in reversed(func.decorators):
             call = decorator.value
             if isinstance(call, ExprCall) and str(call.function) == "takes":
-                kind, *defaults = call.arguments
-                options = loader.modules_collection[kind.canonical_path]  # type: ignore[union-attr]
-                _take(func, options, _entries(defaults[0]) if defaults else {})
+                given = [one for one in call.arguments if not isinstance(one, ExprKeyword)]
+                named = {one.name: one.value for one in call.arguments if isinstance(one, ExprKeyword)}
+                kind = loader.modules_collection[given[0].canonical_path]  # type: ignore[union-attr]
+                into = ast.literal_eval(str(named.get("into", "'options'")))
+                _take(func, kind, _entries(given[1]) if given[1:] else {}, into)
 
 
 def _declare(attribute: Attribute) -> None:
@@ -47,6 +53,7 @@ def _declare(attribute: Attribute) -> None:
         default, text = attribute.value.arguments[:2]
         attribute.value = default
         attribute.docstring = Docstring(ast.literal_eval(str(text)), parent=attribute)
+        attribute.labels.add(DECLARED)
 
 
 def _entries(defaults: str | Expr) -> dict[str, str | Expr]:
@@ -56,20 +63,32 @@ def _entries(defaults: str | Expr) -> dict[str, str | Expr]:
     }
 
 
-def _take(function: Function, kind: Class, defaults: dict[str, str | Expr]) -> None:
+def _take(function: Function, kind: Class, defaults: dict[str, str | Expr], into: str) -> None:
     """What `toolchain/library/keywords.py` does when the function is imported."""
-    fields = [field for field in kind.attributes.values() if "instance-attribute" in field.labels]
-    for field in fields:
-        _declare(field)
-    together = f"All of these as one {kind.name}, instead of them."
+    fields = _fields(kind)
     function.parameters = Parameters(
-        *(parameter for parameter in function.parameters if parameter.name != "options"),
+        *(parameter for parameter in function.parameters if parameter.name != into),
         *(_keyword(field.name, field.annotation, defaults.get(field.name, field.value)) for field in fields),
-        _keyword("options", f"{kind.name} | None", "None"),
+        _keyword(into, f"{kind.name} | None", "None"),
     )
     lines = [f"    {field.name}: {field.docstring.value}" for field in fields if field.docstring]
-    text = [function.docstring.value if function.docstring else "", "", "Keyword Args:", *lines]
-    function.docstring = Docstring("\n".join([*text, f"    options: {together}"]), parent=function)
+    lines.append(f"    {into}: The {len(lines)} options above as one {kind.name}, instead of them.")
+    text = function.docstring.value if function.docstring else ""
+    section = [] if SECTION in text else ["", SECTION]
+    function.docstring = Docstring("\n".join([text, *section, *lines]), parent=function)
+
+
+def _fields(kind: Class) -> list[Attribute]:
+    """The fields that a user sets, inherited ones first: the declared ones, or all where none is declared."""
+    found = {
+        field.name: field
+        for one in (*reversed(kind.mro()), kind)
+        for field in one.attributes.values()
+        if "instance-attribute" in field.labels
+    }
+    for field in found.values():
+        _declare(field)
+    return [f for f in found.values() if DECLARED in f.labels] or list(found.values())
 
 
 def _keyword(name: str, annotation: str | Expr | None, default: str | Expr | None) -> Parameter:
