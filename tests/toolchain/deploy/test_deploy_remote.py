@@ -221,7 +221,7 @@ def test_hosts_file(tmp_path):
     (tmp_path / "hosts").write_text("# the lab\nuser@one\n\ntwo  # by the door\n")
     assert read_hosts(tmp_path / "hosts") == ["user@one", "two"]
     (tmp_path / "hosts").write_text("# nobody\n")
-    with pytest.raises(SlimdeployError, match="names no host"):
+    with pytest.raises(SlimdeployError, match="contains no host"):
         read_hosts(tmp_path / "hosts")
     with pytest.raises(SlimdeployError, match="no list of hosts at"):
         read_hosts(tmp_path / "none")

@@ -68,7 +68,7 @@ TWO = Dataset(tiny.CLASSES[:2], TEST, TEST, tiny.PREPROCESSING)
     ("model", "keywords", "message"),
     [
         ("onnxruntime-cpu", {"data": OTHER}, "the images of data are made with .* and .*a.onnx takes"),
-        ("onnxruntime-cpu", {"data": TWO}, "knows the classes"),
+        ("onnxruntime-cpu", {"data": TWO}, "has the classes"),
         ("onnxruntime-cpu", {}, "doesn't say what data it was trained on: pass data"),
         ("onnxruntime-cpu", {"data": BATCHES, "size": SIZE}, "^size is for a module"),
         ("onnxruntime-cpu", {"data": BATCHES, "limit": 3}, "^limit needs a dataset"),
