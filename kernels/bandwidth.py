@@ -10,7 +10,8 @@ import numpy as np
 
 from slimdeploy.kernels import compile
 from slimdeploy.kernels.classify import Accuracy, TopK
-from slimdeploy.kernels.preprocess import ImageLayout, Preprocess
+from slimdeploy.kernels.image_layout import ImageLayout
+from slimdeploy.kernels.preprocess import Preprocess
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from slimdeploy.toolchain.runtime.device import Buffer, Device, Stream
 

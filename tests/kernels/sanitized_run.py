@@ -11,7 +11,8 @@ import numpy as np
 
 from slimdeploy.kernels import compile
 from slimdeploy.kernels.classify import Accuracy, TopK
-from slimdeploy.kernels.preprocess import ImageLayout, Preprocess
+from slimdeploy.kernels.image_layout import ImageLayout
+from slimdeploy.kernels.preprocess import Preprocess
 from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.runtime.devices.fake import FakeDevice
 

@@ -5,7 +5,8 @@ import pytest
 
 from slimdeploy.kernels import bandwidth
 from slimdeploy.kernels.classify import Accuracy, TopK
-from slimdeploy.kernels.preprocess import ImageLayout, Preprocess
+from slimdeploy.kernels.image_layout import ImageLayout
+from slimdeploy.kernels.preprocess import Preprocess
 from slimdeploy.toolchain.models.model_info import Preprocessing
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from slimdeploy.kernels.image_layout import ImageLayout
 from slimdeploy.kernels.preprocess import (
-    ImageLayout,
     Preprocess,
     choose_band,
     choose_peak,

@@ -51,14 +51,15 @@ def bench(
     from slimdeploy.toolchain.measure import bench_table as table
     from slimdeploy.toolchain.measure import compare as comparing
     from slimdeploy.toolchain.measure import results
+    from slimdeploy.toolchain.measure.guards import failures, parse_guard
 
-    conditions = [comparing.parse_guard(text) for text in guards]
+    conditions = [parse_guard(text) for text in guards]
     if compare:
         if models:
             raise SlimdeployError("--compare reads two results and measures nothing: leave the models out")
         old, new = (results.read_runs(path, "bench") for path in compare)
         compared = comparing.compare_results(old, new, conditions)
-        return Output(compared, table.compare_table(compared), comparing.failures(compared["guards"]))
+        return Output(compared, table.compare_table(compared), failures(compared["guards"]))
     if not models:
         raise SlimdeployError("name at least one model: slimdeploy bench original.onnx pruned.onnx")
     if output:
@@ -70,7 +71,7 @@ def bench(
     if output:
         results.write(output, result)
     shown = results.without_samples(result)
-    return Output(shown, table.bench_table(shown), comparing.failures(result["guards"]))
+    return Output(shown, table.bench_table(shown), failures(result["guards"]))
 
 
 def _measure(models: tuple[Path, ...], data: DataOptions | None, options: BenchOptions) -> dict[str, Any]:

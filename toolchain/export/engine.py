@@ -24,8 +24,8 @@ from slimdeploy.toolchain.runtime.engine_record import (
     engine_target,
     write_engine_record,
 )
-from slimdeploy.toolchain.runtime.tensorrt import deserialize
 from slimdeploy.toolchain.runtime.tensorrt_callbacks import Progress
+from slimdeploy.toolchain.runtime.tensorrt_engine import deserialize
 
 
 @dataclass(frozen=True)

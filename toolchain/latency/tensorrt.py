@@ -28,7 +28,8 @@ from slimdeploy.toolchain.networks.layers import Layer, priced_layers
 from slimdeploy.toolchain.runtime.capabilities import capabilities
 from slimdeploy.toolchain.runtime.device import Device, open_device
 from slimdeploy.toolchain.runtime.engine_record import engine_target, read_engine_record
-from slimdeploy.toolchain.runtime.tensorrt import TensorrtSession, deserialize
+from slimdeploy.toolchain.runtime.tensorrt import TensorrtSession
+from slimdeploy.toolchain.runtime.tensorrt_engine import deserialize
 
 WARM_UP_S = 0.2
 """A GPU raises its clocks under load."""

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from slimdeploy.kernels.classify import Accuracy
-from slimdeploy.kernels.preprocess import ImageLayout, Preprocess
+from slimdeploy.kernels.image_layout import ImageLayout
+from slimdeploy.kernels.preprocess import Preprocess
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import statistics

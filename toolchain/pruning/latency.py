@@ -1,7 +1,7 @@
 """Pruning to a latency: predicted by a latency table, then measured on this machine and corrected.
 
 Milliseconds refer to the machine's speed when the table was measured. A later change of its speed
-(lut_drift.py) is not caused by the network, and is not corrected for.
+(latency/drift.py) is not caused by the network, and is not corrected for.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.runtime.capabilities import Capabilities, capabilities
+from slimdeploy.toolchain.runtime.capabilities import capabilities
 from slimdeploy.toolchain.runtime.device import Buffer, Device, Graph, open_device
 from slimdeploy.toolchain.runtime.engine_record import (
     EngineRecord,
@@ -21,7 +21,8 @@ from slimdeploy.toolchain.runtime.engine_record import (
     read_engine_record,
 )
 from slimdeploy.toolchain.runtime.session import SessionOptions
-from slimdeploy.toolchain.runtime.tensorrt_callbacks import error_log, layer_profiler
+from slimdeploy.toolchain.runtime.tensorrt_callbacks import layer_profiler
+from slimdeploy.toolchain.runtime.tensorrt_engine import activation_bytes, deserialize, single_tensor
 
 _DTYPES = {"FLOAT": np.float32, "HALF": np.float16}
 
@@ -56,7 +57,8 @@ class TensorrtSession:
         self._trt, self._able = trt, capabilities(trt.__version__)
         self._engine, self.device = engine, device
         self._plan_bytes = path.stat().st_size
-        image, logits = _single(trt, engine, "INPUT", 4, path), _single(trt, engine, "OUTPUT", 2, path)
+        image = single_tensor(trt, engine, "INPUT", 4, path)
+        logits = single_tensor(trt, engine, "OUTPUT", 2, path)
         fixed, channels, height, width = tuple(engine.get_tensor_shape(image))
         profile = [shape[0] for shape in engine.get_tensor_profile_shape(image, 0)] if fixed < 0 else [fixed]
         self.min_batch, self.max_batch = profile[0], profile[-1]
@@ -69,7 +71,7 @@ class TensorrtSession:
         self._buffers: list[Buffer] = []
         self.input = self._tensor(image)
         self.output = self._tensor(logits)
-        self._activations = self._allocate(_memory_size(self._able, engine))
+        self._activations = self._allocate(activation_bytes(self._able, engine))
         self._use_graphs = graphs  # each graph is stored with the context from which it was captured
         self._graphs: dict[int, tuple[Any, Graph]] = {}
         self._context = None if graphs else self._new_context()
@@ -273,33 +275,3 @@ def load(trt: ModuleType, path: Path, device: Device, *, graphs: bool) -> Tensor
     except SlimdeployError as error:
         raise SlimdeployError(f"{path}: {error}; build it on this machine: {rebuild}") from error
     return TensorrtSession(trt, engine, device, path=path, record=record, graphs=graphs)
-
-
-def deserialize(trt: ModuleType, plan: bytes, *, host_code: bool) -> Any:
-    """Deserialise a plan; raises SlimdeployError with TensorRT's message.
-
-    `host_code` allows the plan to contain its own runtime library, as version-compatible plans do.
-    """
-    log = error_log(trt)
-    runtime = trt.Runtime(log)
-    if host_code:
-        runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise SlimdeployError(f"TensorRT {trt.__version__} can't load it ({log.last_error()})")
-    return engine
-
-
-def _single(trt: ModuleType, engine: Any, mode: str, dimensions: int, path: Path) -> str:
-    """Name of the engine's only input or output, which must have `dimensions` dimensions."""
-    wanted = getattr(trt.TensorIOMode, mode)
-    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    names = [name for name in names if engine.get_tensor_mode(name) == wanted]
-    if len(names) != 1 or len(engine.get_tensor_shape(names[0])) != dimensions:
-        raise SlimdeployError(f"{path}: not an image classifier (one 4-D input, one 2-D output)")
-    return names[0]
-
-
-def _memory_size(able: Capabilities, engine: Any) -> int:
-    """Bytes of the activations at the maximum batch size."""
-    return int(engine.device_memory_size_v2 if able.allocation_strategy else engine.device_memory_size)

@@ -7,6 +7,8 @@ import pytest
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import compare
+from slimdeploy.toolchain.measure.changes import change
+from slimdeploy.toolchain.measure.guards import failures, parse_guard
 
 
 def row(model="m.onnx", *, level=10.0, spread=0.1, batch=1, seed=0, accuracy=0.9, peak=100.0):
@@ -43,13 +45,13 @@ def verdict(text, old, new):
     """Of two models of one run."""
     pair = {"baseline": "old", "model": "new", "batch": 1}
     run = {"rows": [{**old, "model": "old"}, {**new, "model": "new"}], "comparisons": [pair]}
-    (one,) = compare.judge_run([compare.parse_guard(text)], run)
+    (one,) = compare.judge_run([parse_guard(text)], run)
     return one["verdict"]
 
 
 def verdict_between(text, old, new):
     """Of one or several runs and others; with why it can't be judged."""
-    (one,) = compare.compare_results(old, new, [compare.parse_guard(text)])["guards"]
+    (one,) = compare.compare_results(old, new, [parse_guard(text)])["guards"]
     return one["verdict"], one["doubt"]
 
 
@@ -76,7 +78,7 @@ def test_a_condition_is_judged_by_the_interval(condition, level, spread, expecte
 def test_a_point_above_the_limit_is_not_enough():
     """The median of the new one is 6 % higher, but so noisy that it proves nothing."""
     old, new = row(spread=3.0), row(level=10.6, spread=3.0, seed=5)
-    found = compare.change(old, new, "latency_p50")
+    found = change(old, new, "latency_p50")
     assert found.ci95[0] < 1.05 < found.ci95[1]
     assert verdict("latency_p50 > 1.05x", old, new) == "undecided"
 
@@ -91,7 +93,7 @@ def test_accuracy_is_a_difference_in_points():
     assert verdict("accuracy < -0.5pp", old, row(accuracy=0.80)) == "fails"
     assert verdict("accuracy < -0.5pp", old, row(accuracy=0.89)) == "undecided"
     assert verdict("accuracy < -0.5pp", old, row(accuracy=0.95)) == "passes"
-    found = compare.change(old, row(accuracy=0.80), "accuracy")
+    found = change(old, row(accuracy=0.80), "accuracy")
     # Newcombe: both half-widths 0.02, so √(0.02² + 0.02²) either way
     assert found.ci95 == pytest.approx((-0.1 - 0.02828, -0.1 + 0.02828), abs=1e-5)
 
@@ -108,7 +110,7 @@ def test_accuracy_is_a_difference_in_points():
 )
 def test_a_condition_that_cannot_be_read_says_how(text, message):
     with pytest.raises(SlimdeployError, match=message):
-        compare.parse_guard(text)
+        parse_guard(text)
 
 
 def test_a_condition_on_what_was_not_measured_is_an_error():
@@ -189,14 +191,14 @@ def test_repeated_runs_of_different_files_are_refused():
 
 
 def test_failures_name_condition_model_and_interval():
-    guards = [compare.parse_guard("latency_p50 > 1.5x"), compare.parse_guard("latency_p50 > 3x")]
+    guards = [parse_guard("latency_p50 > 1.5x"), parse_guard("latency_p50 > 3x")]
     old, new = result(row()), result(row(level=20, seed=1))
     verdicts = compare.compare_results([old], [new], guards)["guards"]
     assert [one["verdict"] for one in verdicts] == ["fails", "passes"]
-    said = compare.failures(verdicts)
+    said = failures(verdicts)
     assert said.startswith("'latency_p50 > 1.5x' holds for m.onnx at batch 1: 2.0")
     assert "3x" not in said.split(":")[0]
-    assert compare.failures(verdicts[1:]) is None
+    assert failures(verdicts[1:]) is None
 
 
 def test_the_order_of_rows_does_not_matter():

@@ -88,7 +88,10 @@ def test_an_unknown_criterion_names_its_nearest(network: GraphNetwork) -> None:
 
 @pytest.mark.parametrize(
     ("scores", "message"),
-    [([1.0], r"returned \(1,\) scores for the \d+ channels of layer1.0.conv1"), ([np.nan], "NaN or infinite")],
+    [
+        ([1.0], r"returned \(1,\) scores for the \d+ channels of layer1\.0"),
+        ([np.nan], "NaN or infinite"),
+    ],
 )
 def test_scores_that_cannot_be_are_refused(
     network: GraphNetwork, monkeypatch: pytest.MonkeyPatch, scores: list[float], message: str
