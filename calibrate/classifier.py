@@ -6,6 +6,7 @@ Models that can't be quantised are refused here, before any computation.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,14 +85,14 @@ class Classifier:
         """The activations among the inputs of `node`."""
         return [name for name in node.input if name and name not in self.constants]
 
-    def from_layer(self, tensor: str) -> bool:
-        """Whether `tensor` comes from a layer, possibly through a ReLU or CARRIERS, so that it can exist in
-        INT8.
+    def from_layer(self, tensor: str, float_layers: Set[str] = frozenset()) -> bool:
+        """Whether `tensor` comes from a layer outside `float_layers`, perhaps through a rectifier or carrier:
+        then it may exist in INT8.
         """
         node = self.producers.get(self.origin(tensor))
         while node is not None and node.op_type in RECTIFIERS:
             node = self.producers.get(self.origin(node.input[0]))
-        return node is not None and self.is_layer(node)
+        return node is not None and self.is_layer(node) and node.name not in float_layers
 
     def origin(self, tensor: str) -> str:
         """The tensor whose values `tensor` has: itself, or the input of the CARRIERS before it."""

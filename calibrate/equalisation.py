@@ -26,6 +26,7 @@ was the best of 0.5, 0.7 and 1 on held-out images.
 """
 LEAST = 0.01
 """Minimum range of a channel, relative to the widest one of its tensor."""
+_GATES = ("Sigmoid", "HardSigmoid")
 _CHANNELWISE = ("Relu", "MaxPool", "GlobalAveragePool", "AveragePool", "Flatten", "Add")
 """Operators whose output channel i depends only on input channel i, and which commute with positive
 factors.
@@ -47,7 +48,7 @@ def equalise(source: Classifier, widths: Mapping[str, np.ndarray]) -> Classifier
         weight, *bias = (source.constants[name].astype(np.float64) for name in node.input[1:])
         outputs = _output_axis(node)
         if before is not None:
-            weight = weight * _along(1 - outputs, before, weight.ndim)
+            weight = _times_inputs(weight, before, attributes(node).get("group", 1), outputs)
         if after is not None:
             weight = weight / _along(outputs, after, weight.ndim)
             bias = [values / after for values in bias]
@@ -100,14 +101,15 @@ def streams(source: Classifier) -> list[list[str]]:
     fixed = {source.input, source.output}
     channels: dict[str, int] = {}
     for node in source.nodes:
-        if node.op_type in _CHANNELWISE and len(source.read_by(node)) == len(node.input):
-            for tensor in node.input:
-                parents[root(tensor)] = root(node.output[0])
-        elif node.op_type in WEIGHTED and attributes(node).get("group", 1) == 1:
+        passed = _passed_through(source, node)
+        for tensor in passed:
+            parents[root(tensor)] = root(node.output[0])
+        if node.op_type in WEIGHTED:
             outputs, shape = _output_axis(node), source.constants[node.input[1]].shape
-            channels |= {node.input[0]: shape[1 - outputs], node.output[0]: shape[outputs]}
+            read = shape[1 - outputs] * attributes(node).get("group", 1)
+            channels |= {node.input[0]: read, node.output[0]: shape[outputs]}
         else:
-            fixed |= {*source.read_by(node), node.output[0]}
+            fixed |= {*source.read_by(node), *(() if passed else node.output)}.difference(passed)
     found: dict[str, list[str]] = defaultdict(list)
     for tensor in source.activations:
         found[root(tensor)].append(tensor)
@@ -117,6 +119,27 @@ def streams(source: Classifier) -> list[list[str]]:
         # The counts differ if Flatten turns positions into channels.
         if not fixed.intersection(stream) and len({channels[t] for t in stream if t in channels}) == 1
     ]
+
+
+def _passed_through(source: Classifier, node: onnx.NodeProto) -> list[str]:
+    """The inputs of `node` whose channel factors pass to its output."""
+    if node.op_type in _CHANNELWISE and len(source.read_by(node)) == len(node.input):
+        return list(node.input)
+    if node.op_type == "Mul":  # squeeze and excitation: the gate keeps its values, what it weights may change
+        makers = [source.producers.get(tensor) for tensor in node.input]
+        gates = [maker is not None and maker.op_type in _GATES for maker in makers]
+        if sorted(gates) == [False, True] and len(source.read_by(node)) == 2:
+            return [node.input[gates.index(False)]]
+    return []
+
+
+def _times_inputs(weight: np.ndarray, factors: np.ndarray, groups: int, outputs: int) -> np.ndarray:
+    """`weight` with what it multiplies each input channel by multiplied by `factors` (C,); `outputs` is the
+    axis of its output channels. An output channel reads the inputs of its own group.
+    """
+    rows = np.repeat(factors.reshape(groups, -1), weight.shape[outputs] // groups, axis=0)
+    rows = rows if outputs == 0 else rows.T
+    return weight * rows.reshape(*rows.shape, *(1,) * (weight.ndim - 2))
 
 
 def _output_axis(node: onnx.NodeProto) -> int:

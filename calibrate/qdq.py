@@ -73,13 +73,15 @@ class QdqOptions:
     """Keep the weights in float followed by a Q/DQ pair, as required by TensorRT 8."""
 
 
-def quantised_inputs(source: Classifier, node: onnx.NodeProto, target: str) -> list[str]:
+def quantised_inputs(
+    source: Classifier, node: onnx.NodeProto, target: str, float_layers: Set[str] = frozenset()
+) -> list[str]:
     """The inputs of `node` that get a Q/DQ pair in the form of `target`, without weights."""
     everywhere = FORMS[target].everywhere
     if not source.is_layer(node):
         # The inputs of a float operator are quantised if a layer produced them: else that layer couldn't end
         # in integers.
-        return [t for t in source.read_by(node) if everywhere and source.from_layer(t)]
+        return [t for t in source.read_by(node) if everywhere and source.from_layer(t, float_layers)]
     if node.op_type == "Add":
         return list(node.input) if everywhere else [_skip_branch(source, node)]
     return [node.input[0]]
@@ -101,7 +103,7 @@ def insert_qdq(
         if node.name in float_layers or node.op_type in RECTIFIERS:
             writer.copy(node)
             continue
-        pairs = set(quantised_inputs(source, node, options.target))
+        pairs = set(quantised_inputs(source, node, options.target, float_layers))
         if node.op_type in CARRIERS:  # in INT8 only between INT8 layers
             pairs = pairs if _feeds_int8(source, node, float_layers) else set()
         inputs = [writer.activation(t) if t in pairs else t for t in node.input]

@@ -56,7 +56,8 @@ def grid(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str | 
     """A table with a text column followed by right-aligned columns of numbers."""
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        # A long name goes on in the next line: cut off, several would look the same.
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))  # a path may hold [brackets]
     return table

@@ -89,15 +89,45 @@ def test_a_residual_stream_shares_one_scale(bottleneck):
     assert len({id(scales[tensor]) for tensor in stream}) == 1
 
 
-def test_what_scales_do_not_pass_through_is_left_alone():
-    grouped = small_model(
-        node("Conv", ["x", "w"], "conv"),
-        node("Conv", ["conv", "g"], "grouped", group=4),
+def test_a_grouped_convolution_behind_a_gate_reads_its_own_group(monkeypatch):
+    """Squeeze and excitation between grouped convolutions, as in a RegNet."""
+    monkeypatch.setattr(equalisation, "EXPONENT", 1.0)
+    generator = np.random.default_rng(0)
+    shapes = {"w1": (4, 3, 1, 1), "b1": (4,), "s": (2, 4, 1, 1), "e": (4, 2, 1, 1), "g": (6, 2, 1, 1)}
+    model = small_model(
+        node("Conv", ["x", "w1", "b1"], "conv"),
+        node("Relu", ["conv"], "relu"),
+        node("GlobalAveragePool", ["relu"], "squeezed"),
+        node("Conv", ["squeezed", "s"], "fc1"),
+        node("Conv", ["fc1", "e"], "fc2"),
+        node("Sigmoid", ["fc2"], "gate"),
+        node("Mul", ["gate", "relu"], "scaled"),
+        node("Conv", ["scaled", "g"], "grouped", group=2),
         node("GlobalAveragePool", ["grouped"], "pool"),
         node("Flatten", ["pool"], "y"),
-        constants={"w": np.ones((4, 3, 1, 1)), "g": np.ones((4, 1, 1, 1))},
+        constants={name: generator.standard_normal(shape) for name, shape in shapes.items()},
     )
-    assert streams(classifier(grouped, source="it")) == []
+    source = classifier(model, source="it")
+    assert streams(source) == [["conv", "relu", "squeezed", "scaled"], ["fc1"]]
+    made = equalise(source, {"scaled": np.float32([8, 2, 4, 1]), "fc1": np.float32([1, 3])})
+    ratio = made.constants["grouped.weight.equalised"] / source.constants["g"]
+    first, second = [1, 1 / 4], [1 / 2, 1 / 8]
+    np.testing.assert_allclose(ratio[..., 0, 0], [first] * 3 + [second] * 3, rtol=1e-6)
+    images = np.random.default_rng(1).standard_normal((4, *source.image_shape)).astype(np.float32)
+    logits = [Network(one.model, threads=1).run(images)[0] for one in (source, made)]
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
+
+
+def test_what_scales_do_not_pass_through_is_left_alone():
+    silu = small_model(
+        node("Conv", ["x", "w"], "conv"),
+        node("Sigmoid", ["conv"], "sigmoid"),
+        node("Mul", ["conv", "sigmoid"], "silu"),
+        node("GlobalAveragePool", ["silu"], "pool"),
+        node("Flatten", ["pool"], "y"),
+        constants={"w": np.ones((4, 3, 1, 1))},
+    )
+    assert streams(classifier(silu, source="it")) == []
     positions = small_model(
         node("Conv", ["x", "w"], "conv"),
         node("Flatten", ["conv"], "flat"),

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from calibrate_examples import PREPROCESSING, Example, make_example
+from calibrate_examples import PREPROCESSING, Example, make_example, node, small_model
 from onnx import numpy_helper
 
 from slimdeploy.calibrate.batch_folding import fold_batch
@@ -249,3 +249,29 @@ class TestBatchFolding:
         assert (found["QLinearConv"], found["QLinearAdd"], found["QGemm"]) == (convs, sums, 1)
         assert (found["Conv"], found["Relu"], found["Add"], found["DequantizeLinear"]) == (0, 0, 0, 0)
         assert found["Transpose"] <= 2  # the image into NHWC, and at most one back
+
+
+def test_with_all_layers_in_float_nothing_is_quantised():
+    """Not even what a gate multiplies, which is no layer itself."""
+    source = classifier(
+        small_model(
+            node("Conv", ["x", "w"], "conv"),
+            node("Relu", ["conv"], "relu"),
+            node("GlobalAveragePool", ["relu"], "squeezed"),
+            node("Conv", ["squeezed", "e"], "excite"),
+            node("Sigmoid", ["excite"], "gate"),
+            node("Mul", ["relu", "gate"], "scaled"),
+            node("GlobalAveragePool", ["scaled"], "pool"),
+            node("Flatten", ["pool"], "y"),
+            constants={"w": np.ones((4, 3, 1, 1)), "e": np.ones((4, 4, 1, 1))},
+        ),
+        source="it",
+    )
+    thresholds = dict.fromkeys(source.activations, 1.0)
+    for target in FORMS:
+        options = QdqOptions(target=target)
+        made = insert_qdq(source, thresholds, options=options, float_layers=frozenset(source.layers()))
+        assert {n.op_type for n in made.graph.node} == {n.op_type for n in source.nodes}
+        mixed = insert_qdq(source, thresholds, options=options, float_layers=frozenset({"conv"}))
+        gated = next(n for n in mixed.graph.node if n.op_type == "Mul")
+        assert gated.input[0] == "relu", "what a layer in float makes is read in float"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ from slimdeploy.toolchain.paths import InputPath, OutputPath
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
     from slimdeploy.toolchain.library.quantize import Calibration
+
+
+SHOWN, NAMED = 12, 6
+"""Layers in a table, and in a line: --json has all of them."""
 
 
 @command("calibrate")
@@ -100,10 +105,10 @@ def _text(result: Calibration) -> Any:
         *_speed_rows(result),
         ("drop (95 % interval)", f"{parity.drop:+.2f} points ({low:+.2f} to {high:+.2f})"),
         ("same top-1 class", f"{percent(parity.top1_agreement)} of {parity.images} images"),
-        ("layers in float", ", ".join(result.float_layers) or "none"),
+        ("layers in float", _named(result.float_layers)),
     ]
     if result.options.compute == "fp16":
-        rows.append(("layers in FP32 (beyond FP16)", ", ".join(result.overflowing) or "none"))
+        rows.append(("layers in FP32 (beyond FP16)", _named(result.overflowing)))
     parts: list[Any] = [facts_table(rows)]
     if len(result.methods) > 1:
         columns = ["method", "accuracy drop, points", "same top-1 class", "logit error"]
@@ -122,12 +127,26 @@ def _text(result: Calibration) -> Any:
         parts.append(grid(columns, [
             (s.layer, percent(s.gain), f"{s.drop:+.2f}", percent(s.top1_agreement),
              "float" if s.layer in result.float_layers else "INT8")
-            for s in result.sensitivity
-        ], title="each layer in float, all others in INT8"))  # fmt: skip
-    if result.reasons:
-        why = "\n".join(f"{name} stays in float: {reason}" for name, reason in result.reasons.items())
-        parts.append(Text(why))
+            for s in result.sensitivity[:SHOWN]
+        ], title=f"one layer in float, all others in INT8{_most_of(result.sensitivity)}"))  # fmt: skip
+    ranked = [s.layer for s in result.sensitivity]
+    kept = sorted(result.reasons, key=lambda name: ranked.index(name) if name in ranked else -1)
+    why = [f"{name} stays in float: {result.reasons[name]}" for name in kept[:NAMED]]
+    if len(kept) > NAMED:
+        why.append(f"… and {len(kept) - NAMED} more layers (--json has all)")
+    if why:
+        parts.append(Text("\n".join(why)))
     return Group(*parts)
+
+
+def _named(layers: Sequence[str]) -> str:
+    """The first NAMED of them, and how many more there are."""
+    more = f" and {len(layers) - NAMED} more" if len(layers) > NAMED else ""
+    return ", ".join(layers[:NAMED]) + more or "none"
+
+
+def _most_of(layers: Sequence[object]) -> str:
+    return f": the {SHOWN} most sensitive of {len(layers)}" if len(layers) > SHOWN else ""
 
 
 def _speed_rows(result: Calibration) -> list[tuple[str, str]]:
