@@ -1,0 +1,36 @@
+"""docs/notebooks, executed: their cells in order, as a quick run (QUICK=1), on few drawn photos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import slimdeploy
+from slimdeploy.benchmarks import own_model
+from slimdeploy.toolchain.torchvision import import_torchvision
+
+NOTEBOOK = Path(slimdeploy.__file__).parent / "docs" / "notebooks" / "resnet50-photos.ipynb"
+
+
+def test_the_notebook_runs_from_weights_to_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QUICK", "1")
+    own_model.draw_photos(Path("photos"), train=8, test=4)
+    torch.manual_seed(0)
+    own_model.save_weights(import_torchvision().models.resnet18(num_classes=4), Path("weights.ckpt"))
+    names: dict[str, Any] = {}
+    for number, cell in enumerate(json.loads(NOTEBOOK.read_text())["cells"]):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            exec(compile(source, f"cell {number}", "exec"), names)
+        if source.startswith("import os") and "QUICK" in names:  # smaller than a quick run
+            names |= {"SIZE": 32, "EPOCHS": 1, "SECONDS": 0.05}
+    assert names["pruned"].after.params <= names["budget"]
+    assert [row.model for row in names["measured"].rows] == ["original.onnx", "final.onnx", "final.int8.onnx"]
+    assert names["parity"].max_abs_error < 1e-3
+    assert names["bundle"].bundle == Path("final.slim.tar")
+    assert {variant.precision for variant in names["bundle"].manifest.variants} == {"fp32", "int8"}
