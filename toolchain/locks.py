@@ -31,6 +31,7 @@ def exclusive(path: Path, what: str, *, waiting: str | None = None) -> Iterator[
     holder = _holder(file)  # read now: filelock before 4.0 empties the file when it tries
     lock = filelock.FileLock(file)
     try:
+        file.open("ab").close()  # filelock calls a lock held if its file can't be made
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:

@@ -79,19 +79,22 @@ def outputs_alone(context: click.Context) -> Iterator[None]:
             if path.is_dir():  # a run folder has its own lock
                 continue
             stack.enter_context(_folder(path.parent))
-            if path.parent.is_dir():
-                stack.enter_context(exclusive(path, str(path)))
+            stack.enter_context(exclusive(path, str(path)))
         yield
 
 
 @contextlib.contextmanager
 def _folder(folder: Path) -> Iterator[None]:
-    """Create `folder` for a lock in it; it is removed at the end if empty. If it can't be created, the
-    command reports that when it writes.
+    """Create `folder` for a lock in it; it is removed at the end if empty. Raises SlimdeployError if it can't
+    be created: now, before hours of work for an output that can't be written.
     """
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    with contextlib.suppress(OSError):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise SlimdeployError(f"{folder} is a file, not a folder") from None
+    except OSError as error:
+        raise SlimdeployError(f"cannot create the folder {folder}: {error.strerror}") from error
     try:
         yield
     finally:

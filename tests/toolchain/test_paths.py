@@ -144,3 +144,20 @@ def test_a_refused_command_leaves_no_folder_behind(slimdeploy_command: Callable,
     ran = slimdeploy_command("prune", tmp_path / "x", "--ratio", 0.5, "-o", tmp_path / "new" / "folder" / "y")
     assert (ran.exit_code, ran.error) == (2, f"no checkpoint at {tmp_path / 'x'}")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    slimdeploy_command: Callable, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for folder, said in (
+        (tmp_path / "file", "is a file, not a folder"),
+        (Path("/proc"), "cannot write /proc/"),
+    ):
+        ran = slimdeploy_command("prune", tmp_path / "missing", "--ratio", 0.5, "-o", folder / "y")
+        assert ran.exit_code == 2
+        assert said in ran.error
+    ran = slimdeploy_command(
+        "prune", tmp_path / "missing", "--ratio", 0.5, "-o", tmp_path / "file" / "x" / "y"
+    )
+    assert (ran.exit_code, "Not a directory" in ran.error) == (2, True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,21 +123,47 @@ def _of_timm(name: str, classes: int | None, arguments: dict[str, Any]) -> nn.Mo
 def _of_file(path: Path, function: str, arguments: dict[str, Any]) -> nn.Module:
     if not path.is_file():
         raise SlimdeployError(f"no file at {path}: write FILE.py:FUNCTION, torchvision:NAME or timm:NAME")
-    spec = importlib.util.spec_from_file_location(f"slimdeploy_user_{path.stem}", path)
+    name, root = _module_name(path.resolve())
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise SlimdeployError(f"{path} is not a Python file")
     user = importlib.util.module_from_spec(spec)
+    with _importable(path.resolve().parent, root):
+        sys.modules[name] = user  # dataclasses look there
+        try:
+            spec.loader.exec_module(user)
+        except (Exception, SystemExit) as error:  # whatever the user's file raises
+            raise SlimdeployError(
+                f"{path} can't be imported: {type(error).__name__}: {shorten(error)}"
+            ) from error
+        build = getattr(user, function, None)
+        if not callable(build):
+            names = [n for n, value in vars(user).items() if callable(value) and not n.startswith("_")]
+            raise SlimdeployError(f"{path} has no function {function!r}.{nearest(function, names)}")
+        return _called(build, f"{path}:{function}", **arguments)
+
+
+def _module_name(path: Path) -> tuple[str, Path]:
+    """The module's name, and the folder that its name starts from: its own or, inside of packages, the one
+    around them, so that relative imports work.
+    """
+    root, packages = path.parent, []
+    while (root / "__init__.py").is_file():
+        packages.append(root.name)
+        root = root.parent
+    stem = path.stem if packages else f"slimdeploy_user_{path.stem}"
+    return ".".join([*reversed(packages), stem]), root
+
+
+@contextlib.contextmanager
+def _importable(*folders: Path) -> Iterator[None]:
+    """Within, modules of `folders` can be imported, as by a script that lies there."""
+    before = list(sys.path)
+    sys.path[:0] = map(str, folders)
     try:
-        spec.loader.exec_module(user)
-    except Exception as error:  # whatever the user's file raises
-        raise SlimdeployError(
-            f"{path} can't be imported: {type(error).__name__}: {shorten(error)}"
-        ) from error
-    build = getattr(user, function, None)
-    if not callable(build):
-        names = [name for name, value in vars(user).items() if callable(value) and not name.startswith("_")]
-        raise SlimdeployError(f"{path} has no function {function!r}.{nearest(function, names)}")
-    return _called(build, f"{path}:{function}", **arguments)
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _load(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -157,7 +185,7 @@ def _load(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
 def _called(build: Callable[..., Any], name: str, *positional: Any, **arguments: Any) -> nn.Module:
     try:
         module = build(*positional, **arguments)
-    except Exception as error:  # whatever a foreign builder raises
+    except (Exception, SystemExit) as error:  # whatever a foreign builder raises
         raise SlimdeployError(f"{name} can't be built: {type(error).__name__}: {shorten(error)}") from error
     if not isinstance(module, nn.Module):
         raise SlimdeployError(f"{name} gives a {type(module).__name__}, not a torch.nn.Module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
-from slimdeploy.toolchain.models.named_networks import named_network, parse_arguments
+from slimdeploy.toolchain.models.named_networks import foreign_module, named_network, parse_arguments
 from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Geometry, Preprocessing
@@ -199,6 +200,49 @@ def test_names_that_lead_nowhere(
         named_network(name, size=16)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+USERS_FILE = """from __future__ import annotations
+from dataclasses import dataclass
+import torch
+from {helper} import WIDTH
+
+@dataclass
+class Options:
+    width: int = WIDTH
+
+def build():
+    from {helper} import WIDTH
+    return torch.nn.Sequential(torch.nn.Conv2d(3, Options().width, 3), torch.nn.Flatten())
+
+def leave():
+    raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize("helper", ["beside_a_file", "beside_in_a_package", ".beside", "..inner.beside"])
+def test_a_users_file_imports_what_lies_beside_it(tmp_path: Path, helper: str) -> None:
+    packaged = helper != "beside_a_file"
+    folder = tmp_path / "users_package" / "inner" if packaged else tmp_path
+    folder.mkdir(parents=True, exist_ok=True)
+    if packaged:
+        for package in (folder, folder.parent):
+            (package / "__init__.py").touch()
+    (folder / f"{helper.rpartition('.')[2]}.py").write_text("WIDTH = 5\n")
+    (folder / "net.py").write_text(USERS_FILE.format(helper=helper))
+    before = list(sys.path)
+    try:
+        module = foreign_module(f"{folder}/net.py:build")
+        assert module(torch.ones(1, 3, 4, 4)).shape == (1, 5 * 4)
+        with pytest.raises(SlimdeployError, match="can't be built: SystemExit: 3"):
+            foreign_module(f"{folder}/net.py:leave")
+        (folder / "ends.py").write_text("import sys; sys.exit(3)")
+        with pytest.raises(SlimdeployError, match=r"ends\.py can't be imported: SystemExit: 3"):
+            foreign_module(f"{folder}/ends.py:build")
+        assert sys.path == before
+    finally:
+        for name in [name for name in sys.modules if "beside" in name or "users_package" in name]:
+            del sys.modules[name]
 
 
 def test_the_command_writes_a_checkpoint_that_every_other_takes(
