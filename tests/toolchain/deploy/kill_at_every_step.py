@@ -19,22 +19,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime  # noqa: F401  (imported before the fork; no session is open then)
 
+from slimdeploy.tests.toolchain.deploy.stores import CHANGES, OPTIONS
 from slimdeploy.toolchain.deploy import bundle, device
-from slimdeploy.toolchain.deploy.options import DeployOptions
 from slimdeploy.toolchain.deploy.samples import Images
 from slimdeploy.toolchain.deploy.store import Store
-
-CHANGES = {
-    "os.rename",
-    "os.mkdir",
-    "os.remove",
-    "os.rmdir",
-    "os.chmod",
-    "os.truncate",
-    "os.link",
-    "os.symlink",
-}
-OPTIONS = DeployOptions(threads=1, seconds=0.01)
 
 
 def package(root: Path, models: list[str]) -> None:

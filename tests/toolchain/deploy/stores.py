@@ -8,6 +8,17 @@ from slimdeploy.toolchain.deploy.options import DeployOptions
 from slimdeploy.toolchain.deploy.store import Store
 
 OPTIONS = DeployOptions(threads=1, seconds=0.01)
+CHANGES = {
+    "os.rename",
+    "os.mkdir",
+    "os.remove",
+    "os.rmdir",
+    "os.chmod",
+    "os.truncate",
+    "os.link",
+    "os.symlink",
+}
+"""Audit events of changes to the file system."""
 
 
 def whole(store: Store) -> bool:

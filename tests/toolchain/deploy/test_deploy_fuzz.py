@@ -23,6 +23,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from slimdeploy.tests.toolchain.deploy.stores import CHANGES
 from slimdeploy.toolchain.deploy import bundle as bundles
 from slimdeploy.toolchain.deploy import container
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -40,16 +41,6 @@ FUZZ = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-CHANGES = {
-    "os.rename",
-    "os.mkdir",
-    "os.remove",
-    "os.rmdir",
-    "os.chmod",
-    "os.truncate",
-    "os.link",
-    "os.symlink",
-}
 allowed_folder: list[str] = []
 outside: list[str] = []
 
