@@ -40,7 +40,6 @@ def given(folder: Path, environment: dict[str, str]) -> None:
     own_model.draw_photos(folder / "photos", train=6, test=3)
     shutil.copytree(folder / "photos", folder / "PATH")
     shutil.copyfile(folder / "photos" / "test" / "disc" / "0.jpg", folder / "photo.jpg")
-    shutil.copyfile(ROOT / "benchmarks" / "results" / "int8-bench.json", folder / "bench.json")
     torch.manual_seed(0)
     resnet = import_torchvision().models.resnet18(num_classes=len(own_model.CLASSES))
     own_model.save_weights(resnet, folder / "weights.ckpt")
