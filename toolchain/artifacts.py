@@ -193,9 +193,9 @@ def check_output(path: Path | str, *, force: bool = False) -> Path:
     """
     path = Path(path)
     if path.is_dir():
-        raise SlimdeployError(f"{path} is a folder: name a file with --output")
+        raise SlimdeployError(f"{path} is a folder: name a file with `output`")
     if path.exists() and not force:
-        raise SlimdeployError(f"{path} exists: pass --force to replace it, or another --output")
+        raise SlimdeployError(f"{path} exists: pass `force` to replace it, or another `output`")
     remove_leftovers(path)
     return path
 

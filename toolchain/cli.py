@@ -107,7 +107,9 @@ class Command(click.Command):
 
             Console().print(output.text)
         if output.failed:
-            raise CheckFailed(output.failed)
+            failure = CheckFailed(output.failed)
+            name_flags(failure, self)
+            raise failure
 
 
 @contextmanager

@@ -89,7 +89,7 @@ class PreprocessingOptions:
             size = min(resize) if isinstance(resize, tuple) else resize
         if size is None:
             if self.interpolation:
-                raise SlimdeployError("an interpolation needs a size to resize to: pass --size or --resize")
+                raise SlimdeployError("an interpolation needs a size to resize to: pass `size` or `resize`")
             return None
         own = preset.geometry if preset else Geometry(size)
         return Geometry(size, resize, self.interpolation or own.interpolation)

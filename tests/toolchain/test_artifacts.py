@@ -160,11 +160,11 @@ def test_outputs_are_not_replaced_unasked(tmp_path: Path) -> None:
     assert artifacts.check_output(str(path)) == path
     path.touch()
     with pytest.raises(
-        SlimdeployError, match=f"^{path} exists: pass --force to replace it, or another --output$"
+        SlimdeployError, match=f"^{path} exists: pass force to replace it, or another output$"
     ):
         artifacts.check_output(path)
     assert artifacts.check_output(path, force=True) == path
-    with pytest.raises(SlimdeployError, match=f"^{tmp_path} is a folder: name a file with --output$"):
+    with pytest.raises(SlimdeployError, match=f"^{tmp_path} is a folder: name a file with output$"):
         artifacts.check_output(tmp_path, force=True)
 
 

@@ -84,7 +84,7 @@ class TrainingBatches:
             except torch.OutOfMemoryError as error:
                 mib = split.stored.nbytes / 2**20
                 raise SlimdeployError(
-                    f"{mib:,.0f} MiB of images don't fit in GPU memory: use --stream to read them from "
+                    f"{mib:,.0f} MiB of images don't fit in GPU memory: use `stream` to read them from "
                     "their files"
                 ) from error
             self._images = F.pad(images, (0, 0, pad, pad, pad, pad)) if pad else images

@@ -42,7 +42,7 @@ def decode_as(file: str, *, shape: tuple[int, ...], geometry: Geometry | None) -
     if image.shape != shape:
         raise SlimdeployError(
             f"{file} is {image.shape[1]}×{image.shape[0]}, but earlier images are "
-            f"{shape[1]}×{shape[0]}: pass --size N to resize all"
+            f"{shape[1]}×{shape[0]}: pass `size` N to resize all"
         )
     return image
 
@@ -58,7 +58,7 @@ def square_shape(paths: Iterable[str]) -> tuple[int, ...]:
             continue
         if shape[0] != shape[1]:
             raise SlimdeployError(
-                f"{path} is {shape[1]}×{shape[0]}, not square: pass --size N to resize and crop"
+                f"{path} is {shape[1]}×{shape[0]}, not square: pass `size` N to resize and crop"
             )
         return shape
     raise error or SlimdeployError("there are no images")
@@ -91,9 +91,9 @@ def refuse(unreadable: dict[str, str]) -> SlimdeployError:
     """The error that lists unreadable files."""
     reasons = list(unreadable.values())
     if len(reasons) == 1:
-        return SlimdeployError(f"{reasons[0]}; use --skip-unreadable to skip it")
+        return SlimdeployError(f"{reasons[0]}; use `skip_unreadable` to skip it")
     named = "; ".join(reasons[:NAMED]) + ("; …" if len(reasons) > NAMED else "")
-    return SlimdeployError(f"{len(reasons)} unreadable images (use --skip-unreadable to skip them): {named}")
+    return SlimdeployError(f"{len(reasons)} unreadable images (use `skip_unreadable` to skip them): {named}")
 
 
 def tell_skipped(unreadable: dict[str, str]) -> None:

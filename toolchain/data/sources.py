@@ -62,7 +62,7 @@ def cifar10(argument: str, options: DataOptions) -> Dataset:
 def folder(argument: str, options: DataOptions) -> Dataset:
     """The user's images, in folders of classes or listed in tables; see `listing.list_images`."""
     if not argument:
-        raise SlimdeployError("folder needs a path: --data folder:PATH")
+        raise SlimdeployError("folder needs a path: `data` folder:PATH")
     class_names, splits = read_folder(
         argument,
         geometry=options.geometry,
@@ -99,4 +99,4 @@ def _remembered(images: np.ndarray | FileImages) -> tuple[Triple, Triple]:
 
 def _no_argument(name: str, argument: str) -> None:
     if argument:
-        raise SlimdeployError(f"--data {name} takes no {':' + argument!r}")
+        raise SlimdeployError(f"`data` {name} takes no {':' + argument!r}")

@@ -61,7 +61,7 @@ class FrameFormat:
         """From `640x480`."""
         width, _, height = text.partition("x")
         if not (width.isdecimal() and height.isdecimal()):
-            raise SlimdeployError(f"--frames {text}: write it as WIDTHxHEIGHT, e.g. 640x480")
+            raise SlimdeployError(f"`frames` {text}: write it as WIDTHxHEIGHT, e.g. 640x480")
         return cls(int(width), int(height), pixels)
 
     @property
@@ -98,7 +98,9 @@ def read_frames(stream: BinaryIO, frame: FrameFormat, *, geometry: Geometry) -> 
     number = 0
     while content := _read_exactly(stream, frame.bytes):
         if len(content) != frame.bytes:
-            raise SlimdeployError(f"frame {number}: {len(content)} bytes, not {frame.bytes}: check --frames")
+            raise SlimdeployError(
+                f"frame {number}: {len(content)} bytes, not {frame.bytes}: check the size of a frame"
+            )
         number += 1
         pixels = np.frombuffer(content, np.uint8).reshape(frame.height, frame.width, -1)
         if frame.pixels == "bgr":

@@ -117,7 +117,7 @@ def _listen(address: Address) -> socket.socket:
         said = getattr(error, "strerror", None) or str(error)
         reason = said.partition(" (while")[0]  # Python repeats the address
         raise SlimdeployError(
-            f"cannot listen on {address.host}:{address.port}: {reason}; pass another --port or --host"
+            f"cannot listen on {address.host}:{address.port}: {reason}; pass another `port` or `host`"
         ) from error
 
 

@@ -47,7 +47,7 @@ def to_fp16(model: onnx.ModelProto, *, float_layers: Set[str] = frozenset()) -> 
     if opset < _HALF_SCALES_OPSET and any(node.op_type in _QUANTISERS for node in model.graph.node):
         raise SlimdeployError(
             f"INT8 with FP16 compute needs opset {_HALF_SCALES_OPSET}, the model has {opset}: "
-            f"export it with --opset {_HALF_SCALES_OPSET}, or use --compute fp32"
+            f"export it with `opset` {_HALF_SCALES_OPSET}, or use `compute` fp32"
         )
     return _Halving(model, float_layers).run()
 

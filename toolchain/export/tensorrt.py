@@ -55,7 +55,7 @@ def build_plan(
     if able.highest_opset is not None and facts.opset > able.highest_opset:
         raise SlimdeployError(
             f"{onnx}: opset {facts.opset}; TensorRT {trt.__version__} reads up to {able.highest_opset}: "
-            f"export again with --opset {able.highest_opset}"
+            f"export again with `opset` {able.highest_opset}"
         )
     build = _Build(trt, able, onnx, facts, options, timing_cache, progress)
     if not able.strongly_typed:
@@ -177,7 +177,7 @@ class _Build:
             raise SlimdeployError(f"{self.onnx}: the image size must be fixed, not {tuple(image.shape)}")
         if batch >= 0:
             if self.options.batch != (batch, batch, batch):
-                raise SlimdeployError(f"{self.onnx} is for batches of {batch} only: pass --batch {batch}")
+                raise SlimdeployError(f"{self.onnx} is for batches of {batch} only: pass `batch` {batch}")
             return
         profile = builder.create_optimization_profile()
         profile.set_shape(image.name, *((n, *size) for n in self.options.batch))

@@ -149,7 +149,7 @@ def _resume(output: Path, full: Graph, size: int, device: dict[str, Any]) -> lis
     ):
         if theirs != ours:
             raise SlimdeployError(
-                f"{output} was measured {what} {_differing(theirs, ours)}: name another --output or remove it"
+                f"{output} was measured {what} {_differing(theirs, ours)}: name another `output` or remove it"
             )
     return samples_of(document, output)
 

@@ -70,7 +70,7 @@ def open_backend(options: LutOptions) -> OnnxruntimeBackend:
     """Raises SlimdeployError for FP16."""
     if options.precision == "fp16":
         raise SlimdeployError(
-            "--precision fp16: onnxruntime supports fp32 and int8 on a CPU; --backend tensorrt also "
+            "`precision` fp16: onnxruntime supports fp32 and int8 on a CPU; `backend` tensorrt also "
             "supports fp16"
         )
     machine = conditions.machine()

@@ -92,7 +92,7 @@ class TensorrtBackend:
             self._trt, onnx, folder / f"{name}.engine", EngineOptions(batch=batches), device=self._gpu
         )
         if built.audit.failed:
-            raise SlimdeployError(f"--precision {options.precision}: {built.audit.failed}")
+            raise SlimdeployError(f"`precision` {options.precision}: {built.audit.failed}")
         return built.path
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ def open_backend(options: LutOptions) -> TensorrtBackend:
     threads are requested.
     """
     if options.threads:
-        raise SlimdeployError("--threads: cannot be used with --backend tensorrt, which runs on the GPU")
+        raise SlimdeployError("`threads`: cannot be used with `backend` tensorrt, which runs on the GPU")
     import tensorrt as trt
 
     return TensorrtBackend(trt, open_device(), options)

@@ -61,7 +61,7 @@ class Calibration:
             return None
         return (
             f"{model}: INT8 loses {self.parity.drop:.2f} points on {self.parity.images} test images "
-            f"({self.options.max_drop:g} allowed); no file written. Try more --selection-images"
+            f"({self.options.max_drop:g} allowed); no file written. Try more `selection_images`"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -34,18 +34,18 @@ def parse_guard(text: str) -> Guard:
     found = _GUARD.fullmatch(text)
     if not found:
         raise SlimdeployError(
-            f"--fail-if {text!r}: write it as 'latency_p50 > 1.05x', or 'accuracy < -0.5pp'"
+            f"`guards` {text!r}: write it as 'latency_p50 > 1.05x', or 'accuracy < -0.5pp'"
         )
     metric, operator, number, unit = found.groups()
     if metric not in METRICS:
         raise SlimdeployError(
-            f"--fail-if {text!r}: no metric {metric}; known: {', '.join(METRICS)}.{nearest(metric, METRICS)}"
+            f"`guards` {text!r}: no metric {metric}; known: {', '.join(METRICS)}.{nearest(metric, METRICS)}"
         )
     if (unit == "pp") != (metric == "accuracy"):
         right = (
             "a difference in points, such as -0.5pp" if metric == "accuracy" else "a factor, such as 1.05x"
         )
-        raise SlimdeployError(f"--fail-if {text!r}: {metric} needs {right}")
+        raise SlimdeployError(f"`guards` {text!r}: {metric} needs {right}")
     return Guard(text.strip(), metric, operator == ">", float(number) / (100 if unit == "pp" else 1))
 
 
@@ -70,7 +70,7 @@ def judge_all(guards: Sequence[Guard], changes: Callable[[str], Sequence[Change]
     for guard in guards:
         found = changes(guard.metric)
         if not found:
-            raise SlimdeployError(f"--fail-if {guard.text!r}: nothing here has {guard.metric} to compare")
+            raise SlimdeployError(f"`guards` {guard.text!r}: nothing here has {guard.metric} to compare")
         verdicts += [{"condition": guard.text, "verdict": judge(guard, one), **asdict(one)} for one in found]
     return verdicts
 

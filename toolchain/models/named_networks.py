@@ -37,10 +37,10 @@ def named_network(
     """
     if name is None or not is_imported(name):
         if arguments:
-            raise SlimdeployError(f"--arg is for imported networks; {name or 'resnet50'} is built in")
+            raise SlimdeployError(f"`arguments` is for imported networks; {name or 'resnet50'} is built in")
         return build_network(build_graph(name, stem=stem, classes=classes or 10), seed=seed)
     if stem is not None:
-        raise SlimdeployError(f"--stem is for {', '.join(ARCHITECTURES)}; {name} has its own first layers")
+        raise SlimdeployError(f"`stem` is for {', '.join(ARCHITECTURES)}; {name} has its own first layers")
     return imported_network(name, size=size, classes=classes, arguments=arguments, seed=seed).network
 
 
@@ -87,7 +87,7 @@ def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
-            raise SlimdeployError(f"--arg {text}: write it as name=value, e.g. width=0.5")
+            raise SlimdeployError(f"`arguments` {text}: write it as name=value, e.g. width=0.5")
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -152,7 +152,7 @@ def _for_its_bench(document: dict[str, Any]) -> dict[str, Any]:
 def _apply(document: dict[str, Any], setting: str) -> None:
     key, equals, value = setting.partition("=")
     if not equals or not key:
-        raise SlimdeployError(f"--set {setting}: write it as section.key=value, e.g. train.epochs=2")
+        raise SlimdeployError(f"`settings` {setting}: write it as section.key=value, e.g. train.epochs=2")
     try:
         parsed = _parse(f"value = {value}", "")["value"]
     except SlimdeployError:
@@ -161,5 +161,5 @@ def _apply(document: dict[str, Any], setting: str) -> None:
     for section in sections:
         document = document.setdefault(section, {})
         if not isinstance(document, dict):
-            raise SlimdeployError(f"--set {setting}: {section} is not a section")
+            raise SlimdeployError(f"`settings` {setting}: {section} is not a section")
     document[name] = parsed

@@ -116,7 +116,7 @@ def _from(command: str, stages: list[Stage]) -> list[str]:
     """Names of the first stage of `command` and of all later ones."""
     first = next((i for i, stage in enumerate(stages) if stage.command == command), None)
     if first is None:
-        raise SlimdeployError(f"--from {command}: the recipe has no section [{command}]")
+        raise SlimdeployError(f"`repeat_from` {command}: the recipe has no section [{command}]")
     return [stage.name for stage in stages[first:]]
 
 

@@ -125,7 +125,7 @@ def open_session(path: Path, options: SessionOptions) -> TorchSession:
     if options.precision not in (None, *DTYPES):
         raise SlimdeployError(f"torch runs {', '.join(DTYPES)}, not {options.precision}")
     if options.cuda_graph and device != "cuda":
-        raise SlimdeployError("a CUDA graph needs --device cuda and an NVIDIA GPU")
+        raise SlimdeployError("a CUDA graph needs `device` cuda and an NVIDIA GPU")
     checkpoint = load_checkpoint(path)
     if device == "cuda":
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.tf32

@@ -17,5 +17,5 @@ def torch_device(name: str, threads: int | None) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise SlimdeployError("--device cuda: torch sees no CUDA GPU here")
+        raise SlimdeployError("`device` cuda: torch sees no CUDA GPU here")
     return name

@@ -158,7 +158,7 @@ def _clear(output: Path, *, resume: bool, force: bool) -> None:
         return
     if state_path(output).exists() and not force:
         raise SlimdeployError(
-            f"an unfinished run is beside {output}: --resume continues it, --force starts again"
+            f"an unfinished run is beside {output}: `resume` continues it, `force` starts again"
         )
     for leftover in (state_path(output), history_path(output)):
         leftover.unlink(missing_ok=True)

@@ -68,7 +68,7 @@ def parse_conditions(texts: Sequence[str], batches: Sequence[int]) -> list[Condi
         if one.batch is not None and one.batch not in batches:
             measured = ", ".join(map(str, batches))
             raise SlimdeployError(
-                f"--pick {one.text!r}: the recipe measures batch {measured}, not {one.batch}"
+                f"`conditions` {one.text!r}: the recipe measures batch {measured}, not {one.batch}"
             )
     return found
 
@@ -77,24 +77,26 @@ def _parse(text: str) -> Condition:
     found = _CONDITION.fullmatch(text)
     if not found:
         raise SlimdeployError(
-            f"--pick {text!r}: write it as 'latency<=0.8ms', 'latency@64<=40ms' or 'accuracy>=90%'"
+            f"`conditions` {text!r}: write it as 'latency<=0.8ms', 'latency@64<=40ms' or 'accuracy>=90%'"
         )
     metric, batch, compare, number, unit = found.groups()
     if metric not in UNITS:
         raise SlimdeployError(
-            f"--pick {text!r}: no metric {metric}; known: {', '.join(UNITS)}.{nearest(metric, UNITS)}"
+            f"`conditions` {text!r}: no metric {metric}; known: {', '.join(UNITS)}.{nearest(metric, UNITS)}"
         )
     if batch and metric not in ("latency", "speedup"):
-        raise SlimdeployError(f"--pick {text!r}: {metric} does not depend on the batch size: remove @{batch}")
+        raise SlimdeployError(
+            f"`conditions` {text!r}: {metric} does not depend on the batch size: remove @{batch}"
+        )
     if unit not in UNITS[metric]:
         known = " or ".join(unit or "none" for unit in UNITS[metric])
-        raise SlimdeployError(f"--pick {text!r}: the unit of {metric} is {known}")
+        raise SlimdeployError(f"`conditions` {text!r}: the unit of {metric} is {known}")
     try:
         limit = round(float(number) * UNITS[metric][unit], 12)  # so that 95 % is exactly 0.95
     except ValueError:
-        raise SlimdeployError(f"--pick {text!r}: {number} is not a number") from None
+        raise SlimdeployError(f"`conditions` {text!r}: {number} is not a number") from None
     if metric == "accuracy" and limit > 1:
-        raise SlimdeployError(f"--pick {text!r}: an accuracy is at most 1: write {number}% for percent")
+        raise SlimdeployError(f"`conditions` {text!r}: an accuracy is at most 1: write {number}% for percent")
     return Condition(text, metric, int(batch) if batch else None, compare, limit, unit)
 
 

@@ -66,17 +66,17 @@ def read_space(recipe: Recipe, *, sparsity: str | None, ratio: str | None, align
     """
     if not (sparsity or ratio or align):
         raise SlimdeployError(
-            "nothing to sweep over: give --sparsity, --ratio or --align, such as --ratio 0.5,0.9"
+            "nothing to sweep over: give `sparsity`, `ratio` or `align`, such as `ratio` 0.5,0.9"
         )
     if ratio is None and recipe.prune.ratio is None:
-        raise SlimdeployError(f"{recipe.name} has no pruning ratio ({recipe.prune.describe()}): give --ratio")
+        raise SlimdeployError(f"{recipe.name} has no pruning ratio ({recipe.prune.describe()}): give `ratio`")
     steered = recipe.train.sparsity_target is not None
     if sparsity is None and steered:
-        raise SlimdeployError(f"{recipe.name} steers λ ({recipe.train.sparsity}): give --sparsity")
+        raise SlimdeployError(f"{recipe.name} steers λ ({recipe.train.sparsity}): give `sparsity`")
     space = Space(
-        _values("--sparsity", sparsity, float, 0.0 if steered else float(recipe.train.sparsity)),
-        _values("--ratio", ratio, float, recipe.prune.ratio or 0.0),
-        _values("--align", align, int, recipe.prune.alignment),
+        _values("sparsity", sparsity, float, 0.0 if steered else float(recipe.train.sparsity)),
+        _values("ratio", ratio, float, recipe.prune.ratio or 0.0),
+        _values("align", align, int, recipe.prune.alignment),
     )
     for point in space.points():
         point.recipe(recipe)
@@ -95,7 +95,7 @@ def _values(
         except ValueError:
             what = "a whole number" if kind is int else "a number"
             raise SlimdeployError(
-                f"{option} {text}: {part.strip()!r} is not {what}; write a list such as "
+                f"`{option}` {text}: {part.strip()!r} is not {what}; write a list such as "
                 f"{'1,8' if kind is int else '0.5,0.9'}"
             ) from None
     return tuple(dict.fromkeys(values))

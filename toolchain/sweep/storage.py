@@ -84,10 +84,10 @@ def open_study(wanted: dict[str, Any], options: SweepOptions) -> optuna.Study:
     if found != wanted:
         where = f"the study {options.study!r} in {masked(options.storage)}"
         if found is None:
-            raise SlimdeployError(f"{where} is not a sweep's: give this one another name with --study")
+            raise SlimdeployError(f"{where} is not a sweep's: give this one another name with `study`")
         key, theirs, ours = _difference(found, wanted)
         raise SlimdeployError(
-            f"{where} has {key} = {theirs!r}, this sweep {ours!r}: give this one another name with --study"
+            f"{where} has {key} = {theirs!r}, this sweep {ours!r}: give this one another name with `study`"
         )
     return study
 
@@ -99,7 +99,7 @@ def storage_errors(url: str) -> Iterator[None]:
         yield
     except sqlalchemy.exc.ArgumentError:
         raise SlimdeployError(
-            "--storage is not a database's URL: write it as postgresql+psycopg://USER:PASSWORD@HOST/DATABASE "
+            "`storage` is not a database's URL: write it as postgresql+psycopg://USER:PASSWORD@HOST/DATABASE "
             "or sqlite:///FILE"
         ) from None
     except sqlalchemy.exc.SQLAlchemyError as error:

@@ -25,11 +25,11 @@ def out_of_memory(batch_size: int, attempt: Callable[[int], None], *, force: boo
     fitting = batch_that_fits(batch_size, attempt)
     if fitting is None:
         return SlimdeployError(
-            f"out of memory: not even a batch of {LEAST} fits; use a smaller --size or --arch"
+            f"out of memory: not even a batch of {LEAST} fits; use a smaller `size` or `arch`"
         )
     return SlimdeployError(
         f"out of memory with a batch of {batch_size}; {fitting} would fit: restart with "
-        f"--batch-size {fitting}{' and --force' if force else ''}"
+        f"`batch_size` {fitting}{' and `force`' if force else ''}"
     )
 
 

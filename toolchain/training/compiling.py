@@ -20,10 +20,10 @@ def compiled(network: nn.Module, *, device: str, processes: int) -> nn.Module:
     synchronises statistics.
     """
     if device == "cpu":
-        raise SlimdeployError("--compile needs CUDA; on the CPU a compiled step is slower: leave it out")
+        raise SlimdeployError("`compile` needs CUDA; on the CPU a compiled step is slower: leave it out")
     if processes > 1:
         raise SlimdeployError(
-            "--compile cannot be used with several processes: leave it out, or run without torchrun"
+            "`compile` cannot be used with several processes: leave it out, or run without torchrun"
         )
     torch.compiler.reset()  # earlier compilations of a wider network count towards the recompilation limit
     network_call: Any = torch.compile(network, mode="reduce-overhead", dynamic=False)
@@ -42,5 +42,5 @@ def compile_errors_explained() -> Iterator[None]:
         cause = getattr(error, "inner_exception", error)
         reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise SlimdeployError(
-            f"--compile: torch.compile fails on this machine ({reason}): leave it out"
+            f"`compile`: torch.compile fails on this machine ({reason}): leave it out"
         ) from error

@@ -12,7 +12,7 @@ def resumable(error: SlimdeployError, epochs_done: int) -> SlimdeployError:
     """`error` with the epoch from which the run can be resumed."""
     if not epochs_done:
         return error
-    found = SlimdeployError(f"{error}: --resume continues after epoch {epochs_done}")
+    found = SlimdeployError(f"{error.message}: `resume` continues after epoch {epochs_done}")
     found.exit_code = error.exit_code
     return found
 

@@ -229,10 +229,10 @@ class _Run:
             self._set_lr(index * len(self.batches) + step)
             lr = self.learner.lr
             # Not --resume: the saved state requires the same learning rate, and would fail here again.
-            again = " and start again with --force" if index else ""
+            again = " and start again with `force`" if index else ""
             raise SlimdeployError(
                 f"the loss is {losses[step].item()} at epoch {index + 1}, step {step + 1} (lr {lr:.3g}): "
-                f"lower --lr{again}"
+                f"lower `lr`{again}"
             )
 
 

@@ -150,7 +150,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 def _from_checkpoint(found: Checkpoint, path: Path, arch: str | None, stem: str | None) -> Weights:
     graph = found.info.graph
     if arch not in (None, graph.arch):
-        raise SlimdeployError(f"{path} is a {graph.arch} network, not {arch}: leave --arch out")
+        raise SlimdeployError(f"{path} is a {graph.arch} network, not {arch}: leave `arch` out")
     if stem not in (None, graph.origin.get("stem")):
         found = _with_stem(found, stem, path)
     return Weights(found.network, path, found.sha256, found.info)
@@ -178,8 +178,8 @@ def _fitted(full: Graph, tensors: dict[str, Tensor], path: Path) -> Graph:
     stem, first = full.origin.get("stem"), tensors.get("conv1.weight")
     if stem in STEMS and first is not None and first.shape[-1] != STEMS[stem].kernel:
         own, wanted = first.shape[-1], STEMS[stem].kernel
-        raise SlimdeployError(f"{path} has a {own}×{own} stem, --stem {stem} is {wanted}×{wanted}")
+        raise SlimdeployError(f"{path} has a {own}×{own} stem, `stem` {stem} is {wanted}×{wanted}")
     try:
         return fit_to_tensors(full, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     except SlimdeployError as error:
-        raise SlimdeployError(f"{path}: {error}; is it a {full.arch}? (--arch, --stem)") from error
+        raise SlimdeployError(f"{path}: {error.message}; is it a {full.arch}? (`arch`, `stem`)") from error

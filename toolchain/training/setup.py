@@ -74,7 +74,7 @@ def build_penalty(
     if options.sparsity and not penalised_batchnorms(network.graph, options.sparse_layers):
         raise SlimdeployError(
             f"sparsity acts on the BN scales γ of prunable channels, and {network.graph.arch} has none: "
-            "train without --sparsity, and prune with --criterion l2, taylor or surgeon"
+            "train without `sparsity`, and prune with `criterion` l2, taylor or surgeon"
         )
     steps = options.epochs * steps_per_epoch
     patience = max(LEAST_GONE_AFTER, int(steps * GONE_AFTER))

@@ -87,7 +87,7 @@ def recognised_resnet(tensors: dict[str, Tensor], path: Path) -> tuple[str, bool
             log(f"{path}: recognised {arch.name} by its blocks")
             return arch.name, tensors[prefix + "conv1.weight"].shape[-1] == 7
     kind = "bottleneck" if bottleneck else "basic"
-    raise SlimdeployError(f"{path}: no known ResNet has {depths} {kind} blocks; name the network with --arch")
+    raise SlimdeployError(f"{path}: no known ResNet has {depths} {kind} blocks; name the network with `arch`")
 
 
 def without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -108,7 +108,7 @@ def _prefix(tensors: dict[str, Tensor], names: Collection[str], path: Path) -> s
     if best < len(names) / 2:
         some = list(names)[:3]
         raise SlimdeployError(
-            f"{path} contains another network (--arch): expected {', '.join(some)}, …; found "
+            f"{path} contains another network (`arch`): expected {', '.join(some)}, …; found "
             f"{listed(tensors)}"
         )
     whole = sorted(

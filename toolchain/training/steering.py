@@ -154,7 +154,7 @@ class SteeredPenalty:
             self._select({group.name: np.ones(group.width) for group in self._groups})
         except SlimdeployError as error:
             raise SlimdeployError(
-                f"sparsity auto:{share:g}: {error}; a smaller share, or a smaller --sparse-align"
+                f"sparsity auto:{share:g}: {error.message}; a smaller share, or a smaller `sparse_align`"
             ) from error
 
 

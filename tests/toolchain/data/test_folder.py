@@ -155,7 +155,7 @@ def test_unusable_folders_are_refused_in_one_line(
 
 
 def test_a_folder_needs_a_path() -> None:
-    with pytest.raises(SlimdeployError, match="folder needs a path: --data folder:PATH"):
+    with pytest.raises(SlimdeployError, match="folder needs a path: data folder:PATH"):
         load_dataset(DataOptions("folder"))
 
 
@@ -179,7 +179,7 @@ def test_unreadable_images_are_all_named_and_left_out_on_request(
     broken = _break(folder, "train/red/aaa.png", "train/blue/0000.png", "test/green/zzz.jpg")
     if not stream:
         with pytest.raises(
-            SlimdeployError, match=r"^3 unreadable images \(use --skip-unreadable to skip them\)"
+            SlimdeployError, match=r"^3 unreadable images \(use skip_unreadable to skip them\)"
         ) as error:
             _load(folder)
         assert all(str(file) in str(error.value) for file in broken)

@@ -207,7 +207,7 @@ def test_tables_are_a_dataset(tmp_path: Path, image_folder: Path, monkeypatch: p
     assert load_dataset(DataOptions("folder:~/labels.csv")).digest() == by_folder.digest()
     (tmp_path / "labels.csv").write_text("\n".join([*rows, "gone.png,red,train"]))
     with pytest.raises(
-        SlimdeployError, match=r"gone.png: not a readable image \(.*use --skip-unreadable to skip it"
+        SlimdeployError, match=r"gone.png: not a readable image \(.*use skip_unreadable to skip it"
     ):
         load_dataset(DataOptions(f"folder:{tmp_path}/labels.csv"))
 

@@ -45,7 +45,7 @@ def test_digits_of_the_two_splits_are_other_images() -> None:
 
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
 def test_sources_without_argument_refuse_one(name: str) -> None:
-    with pytest.raises(SlimdeployError, match=f"--data {name} takes no ':extra'"):
+    with pytest.raises(SlimdeployError, match=f"data {name} takes no ':extra'"):
         load_dataset(DataOptions(f"{name}:extra"))
 
 

@@ -107,9 +107,7 @@ def test_precision_that_was_not_built_is_refused(trt: FakeTensorrt) -> None:
     trt._loses_int8 = True
     with (
         open_backend(LutOptions(backend="tensorrt", precision="int8")) as backend,
-        pytest.raises(
-            SlimdeployError, match="--precision int8: 21 layers are not in the requested precision"
-        ),
+        pytest.raises(SlimdeployError, match="precision int8: 21 layers are not in the requested precision"),
     ):
         backend.profile(SMALL, 8)
 
@@ -124,7 +122,7 @@ def test_a_convolution_without_a_time_is_named(trt: FakeTensorrt, monkeypatch: p
 
 
 def test_threads_are_refused(trt: FakeTensorrt) -> None:
-    with pytest.raises(SlimdeployError, match="--threads: cannot be used with --backend tensorrt"):
+    with pytest.raises(SlimdeployError, match="threads: cannot be used with backend tensorrt"):
         open_backend(LutOptions(backend="tensorrt", threads=2))
 
 

@@ -177,7 +177,7 @@ def test_arguments_are_literals() -> None:
     assert parse_arguments(("width=0.5", "act=relu", "sizes=(1, 2)")) == {
         "width": 0.5, "act": "relu", "sizes": (1, 2),
     }  # fmt: skip
-    with pytest.raises(SlimdeployError, match="--arg width: write it as name=value"):
+    with pytest.raises(SlimdeployError, match="arguments width: write it as name=value"):
         parse_arguments(("width",))
 
 

@@ -191,9 +191,9 @@ def test_settings_on_the_command_line_win(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.epochs", "--set train.epochs: write it as section.key=value, e.g. train.epochs=2"),
-        ("=2", "--set =2: write it as section.key=value, e.g. train.epochs=2"),
-        ("name.x=2", "--set name.x=2: name is not a section"),
+        ("train.epochs", "settings train.epochs: write it as section.key=value, e.g. train.epochs=2"),
+        ("=2", "settings =2: write it as section.key=value, e.g. train.epochs=2"),
+        ("name.x=2", "settings name.x=2: name is not a section"),
         ("train.epoch=2", "{path}: unknown key 'train.epoch'. Did you mean 'epochs'?"),
         ("train.epochs=many", "{path}: train.epochs must be a whole number, not 'many'"),
         ("train=2", "{path}: train must be a section, [train]"),

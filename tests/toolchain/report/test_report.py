@@ -155,7 +155,7 @@ def test_a_run_that_was_killed_is_refused(run, tmp_path):
 
 def test_an_output_of_one_s_own_is_not_replaced_unasked(run, tmp_path):
     (tmp_path / "mine.html").write_text("mine")
-    with pytest.raises(SlimdeployError, match="exists: pass --force"):
+    with pytest.raises(SlimdeployError, match="exists: pass force"):
         report_stage([run], format="html", output=tmp_path / "mine.html")
     assert (tmp_path / "mine.html").read_text() == "mine"
 
@@ -193,7 +193,7 @@ def test_without_the_onnx_files_the_rest_is_there(run, tmp_path):
     figures = set(re.findall(r'<figure id="([^"]+)"', page))
     assert {"gamma", "channels-1", "ratio", "latency-1"} <= figures
     assert not figures & {"layers", "classes", "confusion-final"}
-    with pytest.raises(SlimdeployError, match="exists: pass --force"):
+    with pytest.raises(SlimdeployError, match="exists: pass force"):
         report_stage([tmp_path / name for name in names], format="html", output=None)
 
 

@@ -96,7 +96,7 @@ def test_closing_twice_is_safe_and_running_afterwards_is_refused(
     ("options", "message"),
     [
         (replace(CPU, precision="int8"), "torch runs fp32, fp16, bf16, not int8"),
-        (replace(CPU, cuda_graph=True), "a CUDA graph needs --device cuda"),
+        (replace(CPU, cuda_graph=True), "a CUDA graph needs device cuda"),
     ],
 )
 def test_impossible_options_are_refused(

@@ -108,7 +108,7 @@ def test_bad_conditions_are_one_line(text, message):
     with pytest.raises(SlimdeployError) as error:
         parse_conditions([text])
     assert message in str(error.value)
-    assert str(error.value).startswith("--pick ")
+    assert str(error.value).startswith("conditions ")
 
 
 def test_why_none_is_picked():

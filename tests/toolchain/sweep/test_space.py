@@ -34,10 +34,10 @@ def test_a_point_changes_the_recipe_where_it_says_and_nowhere_else():
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        ({}, "nothing to sweep over: give --sparsity, --ratio or --align"),
-        ({"ratio": "0.5,half"}, "--ratio 0.5,half: 'half' is not a number"),
-        ({"ratio": "0.5,"}, "--ratio 0.5,: '' is not a number"),
-        ({"align": "8,1.5"}, "--align 8,1.5: '1.5' is not a whole number; write a list such as 1,8"),
+        ({}, "nothing to sweep over: give sparsity, ratio or align"),
+        ({"ratio": "0.5,half"}, "ratio 0.5,half: 'half' is not a number"),
+        ({"ratio": "0.5,"}, "ratio 0.5,: '' is not a number"),
+        ({"align": "8,1.5"}, "align 8,1.5: '1.5' is not a whole number; write a list such as 1,8"),
         ({"ratio": "0.5,1.5"}, "ratio must be from 0 to below 1, not 1.5"),
         ({"sparsity": "-1"}, "sparsity must be at least 0, not -1"),
         ({"align": "0"}, "align must be at least 1, not 0"),
@@ -51,12 +51,12 @@ def test_bad_lists_are_one_line(lists, message):
 
 def test_a_recipe_with_another_budget_needs_a_ratio():
     recipe = load_recipe(find_recipe("digits"), ("prune={params = 4e6}",))
-    with pytest.raises(SlimdeployError, match=r"digits has no pruning ratio .*: give --ratio"):
+    with pytest.raises(SlimdeployError, match=r"digits has no pruning ratio .*: give ratio"):
         read_space(recipe, sparsity="0", ratio=None, align=None)
 
 
 def test_a_recipe_that_steers_its_sparsity_needs_a_list_of_it():
     recipe = load_recipe(find_recipe("digits"), ("train.sparsity=auto:0.9",))
-    with pytest.raises(SlimdeployError, match=r"digits steers λ \(auto:0.9\): give --sparsity"):
+    with pytest.raises(SlimdeployError, match=r"digits steers λ \(auto:0.9\): give sparsity"):
         read_space(recipe, sparsity=None, ratio="0.9", align=None)
     assert read_space(recipe, sparsity="1e-4", ratio="0.9", align=None).points()[0].sparsity == 1e-4

@@ -66,7 +66,7 @@ def test_what_the_compiler_raises_is_one_line(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(learner, "compiled", lambda network, **_: torch.compile(network, backend=broken))
     with pytest.raises(
-        SlimdeployError, match=r"^--compile: torch\.compile fails on this machine \(no C\+\+ compiler\)"
+        SlimdeployError, match=r"^compile: torch\.compile fails on this machine \(no C\+\+ compiler\)"
     ) as error:
         _fit(tmp_path / "x", replace(OPTIONS, compile=True))
     assert "\n" not in str(error.value)
@@ -78,7 +78,7 @@ def test_other_errors_are_not_the_compilers() -> None:
 
 
 def test_several_processes_are_refused() -> None:
-    with pytest.raises(SlimdeployError, match=r"^--compile cannot be used with several processes"):
+    with pytest.raises(SlimdeployError, match=r"^compile cannot be used with several processes"):
         compiling.compiled(torch.nn.Identity(), device="cuda", processes=2)
 
 

@@ -205,14 +205,14 @@ def _poison(optimizer: torch.optim.Optimizer) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_says_where(tmp_path: Path) -> None:
-    message = r"^the loss is nan at epoch 1, step 2 \(lr 0\.0385\): lower --lr$"
+    message = r"^the loss is nan at epoch 1, step 2 \(lr 0\.0385\): lower lr$"
     with _at_step(1, _poison), pytest.raises(SlimdeployError, match=message):
         _fit(tmp_path / "first")
     assert not state_path(tmp_path / "first").exists()
 
 
 def test_a_later_one_keeps_the_last_whole_epoch(tmp_path: Path) -> None:
-    message = r"^the loss is nan at epoch 3, step 2 \(lr .*\): lower --lr and start again with --force$"
+    message = r"^the loss is nan at epoch 3, step 2 \(lr .*\): lower lr and start again with force$"
     with _at_step(2 * STEPS + 1, _poison), pytest.raises(SlimdeployError, match=message):
         _fit(tmp_path / "later")
     assert len(read_history(tmp_path / "later")) == 2

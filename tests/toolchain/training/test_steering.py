@@ -80,7 +80,7 @@ def test_zeros_come_in_multiples_of_the_alignment(tmp_path: Path) -> None:
 
 
 def test_a_share_out_of_reach_is_refused_before_training(tmp_path: Path) -> None:
-    message = r"^sparsity auto:0\.9: .* is out of reach: .*; a smaller share, or a smaller --sparse-align$"
+    message = r"^sparsity auto:0\.9: .* is out of reach: .*; a smaller share, or a smaller sparse_align$"
     with pytest.raises(SlimdeployError, match=message):
         _fit(tmp_path / "x", replace(OPTIONS, sparsity="auto:0.9"))
     assert not list(tmp_path.iterdir())
