@@ -141,9 +141,8 @@ def _entry_points() -> dict[tuple[str, str], Reference]:
         package = point.dist.name if point.dist else point.value
         kind, dot, name = point.name.partition(".")
         if kind not in KINDS or not dot or not name:
-            log(f"! ignored {point.name!r} of the package {package}: plugins are named KIND.NAME, with a "
-                "kind of"
-                f"{', '.join(KINDS)}")  # fmt: skip
+            log(f"! ignored {point.name!r} of the package {package}: plugins are named KIND.NAME, the "
+                f"kinds are {', '.join(KINDS)}")  # fmt: skip
             continue
         first = found.setdefault((kind, name), Reference(point.value, package))
         if first.package != package:

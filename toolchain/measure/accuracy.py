@@ -109,7 +109,8 @@ def judge(answered: Iterable[Answered]) -> Evaluation:
     Raises SlimdeployError where a label doesn't fit the model's classes, a logit isn't a number, or there are
     no images.
     """
-    parts, classes = [], 0
+    parts: list[tuple[np.ndarray, ...]] = []
+    classes = 0
     for given, truth in answered:
         logits, classes = given.astype(np.float64), given.shape[1]
         check_labels(truth, classes)

@@ -33,9 +33,7 @@ def parse_guard(text: str) -> Guard:
     """
     found = _GUARD.fullmatch(text)
     if not found:
-        raise SlimdeployError(
-            f"`guards` {text!r}: write it as 'latency_p50 > 1.05x', or 'accuracy < -0.5pp'"
-        )
+        raise SlimdeployError(f"`guards` {text!r}: write it as 'latency_p50 > 1.05x', or 'accuracy < -0.5pp'")
     metric, operator, number, unit = found.groups()
     if metric not in METRICS:
         raise SlimdeployError(

@@ -121,21 +121,21 @@ def _cut_short(folder: Path) -> str:
 def _another_size(folder: Path) -> str:
     file = folder / "train" / "red" / "zz.png"
     _save(file, 17, 16)
-    return f"{file} is 17×16, but earlier images are 16×16: pass --size N to resize all"
+    return f"{file} is 17×16, but earlier images are 16×16: pass size N to resize all"
 
 
 def _another_size_in_test(folder: Path) -> str:
     for file in (folder / "test").rglob("*.png"):
         _save(file, 24, 24)
     first = min((folder / "test" / "blue").iterdir())
-    return f"{first} is 24×24, but earlier images are 16×16: pass --size N to resize all"
+    return f"{first} is 24×24, but earlier images are 16×16: pass size N to resize all"
 
 
 def _not_square(folder: Path) -> str:
     for file in folder.rglob("*.png"):
         _save(file, 20, 16)
     first = min((folder / "train" / "blue").iterdir())
-    return f"{first} is 20×16, not square: pass --size N to resize and crop"
+    return f"{first} is 20×16, not square: pass size N to resize and crop"
 
 
 @pytest.mark.parametrize(
