@@ -75,7 +75,11 @@ TWO = Dataset(tiny.CLASSES[:2], TEST, TEST, tiny.PREPROCESSING)
         ("onnxruntime-cpu", {"data": BATCHES, "accuracy_only": True}, "accuracy_only counts on the GPU"),
         ("onnxruntime-cpu", {"data": BATCHES, "backend": "torch"}, "torch opens .safetensors files"),
         ("onnxruntime-cpu", {"data": iter(BATCHES)}, "^data can be iterated only once"),
-        ("onnxruntime-cpu", {"data": [(torch.zeros(2, 3, SIZE, SIZE), torch.tensor([0, 9]))]}, "number 9"),
+        (
+            "onnxruntime-cpu",
+            {"data": [(torch.zeros(2, 3, SIZE, SIZE), torch.tensor([0, 9]))]},
+            "class index 9",
+        ),
         ("network", {"data": TWO}, "^the network has 3 classes, data has 2"),
         ("network", {"data": BATCHES, "backend": "tensorrt"}, "^backend tensorrt runs a file"),
         ("network", {"data": "digitz"}, "unknown data 'digitz'"),
