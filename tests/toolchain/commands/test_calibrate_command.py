@@ -60,7 +60,7 @@ def test_a_person_sees_tables(exported, tmp_path):
         "accuracy float32 / INT8",
         "int8, for cpu",
         "on the held-out images",
-        "each layer in float, all others in INT8",
+        "one layer in float, all others in INT8",
         "batch 1 float32 / INT8",
     ):
         assert text in result.output

@@ -38,7 +38,7 @@ def test_a_picture_of_confusions_has_a_cell_a_pair_of_classes() -> None:
         [["a", "1", "2", "0", "0"], ["b", "0", "1", "0", "0"], ["c", "1", "0", "0", "0"], ["d", *"0000"]],
     )
     assert chart.svg.count("<rect") == 16
-    assert "a answered as b: 2 of 3 (66.67 %)" in chart.svg
+    assert "a predicted as b: 2 of 3 (66.67 %)" in chart.svg
     assert re.findall(r'fill-opacity="([\d.]+)"', chart.svg)[:2] == ["0.58", "0.82"]  # √(1/3), √(2/3)
 
 
