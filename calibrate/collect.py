@@ -34,10 +34,12 @@ def collect(
             try:
                 seen = histogram(values)
             except ValueError:
-                where = "the images" if name == classifier.input else classifier.producers[name].name
-                raise SlimdeployError(
-                    f"activations of {where} contain NaN or infinity: can't calibrate"
-                ) from None
+                where = (
+                    "the images"
+                    if name == classifier.input
+                    else f"activations of {classifier.producers[name].name}"
+                )
+                raise SlimdeployError(f"{where} contain NaN or infinity: can't calibrate") from None
             found[name] = merge(found[name], seen) if name in found else seen
         advance(len(batch))
     if not found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -53,13 +54,15 @@ def requirements() -> dict[str, set[str]]:
     }
 
 
-def _package_folders() -> Iterator[Path]:
-    for file in ROOT.rglob("__init__.py"):
-        parts = file.relative_to(ROOT).parts
-        if not any(part.startswith(".") or part in ("tests", "build") for part in parts):
-            yield file.parent
+def _package_folders(folder: Path = ROOT) -> Iterator[Path]:
+    if (folder / "__init__.py").is_file():
+        yield folder
+    for inner in folder.iterdir():  # not rglob: a virtual environment in the checkout is a large tree
+        if inner.is_dir() and inner.name not in ("tests", "build") and not inner.name.startswith("."):
+            yield from _package_folders(inner)
 
 
+@functools.cache
 def _modules() -> dict[str, Path]:
     """Import name -> file of every module in the package."""
     found = {}

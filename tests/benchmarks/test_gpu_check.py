@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from slimdeploy.benchmarks.gpu_models import Contestant, LeftOut, Models, Pair
 from slimdeploy.tests import small_network
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.measure.options import MeasureOptions
 
 small_checkpoint = small_network.small_checkpoint
 
@@ -161,6 +163,7 @@ def test_check_writes_one_result_that_its_schema_describes(
     """On the CPU: two backends that are there, one that isn't, and the kernels, which can't run here."""
     monkeypatch.setattr(gpu_check, "gpu_name", lambda: "NVIDIA Test GPU")
     monkeypatch.setattr(gpu_check, "BATCHES", (1, 2))
+    monkeypatch.setattr(gpu_check, "MeasureOptions", functools.partial(MeasureOptions, launches=2))
     monkeypatch.setattr(gpu_models, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_models, "BACKENDS_MEASURED", {"torch": ("fp32",), "tensorrt": ("fp16",)})
     equipped = gpu_models.check_equipped

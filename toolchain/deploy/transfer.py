@@ -56,6 +56,7 @@ class Connection:
         """
         digest, sender = digest or artifacts.sha256_file(file), sender_of(self.host)
         place = f"{INCOMING}/{sender}-{digest}"
+        artifacts.make_folder(locks())
         with exclusive(locks() / sender, f"host {self.host}"):
             try:
                 self._copy(file, place, sender)

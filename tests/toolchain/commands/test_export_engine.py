@@ -68,8 +68,7 @@ def test_engine_without_the_int8_asked_for_exits_with_1(
     assert code == 1
     assert "fp32, not int8" in out
     assert str(error) == (
-        f"{tmp_path}/m.engine: 21 layers are not in the requested precision, "
-        "such as conv1: fp32 instead of int8"
+        f"{tmp_path}/m.engine: 21 layers are not in the requested precision, e.g. conv1: fp32 instead of int8"
     )
 
 

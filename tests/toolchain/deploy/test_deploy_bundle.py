@@ -133,7 +133,7 @@ def test_images_of_another_size(models, tmp_path):
 
 def test_labels_beyond_the_classes(models, tmp_path):
     zeros = np.zeros((1, 16, 16, 3), np.uint8)
-    with pytest.raises(SlimdeployError, match="knows 4 classes"):
+    with pytest.raises(SlimdeployError, match="has 4 classes, but the data has more"):
         bundles.write_bundle(
             tmp_path / "x.slim.tar", [models["fp32"]], Images(zeros, zeros, np.array([4]), "zeros")
         )

@@ -121,7 +121,7 @@ def test_no_rollback_to_what_this_device_would_not_install_today(bundle, other_b
     device.install(bundle, store, OPTIONS)
     device.install(other_bundle, store, OPTIONS)
     store.allowed_signers.write_text("me ssh-ed25519 AAAA\n")
-    with pytest.raises(SlimdeployError, match=r"0001-net was installed without .*allowed_signers asks"):
+    with pytest.raises(SlimdeployError, match=r"0001-net was installed without .*allowed_signers requires"):
         device.rollback(store, OPTIONS)
     assert store.current().name == "0002-other"
 
