@@ -13,7 +13,7 @@ from slimdeploy.toolchain.deploy import bundle as bundles
 from slimdeploy.toolchain.deploy import signature
 from slimdeploy.toolchain.deploy.bundle import Bundle
 from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest, Variant
-from slimdeploy.toolchain.deploy.check import Accuracy, check_model, fastest
+from slimdeploy.toolchain.deploy.check import Checked, check_model, fastest
 from slimdeploy.toolchain.deploy.engine import candidates
 from slimdeploy.toolchain.deploy.golden import GoldenResult
 from slimdeploy.toolchain.deploy.installed import (
@@ -32,14 +32,13 @@ from slimdeploy.toolchain.machine.sysfs import DeviceFacts, read_facts
 from slimdeploy.toolchain.models.model_info import versions
 from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_session
-from slimdeploy.toolchain.runtime.single_image import Latency
 
 DISK_MARGIN = 64 << 20
 """Bytes that must remain free on the device."""
 
 
 @dataclass(frozen=True)
-class Deployment:
+class Deployment(Checked):
     """The installed version and its check results: `deployment.json` of a version."""
 
     version: str
@@ -48,14 +47,6 @@ class Deployment:
     model: str
     """Path of the model file in the version's folder."""
     model_sha256: str
-    variant: str
-    precision: str
-    runtime: str
-    """Name of its backend; `backend` is the name of the open session."""
-    backend: str
-    golden: GoldenResult
-    accuracy: Accuracy
-    latency_ms: Latency
     candidates_ms: dict[str, float]
     """Median latency of every model timed here, by variant; the fastest one is used."""
     cpu: str
