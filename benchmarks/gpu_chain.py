@@ -1,11 +1,12 @@
 """The reference table on a GPU that is available for half an hour: a bare machine without network, and calls
 of less than ten minutes each.
 
-    python -m slimdeploy.benchmarks.gpu_chain list python -m slimdeploy.benchmarks.gpu_chain pack cifar10-jpeg
-    wheels -o parts      on this machine python -m slimdeploy.benchmarks.gpu_chain join parts --work
-    /tmp/chain           on the GPU machine, once per part python -m slimdeploy.benchmarks.gpu_chain run
-    --work /tmp/chain -o results       on the GPU machine, repeatedly
+    python -m slimdeploy.benchmarks.gpu_chain list
+    python -m slimdeploy.benchmarks.gpu_chain pack cifar10-jpeg wheels -o parts
+    python -m slimdeploy.benchmarks.gpu_chain join parts --work /tmp/chain
+    python -m slimdeploy.benchmarks.gpu_chain run --work /tmp/chain -o results
 
+The first two run on this machine. `join` runs on the GPU machine, once per part; `run` there, repeatedly.
 `run` runs the pieces one after the other, the most important first, for `--minutes`; the same command
 continues where it stopped. The results are two JSON files: `gpu-chain.json`, one row per piece, and
 `gpu-check.json`.
