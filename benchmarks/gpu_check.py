@@ -51,7 +51,9 @@ class Findings:
     failures: list[dict[str, str]] = field(default_factory=list)
 
     def attempt(self, what: str, step: Callable[[], None]) -> None:
-        """Do `step`; a missing library leaves it out, an error of ours is a failure; the check continues."""
+        """Run `step` and continue: a missing library is recorded in `left_out`, a SlimdeployError in
+        `failures`.
+        """
         log(what)
         try:
             step()

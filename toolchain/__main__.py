@@ -1,4 +1,4 @@
-"""`python -m slimdeploy.toolchain …` is `slimdeploy …` (what `torchrun -m` needs)."""
+"""Run `slimdeploy …` as `python -m slimdeploy.toolchain …`, as `torchrun -m` requires."""
 
 from slimdeploy.toolchain.cli import main
 

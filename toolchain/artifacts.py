@@ -1,5 +1,5 @@
-"""Files that stages hand to each other: written atomically, hashed, never overwritten unasked; and how text
-and JSON from a user are read.
+"""Read and write the files of the stages. Files are written atomically and hashed; existing files are
+replaced only with `force`. Text and JSON from users are read here too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`slimdeploy`: finds the command named, runs it, prints its result or its one-line error.
+"""`slimdeploy`: find the named command, run it, and print its result or its one-line error.
 
 Each command is one file in `commands/`, imported only when it is called, so that `slimdeploy --help` is
 instant.
@@ -123,7 +123,7 @@ def _flags_named(command: click.Command) -> Iterator[None]:
 
 
 def name_flags(error: SlimdeployError, command: click.Command | None = None) -> None:
-    """Say in `error` the flags of `command`, by default of the one that runs, instead of parameters."""
+    """Replace the parameters named in `error` by the flags of `command` (default: the running command)."""
     own = command or click.get_current_context().command
     error.message = error.told(lambda parameter: _flag_of(own, parameter))
 

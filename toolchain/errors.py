@@ -23,7 +23,7 @@ class SlimdeployError(Exception):
         return self.told(lambda parameter: parameter)
 
     def told(self, naming: Callable[[str], str]) -> str:
-        """The message with each parameter as `naming` has it."""
+        """The message, with each parameter name replaced by the result of `naming`."""
         return re.sub(r"`(\w+)`", lambda found: naming(found[1]), self.message)
 
 

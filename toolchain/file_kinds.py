@@ -1,4 +1,4 @@
-"""Which kind a file is, by its first bytes: for the error where a command is given one of another kind."""
+"""Identify the kind of a file by its first bytes, for the error if a command gets another kind of file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def refuse_other_kind(path: Path, wanted: str) -> None:
-    """Raise SlimdeployError, with the next step, where `path` is a file of another kind than `wanted`."""
+    """Raise SlimdeployError, with the next step, if `path` is of another kind than `wanted`."""
     kind = kind_of(path)
     if kind not in (None, wanted):
         how = _NEXT_STEP[kind].format(path=path, stem=path.stem)

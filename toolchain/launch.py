@@ -57,8 +57,8 @@ _claim: Callable[[], bool] | None = None
 
 
 def agree_by(claim: Callable[[], bool] | None) -> None:
-    """From now on let `claim`, which is true in only one process, decide who reports an error; None ends
-    that.
+    """Use `claim`, which returns true in only one process, to decide which process reports an error; None
+    resets this.
     """
     global _claim
     _claim = claim

@@ -1,4 +1,4 @@
-"""Path options: each is an input or an output of its command; no output may be another path's file."""
+"""Path options, each an input or an output of a command. No output may be the same file as another path."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.progress import log
 
 NETWORKS = {"torchvision:mobilenet_v2": 12, "torchvision:regnet_y_400mf": 12, "torchvision:vgg11_bn": 6}
-"""Epochs of training: a VGG has 129 M parameters, and needs fewer."""
+"""Epochs of training by network; a VGG has 129 M parameters and needs fewer."""
 COLUMNS = {
     "network": "name",
     "epochs": "of training",
@@ -47,7 +47,7 @@ COLUMNS = {
 
 
 def slimdeploy(*arguments: object, resume: Path | None = None) -> dict[str, Any]:
-    """What one command prints as JSON; `resume` is the output of a training that may have been stopped."""
+    """The JSON output of one command; `resume` is the output file of a training that may be unfinished."""
     command = [str(Path(sys.executable).parent / "slimdeploy"), *map(str, arguments), "--json"]
     if resume and list(resume.parent.glob(f"{resume.name}*state*")):
         command.append("--resume")
@@ -59,7 +59,9 @@ def slimdeploy(*arguments: object, resume: Path | None = None) -> dict[str, Any]
 
 
 def chain(network: str, options: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """The rows of one network: the original, slimdeploy's, the same in INT8, Torch-Pruning's."""
+    """The rows of one network: the original, the one pruned by slimdeploy, the same in INT8, and the one
+    pruned by Torch-Pruning.
+    """
     epochs = options["epochs"] or NETWORKS.get(network, 12)
     data, limit, threads = options["data"], options["limit"], ["--threads", options["threads"]]
     trained, ours, theirs = (folder / f"{name}.safetensors" for name in ("trained", "pruned", "peer"))

@@ -51,7 +51,7 @@ FAMILIES = (
     "alexnet", "convnext", "densenet", "efficientnet", "googlenet", "inception", "mnasnet", "mobilenet",
     "regnet", "resnet", "resnext", "shufflenet", "squeezenet", "vgg", "wide_resnet",
 )  # fmt: skip
-"""Of torchvision: all but the transformers."""
+"""Families of torchvision's classifiers: all except the transformers."""
 TIMM = (
     "resnet50d", "resnext50_32x4d", "wide_resnet50_2", "regnetx_002", "regnety_002", "mobilenetv3_small_100",
     "efficientnet_b0",
@@ -77,20 +77,20 @@ COLUMNS = {
 
 
 def names() -> list[str]:
-    """What to measure."""
+    """The networks to measure."""
     models = import_torchvision().models
     own = [name for name in models.list_models(module=models) if name.startswith(FAMILIES)]
     return [f"torchvision:{name}" for name in own] + [f"timm:{name}" for name in TIMM]
 
 
 def size_of(name: str) -> int:
-    """Inception needs 75 pixels at least; the rest is as quick as a network's stride of 32 allows."""
+    """Image side in pixels: small for speed, and a multiple of 32. Inception needs at least 75."""
     return 128 if "inception" in name else 64
 
 
 @torch.no_grad()
 def randomise(network: torch.nn.Module) -> None:
-    """Random γ, β and statistics: fresh ones are 1 and 0, which hides errors."""
+    """Set random γ, β and statistics: the initial values 1 and 0 would hide errors."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in network.state_dict().items():
         if tensor.dim() == 1 and tensor.is_floating_point():
@@ -99,7 +99,7 @@ def randomise(network: torch.nn.Module) -> None:
 
 
 def half_of_the_macs(network: GraphNetwork, size: int) -> Kept:
-    """The channels kept by a cut to half of the MACs, coupled, by the filters' norms."""
+    """The channels kept when pruning to half of the MACs, residual sums coupled, by the criterion `l2`."""
     macs = network_cost(network.graph, size).macs / 2
     options = PruneOptions(macs=macs, residual="couple", criterion="l2", align=8)
     groups = plan_groups(network.graph, options)
@@ -109,7 +109,7 @@ def half_of_the_macs(network: GraphNetwork, size: int) -> Kept:
 
 @torch.no_grad()
 def masked(network: GraphNetwork, kept: Kept) -> GraphNetwork:
-    """A copy with γ and β of the removed channels at zero; without BN, filter and bias."""
+    """A copy with γ and β of the removed channels set to zero; without BN, their filters and biases."""
     masks = keep_masks(network.graph, channel_groups(network.graph, residual="couple"), kept)
     found = copy.deepcopy(network)
     for node in network.graph.nodes:
@@ -167,7 +167,9 @@ def _run(model: bytes, images: Tensor) -> np.ndarray:
 
 
 def _quantised(model: Any, images: Tensor, expected: Tensor) -> dict[str, Any]:
-    """INT8 in both forms on the images themselves, and what NVIDIA's builder says of FP32 and INT8."""
+    """The INT8 columns for both forms, calibrated on `images`, and whether NVIDIA's builder accepts FP32 and
+    INT8.
+    """
     source, batch = classifier(model, source="the export"), images.numpy()
     widths = collect_widths(source, tensors_to_equalise(source), [batch])
     even = equalise(source, widths)
@@ -212,7 +214,7 @@ def _builds(model: bytes) -> bool | str:
 
 
 def _peer(name: str, size: int, images: Tensor) -> dict[str, Any]:
-    """Torch-Pruning on the same network: magnitude importance, half of the MACs, as its README has it."""
+    """Torch-Pruning on the same network: magnitude importance, half of the MACs, as in its README."""
     prunes = _attempt(lambda: _torch_pruning(name, size, images))
     if not isinstance(prunes, torch.nn.Module):
         return {"peer_prunes": prunes, "peer_exports": "nothing to export"}
@@ -253,7 +255,7 @@ def _torch_pruning(name: str, size: int, images: Tensor) -> torch.nn.Module:
 
 
 def _attempt(work: Callable[[], Any]) -> Any:
-    """What `work` gives, or its error as text: a network that falls short is named, not hidden."""
+    """The result of `work`, or its error as text, so that a failed network appears in the table."""
     try:
         return work()
     except Exception as error:  # whatever a peer or a runtime raises

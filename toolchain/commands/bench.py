@@ -80,7 +80,7 @@ def _measure(models: tuple[Path, ...], data: DataOptions | None, options: BenchO
     from slimdeploy.toolchain.library.bench import bench as measured
 
     console = Console(stderr=True)
-    # Drawn by hand between the blocks: a bar that animates itself would take time from what is measured.
+    # Updated only between the blocks: an animated bar would use CPU time during the measurement.
     line = console.print if not console.is_terminal else lambda text: console.print(f"\r{text:<100}", end="")
     command = ["slimdeploy", *sys.argv[1:]]
     result = measured(models, data=data, options=options, progress=line, command=command)

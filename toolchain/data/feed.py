@@ -88,10 +88,10 @@ class LoaderFeed:
             raise SlimdeployError(f"`{self.name}` contains no images")
 
     def count_batches(self) -> int:
-        """How many batches one pass gives: where the source has no length, by going through it."""
+        """Number of batches in one pass. A source without a length is iterated once to count them."""
         try:
             return len(self.source)  # type: ignore[arg-type]
-        except TypeError:  # a DataLoader of an IterableDataset has the method and raises it, too
+        except TypeError:  # raised by the DataLoader of an IterableDataset too
             return sum(1 for _ in self.source)
 
     def _checked(self, batch: object) -> Batch:

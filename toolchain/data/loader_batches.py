@@ -1,4 +1,4 @@
-"""Training batches that the caller makes, such as a DataLoader gives them, instead of a Dataset's."""
+"""Training batches made by the caller, e.g. by a DataLoader, in place of those of a Dataset."""
 
 from __future__ import annotations
 
@@ -12,32 +12,36 @@ from slimdeploy.toolchain.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class OwnBatches:
-    """What stands for a Dataset: batches to train on, to validate on after each epoch, to test on once."""
+    """The caller's batches in place of a Dataset: to train on, to validate on after each epoch, and to test
+    on once at the end.
+    """
 
     train: LoaderFeed
     validation: LoaderFeed | None
     test: LoaderFeed | None
     preprocessing: Preprocessing
-    """How the caller's images became the network's input."""
+    """Preprocessing that the caller applied to the images."""
 
 
 class LoaderBatches:
-    """One pass over `feed` an epoch, as `TrainingBatches` gives those of a split.
+    """Like `TrainingBatches`, for the caller's batches: an epoch is one pass over `feed`.
 
-    Raises SlimdeployError as LoaderFeed does, for a batch of one image, and where a pass gives more or fewer
-    batches than the first one.
+    Raises SlimdeployError like LoaderFeed, for a batch of one image, and if a pass has more or fewer batches
+    than the first one.
     """
 
     weight = 1.0
-    """What a mean over a batch counts: no other process shares it."""
+    """Weight of this process's mean over a batch: always 1, because batches aren't shared with other
+    processes.
+    """
 
     def __init__(self, feed: LoaderFeed) -> None:
         self._feed, self._count = feed, feed.count_batches()
         self.batch_size = 0
-        """Images in the largest batch so far."""
+        """Number of images in the largest batch so far."""
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return self._count
 
     def epoch(self, index: int) -> Iterator[Batch]:

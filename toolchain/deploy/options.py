@@ -15,7 +15,7 @@ BACKENDS = ("tensorrt", "onnxruntime")
 
 @dataclass(frozen=True)
 class PackageOptions:
-    """What a bundle holds beside the models, and the SSH key that signs it."""
+    """The content of a bundle besides its models, and the SSH key that signs it."""
 
     noise: bool = option(False, "Use noise as golden images, without an evaluation set.")
     golden: int = option(16, "Golden images: the device must reproduce their outputs.", least=1, most=1024)

@@ -33,7 +33,7 @@ class EngineOptions:
     batch: tuple[int, int, int] = option(
         (1, 1, 1), "Engine: batch sizes, or one number for all three.", form=BATCH
     )
-    """Least batch size, the one to optimise for, and the greatest."""
+    """Minimum, optimal and maximum batch size."""
     workspace_mb: int | None = option(None, "Engine: maximum workspace memory, MiB.", least=1, unset="all")
     optimization_level: int | None = option(
         None,
@@ -44,7 +44,7 @@ class EngineOptions:
     )
     tf32: bool = option(False, "Engine: allow TF32 in FP32 layers.")
     dla: int | None = option(None, "Engine: index of the DLA core to build for.", least=0)
-    """Layers that it can't run are on the GPU."""
+    """DLA core; layers that it can't run use the GPU."""
     version_compatible: bool = option(
         False, "Engine: can be loaded by later TensorRT versions of the same major version."
     )

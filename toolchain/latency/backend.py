@@ -35,7 +35,7 @@ BACKENDS: Registry[Callable[[LutOptions], LutBackend]] = Registry(
         "tensorrt": "slimdeploy.toolchain.latency.tensorrt:open_backend",
     },
 )
-"""Name -> what opens it."""
+"""Name -> function that opens the backend."""
 
 
 @dataclass(frozen=True)

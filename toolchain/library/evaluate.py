@@ -64,7 +64,9 @@ def _opened(
     size: int | None,
     options: EvaluateOptions,
 ) -> Session:
-    """A copy of the network in torch, described as of the dataset, where there is one."""
+    """A torch session of a copy of the network, with the preprocessing and class names of the dataset, if
+    there is one.
+    """
     from slimdeploy.toolchain.library.from_module import as_checkpoint, described_by
     from slimdeploy.toolchain.runtime.torch import TorchSession
     from slimdeploy.toolchain.runtime.torch_device import torch_device

@@ -68,9 +68,9 @@ def as_checkpoint(network: Checkpoint | nn.Module, *, size: int | None = None) -
 
 
 def described_by(dataset: Dataset, start: Checkpoint) -> ModelInfo:
-    """What `start` says of itself, with the preprocessing and the class names of `dataset`.
+    """The description in `start`, with the preprocessing and the class names of `dataset`.
 
-    Raises SlimdeployError where their numbers of classes differ.
+    Raises SlimdeployError if the numbers of classes differ.
     """
     classes = len(dataset.class_names)
     if start.info.graph.classes != classes:

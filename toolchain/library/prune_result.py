@@ -23,27 +23,27 @@ class Latency:
 
 @dataclass(frozen=True)
 class PruneResult:
-    """The pruned network and what pruning did."""
+    """The pruned network, its costs and its accuracies."""
 
     checkpoint: Checkpoint
     channels: tuple[int, ...]
-    """Widths that are left, in order of execution."""
+    """Remaining widths, in order of execution."""
     before: Cost
     after: Cost
     removed_blocks: tuple[str, ...]
-    """Blocks of which only the shortcut is left."""
+    """Blocks that were replaced by their shortcut."""
     folding: Folding
-    """How many constants were folded, and how."""
+    """Numbers of folded constants."""
     accuracy: dict[str, float] | None
-    """On the test images, 0…1, before pruning and after each thing done; `final` is the network's. None
-    without test images.
+    """Accuracy on the test images, 0…1, before pruning and after each step; `final` is that of the result.
+    None without test images.
     """
     seconds: float
     """Duration of scoring, selection and surgery, without reading, evaluation and writing."""
     latency: Latency | None = None
-    """If the target was a latency."""
+    """None unless the target was a latency."""
     removed_in_training: int = 0
-    """Channels removed by training before; a ratio includes them."""
+    """Channels that training removed before pruning; the target `ratio` includes them."""
 
     @property
     def network(self) -> GraphNetwork:

@@ -55,8 +55,8 @@ def cut_network(
     *,
     removed: int = 0,
 ) -> Cut:
-    """Select and cut: `progress` (0…1) of the way from the original, of which training has `removed` channels
-    already, to the budget.
+    """Select channels and remove them. `progress` (0…1) is the position between the original and the budget.
+    `removed` is the number of channels that training has removed from the original already.
     """
     moments = _moments(network, feeds, options, device) if feeds else None
     groups = plan_groups(network.graph, options)
@@ -85,7 +85,7 @@ def cut_network(
 def _latency_budget(
     graph: Graph, scores: Scores, options: PruneOptions, budget: Budget, size: int
 ) -> LatencyBudget:
-    """The budget in predicted milliseconds whose network is measured at the wanted milliseconds."""
+    """The budget in predicted milliseconds for which the measured latency meets the target."""
     from slimdeploy.toolchain.pruning.latency import budget_for_latency
 
     assert options.latency_table is not None

@@ -157,7 +157,7 @@ def _trained(
 
 
 def _start(network: Checkpoint | nn.Module | str, given: Given, options: TrainOptions) -> Checkpoint:
-    """A copy of the network, which training changes; described as of the dataset, where there is one."""
+    """A copy of the network to train, with the preprocessing and class names of the dataset, if any."""
     dataset = given.dataset
     if isinstance(network, str):
         if dataset is None:
@@ -231,7 +231,7 @@ def trained(
 
 
 def _advise(start: Checkpoint, options: TrainOptions, images: int, size: int) -> None:
-    """Say where the options hardly train such a network on so many images."""
+    """Log warnings if the options give too few steps, or if the default crop hardly changes the images."""
     if not start.sha256 and (line := short_run(options, images)):
         log(line)
     if options.epochs and (line := small_crop(options, size)):
@@ -239,7 +239,7 @@ def _advise(start: Checkpoint, options: TrainOptions, images: int, size: int) ->
 
 
 def _applied(options: TrainOptions, dataset: Dataset | OwnBatches) -> dict[str, Any]:
-    """Those that had an effect."""
+    """The options that had an effect."""
     unused = () if isinstance(dataset, Dataset) else OF_DATASETS
     return {name: value for name, value in options.to_json().items() if name not in unused}
 
@@ -247,7 +247,9 @@ def _applied(options: TrainOptions, dataset: Dataset | OwnBatches) -> dict[str, 
 def _unaugmented(
     images: Split | LoaderFeed, options: TrainOptions, preprocessing: Preprocessing, device: str
 ) -> Feed:
-    """Those that BN statistics are measured on; batches of the caller's are as they are."""
+    """The images for recalibrating BN statistics: without augmentation, except for the caller's batches,
+    which are used as they are.
+    """
     count = options.recalibration_images
     if isinstance(images, LoaderFeed):
         return replace(images, images=count)

@@ -1,4 +1,4 @@
-"""The images that `train` and `finetune` were given: a dataset of ours, or batches of the caller's."""
+"""The images passed to `train` and `finetune`: a Dataset, or batches made by the caller."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slimdeploy.toolchain.training.options import OF_DATASETS, TrainOptions
 
 @dataclass(frozen=True)
 class Given:
-    """The parameters of these names. Raises SlimdeployError where they contradict."""
+    """The parameters with these names. Raises SlimdeployError if they contradict each other."""
 
     data: Dataset | Iterable[Batch]
     val: Iterable[Batch] | None
@@ -38,12 +38,13 @@ class Given:
 
     @property
     def size(self) -> int | None:
-        """Side of the images in pixels, as far as it was told."""
+        """Side of the images in pixels; None if unknown."""
         return self.dataset.preprocessing.size if self.dataset else self.asked_size
 
     def for_network(self, info: ModelInfo, device: str, options: TrainOptions) -> Dataset | OwnBatches:
-        """What to train the network of `info` on. Raises SlimdeployError for options that need a Dataset, or
-        validation batches, where there are none.
+        """The data to train the network of `info` on.
+
+        Raises SlimdeployError if options need a Dataset or validation batches that weren't given.
         """
         if isinstance(self.data, Dataset):
             return self.data

@@ -35,16 +35,16 @@ class EvaluateResult:
     precision: str
     class_names: tuple[str, ...]
     evaluation: Evaluation | Count
-    """Answers, errors by class, calibration; a Count where only that was asked for."""
+    """Predictions, errors by class, calibration; only a Count with `accuracy_only`."""
 
     @property
     def accuracy(self) -> float:
-        """Share of the images that are classified right, 0…1."""
+        """Share of correctly classified images, 0…1."""
         return self.evaluation.accuracy
 
     @property
     def loss(self) -> float | None:
-        """Mean cross-entropy in nats; None of a Count."""
+        """Mean cross-entropy in nats; None for a Count."""
         return None if isinstance(self.evaluation, Count) else self.evaluation.loss
 
     @property
@@ -52,7 +52,7 @@ class EvaluateResult:
         return self.evaluation.images
 
     def to_json(self) -> dict[str, Any]:
-        """What `slimdeploy evaluate --json` prints."""
+        """The output of `slimdeploy evaluate --json`."""
         return {
             "model": self.model,
             "backend": self.backend,
@@ -110,7 +110,7 @@ def _loader(
 
 
 def _to_images(session: Session, found: Images, preprocessing: Preprocessing) -> Iterator[Answered]:
-    """What `session` answers to (N, H, W, 3) uint8."""
+    """Logits and labels of the images, batch by batch."""
     with progress_bar("evaluating", total=len(found.labels)) as advance:
         for start in range(0, len(found.labels), BATCH):
             part = slice(start, start + BATCH)

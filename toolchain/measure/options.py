@@ -1,4 +1,4 @@
-"""What `bench` and `evaluate` can be told, with defaults that work."""
+"""Options of `bench` and `evaluate`, and their defaults."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from slimdeploy.toolchain.errors import SlimdeployError
 
 DEVICES = ("auto", "cpu", "cuda")
 LOOKS = 3
-"""So often the intervals are looked at, at most. Processes scatter more than what runs in each: it takes
-rather more launches than longer ones.
+"""Maximum number of checks of the intervals. More launches are better than longer ones, because processes
+differ more than the runs within a process.
 """
 
 
@@ -41,16 +41,16 @@ SIZES = Form(
 
 @dataclass(frozen=True)
 class TimingOptions:
-    """How long and how sure. `launches`, `minimum_runs` and one round a launch are done even where they take
-    longer than `seconds`.
+    """Duration and precision of a measurement. `launches`, `minimum_runs` and one round per launch are always
+    completed, even if they take longer than `seconds`.
     """
 
     seconds: float = option(
         10.0, "Maximum timed seconds for each model and batch size, without start and warm-up."
     )
     launches: int = option(10, "Minimum number of fresh processes for each model and batch size.", least=2)
-    """The intervals are looked at after every so many: looking after each would stop where they happen to be
-    narrow.
+    """The intervals are checked after every multiple of this number. Checking after every launch would end
+    the measurement when they are narrow by chance.
     """
     ci: float = option(
         0.02,
@@ -59,11 +59,11 @@ class TimingOptions:
     )
     seed: int = option(0, "Seed of the order of the models.", least=0, most=MAX_SEED)
     block_s: float = 0.025
-    """Seconds of a block."""
+    """Duration of a block in seconds."""
     minimum_runs: int = 3
-    """In each block."""
+    """Minimum number of runs in each block."""
     lead_in: int = 2
-    """Untimed runs before each block."""
+    """Number of untimed runs before each block."""
     warm_up_floor_s: float = 0.3
     """Shortest warm-up, in seconds."""
     warm_up_limit_s: float = 1.0
@@ -77,15 +77,15 @@ class TimingOptions:
 
     @property
     def launch_s(self) -> float:
-        """Timed running of a model in a launch: `seconds` is enough for LOOKS times as many as are done at
-        least.
+        """Timed seconds of a model in a launch. `seconds` is enough for LOOKS times the minimum number of
+        launches.
         """
         return self.seconds / (LOOKS * self.launches)
 
 
 @dataclass(frozen=True)
 class MeasureOptions(TimingOptions):
-    """What to measure: the section [bench] of a recipe."""
+    """What to measure: section [bench] of a recipe."""
 
     batches: tuple[int, ...] = option((1, 64), "Batch sizes.", form=SIZES, flag="--batch")
     limit: int | None = option(None, "Accuracy on a class-balanced subset of N test images.", least=1)
@@ -99,7 +99,7 @@ class MeasureOptions(TimingOptions):
 
 @dataclass(frozen=True)
 class BenchOptions(MeasureOptions):
-    """What to measure, and what runs the models."""
+    """What to measure, and the runtime of the models."""
 
     backends: tuple[str, ...] = option(
         ("auto",),
@@ -111,7 +111,7 @@ class BenchOptions(MeasureOptions):
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What to evaluate on, and what runs the model."""
+    """Test images and runtime of an evaluation."""
 
     limit: int | None = option(None, "Use a class-balanced subset of N test images.", least=1)
     backend: str = option(

@@ -144,8 +144,8 @@ def _of_file(path: Path, function: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _module_name(path: Path) -> tuple[str, Path]:
-    """The module's name, and the folder that its name starts from: its own or, inside of packages, the one
-    around them, so that relative imports work.
+    """The module's name, and the folder to import it from: that of the file or, in a package, the one that
+    contains the outermost package, so that relative imports work.
     """
     root, packages = path.parent, []
     while (root / "__init__.py").is_file():
@@ -157,7 +157,7 @@ def _module_name(path: Path) -> tuple[str, Path]:
 
 @contextlib.contextmanager
 def _importable(*folders: Path) -> Iterator[None]:
-    """Within, modules of `folders` can be imported, as by a script that lies there."""
+    """Inside, modules in `folders` can be imported, as by a script in that folder."""
     before = list(sys.path)
     sys.path[:0] = map(str, folders)
     try:

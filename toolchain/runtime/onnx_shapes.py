@@ -1,7 +1,7 @@
-"""The operators that slimdeploy writes, and the shape of what each computes: how large a network gets is
-known before any runtime sees the file.
+"""The operators that slimdeploy writes, with the shapes of their outputs.
 
-Another operator is one more entry of OPERATORS.
+The size of every activation is thus known before a runtime opens the file. To add an operator, add an entry
+to OPERATORS.
 """
 
 from __future__ import annotations

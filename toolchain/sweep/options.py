@@ -13,7 +13,7 @@ SAMPLERS = ("tpe", "nsga2")
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """How to choose the points, and where the workers meet. `trials` None runs the whole grid."""
+    """How to choose the points, and the storage shared by the workers. `trials` None runs the whole grid."""
 
     trials: int | None = option(
         None,
@@ -52,7 +52,9 @@ class SweepOptions:
         return "grid" if self.trials is None else self.sampler
 
     def named(self, recipe: str, folder: Path) -> SweepOptions:
-        """The same with the storage and the study of a sweep of `recipe` in `folder` where none is named."""
+        """The options with default storage and study for a sweep of `recipe` in `folder`, where none is
+        given.
+        """
         study = recipe if self.trials is None else f"{recipe}-{self.sampler}"
         return replace(
             self,

@@ -43,7 +43,7 @@ class TrainingData:
 
     train: Split | LoaderFeed
     validation: Split | LoaderFeed | None
-    """None only of batches that the caller makes."""
+    """None only for batches made by the caller."""
     preprocessing: Preprocessing
 
 
@@ -255,7 +255,7 @@ def _batches(
 
 
 def _judged(record: EpochRecord) -> float:
-    """What patience goes by."""
+    """The value that early stopping maximises."""
     assert record.val_accuracy is not None, "patience needs validation images"
     return record.val_accuracy
 

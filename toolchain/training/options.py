@@ -247,7 +247,7 @@ def inherited(given: Collection[str]) -> list[str]:
 
 
 OF_DATASETS = tuple(name for name in INHERITED if name not in ("momentum", "weight_decay", "label_smoothing"))
-"""Options that say how batches are made of a Dataset: they do not apply to batches that the caller makes."""
+"""Options for making batches of a Dataset; they don't apply to batches made by the caller."""
 SPARSITY = ("sparsity", "sparsity_step", "sparse_layers", "sparse_align", "shrink")
 """Options of the penalty, which do not apply to fine-tuning."""
 FINETUNE_LR = 1e-3
@@ -265,7 +265,7 @@ class EpochRecord:
     train_accuracy: float
     val_loss: float | None
     val_accuracy: float | None
-    """None without validation images, which only batches of the caller's may lack."""
+    """None without validation images, which is possible only with batches made by the caller."""
     zero_share: float
     """Share of the penalised γ that are exactly zero, removed channels included."""
     images_per_second: float

@@ -10,8 +10,8 @@ from slimdeploy.toolchain.training.options import TrainOptions
 
 
 def training_data(dataset: Dataset | OwnBatches, options: TrainOptions) -> TrainingData:
-    """Training and validation images, the same in every stage of a run: of a Dataset first `limit`, then the
-    held-out share; otherwise the caller's batches.
+    """Training and validation images, the same in every stage of a run. Of a Dataset, `limit` is taken first,
+    then the held-out share. Batches made by the caller are used as they are.
     """
     if isinstance(dataset, OwnBatches):
         return TrainingData(dataset.train, dataset.validation, dataset.preprocessing)
