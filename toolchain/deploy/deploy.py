@@ -58,20 +58,22 @@ def deploy(
     """Install `bundle` and make it the version in use: verify, build, check against the golden outputs,
     measure, switch over. If a step fails, the previous version stays in use.
 
-    With `hosts` the bundle is copied to these devices over SSH and installed there, on all of them at once.
+    With `hosts` the bundle is copied to these devices over SSH and installed there, in parallel.
 
     Args:
         bundle: A file that `package` wrote. None with `bootstrap`: only create the environments.
         root: Folder of the installed versions. Default: $SLIMDEPLOY_HOME or ~/.local/share/slimdeploy.
-        hosts: Devices to install it on instead of this one, each as ssh takes it, such as `user@name`.
+        hosts: Devices to install it on instead of this one, as arguments of ssh, e.g. `user@name`.
         progress: Called with a line for each step on a device.
 
-    Returns: The installed version, its check and its speed. Devices that failed have a `problem`; `failed`
-    summarises them in one line.
+    Returns:
+        The installed version, its check and its speed. Devices that failed have a `problem`; `failed`
+        summarises them in one line.
 
-    Raises: SlimdeployError: An untrusted bundle, a device without enough space, contradicting options; for
-    `hosts` before any of them is changed. CheckFailed: The outputs on this device differ from those on the
-    host.
+    Raises:
+        SlimdeployError: An untrusted bundle, a device without enough space, or contradicting options. With
+            `hosts` it is raised before any of them is changed.
+        CheckFailed: The outputs on this device differ from those on the host.
     """
     if not hosts:
         _only_over_ssh(ssh)
@@ -100,7 +102,7 @@ def rollback(
 
     Args:
         root: Folder of the installed versions. Default: $SLIMDEPLOY_HOME or ~/.local/share/slimdeploy.
-        hosts: Devices to do it on instead of this one, each as ssh takes it.
+        hosts: Devices to do it on instead of this one, as arguments of ssh, e.g. `user@name`.
         threads: CPU threads. Default: all cores.
         seconds: Duration of the latency measurement in seconds.
         progress: Called with a line for each step on a device.

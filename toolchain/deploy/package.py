@@ -54,17 +54,17 @@ def package(
     force: bool = False,
     options: PackageOptions,
 ) -> PackageResult:
-    """Pack ONNX files of one network into a bundle for a device: the models, what checks them there, and a
-    manifest with the hash of every file.
+    """Pack ONNX files of one network into a bundle for a device: the models, images to check them on the
+    device, and a manifest with the hash of every file.
 
     Args:
         models: One file for each precision.
-        output: The bundle to write; a name that ends in `.slim.tar`.
-        data: Where golden and evaluation images come from. Without it: what the network was trained on.
-        force: Replace `output` where it exists.
+        output: The bundle to write; its name should end in `.slim.tar`.
+        data: Source of the golden and evaluation images. Default: the data that the network was trained on.
+        force: Replace `output` if it exists.
 
     Raises:
-        SlimdeployError: An output that exists, models of different networks, a key that can't sign.
+        SlimdeployError: An existing output, models of different networks, or a key that can't sign.
     """
     files, output = [Path(model) for model in models], Path(output)
     artifacts.check_output(output, force=force)

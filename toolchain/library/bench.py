@@ -34,7 +34,7 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model against its baseline: how many times as fast, with the 95 % interval."""
+    """Speed-up of a model over its baseline, with the 95 % interval."""
 
     baseline: str
     model: str
@@ -82,16 +82,16 @@ def bench(
     command: Sequence[str] = ("slimdeploy.bench",),
     options: BenchOptions,
 ) -> BenchResult:
-    """Accuracy, latency and memory of `models` side by side; the first is the baseline.
+    """Measure accuracy, latency and memory of `models` side by side; the first is the baseline.
 
     Args:
-        models: Checkpoints, ONNX files and engines. Each runs in processes of its own, in random order.
-        data: Test images for the accuracy. Without it none is measured.
-        progress: Is told what is being done.
-        command: What the result records as its origin.
+        models: Checkpoints, ONNX files and engines. Each runs in separate processes, in random order.
+        data: Test images for the accuracy. Without it no accuracy is measured.
+        progress: Called with a message at each step.
+        command: The command recorded in the result.
 
     Raises:
-        SlimdeployError: No models, or one that can't be opened, fed or run.
+        SlimdeployError: No models, or one that can't be opened or run.
     """
     if not models:
         raise SlimdeployError("`models` names no model")

@@ -1,4 +1,4 @@
-"""`slimdeploy.evaluate`: a network or its file and images in, accuracy and loss out."""
+"""`slimdeploy.evaluate`: accuracy and loss of a network or a model file on test images."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def evaluate(
 
     Args:
         model: A file (checkpoint, ONNX file or engine), a checkpoint, or a module that takes images
-            (N, 3, size, size) float32 and gives logits (N, classes).
-        data: The name of a dataset as for `--data`, or a dataset, of which the test images are taken; or
-            batches of images (N, 3, size, size) float32, normalised, and labels (N,). Without it: what the
-            network was trained on.
-        size: Side of the images in pixels. Needed with a module and batches.
+            (N, 3, size, size) float32 and returns logits (N, classes).
+        data: A dataset, or its name as for `--data`, whose test images are used; or batches of images
+            (N, 3, size, size) float32, normalised, and labels (N,). Default: the data that the network was
+            trained on.
+        size: Side of the images in pixels. Required for a module with batches.
 
     Returns:
         Accuracy (0…1), mean cross-entropy, the confusion matrix, the calibration error.
 
     Raises:
-        SlimdeployError: A file that can't be opened, a module that can't be traced, or data that isn't in
-            this form or not the model's own.
+        SlimdeployError: A file that can't be opened, a module that can't be traced, data in another form, or
+            data with other classes than the model's.
     """
     data = DataOptions(data) if isinstance(data, str) else data
     if isinstance(model, str | Path):

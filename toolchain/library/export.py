@@ -65,23 +65,23 @@ def export(
     force: bool = False,
     options: ExportOptions,
 ) -> ExportResult:
-    """Write `network` as ONNX, BN folded in, and compare both on real images: of a dataset its test images.
+    """Write `network` as ONNX with BN folded, and compare both on `data` (the test images of a dataset).
 
     Args:
-        network: A checkpoint, or a module that takes images (N, 3, size, size) float32 and gives logits
-            (N, classes).
+        network: A checkpoint, or a module that takes images (N, 3, size, size) float32 and returns
+            logits (N, classes).
         output: The ONNX file to write; a JSON file with hashes, shapes and versions is written beside it.
         data: A dataset, or batches of images (N, 3, size, size) float32, normalised, and labels (N,). FP16
-            and INT8 take a dataset.
-        size: Side of the images in pixels. Needed with a module.
-        force: Replace `output` where it exists.
+            and INT8 require a dataset.
+        size: Side of the images in pixels. Required for a module.
+        force: Replace `output` if it exists.
 
     Returns:
-        The file, its SHA-256, its precision, and how far its logits are from the network's.
+        The file, its SHA-256, its precision, and the difference of its logits from the network's.
 
     Raises:
-        CheckFailed: The two differ by more than the options allow; no file is left then.
-        SlimdeployError: An output that exists, options or data that can't be.
+        CheckFailed: The two differ by more than the options allow; no file is written then.
+        SlimdeployError: An existing output, invalid options or invalid data.
     """
     output = Path(output)
     artifacts.check_output(output, force=force)

@@ -22,13 +22,13 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def save(checkpoint: Checkpoint, *, path: str | Path, force: bool = False) -> str:
-    """Write `checkpoint` atomically; the commands read it. Returns the file's SHA-256.
+    """Write `checkpoint` to a file for the commands, atomically. Returns the file's SHA-256.
 
     Args:
-        checkpoint: As `load`, `from_module` or `prune(…).checkpoint` give it; the weights are those that its
-            network has now.
+        checkpoint: A result of `load` or `from_module`, or `prune(…).checkpoint`; it is saved with the
+            current weights of its network.
         path: The `.safetensors` file to write.
-        force: Replace the file where it exists.
+        force: Replace the file if it exists.
 
     Raises:
         SlimdeployError: The file exists, or can't be written.
@@ -41,8 +41,8 @@ def load_data(data: str | DataOptions) -> Dataset:
     """Load the dataset that `--data` refers to.
 
     Args:
-        data: `digits`, `cifar10`, `folder:PATH` (`PATH/{train,val,test}/<class>/…`) or what a plugin brings;
-            with `size` (pixels) and how images are preprocessed, as DataOptions.
+        data: `digits`, `cifar10`, `folder:PATH` (`PATH/{train,val,test}/<class>/…`) or the name of a plugin's
+            source. To set `size` (pixels) or the preprocessing, pass DataOptions.
 
     Raises:
         SlimdeployError: An unknown name, or data that can't be used.

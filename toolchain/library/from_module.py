@@ -28,16 +28,16 @@ def from_module(
     """Convert `module` in eval mode, with a copy of its weights, to a slimdeploy network.
 
     Args:
-        module: Takes images (N, 3, size, size) float32, gives logits (N, classes).
-        size: Side of the images in pixels; `preprocessing` says it, too.
-        preprocessing: How images become the module's input. Without it: the shorter side resized to `size`,
-            the centre cut out, ImageNet's mean and deviation.
-        class_names: One for each logit. Without them: `class 0`, `class 1`, ….
-        name: What the network is called in reports.
+        module: Takes images (N, 3, size, size) float32 and returns logits (N, classes).
+        size: Side of the images in pixels. Not needed with `preprocessing`.
+        preprocessing: Preprocessing of the module's images. Default: resize the shorter side to `size`, crop
+            the centre, normalise with ImageNet's mean and standard deviation.
+        class_names: One for each logit. Default: `class 0`, `class 1`, ….
+        name: Name of the network in reports.
 
     Raises:
-        SlimdeployError: The module can't be traced by torch.export, or holds an operator that a graph can't
-            say (named by its path), or class names and logits differ in number.
+        SlimdeployError: The module can't be traced by torch.export, it contains an unsupported operator
+            (named with its path), or the numbers of class names and logits differ.
     """
     if preprocessing is None:
         if size is None:

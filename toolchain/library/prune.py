@@ -43,30 +43,30 @@ def prune(
     provenance: dict[str, Any] | None = None,
     options: PruneOptions,
 ) -> PruneResult:
-    """Remove the channels of `network` that matter least, down to one target: `ratio`, `params`, `macs` or
-    `latency_ms`. The network itself stays as it is.
+    """Remove the least important channels of `network` until one target is met: `ratio`, `params`, `macs` or
+    `latency_ms`. `network` itself is not changed.
 
-    With `data`, the layers behind are refitted to the kept channels and BN statistics are measured again,
-    both on these images; without, it only cuts.
+    With `data`, the next layers are refitted to the kept channels and BN statistics are recalibrated, both on
+    these images. Without `data`, channels are only removed.
 
     Args:
-        network: A checkpoint, or a module that takes images (N, 3, size, size) float32 and gives logits
-            (N, classes).
+        network: A checkpoint, or a module that takes images (N, 3, size, size) float32 and returns
+            logits (N, classes).
         data: A dataset, or batches that can be iterated repeatedly (a DataLoader, a list), shuffled:
             images (N, 3, size, size) float32, normalised, and labels (N,).
-        test: Batches in the same form, to report accuracies on. A dataset brings its own.
-        size: Side of the images in pixels. Needed with a module.
-        device: Where to compute, such as `cuda`. Without it: where the network is.
-        between: With `steps` above 1: called with the network and the number of the step, to train it in
-            place. A dataset does without: the network is fine-tuned on it.
-        provenance: What the pruned checkpoint records of where it came from.
+        test: Batches in the same form, to report accuracies on. Default: the test images of a dataset.
+        size: Side of the images in pixels. Required for a module.
+        device: Device to compute on, e.g. `cuda`. Default: the network's device.
+        between: With `steps` above 1, called with the network and the number of the step to train it in
+            place. Default: fine-tuning on the dataset.
+        provenance: Further entries for the provenance in the pruned checkpoint.
 
     Returns:
         The pruned network, in eval mode, with its costs and accuracies before and after.
 
     Raises:
         SlimdeployError: A target out of reach (the message names the smallest network that the other settings
-            allow), a criterion that needs data or γ where there is none, options or data that can't be.
+            allow), a criterion whose data or γ are missing, invalid options or invalid data.
     """
     start = as_checkpoint(network, size=size)
     original = copy.deepcopy(start.network).eval()

@@ -35,13 +35,13 @@ _NOT_OF_THE_FILE = ("onnx", "engine", "latency_ms")
 
 @dataclass(frozen=True)
 class Calibration:
-    """`onnx` is None if the accuracy fell by more than allowed; nothing was written then."""
+    """The result. `onnx` is None if the accuracy fell by more than allowed; no file was written then."""
 
     onnx: Path | None
     precision: str
     method: str
     parity: Comparison
-    """Of the written file, on the test images."""
+    """Comparison of the written file with float32 on the test images."""
     methods: dict[str, Comparison]
     """Every method that was tried, with its result on the selection images."""
     float_layers: tuple[str, ...]
@@ -52,7 +52,7 @@ class Calibration:
     """Nodes kept in FP32 because their values overflow in FP16."""
     sensitivity: tuple[Sensitivity, ...]
     speed: Speed | None
-    """Of the written file; None if the target is not this CPU."""
+    """Speed of the written file; None if the target is not this CPU."""
     options: CalibrateOptions = field(repr=False)
 
     def failure(self, model: Path) -> str | None:
@@ -95,26 +95,26 @@ def quantize(
     progress: Progress = no_progress,
     options: CalibrateOptions,
 ) -> Calibration:
-    """Quantise the float32 ONNX file `model` to INT8 and write it to `output`, a JSON file of its thresholds
-    beside it. Both are compared on the test images.
+    """Quantise the float32 ONNX file `model` to INT8 and write it to `output`, with a JSON file of its
+    thresholds beside it. Both models are compared on the test images.
 
     Args:
         model: An ONNX file that `export` wrote in fp32.
-        data: A dataset with the model's own preprocessing, or its parts as `calibration_data` makes them,
-            with numbers of images of your own.
+        data: A dataset with the model's preprocessing, or the result of `calibration_data` for other numbers
+            of images.
         output: The ONNX file to write.
-        ranges: Where the measured ranges are kept: read where the file exists, written where it doesn't. A
-            stale one is refused, or replaced with `force`.
-        trt8: A calibration cache for TensorRT 8, to write as well.
-        force: Replace files where they exist.
-        progress: Shows how far the work is: a function of title and total that gives a context manager.
+        ranges: File of the measured ranges. It is read if it exists, else written. A stale file is refused
+            or, with `force`, replaced.
+        trt8: The calibration cache for TensorRT 8 to write, if any.
+        force: Replace existing files.
+        progress: Shows the progress: called with a title and a total, it returns a context manager.
 
     Returns:
-        What came out; its `onnx` is None if the accuracy falls by more than `max_drop` points: nothing is
-        written then.
+        The written file and its comparison. `onnx` is None if the accuracy falls by more than `max_drop`
+        points; no file is written then.
 
     Raises:
-        SlimdeployError: A model that can't be quantised, images of another size, files that exist.
+        SlimdeployError: A model that can't be quantised, images of another size, or existing files.
     """
     model, output = Path(model), Path(output)
     data = calibration_data(data) if isinstance(data, Dataset) else data

@@ -22,8 +22,8 @@ __all__ = ["Proximal", "gammas", "parameter_groups"]
 
 
 class Proximal:
-    """Soft-thresholds γ after every step of `optimizer` by lr·strength/(1 − momentum). This form of the
-    penalty gives exact zeros and is independent of loss scaling. The training loop is unchanged:
+    """Soft-thresholds γ by lr·strength/(1 − momentum) after every step of `optimizer`. This form of the
+    penalty gives exact zeros and is independent of loss scaling. The training loop doesn't change:
 
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
         sparse = slimdeploy.sparsity.Proximal(optimizer, network, strength=1e-4, size=224)
@@ -32,15 +32,14 @@ class Proximal:
     weight decay, e.g. by `parameter_groups`.
 
     Args:
-        optimizer: Has the γ of `network` among its parameters.
-        network: One of ours, or a module that takes images (N, 3, size, size).
+        optimizer: Optimiser whose parameters include the γ of `network`.
+        network: A network of slimdeploy, or a module that takes images (N, 3, size, size).
         strength: λ of the penalty λ·‖γ‖₁.
         layers: `prunable` acts on the γ of channels that can be removed, `all` on every γ.
-        size: Side of the images in pixels. Needed with a module that isn't ours.
+        size: Side of the images in pixels. Required unless the network is slimdeploy's.
 
     Raises:
-        SlimdeployError: The network has no γ to act on, `optimizer` doesn't hold it, or the module can't be
-            traced.
+        SlimdeployError: The network has no γ, `optimizer` doesn't contain it, or the module can't be traced.
     """
 
     def __init__(
@@ -73,12 +72,12 @@ class Proximal:
 
 
 def gammas(network: nn.Module, *, layers: str = "prunable", size: int | None = None) -> list[Tensor]:
-    """The γ (C,) of `network` itself that a penalty acts on, for a penalty of your own.
+    """The γ (C,) of `network` to penalise, for a penalty of your own. They are its parameters, not copies.
 
     Args:
-        network: One of ours, or a module that takes images (N, 3, size, size).
-        layers: `prunable` gives the γ of channels that can be removed, `all` every γ.
-        size: Side of the images in pixels. Needed with a module that isn't ours.
+        network: A network of slimdeploy, or a module that takes images (N, 3, size, size).
+        layers: `prunable` returns the γ of channels that can be removed, `all` every γ.
+        size: Side of the images in pixels. Required unless the network is slimdeploy's.
 
     Raises:
         SlimdeployError: The module can't be traced.

@@ -39,7 +39,7 @@ from slimdeploy.toolchain.training.training_data import training_data
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The trained network and how training went. Accuracies are in 0…1; `train` is the last epoch's, on
+    """The trained network and its results. Accuracies are in 0…1; `train` is that of the last epoch on
     augmented images.
     """
 
@@ -88,27 +88,27 @@ def train(
     device: str | None = None,
     options: TrainOptions,
 ) -> TrainResult:
-    """Train `network` on the training images of `data`; the network that is passed in stays as it is.
+    """Train a copy of `network` on the training images of `data`; `network` itself is not changed.
 
     Args:
-        network: A checkpoint, a module that takes images (N, 3, size, size) float32 and gives logits
-            (N, classes), or, with a dataset, the name of an architecture, such as `resnet18` or
-            `torchvision:resnet18`, for fresh weights.
-        data: A dataset: its images are augmented for training, a share of them is held out for validation,
+        network: A checkpoint, a module that takes images (N, 3, size, size) float32 and returns
+            logits (N, classes), or, with a dataset, the name of an architecture, such as `resnet18` or
+            `torchvision:resnet18`, for random weights.
+        data: A dataset, whose images are augmented for training; a share of them is held out for validation,
             and the test images are used once, at the end. Or batches that can be iterated repeatedly
-            (a DataLoader, a list), once an epoch: images (N, 3, size, size) float32, normalised and
+            (a DataLoader, a list), once per epoch: images (N, 3, size, size) float32, normalised and
             augmented, and labels (N,).
-        val: Batches in the same form, to validate on after each epoch. A dataset brings its own.
-        test: Batches in the same form, to evaluate on once, at the end. A dataset brings its own.
-        size: Side of the images in pixels. Needed with a module and batches.
-        device: Where to compute, such as `cuda`. Without it: where the network is.
+        val: Batches in the same form, to validate on after each epoch. Only with batches as `data`.
+        test: Batches in the same form, to evaluate on once, at the end. Only with batches as `data`.
+        size: Side of the images in pixels. Required for a module with batches.
+        device: Device to compute on, e.g. `cuda`. Default: the network's device.
 
     Returns:
         The trained network, in eval mode, with its accuracies and losses.
 
     Raises:
-        SlimdeployError: Unusable options or data, another number of classes, a loss that stops being a
-            number.
+        SlimdeployError: Unusable options or data, another number of classes, or a loss that becomes NaN or
+            infinite.
     """
     return _trained("train", network, Given(data, val, test, size), device, options)
 
@@ -124,21 +124,21 @@ def finetune(
     device: str | None = None,
     options: TrainOptions,
 ) -> TrainResult:
-    """Train a pruned network on: as `train`, with the learning rate of fine-tuning.
+    """Fine-tune a pruned network: like `train`, with the default learning rate of fine-tuning.
 
     Args:
         network: A checkpoint, such as `prune(…).checkpoint`, or a module.
         data: A dataset or batches, as for `train`.
-        val: Batches to validate on after each epoch. A dataset brings its own.
-        test: Batches to evaluate on once, at the end. A dataset brings its own.
-        size: Side of the images in pixels. Needed with a module and batches.
-        device: Where to compute, such as `cuda`. Without it: where the network is.
+        val: Batches to validate on after each epoch. Only with batches as `data`.
+        test: Batches to evaluate on once, at the end. Only with batches as `data`.
+        size: Side of the images in pixels. Required for a module with batches.
+        device: Device to compute on, e.g. `cuda`. Default: the network's device.
 
     Returns:
         The trained network, in eval mode, with its accuracies and losses.
 
     Raises:
-        SlimdeployError: As `train`.
+        SlimdeployError: Like `train`.
     """
     return _trained("finetune", network, Given(data, val, test, size), device, options)
 

@@ -1,7 +1,7 @@
 """One point of the space: from training to its row of results.
 
 SWEEP/trained/<training options>/   a sparse training and its export, shared by the points that need it
-SWEEP/trials/<point>/                       an ordinary run folder, which `slimdeploy report` reads
+SWEEP/trials/<point>/               an ordinary run folder, which `slimdeploy report` reads
 """
 
 from __future__ import annotations
