@@ -14,20 +14,20 @@ CHANNELS = {"rgb": 3, "bgr": 3, "nv12": 1}
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """How a batch of equal images lies in memory. Strides are in bytes; None means: no padding."""
+    """Memory layout of a batch of images of equal size. Strides are in bytes; None means no padding."""
 
     format: str
-    """`rgb` or `bgr`, interleaved; or `nv12`: a plane of luma, then one of interleaved U and V, half the
-    size.
+    """`rgb` or `bgr`, interleaved; or `nv12`: a plane of luma, followed by a plane of interleaved U and V
+    with half the width and height.
     """
     width: int
     height: int
     pitch: int | None = None
-    """From one row to the next, in both planes."""
+    """Distance between rows, the same in both planes."""
     image_stride: int | None = None
-    """From one image to the next."""
+    """Distance between images."""
     chroma_offset: int | None = None
-    """NV12: from an image's luma to its chroma."""
+    """NV12: distance from the luma plane to the chroma plane of an image."""
     standard: str = "bt709"
     """NV12: `bt709` (HD) or `bt601`."""
     full_range: bool = False
@@ -56,7 +56,7 @@ class ImageLayout:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of the longest row that hold samples."""
+        """Number of bytes with samples in the longest row."""
         return 2 * self.chroma_size[0] if self.format == "nv12" else 3 * self.width
 
     @property
@@ -69,7 +69,7 @@ class ImageLayout:
 
     @property
     def nbytes(self) -> int:
-        """From an image's first sample to its last."""
+        """Number of bytes from the first to the last sample of an image, padding between rows included."""
         if self.format == "nv12":
             return self.chroma_at + self.row_pitch * (self.chroma_size[1] - 1) + self.row_bytes
         return self.row_pitch * (self.height - 1) + self.row_bytes
@@ -83,7 +83,7 @@ class ImageLayout:
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes of an image that hold samples."""
+        """Number of bytes with samples in an image."""
         if self.format == "nv12":
             return self.width * self.height + 2 * self.chroma_size[0] * self.chroma_size[1]
         return 3 * self.width * self.height

@@ -1,4 +1,4 @@
-"""Camera or decoder images on the device to network input on the device: preprocess.cu, one pass."""
+"""Convert camera or decoder images on the device to network input, in one pass: preprocess.cu."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.runtime.device import Buffer, Device, Stream
 
-# What preprocess.cu is compiled with.
+# Constants with which preprocess.cu is compiled.
 THREADS = 256
 BYTES = 16
 SPAN = THREADS * BYTES
 
 BLOCKS = 1024
-"""A launch aims at this many blocks: about four waves on the largest GPUs, which run two on each of their
-132 multiprocessors.
+"""Target number of blocks per launch: about four waves on the largest GPUs, which run two blocks on each of
+their 132 multiprocessors.
 """
 MAX_BAND = 16
-"""Output rows a block makes at most: the rows that two bands share are 1/16 of what is read."""
+"""Maximum number of output rows per block. The rows that two bands share are then 1/16 of the rows read."""
 
 PLANE = np.dtype(
     [("data", "<u8"), ("image_stride", "<i8"), ("rows", "<u8"), ("columns", "<u8"), ("row_step", "<f4"),
@@ -40,7 +40,7 @@ NV12 = np.dtype([("luma", PLANE), ("chroma", PLANE), ("out", OUTPUT), ("to_rgb",
 
 
 class Preprocess:
-    """The kernel for one image layout and one network input: resizes, cuts the centre out and normalises.
+    """The kernel for one image layout and one network input: it resizes, crops the centre and normalises.
 
     `queue` neither allocates nor waits, so it can be captured in a CUDA graph.
     """
@@ -48,8 +48,10 @@ class Preprocess:
     def __init__(
         self, device: Device, layout: ImageLayout, preprocessing: Preprocessing, *, precision: str = "fp32"
     ) -> None:
-        """`precision` is that of the network's input, `fp32` or `fp16`. Raises SlimdeployError for what only
-        the host does: bicubic interpolation, and black around images that are smaller than the input.
+        """`precision` is that of the network's input, `fp32` or `fp16`.
+
+        Raises SlimdeployError for preprocessing that only the host supports: bicubic interpolation, and
+        padding of images that are smaller than the input.
         """
         if precision not in ("fp32", "fp16"):
             raise SlimdeployError(f"network input is fp32 or fp16, not {precision!r}")
@@ -76,7 +78,7 @@ class Preprocess:
 
     @property
     def _resized(self) -> tuple[int, int]:
-        """Width and height of a resized image, of which the centre is taken."""
+        """Width and height of the resized image, before the crop."""
         return self._geometry.resized(self.layout.width, self.layout.height)
 
     def _prepare(self, preprocessing: Preprocessing) -> np.ndarray:
@@ -111,7 +113,7 @@ class Preprocess:
         height: int,
         extent: tuple[float, float] | None = None,
     ) -> np.ndarray:
-        """Fill in a plane's parameters, its tables on the device included; the table of its columns."""
+        """Fill in the parameters of a plane and upload its tables; returns the table of the columns."""
         (new_width, new_height), (wide, high) = self._resized, extent or (width, height)
         left, top = self._geometry.crop(new_width, new_height)
         columns = resize.taps(width, new_width, extent=wide)[left : left + self._size]
@@ -164,7 +166,7 @@ class Preprocess:
         return batch * 3 * self._size**2 * self._item_bytes
 
     def bytes_moved(self, batch: int) -> int:
-        """The least that memory must carry: each sample read once, each result written once."""
+        """Minimum traffic: samples read once, results written once."""
         return batch * self.layout.sample_bytes + self.output_bytes(batch)
 
     def close(self) -> None:
@@ -174,11 +176,11 @@ class Preprocess:
 
 
 def choose_tile(planes: list[tuple[np.ndarray, int]], span: int) -> int:
-    """Columns of the widest equal tiles that need at most `span` source bytes of each plane: a block
-    filters so many in one go.
+    """Width of the tiles in output columns: a block filters one tile at a time. The image is divided into the
+    smallest number of equal tiles that need at most `span` source bytes of each plane.
 
-    `planes` are (taps of the columns, bytes of a pixel). 1 where even a single column's window is wider: the
-    kernel then goes over it in several goes.
+    `planes` are pairs (taps of the columns, bytes of a pixel). If the window of a single column exceeds
+    `span`, the result is 1, and the kernel reads that window in several parts.
     """
     size = len(planes[0][0])
     for tiles in range(1, size + 1):
@@ -189,22 +191,24 @@ def choose_tile(planes: list[tuple[np.ndarray, int]], span: int) -> int:
 
 
 def choose_peak(scale: float) -> int:
-    """What weights of rows are at most, as whole numbers: 16 bits, or fewer where a window's weighted sum of
-    bytes would exceed 32. `scale` is source rows an output row.
+    """Largest integer weight of a row: 16 bits, or less if the weighted sum of the bytes in a window could
+    exceed 32 bits. `scale` is the number of source rows per output row.
     """
     return min(65535, int((2**32 - 1) / (255 * (max(scale, 1) + 2))))
 
 
 def choose_band(size: int, columns_of_blocks: int) -> int:
-    """Output rows a block makes: even, many where there are images enough to fill the GPU, few for one
-    image.
+    """Number of output rows per block, even: large if there are enough images to fill the GPU, small for a
+    single image.
     """
     wanted = size * columns_of_blocks // BLOCKS
     return min(max(wanted // 2 * 2, 2), MAX_BAND)
 
 
 def yuv_to_rgb(standard: str, *, full_range: bool) -> np.ndarray:
-    """(3, 4) float32: red, green, blue in 0…255 from Y, U, V in 0…255 and 1 (BT.601-7 §2.5, BT.709-6 §3)."""
+    """(3, 4) float32: matrix from (Y, U, V, 1) to red, green and blue, all in 0…255 (BT.601-7 §2.5, BT.709-6
+    §3).
+    """
     red, blue = LUMA[standard]
     green = 1 - red - blue
     of_luma, of_chroma, black = (1, 1, 0) if full_range else (255 / 219, 255 / 224, 16)
@@ -215,7 +219,9 @@ def yuv_to_rgb(standard: str, *, full_range: bool) -> np.ndarray:
 
 
 def _widest(columns: np.ndarray, channels: int, tile: int) -> Any:
-    """Source bytes of the tile that needs most, from the multiple of 16 at or before its first."""
+    """Maximum number of source bytes of a tile, counted from a multiple of 16 bytes at or before its first
+    byte.
+    """
     first = columns["start"][::tile] * channels // BYTES * BYTES
     last = columns["end"][np.minimum(np.arange(0, len(columns), tile) + tile, len(columns)) - 1] * channels
     return (last - first).max()

@@ -14,16 +14,15 @@ TAP = np.dtype([("start", "<i4"), ("end", "<i4"), ("first", "<f4"), ("norm", "<f
 
 
 def step(extent: float, size: int) -> float:
-    """Distance of neighbouring samples along the triangle of half width 1, when `extent` samples become
-    `size`.
+    """Distance between neighbouring samples on the triangle of half width 1, if `extent` samples are resized
+    to `size`.
     """
     return 1 / max(extent / size, 1)
 
 
 def taps(samples: int, size: int, *, extent: float | None = None) -> np.ndarray:
-    """The window of each of `size` outputs over `samples` inputs: (size,) TAP, computed in float64.
-
-    `extent` is the exact length of the input in samples, if it isn't whole (chroma of an odd size).
+    """The window of each of `size` outputs over `samples` inputs: (size,) TAP, computed in float64. `extent`
+    is the exact length of the input in samples if it isn't a whole number (chroma of an image of odd size).
     """
     extent = samples if extent is None else extent
     scale, inverse = extent / size, step(extent, size)

@@ -122,8 +122,9 @@ def by_torch_pruning(importance_name: str, round_to: int | None, macs: float | N
         }[importance_name]()
 
         def guarded(group: Any, **options: Any) -> torch.Tensor | None:
-            """Without it no ratio meets the budget: a layer with only zeros has importance NaN by BN scale,
-            and a layer that would lose all its channels keeps its width.
+            """The importance with two corrections, without which no ratio meets the budget. NaN, which BN
+            scale gives for a layer whose γ are all zero, counts as 0. The best channels of each layer are
+            always kept, because a layer that would lose all its channels keeps its full width.
             """
             found = importance(group, **options)
             if found is None:
