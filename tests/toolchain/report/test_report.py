@@ -6,14 +6,11 @@ import contextlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
-import slimdeploy
 from slimdeploy.tests.toolchain.report import sweep_example
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import results
@@ -34,9 +31,11 @@ SWEEP_CHARTS = {
     "curves-train", "curves-finetune",
 }  # fmt: skip
 SETTINGS = (
-    "data.size=8", "network.arch='resnet18'", "train.epochs=2", "train.limit=64", "train.sparsity=5.0",
+    "data.size=8", "network.arch='tiny-basic'", "train.epochs=2", "train.limit=64", "train.sparsity=5.0",
     "finetune.epochs=1", "finetune.limit=64", "prune.recalibration_images=32", "prune.statistics_images=32",
-    "bench.seconds=0.1", "bench.launches=2", "bench.batch=[1,4]",
+    "prune.ratio=0.7", "prune.align=1", "export.parity_images=32",
+    "calibrate.images=64", "calibrate.timing_seconds=0.1",
+    "bench.seconds=0.01", "bench.launches=2", "bench.batch=[1,4]",
 )  # fmt: skip
 
 
@@ -136,7 +135,7 @@ def test_what_is_read_of_a_run(run):
     spec = found.final.info.graph
     from slimdeploy.toolchain.networks.channel_groups import channel_groups
 
-    # Prunable of a ResNet-18: the stem and the first convolution of each block.
+    # Prunable of a ResNet with basic blocks: the stem and the first convolution of each block.
     assert len(found.final.scales) == sum(group.width for group in channel_groups(spec))
     assert len(found.histories["sparse"]) == 2
 
@@ -175,7 +174,7 @@ def test_stages_run_one_by_one_have_a_report_too(run, tmp_path, monkeypatch):
     assert page.count(f"{100 * dict(steps)['fine-tuned']:.2f}") > 0
     for step in ("trained", "pruned", "fine-tuned", "final.onnx, 4"):
         assert f"<td>{step}</td>" in page
-    assert "resnet18 on digits" in page
+    assert "tiny-basic on digits" in page
 
 
 def test_without_the_onnx_files_the_rest_is_there(run, tmp_path):
@@ -213,14 +212,10 @@ def test_files_that_do_not_go_together(run, tmp_path, names, message):
     assert not (tmp_path / "r.html").exists()
 
 
-def test_the_command_writes_where_it_says(run, tmp_path):
-    program = "import sys; from slimdeploy.toolchain.cli import main; sys.argv[0] = 'slimdeploy'; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "report", str(run), "-o", str(tmp_path / "r.html"), "--json"],
-        capture_output=True, text=True, cwd=Path(slimdeploy.__file__).parents[1], check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["report"] == str(tmp_path / "r.html")
+def test_the_command_writes_where_it_says(run, tmp_path, slimdeploy_command):
+    done = slimdeploy_command("report", run, "-o", tmp_path / "r.html", "--json")
+    assert done.exit_code == 0, done.err
+    assert done.json["report"] == str(tmp_path / "r.html")
     assert (tmp_path / "r.html").stat().st_size > 10_000
 
 
