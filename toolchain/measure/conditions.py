@@ -18,10 +18,12 @@ from slimdeploy.toolchain.machine.cpu import this_cpu
 from slimdeploy.toolchain.machine.sysfs import ROOT, read_text
 from slimdeploy.toolchain.models.model_info import versions
 
-BUSY = 0.5
-"""A load average above this share of the processors before the measurement means that the machine is busy."""
 OTHERS = 0.1
-"""So do other programs that use this share of the processors while the models are timed."""
+"""Other programs that use this share of the processors while the models are timed make the machine busy."""
+BUSY = 0.5
+"""Where that isn't known, so does a load average above this share of the processors before the measurement.
+The load average still counts what ended a minute ago, such as the training of the same network.
+"""
 
 
 def machine(root: Path = ROOT) -> dict[str, Any]:
@@ -65,24 +67,14 @@ def during(others: Sequence[Sequence[float]]) -> dict[str, float]:
 def busy(result: dict[str, Any]) -> bool:
     """Whether other programs disturbed a `bench` result."""
     cores, told = result["machine"]["cores"], result["conditions"]
-    return told.get("during", {}).get("other_work", 0.0) > OTHERS * cores or _loaded(told["before"], cores)
+    return bool(_busy(told["before"], told.get("during") or {}, cores))
 
 
 def remarks(
     before: dict[str, Any], after: dict[str, Any], *, cores: int, during: dict[str, float] | None = None
 ) -> list[str]:
     """Warnings about the conditions, one sentence each."""
-    said = []
-    if during and during.get("other_work", 0.0) > OTHERS * cores:
-        said.append(
-            f"the machine was busy: other programs used {during['other_work']:.2f} of {cores} "
-            f"processor{'s' if cores > 1 else ''} while the models were timed"
-        )
-    if _loaded(before, cores):
-        said.append(
-            f"the machine was busy before: load average {before['load_average'][0]:.2f} on {cores} "
-            f"processor{'s' if cores > 1 else ''}"
-        )
+    said = [f"the machine was busy{found}"] if (found := _busy(before, during or {}, cores)) else []
     if after.get("throttled", 0) > before.get("throttled", 0):
         said.append(f"the CPU throttled {after['throttled'] - before.get('throttled', 0)} times")
     if reasons := after.get("gpu", {}).get("slowed_by"):
@@ -93,8 +85,15 @@ def remarks(
     return said
 
 
-def _loaded(before: dict[str, Any], cores: int) -> bool:
-    return before.get("load_average", [0])[0] > BUSY * cores
+def _busy(before: dict[str, Any], during: dict[str, float], cores: int) -> str:
+    """How other programs disturbed the measurement; empty if they did not."""
+    processors = f"{cores} processor{'s' if cores > 1 else ''}"
+    if "other_work" in during:
+        used = during["other_work"]
+        said = f": other programs used {used:.2f} of {processors} while the models were timed"
+        return said if used > OTHERS * cores else ""
+    load = before.get("load_average", [0])[0]
+    return f" before: load average {load:.2f} on {processors}" if load > BUSY * cores else ""
 
 
 def _load(root: Path) -> list[float] | None:

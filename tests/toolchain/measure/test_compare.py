@@ -171,7 +171,7 @@ def test_one_run_on_a_busy_machine_fails_nothing_and_says_so():
     new["remarks"], new["rows"][0]["remarks"] = ["the machine was busy"], ["noisy"]
     found = verdict_between("latency_p50 > 1.05x", [result(row())], [new])
     assert found == ("undecided", "the machine was busy in the new run")
-    before = busy(result(row()), before={"load_average": [3.0, 0, 0]})  # as older results tell it
+    before = busy(result(row()), before={"load_average": [3.0, 0, 0]}, during={})  # as older results tell it
     assert verdict_between("latency_p50 > 1.05x", [before], [new])[1].endswith("in the old and the new run")
     assert verdict_between("macs > 0.5x", [result(row())], [new])[0] == "fails"
     remarks = compare.compare_results([result(row())], [new])["remarks"]

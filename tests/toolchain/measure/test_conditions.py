@@ -90,6 +90,13 @@ def test_what_speaks_against_a_run_is_said():
     assert conditions.remarks({"load_average": [0.4, 0, 0]}, {"load_average": [1.9, 0, 0]}, cores=2) == []
 
 
+def test_a_training_that_has_just_ended_does_not_make_the_machine_busy():
+    loaded = {"load_average": [2.0, 0, 0]}
+    assert conditions.remarks(loaded, loaded, cores=2, during={"other_work": 0.01}) == []
+    (busy,) = conditions.remarks({"load_average": [0.1, 0, 0]}, {}, cores=2, during={"other_work": 1.2})
+    assert "other programs used 1.20 of 2 processors" in busy
+
+
 def test_a_gpu_that_slowed_down_is_said():
     before, after = {"gpu": {"slowed_by": []}}, {"gpu": {"slowed_by": ["heat"]}}
     assert conditions.remarks(before, after, cores=2) == ["the GPU is slowed down: heat"]

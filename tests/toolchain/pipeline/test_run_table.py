@@ -9,7 +9,7 @@ from slimdeploy.toolchain.report.steps import COLUMNS
 
 
 def shown(table) -> str:
-    console = rich.console.Console(width=200, record=True, file=io.StringIO())
+    console = rich.console.Console(width=80, record=True, file=io.StringIO())
     console.print(table_text(table))
     return console.export_text()
 
@@ -17,7 +17,7 @@ def shown(table) -> str:
 def row(**given):
     return {
         **dict.fromkeys(COLUMNS),
-        "step": "final.onnx",
+        "step": "final.int8.onnx",
         "accuracy": 0.9,
         "params": 10,
         "macs": 20,
@@ -32,13 +32,16 @@ def test_a_figure_that_is_not_known_well_says_so():
         "speedup": 127.0,
         "speedup_ci95_low": 90.0,
         "speedup_ci95_high": 160.0,
+        "file_mb": 89.7,
     }
     noisy = row(**speed, realised=2.0, interval_reached=False)
-    remark = "final.onnx, batch 1: noisy: the median is known to ±25.8%"
+    remark = "final.int8.onnx, batch 1: noisy: the median is known to ±25.8%"
     text = shown({"title": "t", "rows": [row(), noisy], "remarks": ["the machine was busy before", remark]})
-    assert "~1.50 ms" in text
-    assert "~127.00× [90.00, 160.00]" in text
+    assert "~1.50" in text
+    assert "~127× [90.0, 160]" in text  # in one line of a terminal 80 characters wide
     assert "! the machine was busy before" in text
     assert f"! {remark}" in text
+    known = row(**speed | {"speedup": 8.7, "speedup_ci95_low": 7.996, "speedup_ci95_high": 12.34})
+    assert "~8.70× [8.00, 12.3]" in shown({"title": "t", "rows": [row(), known], "remarks": []})
     steady = row(**speed, realised=2.0, interval_reached=True)
     assert "~" not in shown({"title": "t", "rows": [row(), steady], "remarks": []})
