@@ -62,8 +62,8 @@ FULL = Scale(
 )  # fmt: skip
 TINY = Scale(
     deep="resnet18", shallow="resnet18", small=("8M", "5M", "4M"),
-    epochs=1, long_epochs=1, shallow_epochs=1, data=("--data", "digits", "--size", "16"),
-    training=("--limit", "200", "--precision", "fp32"), timing=("--seconds", "0.1"),
+    epochs=1, long_epochs=1, shallow_epochs=1, data=("--data", "digits", "--size", "8"),
+    training=("--limit", "64", "--precision", "fp32"), timing=("--seconds", "0.01"),
 )  # fmt: skip
 """For a CPU: checks only that the commands work together."""
 

@@ -27,6 +27,7 @@ class Machine:
             "OMP_NUM_THREADS": str(self.threads),
             # More threads than cores are waiting: those that spin take the others' time.
             "OMP_WAIT_POLICY": "PASSIVE",
+            "FUZZ_EXAMPLES": "1000",
             "ATEN_CPU_CAPABILITY": self.torch,
             "ONEDNN_MAX_CPU_ISA": self.onednn,
         }

@@ -27,7 +27,7 @@ batch_size = 16
 precision = "fp32"
 [bench]
 batch = [2]
-seconds = 0.1
+seconds = 0.01
 ci = 1.0
 launches = 2
 """

@@ -173,7 +173,9 @@ def test_check_writes_one_result_that_its_schema_describes(
     output = tmp_path / "result.json"
     parts = [word for part in ("kernels", "torch", "tensorrt") for word in ("--part", part)]
     checkpoints = ["--original", str(small_checkpoint), "--pruned", str(small_checkpoint)]
-    result = CliRunner().invoke(gpu_check.main, [*checkpoints, *parts, "--seconds", "0.1", "-o", str(output)])
+    result = CliRunner().invoke(
+        gpu_check.main, [*checkpoints, *parts, "--seconds", "0.01", "-o", str(output)]
+    )
     assert result.exit_code == 0, result.output
     found = json.loads(output.read_text())
     jsonschema.validate(found, results.schema("gpu-check"))

@@ -64,7 +64,7 @@ def test_the_recipe_does_the_whole_of_it(slimdeploy_command: Callable, inside: P
     own_model.save_weights(network, Path("weights.ckpt"))
     settings = (
         "network.arch=tiny-basic", "network.stem=imagenet", "data.preprocessing=none", "data.resize=40",
-        "data.size=32", "finetune.epochs=1", "bench.seconds=0.1", "bench.launches=2", "bench.batch=[1]",
+        "data.size=32", "finetune.epochs=1", "bench.seconds=0.01", "bench.launches=2", "bench.batch=[1]",
         "calibrate.max_drop=100", "calibrate.timing_seconds=0.1", "prune.recalibration_images=8",
         "prune.statistics_images=16", "prune.align=1", "prune.ratio=0.3", "train.validation=0.2",
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -26,17 +25,6 @@ pytestmark = pytest.mark.xdist_group("bench_command")  # one worker makes what t
 ROOT = Path(slimdeploy.__file__).parent
 
 
-def slimdeploy_command(*arguments, code=0):
-    """Run the command in a process of its own; returns its standard output and standard error."""
-    program = "import sys; from slimdeploy.toolchain.cli import main; sys.argv[0] = 'slimdeploy'; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        capture_output=True, text=True, cwd=ROOT.parent, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return done.stdout, done.stderr
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A thin and a thinner ResNet-18, as checkpoint and as ONNX."""
@@ -52,16 +40,17 @@ def models(tmp_path_factory):
     return folder
 
 
-QUICK = ["--seconds", "0.2", "--launches", "2", "--threads", "1", "--ci", "90%"]
+QUICK = ["--seconds", "0.01", "--launches", "2", "--threads", "1"]
 
 
-def test_onnx_against_torch_with_accuracy_and_a_result_file(models, tmp_path):
+def test_onnx_against_torch_with_accuracy_and_a_result_file(models, tmp_path, slimdeploy_command):
     output = tmp_path / "result.json"
-    stdout, _ = slimdeploy_command(
+    ran = slimdeploy_command(
         "bench", models / "thin.onnx", models / "thinner.safetensors", "--batch", "4", "--data", "digits",
         "--limit", "20", *QUICK, "-o", output, "--fail-if", "macs > 1x", "--json",
     )  # fmt: skip
-    shown, kept = json.loads(stdout), results.read(output, "bench")
+    assert ran.exit_code == 0, ran.err
+    shown, kept = ran.json, results.read(output, "bench")
     jsonschema.validate(kept, results.schema("bench"))
     assert results.without_samples(kept) == shown
     assert [row["backend"] for row in kept["rows"]] == ["onnxruntime-cpu", "torch-cpu"]
@@ -78,26 +67,29 @@ def test_onnx_against_torch_with_accuracy_and_a_result_file(models, tmp_path):
     runs.mkdir()
     for name in ("1.json", "2.json"):
         (runs / name).write_bytes(output.read_bytes())
-    stdout, _ = slimdeploy_command("bench", "--compare", runs, runs, "--fail-if", "latency_p50 > 1.5x")
-    assert "latency_p50 > 1.5x: passes" in stdout
-    _, stderr = slimdeploy_command("bench", "--compare", output, output, "--fail-if", "macs > 0.5x", code=1)
-    assert "'macs > 0.5x' holds" in stderr
+    ran = slimdeploy_command("bench", "--compare", runs, runs, "--fail-if", "latency_p50 > 1.5x")
+    assert ran.exit_code == 0, ran.err
+    assert "latency_p50 > 1.5x: passes" in ran.out
+    ran = slimdeploy_command("bench", "--compare", output, output, "--fail-if", "macs > 0.5x")
+    assert ran.exit_code == 1
+    assert "'macs > 0.5x' holds" in ran.err
 
 
 def test_the_tables_name_models_and_what_is_missing(models):
-    stdout, _ = slimdeploy_command("bench", models / "thin.onnx", "--batch", "1", *QUICK)
-    assert "thin.onnx" in "".join(stdout.split())
-    assert "images/s" in stdout
-    assert "not available here:" in stdout
+    """In a process of its own, as a user runs it."""
+    command = [sys.executable, "-m", "slimdeploy.toolchain", "bench", models / "thin.onnx", "--batch", "1"]
+    done = subprocess.run([*command, *QUICK], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "thin.onnx" in "".join(done.stdout.split())
+    assert "images/s" in done.stdout
+    assert "not available here:" in done.stdout
 
 
-def test_evaluate_agrees_across_backends(models):
+def test_evaluate_agrees_across_backends(models, slimdeploy_command):
     found = []
     for name in ("thin.onnx", "thin.safetensors"):
-        stdout, _ = slimdeploy_command(
-            "evaluate", models / name, "--data", "digits", "--limit", "50", "--json"
-        )
-        found.append(json.loads(stdout))
+        ran = slimdeploy_command("evaluate", models / name, "--data", "digits", "--limit", "50", "--json")
+        found.append(ran.json)
     assert [one["backend"] for one in found] == ["onnxruntime-cpu", "torch-cpu"]
     assert found[0]["accuracy"] == found[1]["accuracy"]
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], abs=1e-4)
@@ -121,16 +113,18 @@ def test_evaluate_agrees_across_backends(models):
         (["evaluate", "none.onnx", "--data", "digits"], "no model at none.onnx"),
     ],
 )
-def test_a_wrong_call_is_one_line(arguments, message):
-    _, stderr = slimdeploy_command(*arguments, code=2)
-    (line,) = stderr.strip().splitlines()
+def test_a_wrong_call_is_one_line(arguments, message, slimdeploy_command):
+    ran = slimdeploy_command(*arguments)
+    assert ran.exit_code == 2
+    (line,) = ran.err.strip().splitlines()
     assert message in line
 
 
-def test_an_existing_result_is_not_overwritten(models, tmp_path):
+def test_an_existing_result_is_not_overwritten(models, tmp_path, slimdeploy_command):
     (tmp_path / "r.json").write_text("mine")
-    _, stderr = slimdeploy_command("bench", models / "thin.onnx", "-o", tmp_path / "r.json", code=2)
-    assert "exists: pass --force" in stderr
+    ran = slimdeploy_command("bench", models / "thin.onnx", "-o", tmp_path / "r.json")
+    assert ran.exit_code == 2
+    assert "exists: pass --force" in ran.error
     assert (tmp_path / "r.json").read_text() == "mine"
 
 
