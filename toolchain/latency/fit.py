@@ -15,7 +15,7 @@ import numpy as np
 
 from slimdeploy.toolchain.latency.table import LatencyTable, ends, shape_of, streamed_share, terms, weights_mb
 from slimdeploy.toolchain.networks.graph import Graph
-from slimdeploy.toolchain.networks.layers import priced_layers
+from slimdeploy.toolchain.networks.layers import Layer, priced_layers
 
 GRANULARITIES = (1, 8, 16, 32)
 CACHES_MB = (2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0, None)
@@ -76,7 +76,8 @@ def _times(sample: Sample, factor: float) -> Sample:
 
 
 def _fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> LatencyTable:
-    measured = _by_shape(samples, size, device)
+    networks = _networks(samples, size)
+    measured = _by_shape(networks, device)
 
     def error(granularity: int) -> float:
         fits = (_fit_shape(own, granularity, None, rounds=SEARCH_ROUNDS) for own in measured.values())
@@ -86,17 +87,18 @@ def _fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> Latenc
     # By whole runs: a profiled run writes its records between the layers, so that more weights leave the
     # cache.
     rest = _fit_rest(samples)
-    tables = [
-        _fit_table(samples, measured, rest, size, device, granularity, megabytes) for megabytes in CACHES_MB
-    ]
-    return min(tables, key=lambda table: float(np.abs(prediction_errors(table, samples, size)).mean()))
+    largest = max(weights_mb(network.convs, device) for network in networks)
+    caches = [
+        mb for mb in CACHES_MB if mb is None or mb < largest
+    ]  # the others hold every network, like None
+    tables = [_fit_table(networks, measured, rest, device, granularity, megabytes) for megabytes in caches]
+    return min(tables, key=lambda table: float(np.abs(_errors(table, networks)).mean()))
 
 
 def _fit_table(
-    samples: Sequence[Sample],
+    networks: Sequence[_Network],
     measured: dict[str, _Shape],
     rest: np.ndarray,
-    size: int,
     device: dict[str, Any],
     granularity: int,
     cache_mb: float | None,
@@ -106,7 +108,7 @@ def _fit_table(
         shape: _fit_shape(own, granularity, cache_mb, rounds=ROUNDS)[0] for shape, own in measured.items()
     }
     raw = _table(device, granularity, cache_mb, shapes, rest)
-    scale, each = _fit_totals(samples, raw, size)
+    scale, each = _fit_totals(networks, raw)
     shapes = {shape: scale * found for shape, found in shapes.items()}
     rest = np.maximum(scale * rest + np.array([each, 0, 0]), 0)
     return _table(device, granularity, cache_mb, shapes, rest, each)
@@ -114,8 +116,12 @@ def _fit_table(
 
 def prediction_errors(table: LatencyTable, samples: Sequence[Sample], size: int) -> np.ndarray:
     """(predicted − measured) ÷ measured of each sample's whole run."""
-    predicted = np.array([table.network_ms(sample.graph, size) for sample in samples])
-    return predicted / np.array([sample.total_ms for sample in samples]) - 1
+    return _errors(table, _networks(samples, size))
+
+
+def _errors(table: LatencyTable, networks: Sequence[_Network]) -> np.ndarray:
+    predicted = np.array([table.layers_ms(network.convs, network.ends) for network in networks])
+    return predicted / np.array([network.sample.total_ms for network in networks]) - 1
 
 
 def least_absolute(
@@ -130,10 +136,10 @@ def least_absolute(
     relative = np.concatenate([relative, -relative[:, list(signed)]], axis=1)
     size = np.abs(relative).max(axis=0)
     scaled = relative / np.where(size > 0, size, 1)
-    weights = np.ones(len(target))
+    weights, found = np.ones(len(target)), np.zeros(relative.shape[1])
     for _ in range(rounds):
         weighted = scaled * weights[:, None]
-        found = nonnegative(weighted.T @ weighted, weighted.T @ weights)
+        found = nonnegative(weighted.T @ weighted, weighted.T @ weights, positive=found > 0)
         weights = 1 / np.sqrt(np.maximum(np.abs(scaled @ found - 1), FLOOR))
     found = np.where(size > 0, found / np.where(size > 0, size, 1), 0)
     coefficients = found[: features.shape[1]].copy()
@@ -141,10 +147,17 @@ def least_absolute(
     return coefficients
 
 
-def nonnegative(gram: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """The x ≥ 0 that minimises ½ xᵀ gram x − momentsᵀ x, by Lawson and Hanson's active sets."""
+def nonnegative(gram: np.ndarray, moments: np.ndarray, *, positive: np.ndarray | None = None) -> np.ndarray:
+    """The x ≥ 0 that minimises ½ xᵀ gram x − momentsᵀ x, by Lawson and Hanson's active sets.
+
+    `positive` (k,): where x is expected to be positive; the search starts there.
+    """
     k = len(moments)
     found, passive = np.zeros(k), np.zeros(k, dtype=bool)
+    if positive is not None and positive.any():
+        best = _solved(gram, moments, positive)
+        if (best[positive] > 0).all():
+            found, passive = best, positive.copy()
     tolerance = 1e-10 * max(1.0, float(np.abs(moments).max()))
     for _ in range(3 * k):
         gradient = np.where(passive, -np.inf, moments - gram @ found)
@@ -152,9 +165,7 @@ def nonnegative(gram: np.ndarray, moments: np.ndarray) -> np.ndarray:
             break
         passive[gradient.argmax()] = True
         while True:
-            best = np.zeros(k)
-            own = np.ix_(passive, passive)
-            best[passive] = np.linalg.lstsq(gram[own], moments[passive], rcond=None)[0]
+            best = _solved(gram, moments, passive)
             falling = passive & (best <= 0)
             if not falling.any():
                 found = best
@@ -167,6 +178,26 @@ def nonnegative(gram: np.ndarray, moments: np.ndarray) -> np.ndarray:
             if not passive.any():
                 break
     return found
+
+
+def _solved(gram: np.ndarray, moments: np.ndarray, passive: np.ndarray) -> np.ndarray:
+    """The minimum with all x = 0 but those that are `passive` (k,)."""
+    best = np.zeros(len(moments))
+    best[passive] = np.linalg.lstsq(gram[np.ix_(passive, passive)], moments[passive], rcond=None)[0]
+    return best
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A sample with the layers of its network, which take longer to find than to price."""
+
+    sample: Sample
+    convs: list[Layer]
+    ends: tuple[int, int]
+
+
+def _networks(samples: Sequence[Sample], size: int) -> list[_Network]:
+    return [_Network(sample, priced_layers(sample.graph, size), ends(sample.graph)) for sample in samples]
 
 
 @dataclass(frozen=True)
@@ -182,10 +213,10 @@ class _Shape:
     """Its share of that network's time."""
 
 
-def _by_shape(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> dict[str, _Shape]:
+def _by_shape(networks: Sequence[_Network], device: dict[str, Any]) -> dict[str, _Shape]:
     rows: dict[str, list[tuple[float, ...]]] = {}
-    for sample in samples:
-        convs = priced_layers(sample.graph, size)
+    for network in networks:
+        sample, convs = network.sample, network.convs
         total, whole = weights_mb(convs, device), sum(sample.convs_ms.values())
         for conv in convs:
             ms = sample.convs_ms[conv.name]
@@ -210,11 +241,11 @@ def _fit_rest(samples: Sequence[Sample]) -> np.ndarray:
     return least_absolute(np.array(widths, dtype=float), np.array([sample.rest_ms for sample in samples]))
 
 
-def _fit_totals(samples: Sequence[Sample], raw: LatencyTable, size: int) -> tuple[float, float]:
+def _fit_totals(networks: Sequence[_Network], raw: LatencyTable) -> tuple[float, float]:
     """Conversion from layer times to a run without profiling: a factor, and ms per layer."""
-    predicted = np.array([raw.network_ms(sample.graph, size) for sample in samples])
-    nodes = np.array([len(sample.convs_ms) + 1.0 for sample in samples])
-    total = np.array([sample.total_ms for sample in samples])
+    predicted = np.array([raw.layers_ms(network.convs, network.ends) for network in networks])
+    nodes = np.array([len(network.convs) + 1.0 for network in networks])
+    total = np.array([network.sample.total_ms for network in networks])
     scale, each = least_absolute(np.stack([predicted, nodes], axis=1), total, signed=(1,))
     return float(scale), float(each)
 

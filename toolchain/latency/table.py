@@ -9,7 +9,7 @@ negative, so a narrower convolution is never slower. `slimdeploy lut` measures (
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,9 +136,12 @@ class LatencyTable:
 
         Raises SlimdeployError if the table lacks one of its shapes.
         """
-        convs = priced_layers(graph, size)
+        return self.layers_ms(priced_layers(graph, size), ends(graph))
+
+    def layers_ms(self, convs: Sequence[Layer], ends: tuple[int, int]) -> float:
+        """`network_ms` of the network with the layers `convs` (layers.priced_layers) and these `ends`."""
         streamed = self.streamed(weights_mb(convs, self.device))
-        stem, classifier_in = ends(graph)
+        stem, classifier_in = ends
         rest = self.rest_ms(stem=stem, classifier_in=classifier_in)
         return rest + sum(self.conv_ms(conv, streamed=streamed) for conv in convs)
 

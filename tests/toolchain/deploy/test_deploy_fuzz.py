@@ -1,5 +1,5 @@
-"""Files from an attacker or a broken disk: hundreds of mutated bundles, checkpoints and ONNX files; thousands in
-`make test-machines`.
+"""Files from an attacker or a broken disk: hundreds of mutated bundles, checkpoints and ONNX files, thousands
+in `make test-machines`.
 
 Each is refused with one line, or it is harmless. Never a traceback, never a write outside the folder it is
 given.
