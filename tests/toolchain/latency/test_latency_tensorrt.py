@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,22 +37,26 @@ SMALL = scaled(build_graph("resnet18"), 0.125, 0.125, 8)
 SMALL_50 = scaled(build_graph("resnet50"), 0.125, 0.125, 8)
 
 
-@pytest.fixture(params=["10.13.3"])
-def trt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTensorrt:
+def installed(version: str, patch: pytest.MonkeyPatch, cache: Path) -> FakeTensorrt:
     """A fake TensorRT of a version, and a device for each that asks for one."""
-    fake = FakeTensorrt(request.param)
+    fake = FakeTensorrt(version)
 
     def device() -> Device:
         fake._device.closed = False
         return fake._device
 
-    monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    monkeypatch.setattr(lut_tensorrt, "open_device", device)
-    monkeypatch.setattr("slimdeploy.toolchain.runtime.tensorrt.open_device", device)
-    monkeypatch.setattr(lut_tensorrt, "WARM_UP_S", 0.0)
-    monkeypatch.setattr(lut_backend, "RUNS_S", 0.0)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    patch.setitem(sys.modules, "tensorrt", fake)
+    patch.setattr(lut_tensorrt, "open_device", device)
+    patch.setattr("slimdeploy.toolchain.runtime.tensorrt.open_device", device)
+    patch.setattr(lut_tensorrt, "WARM_UP_S", 0.0)
+    patch.setattr(lut_backend, "RUNS_S", 0.0)
+    patch.setenv("XDG_CACHE_HOME", str(cache))
     return fake
+
+
+@pytest.fixture(params=["10.13.3"])
+def trt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTensorrt:
+    return installed(request.param, monkeypatch, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("trt", VERSIONS, indirect=True)
@@ -130,14 +135,22 @@ def small_networks(full: Graph, rng: random.Random) -> Graph:
     return scaled(full, rng.uniform(0.02, 0.1), rng.uniform(0.02, 0.1), 8)
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of one pass. Not to be changed."""
+    folder = tmp_path_factory.mktemp("table")
+    with pytest.MonkeyPatch.context() as patch:
+        installed("10.13.3", patch, folder / "cache")
+        patch.setattr("slimdeploy.toolchain.latency.measure.random_network", small_networks)
+        with open_backend(LutOptions(backend="tensorrt", precision="fp16")) as backend:
+            measure_table(build_graph("resnet18"), 8, backend, folder / "table.json", seconds=0)
+    return folder / "table.json"
+
+
 @pytest.fixture
-def table(trt: FakeTensorrt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A table of one pass."""
-    monkeypatch.setattr("slimdeploy.toolchain.latency.measure.random_network", small_networks)
-    path = tmp_path / "table.json"
-    with open_backend(LutOptions(backend="tensorrt", precision="fp16")) as backend:
-        measure_table(build_graph("resnet18"), 8, backend, path, seconds=0)
-    return path
+def table(measured: Path, trt: FakeTensorrt, tmp_path: Path) -> Path:
+    """A copy of it, and the TensorRT that it was measured on."""
+    return Path(shutil.copy(measured, tmp_path))
 
 
 def test_the_table_is_the_same_document_and_is_gone_on_with(table: Path, trt: FakeTensorrt) -> None:
