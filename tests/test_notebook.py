@@ -28,7 +28,7 @@ def test_the_notebook_runs_from_weights_to_a_bundle(tmp_path: Path, monkeypatch:
         if cell["cell_type"] == "code":
             exec(compile(source, f"cell {number}", "exec"), names)
         if source.startswith("import os") and "QUICK" in names:  # smaller than a quick run
-            names |= {"SIZE": 32, "EPOCHS": 1, "SECONDS": 0.05}
+            names |= {"SIZE": 32, "EPOCHS": 1, "SECONDS": 0.01}
     assert names["pruned"].after.params <= names["budget"]
     assert [row.model for row in names["measured"].rows] == ["original.onnx", "final.onnx", "final.int8.onnx"]
     assert names["parity"].max_abs_error < 1e-3

@@ -51,6 +51,7 @@ def installed(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _serve(path: str) -> None:
+    import torch._dynamo  # by the first optimizer
     import torch.utils.tensorboard  # noqa: F401
 
     import slimdeploy.toolchain.commands.calibrate
