@@ -29,6 +29,20 @@ hypothesis.settings.register_profile("tests", deadline=None, max_examples=30)
 hypothesis.settings.load_profile("tests")
 
 
+LONG = (
+    "sshd", "test_sweep_workers", "test_compile_kernels", "pipeline", "test_distributed", "test_gpu_check",
+    "test_own_model", "report", "bench_truth", "test_deploy_interrupted", "test_notebook",
+    "test_docs_commands", "test_gpu_chain", "test_latency_tensorrt",
+)  # fmt: skip
+"""Groups that take more than twenty seconds come first: at the end no process is left alone with one."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist takes groups in the order of the tests, not by their number of tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests of a file run in one process, unless the file says otherwise: what they share is made once.
@@ -38,6 +52,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: _group(item) not in LONG)
+
+
+def _group(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("xdist_group")
+    assert marker is not None
+    return str(marker.args[0])
 
 
 @dataclass(frozen=True)
