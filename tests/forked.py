@@ -32,15 +32,31 @@ def _server() -> multiprocessing.context.ForkServerContext:
 
 
 class Forked:
-    """One process that runs `slimdeploy ARGUMENTS…`; what it prints goes to files in `folder`."""
+    """One process that runs `slimdeploy ARGUMENTS…`, after `prepare()` if that is given; what it prints goes
+    to files in `folder`.
+    """
 
-    def __init__(self, arguments: Sequence[object], folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[object],
+        folder: Path,
+        environment: dict[str, str],
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
         folder.mkdir(parents=True)
+        for name in ("out", "err"):
+            (folder / name).touch()
         self._folder = folder
+        words = [str(a) for a in arguments]
         self._process = _server().Process(
-            target=_run, args=([str(a) for a in arguments], folder, {**os.environ, **environment})
+            target=_run, args=(words, folder, {**os.environ, **environment}, prepare)
         )
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid
+        return self._process.pid
 
     @property
     def running(self) -> bool:
@@ -94,11 +110,15 @@ def until(happened: Callable[[], bool], process: Forked) -> None:
         time.sleep(0.005)
 
 
-def _run(arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
+def _run(
+    arguments: list[str], folder: Path, environment: dict[str, str], prepare: Callable[[], None] | None
+) -> None:
     from slimdeploy.toolchain.cli import main
 
     os.environ.update(environment)
     for name, descriptor in (("out", 1), ("err", 2)):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), descriptor)
     sys.argv = ["slimdeploy", *arguments]
+    if prepare:
+        prepare()
     main()

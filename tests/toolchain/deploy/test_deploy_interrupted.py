@@ -81,7 +81,8 @@ def test_write_that_fails_midway(bundle, other_bundle, store, limit):
     """A limit on the size of files: the write of a model, or of a smaller file, fails in its middle."""
     device.install(other_bundle, store, OPTIONS)
     done = subprocess.run(
-        [*CLI, "deploy", bundle, "--root", store.root, "--json"], capture_output=True, text=True,
+        [*CLI, "deploy", bundle, "--root", store.root, "--seconds", "0.01", "--json"],
+        capture_output=True, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), check=False,
     )  # fmt: skip
     if limit == 200_000:

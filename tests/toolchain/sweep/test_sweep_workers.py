@@ -8,12 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import quick_bench
+from forked import Forked, until
 from processes import TESTS, process_environment
 from tiny_recipe import recipe_text
 
@@ -41,15 +42,13 @@ def recipe(tmp_path: Path, image_folder: Path) -> Path:
 
 
 @pytest.fixture
-def start(recipe: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a worker as a process of its own, its measuring faked; what is said goes to `<name>.log`."""
+def start(recipe: Path, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
+    """Starts a worker as a process of its own, its measuring faked."""
     started = []
 
-    def run(name: str, output: Path, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "slimdeploy.toolchain", "sweep", str(recipe), "-o", str(output),
-                   "--device", "cpu", "--threads", "1", "--heartbeat", "3", *arguments]  # fmt: skip
-        with (tmp_path / f"{name}.log").open("w") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, text=True, env=quick_environment())
+    def run(name: str, output: Path, *arguments: str) -> Forked:
+        command = ["sweep", recipe, "-o", output, "--device", "cpu", "--threads", 1, "--heartbeat", 3]
+        process = Forked([*command, *arguments], tmp_path / name, {}, quick_bench.install)
         started.append(process)
         return process
 
@@ -64,24 +63,18 @@ def _trials(storage: str) -> list[Any]:
 
 
 def test_workers_share_a_postgresql_and_take_up_what_a_killed_one_left(
-    start: Callable, postgresql: str, tmp_path: Path, slimdeploy_command: Callable, recipe: Path
+    start: Callable[..., Forked], postgresql: str, tmp_path: Path, slimdeploy_command: Callable, recipe: Path
 ) -> None:
     arguments = (*GRID, "--storage", postgresql)
-    shared, apart = tmp_path / "shared", tmp_path / "apart"
+    shared, apart = tmp_path / "folder", tmp_path / "another"
     victim = start("victim", shared, *arguments)
-    end = time.monotonic() + 300
-    while "train …" not in (said := (tmp_path / "victim.log").read_text()):  # in the middle of a trial
-        assert victim.poll() is None, said
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(lambda: "train …" in victim.err, victim)  # in the middle of a trial
     others = {"beside": start("beside", shared, *arguments), "apart": start("apart", apart, *arguments)}
     victim.kill()
     assert victim.wait() == -signal.SIGKILL
-    logs = {}
-    for name, process in others.items():
-        process.wait(300)
-        logs[name] = (tmp_path / f"{name}.log").read_text()
-        assert process.returncode == 0, logs[name]
+    for process in others.values():
+        assert process.wait(300) == 0, process.err
+    logs = {name: process.out + process.err for name, process in others.items()}
 
     # Each point is done once, also the one that the killed worker was at.
     trials = [t for t in _trials(postgresql) if queue.SURPLUS not in t.user_attrs]
@@ -94,7 +87,7 @@ def test_workers_share_a_postgresql_and_take_up_what_a_killed_one_left(
         assert len(document(folder)["trials"]) == 4
         assert PASSWORD not in (folder / "sweep.json").read_text()
     # Where a folder is shared each sparsity is trained once, but for what the kill interrupted.
-    victims = (tmp_path / "victim.log").read_text()
+    victims = victim.out + victim.err
     trained = re.findall("^train …$", victims + logs["beside"], re.MULTILINE)
     assert len(trained) <= 3
     assert PASSWORD not in victims + "".join(logs.values())
