@@ -36,6 +36,13 @@ def run(
     return fit(network, DATA, options, output=output, device="cpu", setup=setup, resume=resume)
 
 
+def train_arguments(folder: Path, output: Path, *more: object, epochs: int = 2) -> list[object]:
+    """The words of a `slimdeploy train` of a tiny network on an image folder."""
+    return ["train", "--arch", "tiny", "--stem", "cifar", "--data", f"folder:{folder}", "--epochs", epochs,
+            "--batch-size", 16, "--lr", 0.05, "--sparsity", 0.01, "--precision", "fp32", "--device", "cpu",
+            "-o", output, *more]  # fmt: skip
+
+
 def untimed(history: list[EpochRecord]) -> list[EpochRecord]:
     """The history but for the speed."""
     return [replace(record, images_per_second=0.0) for record in history]

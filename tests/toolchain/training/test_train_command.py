@@ -1,19 +1,15 @@
-"""`slimdeploy train` and `finetune` as a user meets them: results, refusals, Ctrl-C and kill -9."""
+"""`slimdeploy train` and `finetune` as a user meets them: results and refusals."""
 
 from __future__ import annotations
 
-import json
-import random
-import re
 import shutil
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import CLASSES, PREPROCESSING, learnable_split, write_checkpoint, write_image_folder
+from tiny import CLASSES, PREPROCESSING, learnable_split, write_checkpoint
+from tiny_runs import train_arguments
 
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset
 from slimdeploy.toolchain.data.of_model import dataset_for
@@ -21,21 +17,15 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.pruning.recalibration import recalibrate, shuffled
 from slimdeploy.toolchain.training import loop
-from slimdeploy.toolchain.training.history import history_path, read_history
+from slimdeploy.toolchain.training.history import read_history
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.state import state_path
 from slimdeploy.toolchain.training.training_data import training_data
 
 
-def _train(folder: Path, output: Path, *more: object, epochs: int = 2) -> list[object]:
-    return ["train", "--arch", "tiny", "--stem", "cifar", "--data", f"folder:{folder}", "--epochs", epochs,
-            "--batch-size", 16, "--lr", 0.05, "--sparsity", 0.01, "--precision", "fp32", "--device", "cpu",
-            "-o", output, *more]  # fmt: skip
-
-
 def test_train_reports_what_it_did(slimdeploy_command: Callable, image_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "net.safetensors"
-    ran = slimdeploy_command(*_train(image_folder, output, "--json"))
+    ran = slimdeploy_command(*train_arguments(image_folder, output, "--json"))
     assert ran.exit_code == 0, ran.err
     result = ran.json
     assert result["checkpoint"] == str(output)
@@ -58,7 +48,7 @@ def test_train_reports_what_it_did(slimdeploy_command: Callable, image_folder: P
 def test_no_epochs_write_the_fresh_network(
     slimdeploy_command: Callable, image_folder: Path, tmp_path: Path
 ) -> None:
-    ran = slimdeploy_command(*_train(image_folder, tmp_path / "net", "--json", epochs=0))
+    ran = slimdeploy_command(*train_arguments(image_folder, tmp_path / "net", "--json", epochs=0))
     assert ran.exit_code == 0, ran.err
     assert ran.json["epochs"] == 0
     assert set(ran.json["accuracy"]) == {"val", "test"}
@@ -76,7 +66,7 @@ def test_limit_trains_on_a_balanced_subset(
 
     monkeypatch.setattr("slimdeploy.toolchain.library.train.fit", watched)
     ran = slimdeploy_command(
-        *_train(image_folder, tmp_path / "net", "--limit", 31, "--validation", 0.2, epochs=0)
+        *train_arguments(image_folder, tmp_path / "net", "--limit", 31, "--validation", 0.2, epochs=0)
     )
     assert ran.exit_code == 0, ran.err
     assert sorted(seen["labels"]) == [10, 10, 11]
@@ -86,7 +76,7 @@ def test_finetune_goes_on_with_the_data_of_its_checkpoint(
     slimdeploy_command: Callable, image_folder: Path, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    trained = slimdeploy_command(*_train(image_folder, first, "--json")).json
+    trained = slimdeploy_command(*train_arguments(image_folder, first, "--json")).json
     ran = slimdeploy_command("finetune", first, "--epochs", 1, "--batch-size", 16, "-o", second, "--json")
     assert ran.exit_code == 0, ran.err
     provenance = load_checkpoint(second).info.provenance
@@ -103,7 +93,7 @@ def test_every_option_of_the_objective_goes_through_and_resumes(
             "alternating", "--label-smoothing", 0.1, "--recalibration-images", 32, "--resized-crop", 0.4,
             "--color-jitter", 0.2, "--mixup", 0.4, "--cutmix", 1, "--json")  # fmt: skip
     whole = tmp_path / "whole.safetensors"
-    expected = slimdeploy_command(*_train(image_folder, whole, *more, epochs=4))
+    expected = slimdeploy_command(*train_arguments(image_folder, whole, *more, epochs=4))
     assert expected.exit_code == 0, expected.err
     assert expected.json["zero_share"] == pytest.approx(0.3, abs=1 / 60)
     assert max(record.strength for record in read_history(whole)) > 0
@@ -121,9 +111,9 @@ def test_every_option_of_the_objective_goes_through_and_resumes(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "write_history", killed)
-        slimdeploy_command(*_train(image_folder, output, *more, epochs=4))
+        slimdeploy_command(*train_arguments(image_folder, output, *more, epochs=4))
     assert not output.exists()
-    ran = slimdeploy_command(*_train(image_folder, output, *more, "--resume", epochs=4))
+    ran = slimdeploy_command(*train_arguments(image_folder, output, *more, "--resume", epochs=4))
     assert ran.exit_code == 0, ran.err
     assert "resuming after epoch 2 of 4" in ran.err
     assert ran.json["accuracy"] == expected.json["accuracy"]
@@ -140,11 +130,11 @@ def test_every_option_of_the_objective_goes_through_and_resumes(
 def test_a_share_that_the_network_does_not_allow_is_one_line(
     slimdeploy_command: Callable, image_folder: Path, tmp_path: Path
 ) -> None:
-    ran = slimdeploy_command(*_train(image_folder, tmp_path / "net", "--sparsity", "auto:0.9"))
+    ran = slimdeploy_command(*train_arguments(image_folder, tmp_path / "net", "--sparsity", "auto:0.9"))
     assert ran.exit_code == 2
     assert ran.error.startswith("sparsity auto:0.9: ")
     assert ran.error.endswith("a smaller share, or a smaller --sparse-align")
-    ran = slimdeploy_command(*_train(image_folder, tmp_path / "net", "--sparsity", "much"))
+    ran = slimdeploy_command(*train_arguments(image_folder, tmp_path / "net", "--sparsity", "much"))
     assert ran.error == (
         "--sparsity must be a number (λ) or auto:SHARE with a share between 0 and 1, e.g. auto:0.9, "
         "not 'much'"
@@ -158,7 +148,10 @@ def test_recalibration_measures_the_statistics_anew(
     plain, measured = tmp_path / "plain", tmp_path / "measured"
     for output, images in ((plain, 0), (measured, 54)):
         assert (
-            slimdeploy_command(*_train(image_folder, output, "--recalibration-images", images)).exit_code == 0
+            slimdeploy_command(
+                *train_arguments(image_folder, output, "--recalibration-images", images)
+            ).exit_code
+            == 0
         )
     a, b = load_checkpoint(plain).network, load_checkpoint(measured).network
     for (name, one), (_, other) in zip(a.named_parameters(), b.named_parameters(), strict=True):
@@ -228,7 +221,7 @@ def test_images_too_small_for_a_network_are_refused_before_training(
     shutil.copytree(image_folder, small)
     for file in small.rglob("*.png"):
         Image.open(file).resize((6, 6)).save(file)
-    ran = slimdeploy_command(*_train(small, tmp_path / "net"))
+    ran = slimdeploy_command(*train_arguments(small, tmp_path / "net"))
     assert (ran.exit_code, ran.error) == (2, "images of 6×6 are too small: the minimum is 8")
 
 
@@ -237,183 +230,20 @@ def test_nothing_is_replaced_unasked(
 ) -> None:
     output = tmp_path / "net.safetensors"
     output.write_text("precious")
-    ran = slimdeploy_command(*_train(image_folder, output))
+    ran = slimdeploy_command(*train_arguments(image_folder, output))
     assert ran.exit_code == 2
     assert ran.error == f"{output} exists: pass --force to replace it, or another --output"
     assert output.read_text() == "precious"
-    ran = slimdeploy_command(*_train(image_folder, output, "--resume"))
+    ran = slimdeploy_command(*train_arguments(image_folder, output, "--resume"))
     assert ran.exit_code == 2, "there is nothing to resume, so this would start again"
-    assert slimdeploy_command(*_train(image_folder, output, "--force", epochs=0)).exit_code == 0
+    assert slimdeploy_command(*train_arguments(image_folder, output, "--force", epochs=0)).exit_code == 0
     load_checkpoint(output)
-    ran = slimdeploy_command(*_train(image_folder, tmp_path))
+    ran = slimdeploy_command(*train_arguments(image_folder, tmp_path))
     assert (ran.exit_code, ran.error) == (2, f"{tmp_path} is a folder: name a file with --output")
 
 
-@pytest.fixture
-def interrupted(
-    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """The output of a run of two epochs that Ctrl-C ended in the second."""
-    return _interrupt(slimdeploy_command, image_folder, tmp_path / "net.safetensors", monkeypatch)
-
-
-def _interrupt(command: Callable, folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    epoch = loop._Run.epoch
-
-    def stopping(self: loop._Run, index: int):
-        if index == 1:
-            raise KeyboardInterrupt
-        return epoch(self, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "epoch", stopping)
-        ran = command(*_train(folder, output))
-    assert (ran.exit_code, ran.error) == (130, "interrupted")
-    assert state_path(output).exists()
-    assert not output.exists()
-    return output
-
-
-def test_an_unfinished_run_is_not_thrown_away_unasked(
-    slimdeploy_command: Callable, image_folder: Path, interrupted: Path
-) -> None:
-    ran = slimdeploy_command(*_train(image_folder, interrupted))
-    message = f"an unfinished run is beside {interrupted}: --resume continues it, --force starts again"
-    assert (ran.exit_code, ran.error) == (2, message)
-    ran = slimdeploy_command(*_train(image_folder, interrupted, "--resume", "--json"))
-    assert ran.exit_code == 0, ran.err
-    assert "resuming after epoch 1 of 2" in ran.err
-    assert ran.json["epochs"] == 2
-    assert not state_path(interrupted).exists()
-
-
-def test_force_starts_again(slimdeploy_command: Callable, image_folder: Path, interrupted: Path) -> None:
-    ran = slimdeploy_command(*_train(image_folder, interrupted, "--force", epochs=1))
-    assert ran.exit_code == 0, ran.err
-    assert "resuming" not in ran.err
-    assert len(read_history(interrupted)) == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (["--lr", 0.5], "lr = 0.05, this one has 0.5"),
-        (["--epochs", 3], "epochs = 2, this one has 3"),
-        (["--seed", 1], "seed = 0, this one has 1"),
-        (["--size", 24], "size = 16, this one has 24"),
-    ],
-)
-def test_resume_with_other_options_names_the_key(
-    slimdeploy_command: Callable, image_folder: Path, interrupted: Path, change: list[object], message: str
-) -> None:
-    ran = slimdeploy_command(*_train(image_folder, interrupted, "--resume", *change))
-    assert ran.exit_code == 2
-    assert re.fullmatch(
-        f".* belongs to a run with {re.escape(message)}: give the same options, .*", ran.error
-    )
-
-
-def _swap(folder: Path) -> None:
-    for split in ("train", "test"):
-        (folder / split / "red").rename(folder / split / "x")
-        (folder / split / "blue").rename(folder / split / "red")
-        (folder / split / "x").rename(folder / split / "blue")
-
-
-def _rename(folder: Path) -> None:
-    """The order of the classes stays, and so do all labels."""
-    for split in ("train", "test"):
-        (folder / split / "red").rename(folder / split / "ruby")
-
-
-def _replace_one(folder: Path) -> None:
-    shutil.copy(*sorted((folder / "train/red").iterdir())[:2])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (_swap, "other images, because the data has changed"),
-        (_rename, "classes = ['blue', 'green', 'red'], this one has ['blue', 'green', 'ruby']"),
-        (_replace_one, "other images, because the data has changed"),
-    ],
-)
-def test_resume_on_changed_data_is_refused(
-    slimdeploy_command: Callable,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    change: Callable[[Path], None],
-    message: str,
-) -> None:
-    folder = write_image_folder(tmp_path / "images", train=8, test=2)
-    output = _interrupt(slimdeploy_command, folder, tmp_path / "net.safetensors", monkeypatch)
-    change(folder)
-    ran = slimdeploy_command(*_train(folder, output, "--resume"))
-    assert ran.exit_code == 2
-    assert message in ran.error
-
-
-def test_resume_without_an_unfinished_run_says_so(
-    slimdeploy_command: Callable, image_folder: Path, interrupted: Path
-) -> None:
-    mistyped = interrupted.with_name("nett.safetensors")
-    ran = slimdeploy_command(*_train(image_folder, mistyped, "--resume", epochs=0))
-    assert ran.exit_code == 0, ran.err
-    said = " ".join(ran.err.split())
-    assert (
-        f"no unfinished run of {mistyped}: starting a new one; unfinished there: {interrupted.name}" in said
-    )
-
-
-def test_resume_with_another_network_names_it(
-    slimdeploy_command: Callable, image_folder: Path, interrupted: Path
-) -> None:
-    ran = slimdeploy_command(*_train(image_folder, interrupted, "--resume", "--arch", "tiny-deep"))
-    assert ran.exit_code == 2
-    assert "belongs to a run with network = {'arch': 'tiny', 'digest': " in ran.error
-
-
-def test_a_damaged_state_is_one_line(
-    slimdeploy_command: Callable, image_folder: Path, interrupted: Path
-) -> None:
-    state = state_path(interrupted)
-    state.write_bytes(state.read_bytes()[:1000])
-    ran = slimdeploy_command(*_train(image_folder, interrupted, "--resume"))
-    assert ran.exit_code == 2
-    assert ran.error.startswith(f"{state} is not a safetensors file, or is damaged")
-
-
-def test_kill_9_at_a_random_moment_loses_at_most_one_epoch(
-    slimdeploy_command: Callable, start_command: Callable, image_folder: Path, tmp_path: Path
-) -> None:
-    epochs = 15
-    whole = tmp_path / "whole.safetensors"
-    expected = slimdeploy_command(*_train(image_folder, whole, "--json", epochs=epochs)).json
-    output = tmp_path / "killed.safetensors"
-    process = start_command(*_train(image_folder, output, epochs=epochs))
-    history = history_path(output)
-    while not history.exists() and process.poll() is None:
-        time.sleep(0.01)
-    seconds = random.SystemRandom().uniform(0, 0.3)
-    time.sleep(seconds)
-    process.kill()
-    _, err = process.communicate()
-    assert process.returncode == -signal.SIGKILL, f"it ended before the kill after {seconds:.3f} s: {err}"
-    assert not output.exists()
-    finished = len([json.loads(line) for line in history.read_text().splitlines()])
-    ran = slimdeploy_command(*_train(image_folder, output, "--resume", "--json", epochs=epochs))
-    assert ran.exit_code == 0, f"killed after {seconds:.3f} s: {ran.err}"
-    # The state is written before the history, so a kill between the two leaves one line fewer.
-    resumed = int(re.search(rf"resuming after epoch (\d+) of {epochs}", ran.err)[1])
-    assert resumed in (finished, finished + 1)
-    for key in ("accuracy", "loss", "epochs", "zero_share"):
-        assert ran.json[key] == expected[key], f"killed after {seconds:.3f} s"
-    a, b = load_checkpoint(whole).network.state_dict(), load_checkpoint(output).network.state_dict()
-    assert all(torch.equal(a[name], b[name]) for name in a), f"killed after {seconds:.3f} s"
-
-
 def test_data_and_device_errors_are_one_line(slimdeploy_command: Callable, tmp_path: Path) -> None:
-    ran = slimdeploy_command(*_train(tmp_path / "nowhere", tmp_path / "net"))
+    ran = slimdeploy_command(*train_arguments(tmp_path / "nowhere", tmp_path / "net"))
     assert ran.exit_code == 2
     assert ran.error.startswith(f"no folder {tmp_path}/nowhere/train: expected")
     ran = slimdeploy_command("train", "--data", "digits", "--limit", 0, "-o", tmp_path / "net")
