@@ -50,7 +50,7 @@ def make_environment(place: Path, folder: Path) -> None:
     """A virtual environment with slimdeploy installed as a device installs it."""
     shutil.rmtree(place, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
-    pip = [place / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    pip = [place / "bin/python", "-m", "pip", "install", "-q", "--no-compile", "--disable-pip-version-check"]
     command = [*pip, f"{write_wheel(folder)}[device,cpu]"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "No matching distribution" in done.stderr or "Could not find a version" in done.stderr:
