@@ -142,12 +142,13 @@ def test_too_large_a_drop_on_the_test_images_writes_nothing(bottleneck, tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_the_most_sensitive_layers_stay_in_float(bottleneck, tmp_path, monkeypatch):
+def test_the_most_sensitive_layers_stay_in_float(tmp_path, monkeypatch):
     """With activations clipped far too low INT8 can't work: layers must go back to float until it does."""
+    example = make_example("resnet18")
     monkeypatch.setitem(stage.METHODS, "broken", lambda histogram, steps: histogram.largest / 50)
     options = dataclasses.replace(FAST, method="broken", max_drop=5.0)
-    result = run(bottleneck, tmp_path, options=options)
-    layers = bottleneck.source.layers()
+    result = run(example, tmp_path, options=options)
+    layers = example.source.layers()
     assert result.methods["broken"].drop > 5.0
     assert [s.layer for s in result.sensitivity] != layers
     assert sorted(s.layer for s in result.sensitivity) == sorted(layers)
