@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import ast
 import configparser
-import functools
 import re
 import sys
-from collections.abc import Callable, Iterator
-from graphlib import CycleError, TopologicalSorter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from package_files import ROOT, modules, package_folders
 
 import slimdeploy
 from slimdeploy.toolchain.cli import COMMANDS
 from slimdeploy.toolchain.errors import INSTALL_COMMANDS, missing_library
 
-ROOT = Path(slimdeploy.__file__).parent
 OPTIONAL = (
     "torch",
     "torchvision",
@@ -54,28 +52,9 @@ def requirements() -> dict[str, set[str]]:
     }
 
 
-def _package_folders(folder: Path = ROOT) -> Iterator[Path]:
-    if (folder / "__init__.py").is_file():
-        yield folder
-    for inner in folder.iterdir():  # not rglob: a virtual environment in the checkout is a large tree
-        if inner.is_dir() and inner.name not in ("tests", "build") and not inner.name.startswith("."):
-            yield from _package_folders(inner)
-
-
-@functools.cache
-def _modules() -> dict[str, Path]:
-    """Import name -> file of every module in the package."""
-    found = {}
-    for folder in _package_folders():
-        for file in folder.glob("*.py"):
-            parts = ["slimdeploy", *file.relative_to(ROOT).with_suffix("").parts]
-            found[".".join(parts).removesuffix(".__init__")] = file
-    return found
-
-
 def test_setup_lists_every_package() -> None:
     listed = _setup()["options"]["packages"].split()
-    folders = {".".join(["slimdeploy", *folder.relative_to(ROOT).parts]) for folder in _package_folders()}
+    folders = {".".join(["slimdeploy", *folder.relative_to(ROOT).parts]) for folder in package_folders()}
     assert len(listed) == len(set(listed))
     assert set(listed) == folders
 
@@ -92,7 +71,7 @@ def test_setup_lists_every_data_file() -> None:
     endings = (".json", ".toml", ".cu", ".cuh", ".html", ".jinja", ".css", ".service")
     needed = {
         file
-        for folder in _package_folders()
+        for folder in package_folders()
         if folder != ROOT
         for file in folder.iterdir()
         if file.suffix in endings
@@ -130,7 +109,7 @@ OTHER_TOOLS = {"modelopt", "pillow_heif", "torch_pruning"}
 
 def test_every_library_that_is_imported_can_be_named_where_it_is_missing() -> None:
     imported = set()
-    for file in _modules().values():
+    for file in modules().values():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
@@ -201,7 +180,7 @@ def _for_the_device() -> list[str]:
         "benchmarks.serve_load",
     )
     starts = tuple(f"slimdeploy.{name}" for name in packages)
-    return [name for name in _modules() if name.startswith(starts)]
+    return [name for name in modules() if name.startswith(starts)]
 
 
 def test_what_runs_on_the_device_imports_without_the_host_libraries(fresh_python: Callable) -> None:
@@ -240,104 +219,3 @@ def test_serve_without_its_extra_is_one_line(fresh_python: Callable) -> None:
     line = ran.err.splitlines()[0]
     assert line.startswith("slimdeploy: this needs ")
     assert line.endswith(", which is not installed: pip install 'slimdeploy[device]'")
-
-
-def _imports(file: Path, module: str, *, lazy: bool) -> set[str]:
-    """Modules of the package that `file` imports: at its top, or with `lazy` anywhere; not those for type
-    checking alone.
-    """
-    known, found = _modules(), set()
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            return
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not lazy:
-            return
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            target = name if name in known else name.rpartition(".")[0]
-            if target in known and target != module:
-                found.add(target)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(ast.parse(file.read_text()))
-    return found
-
-
-def test_no_import_goes_in_a_circle() -> None:
-    graph = {name: _imports(file, name, lazy=False) for name, file in _modules().items()}
-    assert sum(map(len, graph.values())) > 100, "the imports were not found"
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        pytest.fail(f"circular imports: {' → '.join(error.args[1])}")
-
-
-T = "slimdeploy.toolchain."
-LAYERS = (
-    "benchmarks.peers",
-    "benchmarks",
-    "toolchain.commands",
-    "toolchain.sweep",
-    "toolchain.pipeline",
-    "toolchain.report",
-    "toolchain.deploy",
-    "toolchain.stages",
-    "toolchain.library",
-    "toolchain.training",
-    "toolchain.pruning",
-    "toolchain.latency",
-    "calibrate",
-    "toolchain.export",
-    "toolchain.measure",
-    "kernels",
-    "toolchain.runtime.devices",
-    "toolchain.runtime",
-    "toolchain.data",
-    "toolchain.models",
-    "toolchain.networks.architectures",
-    "toolchain.networks",
-    "toolchain.networks.operators",
-    "toolchain.machine",
-    "toolchain.recipes",
-    "toolchain",
-    "",
-)
-"""The folders, top first. A folder imports only from those below it, in functions too: no two folders import
-each other, and `toolchain` never imports the laboratory.
-"""
-
-
-def _files_with_peers() -> dict[str, Path]:
-    peers = (ROOT / "benchmarks/peers").glob("*.py")
-    return {**_modules(), **{f"slimdeploy.benchmarks.peers.{file.stem}": file for file in peers}}
-
-
-def _folder(file: Path) -> str:
-    return ".".join(file.parent.relative_to(ROOT).parts)
-
-
-def test_a_folder_imports_only_from_those_below_it() -> None:
-    files = _files_with_peers()
-    assert {_folder(file) for file in files.values()} == set(LAYERS)
-    wrong = [
-        f"{name} imports {target}"
-        for name, file in files.items()
-        for target in _imports(file, name, lazy=True)
-        if LAYERS.index(_folder(files[target])) < LAYERS.index(_folder(file))
-    ]
-    assert not wrong
-
-
-def test_the_networks_know_nothing_of_the_data() -> None:
-    for name, file in _modules().items():
-        if name.startswith(T + "networks"):
-            imported = _imports(file, name, lazy=True)
-            below = (T + "errors", T + "registry")
-            assert all(i.startswith(T + "networks") or i in below for i in imported), name

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 TORCHES = {"2.13": ("torch==2.13.*", "torchvision"), "2.15": ("torch==2.15.*", "torchvision")}
 QUICK = (
+    "tests/test_import_directions.py",
     "tests/test_packaging.py",
     "tests/toolchain/library",
     "tests/toolchain/networks",
