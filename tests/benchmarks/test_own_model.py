@@ -57,6 +57,10 @@ def test_the_classifier_that_arrives_is_the_one_that_left(slimdeploy_command: Ca
     assert found.probability < 1e-5
 
 
+def test_the_benchmark_finds_the_commands_of_all_its_sections() -> None:
+    assert all(own_model.printed_commands(section) for section in own_model.SECTIONS)
+
+
 def test_the_recipe_does_the_whole_of_it(slimdeploy_command: Callable, inside: Path) -> None:
     """Of a tiny ResNet at 32 pixels, with an epoch of fine-tuning and short measurements."""
     network = named_network("tiny-basic", size=32, stem="imagenet", classes=4, seed=1)
