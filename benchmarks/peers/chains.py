@@ -6,7 +6,8 @@ fine-tune, INT8, bench.
         --output benchmarks/results/chains.json
 
 Every step of slimdeploy's is its command, as a user would type it. Torch-Pruning cuts the same trained
-network to the same MACs, and is recalibrated and fine-tuned alike. What lies in `--work` is not done again.
+network to the same MACs, and is recalibrated and fine-tuned alike. Finished steps found in `--work` are not
+repeated.
 """
 
 from __future__ import annotations
