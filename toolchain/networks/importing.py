@@ -5,6 +5,8 @@ and module path.
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,9 +96,21 @@ def _visible_stochastic_depth(module: nn.Module) -> Iterator[None]:
             setattr(parent, name, child)
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress what torch.export logs and prints about a module that it can't trace: whole graphs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
 def _traced(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     try:
-        with _visible_stochastic_depth(module):
+        with _visible_stochastic_depth(module), _quiet():
             return torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     except Exception as error:  # torch.export has some twenty classes of its own
         raise SlimdeployError(

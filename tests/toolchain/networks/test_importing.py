@@ -70,12 +70,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_said_is_refused(what: str) -> None:
+def test_what_cannot_be_said_is_refused(what: str, capfd: pytest.CaptureFixture[str]) -> None:
     module, message = REFUSED[what]
     with pytest.raises(SlimdeployError) as refused:
         from_module(module, size=16)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+    assert capfd.readouterr() == ("", ""), "torch.export's logs and graphs are suppressed"
 
 
 @pytest.mark.parametrize(
