@@ -30,9 +30,8 @@ hypothesis.settings.load_profile("tests")
 
 
 LONG = (
-    "sshd", "test_sweep_workers", "test_compile_kernels", "pipeline", "test_distributed", "test_gpu_check",
-    "test_own_model", "report", "bench_truth", "test_deploy_interrupted", "test_notebook",
-    "test_docs_commands", "test_gpu_chain", "test_latency_tensorrt",
+    "sshd", "forked", "pipeline", "test_compile_kernels", "report", "bench_truth", "test_own_model",
+    "test_gpu_check", "test_gpu_chain", "test_deploy_interrupted", "test_notebook", "test_docs_commands",
 )  # fmt: skip
 """Groups that take more than twenty seconds come first: at the end no process is left alone with one."""
 
@@ -52,13 +51,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: _group(item) not in LONG)
+    items.sort(key=_place)
 
 
-def _group(item: pytest.Item) -> str:
+def _place(item: pytest.Item) -> int:
+    """Where its group comes: those in LONG first, in that order, then all others."""
     marker = item.get_closest_marker("xdist_group")
     assert marker is not None
-    return str(marker.args[0])
+    group = marker.args[0]
+    return LONG.index(group) if group in LONG else len(LONG)
 
 
 @dataclass(frozen=True)

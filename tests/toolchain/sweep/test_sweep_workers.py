@@ -24,6 +24,7 @@ from slimdeploy.tests.toolchain.sweep.conftest import PASSWORD  # noqa: E402
 from slimdeploy.tests.toolchain.sweep.test_sweep import document  # noqa: E402
 from slimdeploy.toolchain.sweep import queue  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("forked")  # one worker starts what they are forked off
 GRID = ("--sparsity", "0,0.1", "--ratio", "0.1,0.3")
 
 

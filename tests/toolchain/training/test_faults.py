@@ -30,6 +30,7 @@ from slimdeploy.toolchain.training.history import read_history, tensorboard_path
 from slimdeploy.toolchain.training.options import EpochRecord
 from slimdeploy.toolchain.training.state import state_path
 
+pytestmark = pytest.mark.xdist_group("forked")  # one worker starts what they are forked off
 KILLS = 10
 
 
