@@ -15,12 +15,11 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -233,44 +232,6 @@ def test_checkpoint_that_asks_for_all_memory(checkpoint, tmp_path, width):
     (tmp_path / "x.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + checkpoint[8 + size :])
     with pytest.raises(SlimdeployError, match=r"a larger network than it contains|conv1: out is 1000"):
         load_checkpoint(tmp_path / "x.safetensors")
-
-
-class Evil:
-    """What a pickle can do to whoever loads it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def zipped_pickle(path: Path, evil: Evil) -> None:
-    torch.save({"state_dict": evil}, path)
-
-
-def bare_pickle(path: Path, evil: Evil) -> None:
-    path.write_bytes(pickle.dumps(evil))
-
-
-def disguised_pickle(path: Path, evil: Evil) -> None:
-    """A pickle behind the length of a safetensors header."""
-    content = pickle.dumps(evil)
-    path.write_bytes(len(content).to_bytes(8, "little") + content)
-
-
-@pytest.mark.parametrize("write", [zipped_pickle, bare_pickle, disguised_pickle])
-@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
-def test_checkpoint_that_is_a_pickle(tmp_path, write: Callable[[Path, Evil], None], ending):
-    path = tmp_path / f"net{ending}"
-    write(path, Evil(tmp_path / "evil"))
-    disguised = write is disguised_pickle
-    said = "is not a safetensors file" if disguised else "is a PyTorch file, not a checkpoint"
-    with pytest.raises(SlimdeployError, match=said):
-        load_checkpoint(path)
-    with pytest.raises(SlimdeployError):
-        open_session(path)
-    assert not (tmp_path / "evil").exists()
 
 
 def test_numpy_pickles_are_no_data(bundle, tmp_path):
