@@ -36,6 +36,7 @@ DELIVERED = """
 [calibrate]
 method = "minmax"
 max_drop = 100
+timing_seconds = 0.01
 [package]
 golden = 4
 evaluation = 8
