@@ -88,9 +88,8 @@ def _fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> Latenc
     # cache.
     rest = _fit_rest(samples)
     largest = max(weights_mb(network.convs, device) for network in networks)
-    caches = [
-        mb for mb in CACHES_MB if mb is None or mb < largest
-    ]  # the others hold every network, like None
+    # A cache that holds every network is as good as no limit.
+    caches = [mb for mb in CACHES_MB if mb is None or mb < largest]
     tables = [_fit_table(networks, measured, rest, device, granularity, megabytes) for megabytes in caches]
     return min(tables, key=lambda table: float(np.abs(_errors(table, networks)).mean()))
 
