@@ -53,8 +53,9 @@ def test_json_has_the_documented_keys(exported, tmp_path):
 
 def test_a_person_sees_tables(exported, tmp_path):
     result = call(
-        exported, "-o", tmp_path / "o.onnx", *FEW, "--max-drop", "100", "--sensitivity", "--target", "cpu"
-    )
+        exported, "-o", tmp_path / "o.onnx", *FEW, "--max-drop", "100", "--sensitivity", "--target", "cpu",
+        "--timing-seconds", "0.01",
+    )  # fmt: skip
     assert result.exit_code == 0, result.output
     for text in (
         "accuracy float32 / INT8",
