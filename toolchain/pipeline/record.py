@@ -12,7 +12,7 @@ from typing import Any
 from slimdeploy import __version__
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.pipeline.stage import Stage, StageResult
-from slimdeploy.toolchain.progress import log
+from slimdeploy.toolchain.progress import log, working
 from slimdeploy.toolchain.run_record import read_record
 from slimdeploy.toolchain.training.state import state_path
 
@@ -48,8 +48,8 @@ class RunRecord:
         ):
             log(f"{stage.name}: up to date")
         else:
-            with self._around(stage.name):
-                log(f"{stage.name} …")
+            log(f"{stage.name} …")
+            with self._around(stage.name), working(stage.name):
                 self._record(stage.name, {"inputs": key})
                 result = stage.work(same and state_path(output).exists(), self.results).to_json()
             known = {"inputs": key, "sha256": artifacts.sha256_file(output), "result": result}
