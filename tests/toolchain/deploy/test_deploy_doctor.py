@@ -28,24 +28,11 @@ from slimdeploy.toolchain.runtime.providers import library_error
 
 ALL = {
     name: Library("10.3.0" if name == "tensorrt" else "1.0")
-    for name in [
-        "torch",
-        "torchvision",
-        "onnx",
-        "onnxruntime",
-        "safetensors",
-        "PIL",
-        "sklearn",
-        "uvicorn",
-        "starlette",
-        "prometheus_client",
-        "tensorrt",
-        "pycuda",
-        *HOST_LIBRARIES,
-        *NEEDED_BY,
-        *HOST_EXTRAS,
-    ]
-}
+    for name in (
+        "torch", "torchvision", "onnx", "onnxruntime", "safetensors", "PIL", "sklearn", "uvicorn",
+        "starlette", "prometheus_client", "tensorrt", "pycuda", *HOST_LIBRARIES, *NEEDED_BY, *HOST_EXTRAS,
+    )
+}  # fmt: skip
 JETSON = dataclasses.replace(
     read_facts(Path("/nowhere")), model="NVIDIA Jetson Orin Nano", l4t="36.4.3", jetpack="6.1 or 6.2",
     free_mb=6000.0, memory_mb=7600.0, swap_mb=3800.0,
