@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slimdeploy.benchmarks.peers.families_torch_pruning import exports, prune_to_half
 from slimdeploy.calibrate.classifier import classifier
 from slimdeploy.calibrate.collect import collect, collect_widths
 from slimdeploy.calibrate.equalisation import equalise, tensors_to_equalise
@@ -149,7 +150,7 @@ def measure(name: str) -> dict[str, Any]:
     model = build_onnx(pruned, _info(pruned, size), opset=17)
     row["onnx_error"] = relative(_run(model.SerializeToString(), images), expected)
     row |= _quantised(model, images, expected)
-    return row | _peer(name, size, images)
+    return row | _peer(name, images)
 
 
 def _info(network: GraphNetwork, size: int) -> ModelInfo:
@@ -213,44 +214,21 @@ def _builds(model: bytes) -> bool | str:
     return builder.build_serialized_network(network, config) is not None
 
 
-def _peer(name: str, size: int, images: Tensor) -> dict[str, Any]:
+def _peer(name: str, images: Tensor) -> dict[str, Any]:
     """Torch-Pruning on the same network: magnitude importance, half of the MACs, as in its README."""
-    prunes = _attempt(lambda: _torch_pruning(name, size, images))
+    prunes = _attempt(lambda: prune_to_half(_random_module(name), images, CLASSES))
     if not isinstance(prunes, torch.nn.Module):
         return {"peer_prunes": prunes, "peer_exports": "nothing to export"}
 
-    exports = _attempt(functools.partial(_exports, prunes, images, dynamo=False))
-    if exports is not True:
-        exports = _attempt(functools.partial(_exports, prunes, images, dynamo=True))
-    return {"peer_prunes": True, "peer_exports": exports}
+    written = _attempt(functools.partial(exports, prunes, images, dynamo=False))
+    if written is not True:
+        written = _attempt(functools.partial(exports, prunes, images, dynamo=True))
+    return {"peer_prunes": True, "peer_exports": written}
 
 
-def _exports(module: torch.nn.Module, images: Tensor, *, dynamo: bool) -> bool:
-    torch.onnx.export(module, (images,), "/dev/null", dynamo=dynamo, verbose=False)
-    return True
-
-
-def _torch_pruning(name: str, size: int, images: Tensor) -> torch.nn.Module:
-    import torch_pruning
-
+def _random_module(name: str) -> torch.nn.Module:
     module = foreign_module(name, classes=CLASSES).eval()
     randomise(module)
-    last = [
-        m for m in module.modules() if getattr(m, "out_features", getattr(m, "out_channels", 0)) == CLASSES
-    ]
-    full = torch_pruning.utils.count_ops_and_params(module, images[:1])[0]
-    pruner = torch_pruning.pruner.BasePruner(
-        module, images[:1], importance=torch_pruning.importance.MagnitudeImportance(p=2), global_pruning=True,
-        pruning_ratio=0.9, round_to=8, ignored_layers=last, iterative_steps=30,
-    )  # fmt: skip
-    for _ in range(30):
-        pruner.step()
-        if torch_pruning.utils.count_ops_and_params(module, images[:1])[0] <= full / 2:
-            break
-    else:
-        raise ValueError("does not reach half of the MACs")
-    with torch.no_grad():
-        module(images)
     return module
 
 
