@@ -53,12 +53,15 @@ def main() -> int:
                     print(f"  not run   {block}: {block.note}")
                     continue
                 started = time.perf_counter()
-                done = run_block(block, folder, environment)
-                outcome = "ran" if done.returncode == 0 else "FAILED"
+                try:
+                    done = run_block(block, folder, environment)
+                    outcome, text = ("FAILED" if done.returncode else "ran"), done.stdout
+                except subprocess.TimeoutExpired as expired:
+                    outcome, text = f"FAILED: not finished in {LIMIT_S} s", str(expired.stdout)
                 print(f"{time.perf_counter() - started:7.1f} s  {block} {outcome}", flush=True)
-                if done.returncode:
+                if outcome != "ran":
                     failed += 1
-                    print(block.script, done.stdout[-4000:], sep="\n")
+                    print(block.script, text[-4000:], sep="\n")
             shutil.rmtree(folder)
     print(f"{failed} blocks failed")
     return 1 if failed else 0

@@ -162,8 +162,13 @@ def budget_that_measures(plan: Plan, target_ms: float, measure: Callable[[Graph]
     """
     wanted_ms = target_ms * (1 - TOLERANCE / 2)
     budget, fast, slow = target_ms, None, None
+    measured_graphs: list[Graph] = []
     for _ in range(ATTEMPTS):
-        measured = measure(plan(budget))
+        graph = plan(budget)
+        if graph in measured_graphs[-1:]:  # another budget gives the same: the whole network, or the smallest
+            break
+        measured_graphs.append(graph)
+        measured = measure(graph)
         log(f"predicted {budget:.3f} ms, measured {measured:.3f} ms, wanted {target_ms:g} ms")
         if target_ms * (1 - TOLERANCE) <= measured <= target_ms:
             return LatencyBudget(budget, measured, None)
@@ -178,8 +183,8 @@ def budget_that_measures(plan: Plan, target_ms: float, measure: Callable[[Graph]
             budget *= min(2.0, max(0.5, wanted_ms / measured))
     if fast is None:
         raise SlimdeployError(
-            f"no network measured within {target_ms:g} ms in {ATTEMPTS} attempts: is the machine busy, "
-            "or is the latency table from another machine?"
+            f"no network measured within {target_ms:g} ms (networks measured: {len(measured_graphs)}): "
+            "is the machine busy, or is the latency table from another machine?"
         )
     log(f"! the slowest network found below {target_ms:g} ms is more than {TOLERANCE:.0%} faster than that")
     return LatencyBudget(*fast, None)

@@ -50,6 +50,11 @@ def test_pruning_prices_a_network_as_the_table_does(
     assert costs.saving(full, changes) == pytest.approx(table.network_ms(SPEC, 32) - pruned)
 
 
+def another(budget: float) -> Graph:
+    """A network of its own for each budget."""
+    return replace(SPEC, origin={"budget": budget})
+
+
 @pytest.mark.parametrize("factor", [0.4, 0.9, 1.0, 1.3, 2.5])
 def test_a_table_that_is_off_is_corrected_by_measuring(
     factor: float,
@@ -58,7 +63,7 @@ def test_a_table_that_is_off_is_corrected_by_measuring(
 
     def plan(budget: float) -> Graph:
         budgets.append(budget)
-        return SPEC
+        return another(budget)
 
     found = latency.budget_that_measures(plan, 10.0, lambda _: budgets[-1] * factor)
     assert found.measured_ms == found.budget_ms * factor
@@ -72,7 +77,7 @@ def test_what_is_missed_on_both_sides_is_narrowed_down() -> None:
 
     def plan(budget: float) -> Graph:
         budgets.append(budget)
-        return SPEC
+        return another(budget)
 
     def measured(_: Graph) -> float:
         return 10.0 + 2.0 * round(8 * (budgets[-1] - 9.0)) / 8
@@ -82,7 +87,16 @@ def test_what_is_missed_on_both_sides_is_narrowed_down() -> None:
 
 
 def test_a_time_that_is_never_reached_says_so() -> None:
-    with pytest.raises(SlimdeployError, match="no network measured within 1 ms in 7 attempts"):
+    with pytest.raises(SlimdeployError, match=r"no network measured within 1 ms \(networks measured: 7\)"):
+        latency.budget_that_measures(another, 1.0, lambda _: 99.0)
+
+
+def test_the_same_network_is_not_measured_twice() -> None:
+    """A network that is faster than the target in whole, and a smallest one that is slower."""
+    times = iter([0.3])
+    found = latency.budget_that_measures(lambda _: SPEC, 1.0, lambda _: next(times))
+    assert found.measured_ms == 0.3
+    with pytest.raises(SlimdeployError, match=r"no network measured within 1 ms \(networks measured: 1\)"):
         latency.budget_that_measures(lambda _: SPEC, 1.0, lambda _: 99.0)
 
 
