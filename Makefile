@@ -45,7 +45,7 @@ gpu-check:
 	{ echo "gpu-check: $(GPU_PYTHON) has no slimdeploy: make install, or make gpu-check GPU_PYTHON=… (a Python that has it)" >&2; exit 2; }
 	$(GPU_PYTHON) -m slimdeploy.benchmarks.gpu_check
 
-# The reference table on a borrowed GPU, bare and without network, in calls of nine minutes: docs/gpu.md.
+# The reference table on a GPU that is available for minutes at a time, without network, in calls of nine minutes: docs/gpu.md.
 # WORK: where the data lies and the checkpoints go; RESULTS: where the two JSON files go. CHAIN: more options.
 WORK ?= build/gpu-chain
 RESULTS ?= $(WORK)/results
