@@ -173,8 +173,10 @@ class Graph:
 
 def _check_node(node: Node, known: set[str]) -> None:
     OPERATORS.check(node.operator)
-    if node.name in known or not node.name:
+    if node.name in known:
         raise SlimdeployError(f"two nodes are called {node.name!r}")
+    if not all(node.name.split(".")):
+        raise SlimdeployError(f"{node.name!r} can't be the name of a node")
     if missing := [name for name in node.inputs if name not in known]:
         raise SlimdeployError(f"{node.name} reads {missing[0]!r}, which no node before it makes")
     least, most = node.op.arity

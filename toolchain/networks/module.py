@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks import operators
 from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node
 from slimdeploy.toolchain.networks.operators.base import tensor_name
@@ -47,18 +48,26 @@ class GraphNetwork(nn.Module):
         self.graph = graph
         self._steps: list[_Step] = []
         for node, done in _with_last_uses(graph):
-            made = node.op.run(node, inplace=_may_overwrite(graph, node))
-            if own := node.op.tensors(node).get(""):
-                container, key = _container(self, node.name), node.name.rpartition(".")[2]
-                _register(container, key, own)
-                made = _WithTensor(container, key, made)
-            if isinstance(made, nn.Module):
-                # Looked up at each call: the module may be replaced.
-                container, key = _container(self, node.name), node.name.rpartition(".")[2]
-                container.add_module(key, made)
-                self._steps.append(_Step(container._modules, key, node, done))
-            else:
-                self._steps.append(_Step({node.name: made}, node.name, node, done))
+            try:
+                self._steps.append(self._step(node, done))
+            except (KeyError, AttributeError) as error:  # a part of its name is taken by something else
+                raise SlimdeployError(f"{node.name!r} can't be the name of a node: {error}") from error
+
+    def _step(self, node: Node, done: tuple[str, ...]) -> _Step:
+        """Add the module of `node`, and its own tensor if it has one."""
+        made = node.op.run(node, inplace=_may_overwrite(self.graph, node))
+        if own := node.op.tensors(node).get(""):
+            container, key = _container(self, node.name), node.name.rpartition(".")[2]
+            _register(container, key, own)
+            made = _WithTensor(container, key, made)
+        if isinstance(made, nn.Module):
+            # Looked up at each call: the module may be replaced.
+            container, key = _container(self, node.name), node.name.rpartition(".")[2]
+            if key in container._modules:
+                raise KeyError(f"other nodes are inside {key}")
+            container.add_module(key, made)
+            return _Step(container._modules, key, node, done)
+        return _Step({node.name: made}, node.name, node, done)
 
     def forward(self, images: Tensor) -> Tensor:
         values = {INPUT: images}
