@@ -132,9 +132,9 @@ def _comparison_lines(bench: dict[str, Any]) -> list[str]:
     for one in bench["comparisons"]:
         low, high = one["ci95"]
         noisy = "" if one["interval_reached"] else NOISY
-        line = (
-            f"Batch {one['batch']}: {noisy}{one['speedup']:.2f} times as fast (95 %: {low:.2f} to {high:.2f})"
-        )
+        name = one["model"].rsplit("/", 1)[-1]
+        speedup = f"{noisy}{one['speedup']:.2f} times as fast (95 %: {low:.2f} to {high:.2f})"
+        line = f"{name}, batch {one['batch']}: {speedup}"
         if one["mac_ratio"]:
             line += f" with {one['mac_ratio']:.2f} times fewer MACs, realised {one['realised']:.2f}"
         lines.append(line + ".")
