@@ -162,14 +162,13 @@ def budget_that_measures(plan: Plan, target_ms: float, measure: Callable[[Graph]
     """
     wanted_ms = target_ms * (1 - TOLERANCE / 2)
     budget, fast, slow = target_ms, None, None
-    measured_graphs: list[Graph] = []
+    times: dict[Graph, float] = {}
     for _ in range(ATTEMPTS):
         graph = plan(budget)
-        if graph in measured_graphs[-1:]:  # another budget gives the same: the whole network, or the smallest
-            break
-        measured_graphs.append(graph)
-        measured = measure(graph)
-        log(f"predicted {budget:.3f} ms, measured {measured:.3f} ms, wanted {target_ms:g} ms")
+        if graph not in times:  # several budgets may give the same network, such as the whole one
+            times[graph] = measure(graph)
+            log(f"predicted {budget:.3f} ms, measured {times[graph]:.3f} ms, wanted {target_ms:g} ms")
+        measured = times[graph]
         if target_ms * (1 - TOLERANCE) <= measured <= target_ms:
             return LatencyBudget(budget, measured, None)
         if measured > target_ms:
@@ -183,7 +182,7 @@ def budget_that_measures(plan: Plan, target_ms: float, measure: Callable[[Graph]
             budget *= min(2.0, max(0.5, wanted_ms / measured))
     if fast is None:
         raise SlimdeployError(
-            f"no network measured within {target_ms:g} ms (networks measured: {len(measured_graphs)}): "
+            f"no network measured within {target_ms:g} ms (networks measured: {len(times)}): "
             "is the machine busy, or is the latency table from another machine?"
         )
     log(f"! the slowest network found below {target_ms:g} ms is more than {TOLERANCE:.0%} faster than that")

@@ -91,6 +91,22 @@ def test_a_time_that_is_never_reached_says_so() -> None:
         latency.budget_that_measures(another, 1.0, lambda _: 99.0)
 
 
+def test_the_search_goes_on_past_a_network_that_it_has_measured() -> None:
+    """Three networks: one too slow, one too fast, and between budgets that give these the right one."""
+
+    def plan(budget: float) -> Graph:
+        return another(12.0 if budget > 9.2 else 9.8 if budget > 9.1 else 8.0)
+
+    measured: list[float] = []
+
+    def measure(graph: Graph) -> float:
+        measured.append(graph.origin["budget"])
+        return measured[-1]
+
+    found = latency.budget_that_measures(plan, 10.0, measure)
+    assert (found.measured_ms, measured) == (9.8, [12.0, 8.0, 9.8])
+
+
 def test_the_same_network_is_not_measured_twice() -> None:
     """A network that is faster than the target in whole, and a smallest one that is slower."""
     times = iter([0.3])
