@@ -48,26 +48,15 @@ class GraphNetwork(nn.Module):
         self.graph = graph
         self._steps: list[_Step] = []
         for node, done in _with_last_uses(graph):
-            try:
-                self._steps.append(self._step(node, done))
-            except (KeyError, AttributeError) as error:  # a part of its name is taken by something else
-                raise SlimdeployError(f"{node.name!r} can't be the name of a node: {error}") from error
-
-    def _step(self, node: Node, done: tuple[str, ...]) -> _Step:
-        """Add the module of `node`, and its own tensor if it has one."""
-        made = node.op.run(node, inplace=_may_overwrite(self.graph, node))
-        if own := node.op.tensors(node).get(""):
-            container, key = _container(self, node.name), node.name.rpartition(".")[2]
-            _register(container, key, own)
-            made = _WithTensor(container, key, made)
-        if isinstance(made, nn.Module):
-            # Looked up at each call: the module may be replaced.
-            container, key = _container(self, node.name), node.name.rpartition(".")[2]
-            if key in container._modules:
-                raise KeyError(f"other nodes are inside {key}")
-            container.add_module(key, made)
-            return _Step(container._modules, key, node, done)
-        return _Step({node.name: made}, node.name, node, done)
+            made = node.op.run(node, inplace=_may_overwrite(graph, node))
+            if own := node.op.tensors(node).get(""):
+                made = _WithTensor(*_attach(self, node.name, _parameter(own)), made)
+            if isinstance(made, nn.Module):
+                # Looked up at each call: the module may be replaced.
+                container, key = _attach(self, node.name, made)
+                self._steps.append(_Step(container._modules, key, node, done))
+            else:
+                self._steps.append(_Step({node.name: made}, node.name, node, done))
 
     def forward(self, images: Tensor) -> Tensor:
         values = {INPUT: images}
@@ -114,22 +103,35 @@ def build_network(graph: Graph, *, seed: int | None = None) -> GraphNetwork:
     return network
 
 
-def _container(root: nn.Module, name: str) -> nn.Module:
-    """The parent module of `name`, created if missing."""
-    module = root
-    for part in name.split(".")[:-1]:
-        if part not in dict(module.named_children()):
-            module.add_module(part, nn.Module())
-        module = module.get_submodule(part)
-    return module
+def _attach(root: nn.Module, name: str, part: nn.Module | Tensor) -> tuple[nn.Module, str]:
+    """Add a module, parameter or buffer to `root` as `name`, in parents that are created if missing.
+
+    Returns its parent and its name there. Raises SlimdeployError if the name is taken.
+    """
+    *parents, key = name.split(".")
+    container = root
+    try:
+        for parent in parents:
+            if parent not in container._modules:
+                container.add_module(parent, nn.Module())
+            container = container.get_submodule(parent)
+        if key in container._modules:  # torch would replace the module
+            raise KeyError(f"other nodes are inside {key}")
+        if isinstance(part, nn.Module):
+            container.add_module(key, part)
+        elif isinstance(part, nn.Parameter):
+            container.register_parameter(key, part)
+        else:
+            container.register_buffer(key, part)
+    except KeyError as error:  # from torch too: the parent has an attribute of this name
+        raise SlimdeployError(f"{name!r} can't be the name of a node: {error.args[0]}") from error
+    return container, key
 
 
-def _register(container: nn.Module, key: str, tensor: operators.Tensor) -> None:
+def _parameter(tensor: operators.Tensor) -> Tensor:
+    """Ones: a parameter, or a buffer if it isn't trained."""
     values = torch.ones(tensor.shape)
-    if tensor.trained:
-        container.register_parameter(key, nn.Parameter(values))
-    else:
-        container.register_buffer(key, values)
+    return nn.Parameter(values) if tensor.trained else values
 
 
 def _may_overwrite(graph: Graph, node: Node) -> bool:
