@@ -27,6 +27,11 @@ def percent(share: float) -> str:
     return f"{share * 100:.2f} %"
 
 
+def file_name(path: str) -> str:
+    """`final.onnx` from `runs/digits/final.onnx`"""
+    return path.rsplit("/", 1)[-1]
+
+
 _CONTROL = ("Cc", "Cf", "Cs")
 """Unicode categories of control and format characters, and of bytes in file names that aren't UTF-8."""
 

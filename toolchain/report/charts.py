@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from slimdeploy.toolchain.formatting import file_name
 from slimdeploy.toolchain.latency.profile import OTHER
 from slimdeploy.toolchain.networks.cost import round_up
 from slimdeploy.toolchain.report.axes import Axis
@@ -208,4 +209,4 @@ def milliseconds(value: float) -> str:
 
 
 def _stem(model: str) -> str:
-    return model.rsplit("/", 1)[-1].removesuffix(".onnx")
+    return file_name(model).removesuffix(".onnx")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from slimdeploy.toolchain.formatting import percent, short
+from slimdeploy.toolchain.formatting import file_name, percent, short
 from slimdeploy.toolchain.measure.bench_table import NOISY
 from slimdeploy.toolchain.report import charts, headline
 from slimdeploy.toolchain.report.class_charts import class_charts
@@ -132,7 +132,7 @@ def _comparison_lines(bench: dict[str, Any]) -> list[str]:
     for one in bench["comparisons"]:
         low, high = one["ci95"]
         noisy = "" if one["interval_reached"] else NOISY
-        name = one["model"].rsplit("/", 1)[-1]
+        name = file_name(one["model"])
         speedup = f"{noisy}{one['speedup']:.2f} times as fast (95 %: {low:.2f} to {high:.2f})"
         line = f"{name}, batch {one['batch']}: {speedup}"
         if one["mac_ratio"]:
@@ -149,7 +149,7 @@ def sentence(remark: str) -> str:
 def _warnings(bench: dict[str, Any]) -> list[str]:
     said = [sentence(remark) for remark in bench["remarks"]]
     for row in bench["rows"]:
-        name = row["model"].rsplit("/", 1)[-1]
+        name = file_name(row["model"])
         said += [f"{name}, batch {row['batch']}: {remark}." for remark in row["remarks"]]
     return said
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from slimdeploy.toolchain.formatting import file_name
+
 COLUMNS = {
     "step": "what was done",
     "accuracy": "test accuracy, 0 to 1",
@@ -35,7 +37,7 @@ def _latency_row(row: dict[str, Any], bench: dict[str, Any]) -> dict[str, Any]:
     found = next(
         (c for c in bench["comparisons"] if (c["model"], c["batch"]) == (row["model"], row["batch"])), None
     )
-    name = row["model"].rsplit("/", 1)[-1]
+    name = file_name(row["model"])
     filled = {
         **step_row(name, row["accuracy"], params=row["params"], macs=row["macs"]),
         "file_mb": row["memory_mb"]["file"],
