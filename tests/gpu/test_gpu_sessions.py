@@ -80,13 +80,25 @@ def test_torch_sessions(
         assert gpu.device_memory(session)["peak"] > 0
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_onnxruntime_on_cuda(
-    precision: str, models: dict[str, Path], small_batch: np.ndarray, expected: np.ndarray
-) -> None:
+@pytest.fixture
+def onnxruntime_cuda() -> None:
     onnxruntime = importlib.import_module("onnxruntime")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime has no CUDA provider")
+
+
+@pytest.mark.usefixtures("onnxruntime_cuda")
+def test_onnxruntime_on_cuda_refuses_int8(models: dict[str, Path]) -> None:
+    """Its CUDA provider would run the convolutions on the CPU."""
+    with pytest.raises(SlimdeployError, match="CUDAExecutionProvider has no kernel for some"):
+        open_session(models["int8"], options=GPU)
+
+
+@pytest.mark.usefixtures("onnxruntime_cuda")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_onnxruntime_on_cuda(
+    precision: str, models: dict[str, Path], small_batch: np.ndarray, expected: np.ndarray
+) -> None:
     with open_session(models[precision], options=GPU) as session:
         for count in (9, 3, 9):
             assert_close(session.run(small_batch[:count]), expected[:count], precision)

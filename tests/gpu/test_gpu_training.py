@@ -11,9 +11,9 @@ from tiny import PREPROCESSING, learnable_split
 
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.module import build_network
-from slimdeploy.toolchain.training import loop
 from slimdeploy.toolchain.training.loop import TrainingData, fit
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
+from slimdeploy.toolchain.training.step import TrainingStep
 
 pytestmark = pytest.mark.gpu
 
@@ -44,7 +44,7 @@ def test_it_trains_as_on_the_cpu(tmp_path: Path, compiled: bool) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_step_waits_for_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
-    step = loop.TrainingStep.__call__
+    step = TrainingStep.__call__
 
     def watched(self, *arguments):
         torch.cuda.set_sync_debug_mode("error")
@@ -53,5 +53,5 @@ def test_no_step_waits_for_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(loop.TrainingStep, "__call__", watched)
+    monkeypatch.setattr(TrainingStep, "__call__", watched)
     _fit(tmp_path / "x", replace(OPTIONS, precision=precision), "cuda")

@@ -125,6 +125,12 @@ def open_session(path: Path, options: SessionOptions) -> OnnxSession:
     try:
         session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
     except Exception as error:  # onnxruntime raises its own classes for a damaged or unsupported file
+        if on_gpu and "fallback to CPU EP has been explicitly disabled" in str(error):
+            # Seen with INT8: the CUDA provider has no quantized convolutions.
+            raise SlimdeployError(
+                f"{path}: onnxruntime's {wanted[0]} has no kernel for some of its operators, such as INT8 "
+                "convolutions: use `device` cpu or `backend` tensorrt"
+            ) from error
         raise SlimdeployError(f"{path}: onnxruntime can't load it ({shorten(error)})") from error
     if session.get_providers()[0] != wanted[0]:
         raise SlimdeployError(f"{path}: asked for {wanted[0]}, got {session.get_providers()[0]}")
