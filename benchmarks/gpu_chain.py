@@ -21,13 +21,15 @@ import signal
 import subprocess
 import sys
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import click
 
 from slimdeploy.benchmarks import gpu_chain_parts, gpu_targets
-from slimdeploy.benchmarks.gpu_chain_pieces import FULL, TINY, Piece, pieces
+from slimdeploy.benchmarks.gpu_chain_pieces import FULL, GPU_CHECK, TINY, Piece, pieces
+from slimdeploy.benchmarks.gpu_chain_schedule import run_all
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError, shorten
 from slimdeploy.toolchain.measure import results
@@ -99,21 +101,43 @@ def table(result: Path) -> None:
 @click.option(
     "--minutes", type=click.FloatRange(min=0), default=8.5, show_default=True, help="Stop after this time."
 )
-@click.option("--only", multiple=True, metavar="NAME", help="Run only this piece. Repeatable.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Run N pieces at once; those that time something run alone.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Run only these pieces, e.g. original or 'sparse-*'. Repeatable.",
+)
 @click.option("--again", is_flag=True, help="Try pieces that failed again.")
 @click.option("--tiny", is_flag=True, help="Tiny networks and digits, on any machine.")
-def run(work: Path, output: Path, minutes: float, only: tuple[str, ...], again: bool, tiny: bool) -> None:
-    """Run the pieces one after the other until the time is over."""
+def run(
+    work: Path, output: Path, minutes: float, jobs: int, only: tuple[str, ...], again: bool, tiny: bool
+) -> None:
+    """Run the pieces, the most important first, until the time is over."""
     deadline = time.monotonic() + 60 * minutes
     chain = pieces(TINY if tiny else FULL)
-    if unknown := set(only) - {piece.name for piece in chain}:
+    names = [piece.name for piece in chain]
+    if unknown := [name for name in only if not any(fnmatchcase(each, name) for each in names)]:
         raise click.UsageError(f"no piece is called {', '.join(sorted(unknown))}: see list")
     work.mkdir(parents=True, exist_ok=True)
-    for piece in chain:
-        if (not only or piece.name in only) and not _is_done(work, piece, again=again):
-            said = do(piece, work, deadline)
-            click.echo(f"{piece.name}: {said}", err=True)
-            write_results(chain, work, output)
+
+    def done(piece: Piece, said: str) -> None:
+        click.echo(f"{piece.name}: {said}", err=True)
+        write_results(chain, work, output)
+
+    wanted = [
+        piece
+        for piece in chain
+        if (not only or any(fnmatchcase(piece.name, name) for name in only))
+        and not _is_done(work, piece, again=again)
+    ]
+    run_all(wanted, lambda piece: do(piece, work, deadline), done, jobs)
     write_results(chain, work, output)
 
 
@@ -139,7 +163,7 @@ def do(piece: Piece, work: Path, deadline: float) -> str:
     seconds = round(time.monotonic() - started, 1)
     record = {"seconds": seconds, "command": f"python -m {shlex.join([piece.module, *piece.words])}"}
     try:
-        result = json.loads(out) if piece.module.endswith("toolchain") else _check_result(work, piece)
+        result = _check_result(work, piece) if piece.module == GPU_CHECK else json.loads(out)
     except (ValueError, SlimdeployError):
         said = errors.strip().splitlines() or ["no message"]
         artifacts.write_json(_record(work, piece), {**record, "error": shorten(said[-1])})
@@ -170,11 +194,17 @@ def write_results(chain: tuple[Piece, ...], work: Path, output: Path) -> None:
 
 
 def row(piece: Piece, done: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The row of a piece; a fine-tuned network has the size of the pruned one."""
+    """The row of a piece. A fine-tuned network has the size of the pruned one; a trained one has a size here
+    only if channels were removed during training.
+    """
     name, record = piece.name, done[piece.name]
     found = record.get("result") or {}
     accuracy = found.get("accuracy") or {}
-    sized = [found, *(done.get(need, {}).get("result") or {} for need in piece.needs)]
+    sized = [
+        found,
+        found.get("removed") or {},
+        *(done.get(need, {}).get("result") or {} for need in piece.needs),
+    ]
     sizes = {
         key: next((one[key]["after"] for one in sized if isinstance(one.get(key), dict)), None)
         for key in ("params", "macs")
@@ -199,8 +229,10 @@ def merged(checks: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _how(piece: Piece, work: Path) -> list[str]:
     """Arguments added to a piece: the path of its result, and whether to resume."""
-    if not piece.module.endswith("toolchain"):
+    if piece.module == GPU_CHECK:
         return ["-o", str(_check_file(work, piece))]
+    if not piece.module.endswith("toolchain"):
+        return []
     from slimdeploy.toolchain.training.state import state_path
 
     resume = piece.resumes and piece.checkpoint and state_path(work / piece.checkpoint).exists()

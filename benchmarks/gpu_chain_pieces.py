@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 CHECKPOINT = ".safetensors"
-PARTS = {
-    "torch": 4, "torch-graph": 4, "torch-compiled": 6, "onnxruntime": 4, "kernels": 1, "tests": 4,
-    "tensorrt": 6,
-}  # fmt: skip
-"""Parts of `gpu_check`, and their minutes."""
+CHECKS = {
+    "latency": (8, ("torch", "torch-graph", "onnxruntime")),
+    "compiled": (8, ("torch-compiled",)),
+    "tests": (4, ("tests", "kernels")),
+    "tensorrt": (6, ("tensorrt", "tensorrt-no-graph")),
+}
+"""Pieces of `gpu_check`: their minutes and parts."""
+GPU_CHECK = "slimdeploy.benchmarks.gpu_check"
+CUT_BY_TORCH_PRUNING = "slimdeploy.benchmarks.peers.torch_pruning_cut"
+TAUGHT_EPOCHS = {20: (0,), 5: (0, 1, 2), 1: (0, 1, 2)}
+"""Epochs of fine-tuning with distillation -> seeds."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +31,19 @@ class Piece:
     needs: tuple[str, ...] = ()
     """Pieces whose files it reads."""
     module: str = "slimdeploy.toolchain"
+    alone: bool = False
+    """Whether it times something, so that nothing may run beside it."""
 
     @property
     def checkpoint(self) -> str | None:
         """The checkpoint that it writes."""
         written = self.words[-1] if self.words[-2:-1] == ("-o",) else ""
         return written if written.endswith(CHECKPOINT) else None
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains a network from the beginning."""
+        return self.words[0] == "train"
 
     @property
     def resumes(self) -> bool:
@@ -48,22 +62,31 @@ class Scale:
     epochs: int
     """Of the reference's training and fine-tuning."""
     long_epochs: int
+    """Of the trainings that end where accuracy stands still."""
     shallow_epochs: int
+    params: str
+    """Parameters of the pruned network."""
+    macs: tuple[str, ...]
+    """MACs of the networks that are compared with Torch-Pruning's; Torch-Pruning cuts to the first."""
     data: tuple[str, ...]
     training: tuple[str, ...]
     """Additional options of every training."""
+    compiled: tuple[str, ...]
+    """Additional options of trainings that are long enough to compile."""
     timing: tuple[str, ...]
 
 
 FULL = Scale(
-    deep="resnet50", shallow="resnet18", small=("3.94M", "0.837M", "0.6M"),
-    epochs=20, long_epochs=60, shallow_epochs=200, data=("--data", "folder:cifar10-jpeg"),
-    training=(), timing=(),
+    deep="resnet50", shallow="resnet18", small=("0.837M", "0.6M"),
+    epochs=20, long_epochs=60, shallow_epochs=200, params="3.94M", macs=("64M", "40M"),
+    data=("--data", "folder:cifar10-jpeg"), training=(), compiled=("--compile",),
+    timing=("--ci", "0.5"),
 )  # fmt: skip
 TINY = Scale(
-    deep="resnet18", shallow="resnet18", small=("8M", "5M", "4M"),
-    epochs=1, long_epochs=1, shallow_epochs=1, data=("--data", "digits", "--size", "8"),
-    training=("--limit", "64", "--precision", "fp32"), timing=("--seconds", "0.01"),
+    deep="resnet18", shallow="resnet18", small=("1M", "0.8M"),
+    epochs=1, long_epochs=1, shallow_epochs=1, params="8M", macs=("1.5M", "1M"),
+    data=("--data", "digits", "--size", "8"), training=("--limit", "64", "--precision", "fp32"), compiled=(),
+    timing=("--seconds", "0.01"),
 )  # fmt: skip
 """For a CPU: checks only that the commands work together."""
 
@@ -71,16 +94,59 @@ TINY = Scale(
 def pieces(scale: Scale) -> tuple[Piece, ...]:
     """All pieces, the most important first; each after those that it needs."""
     return (
+        *_well_trained(scale),
         *_reference(scale, "1e-4", 0, ratios=(0.9,)),
         *_gpu_checks(scale),
+        *_small_networks(scale),
+        *_compared(scale),
         *_reference(scale, "0", 0, ratios=()),
         *_reference(scale, "auto:0.9", 0, ratios=(0.9, 0.5)),
         *_reference(scale, "1e-4", 0, ratios=(0.5,), trained=True),
         *_reference(scale, "1e-4", 1, ratios=(0.9,)),
         *_reference(scale, "1e-4", 2, ratios=(0.9,)),
-        *_small_networks(scale),
         *_shallow(scale),
     )
+
+
+def _well_trained(scale: Scale) -> Iterator[Piece]:
+    """An original that stands still, the same trained sparse, both prunings of it to the reference's
+    parameters, and the control: the original trained for as many more epochs as a pruned network.
+    """
+    where = ("--arch", scale.deep, "--stem", "cifar-pool", *scale.data)
+    yield _train(scale, "original", 8, where, scale.long_epochs, ())
+    yield _train(
+        scale, "sparse", 8, where, scale.long_epochs, ("--sparsity", "1e-4", "--sparse-layers", "all")
+    )
+    yield _train(scale, "sparse-auto", 5, where, scale.long_epochs, ("--sparsity", "auto:0.9"))
+    surgeon = ("--criterion", "surgeon", "--residual", "couple")
+    for criterion, how in (("gamma", ()), ("surgeon", surgeon)):
+        yield _prune(scale, f"sparse-{criterion}", "sparse", ("--params", scale.params, *how))
+    for name in ("sparse-gamma", "sparse-surgeon", "original"):
+        yield _finetune(scale, name, 3, scale.epochs, ("--lr", "1e-3"), ending="tuned-long")
+        yield _finetune(scale, name, 1, max(1, scale.epochs // 4), ("--lr", "0.02"), ending="tuned-short")
+
+
+def _compared(scale: Scale) -> Iterator[Piece]:
+    """The well-trained original pruned by slimdeploy and by Torch-Pruning to the same MACs, and fine-tuned
+    with the same distillation for several lengths.
+    """
+    names = []
+    for macs in scale.macs:
+        names.append(f"surgeon-{macs}")
+        how = ("--macs", macs, "--criterion", "surgeon", "--residual", "couple", "--align", "32")
+        yield _prune(scale, names[-1], "original", how)
+    for importance in ("BN-scale", "group-norm"):
+        names.append(f"torch-pruning-{importance}")
+        words = (f"original{CHECKPOINT}", "--importance", importance, "--macs", scale.macs[0], *scale.data,
+                 "-o", f"{names[-1]}{CHECKPOINT}")  # fmt: skip
+        yield Piece(names[-1], 3, words, ("original",), CUT_BY_TORCH_PRUNING)
+    for epochs, seeds in TAUGHT_EPOCHS.items():
+        for seed in seeds:
+            how = ("--lr", "0.02", "--teacher", f"original{CHECKPOINT}", "--seed", str(seed))
+            for name in names:
+                yield _finetune(
+                    scale, name, 0.2 * epochs, min(epochs, scale.epochs), how, ending=f"{epochs}-seed-{seed}"
+                )
 
 
 def _reference(
@@ -103,7 +169,7 @@ def _reference(
 
 
 def _small_networks(scale: Scale) -> Iterator[Piece]:
-    """The stem at full resolution: highest accuracy at the reference's parameters, and the smallest network
+    """The stem at full resolution: trained to a tenth of its channels, and pruned to the smallest network
     with the same accuracy.
     """
     options = ("--sparsity", "auto:0.9", "--ema", "0.999", "--label-smoothing", "0.1")
@@ -114,7 +180,7 @@ def _small_networks(scale: Scale) -> Iterator[Piece]:
         how = ("--params", params, "--criterion", "surgeon", "--residual", "couple")
         yield _prune(scale, pruned, "cifar-stem", how)
         tuned = ("--lr", "0.02", "--teacher", f"cifar-stem{CHECKPOINT}", "--ema", "0.999")
-        yield _finetune(scale, pruned, 8, scale.long_epochs, tuned)
+        yield _finetune(scale, pruned, 8, scale.epochs, tuned)
 
 
 def _shallow(scale: Scale) -> Iterator[Piece]:
@@ -125,24 +191,21 @@ def _shallow(scale: Scale) -> Iterator[Piece]:
 
 
 def _gpu_checks(scale: Scale) -> Iterator[Piece]:
-    """`gpu_check` of the first pair, one piece per backend, and the result of TensorRT's builder on
-    this GPU.
-    """
-    trained = "lambda-1e-4-seed-0"
-    final = f"{trained}-pruned-90-tuned"
-    pair = ("--original", f"{trained}{CHECKPOINT}", "--pruned", f"{final}{CHECKPOINT}", *scale.data[:2])
-    check = "slimdeploy.benchmarks.gpu_check"
-    for part, minutes in PARTS.items():
-        words = ("--part", part, *pair, *scale.timing)
-        yield Piece(f"gpu-check-{part}", minutes, words, (trained, final), check)
+    """`gpu_check` of original and pruned network, and the result of TensorRT's builder on this GPU."""
+    final = "sparse-gamma-tuned-long"
+    pair = ("--original", f"original{CHECKPOINT}", "--pruned", f"{final}{CHECKPOINT}", *scale.data[:2])
+    for name, (minutes, parts) in CHECKS.items():
+        words = (*(word for part in parts for word in ("--part", part)), *pair, *scale.timing)
+        yield Piece(f"gpu-check-{name}", minutes, words, ("original", final), GPU_CHECK, alone=True)
     yield Piece("onnx", 0.5, ("export", f"{final}{CHECKPOINT}", "-o", "final.onnx"), (final,))
-    yield Piece("engine", 2, ("export", "final.onnx", "--trt", "-o", "final.engine"), ("onnx",))
+    engine = ("export", "final.onnx", "--trt", "-o", "final.engine")
+    yield Piece("engine", 2, engine, ("onnx",), alone=True)
 
 
 def _train(
     scale: Scale, name: str, minutes: float, where: tuple[str, ...], epochs: int, options: tuple[str, ...]
 ) -> Piece:
-    how = ("--epochs", str(epochs), *options, *scale.training)
+    how = ("--epochs", str(epochs), *options, *scale.training, *scale.compiled)
     return Piece(name, minutes, ("train", *where, *how, "-o", f"{name}{CHECKPOINT}"))
 
 
@@ -151,8 +214,11 @@ def _prune(scale: Scale, name: str, source: str, options: tuple[str, ...]) -> Pi
     return Piece(name, 0.5, words, (source,))
 
 
-def _finetune(scale: Scale, source: str, minutes: float, epochs: int, options: tuple[str, ...]) -> Piece:
-    name = f"{source}-tuned"
+def _finetune(
+    scale: Scale, source: str, minutes: float, epochs: int, options: tuple[str, ...], ending: str = "tuned"
+) -> Piece:
+    name = f"{source}-{ending}"
     how = ("--epochs", str(epochs), *options, *scale.training)
     words = ("finetune", f"{source}{CHECKPOINT}", *how, "-o", f"{name}{CHECKPOINT}")
-    return Piece(name, minutes, words, (source,))
+    teachers = [word.removesuffix(CHECKPOINT) for flag, word in pairwise(options) if flag == "--teacher"]
+    return Piece(name, minutes, words, (source, *(one for one in teachers if one != source)))

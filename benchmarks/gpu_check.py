@@ -10,24 +10,27 @@ the exit code is then 1. Nothing is downloaded.
 from __future__ import annotations
 
 import datetime
-import functools
+import itertools
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from slimdeploy.benchmarks import gpu_models, gpu_targets, gpu_tests
-from slimdeploy.benchmarks.gpu_models import Contestant, LeftOut
+from slimdeploy.benchmarks.gpu_models import LeftOut
 from slimdeploy.toolchain.errors import SlimdeployError, missing_library
-from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.measure import conditions, results
 from slimdeploy.toolchain.measure.bench import find_surroundings, measure
+from slimdeploy.toolchain.measure.nvml import find_nvml
 from slimdeploy.toolchain.measure.options import MeasureOptions
+from slimdeploy.toolchain.measure.subjects import Subject
 from slimdeploy.toolchain.runtime.device import open_device
 
 RESULTS = Path(__file__).parent / "results"
@@ -76,12 +79,26 @@ class Findings:
 @click.option("--data", default="digits", show_default=True, help="The data that they were trained on.")
 @click.option("--data-dir", type=click.Path(path_type=Path), default=Path("data"), show_default=True)
 @click.option("--seconds", type=float, default=2.0, show_default=True, help="Timed seconds for each model.")
+@click.option(
+    "--launches",
+    type=click.IntRange(min=2),
+    default=3,
+    show_default=True,
+    help="Minimum number of fresh processes for each model and batch size.",
+)
+@click.option(
+    "--ci",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="Stop when the half-width of each 95 % interval is below this share of the median.",
+)
 @click.option("--part", "parts", type=click.Choice(PARTS), multiple=True,
               help="Run only this part. Repeatable. [default: all]")  # fmt: skip
 @click.option("-o", "--output", type=PATH, help="[default: a file in benchmarks/results/]")
 def main(
-    original: Path | None, pruned: Path | None, data: str, data_dir: Path, seconds: float,
-    parts: tuple[str, ...], output: Path | None,
+    original: Path | None, pruned: Path | None, data: str, data_dir: Path, seconds: float, launches: int,
+    ci: float, parts: tuple[str, ...], output: Path | None,
 ) -> None:  # fmt: skip
     """Check and measure everything that needs an NVIDIA GPU."""
     try:
@@ -90,6 +107,11 @@ def main(
         log(f"gpu-check: no NVIDIA GPU: {error}")
         sys.exit(error.exit_code)
     found = Findings()
+    path = output or RESULTS / f"{_slug(name)}-{datetime.date.today():%Y-%m-%d}.json"
+
+    def save() -> None:
+        results.write(path, report(found))
+
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slimdeploy-gpu-check-")))
         wanted = parts or PARTS
@@ -98,17 +120,16 @@ def main(
         if "kernels" in wanted:
             found.attempt("bandwidth of the kernels", lambda: measure_kernels(found))
         pair = gpu_models.Pair(original, pruned, data, data_dir)
+        timing = MeasureOptions(batches=BATCHES, seconds=seconds, launches=launches, ci=ci)
         if backends := set(wanted) & set(gpu_models.BACKENDS_MEASURED):
             found.attempt(
-                "original and pruned network", lambda: benchmark(found, pair, work, seconds, backends)
+                "original and pruned network", lambda: benchmark(found, pair, work, timing, backends, save)
             )
-    document = report(found)
-    path = output or RESULTS / f"{_slug(name)}-{datetime.date.today():%Y-%m-%d}.json"
-    results.write(path, document)
+    save()
     log(f"written: {path}")
     for entry in found.left_out:
         log(f"left out: {entry['what']}: {entry['why']}")
-    for target in document["targets"]:
+    for target in report(found)["targets"]:
         log(f"{'reached' if target['reached'] else 'not reached'}: {target['what']}: {target['value']:.3g}")
     for entry in found.failures:
         log(f"failed: {entry['what']}: {entry['why']}")
@@ -156,23 +177,46 @@ def measure_kernels(found: Findings) -> None:
 
 
 def benchmark(
-    found: Findings, pair: gpu_models.Pair, work: Path, seconds: float, backends: Collection[str]
+    found: Findings,
+    pair: gpu_models.Pair,
+    work: Path,
+    options: MeasureOptions,
+    backends: Collection[str],
+    save: Callable[[], None],
 ) -> None:
-    """Original and pruned network side by side, on these backends, in every available precision."""
+    """Original and pruned network side by side, on these backends, in every available precision, all
+    interleaved. `save` is called after each batch size: the GPU may be gone before the last.
+    """
     models = gpu_models.prepare(pair, work)
-    options = MeasureOptions(batches=BATCHES, seconds=seconds)
-    around = find_surroundings(None, log)
-    for contest in gpu_models.contests(models, backends):
-        found.attempt(contest.name, functools.partial(_measure, found, contest, options, around))
+    contests = gpu_models.contests(models, backends)
+    able: dict[str, list[Subject]] = {}
+    with ThreadPoolExecutor(len(contests)) as pool:
+        for contest, opening in [(one, pool.submit(one.openable)) for one in contests]:
+            found.attempt(
+                contest.name,
+                lambda name=contest.name, opening=opening: able.update({name: opening.result()}),
+            )
+    subjects, around = list(itertools.chain(*able.values())), find_surroundings(None, log)
+    for batch in options.batches if able else ():
+        result = measure(subjects, replace(options, batches=(batch,)), around, command=sys.argv)
+        add_result(found, list(able), results.without_samples(result))
+        save()
     if "tensorrt" in backends:
         found.attempt("layer times of the engine", lambda: _time_layers(found, models))
 
 
-def _measure(found: Findings, contest: Contestant, options: MeasureOptions, around: Any) -> None:
-    result = measure(contest.subjects(), options, around, command=sys.argv)
-    for row in results.without_samples(result)["rows"]:
-        found.rows.append({"contest": contest.name, **row})
-    found.comparisons += [{"contest": contest.name, **one} for one in result["comparisons"]]
+def add_result(found: Findings, names: list[str], result: dict[str, Any]) -> None:
+    """Add the rows of a measurement at one batch size, of an original and a pruned network for each name, and
+    their comparisons. What is compared across backends is left out.
+    """
+    each = [name for name in names for _ in gpu_models.ROLES]
+    found.rows += [
+        {"contest": n, **row} for n, row in zip(itertools.cycle(each), result["rows"], strict=False)
+    ]
+    pruned = [one for one in result["comparisons"] if one["model"] == "pruned"]
+    found.comparisons += [
+        {"contest": n, **one} for n, one in zip(itertools.cycle(names), pruned, strict=False)
+    ]
 
 
 def _time_layers(found: Findings, models: gpu_models.Models) -> None:
@@ -186,8 +230,12 @@ def _time_layers(found: Findings, models: gpu_models.Models) -> None:
 
 def report(found: Findings) -> dict[str, Any]:
     """The result, as schemas/gpu-check-1.json describes it."""
+    machine, nvml = conditions.machine(), find_nvml()
+    if nvml:
+        machine["gpu"] = nvml.machine()
     return results.document(
         "gpu-check",
+        machine=machine,
         command=" ".join(["python -m slimdeploy.benchmarks.gpu_check", *sys.argv[1:]]),
         **asdict(found),
         targets=gpu_targets.judge(found.rows, found.comparisons, found.kernels, found.layers_ms),

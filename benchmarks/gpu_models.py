@@ -9,12 +9,15 @@ import functools
 import importlib
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.measure.subjects import Subject
+from slimdeploy.toolchain.measure.process import launched
+from slimdeploy.toolchain.measure.subjects import Subject, unique
 from slimdeploy.toolchain.runtime.session import BACKENDS, SessionOptions, backend_for, open_session
 
 ROLES = ("original", "pruned")
@@ -25,7 +28,7 @@ BACKENDS_MEASURED = {
     "torch": ("fp32", "fp16", "bf16"),
     "torch-compiled": ("fp32", "fp16", "bf16"),
     "torch-graph": ("fp32", "fp16", "bf16"),
-    "onnxruntime": ("fp32", "fp16", "int8"),
+    "onnxruntime": ("fp32", "fp16"),  # its CUDA provider has no INT8 convolutions
     "tensorrt": ("fp32", "fp16", "int8"),
     "tensorrt-no-graph": ("fp16",),
 }
@@ -52,26 +55,30 @@ class Models:
     checkpoints: dict[str, Path]
     pair: Pair
     folder: Path
+    making: defaultdict[Path, Lock] = field(default_factory=lambda: defaultdict(Lock))
+    """A lock for each file, and one of the folder for all engines."""
 
     def onnx(self, role: str, precision: str) -> Path:
         how: tuple[str, ...]
         path = self.folder / f"{role}-{precision}.onnx"
-        if path.is_file():
+        with self.making[path]:
+            if path.is_file():
+                return path
+            if precision == "int8":
+                # At any loss of accuracy: only the speed is measured here.
+                how = ("--method", "mse", "--compute", "fp16", "--max-drop", "100")
+                slimdeploy("calibrate", self.onnx(role, "fp32"), *how, *_data(self.pair), "-o", path)
+            else:
+                how = () if precision == "fp32" else ("--precision", precision)
+                slimdeploy("export", self.checkpoints[role], *how, *_data(self.pair), "-o", path)
             return path
-        if precision == "int8":
-            # At any loss of accuracy: only the speed is measured here.
-            how = ("--method", "mse", "--compute", "fp16", "--max-drop", "100")
-            slimdeploy("calibrate", self.onnx(role, "fp32"), *how, *_data(self.pair), "-o", path)
-        else:
-            how = () if precision == "fp32" else ("--precision", precision)
-            slimdeploy("export", self.checkpoints[role], *how, *_data(self.pair), "-o", path)
-        return path
 
     def engine(self, role: str, precision: str) -> Path:
-        path = self.folder / f"{role}-{precision}.engine"
-        if not path.is_file():
-            slimdeploy("export", self.onnx(role, precision), "--trt", "--batch", ENGINE_BATCHES, "-o", path)
-        return path
+        source, path = self.onnx(role, precision), self.folder / f"{role}-{precision}.engine"
+        with self.making[self.folder]:  # one after the other: the builder times its kernels
+            if not path.is_file():
+                slimdeploy("export", source, "--trt", "--batch", ENGINE_BATCHES, "-o", path)
+            return path
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,15 @@ class Contestant:
             path = self._file(role)
             opener = functools.partial(open_session, path, self.backend, options)
             module = BACKENDS[backend_for(path, self.backend)][0]
-            found.append(Subject(role, self.backend, opener, path, (module,)))
+            # `asked` is the whole name, so that each pruned network is compared with its original.
+            found.append(Subject(role, self.name, opener, path, (module,)))
         return found
+
+    def openable(self) -> list[Subject]:
+        """The subjects, each of which was opened once; raises as `subjects` does."""
+        subjects = self.subjects()
+        with launched(unique(subjects), 1, range(len(subjects))):
+            return subjects
 
     def _file(self, role: str) -> Path:
         if self.backend.startswith("torch"):

@@ -43,6 +43,7 @@ class Task:
     params: float
     latency_table: Path
     size: int = 32
+    device: str = "cpu"
 
 
 Contender = Callable[[Task, Path], dict[str, float]]
@@ -175,17 +176,19 @@ def _finish(
 ) -> dict[str, float]:
     """Accuracies of `pruned`, which is recalibrated and written."""
     dataset = dataset_for(parent.info, task.data, task.source)
-    found = {"cut": _accuracy(pruned, dataset), "seconds": seconds}
+    pruned.to(task.device)
+    found = {"cut": _accuracy(pruned, dataset, task.device), "seconds": seconds}
     images = balanced_subset(dataset.train, RECALIBRATION_IMAGES)
-    recalibrate(pruned, shuffled(images, dataset.preprocessing, device="cpu"), device="cpu")
-    found["recalibrated"] = _accuracy(pruned, dataset)
+    recalibrate(pruned, shuffled(images, dataset.preprocessing, device=task.device), device=task.device)
+    found["recalibrated"] = _accuracy(pruned, dataset, task.device)
+    pruned.cpu()
     info = parent.info.after("prune", graph=pruned.graph, metrics={}, data=task.data.to_json())
     save_checkpoint(output, pruned, info)
     return found
 
 
-def _accuracy(network: GraphNetwork, dataset: Dataset) -> float:
-    return evaluate_network(network, dataset.test, dataset.preprocessing, device="cpu").accuracy
+def _accuracy(network: GraphNetwork, dataset: Dataset, device: str) -> float:
+    return evaluate_network(network, dataset.test, dataset.preprocessing, device=device).accuracy
 
 
 def _first(highest: int, fits: Callable[[int], bool]) -> int:

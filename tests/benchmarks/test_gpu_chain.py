@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import random
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from click.testing import CliRunner
 
 from slimdeploy.benchmarks import gpu_chain, gpu_chain_parts, gpu_check
 from slimdeploy.benchmarks.gpu_chain_pieces import FULL, TINY, Piece, Scale, pieces
+from slimdeploy.benchmarks.gpu_chain_schedule import run_all
+from slimdeploy.benchmarks.peers import torch_pruning_cut
 from slimdeploy.toolchain.cli import cli
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import results
@@ -39,8 +42,9 @@ def test_pieces_fit_together(scale: Scale) -> None:
 def _parse(piece: Piece) -> None:
     """Raises click's UsageError where the command has no such option."""
     words = list(piece.words)
-    if piece.module.endswith("gpu_check"):
-        gpu_check.main.make_context("gpu-check", words)
+    scripts = {gpu_check.__name__: gpu_check.main, torch_pruning_cut.__name__: torch_pruning_cut.main}
+    if piece.module in scripts:
+        scripts[piece.module].make_context(piece.module, words)
         return
     command = cli.get_command(click.Context(cli), words[0])
     assert command is not None
@@ -67,6 +71,39 @@ def test_parts_travel_one_by_one(tmp_path: Path) -> None:
     assert len(first) == 1 << 20
 
 
+def test_pieces_run_at_once_but_what_is_timed_runs_alone() -> None:
+    """At most three trainings; each piece after what it needs; nothing beside a piece that runs alone."""
+    chain = [
+        *(Piece(f"train-{i}", 1, ("train",)) for i in range(4)),
+        Piece("check", 1, ("check",), needs=("train-0",), alone=True),
+        Piece("tuned", 1, ("finetune",), needs=("train-1",)),
+    ]
+    running: set[str] = set()
+    finished: list[str] = []
+    beside: dict[str, set[str]] = {}
+    lock = threading.Lock()
+
+    def do(piece: Piece) -> str:
+        with lock:
+            assert set(piece.needs) <= set(finished)
+            for name in running:
+                beside[name].add(piece.name)
+            beside[piece.name] = set(running)
+            running.add(piece.name)
+        time.sleep(0.05)
+        with lock:
+            running.remove(piece.name)
+            finished.append(piece.name)
+        return "done"
+
+    told: list[str] = []
+    run_all(chain, do, lambda piece, said: told.append(f"{piece.name}: {said}"), 6)
+    assert sorted(told) == sorted(f"{piece.name}: done" for piece in chain)
+    assert beside["check"] == set()
+    assert "train-3" not in beside["train-0"] & beside["train-1"] & beside["train-2"]
+    assert {"train-1", "train-2"} <= beside["train-0"]
+
+
 def test_what_does_not_fit_into_the_time_is_left_for_the_next_call(tmp_path: Path) -> None:
     piece = Piece("slow", 5.0, ("export", "x.safetensors", "-o", "x.onnx"))
     assert (
@@ -80,7 +117,7 @@ def test_what_does_not_fit_into_the_time_is_left_for_the_next_call(tmp_path: Pat
 def test_the_chain_on_the_cpu(tmp_path: Path) -> None:
     """A training that is stopped goes on; a piece that fails says why; what is done isn't done again."""
     name = "lambda-1e-4-seed-0"
-    only = [word for each in (name, f"{name}-pruned-90", "gpu-check-kernels") for word in ("--only", each)]
+    only = [word for each in (name, f"{name}-pruned-90", "gpu-check-tests") for word in ("--only", each)]
     call = ["run", "--tiny", "--work", str(tmp_path / "work"), "-o", str(tmp_path / "out"), *only]
     ran = CliRunner().invoke(gpu_chain.main, [*call, "--minutes", "9"])
     assert ran.exit_code == 0, ran.output
@@ -89,7 +126,7 @@ def test_the_chain_on_the_cpu(tmp_path: Path) -> None:
     assert (trained["piece"], trained["error"], trained["epochs"]) == (name, None, 1)
     assert 0 < trained["accuracy"] <= 1
     assert pruned["params"] < 3e6
-    assert f"gpu-check-kernels: left out, it needs {name}-pruned-90-tuned" in ran.output
+    assert "gpu-check-tests: left out, it needs original, sparse-gamma-tuned-long" in ran.output
     again = CliRunner().invoke(gpu_chain.main, [*call, "--minutes", "9"])
     assert "done in" not in again.output
     wrong = CliRunner().invoke(gpu_chain.main, [*call, "--only", "nothing"])
@@ -109,6 +146,11 @@ def test_a_fine_tuned_network_has_the_size_of_the_pruned_one(tmp_path: Path) -> 
     tuned = {"result": {"accuracy": {"test": 0.944}}, "seconds": 9.0}
     row = gpu_chain.row(Piece("tuned", 1.0, ("finetune",), ("pruned",)), {"pruned": pruned, "tuned": tuned})
     assert (row["params"], row["macs"], row["accuracy"]) == (3_940_000, 41_000_000, 0.944)
+    shrunk = {
+        "result": {"accuracy": {"test": 0.9}, "removed": {"params": {"after": 5}, "macs": {"after": 7}}}
+    }
+    trained = gpu_chain.row(Piece("sparse", 1.0, ("train",)), {"sparse": shrunk})
+    assert (trained["params"], trained["macs"]) == (5, 7)
     made = results.document("table", command="c", title="t", columns=gpu_chain.COLUMNS, rows=[row])
     results.write(tmp_path / "gpu-chain.json", made)
     said = CliRunner().invoke(gpu_chain.main, ["table", str(tmp_path / "gpu-chain.json")]).output

@@ -99,7 +99,7 @@ def test_tests_are_run_in_a_process_of_their_own(tmp_path: Path) -> None:
 def test_every_backend_is_measured_in_its_precisions(tmp_path: Path) -> None:
     models = Models({}, Pair(None, None, "digits", tmp_path), tmp_path)
     names = [contest.name for contest in gpu_models.contests(models, gpu_models.BACKENDS_MEASURED)]
-    assert {"torch fp32", "torch-compiled fp16", "torch-graph fp16", "onnxruntime int8"} < set(names)
+    assert {"torch fp32", "torch-compiled fp16", "torch-graph fp16", "onnxruntime fp16"} < set(names)
     assert {"tensorrt fp32", "tensorrt fp16", "tensorrt int8", "tensorrt-no-graph fp16"} < set(names)
     assert "torch int8" not in names
     some = gpu_models.contests(models, {"torch-graph"})
