@@ -8,7 +8,9 @@ from itertools import pairwise
 
 CHECKPOINT = ".safetensors"
 CHECKS = {
-    "latency": (8, ("torch", "torch-graph", "onnxruntime")),
+    "graph": (5, ("torch-graph",)),
+    "onnxruntime": (6, ("onnxruntime",)),
+    "torch": (5, ("torch",)),
     "compiled": (8, ("torch-compiled",)),
     "tests": (4, ("tests", "kernels")),
     "tensorrt": (6, ("tensorrt", "tensorrt-no-graph")),
@@ -142,10 +144,15 @@ def _compared(scale: Scale) -> Iterator[Piece]:
         yield Piece(names[-1], 3, words, ("original",), CUT_BY_TORCH_PRUNING)
     for epochs, seeds in TAUGHT_EPOCHS.items():
         for seed in seeds:
-            how = ("--lr", "0.02", "--teacher", f"original{CHECKPOINT}", "--seed", str(seed))
+            taught = ("--lr", "0.02", "--teacher", f"original{CHECKPOINT}", "--seed", str(seed))
             for name in names:
                 yield _finetune(
-                    scale, name, 0.2 * epochs, min(epochs, scale.epochs), how, ending=f"{epochs}-seed-{seed}"
+                    scale,
+                    name,
+                    0.2 * epochs,
+                    min(epochs, scale.epochs),
+                    taught,
+                    ending=f"{epochs}-seed-{seed}",
                 )
 
 

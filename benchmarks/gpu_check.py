@@ -10,12 +10,13 @@ the exit code is then 1. Nothing is downloaded.
 from __future__ import annotations
 
 import datetime
+import functools
 import itertools
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -190,12 +191,13 @@ def benchmark(
     models = gpu_models.prepare(pair, work)
     contests = gpu_models.contests(models, backends)
     able: dict[str, list[Subject]] = {}
+
+    def open_one(name: str, opening: Future[list[Subject]]) -> None:
+        able[name] = opening.result()
+
     with ThreadPoolExecutor(len(contests)) as pool:
-        for contest, opening in [(one, pool.submit(one.openable)) for one in contests]:
-            found.attempt(
-                contest.name,
-                lambda name=contest.name, opening=opening: able.update({name: opening.result()}),
-            )
+        for name, opening in [(one.name, pool.submit(one.openable)) for one in contests]:
+            found.attempt(name, functools.partial(open_one, name, opening))
     subjects, around = list(itertools.chain(*able.values())), find_surroundings(None, log)
     for batch in options.batches if able else ():
         result = measure(subjects, replace(options, batches=(batch,)), around, command=sys.argv)
@@ -210,13 +212,9 @@ def add_result(found: Findings, names: list[str], result: dict[str, Any]) -> Non
     their comparisons. What is compared across backends is left out.
     """
     each = [name for name in names for _ in gpu_models.ROLES]
-    found.rows += [
-        {"contest": n, **row} for n, row in zip(itertools.cycle(each), result["rows"], strict=False)
-    ]
     pruned = [one for one in result["comparisons"] if one["model"] == "pruned"]
-    found.comparisons += [
-        {"contest": n, **one} for n, one in zip(itertools.cycle(names), pruned, strict=False)
-    ]
+    found.rows += [{"contest": name, **row} for name, row in zip(each, result["rows"], strict=True)]
+    found.comparisons += [{"contest": name, **one} for name, one in zip(names, pruned, strict=True)]
 
 
 def _time_layers(found: Findings, models: gpu_models.Models) -> None:

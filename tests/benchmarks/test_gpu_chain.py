@@ -172,6 +172,16 @@ def test_gpu_checks_of_parts_become_one() -> None:
     assert (len(whole["left_out"]), len(whole["failures"]), whole["targets"]) == (1, 1, [])
 
 
+def test_a_check_whose_time_is_over_keeps_what_it_wrote(tmp_path: Path) -> None:
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done/original.json").write_text('{"error": "stopped"}')
+    written = gpu_check.report(gpu_check.Findings(left_out=[{"what": "tensorrt fp16", "why": "none here"}]))
+    results.write(tmp_path / "done/gpu-check-graph-result.json", written)
+    gpu_chain.write_results(pieces(TINY), tmp_path, tmp_path / "out")
+    found = results.read(tmp_path / "out/gpu-check.json", "gpu-check")
+    assert found["left_out"] == [{"what": "tensorrt fp16", "why": "none here"}]
+
+
 def test_the_list_names_what_is_to_be_brought() -> None:
     said = CliRunner().invoke(gpu_chain.main, ["list"]).output
     assert all(piece.name in said for piece in pieces(FULL))
