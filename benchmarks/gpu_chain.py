@@ -31,6 +31,7 @@ from slimdeploy.benchmarks import gpu_chain_parts, gpu_targets
 from slimdeploy.benchmarks.gpu_chain_pieces import FULL, GPU_CHECK, TINY, Piece, pieces
 from slimdeploy.benchmarks.gpu_chain_schedule import run_all
 from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.cli import run as run_script
 from slimdeploy.toolchain.errors import SlimdeployError, shorten
 from slimdeploy.toolchain.measure import results
 
@@ -269,4 +270,4 @@ def _is_done(work: Path, piece: Piece, *, again: bool) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "gpu_chain")

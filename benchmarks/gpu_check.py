@@ -26,6 +26,7 @@ import click
 
 from slimdeploy.benchmarks import gpu_models, gpu_targets, gpu_tests
 from slimdeploy.benchmarks.gpu_models import LeftOut
+from slimdeploy.toolchain.cli import run as run_script
 from slimdeploy.toolchain.errors import SlimdeployError, missing_library
 from slimdeploy.toolchain.measure import conditions, results
 from slimdeploy.toolchain.measure.bench import find_surroundings, measure
@@ -249,4 +250,4 @@ def _slug(name: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "gpu_check")

@@ -18,6 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
+from slimdeploy.toolchain.cli import run as run_script
 from slimdeploy.toolchain.latency.backend import open_for_table
 from slimdeploy.toolchain.latency.drift import measure_with_drift
 from slimdeploy.toolchain.latency.measure import full_network, samples_of
@@ -109,4 +110,4 @@ def main(tables: Sequence[Path], seconds: float, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "lut_accuracy")

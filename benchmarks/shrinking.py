@@ -24,6 +24,7 @@ from typing import Any
 import click
 
 from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.cli import run as run_script
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.measure import process_memory, results
 from slimdeploy.toolchain.training.options import TrainOptions
@@ -196,4 +197,4 @@ def main(data: str, arch: str, limit: int | None, epochs: int, seeds: int, work:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "shrinking")

@@ -207,32 +207,37 @@ def cli() -> None:
 
 
 def main() -> NoReturn:
-    """Entry point. Exit codes: 0 done; 1 done but failed its own check; 2 wrong input or call; 130
-    interrupted.
+    """Entry point."""
+    run(cli, "slimdeploy")
+
+
+def run(command: click.Command, name: str) -> NoReturn:
+    """Run `command` with the words of the command line, and exit. An error is one line, after `name`.
+    Exit codes: 0 done; 1 done but failed its own check; 2 wrong input or call; 130 interrupted.
     """
     exit_code = 0
     try:
-        cli.main(prog_name="slimdeploy", standalone_mode=False)
+        command.main(prog_name=name, standalone_mode=False)
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
         from slimdeploy.toolchain.formatting import printable
 
-        message, exit_code = _explain(error)
+        message, exit_code = _explain(error, name)
         if reports_errors():
-            click.echo(f"slimdeploy: {printable(message)}", err=True)
+            click.echo(f"{name}: {printable(message)}", err=True)
     close_for_libraries()
     sys.exit(exit_code)
 
 
-def _explain(error: Exception) -> tuple[str, int]:
-    """One line for `error`, and the exit code."""
+def _explain(error: Exception, name: str) -> tuple[str, int]:
+    """One line for an `error` of the program `name`, and the exit code."""
     if isinstance(error, SlimdeployError):
         return str(error), error.exit_code
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return error.format_message(), 2
     if isinstance(error, click.UsageError):
-        path = error.ctx.command_path if error.ctx else "slimdeploy"
+        path = error.ctx.command_path if error.ctx else name
         return " ".join(f"{error.format_message()} ({path} --help)".split()), 2
     if isinstance(error, click.ClickException):
         return error.format_message(), 2

@@ -22,6 +22,7 @@ from typing import Any
 import click
 from pruner_contenders import Task, by_torch_pruning
 
+from slimdeploy.toolchain.cli import run as run_script
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
@@ -151,4 +152,4 @@ def main(only: tuple[str, ...], work: Path, output: Path, **options: Any) -> Non
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "chains")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from processes import process_environment
 
 from slimdeploy.benchmarks import gpu_chain, gpu_chain_parts, gpu_check
 from slimdeploy.benchmarks.gpu_chain_pieces import FULL, TINY, Piece, Scale, pieces
@@ -180,6 +183,16 @@ def test_a_check_whose_time_is_over_keeps_what_it_wrote(tmp_path: Path) -> None:
     gpu_chain.write_results(pieces(TINY), tmp_path, tmp_path / "out")
     found = results.read(tmp_path / "out/gpu-check.json", "gpu-check")
     assert found["left_out"] == [{"what": "tensorrt fp16", "why": "none here"}]
+
+
+def test_an_error_is_one_line(tmp_path: Path) -> None:
+    """As of every script of the laboratory."""
+    (tmp_path / "x.json").write_text("{}")
+    command = [sys.executable, "-m", "slimdeploy.benchmarks.gpu_chain", "table", str(tmp_path / "x.json")]
+    ran = subprocess.run(command, capture_output=True, text=True, env=process_environment())
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("gpu_chain: ")
+    assert len(ran.stderr.splitlines()) == 1
 
 
 def test_the_list_names_what_is_to_be_brought() -> None:
