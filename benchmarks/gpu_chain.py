@@ -27,7 +27,7 @@ from typing import Any
 
 import click
 
-from slimdeploy.benchmarks import gpu_chain_parts, gpu_targets
+from slimdeploy.benchmarks import gpu_chain_parts, gpu_check, gpu_targets
 from slimdeploy.benchmarks.gpu_chain_pieces import FULL, GPU_CHECK, TINY, Piece, pieces
 from slimdeploy.benchmarks.gpu_chain_schedule import run_all
 from slimdeploy.toolchain import artifacts
@@ -181,7 +181,8 @@ def write_results(chain: tuple[Piece, ...], work: Path, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     command = f"python -m slimdeploy.benchmarks.gpu_chain {shlex.join(sys.argv[1:])}"
     document = results.document(
-        "table", command=command, title="The reference on a GPU, piece by piece", columns=COLUMNS,
+        "table", command=command, machine=gpu_check.machine(),
+        title="The reference on a GPU, piece by piece", columns=COLUMNS,
         rows=[row(piece, done) for piece in chain if piece.name in done],
     )  # fmt: skip
     results.write(output / "gpu-chain.json", document)

@@ -20,6 +20,7 @@ CHUNK = 1 << 20
 WHEELS = (
     "filelock", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py", "onnxruntime-gpu",
     "tensorrt-cu13-bindings==11.4.0.106", "onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0",
+    "torch-pruning==1.6.0",
 )  # fmt: skip
 """Missing from an image with torch, torchvision, onnx, safetensors, pillow, click and rich."""
 SHOPPING_LIST = f"""

@@ -115,7 +115,7 @@ def _well_trained(scale: Scale) -> Iterator[Piece]:
     parameters, and the control: the original trained for as many more epochs as a pruned network.
     """
     where = ("--arch", scale.deep, "--stem", "cifar-pool", *scale.data)
-    yield _train(scale, "original", 8, where, scale.long_epochs, ())
+    yield _train(scale, "original", 5, where, scale.long_epochs, ())
     yield _train(
         scale, "sparse", 8, where, scale.long_epochs, ("--sparsity", "1e-4", "--sparse-layers", "all")
     )
@@ -124,8 +124,8 @@ def _well_trained(scale: Scale) -> Iterator[Piece]:
     for criterion, how in (("gamma", ()), ("surgeon", surgeon)):
         yield _prune(scale, f"sparse-{criterion}", "sparse", ("--params", scale.params, *how))
     for name in ("sparse-gamma", "sparse-surgeon", "original"):
-        yield _finetune(scale, name, 3, scale.epochs, ("--lr", "1e-3"), ending="tuned-long")
-        yield _finetune(scale, name, 1, max(1, scale.epochs // 4), ("--lr", "0.02"), ending="tuned-short")
+        yield _finetune(scale, name, 6, scale.epochs, ("--lr", "1e-3"), ending="tuned-long")
+        yield _finetune(scale, name, 1.5, max(1, scale.epochs // 4), ("--lr", "0.02"), ending="tuned-short")
 
 
 def _compared(scale: Scale) -> Iterator[Piece]:

@@ -229,16 +229,19 @@ def _time_layers(found: Findings, models: gpu_models.Models) -> None:
 
 def report(found: Findings) -> dict[str, Any]:
     """The result, as schemas/gpu-check-1.json describes it."""
-    machine, nvml = conditions.machine(), find_nvml()
-    if nvml:
-        machine["gpu"] = nvml.machine()
     return results.document(
         "gpu-check",
-        machine=machine,
+        machine=machine(),
         command=" ".join(["python -m slimdeploy.benchmarks.gpu_check", *sys.argv[1:]]),
         **asdict(found),
         targets=gpu_targets.judge(found.rows, found.comparisons, found.kernels, found.layers_ms),
     )
+
+
+def machine() -> dict[str, Any]:
+    """This machine with its GPU, if the driver names it."""
+    nvml = find_nvml()
+    return conditions.machine() | ({"gpu": nvml.machine()} if nvml else {})
 
 
 def log(message: str) -> None:

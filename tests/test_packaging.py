@@ -102,7 +102,8 @@ def test_the_command_named_for_a_missing_library_installs_it(library: str) -> No
     assert str(error) == f"this needs {library}, which is not installed: {INSTALL_COMMANDS[library]}"
 
 
-BASE_IMPORTS = {"click", "filelock", "numpy", "rich", "tomli"}
+BASE_IMPORTS = {"click", "filelock", "numpy", "rich", "tomli", "tomllib"}
+"""tomllib is in Python from 3.11 on."""
 OTHER_TOOLS = {"modelopt", "pillow_heif", "torch_pruning"}
 """Compared with, or used where they are."""
 

@@ -133,7 +133,7 @@ def _once(batches: list[Batch]) -> Iterator[Batch]:
                                                                             "not"),
         ({"ratio": 0.5, "size": SIZE, "data": [(torch.zeros(2, 16, 16, 3).byte(), torch.zeros(2))]},
          r"data yields \(2, 16, 16, 3\) torch.uint8 and \(2,\) torch.float32; pairs of images \(N, 3, H, "
-          "W\)"),
+          r"W\)"),
     ],
 )  # fmt: skip
 def test_errors_name_the_parameter(module: Net, keywords: dict[str, object], message: str) -> None:
