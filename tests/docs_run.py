@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,8 +24,10 @@ from docs_given import given
 LIMIT_S = 600
 
 
-def run_block(block: Block, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Execute the block in `folder`, where nothing lies in the way of what it writes."""
+def run_block(block: Block, folder: Path, environment: dict[str, str]) -> tuple[str, str]:
+    """Execute the block in `folder`, where nothing lies in the way of what it writes; the outcome and what it
+    printed. All of its processes are ended after LIMIT_S.
+    """
     for output in re.findall(r"(?:-o|--output) ([\w./-]+)", block.script):
         for file in (folder / output, folder / f"{output}.json"):
             if file.is_file():
@@ -32,15 +35,24 @@ def run_block(block: Block, folder: Path, environment: dict[str, str]) -> subpro
     environment = environment | {
         "HOME": str(folder), "SLIMDEPLOY_HOME": str(folder / "device"), "OMP_NUM_THREADS": "1"
     }  # fmt: skip
-    return subprocess.run(
+    process = subprocess.Popen(
         ["bash", "-e", "-o", "pipefail", "-c", block.script],
-        cwd=folder, env=environment, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=folder, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
+    try:
+        text = process.communicate(timeout=LIMIT_S)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return f"FAILED: not finished in {LIMIT_S} s", process.communicate()[0]
+    return ("FAILED" if process.returncode else "ran"), text
 
 
 def main() -> int:
-    wanted, failed = sys.argv[1:] or [page.name for page in PAGES], 0
+    names = [page.name for page in PAGES]
+    wanted, failed = sys.argv[1:] or names, 0
+    if unknown := sorted(set(wanted) - set(names)):
+        sys.exit(f"no page is called {', '.join(unknown)}: {', '.join(names)}")
     with (
         tempfile.TemporaryDirectory() as scratch,
         warm_command.installed(Path(scratch, "bin")) as environment,
@@ -53,11 +65,7 @@ def main() -> int:
                     print(f"  not run   {block}: {block.note}")
                     continue
                 started = time.perf_counter()
-                try:
-                    done = run_block(block, folder, environment)
-                    outcome, text = ("FAILED" if done.returncode else "ran"), done.stdout
-                except subprocess.TimeoutExpired as expired:
-                    outcome, text = f"FAILED: not finished in {LIMIT_S} s", str(expired.stdout)
+                outcome, text = run_block(block, folder, environment)
                 print(f"{time.perf_counter() - started:7.1f} s  {block} {outcome}", flush=True)
                 if outcome != "ran":
                     failed += 1
