@@ -67,15 +67,15 @@ def scaled(full: Graph, inner: float, stream: float, align: int) -> Graph:
     return at_widths(full, groups, widths)
 
 
-def compare(path: Path, *, seconds: float) -> list[dict[str, Any]]:
-    """Rows of COLUMNS for NETWORKS by the table at `path`; each network runs for `seconds`."""
+def compare(path: Path, names: Sequence[str], *, seconds: float) -> list[dict[str, Any]]:
+    """Rows of COLUMNS for these of NETWORKS by the table at `path`; each network runs for `seconds`."""
     document = results.read(path, KIND)
     table, samples, size = table_of(document, path), samples_of(document, path), document["network"]["size"]
-    graphs = [scaled(full_network(document), *shares) for shares in NETWORKS.values()]
+    graphs = [scaled(full_network(document), *shares) for shares in map(NETWORKS.__getitem__, names)]
     with open_for_table(table.device) as backend:
         found = measure_with_drift(backend, graphs, samples, size, anchors=ANCHORS, seconds=seconds)
     rows = []
-    for name, graph, ms in zip(NETWORKS, graphs, found.ms, strict=True):
+    for name, graph, ms in zip(names, graphs, found.ms, strict=True):
         cost, predicted = network_cost(graph, size), table.network_ms(graph, size)
         steady = predicted * found.drift / ms - 1
         values = (name, cost.params, cost.macs, predicted, ms, predicted / ms - 1, found.drift, steady)
@@ -86,13 +86,16 @@ def compare(path: Path, *, seconds: float) -> list[dict[str, Any]]:
 @click.command()
 @click.argument("tables", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Running for each network.")
+@click.option(
+    "--only", type=click.Choice(list(NETWORKS)), multiple=True, help="Only this network. Repeatable."
+)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
-def main(tables: Sequence[Path], seconds: float, output: Path) -> None:
+def main(tables: Sequence[Path], seconds: float, only: tuple[str, ...], output: Path) -> None:
     """Measure ten networks and compare them with the predictions of TABLES."""
     rows = [
         {"batch": results.read(path, KIND)["device"]["batch"], **row}
         for path in tables
-        for row in compare(path, seconds=seconds)
+        for row in compare(path, only or list(NETWORKS), seconds=seconds)
     ]
     columns = {"batch": "batch size", **COLUMNS}
     command = shlex.join(["python", "-m", "slimdeploy.benchmarks.lut_accuracy", *sys.argv[1:]])
