@@ -67,7 +67,7 @@ def scaled(full: Graph, inner: float, stream: float, align: int) -> Graph:
     return at_widths(full, groups, widths)
 
 
-def compare(path: Path, names: Sequence[str], *, seconds: float) -> list[dict[str, Any]]:
+def compare(path: Path, names: Sequence[str] = tuple(NETWORKS), *, seconds: float) -> list[dict[str, Any]]:
     """Rows of COLUMNS for these of NETWORKS by the table at `path`; each network runs for `seconds`."""
     document = results.read(path, KIND)
     table, samples, size = table_of(document, path), samples_of(document, path), document["network"]["size"]
