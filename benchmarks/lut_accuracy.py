@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.networks.cutting import at_widths
 from slimdeploy.toolchain.networks.graph import Graph
 
-# Name -> share of the inner widths, share of the residual streams, alignment.
-NETWORKS = {
+Shares = tuple[float, float, int]
+"""Share of the inner widths, share of the residual streams, alignment."""
+NETWORKS: dict[str, Shares] = {
     "full": (1.0, 1.0, 8),
     "inner ×0.5": (0.5, 1.0, 8),
     "inner ×0.25": (0.25, 1.0, 8),
@@ -67,15 +68,15 @@ def scaled(full: Graph, inner: float, stream: float, align: int) -> Graph:
     return at_widths(full, groups, widths)
 
 
-def compare(path: Path, names: Sequence[str] = tuple(NETWORKS), *, seconds: float) -> list[dict[str, Any]]:
-    """Rows of COLUMNS for these of NETWORKS by the table at `path`; each network runs for `seconds`."""
+def compare(path: Path, networks: Mapping[str, Shares], *, seconds: float) -> list[dict[str, Any]]:
+    """Rows of COLUMNS for `networks` by the table at `path`; each network runs for `seconds`."""
     document = results.read(path, KIND)
     table, samples, size = table_of(document, path), samples_of(document, path), document["network"]["size"]
-    graphs = [scaled(full_network(document), *shares) for shares in map(NETWORKS.__getitem__, names)]
+    graphs = [scaled(full_network(document), *shares) for shares in networks.values()]
     with open_for_table(table.device) as backend:
         found = measure_with_drift(backend, graphs, samples, size, anchors=ANCHORS, seconds=seconds)
     rows = []
-    for name, graph, ms in zip(names, graphs, found.ms, strict=True):
+    for name, graph, ms in zip(networks, graphs, found.ms, strict=True):
         cost, predicted = network_cost(graph, size), table.network_ms(graph, size)
         steady = predicted * found.drift / ms - 1
         values = (name, cost.params, cost.macs, predicted, ms, predicted / ms - 1, found.drift, steady)
@@ -92,10 +93,11 @@ def compare(path: Path, names: Sequence[str] = tuple(NETWORKS), *, seconds: floa
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(tables: Sequence[Path], seconds: float, only: tuple[str, ...], output: Path) -> None:
     """Measure ten networks and compare them with the predictions of TABLES."""
+    networks = {name: NETWORKS[name] for name in only or NETWORKS}
     rows = [
         {"batch": results.read(path, KIND)["device"]["batch"], **row}
         for path in tables
-        for row in compare(path, only or list(NETWORKS), seconds=seconds)
+        for row in compare(path, networks, seconds=seconds)
     ]
     columns = {"batch": "batch size", **COLUMNS}
     command = shlex.join(["python", "-m", "slimdeploy.benchmarks.lut_accuracy", *sys.argv[1:]])

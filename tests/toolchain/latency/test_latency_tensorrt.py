@@ -13,7 +13,7 @@ import jsonschema
 import onnx
 import pytest
 
-from slimdeploy.benchmarks.lut_accuracy import compare, scaled
+from slimdeploy.benchmarks.lut_accuracy import NETWORKS, compare, scaled
 from slimdeploy.tests.toolchain.tensorrt_fake import VERSIONS, FakeTensorrt
 from slimdeploy.tests.toolchain.tensorrt_fake_run import REFORMAT_MS, layer_ms
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -205,7 +205,7 @@ def test_pruning_measures_on_tensorrt(table: Path, monkeypatch: pytest.MonkeyPat
 
 def test_predictions_are_compared_with_measurements(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lut_tensorrt, "time_whole", run_here)
-    rows = compare(table, seconds=0.1)
+    rows = compare(table, NETWORKS, seconds=0.1)
     assert len(rows) == 10
     assert all(row["measured_ms"] > 0 for row in rows)
 

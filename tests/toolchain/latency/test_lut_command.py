@@ -147,9 +147,8 @@ def test_a_whole_network_is_measured_in_its_own_process():
     assert 0 < ms < 60_000
 
 
-def test_predictions_are_compared_with_measurements(table, monkeypatch):
-    monkeypatch.setattr(lut_accuracy, "NETWORKS", {"all ×0.5": (0.5, 0.5, 8)})
-    (row,) = lut_accuracy.compare(table, seconds=0.01)
+def test_predictions_are_compared_with_measurements(table):
+    (row,) = lut_accuracy.compare(table, {"all ×0.5": (0.5, 0.5, 8)}, seconds=0.01)
     assert list(row) == list(lut_accuracy.COLUMNS)
     assert row["error"] == pytest.approx(row["predicted_ms"] / row["measured_ms"] - 1)
 
@@ -176,8 +175,7 @@ def test_a_device_that_became_slower_is_told_from_a_wrong_table(table, monkeypat
             ]
 
     monkeypatch.setattr(lut_accuracy, "open_for_table", lambda device: Slowed())
-    monkeypatch.setattr(lut_accuracy, "NETWORKS", {"all ×0.3": (0.3, 0.3, 8)})
-    (row,) = lut_accuracy.compare(table, seconds=0.01)
+    (row,) = lut_accuracy.compare(table, {"all ×0.3": (0.3, 0.3, 8)}, seconds=0.01)
     assert row["drift"] == pytest.approx(2)
     assert row["error"] == pytest.approx(-0.5)
     assert row["steady_error"] == pytest.approx(0, abs=1e-9)
