@@ -31,7 +31,7 @@ from slimdeploy.benchmarks import gpu_chain_parts, gpu_check, gpu_targets
 from slimdeploy.benchmarks.gpu_chain_pieces import FULL, GPU_CHECK, TINY, Piece, pieces
 from slimdeploy.benchmarks.gpu_chain_schedule import run_all
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.cli import run as run_script
+from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.errors import SlimdeployError, shorten
 from slimdeploy.toolchain.measure import results
 
@@ -123,8 +123,8 @@ def run(
     """Run the pieces, the most important first, until the time is over."""
     deadline = time.monotonic() + 60 * minutes
     chain = pieces(TINY if tiny else FULL)
-    names = [piece.name for piece in chain]
-    if unknown := [name for name in only if not any(fnmatchcase(each, name) for each in names)]:
+    chosen = {name: {piece for piece in chain if fnmatchcase(piece.name, name)} for name in only or ("*",)}
+    if unknown := [name for name, found in chosen.items() if not found]:
         raise click.UsageError(f"no piece is called {', '.join(sorted(unknown))}: see list")
     work.mkdir(parents=True, exist_ok=True)
 
@@ -132,12 +132,8 @@ def run(
         click.echo(f"{piece.name}: {said}", err=True)
         write_results(chain, work, output)
 
-    wanted = [
-        piece
-        for piece in chain
-        if (not only or any(fnmatchcase(piece.name, name) for name in only))
-        and not _is_done(work, piece, again=again)
-    ]
+    asked = set().union(*chosen.values())
+    wanted = [piece for piece in chain if piece in asked and not _is_done(work, piece, again=again)]
     run_all(wanted, lambda piece: do(piece, work, deadline), done, jobs)
     write_results(chain, work, output)
 
@@ -271,4 +267,4 @@ def _is_done(work: Path, piece: Piece, *, again: bool) -> bool:
 
 
 if __name__ == "__main__":
-    run_script(main, "gpu_chain")
+    run_program(main, "gpu_chain")

@@ -18,6 +18,7 @@ CHECKS = {
 """Pieces of `gpu_check`: their minutes and parts."""
 GPU_CHECK = "slimdeploy.benchmarks.gpu_check"
 CUT_BY_TORCH_PRUNING = "slimdeploy.benchmarks.peers.torch_pruning_cut"
+SURGEON = ("--criterion", "surgeon", "--residual", "couple")
 TAUGHT_EPOCHS = {20: (0,), 5: (0, 1, 2), 1: (0, 1, 2)}
 """Epochs of fine-tuning with distillation -> seeds."""
 
@@ -120,8 +121,7 @@ def _well_trained(scale: Scale) -> Iterator[Piece]:
         scale, "sparse", 8, where, scale.long_epochs, ("--sparsity", "1e-4", "--sparse-layers", "all")
     )
     yield _train(scale, "sparse-auto", 5, where, scale.long_epochs, ("--sparsity", "auto:0.9"))
-    surgeon = ("--criterion", "surgeon", "--residual", "couple")
-    for criterion, how in (("gamma", ()), ("surgeon", surgeon)):
+    for criterion, how in (("gamma", ()), ("surgeon", SURGEON)):
         yield _prune(scale, f"sparse-{criterion}", "sparse", ("--params", scale.params, *how))
     for name in ("sparse-gamma", "sparse-surgeon", "original"):
         yield _finetune(scale, name, 6, scale.epochs, ("--lr", "1e-3"), ending="tuned-long")
@@ -135,7 +135,7 @@ def _compared(scale: Scale) -> Iterator[Piece]:
     names = []
     for macs in scale.macs:
         names.append(f"surgeon-{macs}")
-        how = ("--macs", macs, "--criterion", "surgeon", "--residual", "couple", "--align", "32")
+        how = ("--macs", macs, *SURGEON, "--align", "32")
         yield _prune(scale, names[-1], "original", how)
     for importance in ("BN-scale", "group-norm"):
         names.append(f"torch-pruning-{importance}")
@@ -184,7 +184,7 @@ def _small_networks(scale: Scale) -> Iterator[Piece]:
     yield _train(scale, "cifar-stem", 8, where, scale.long_epochs, options)
     for params in scale.small:
         pruned = f"cifar-stem-{params}"
-        how = ("--params", params, "--criterion", "surgeon", "--residual", "couple")
+        how = ("--params", params, *SURGEON)
         yield _prune(scale, pruned, "cifar-stem", how)
         tuned = ("--lr", "0.02", "--teacher", f"cifar-stem{CHECKPOINT}", "--ema", "0.999")
         yield _finetune(scale, pruned, 8, scale.epochs, tuned)

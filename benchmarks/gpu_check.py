@@ -26,7 +26,8 @@ import click
 
 from slimdeploy.benchmarks import gpu_models, gpu_targets, gpu_tests
 from slimdeploy.benchmarks.gpu_models import LeftOut
-from slimdeploy.toolchain.cli import run as run_script
+from slimdeploy.toolchain.cli import run_program
+from slimdeploy.toolchain.commands.flags import flags
 from slimdeploy.toolchain.errors import SlimdeployError, missing_library
 from slimdeploy.toolchain.measure import conditions, results
 from slimdeploy.toolchain.measure.bench import find_surroundings, measure
@@ -80,27 +81,18 @@ class Findings:
 @click.option("--pruned", type=click.Path(path_type=Path), help="The pruned version of the original.")
 @click.option("--data", default="digits", show_default=True, help="The data that they were trained on.")
 @click.option("--data-dir", type=click.Path(path_type=Path), default=Path("data"), show_default=True)
-@click.option("--seconds", type=float, default=2.0, show_default=True, help="Timed seconds for each model.")
-@click.option(
-    "--launches",
-    type=click.IntRange(min=2),
-    default=3,
-    show_default=True,
-    help="Minimum number of fresh processes for each model and batch size.",
-)
-@click.option(
-    "--ci",
-    type=float,
-    default=0.1,
-    show_default=True,
-    help="Stop when the half-width of each 95 % interval is below this share of the median.",
+@flags(
+    MeasureOptions,
+    but=("limit", "threads"),
+    defaults={"batches": BATCHES, "seconds": 2.0, "launches": 3, "ci": 0.1},
+    into="timing",
 )
 @click.option("--part", "parts", type=click.Choice(PARTS), multiple=True,
               help="Run only this part. Repeatable. [default: all]")  # fmt: skip
 @click.option("-o", "--output", type=PATH, help="[default: a file in benchmarks/results/]")
 def main(
-    original: Path | None, pruned: Path | None, data: str, data_dir: Path, seconds: float, launches: int,
-    ci: float, parts: tuple[str, ...], output: Path | None,
+    original: Path | None, pruned: Path | None, data: str, data_dir: Path, timing: MeasureOptions,
+    parts: tuple[str, ...], output: Path | None,
 ) -> None:  # fmt: skip
     """Check and measure everything that needs an NVIDIA GPU."""
     try:
@@ -111,8 +103,10 @@ def main(
     found = Findings()
     path = output or RESULTS / f"{_slug(name)}-{datetime.date.today():%Y-%m-%d}.json"
 
-    def save() -> None:
-        results.write(path, report(found))
+    def save() -> dict[str, Any]:
+        document = report(found)
+        results.write(path, document)
+        return document
 
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slimdeploy-gpu-check-")))
@@ -122,16 +116,15 @@ def main(
         if "kernels" in wanted:
             found.attempt("bandwidth of the kernels", lambda: measure_kernels(found))
         pair = gpu_models.Pair(original, pruned, data, data_dir)
-        timing = MeasureOptions(batches=BATCHES, seconds=seconds, launches=launches, ci=ci)
         if backends := set(wanted) & set(gpu_models.BACKENDS_MEASURED):
             found.attempt(
                 "original and pruned network", lambda: benchmark(found, pair, work, timing, backends, save)
             )
-    save()
+    document = save()
     log(f"written: {path}")
     for entry in found.left_out:
         log(f"left out: {entry['what']}: {entry['why']}")
-    for target in report(found)["targets"]:
+    for target in document["targets"]:
         log(f"{'reached' if target['reached'] else 'not reached'}: {target['what']}: {target['value']:.3g}")
     for entry in found.failures:
         log(f"failed: {entry['what']}: {entry['why']}")
@@ -184,7 +177,7 @@ def benchmark(
     work: Path,
     options: MeasureOptions,
     backends: Collection[str],
-    save: Callable[[], None],
+    save: Callable[[], object],
 ) -> None:
     """Original and pruned network side by side, on these backends, in every available precision, all
     interleaved. `save` is called after each batch size: the GPU may be gone before the last.
@@ -253,4 +246,4 @@ def _slug(name: str) -> str:
 
 
 if __name__ == "__main__":
-    run_script(main, "gpu_check")
+    run_program(main, "gpu_check")

@@ -25,7 +25,7 @@ from typing import Any
 import click
 import numpy as np
 
-from slimdeploy.toolchain.cli import run as run_script
+from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.measure import results, statistics
 from slimdeploy.toolchain.measure.options import TimingOptions
 from slimdeploy.toolchain.measure.process import launched
@@ -159,4 +159,4 @@ def document(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_script(main, "interval_check")
+    run_program(main, "interval_check")

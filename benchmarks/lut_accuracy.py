@@ -18,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
-from slimdeploy.toolchain.cli import run as run_script
+from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.latency.backend import open_for_table
 from slimdeploy.toolchain.latency.drift import measure_with_drift
 from slimdeploy.toolchain.latency.measure import full_network, samples_of
@@ -115,4 +115,4 @@ def main(tables: Sequence[Path], seconds: float, only: tuple[str, ...], output: 
 
 
 if __name__ == "__main__":
-    run_script(main, "lut_accuracy")
+    run_program(main, "lut_accuracy")

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import nn
 
-from slimdeploy.toolchain.cli import run as run_script
+from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.torchvision import import_torchvision
 
 PAGE = Path(__file__).parents[1] / "docs/own-model.md"
@@ -191,4 +191,4 @@ def main(work: Path, photos: int, epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, "own_model")
+    run_program(main, "own_model")

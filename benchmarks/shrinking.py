@@ -24,7 +24,7 @@ from typing import Any
 import click
 
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.cli import run as run_script
+from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.measure import process_memory, results
 from slimdeploy.toolchain.training.options import TrainOptions
@@ -197,4 +197,4 @@ def main(data: str, arch: str, limit: int | None, epochs: int, seeds: int, work:
 
 
 if __name__ == "__main__":
-    run_script(main, "shrinking")
+    run_program(main, "shrinking")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slimdeploy.toolchain.cli import run as run_script
+from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.measure import results
 
 if TYPE_CHECKING:
@@ -147,4 +147,4 @@ def main(checkpoint: Path | None, data: str, arch: str, repetitions: int, output
 
 
 if __name__ == "__main__":
-    run_script(main, "stage_times")
+    run_program(main, "stage_times")

@@ -23,7 +23,7 @@ import click
 import numpy as np
 
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.cli import run as run_script
+from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.data.of_model import dataset_for
 from slimdeploy.toolchain.measure import results
@@ -290,4 +290,4 @@ def main(data: str, limit: int, epochs: int, seeds: int, work: Path, output: Pat
 
 
 if __name__ == "__main__":
-    run_script(main, "training_ablation")
+    run_program(main, "training_ablation")

@@ -208,10 +208,10 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Entry point."""
-    run(cli, "slimdeploy")
+    run_program(cli, "slimdeploy")
 
 
-def run(command: click.Command, name: str) -> NoReturn:
+def run_program(command: click.Command, name: str) -> NoReturn:
     """Run `command` with the words of the command line, and exit. An error is one line, after `name`.
     Exit codes: 0 done; 1 done but failed its own check; 2 wrong input or call; 130 interrupted.
     """

@@ -22,7 +22,7 @@ from typing import Any
 import click
 from pruner_contenders import Task, by_torch_pruning
 
-from slimdeploy.toolchain.cli import run as run_script
+from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
@@ -152,4 +152,4 @@ def main(only: tuple[str, ...], work: Path, output: Path, **options: Any) -> Non
 
 
 if __name__ == "__main__":
-    run_script(main, "chains")
+    run_program(main, "chains")

@@ -31,7 +31,7 @@ from slimdeploy.calibrate.collect import collect, collect_widths
 from slimdeploy.calibrate.equalisation import equalise, tensors_to_equalise
 from slimdeploy.calibrate.options import CalibrateOptions
 from slimdeploy.calibrate.quantiser import Quantiser
-from slimdeploy.toolchain.cli import run as run_script
+from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.errors import shorten
 from slimdeploy.toolchain.export.onnx import build_onnx
 from slimdeploy.toolchain.measure import results
@@ -283,4 +283,4 @@ def _in_a_process(name: str, work: Path, seconds: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_script(main, "families")
+    run_program(main, "families")

@@ -22,7 +22,7 @@ import click
 from pruner_contenders import CONTENDERS, Task
 
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.cli import run as run_script
+from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.commands.flags import Written
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.export.options import ExportOptions
@@ -162,4 +162,4 @@ def _row(name: str, found: dict[str, Any], bench: dict[str, Any]) -> dict[str, A
 
 
 if __name__ == "__main__":
-    run_script(main, "pruners")
+    run_program(main, "pruners")

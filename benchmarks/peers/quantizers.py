@@ -35,7 +35,7 @@ from slimdeploy.calibrate.comparison import compare_logits
 from slimdeploy.calibrate.inference import Network
 from slimdeploy.calibrate.options import CalibrationData, calibration_data
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.cli import run as run_script
+from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export import trt_cpu
@@ -186,4 +186,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_script(main, "quantizers")
+    run_program(main, "quantizers")

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from slimdeploy.benchmarks.peers.pruner_contenders import Task, by_torch_pruning
-from slimdeploy.toolchain.cli import run as run_script
+from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.commands.flags import Written
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
@@ -52,4 +52,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_script(main, "torch_pruning_cut")
+    run_program(main, "torch_pruning_cut")

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimdeploy.toolchain.cli import run as run_script
+from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.data.augmentation import Augmentation
 from slimdeploy.toolchain.data.batches import TrainingBatches
 from slimdeploy.toolchain.data.dataset import Split
@@ -260,4 +260,4 @@ def main(rounds: int, steps: int, batch_size: int, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, "training")
+    run_program(main, "training")

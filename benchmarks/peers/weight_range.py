@@ -28,7 +28,7 @@ from slimdeploy.calibrate.options import CalibrateOptions, CalibrationData, cali
 from slimdeploy.calibrate.passes import fold_batchnorm
 from slimdeploy.calibrate.qdq import FORMS
 from slimdeploy.calibrate.quantiser import Quantiser
-from slimdeploy.toolchain.cli import run as run_script
+from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.data.of_model import dataset_for
 from slimdeploy.toolchain.machine.cpu import this_cpu
@@ -117,4 +117,4 @@ def _logits(
 
 
 if __name__ == "__main__":
-    run_script(main, "weight_range")
+    run_program(main, "weight_range")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from slimdeploy.benchmarks.gpu_models import Contestant, LeftOut, Models, Pair
 from slimdeploy.tests import small_network
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import results
-from slimdeploy.toolchain.measure.options import MeasureOptions
 
 small_checkpoint = small_network.small_checkpoint
 
@@ -162,8 +160,6 @@ def test_check_writes_one_result_that_its_schema_describes(
 ) -> None:
     """On the CPU: two backends that are there, one that isn't, and the kernels, which can't run here."""
     monkeypatch.setattr(gpu_check, "gpu_name", lambda: "NVIDIA Test GPU")
-    monkeypatch.setattr(gpu_check, "BATCHES", (2,))
-    monkeypatch.setattr(gpu_check, "MeasureOptions", functools.partial(MeasureOptions, launches=2))
     monkeypatch.setattr(gpu_models, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_models, "BACKENDS_MEASURED", {"torch": ("fp32",), "tensorrt": ("fp16",)})
     equipped = gpu_models.check_equipped
@@ -172,10 +168,9 @@ def test_check_writes_one_result_that_its_schema_describes(
     )
     output = tmp_path / "result.json"
     parts = [word for part in ("kernels", "torch", "tensorrt") for word in ("--part", part)]
+    timing = ["--seconds", "0.01", "--launches", "2", "--batch", "2"]
     checkpoints = ["--original", str(small_checkpoint), "--pruned", str(small_checkpoint)]
-    result = CliRunner().invoke(
-        gpu_check.main, [*checkpoints, *parts, "--seconds", "0.01", "-o", str(output)]
-    )
+    result = CliRunner().invoke(gpu_check.main, [*checkpoints, *parts, *timing, "-o", str(output)])
     assert result.exit_code == 0, result.output
     found = json.loads(output.read_text())
     jsonschema.validate(found, results.schema("gpu-check"))
