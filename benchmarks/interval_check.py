@@ -3,10 +3,11 @@
     python -m slimdeploy.benchmarks.interval_check final.onnx --batch 1 --runs 100
     --output benchmarks/results/interval-check.json
 
-Measures an ONNX file against a byte-identical copy, and against a copy whose runs take `--slower` longer, as
-`bench` does, `--runs` times. The interval of the copy's speed-up should exclude 1 in 5 of 100 runs; that of
-the slower copy should exclude 1 as often as possible. Each run is a row of the output, written when it is
-done; existing rows are kept.
+Measures an ONNX file against a byte-identical copy, as `bench` does, `--runs` times with `--launches`
+launches each. The interval of the copy's speed-up should exclude 1 in 5 of 100 runs; that of a slower copy,
+whose times are those of the copy × `--slower`, should exclude 1 as often as possible. Each launch is a row of
+the output, written when its run is done; the rows of a file that exists are kept. Because launches are
+independent, those of consecutive runs are also joined to longer runs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import shlex
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,49 +27,22 @@ import numpy as np
 
 from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.measure import results, statistics
-from slimdeploy.toolchain.measure.options import TimingOptions
+from slimdeploy.toolchain.measure.options import LOOKS, TimingOptions
 from slimdeploy.toolchain.measure.process import launched
-from slimdeploy.toolchain.measure.subjects import Subject, subjects_for
+from slimdeploy.toolchain.measure.subjects import subjects_for
 from slimdeploy.toolchain.measure.timing import Timing, time_models
-from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_session
+from slimdeploy.toolchain.runtime.session import SessionOptions
 
 COLUMNS = {
     "batch": "batch size",
-    "compared": "`copy`, the same bytes, or `slower`, which is artificially slower",
-    "true_speedup": "by construction, on a quiet machine",
-    "speedup": "measured",
-    "ci95_low": "lower end of its 95 % interval",
-    "ci95_high": "upper end of it",
-    "launches": "fresh processes for each model",
-    "launch_scatter": "standard deviation between launches of the log of the speed-up",
-    "p50_ms": "median latency of the original",
+    "condition": "what else the machine did",
+    "run": "number of the run",
+    "speedup": "of the copy over the original, by construction 1: mean over the rounds of this launch",
+    "p50_ms": "median latency of the original in this launch",
     "other_work": "average number of processors used by other programs",
-    "seconds": "duration of the run, for all three models",
 }
-
-
-class Slower:
-    """A session whose runs take `share` longer than those of the inner session."""
-
-    def __init__(self, inner: Session, share: float) -> None:
-        self._inner, self._share = inner, share
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        start = time.perf_counter_ns()
-        logits = self._inner.run(batch)
-        now = time.perf_counter_ns()
-        end = now + (now - start) * self._share
-        while time.perf_counter_ns() < end:
-            pass
-        return logits
-
-
-def open_slower(path: Path, options: SessionOptions, share: float) -> Session:
-    """A picklable opener of a slower copy."""
-    return Slower(open_session(path, "onnxruntime", options), share)  # type: ignore[return-value]
+NO_CI = 0.999
+"""An interval that every measurement reaches, so that a run ends after its first check."""
 
 
 @click.command()
@@ -77,85 +50,75 @@ def open_slower(path: Path, options: SessionOptions, share: float) -> Session:
 @click.option("--batch", type=int, default=1, show_default=True)
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--runs", type=int, default=100, show_default=True)
-@click.option("--slower", type=float, default=0.03, show_default=True, help="Share of a run.")
-@click.option("--seconds", type=float, default=TimingOptions.seconds, show_default=True)
 @click.option("--launches", type=int, default=TimingOptions.launches, show_default=True)
+@click.option("--slower", type=float, default=1.03, show_default=True, help="Factor on the copy's times.")
+@click.option("--condition", default="idle", show_default=True, help="What else the machine does.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 def main(
     model: Path,
     batch: int,
     threads: int,
     runs: int,
-    slower: float,
-    seconds: float,
     launches: int,
+    slower: float,
+    condition: str,
     output: Path,
 ) -> None:
-    """Measure MODEL against a copy of itself and a slower copy, repeatedly."""
+    """Measure MODEL against a copy of itself, repeatedly."""
     rows = list(results.read(output, "table")["rows"]) if output.is_file() else []
-    done = sum((row["batch"], row["compared"]) == (batch, "copy") for row in rows)
+    done = {row["run"] for row in rows if (row["batch"], row["condition"]) == (batch, condition)}
+    # As long per launch as a `bench` with the default options.
+    seconds = TimingOptions().launch_s * LOOKS * launches
     with tempfile.TemporaryDirectory(prefix="slimdeploy-interval-check-") as folder:
-        subjects = _subjects(model, Path(folder), SessionOptions(device="cpu", threads=threads), slower)
-        for number in range(done, runs):
-            options = TimingOptions(seconds=seconds, launches=launches, seed=number)
-            rows += _run(subjects, batch, options, slower)
-            results.write(output, document(rows))
-            for row in rows[-2:]:
-                print({name: row[name] for name in ("batch", "compared", "speedup", "ci95_low", "ci95_high")},
-                      file=sys.stderr)  # fmt: skip
+        copy = Path(shutil.copy(model, Path(folder) / "copy.onnx"))
+        options = SessionOptions(device="cpu", threads=threads)
+        launch = functools.partial(launched, subjects_for([model, copy], ["onnxruntime"], options), batch)
+        for number in sorted(set(range(runs)) - done):
+            timing = TimingOptions(seconds=seconds, launches=launches, ci=NO_CI, seed=number)
+            kind = {"batch": batch, "condition": condition, "run": number}
+            rows += [kind | values for values in _launches(*time_models(launch, 2, timing))]
+            results.write(output, document(rows, slower))
+            print(f"batch {batch}, {condition}: run {number} of {runs}", file=sys.stderr)
 
 
-def _subjects(model: Path, folder: Path, options: SessionOptions, slower: float) -> list[Subject]:
-    copies = [Path(shutil.copy(model, folder / name)) for name in ("copy.onnx", "slower.onnx")]
-    found = subjects_for([model, *copies], ["onnxruntime"], options)
-    opener = functools.partial(open_slower, copies[1], options, slower)
-    return [*found[:2], Subject("slower", "onnxruntime", opener, copies[1], found[2].modules, "slower")]
-
-
-def _run(
-    subjects: Sequence[Subject], batch: int, options: TimingOptions, slower: float
-) -> list[dict[str, Any]]:
-    begin = time.perf_counter()
-    original, *others = time_models(functools.partial(launched, subjects, batch), len(subjects), options)
-    seconds = time.perf_counter() - begin
-    names = (("copy", 1.0), ("slower", 1 / (1 + slower)))
+def _launches(original: Timing, copy: Timing) -> list[dict[str, Any]]:
+    """The rows of a run."""
+    first, second = statistics.levels(original.by_launch()), statistics.levels(copy.by_launch())
+    others = original.others or [None] * len(first)
     return [
-        _row(original, timing, seconds) | {"batch": batch, "compared": name, "true_speedup": truth}
-        for timing, (name, truth) in zip(others, names, strict=True)
+        {"speedup": math.exp(a - b), "p50_ms": math.exp(a), "other_work": other}
+        for a, b, other in zip(first, second, others, strict=True)
     ]
 
 
-def _row(original: Timing, other: Timing, seconds: float) -> dict[str, Any]:
-    found = statistics.ratio(original.by_launch(), other.by_launch())
-    low, high = found.interval()
-    return {
-        "speedup": math.exp(found.mean),
-        "ci95_low": low,
-        "ci95_high": high,
-        "launches": len(original.launches),
-        "launch_scatter": found.error * math.sqrt(len(original.launches)),
-        "p50_ms": float(np.median(original.samples())),
-        "other_work": float(np.mean(original.others)) if original.others else None,
-        "seconds": seconds,
-    }
-
-
-def document(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def document(rows: Sequence[dict[str, Any]], slower: float) -> dict[str, Any]:
     """The rows as a `table`; its remarks count how often each interval excludes 1."""
     remarks = []
-    for batch in sorted({row["batch"] for row in rows}):
-        for name in ("copy", "slower"):
-            own = [row for row in rows if (row["batch"], row["compared"]) == (batch, name)]
-            out = sum(not row["ci95_low"] <= 1 <= row["ci95_high"] for row in own)
-            remarks.append(f"batch {batch}, {name}: the interval excludes 1 in {out} of {len(own)} runs")
+    for batch, condition in sorted({(row["batch"], row["condition"]) for row in rows}):
+        own = [row for row in rows if (row["batch"], row["condition"]) == (batch, condition)]
+        length = sum(row["run"] == own[0]["run"] for row in own)
+        logs = np.log([row["speedup"] for row in own])
+        for launches in sorted({length, TimingOptions.launches, LOOKS * TimingOptions.launches}):
+            if joined := [logs[i : i + launches] for i in range(0, len(logs) - launches + 1, launches)]:
+                copy, found = excluded(joined), excluded([part - math.log(slower) for part in joined])
+                remarks.append(
+                    f"batch {batch}, {condition}, {launches} launches: the interval excludes 1 in {copy} of "
+                    f"{len(joined)} runs for the copy, in {found} for a copy × {slower:g}"
+                )
     return results.document(
         "table",
         command=shlex.join(["python", "-m", "slimdeploy.benchmarks.interval_check", *sys.argv[1:]]),
-        title="A model against itself and against a slower copy: coverage of bench's 95 % interval",
+        title="A model against a byte-identical copy: coverage of bench's 95 % interval",
         columns=COLUMNS,
         rows=[{name: row[name] for name in COLUMNS} for row in rows],
         remarks=remarks,
     )
+
+
+def excluded(runs: Sequence[np.ndarray]) -> int:
+    """The number of runs whose 95 % interval of the mean of their (launches,) log speed-ups excludes 0."""
+    intervals = [statistics.estimate(run).interval() for run in runs]
+    return sum(not low <= 1 <= high for low, high in intervals)
 
 
 if __name__ == "__main__":

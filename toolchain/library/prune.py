@@ -141,7 +141,7 @@ def _finished(
     options: PruneOptions,
     device: str,
 ) -> dict[str, float] | None:
-    """Recalibrate `cut.network` if that lowers the loss on training images. After sparse training, where γ is
+    """Recalibrate `cut.network` if that improves it on training images. After sparse training, where γ is
     zero already, it may not: the statistics of augmented training can be better.
 
     Returns the test accuracy before pruning and after each change, if there are test images.
@@ -158,7 +158,7 @@ def _finished(
     recalibrate(recalibrated, feeds.recalibration, device=device)
     accuracy = {name: _accuracy(stage, feeds, device) for name, stage in stages.items()} if feeds.test else {}
     without = list(accuracy.values())[-2:-1]
-    better = _loss(recalibrated, feeds, device) < _loss(cut.network, feeds, device)
+    better = _quality(recalibrated, feeds, device) > _quality(cut.network, feeds, device)
     if better:
         cut.network.load_state_dict(recalibrated.state_dict())
     if not accuracy:
@@ -171,8 +171,12 @@ def _accuracy(network: GraphNetwork, feeds: PruningFeeds, device: str) -> float:
     return evaluate_feed(network, feeds.test, device=device).accuracy
 
 
-def _loss(network: GraphNetwork, feeds: PruningFeeds, device: str) -> float:
-    return evaluate_feed(network, feeds.judged, device=device).loss
+def _quality(network: GraphNetwork, feeds: PruningFeeds, device: str) -> tuple[float, float]:
+    """Accuracy on training images, then the negative loss. A network that pruning has damaged can have the
+    lower loss at the lower accuracy, because it is less confident.
+    """
+    found = evaluate_feed(network, feeds.judged, device=device)
+    return found.accuracy, -found.loss
 
 
 def _removed_blocks(before: Graph, after: Graph) -> tuple[str, ...]:

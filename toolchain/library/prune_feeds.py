@@ -18,7 +18,7 @@ from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.recalibration import shuffled
 
 JUDGED_IMAGES = 1024
-"""Number of training images on which recalibration must lower the loss."""
+"""Number of training images on which recalibration must improve the network."""
 
 
 @dataclass(frozen=True)

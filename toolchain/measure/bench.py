@@ -22,6 +22,7 @@ from slimdeploy.toolchain.measure.subjects import Subject, baseline_of, unique
 from slimdeploy.toolchain.measure.timing import time_models
 
 STAGES_S = 1.0
+POWER_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _recorded(options: MeasureOptions) -> dict[str, Any]:
 def _measure_batch(
     subjects: Sequence[Subject], batch: int, options: MeasureOptions, around: Surroundings, evaluate: bool
 ) -> list[Measured]:
-    """Time all subjects; in the last launch also measure memory, stages and accuracy of each."""
+    """Time all subjects; in the last launch also measure memory, stages, power and accuracy of each."""
 
     def progress(text: str) -> None:
         around.progress(f"batch {batch}: {text}")
@@ -119,19 +120,22 @@ def _measure_batch(
             yield workers
 
     found: list[Measured] = []
+    meter = _meter(around)
 
     def last(workers: list[Worker]) -> None:
         found.extend(_alone(worker, workers, options, around, progress) for worker in workers)
         for worker, one in zip(workers, found, strict=True):
+            if meter:
+                settle(workers)
+                progress(f"power of {worker.label}")
+                seconds = min(POWER_S, options.seconds)
+                one.power = meter.figures(worker, batch=batch, seconds=seconds)
             if evaluate:
                 one.evaluation = _evaluation(worker, batch, around.images, progress)
 
-    meter = _meter(around)
-    sampled = meter.around if meter else None
-    timings = time_models(launch, len(subjects), options, around=sampled, last=last, progress=progress)
-    for one, subject, timing in zip(found, subjects, timings, strict=True):
+    timings = time_models(launch, len(subjects), options, last=last, progress=progress)
+    for one, timing in zip(found, timings, strict=True):
         one.timing = timing
-        one.power = meter.figures(subject.label, batch=batch) if meter else None
     return found
 
 

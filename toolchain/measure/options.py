@@ -58,7 +58,7 @@ class TimingOptions:
         form=SHARE,
     )
     seed: int = option(0, "Seed of the order of the models.", least=0, most=MAX_SEED)
-    block_s: float = 0.025
+    block_s: float = 0.005
     """Duration of a block in seconds."""
     minimum_runs: int = 3
     """Minimum number of runs in each block."""

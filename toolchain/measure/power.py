@@ -7,21 +7,23 @@ a sensor no value is reported.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from slimdeploy.toolchain.machine.sysfs import ROOT, Rail, rails
 from slimdeploy.toolchain.measure.nvml import Nvml
 from slimdeploy.toolchain.measure.process import Worker
-from slimdeploy.toolchain.measure.timing import Block
 from slimdeploy.toolchain.measure.worker import HOST
 
 SAMPLE_S = 0.02
 IDLE_S = 1.0
+
+T = TypeVar("T")
 
 # The rail of the whole module: on Orin Nano and NX and Xavier NX; on Nano, TX1 and TX2.
 TOTAL_RAILS = ("VDD_IN", "POM_5V_IN")
@@ -69,47 +71,43 @@ def find_sensor(root: Path = ROOT, nvml: Nvml | None = None) -> Sensor | None:
 
 @dataclass
 class Meter:
-    """Samples `sensor` while blocks run, by worker label."""
+    """Samples `sensor` while a model runs."""
 
     sensor: Sensor
     idle_watts: float = 0.0
-    _watts: dict[str, list[float]] = field(default_factory=dict)
-    _joules: dict[str, float] = field(default_factory=dict)
-    _runs: dict[str, int] = field(default_factory=dict)
 
     def measure_idle(self) -> None:
         """Measure the power of the machine at rest."""
-        done = threading.Event()
-        threading.Timer(IDLE_S, done.set).start()
-        self.idle_watts = float(np.mean(self._sample_until(done)))
+        _, self.idle_watts = self._watts_during(lambda: time.sleep(IDLE_S))
 
-    def around(self, worker: Worker, block: Callable[[], Block]) -> Block:
-        """Run a timed block of `worker` and measure the power meanwhile."""
-        done, taken = threading.Event(), []
-        thread = threading.Thread(target=lambda: taken.extend(self._sample_until(done)))
+    def figures(self, worker: Worker, *, batch: int, seconds: float) -> dict[str, object]:
+        """Let `worker` run without pause for `seconds`, after as long a time that isn't counted: sensors
+        average over up to a second.
+
+        Returns mean W, W at rest, and J per image (including the machine's rest power).
+        """
+        worker.call("block", seconds, 1, 0)
+        block, watts = self._watts_during(lambda: worker.call("block", seconds, 1, 0))
+        return {
+            "sensor": self.sensor.name,
+            "watts": watts,
+            "idle_watts": self.idle_watts,
+            "joules_per_image": watts * float(block[HOST].mean()) / 1000 / batch,
+        }
+
+    def _watts_during(self, work: Callable[[], T]) -> tuple[T, float]:
+        """The result of `work`, and the mean W meanwhile."""
+        done, taken = threading.Event(), [self.sensor.watts()]
+
+        def sample() -> None:
+            while not done.wait(SAMPLE_S):
+                taken.append(self.sensor.watts())
+
+        thread = threading.Thread(target=sample)
         thread.start()
         try:
-            result = block()
+            result = work()
         finally:
             done.set()
             thread.join()
-        label, watts = worker.label, float(np.mean(taken))
-        self._watts.setdefault(label, []).append(watts)
-        self._joules[label] = self._joules.get(label, 0.0) + watts * float(result[HOST].sum()) / 1000
-        self._runs[label] = self._runs.get(label, 0) + len(result[HOST])
-        return result
-
-    def figures(self, label: str, *, batch: int) -> dict[str, object]:
-        """Mean W over the blocks, W at rest, and J per image (including the machine's rest power)."""
-        return {
-            "sensor": self.sensor.name,
-            "watts": float(np.mean(self._watts[label])),
-            "idle_watts": self.idle_watts,
-            "joules_per_image": self._joules[label] / (self._runs[label] * batch),
-        }
-
-    def _sample_until(self, done: threading.Event) -> list[float]:
-        taken = [self.sensor.watts()]
-        while not done.wait(SAMPLE_S):
-            taken.append(self.sensor.watts())
-        return taken
+        return result, float(np.mean(taken))

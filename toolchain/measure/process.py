@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ SETTLE_STEP_S = 0.001
 SETTLE_LIMIT_S = 1.0
 TASKS, BLIND_STEP_S = Path("/proc/self/task"), 0.03
 """Waiting time if threads can't be inspected."""
+PROCESSOR_FIELD = 36
+"""`processor` among the `stat_fields`."""
 
 
 class Worker:
@@ -74,7 +77,8 @@ def launched(subjects: Sequence[Subject], batch: int, order: Sequence[int]) -> I
     """A fresh process for each of `subjects`, with its model loaded for `batch` images; all end with the
     block.
 
-    They are started in `order`, which contains indices of subjects.
+    They are started in `order`, which contains indices of subjects. Models with one CPU thread share a
+    processor.
     """
     with contextlib.ExitStack() as stack:
         workers: dict[int, Worker] = {}
@@ -83,7 +87,25 @@ def launched(subjects: Sequence[Subject], batch: int, order: Sequence[int]) -> I
             workers[i] = stack.enter_context(Worker(subject.label, subject.opener, subject.modules))
         for worker in workers.values():
             worker.opened = worker.call("open", batch)
+        if all(subjects[i].threads == 1 and worker.opened.on_cpu for i, worker in workers.items()):
+            share_processor(list(workers.values()))
         yield [workers[i] for i in range(len(subjects))]
+
+
+def share_processor(workers: Sequence[Worker]) -> None:
+    """Move all threads of the workers to the processor that the system chose for the first one.
+
+    At any moment two processors differ by several per cent, because of other programs, neighbours of a
+    virtual machine and clocks. The system changes the processor of a process seldom, so alternating between
+    two processes doesn't cancel the difference.
+    """
+    if not hasattr(os, "sched_setaffinity") or not TASKS.exists():
+        return
+    processor = int(stat_fields(Path(f"/proc/{workers[0].pid}/stat"))[PROCESSOR_FIELD])
+    for pid in [one.pid for one in workers]:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # a thread that has ended
+                os.sched_setaffinity(int(task.name), {processor})
 
 
 def settle(workers: Iterable[Worker]) -> None:

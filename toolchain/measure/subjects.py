@@ -23,6 +23,8 @@ class Subject:
     modules: tuple[str, ...] = ()
     """Modules imported before the model is loaded, so that their memory counts as idle."""
     label: str = ""
+    threads: int | None = None
+    """CPU threads of its session; None: the library's default."""
 
 
 def subjects_for(paths: Sequence[Path], backends: Sequence[str], options: SessionOptions) -> list[Subject]:
@@ -37,7 +39,7 @@ def subjects_for(paths: Sequence[Path], backends: Sequence[str], options: Sessio
             if not path.is_file():
                 raise SlimdeployError(f"no model at {path}")
             opener = functools.partial(open_session, path, backend, options)
-            subjects.append(Subject(str(path), backend, opener, path, (module,)))
+            subjects.append(Subject(str(path), backend, opener, path, (module,), threads=options.threads))
     return unique(subjects)
 
 

@@ -8,7 +8,6 @@ time is used up.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import random
@@ -49,8 +48,6 @@ class Timing:
 
 Launch = Callable[[Sequence[int]], AbstractContextManager[list[Worker]]]
 """Starts a fresh process for every model in the given order (0 is the baseline), ready to run."""
-Around = Callable[[Worker, Callable[[], Block]], Block]
-"""Called around each timed block with its worker, e.g. to sample power."""
 
 
 def time_models(
@@ -58,7 +55,6 @@ def time_models(
     models: int,
     options: TimingOptions,
     *,
-    around: Around | None = None,
     last: Callable[[list[Worker]], None] = lambda workers: None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> list[Timing]:
@@ -74,7 +70,7 @@ def time_models(
                 settle(workers)
                 warm_up = workers[i].call("warm_up", options.warm_up_floor_s, options.warm_up_limit_s)
                 timings[i].warm_ups.append(warm_up)
-            spent += _time_launch(workers, timings, options, shuffled, around)
+            spent += _time_launch(workers, timings, options, shuffled)
             width = widest(timings) if number > 1 else math.inf
             reached = f"±{width:.1%}, " if number > 1 else ""
             progress(f"launch {number}: {reached}timed {spent:.0f} of at most {budget:.0f} s")
@@ -90,7 +86,6 @@ def _time_launch(
     timings: Sequence[Timing],
     options: TimingOptions,
     shuffled: random.Random,
-    around: Around | None,
 ) -> float:
     """Add a launch to `timings`; returns the seconds that it took."""
     for timing in timings:
@@ -102,8 +97,7 @@ def _time_launch(
         shuffled.shuffle(order)
         for i in (*order, *reversed(order)):
             settle(workers)
-            take = functools.partial(workers[i].call, "block", *block)
-            timings[i].launches[-1].append(around(workers[i], take) if around else take())
+            timings[i].launches[-1].append(workers[i].call("block", *block))
         spent = time.perf_counter() - begin
     after = load.usage(pids)
     if before and after:

@@ -55,6 +55,10 @@ class Opened:
     class_names: tuple[str, ...] | None
     versions: dict[str, str]
 
+    @property
+    def on_cpu(self) -> bool:
+        return self.backend.endswith("-cpu")
+
 
 @dataclass(frozen=True)
 class WarmUp:
