@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from slimdeploy.benchmarks import interval_check
-from slimdeploy.tests.small_network import small_checkpoint
+from slimdeploy.tests.small_network import models, small_checkpoint
 from slimdeploy.toolchain.measure import results
 
-__all__ = ["small_checkpoint"]
+__all__ = ["models", "small_checkpoint"]
 
 
 def rows(logs: np.ndarray, launches: int = 5) -> list[dict]:
@@ -36,12 +36,11 @@ def test_the_remarks_count_at_the_length_measured_and_at_those_of_bench():
     ]
 
 
-def test_a_run_is_a_row_per_launch_and_existing_rows_are_kept(tmp_path, small_checkpoint, slimdeploy_command):
-    model, output = tmp_path / "m.onnx", tmp_path / "check.json"
-    assert slimdeploy_command("export", small_checkpoint, "-o", model).exit_code == 0
+def test_a_run_is_a_row_per_launch_and_existing_rows_are_kept(tmp_path, models):
+    output = tmp_path / "check.json"
 
     def check(*more: str) -> list[dict]:
-        words = (model, "--runs", 1, "--launches", 2, *more, "-o", output)
+        words = (models["fp32"], "--runs", 1, "--launches", 2, *more, "-o", output)
         interval_check.main.main([str(word) for word in words], standalone_mode=False)
         return results.read(output, "table")["rows"]
 

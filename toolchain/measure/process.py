@@ -101,11 +101,14 @@ def share_processor(workers: Sequence[Worker]) -> None:
     """
     if not hasattr(os, "sched_setaffinity") or not TASKS.exists():
         return
-    processor = int(stat_fields(Path(f"/proc/{workers[0].pid}/stat"))[PROCESSOR_FIELD])
-    for pid in [one.pid for one in workers]:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(ProcessLookupError):  # a thread that has ended
-                os.sched_setaffinity(int(task.name), {processor})
+    with contextlib.suppress(
+        OSError
+    ):  # a sandbox may forbid it; a dead process is reported by its next command
+        processor = int(stat_fields(Path(f"/proc/{workers[0].pid}/stat"))[PROCESSOR_FIELD])
+        for one in workers:
+            for task in Path(f"/proc/{one.pid}/task").iterdir():
+                with contextlib.suppress(ProcessLookupError):  # a thread that has ended
+                    os.sched_setaffinity(int(task.name), {processor})
 
 
 def settle(workers: Iterable[Worker]) -> None:

@@ -41,3 +41,11 @@ def test_this_process_keeps_its_processors():
     before = os.sched_getaffinity(0)
     launch_of_two(threads=1)
     assert os.sched_getaffinity(0) == before
+
+
+def test_a_sandbox_that_forbids_it_changes_nothing(monkeypatch):
+    def forbidden(*arguments: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", forbidden)
+    assert launch_of_two(threads=1) == [os.sched_getaffinity(0)] * 2
