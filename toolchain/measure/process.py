@@ -99,11 +99,8 @@ def share_processor(workers: Sequence[Worker]) -> None:
     virtual machine and clocks. The system changes the processor of a process seldom, so alternating between
     two processes doesn't cancel the difference.
     """
-    if not hasattr(os, "sched_setaffinity") or not TASKS.exists():
-        return
-    with contextlib.suppress(
-        OSError
-    ):  # a sandbox may forbid it; a dead process is reported by its next command
+    # Nothing is moved without /proc or where a sandbox forbids it; a crash is reported by the next command.
+    with contextlib.suppress(OSError):
         processor = int(stat_fields(Path(f"/proc/{workers[0].pid}/stat"))[PROCESSOR_FIELD])
         for one in workers:
             for task in Path(f"/proc/{one.pid}/task").iterdir():
