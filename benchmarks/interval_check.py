@@ -26,6 +26,7 @@ import click
 import numpy as np
 
 from slimdeploy.toolchain.cli import run_program
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import results, statistics
 from slimdeploy.toolchain.measure.options import LOOKS, TimingOptions
 from slimdeploy.toolchain.measure.process import launched
@@ -66,6 +67,10 @@ def main(
 ) -> None:
     """Measure MODEL against a copy of itself, repeatedly."""
     rows = list(results.read(output, "table")["rows"]) if output.is_file() else []
+    if any(set(row) != set(COLUMNS) for row in rows):
+        raise SlimdeployError(
+            f"{output} has other columns than {', '.join(COLUMNS)}: choose another --output"
+        )
     done = {row["run"] for row in rows if (row["batch"], row["condition"]) == (batch, condition)}
     # As long per launch as a `bench` with the default options.
     seconds = TimingOptions().launch_s * LOOKS * launches
@@ -98,7 +103,8 @@ def document(rows: Sequence[dict[str, Any]], slower: float) -> dict[str, Any]:
         own = [row for row in rows if (row["batch"], row["condition"]) == (batch, condition)]
         length = sum(row["run"] == own[0]["run"] for row in own)
         logs = np.log([row["speedup"] for row in own])
-        for launches in sorted({length, TimingOptions.launches, LOOKS * TimingOptions.launches}):
+        ends = {look * TimingOptions.launches for look in range(1, LOOKS + 1)}
+        for launches in sorted({length} | ends):
             if joined := [logs[i : i + launches] for i in range(0, len(logs) - launches + 1, launches)]:
                 copy, found = excluded(joined), excluded([part - math.log(slower) for part in joined])
                 remarks.append(

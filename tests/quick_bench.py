@@ -14,7 +14,7 @@ from slimdeploy.toolchain.pipeline import plan
 def bench(recipe: Any, models: list[Path], output: Path, threads: int | None) -> BenchResult:
     """Writes what the table of a run and a sweep's row are made from."""
     rows = [_row(model) for model in models]
-    timing = {"seconds": 1.0, "ci": 0.1, "seed": 0, "minimum_runs": 2, "lead_in": 1, "warm_up_floor_s": 0.1}
+    timing = {"seconds": 1.0, "ci": 0.1, "seed": 0, "warm_up_floor_s": 0.1}
     document = results.document(
         "bench", command="-", options={"batches": [2], "threads": threads, **timing},
         conditions={"before": {}, "after": {}, "missing": []}, remarks=[], rows=rows,

@@ -7,6 +7,7 @@ import pytest
 
 from slimdeploy.benchmarks import interval_check
 from slimdeploy.tests.small_network import models, small_checkpoint
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import results
 
 __all__ = ["models", "small_checkpoint"]
@@ -32,7 +33,7 @@ def test_the_remarks_count_at_the_length_measured_and_at_those_of_bench():
     assert interval_check.document(rows(logs), 1.03)["remarks"] == [
         f"batch 1, idle, {launches} launches: the interval excludes 1 in 0 of {runs} runs for the copy, in "
         f"{runs} for a copy × 1.03"
-        for launches, runs in ((5, 20), (10, 10), (30, 3))
+        for launches, runs in ((5, 20), (10, 10), (20, 5), (30, 3))
     ]
 
 
@@ -51,3 +52,14 @@ def test_a_run_is_a_row_per_launch_and_existing_rows_are_kept(tmp_path, models):
     assert second[:2] == first
     assert [row["batch"] for row in second[2:]] == [2, 2]
     assert check() == second, "the runs asked for are there"
+
+
+def test_a_table_of_another_kind_is_refused_and_kept(tmp_path, models):
+    output = tmp_path / "other.json"
+    results.write(
+        output, results.document("table", command="-", title="t", columns={"a": "b"}, rows=[{"a": 1}])
+    )
+    before = output.read_bytes()
+    with pytest.raises(SlimdeployError, match="has other columns"):
+        interval_check.main.main([models["fp32"], "-o", str(output)], standalone_mode=False)
+    assert output.read_bytes() == before

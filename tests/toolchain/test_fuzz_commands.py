@@ -48,7 +48,7 @@ from slimdeploy.toolchain.networks.layers import convolutions
 EXAMPLES = int(os.environ.get("FUZZ_COMMANDS", "4"))
 FIRST_SEED = int(os.environ.get("FUZZ_SEED", "0"))
 LIMIT_S = 30
-BENCH = Path(slimdeploy.__file__).parent / "benchmarks" / "results" / "int8-bench.json"
+BENCH = Path(slimdeploy.__file__).parent / "benchmarks" / "results" / "torch-pruning.json"
 
 pytestmark = pytest.mark.xdist_group("fuzz")
 Mutate = Callable[[bytes, random.Random], bytes]

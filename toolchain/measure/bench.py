@@ -159,7 +159,7 @@ def _alone(
         memory.device["process"] = used
     settle(workers)
     seconds = min(STAGES_S, options.seconds)
-    stages = worker.call("stages", seconds, options.minimum_runs)
+    stages = worker.call("stages", seconds)
     return Measured(worker.opened, stages=stages, memory=memory)
 
 

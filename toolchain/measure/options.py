@@ -41,8 +41,8 @@ SIZES = Form(
 
 @dataclass(frozen=True)
 class TimingOptions:
-    """Duration and precision of a measurement. `launches`, `minimum_runs` and one round per launch are always
-    completed, even if they take longer than `seconds`.
+    """Duration and precision of a measurement. `launches` and one round per launch are always completed, even
+    if they take longer than `seconds`.
     """
 
     seconds: float = option(
@@ -59,12 +59,12 @@ class TimingOptions:
     )
     seed: int = option(0, "Seed of the order of the models.", least=0, most=MAX_SEED)
     block_s: float = 0.005
-    """Duration of a block in seconds."""
-    minimum_runs: int = 3
-    """Minimum number of runs in each block."""
-    lead_in: int = 8
-    """Number of untimed runs before each block. After 2, runs of a small model still take 10 to 30 % longer
-    than continuous ones.
+    """Duration of a block in seconds: at least one run. Short blocks let slow disturbances cancel between
+    models.
+    """
+    lead_in_s: float = 0.01
+    """Duration of the untimed runs before each block: at least one run. After 2 ms, runs of a small model
+    still take 10 to 30 % longer than continuous ones.
     """
     warm_up_floor_s: float = 0.3
     """Shortest warm-up, in seconds."""

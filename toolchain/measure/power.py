@@ -86,8 +86,8 @@ class Meter:
 
         Returns mean W, W at rest, and J per image (including the machine's rest power).
         """
-        worker.call("block", seconds, 1, 0)
-        block, watts = self._watts_during(lambda: worker.call("block", seconds, 1, 0))
+        worker.call("block", seconds)
+        block, watts = self._watts_during(lambda: worker.call("block", seconds))
         return {
             "sensor": self.sensor.name,
             "watts": watts,

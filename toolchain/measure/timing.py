@@ -91,7 +91,7 @@ def _time_launch(
     for timing in timings:
         timing.launches.append([])
     order, pids = list(range(len(workers))), [worker.pid for worker in workers]
-    block = min(options.block_s, options.launch_s / 2), options.minimum_runs, options.lead_in
+    block = min(options.block_s, options.launch_s / 2), options.lead_in_s
     before, begin, spent = load.usage(pids), time.perf_counter(), 0.0
     while not timings[0].launches[-1] or spent < options.launch_s * len(workers):
         shuffled.shuffle(order)

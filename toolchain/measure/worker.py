@@ -36,9 +36,8 @@ HOST = "host_ms"
 WINDOWS = 3
 """The warm-up ends when the medians of this number of consecutive windows agree."""
 WINDOW_AGREEMENT = 0.05
-WINDOW_RUNS = 2
-LEAD_IN_S = 0.05
-"""Maximum duration of untimed runs before a block: caches are filled by then."""
+STAGE_RUNS = 3
+"""Minimum number of runs whose stages are timed."""
 
 
 @dataclass(frozen=True)
@@ -125,17 +124,16 @@ class Bench:
     def warm_up(self, floor_s: float, limit_s: float) -> WarmUp:
         """Run for at least `floor_s`, until the last windows agree; at most about `limit_s`.
 
-        At least two windows are run.
+        At least two windows are run, after a first run that allocates memory.
         """
-        start, runs = time.perf_counter(), 0
+        start, runs = time.perf_counter(), len(self.block(0.0)[HOST])
+        gc.collect()
+        self._warm_mb = memory.resident_mb()
         medians: list[float] = []
         window_s = floor_s / WINDOWS
         while True:
-            samples = self.block(window_s, WINDOW_RUNS, 0)[HOST]
+            samples = self.block(window_s)[HOST]
             runs += len(samples)
-            if not medians:
-                gc.collect()
-                self._warm_mb = memory.resident_mb()
             medians.append(float(np.median(samples)))
             last, elapsed = medians[-WINDOWS:], time.perf_counter() - start
             agree = len(last) > 1 and max(last) <= min(last) * (1 + WINDOW_AGREEMENT)
@@ -143,18 +141,16 @@ class Bench:
             if done or (len(last) > 1 and elapsed >= limit_s):
                 return WarmUp(runs, elapsed, agree)
 
-    def block(self, seconds: float, minimum_runs: int, lead_in: int) -> Block:
-        """Time single runs for `seconds`, at least `minimum_runs`: ms each.
+    def block(self, seconds: float, lead_in_s: float = 0.0) -> Block:
+        """Time single runs for `seconds`, at least one: ms each.
 
-        `lead_in` untimed runs precede them, or fewer that take LEAD_IN_S: they refill the caches that the
-        other models used meanwhile.
+        Untimed runs for `lead_in_s`, at least one unless it is 0, precede them: they refill the caches that
+        the other models used meanwhile.
         """
         session, batch = self._session, self._batch
         begin = time.perf_counter()
-        for _ in range(lead_in):
+        while time.perf_counter() < begin + lead_in_s:
             session.run(batch)
-            if time.perf_counter() - begin >= LEAD_IN_S:
-                break
         figures = gpu.available(session)
         times: list[int] = []
         told: dict[str, list[float]] = {name: [] for name in figures}
@@ -162,7 +158,7 @@ class Bench:
         try:
             end = time.perf_counter_ns() + int(seconds * 1e9)
             stop = 0
-            while stop < end or len(times) < minimum_runs:
+            while stop < end or not times:
                 start = time.perf_counter_ns()
                 session.run(batch)
                 stop = time.perf_counter_ns()
@@ -173,11 +169,11 @@ class Bench:
             gc.enable()
         return {HOST: np.array(times) / 1e6} | {name: np.array(told[name]) for name in figures}
 
-    def stages(self, seconds: float, minimum_runs: int) -> dict[str, np.ndarray]:
+    def stages(self, seconds: float) -> dict[str, np.ndarray]:
         """Time all stages of a batch, from uint8 images to class indices: ms of each stage in each run."""
         rows: dict[str, list[float]] = {}
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(rows["total"]) < minimum_runs:
+        while time.perf_counter() < end or len(rows["total"]) < STAGE_RUNS:
             t0 = time.perf_counter_ns()
             batch = normalise(self._images, self._preprocessing)
             t1 = time.perf_counter_ns()

@@ -159,7 +159,7 @@ class Running:
     def __init__(self):
         self.calls = []
 
-    def call(self, command, seconds, minimum_runs, lead_in):
+    def call(self, command, seconds):
         self.calls.append((command, seconds))
         return {"host_ms": np.array([100.0, 300.0])}
 
