@@ -61,5 +61,5 @@ def test_a_table_of_another_kind_is_refused_and_kept(tmp_path, models):
     )
     before = output.read_bytes()
     with pytest.raises(SlimdeployError, match="has other columns"):
-        interval_check.main.main([models["fp32"], "-o", str(output)], standalone_mode=False)
+        interval_check.main.main([str(models["fp32"]), "-o", str(output)], standalone_mode=False)
     assert output.read_bytes() == before
