@@ -119,13 +119,17 @@ def slimdeploy_command(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Ran]:
     """Runs `slimdeploy ARGUMENTS…` in this process, from its entry point to its exit."""
+    import torch
+
     from slimdeploy.toolchain.cli import main
 
     def run(*arguments: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["slimdeploy", *map(str, arguments)])
         capfd.readouterr()
+        threads = torch.get_num_threads()  # a command sets its own
         with pytest.raises(SystemExit) as ended:
             main()
+        torch.set_num_threads(threads)
         written = capfd.readouterr()
         assert isinstance(ended.value.code, int)
         return Ran(ended.value.code, written.out, written.err)

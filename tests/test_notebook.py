@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ def test_the_notebook_runs_from_weights_to_a_bundle(tmp_path: Path, monkeypatch:
     own_model.draw_photos(Path("photos"), train=8, test=4)
     torch.manual_seed(0)
     own_model.save_weights(import_torchvision().models.resnet18(num_classes=4), Path("weights.ckpt"))
+    # 16 images decide the accuracy, so chance decides how much of it INT8 loses.
+    monkeypatch.setattr(slimdeploy, "quantize", functools.partial(slimdeploy.quantize, max_drop=100))
     names: dict[str, Any] = {}
     for number, cell in enumerate(json.loads(NOTEBOOK.read_text())["cells"]):
         source = "".join(cell["source"])

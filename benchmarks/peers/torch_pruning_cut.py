@@ -40,7 +40,7 @@ def main(
     """Write the pruned CHECKPOINT, and print its accuracy and size as JSON."""
     before = load_checkpoint(checkpoint).info
     size = size or before.preprocessing.size
-    task = Task(checkpoint, DataOptions(data, size=size), 0, Path(), size, torch_device(device, None))
+    task = Task(checkpoint, DataOptions(data, size=size), 0, Path(), size, torch_device(device))
     found = by_torch_pruning(importance, 8, macs)(task, output)
     costs = [network_cost(graph, size) for graph in (before.graph, load_checkpoint(output).info.graph)]
     sizes = {

@@ -79,5 +79,5 @@ def _opened(
     own = copy.deepcopy(checkpoint.network)
     info = described_by(data, checkpoint) if isinstance(data, Dataset) else checkpoint.info
     where = next(own.parameters()).device.type if options.device == "auto" else options.device
-    device = torch_device(where, options.threads)
-    return TorchSession(own, info, device=device, options=SessionOptions())
+    how = SessionOptions(threads=options.threads)
+    return TorchSession(own, info, device=torch_device(where), options=how)

@@ -22,9 +22,15 @@ WARM_UP_RUNS = 3
 
 
 class TorchSession:
-    """A classifier in torch. It computes in `precision`; logits are returned as float32."""
+    """A classifier in torch. It computes in `precision`; logits are returned as float32.
+
+    `options.threads` is a setting of the whole process in torch, until the session is closed.
+    """
 
     def __init__(self, network: nn.Module, info: ModelInfo, *, device: str, options: SessionOptions) -> None:
+        self._threads_before = torch.get_num_threads()
+        if options.threads:
+            torch.set_num_threads(options.threads)
         self.device = torch.device(device)
         self.precision = options.precision or "fp32"
         self.info: ModelInfo | None = info
@@ -75,6 +81,8 @@ class TorchSession:
         return {"peak": torch.cuda.max_memory_allocated() / 2**20} if self._events else {}
 
     def close(self) -> None:
+        if self._forward is not None:
+            torch.set_num_threads(self._threads_before)
         self._forward = None
 
     def __enter__(self) -> TorchSession:
@@ -118,10 +126,10 @@ class GraphedForward:
 def open_session(path: Path, options: SessionOptions) -> TorchSession:
     """Build the network from a checkpoint and run it on the CPU or the GPU.
 
-    `options.threads` and `options.tf32` are settings of the whole process in torch. Raises SlimdeployError
-    for an unreadable checkpoint, missing CUDA, or a CUDA graph without CUDA.
+    `options.tf32` is a setting of the whole process in torch. Raises SlimdeployError for an unreadable
+    checkpoint, missing CUDA, or a CUDA graph without CUDA.
     """
-    device = torch_device(options.device, options.threads)
+    device = torch_device(options.device)
     if options.precision not in (None, *DTYPES):
         raise SlimdeployError(f"torch runs {', '.join(DTYPES)}, not {options.precision}")
     if options.cuda_graph and device != "cuda":

@@ -5,8 +5,8 @@ from __future__ import annotations
 from slimdeploy.toolchain.errors import SlimdeployError
 
 
-def torch_device(name: str, threads: int | None) -> str:
-    """Convert `--device` and `--threads` to a torch device name; set torch's number of threads.
+def torch_device(name: str, threads: int | None = None) -> str:
+    """Convert `--device` to a torch device name; set torch's number of threads for the whole process.
 
     Raises SlimdeployError if cuda is requested and torch has none.
     """

@@ -60,6 +60,15 @@ def test_the_network_stays_as_it_is(checkpoint: slimdeploy.Checkpoint) -> None:
     network.eval()
 
 
+def test_threads_are_those_of_the_caller_again(
+    checkpoint: slimdeploy.Checkpoint, files: dict[str, Path]
+) -> None:
+    before = torch.get_num_threads()
+    for model in (checkpoint, files["torch-cpu"]):
+        slimdeploy.evaluate(model, data=DATASET, threads=before + 1)
+        assert torch.get_num_threads() == before
+
+
 OTHER = Dataset(tiny.CLASSES, TEST, TEST, Preprocessing(SIZE, (0.1, 0.1, 0.1), (1, 1, 1)))
 TWO = Dataset(tiny.CLASSES[:2], TEST, TEST, tiny.PREPROCESSING)
 
