@@ -28,8 +28,9 @@ class TorchSession:
     """
 
     def __init__(self, network: nn.Module, info: ModelInfo, *, device: str, options: SessionOptions) -> None:
-        self._threads_before = torch.get_num_threads()
+        self._threads_before: int | None = None
         if options.threads:
+            self._threads_before = torch.get_num_threads()
             torch.set_num_threads(options.threads)
         self.device = torch.device(device)
         self.precision = options.precision or "fp32"
@@ -81,9 +82,9 @@ class TorchSession:
         return {"peak": torch.cuda.max_memory_allocated() / 2**20} if self._events else {}
 
     def close(self) -> None:
-        if self._forward is not None:
+        if self._threads_before:
             torch.set_num_threads(self._threads_before)
-        self._forward = None
+        self._threads_before = self._forward = None
 
     def __enter__(self) -> TorchSession:
         return self

@@ -92,6 +92,18 @@ def test_closing_twice_is_safe_and_running_afterwards_is_refused(
         session.run(small_batch)
 
 
+def test_threads_are_set_until_the_session_is_closed_and_only_if_given(small_checkpoint: Path) -> None:
+    before = torch.get_num_threads()
+    with open_session(small_checkpoint, options=SessionOptions(device="cpu", threads=before + 1)) as session:
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    session.close()
+    with open_session(small_checkpoint, options=SessionOptions(device="cpu")):
+        torch.set_num_threads(before + 2)
+    assert torch.get_num_threads() == before + 2, "the caller's own change stays"
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
