@@ -6,15 +6,16 @@
         --output benchmarks/results/pruners.json
 
 Each contender prunes the checkpoint to at most `--params`; its accuracy is measured after the cut, after BN
-recalibration, and after the same fine-tuning; then all are timed with the original in one interleaved run.
-Finished parts are kept in `--work`, so the same command continues after an interruption.
+recalibration, and after the same fine-tuning with each `--seed`; then all are timed with the original in one
+interleaved run. Finished parts are kept in `--work`, so the same command continues after an interruption.
 """
 
 from __future__ import annotations
 
 import shlex
+import statistics
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,32 +43,51 @@ def _named(name: str, parts: tuple[str, ...]) -> bool:
     return any(part in name for part in parts)
 
 
-def _carry_out(name: str, task: Task, work: Path, options: TrainOptions | None) -> dict[str, Any]:
-    """One contender from the checkpoint to ONNX; finished parts in `work` are read instead.
-
-    Fine-tuned with `options` if given; an earlier fine-tuning is kept.
-    """
+def _paths(name: str, work: Path) -> tuple[Path, Path]:
+    """The pruned checkpoint of a contender, and the record of its accuracies."""
     slug = "".join(c if c.isalnum() else "-" for c in name.lower())
-    pruned, final, record = (work / f"{slug}{end}" for end in (".safetensors", ".final.safetensors", ".json"))
-    log(f"{name} …")
+    return work / f"{slug}.safetensors", work / f"{slug}.json"
+
+
+def _prune(name: str, task: Task, work: Path) -> None:
+    """Prune with a contender, unless an earlier call did."""
+    pruned, record = _paths(name, work)
     if not record.exists():
-        artifacts.write_json(record, CONTENDERS[name](task, pruned))
-    found = artifacts.read_json(record, "record of a contender")
-    if options and "finetuned" not in found:
+        log(f"{name} …")
+        artifacts.write_json(record, CONTENDERS[name](task, pruned) | {"finetuned": {}})
+
+
+def _finetune(name: str, task: Task, work: Path, options: TrainOptions) -> None:
+    """Fine-tune what a contender pruned, unless an earlier call did so with the same seed."""
+    pruned, record = _paths(name, work)
+    found, seed = artifacts.read_json(record, "record of a contender"), str(options.seed)
+    if seed not in found["finetuned"]:
+        log(f"{name}, seed {seed} …")
+        final = _final(pruned, options.seed)
         tuned = finetune_stage(
             pruned, data=task.data, options=options, output=final, device="cpu",
             resume=state_path(final).exists(), force=True,
         )  # fmt: skip
-        found["finetuned"] = tuned.result.accuracy["test"]
+        found["finetuned"][seed] = tuned.result.accuracy["test"]
         artifacts.write_json(record, found)
-    onnx = work / f"{slug}.onnx"
-    export_stage(
-        final if "finetuned" in found else pruned,
-        options=ExportOptions(),
-        output=onnx,
-        data=task.data,
-        force=True,
-    )
+
+
+def _final(pruned: Path, seed: int) -> Path:
+    return pruned.with_suffix(f".seed-{seed}.safetensors")
+
+
+def _export(name: str, task: Task, work: Path) -> dict[str, Any]:
+    """The contender's record, and its ONNX file: of the first seed, or not fine-tuned."""
+    pruned, record = _paths(name, work)
+    found = artifacts.read_json(record, "record of a contender")
+    tuned = found.pop("finetuned")
+    if tuned:
+        values = list(tuned.values())
+        found |= {"seeds": " ".join(tuned), "finetuned": statistics.mean(values)}
+        found |= {"finetuned_sd": statistics.stdev(values) if len(values) > 1 else None}
+    onnx = pruned.with_suffix(".onnx")
+    network = _final(pruned, int(next(iter(tuned)))) if tuned else pruned
+    export_stage(network, options=ExportOptions(), output=onnx, data=task.data, force=True)
     return {**found, "onnx": onnx}
 
 
@@ -78,12 +98,18 @@ COLUMNS = {
     "cut": "test accuracy after the cut",
     "mended": "after folding and compensation, if the contender has it",
     "recalibrated": "after recalibration of the BN statistics on 5,120 training images",
-    "finetuned": "test accuracy after fine-tuning",
-    "batch_1_ms": "median latency at batch 1, onnxruntime, ms",
+    "finetuned": "test accuracy after fine-tuning, mean over the seeds",
+    "finetuned_sd": "its standard deviation over the seeds",
+    "seeds": "of the fine-tunings",
+    "batch_1_ms": "median latency at batch 1, onnxruntime, one thread, ms",
     "batch_1_speedup": "speed-up over the original",
+    "batch_1_low": "lower end of its 95 % interval",
+    "batch_1_high": "upper end",
     "batch_1_realised": "speed-up over MAC ratio",
-    "batch_64_ms": "median latency at batch 64, onnxruntime, ms",
+    "batch_64_ms": "median latency at batch 64, onnxruntime, one thread, ms",
     "batch_64_speedup": "speed-up over the original",
+    "batch_64_low": "lower end of its 95 % interval",
+    "batch_64_high": "upper end",
     "batch_64_realised": "speed-up over MAC ratio",
     "seconds": "time to prune: scoring, selection and cut (including the statistics of activations, if used)",
 }
@@ -97,6 +123,8 @@ COLUMNS = {
 @click.option("--latency-table", type=click.Path(path_type=Path, exists=True), required=True,
               help="For the contender with a budget of milliseconds: of batch 64.")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Of fine-tuning.")
+@click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True,
+              help="Of a fine-tuning. Repeatable.")  # fmt: skip
 @click.option("--limit", type=int, help="Fine-tune on a balanced subset.")
 @click.option("--only", multiple=True, help="Contenders, by a part of their name.")
 @click.option("--finetune", multiple=True, help="Those of them to fine-tune [default: all].")
@@ -105,8 +133,8 @@ COLUMNS = {
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(
     checkpoint: Path, data: str, data_dir: Path, params: float, latency_table: Path, epochs: int,
-    limit: int | None, only: tuple[str, ...], finetune: tuple[str, ...], seconds: float, work: Path,
-    output: Path,
+    seeds: tuple[int, ...], limit: int | None, only: tuple[str, ...], finetune: tuple[str, ...],
+    seconds: float, work: Path, output: Path,
 ) -> None:  # fmt: skip
     """Run all contenders on CHECKPOINT and write a `table` result."""
     task = Task(checkpoint, DataOptions(data, data_dir), params, latency_table)
@@ -117,10 +145,13 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     original = work / "original.onnx"
     export_stage(checkpoint, options=ExportOptions(), output=original, data=task.data, force=True)
-    found = {
-        name: _carry_out(name, task, work, options if not finetune or _named(name, finetune) else None)
-        for name in names
-    }
+    for name in names:
+        _prune(name, task, work)
+    for seed in seeds:
+        for name in names:
+            if not finetune or _named(name, finetune):
+                _finetune(name, task, work, replace(options, seed=seed))
+    found = {name: _export(name, task, work) for name in names}
     subjects = subjects_for([original, *(f["onnx"] for f in found.values())], ["onnxruntime"], _sessions())
     bench = measure(subjects, MeasureOptions(batches=(1, 64), seconds=seconds), find_surroundings(None, log))
     rows = [_row("original", {"onnx": original}, bench)]
@@ -144,7 +175,7 @@ def main(
 def _sessions() -> Any:
     from slimdeploy.toolchain.runtime.session import SessionOptions
 
-    return SessionOptions(device="cpu")
+    return SessionOptions(device="cpu", threads=1)
 
 
 def _row(name: str, found: dict[str, Any], bench: dict[str, Any]) -> dict[str, Any]:
@@ -157,6 +188,7 @@ def _row(name: str, found: dict[str, Any], bench: dict[str, Any]) -> dict[str, A
     for one in bench["comparisons"]:
         if one["model"] == str(found["onnx"]):
             row[f"batch_{one['batch']}_speedup"] = one["speedup"]
+            row[f"batch_{one['batch']}_low"], row[f"batch_{one['batch']}_high"] = one["ci95"]
             row[f"batch_{one['batch']}_realised"] = one["realised"]
     return row
 

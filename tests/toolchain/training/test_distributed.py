@@ -98,7 +98,8 @@ def test_only_the_first_process_writes_and_prints(image_folder: Path, tmp_path: 
 
 def test_finetune_too(image_folder: Path, whole: Path, tmp_path: Path) -> None:
     def finetune(output: Path) -> list[object]:
-        return ["finetune", whole, "--epochs", 1, "--batch-size", 16, "--device", "cpu", "-o", output]
+        return ["finetune", whole, "--epochs", 1, "--batch-size", 16, "--precision", "fp32",
+                "--device", "cpu", "-o", output]  # fmt: skip
 
     alone = Forked(finetune(tmp_path / "one"), tmp_path / "printed-one", {})
     assert alone.wait() == 0, alone.err
