@@ -10,7 +10,7 @@ from torch import Tensor
 from slimdeploy.toolchain.networks.channel_groups import ChannelGroup
 from slimdeploy.toolchain.networks.cutting import Masks, keep_masks
 from slimdeploy.toolchain.networks.graph import Graph
-from slimdeploy.toolchain.networks.memory_layout import format_of, place
+from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning.selection import Kept
 from slimdeploy.toolchain.pruning.surgery import narrowed, prune_network
@@ -147,7 +147,7 @@ class Learner:
         self.network.load_state_dict(snapshot.weights.tensors)
         for name, parameter in self._named_parameters():
             if name in snapshot.momenta:
-                momentum = torch.empty_like(parameter, memory_format=format_of(parameter))
+                momentum = torch.empty_like(parameter)  # in its layout
                 self.optimizer.state[parameter]["momentum_buffer"] = momentum.copy_(snapshot.momenta[name])
         self.step.restore(snapshot.extra)
         if self.average:

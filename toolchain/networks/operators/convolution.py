@@ -78,11 +78,11 @@ class Convolution(Operator):
         return int(a["out"] * (a["in"] // a["groups"]) * height * width * output[1] * output[2])
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
-        from torch import nn
+        from slimdeploy.toolchain.networks.weight_gradient import Convolution as Layer
 
         a = node.attributes
         parts: dict[str, Any] = {name: pair(node, name) for name in ("stride", "padding", "dilation")}
-        return nn.Conv2d(a["in"], a["out"], pair(node, "kernel"), groups=a["groups"], bias=a["bias"], **parts)
+        return Layer(a["in"], a["out"], pair(node, "kernel"), groups=a["groups"], bias=a["bias"], **parts)
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
         names = [to.constant(f"{node.name}.{part}", arrays[part]) for part in ("weight", "bias")]
