@@ -4,9 +4,14 @@ The names below are imported when they are first used: `import slimdeploy` itsel
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Before onnxruntime is loaded. It would send events to its maker, from threads of the process that is timed,
+# and write an identifier to the disk of the device.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from slimdeploy.calibrate.options import CalibrateOptions as CalibrateOptions

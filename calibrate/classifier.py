@@ -191,6 +191,8 @@ def _check_operators(model: onnx.ModelProto, source: str) -> None:
             raise SlimdeployError(
                 f"{source} is quantised already ({node.op_type}): calibrate the float32 export"
             )
+        if node.op_type == "Cast":
+            raise SlimdeployError(f"{source} is in half precision: calibrate the float32 export")
         if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
             raise SlimdeployError(
                 f"{source}: calibrate doesn't support the operator {node.op_type} (node {node.name or '?'}); "

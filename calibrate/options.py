@@ -26,10 +26,17 @@ class CalibrationData:
     selection: Split
     test: Split
     preprocessing: Preprocessing
+    of_training: bool = False
+    """Whether the model was trained on this data: its stated accuracy is then checked."""
 
 
 def calibration_data(
-    dataset: Dataset, *, images: int = 1000, selection_images: int = 2000, test_images: int | None = None
+    dataset: Dataset,
+    *,
+    images: int = 1000,
+    selection_images: int = 2000,
+    test_images: int | None = None,
+    of_training: bool = False,
 ) -> CalibrationData:
     """Class-balanced parts of `dataset`, which has the model's preprocessing; None: all test images."""
     seen, held_out = dataset.held_out(HELD_OUT)
@@ -38,6 +45,7 @@ def calibration_data(
         selection=balanced_subset(held_out, selection_images),
         test=balanced_subset(dataset.test, test_images),
         preprocessing=dataset.preprocessing,
+        of_training=of_training,
     )
 
 

@@ -14,10 +14,11 @@ from slimdeploy.calibrate import measure, speed
 from slimdeploy.calibrate.options import CalibrateOptions, calibration_data
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import Dataset, Split
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
 from slimdeploy.toolchain.library import quantize as stage
 from slimdeploy.toolchain.library.quantize import quantize
 from slimdeploy.toolchain.machine.cpu import this_cpu
+from slimdeploy.toolchain.models.model_info import METADATA_KEY
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import open_session
 from slimdeploy.toolchain.runtime.single_image import Latency
@@ -250,6 +251,19 @@ def test_nothing_is_overwritten(bottleneck, tmp_path):
             run(bottleneck, tmp_path, trt8=tmp_path / "cache")
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
+
+
+def test_a_model_that_is_far_worse_than_it_states_is_not_quantised(bottleneck, tmp_path):
+    model = onnx.load(bottleneck.save(tmp_path / "model.onnx"))
+    entry = next(entry for entry in model.metadata_props if entry.key == METADATA_KEY)
+    entry.value = json.dumps(json.loads(entry.value) | {"metrics": {"accuracy": {"test": 1.0}}})
+    onnx.save(model, tmp_path / "model.onnx")
+    test = bottleneck.data().test
+    wrong = Split(test.images, (test.labels + 1) % 5)
+    with pytest.raises(CheckFailed, match=r"the file states 100\.0% on the test split: it is damaged"):
+        run(bottleneck, tmp_path, data=change(bottleneck, test=wrong, of_training=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert run(bottleneck, tmp_path, data=change(bottleneck, test=wrong)).onnx  # other images may be harder
 
 
 def test_no_image_is_used_twice():

@@ -67,17 +67,21 @@ def calibrate(
     from slimdeploy.calibrate.classifier import model_info, read_classifier
     from slimdeploy.calibrate.options import calibration_data
     from slimdeploy.toolchain.artifacts import check_output
-    from slimdeploy.toolchain.data.of_model import data_of, dataset_for
+    from slimdeploy.toolchain.data.of_model import data_of, dataset_for, trained_on
     from slimdeploy.toolchain.library.quantize import quantize
     from slimdeploy.toolchain.progress import progress_bar
 
     check_output(output, force=force)
     info = model_info(read_classifier(model), model)
-    dataset = dataset_for(info, data or data_of(info, model), model)
+    data = data or data_of(info, model)
     result = quantize(
         model,
         data=calibration_data(
-            dataset, images=images, selection_images=selection_images, test_images=parity_images
+            dataset_for(info, data, model),
+            images=images,
+            selection_images=selection_images,
+            test_images=parity_images,
+            of_training=trained_on(info, data),
         ),
         options=options,
         output=output,

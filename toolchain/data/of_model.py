@@ -25,6 +25,12 @@ def data_of(info: ModelInfo, source: Path) -> DataOptions:
     raise SlimdeployError(f"{source} doesn't say what data it was trained on: pass `data`")
 
 
+def trained_on(info: ModelInfo, data: DataOptions) -> bool:
+    """Whether the model was last trained on `data`, by name."""
+    known = [entry["data"]["name"] for entry in info.provenance if entry.get("data")]
+    return known[-1:] == [data.name]
+
+
 def _there(data: DataOptions, source: Path) -> DataOptions:
     """Check the folder of the data; raises SlimdeployError if it is missing, e.g. in another working
     directory.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,18 +18,15 @@ from slimdeploy.toolchain.deploy import container, signature
 from slimdeploy.toolchain.deploy.bundle_manifest import BundleFile, BundleManifest, Variant
 from slimdeploy.toolchain.deploy.golden import compute_logits
 from slimdeploy.toolchain.deploy.samples import Images
-from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.file_kinds import BUNDLE, refuse_other_kind
 from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.models.stated_accuracy import check_stated_accuracy
 from slimdeploy.toolchain.runtime.onnx_file import carried_info, read_onnx
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
 ENDING = ".slim.tar"
 _BATCH = 8
-ACCURACY_SLACK = 0.1
-"""Tolerance between the accuracy on the evaluation images and on the test split, besides sampling error: the
-evaluation images are balanced over the classes, the test split need not be.
-"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,8 @@ def write_bundle(
         _check_images(model, info, images)
         variant = Variant(facts.metadata.get("precision", "fp32"), facts.metadata.get("target", "any"), None)
         logits, accuracy = _run_on_host(model, info, images)
-        _check_accuracy(model, info, accuracy, images)
+        if accuracy is not None and images.of_training:
+            check_stated_accuracy(model, info, accuracy, len(images.labels))
         variant = replace(variant, accuracy=accuracy)
         if variant.model in contents:
             raise SlimdeployError(f"{model}: the bundle already has a model in {variant.id}")
@@ -195,24 +192,6 @@ def _check_images(model: Path, info: ModelInfo, images: Images) -> None:
         raise SlimdeployError(f"{model} takes images of {size}×{size} pixels, the data has {width}×{height}")
     if len(images.labels) and images.labels.max() >= info.graph.classes:
         raise SlimdeployError(f"{model} has {info.graph.classes} classes, but the data has more")
-
-
-def _check_accuracy(model: Path, info: ModelInfo, measured: float | None, images: Images) -> None:
-    """Raises CheckFailed if the accuracy is far below that in the file's metadata: the file is damaged, or
-    belongs to another network.
-    """
-    known = info.metrics.get("accuracy")
-    carried = known.get("test") if isinstance(known, dict) else None
-    if measured is None or not images.of_training or not isinstance(carried, float):
-        return
-    error = math.sqrt(carried * (1 - carried) / len(images.labels)) if 0 < carried < 1 else 0.0
-    drop = (artifacts.read_sidecar(model) or {}).get("max_drop")  # from calibrate, in points
-    allowed = ACCURACY_SLACK + 4 * error + (drop / 100 if isinstance(drop, (int, float)) else 0.0)
-    if measured < carried - allowed:
-        raise CheckFailed(
-            f"{model}: {measured:.1%} of {len(images.labels)} evaluation images correct, but the file states "
-            f"{carried:.1%} on the test split: it is damaged, or another network; no bundle written"
-        )
 
 
 def _check_one_network(paths: Sequence[Path], infos: Sequence[ModelInfo]) -> None:

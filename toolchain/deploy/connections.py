@@ -62,7 +62,15 @@ class Connection(H11Protocol):
         if self._idle:
             self._refuse(HTTPStatus.BAD_REQUEST, "not an HTTP/1.1 request")
         else:
-            self.transport.close()  # within another request, which is being answered
+            self._break_off()
+
+    def _break_off(self) -> None:
+        """Answer invalid HTTP within a request, whose answer may have begun."""
+        if self.cycle.response_started:
+            self.transport.close()
+        else:
+            self.cycle.disconnected = True  # the application's answer is no longer sent
+            self._refuse(HTTPStatus.BAD_REQUEST, "the request's body is not HTTP/1.1")
 
     def shutdown(self) -> None:
         """Called when the server shuts down."""

@@ -85,7 +85,9 @@ def build_app(service: Service, background: Background) -> Starlette:
         Route("/metrics", service.metrics_text),
     ]
     handlers = {HTTPException: service.http_error, Exception: service.internal_error}
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # an unknown path is 404
+    return app
 
 
 class Service:

@@ -46,7 +46,7 @@ def read_deployment(output: str) -> RemoteDeployment:
     except (ValueError, KeyError, TypeError, AttributeError):
         found = None
     if found is None or not _typed(found):
-        raise SlimdeployError(f"slimdeploy there answered {output[:80]!r} instead of JSON")
+        raise SlimdeployError(f"slimdeploy there answered {output[:80]!r}, which is no deployment's JSON")
     return found
 
 

@@ -34,7 +34,7 @@ def images_for(
     the data that it was trained on, balanced over the classes if possible. Noise if the data is unknown.
     """
     from slimdeploy.toolchain.data.dataset import balanced_subset
-    from slimdeploy.toolchain.data.of_model import data_of, dataset_for
+    from slimdeploy.toolchain.data.of_model import data_of, dataset_for, trained_on
 
     info = carried_info(model, read_onnx(model))
     if data is None and not any(entry.get("data") for entry in info.provenance):
@@ -43,9 +43,8 @@ def images_for(
     test = dataset_for(info, data, model).test
     chosen = balanced_subset(test, golden, seed=seed).images
     measured = balanced_subset(test, evaluation, seed=seed + 1) if evaluation else test.take(np.arange(0))
-    known = [entry["data"]["name"] for entry in info.provenance if entry.get("data")]
     source = f"{data.name}, test split, seed {seed}"
-    return Images(chosen, measured.images, measured.labels, source, known[-1:] == [data.name])
+    return Images(chosen, measured.images, measured.labels, source, trained_on(info, data))
 
 
 def noise_images(model: Path, count: int, *, seed: int = 0) -> Images:

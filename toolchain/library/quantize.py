@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from slimdeploy.calibrate.classifier import Classifier, read_classifier
+from slimdeploy.calibrate.classifier import Classifier, model_info, read_classifier
 from slimdeploy.calibrate.collect import collect
 from slimdeploy.calibrate.comparison import Comparison, compare_logits
 from slimdeploy.calibrate.equalisation import equalise
@@ -28,6 +28,7 @@ from slimdeploy.toolchain.data.dataset import Dataset
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.library.keywords import takes
 from slimdeploy.toolchain.models.model_info import versions
+from slimdeploy.toolchain.models.stated_accuracy import check_stated_accuracy
 
 _NOT_OF_THE_FILE = ("onnx", "engine", "latency_ms")
 """Keys of the result that the sidecar omits: the path, and the speed on this machine."""
@@ -115,6 +116,7 @@ def quantize(
 
     Raises:
         SlimdeployError: A model that can't be quantised, images of another size, or existing files.
+        CheckFailed: A model that is far less accurate than it states, on the data that it was trained on.
     """
     model, output = Path(model), Path(output)
     data = calibration_data(data) if isinstance(data, Dataset) else data
@@ -137,6 +139,8 @@ def quantize(
     float_layers, sensitivity = _fallback(method, methods[method], trial, options, progress)
     made = quantiser.model(method, float_layers)
     parity, speed = _measure(model, made, data, options)
+    if data.of_training:
+        check_stated_accuracy(model, model_info(source, model), parity.baseline_accuracy, parity.images)
     fits = parity.drop <= options.max_drop
     result = Calibration(
         onnx=output if fits else None,

@@ -24,6 +24,7 @@ def calibrate_final(
         images=choice.images,
         selection_images=choice.selection_images,
         test_images=choice.parity_images,
+        of_training=True,
     )
     options = replace(choice, threads=choice.threads or threads)
     result = quantize(model, data=images, options=options, output=output, force=True)

@@ -66,6 +66,17 @@ def test_what_is_not_http_is_told_in_json(server, nonsense):
     assert document == {"error": "not an HTTP/1.1 request"}
 
 
+def test_a_body_that_is_not_http_is_told_in_json(server):
+    with connect(server) as connection:
+        connection.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\nno length\r\n"
+        )
+        code, headers, document = answer(connection)
+    assert (code, headers["connection"]) == (400, "close")
+    assert document == {"error": "the request's body is not HTTP/1.1"}
+
+
 def test_a_client_in_the_middle_of_its_requests_gets_each_answered_at_the_end(models, random_images):
     """The last answer says that the connection closes; nothing is reset."""
     content, answers, ended = encoded(random_images(1)[0]), [], []

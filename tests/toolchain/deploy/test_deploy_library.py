@@ -99,7 +99,7 @@ def test_without_a_bundle(store):
      '{"version": "1", "golden": {"max_error": 0}, "variant": 3}'],
 )  # fmt: skip
 def test_an_answer_that_is_no_deployment(answer):
-    with pytest.raises(SlimdeployError, match="instead of JSON"):
+    with pytest.raises(SlimdeployError, match="which is no deployment's JSON"):
         read_deployment(answer)
     assert read_deployment('{"version": "1", "golden": {"max_error": 0}}').p50_ms is None
 

@@ -149,7 +149,7 @@ def test_an_odd_answer_is_one_hosts_error(bundle, device, answer):
     options, _ = device
     odd = dataclasses.replace(options, remote_command=f"printf '%s\\033[2J' {shlex.quote(answer)}; true")
     (result,) = deploy_to_hosts(bundle, ["device"], odd)
-    assert "instead of JSON" in result.error
+    assert "which is no deployment's JSON" in result.error
     assert "\x1b" not in result.error
 
 
@@ -202,7 +202,7 @@ def test_slimdeploy_that_is_not_there(bundle, device):
         "remote_command"
     )
     (result,) = deploy_to_hosts(bundle, ["device"], dataclasses.replace(options, remote_command="echo"))
-    assert "instead of JSON" in result.error
+    assert "which is no deployment's JSON" in result.error
 
 
 @pytest.mark.parametrize("host", ["-oProxyCommand=touch evil", "", "a b", "a\nb"])

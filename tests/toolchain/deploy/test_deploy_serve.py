@@ -120,6 +120,7 @@ def bomb() -> bytes:
         ("POST", "/classify?top=%F0%9D%9F%99", b"x", JPEG, 400, "top="),
         ("GET", "/classify", None, {}, 405, "Not Allowed"),
         ("GET", "/nowhere", None, {}, 404, "Not Found"),
+        ("GET", "/healthz/", None, {}, 404, "Not Found"),
     ],
     ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
 )  # fmt: skip

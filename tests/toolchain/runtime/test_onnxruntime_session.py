@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from processes import process_environment
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.machine.cpu import this_cpu
@@ -21,6 +24,23 @@ GPU = SessionOptions(device="cuda")
 
 def genuine(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def test_onnxruntime_sends_nothing_and_keeps_no_identifier(models: dict[str, Path], tmp_path: Path) -> None:
+    """Its builds of 1.31 do both by default, in ~/.cache/Microsoft."""
+    program = """if True:
+        import sys
+        from pathlib import Path
+        from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
+        with open_session(Path(sys.argv[1]), "onnxruntime", SessionOptions(device="cpu")) as session:
+            print(session.input_shape)
+    """
+    environment = process_environment() | {"HOME": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    command = [sys.executable, "-c", program, str(models["fp32"])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("(3, ")
+    assert list(tmp_path.iterdir()) == []
 
 
 class GpuOnnxruntime:
