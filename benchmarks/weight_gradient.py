@@ -1,4 +1,4 @@
-"""Time of a training step with the weight gradients of networks/weight_gradient.py, and with oneDNN's alone.
+"""Time of a training step with the weight gradients of operators/weight_gradient.py, and with oneDNN alone.
 
     python -m slimdeploy.benchmarks.weight_gradient --output benchmarks/results/weight-gradient.json
 
@@ -21,10 +21,10 @@ import torch
 
 from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.measure import results
-from slimdeploy.toolchain.networks import weight_gradient
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.networks.operators import weight_gradient
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.training.precision import resolve_precision
 

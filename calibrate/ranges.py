@@ -47,7 +47,7 @@ def images_sha256(images: np.ndarray) -> str:
 
 def save_ranges(path: Path, ranges: Ranges) -> None:
     """Write `ranges` as JSON, atomically."""
-    document = {
+    document: dict[str, Any] = {
         "format": FORMAT,
         "model_sha256": ranges.model_sha256,
         "images_sha256": ranges.images_sha256,
@@ -56,6 +56,7 @@ def save_ranges(path: Path, ranges: Ranges) -> None:
         "widths": {name: width.tolist() for name, width in ranges.widths.items()},
         "tensors": {name: _to_json(histogram) for name, histogram in ranges.histograms.items()},
     }
+    document["sha256"] = _content_sha256(document)
     artifacts.write_bytes(path, (artifacts.json_text(document) + "\n").encode())
 
 
@@ -82,6 +83,9 @@ def read_ranges(path: Path) -> Ranges:
     try:
         if document["format"] != FORMAT or document["bins"] != BINS:
             raise SlimdeployError(f"{path}: written by another version of slimdeploy: delete it")
+        stated = document.pop("sha256", None)  # earlier versions wrote none
+        if stated is not None and stated != _content_sha256(document):
+            raise SlimdeployError(f"{path} is damaged: its content doesn't match its hash: delete it")
         tensors = {name: _from_json(entry) for name, entry in document["tensors"].items()}
         widths = {name: np.asarray(width, np.float32) for name, width in document["widths"].items()}
         return Ranges(
@@ -90,6 +94,10 @@ def read_ranges(path: Path) -> Ranges:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = shorten(repr(error))
         raise SlimdeployError(f"{path} is not a file of activation ranges ({reason}): delete it") from error
+
+
+def _content_sha256(document: dict[str, Any]) -> str:
+    return hashlib.sha256(artifacts.json_text(document).encode()).hexdigest()
 
 
 def _to_json(histogram: Histogram) -> dict[str, object]:

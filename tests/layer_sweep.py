@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from slimdeploy.toolchain.networks.memory_layout import place
-from slimdeploy.toolchain.networks.weight_gradient import Convolution
+from slimdeploy.toolchain.networks.operators.weight_gradient import Convolution
 
 SIDE = 18
 """Pixels: enough for the outputs of strided layers to have more than weight_gradient.FEW_PIXELS_1X1."""

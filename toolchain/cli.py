@@ -241,8 +241,10 @@ def _explain(error: Exception, name: str) -> tuple[str, int]:
         return " ".join(f"{error.format_message()} ({path} --help)".split()), 2
     if isinstance(error, click.ClickException):
         return error.format_message(), 2
-    if isinstance(error, click.Abort):
-        return "interrupted", 130
+    if isinstance(error, click.Abort):  # click raises it for EOFError too, which no prompt of ours causes
+        if not isinstance(error.__cause__, EOFError):
+            return "interrupted", 130
+        error = error.__cause__
     if isinstance(error, ModuleNotFoundError) and (missing := missing_library(error)):
         return str(missing), missing.exit_code
     if lost := lost_worker(error):

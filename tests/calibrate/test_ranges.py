@@ -59,6 +59,18 @@ def test_damaged_files(saved, change):
         load_ranges(path, model_sha256="abc", images=IMAGES)
 
 
+def test_a_changed_number_is_damage_and_a_file_without_a_hash_is_of_an_earlier_version(saved):
+    path, _ = saved
+    document = json.loads(path.read_text())
+    document["tensors"]["x"]["maximum"] *= 2
+    path.write_text(json.dumps(document))
+    with pytest.raises(SlimdeployError, match=r"ranges\.json is damaged: .*delete it"):
+        load_ranges(path, model_sha256="abc", images=IMAGES)
+    del document["sha256"]
+    path.write_text(json.dumps(document))
+    assert load_ranges(path, model_sha256="abc", images=IMAGES).images == 3
+
+
 def test_not_json(tmp_path):
     (tmp_path / "r.json").write_text("{")
     with pytest.raises(SlimdeployError, match="not a readable file of activation ranges"):

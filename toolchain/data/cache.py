@@ -14,15 +14,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from slimdeploy.toolchain import artifacts, locks
 from slimdeploy.toolchain.data.listing import Files
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.errors import SlimdeployError, shorten
 from slimdeploy.toolchain.progress import log
 
+T = TypeVar("T")
 FORMAT = 4
 _PARTIAL = ".decoding-"
 _GRACE_S = 60
@@ -52,11 +53,13 @@ def _status(path: str) -> bytes:
     return f":{status.st_size}:{status.st_mtime_ns}\n".encode()
 
 
-def remembered(kind: str, name: str, find_out: Callable[[], Any]) -> Any:
-    """The JSON document `kind`/`name` from the cache; computed and stored if missing."""
+def remembered(kind: str, name: str, find_out: Callable[[], T], read: Callable[[Any], T]) -> T:
+    """The JSON document `kind`/`name` from the cache, as `read` gives it; computed and stored if missing
+    or `read` can't use it.
+    """
     path = root() / kind / f"{name}.json"
-    with contextlib.suppress(SlimdeployError):
-        return artifacts.read_json(path, kind)
+    with contextlib.suppress(SlimdeployError, ValueError, TypeError, LookupError, AttributeError):
+        return read(artifacts.read_json(path, kind))
     found = find_out()
     try:
         artifacts.write_json(path, found)
@@ -65,11 +68,27 @@ def remembered(kind: str, name: str, find_out: Callable[[], Any]) -> Any:
     return found
 
 
-def load_arrays(entry: Path, names: list[str]) -> dict[str, np.ndarray] | None:
-    """The arrays of a cache entry; None if there is none."""
-    if not entry.is_dir():
+def side_of(entry: Path, name: str) -> int | None:
+    """Side in pixels of the images `name` of a cache entry; None if there are none."""
+    with contextlib.suppress(OSError, ValueError, EOFError, LookupError):
+        return int(np.load(entry / f"{name}.npy", mmap_mode="r").shape[1])
+    return None
+
+
+def load_arrays(entry: Path, lengths: dict[str, int]) -> dict[str, np.ndarray] | None:
+    """The arrays of a cache entry, of these `lengths`; None if there is none, or if it is damaged, e.g. by a
+    power cut.
+    """
+    try:
+        arrays = {name: np.load(entry / f"{name}.npy") for name in lengths}
+        if wrong := [name for name, length in lengths.items() if len(arrays[name]) != length]:
+            raise ValueError(f"{wrong[0]} has another length")
+        return arrays
+    except (OSError, ValueError, EOFError) as error:
+        if entry.is_dir():
+            log(f"the image cache {entry} is damaged ({shorten(error, 100)}): images are decoded again")
+            shutil.rmtree(entry, ignore_errors=True)
         return None
-    return {name: np.load(entry / f"{name}.npy") for name in names}
 
 
 def save_arrays(entry: Path, arrays: dict[str, np.ndarray]) -> None:

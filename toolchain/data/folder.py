@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from slimdeploy.toolchain.data.listing import Files, Listing, list_images
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.preprocessing import Geometry
 from slimdeploy.toolchain.progress import log
+
+_FIRST = "train-images"
 
 
 def read_folder(
@@ -54,7 +57,7 @@ def read_folder(
 def _without_unreadable(root: str, listing: Listing, name: str) -> Listing:
     """Drop the files that can't be read; raises SlimdeployError if a class loses all images of a split."""
     paths = [path for files in listing.splits.values() for path in files.paths]
-    unreadable = cache.remembered("unreadable", name, lambda: find_unreadable(paths))
+    unreadable = cache.remembered("unreadable", name, lambda: find_unreadable(paths), _texts)
     tell_skipped(unreadable)
     splits = {split: files.without(list(unreadable)) for split, files in listing.splits.items()}
     for split in ("train", "test"):
@@ -66,22 +69,25 @@ def _without_unreadable(root: str, listing: Listing, name: str) -> Listing:
 
 def _in_memory(listing: Listing, entry: Path, geometry: Geometry | None) -> dict[str, Split]:
     """Decoded images, from the cache if possible."""
-    names = [f"{split}-{what}" for split in listing.splits for what in ("images", "labels")]
-    arrays = cache.load_arrays(entry, names)
+    lengths = {f"{split}-images": len(files) for split, files in listing.splits.items()}
+    arrays = cache.load_arrays(entry, lengths)
     if arrays is None:
         arrays = _decode(listing, geometry)
         cache.save_arrays(entry, arrays)
-    return {s: Split(arrays[f"{s}-images"], arrays[f"{s}-labels"]) for s in listing.splits}
+    return {split: Split(arrays[f"{split}-images"], files.labels) for split, files in listing.splits.items()}
+
+
+def _texts(document: Any) -> dict[str, str]:
+    return {str(name): str(text) for name, text in document.items()}
 
 
 def _decode(listing: Listing, geometry: Geometry | None) -> dict[str, np.ndarray]:
-    """Images and labels of every split; raises SlimdeployError with all unreadable files."""
+    """Images of every split; raises SlimdeployError with all unreadable files."""
     shape = _shape(listing, geometry)
     arrays: dict[str, np.ndarray] = {}
     unreadable: dict[str, str] = {}
     for split, files in listing.splits.items():
         arrays[f"{split}-images"], failed = decode_all(files.paths, shape, geometry)
-        arrays[f"{split}-labels"] = files.labels
         unreadable |= failed
     if unreadable:
         raise refuse(unreadable)
@@ -113,23 +119,21 @@ def _entry(name: str, geometry: Geometry | None) -> Path:
     own = images / f"{name}-own"
     if geometry is None:
         return own
-    if geometry.resize is None and own.is_dir() and _cached_side(own) == geometry.size:
+    if geometry.resize is None and cache.side_of(own, _FIRST) == geometry.size:
         return own
     return images / f"{name}-{geometry.key}"
 
 
 def _own_side(entry: Path, listing: Listing) -> int:
     """Image side in pixels, from the cache if possible."""
-    return _cached_side(entry) if entry.is_dir() else square_shape(listing.splits["train"].paths)[0]
-
-
-def _cached_side(entry: Path) -> int:
-    return int(np.load(entry / "train-images.npy", mmap_mode="r").shape[1])
+    return cache.side_of(entry, _FIRST) or square_shape(listing.splits["train"].paths)[0]
 
 
 def _tell_twins(root: str, listing: Listing, name: str) -> None:
     """Warn if the same file is in the training split and in another one: accuracy on it is meaningless."""
-    twins = cache.remembered("twins", name, lambda: find_twins(listing.splits))
+    twins = cache.remembered(
+        "twins", name, lambda: find_twins(listing.splits), lambda found: [(str(a), str(b)) for a, b in found]
+    )
     if twins:
         ours, theirs = twins[0]
         more = f" and {len(twins) - 1} more" if len(twins) > 1 else ""

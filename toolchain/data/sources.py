@@ -5,6 +5,8 @@ They are in the table dataset.SOURCES.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from slimdeploy.toolchain.data import cache
@@ -13,7 +15,7 @@ from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.data.folder import read_folder
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.images import fit_pixels
-from slimdeploy.toolchain.preprocessing import Triple, triple
+from slimdeploy.toolchain.preprocessing import Triple, check_statistics, triple
 from slimdeploy.toolchain.torchvision import import_torchvision
 
 DIGITS_SIZE = 16
@@ -93,8 +95,13 @@ def _remembered(images: np.ndarray | FileImages) -> tuple[Triple, Triple]:
     """`statistics`, cached for images in files."""
     if not isinstance(images, FileImages):
         return statistics(images)
-    mean, std = cache.remembered("statistics", images.fingerprint(), lambda: statistics(images))
-    return triple(mean), triple(std)
+    return cache.remembered("statistics", images.fingerprint(), lambda: statistics(images), _statistics)
+
+
+def _statistics(document: Any) -> tuple[Triple, Triple]:
+    mean, std = map(triple, document)
+    check_statistics(mean, std)
+    return mean, std
 
 
 def _no_argument(name: str, argument: str) -> None:

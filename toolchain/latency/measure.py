@@ -179,7 +179,9 @@ def _differing(theirs: Any, ours: dict[str, Any]) -> str:
     theirs = theirs if isinstance(theirs, dict) else {}
     unsaid = {"precision": "fp32"}
     parts = [
-        f"{key} {theirs.get(key, unsaid.get(key))} (here {ours.get(key, unsaid.get(key))})"
+        "another graph"
+        if key == "graph"  # pages of JSON
+        else f"{key} {theirs.get(key, unsaid.get(key))} (here {ours.get(key, unsaid.get(key))})"
         for key in dict.fromkeys([*ours, *theirs])
         if theirs.get(key) != ours.get(key)
     ]

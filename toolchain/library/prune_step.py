@@ -68,7 +68,7 @@ def cut_network(
     limit = final.limit if progress == 1 else full * min(1.0, final.limit / full) ** progress
     scores = score_channels(network, moments, options)
     met = None
-    if options.latency_table and progress == 1:
+    if options.latency_ms is not None and progress == 1:
         met = _latency_budget(network.graph, scores, options, own, size)
         limit = met.budget_ms
     kept = choose_channels(network.graph, scores, options, Budget(own.costs, limit, own.unit))

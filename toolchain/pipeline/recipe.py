@@ -91,6 +91,8 @@ def load_recipe(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
     if set_targets and isinstance(section := document.get("prune"), dict):
         for target in _TARGETS - set_targets:  # a target given with --set replaces that of the recipe
             section.pop(target.removeprefix("prune."), None)
+        if "prune.latency_ms" not in set_targets:
+            section.pop("latency_table", None)
     for setting in settings:
         _apply(document, setting)
     try:

@@ -101,6 +101,8 @@ class PruneOptions:
             raise SlimdeployError(f"`{name}` must be above 0, not {value:g}")
         if self.latency_ms is not None and self.latency_table is None:
             raise SlimdeployError("`latency_ms` needs a `latency_table`: slimdeploy lut … measures one")
+        if self.latency_ms is None and self.latency_table is not None:
+            raise SlimdeployError(f"`latency_table` is for the target `latency_ms`, not `{name}`")
         if self.step_lr <= 0:
             raise SlimdeployError(f"`step_lr` must be above 0, not {self.step_lr:g}")
 
@@ -130,4 +132,4 @@ class PruneOptions:
 
     def at_ratio(self, ratio: float) -> PruneOptions:
         """The same with another target: `ratio`."""
-        return replace(self, ratio=ratio, params=None, macs=None, latency_ms=None)
+        return replace(self, ratio=ratio, params=None, macs=None, latency_ms=None, latency_table=None)

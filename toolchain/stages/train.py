@@ -149,6 +149,15 @@ def _check_run(output: Path, ranks: Ranks, *, resume: bool, force: bool) -> None
 
 
 def _clear(output: Path, *, resume: bool, force: bool) -> None:
+    for other in (output.with_name(f"{output.name}.safetensors"), output.with_suffix("")):
+        if (
+            other != output
+            and history_path(other) == history_path(output)
+            and (other.is_file() or state_path(other).exists())
+        ):
+            raise SlimdeployError(
+                f"{output} would share {history_path(output)} with {other}: choose another name"
+            )
     for path in (output, state_path(output), history_path(output)):
         artifacts.remove_leftovers(path)
     artifacts.check_output(output, force=force or (resume and state_path(output).exists()))

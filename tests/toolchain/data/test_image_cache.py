@@ -38,6 +38,33 @@ def test_decoded_once_then_read_from_the_cache(
     assert len(list(own_cache.iterdir())) == 1, "images of the size asked for are not kept twice"
 
 
+@pytest.mark.parametrize("left", [0, 60, -100])
+@pytest.mark.parametrize("size", [None, 8])
+def test_a_damaged_entry_is_made_again(folder: Path, own_cache: Path, left: int, size: int | None) -> None:
+    """As a power cut leaves it: empty, or cut off."""
+    first = _load(folder, size)
+    for _ in range(2):
+        (entry,) = own_cache.iterdir()
+        images = entry / "train-images.npy"
+        whole = images.read_bytes()
+        images.write_bytes(whole[:left])
+        np.testing.assert_array_equal(_load(folder, size).train.images, first.train.images)
+        assert images.read_bytes() == whole
+
+
+@pytest.mark.parametrize("document", ["[]", "5", "[[null]]", "[[1, 2, 3], [4, 5, 6]]", '{"a": 1}'])
+def test_a_damaged_document_is_made_again(folder: Path, own_cache: Path, document: str) -> None:
+    def found() -> Dataset:
+        return load_dataset(DataOptions(f"folder:{folder}", stream=True))
+
+    first = found().preprocessing
+    paths = list(own_cache.parent.glob("*/*.json"))
+    assert {path.parent.name for path in paths} == {"statistics", "twins"}
+    for path in paths:
+        path.write_text(document)
+    assert found().preprocessing == first
+
+
 def test_every_size_has_its_own_cache(folder: Path, own_cache: Path) -> None:
     assert _load(folder).train.images.shape[1] == 16
     assert _load(folder, size=8).train.images.shape[1] == 8

@@ -12,10 +12,10 @@ import torch
 from processes import process_environment
 from torch import nn
 
-from slimdeploy.toolchain.networks import weight_gradient
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.networks.weight_gradient import Convolution, by_product
+from slimdeploy.toolchain.networks.operators import weight_gradient
+from slimdeploy.toolchain.networks.operators.weight_gradient import Convolution, by_product
 
 
 def test_every_layer_that_pruning_can_leave_has_right_gradients() -> None:

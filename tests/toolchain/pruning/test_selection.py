@@ -135,6 +135,10 @@ def test_blocks_go_only_when_allowed_and_whole() -> None:
         ({"ratio": 1.0}, "ratio must be from 0 to below 1, not 1"),
         ({"params": -3.0}, "params must be above 0"),
         ({"latency_ms": 1.0}, "slimdeploy lut"),
+        (
+            {"params": 3e6, "latency_table": "t.json"},
+            "latency_table is for the target latency_ms, not params",
+        ),
         ({"ratio": 0.5, "residual": "coupel"}, "Did you mean 'couple'"),
         ({"ratio": 0.5, "min_channels": 0}, "min_channels must be at least 1"),
         ({"ratio": 0.5, "steps": 0}, "steps must be at least 1"),

@@ -47,6 +47,18 @@ def _interrupt(command: Callable, folder: Path, output: Path, monkeypatch: pytes
     return output
 
 
+@pytest.mark.parametrize(("first", "second"), [("net.safetensors", "net"), ("net", "net.safetensors")])
+def test_two_outputs_that_would_share_a_history_are_refused(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path, first: str, second: str
+) -> None:
+    (tmp_path / first).write_bytes(b"mine")
+    history_path(tmp_path / first).write_text("mine")
+    ran = slimdeploy_command(*train_arguments(image_folder, tmp_path / second), "--force")
+    message = f"{tmp_path / second} would share {tmp_path}/net.history.jsonl with {tmp_path / first}: "
+    assert (ran.exit_code, ran.error) == (2, message + "choose another name")
+    assert history_path(tmp_path / first).read_text() == "mine"
+
+
 def test_an_unfinished_run_is_not_thrown_away_unasked(
     slimdeploy_command: Callable, image_folder: Path, interrupted: Path
 ) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 Pair = tuple[int, int]
@@ -62,7 +61,6 @@ class _Convolution(Function):
         return functional.conv2d(images, weight, bias, stride, padding, dilation)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
         stride, padding, dilation = ctx.window
