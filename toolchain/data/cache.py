@@ -79,15 +79,16 @@ def load_arrays(entry: Path, lengths: dict[str, int]) -> dict[str, np.ndarray] |
     """The arrays of a cache entry, of these `lengths`; None if there is none, or if it is damaged, e.g. by a
     power cut.
     """
+    if not entry.is_dir():
+        return None
     try:
         arrays = {name: np.load(entry / f"{name}.npy") for name in lengths}
         if wrong := [name for name, length in lengths.items() if len(arrays[name]) != length]:
             raise ValueError(f"{wrong[0]} has another length")
         return arrays
-    except (OSError, ValueError, EOFError) as error:
-        if entry.is_dir():
-            log(f"the image cache {entry} is damaged ({shorten(error, 100)}): images are decoded again")
-            shutil.rmtree(entry, ignore_errors=True)
+    except (FileNotFoundError, ValueError, EOFError) as error:
+        log(f"the image cache {entry} is damaged ({shorten(error, 100)}): images are decoded again")
+        shutil.rmtree(entry, ignore_errors=True)
         return None
 
 
