@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from slimdeploy.toolchain.networks.memory_layout import place
-from slimdeploy.toolchain.networks.operators.weight_gradient import Convolution
+from slimdeploy.toolchain.networks.operators.convolution_layer import Convolution
 
 SIDE = 18
-"""Pixels: enough for the outputs of strided layers to have more than weight_gradient.FEW_PIXELS_1X1."""
+"""Pixels: enough for the outputs of strided layers to have more than convolution_layer.FEW_PIXELS_1X1."""
 WIDEST = 17
 """One more than the widest block of channels that a CPU computes at once."""
 

@@ -46,11 +46,12 @@ class Declaration:
     path: bool = False
     """Whether it is the path of an existing file."""
     metavar: str = ""
-    """Its flag, if it differs from the field's name."""
     flag: str = ""
-    """What None means, for the help text."""
+    """Its flag, if it differs from the field's name."""
     unset: str = ""
-    """Heading in `--help` for this option and the following ones."""
+    """What None means, for the help text."""
+    needs: str = ""
+    """The option without which this one has no effect: `teacher`, or with its value `schedule step`."""
     heading: str = ""
     """In `--help`, above this option and those after it, up to the next heading."""
 

@@ -83,6 +83,23 @@ def test_help_lists_every_command(slimdeploy_command: Callable) -> None:
         (["run", "digit"], "no recipe 'digit'; there are "),
         (["evaluate", "setup.cfg", "--size", "32"], "--size needs --data"),
         (["evaluate", "setup.cfg", "--data-dir", "data"], "--data-dir needs --data"),
+        (["train", "--data", "digits", "-o", "x", "--distill", "0.5"], "--distill needs --teacher"),
+        (["finetune", "setup.cfg", "-o", "x", "--temperature", "2"], "--temperature needs --teacher"),
+        (["train", "--data", "digits", "-o", "x", "--no-shrink"], "--no-shrink needs --sparsity"),
+        (
+            ["train", "--data", "digits", "-o", "x", "--schedule", "cosine", "--step-epochs", "3"],
+            "--step-epochs needs --schedule step",
+        ),
+        (
+            ["prune", "setup.cfg", "-o", "x", "--ratio", ".5", "--no-compensate"],
+            "--no-compensate needs --data",
+        ),
+        (
+            ["prune", "setup.cfg", "-o", "x", "--ratio", ".5", "--no-measure"],
+            "--no-measure needs --latency-ms",
+        ),
+        (["prune", "setup.cfg", "-o", "x", "--ratio", ".5", "--step-lr", ".1"], "--step-lr needs --steps"),
+        (["export", "setup.cfg", "-o", "x", "--target", "cpu"], "--target needs --precision int8"),
     ],
 )
 def test_wrong_calls_are_one_line_and_exit_2(

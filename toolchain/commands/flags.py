@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from slimdeploy.toolchain.declared import Declaration, Form, declarations
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.help_groups import GroupedOption
 from slimdeploy.toolchain.paths import InputPath
 from slimdeploy.toolchain.registry import Registry
@@ -37,6 +38,8 @@ def flags(
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(**arguments: Any) -> Any:
+            for name, declared in chosen.items():
+                _check_need(name, declared)
             values = {name: arguments.pop(name) for name in chosen}
             return function(**{into: kind(**{**(defaults or {}), **values})}, **arguments)
 
@@ -62,8 +65,25 @@ def _headings(kind: type) -> dict[str, str]:
 
 def given(kind: type) -> frozenset[str]:
     """The fields of `kind` whose flags were given on the command line."""
-    source = click.get_current_context().get_parameter_source
-    return frozenset(f.name for f in fields(kind) if source(f.name) not in (None, ParameterSource.DEFAULT))
+    return frozenset(f.name for f in fields(kind) if _is_given(f.name))
+
+
+def _is_given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (None, ParameterSource.DEFAULT)
+
+
+def _check_need(name: str, declared: Declaration) -> None:
+    """Raises SlimdeployError for a flag that was given without the one that it needs."""
+    needed, _, value = declared.needs.partition(" ")
+    if not needed or not _is_given(name):
+        return
+    chosen = click.get_current_context().params
+    if (chosen[needed] == value) if value else _is_given(needed):
+        return
+    flag = declared.flag or "--" + ("no-" if chosen[name] is False else "") + name.replace("_", "-")
+    needed = needed.replace("_", "-")
+    raise SlimdeployError(f"{flag} needs --{needed}{' ' if value else ''}{value}")
 
 
 def _flag(

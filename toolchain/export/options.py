@@ -42,7 +42,10 @@ class ExportOptions:
         choices=PRECISIONS,
     )
     target: str = option(
-        "tensorrt", "Runtime of an int8 file: tensorrt, or cpu (onnxruntime).", choices=TARGETS
+        "tensorrt",
+        "Runtime of an int8 file: tensorrt, or cpu (onnxruntime).",
+        choices=TARGETS,
+        needs="precision int8",
     )
     parity_images: int = option(512, "Number of test images for the comparison.", least=1)
     max_abs_error: float | None = option(None, "Maximum logit difference.", least=0, unset="by the precision")

@@ -25,6 +25,10 @@ from slimdeploy.toolchain.registry import Registry
 
 PRECISIONS = ("fp32", "fp16", "int8")
 WARM_UP_RUNS, MINIMUM_RUNS, MAXIMUM_RUNS, RUNS_S = 2, 3, 50, 0.15
+LAUNCHES, INTERVAL = 4, 0.025
+"""For the timing of whole networks: fewer launches than `bench`, with which each network would take minutes;
+the interval is half the tolerance of `prune --latency-ms`.
+"""
 
 
 BACKENDS: Registry[Callable[[LutOptions], LutBackend]] = Registry(
@@ -172,5 +176,6 @@ def time_whole(
 
     options = SessionOptions(device=device, threads=threads)
     launch = functools.partial(launched, subjects_for(models, [backend], options), batch)
-    timings = time_models(launch, len(models), TimingOptions(seconds=seconds))
+    wanted = TimingOptions(seconds=seconds, launches=LAUNCHES, ci=INTERVAL)
+    timings = time_models(launch, len(models), wanted)
     return [float(np.median(timing.samples())) for timing in timings]

@@ -49,7 +49,7 @@ class PruneOptions:
     latency_table: str | None = option(
         None, "Latency table of the target machine, written by `slimdeploy lut`.", path=True
     )
-    measure: bool = option(True, "Time the pruned network here and adjust the budget.")
+    measure: bool = option(True, "Time the pruned network here and adjust the budget.", needs="latency_ms")
     criterion: str = option(
         "gamma",
         "Importance of a channel; taylor and surgeon need --data.",
@@ -76,14 +76,18 @@ class PruneOptions:
     fold: bool = option(
         True, "Fold the constant outputs of removed channels into the next layers.", heading="After the cut"
     )
-    compensate: bool = option(True, "With --data: refit the next layers by least squares.")
-    statistics_images: int = option(2048, "Training images to measure activations on.", least=16)
-    recalibration_images: int = option(5120, "Training images for the new BN statistics.", least=2)
+    compensate: bool = option(True, "With --data: refit the next layers by least squares.", needs="data")
+    statistics_images: int = option(
+        2048, "Training images to measure activations on.", least=16, needs="data"
+    )
+    recalibration_images: int = option(
+        5120, "Training images for the new BN statistics.", least=2, needs="data"
+    )
     steps: int = option(
         1, "Number of pruning steps, with fine-tuning in between.", least=1, heading="In several steps"
     )
-    step_epochs: int = option(1, "Epochs between two steps.", least=1)
-    step_lr: float = option(0.01, "Peak learning rate between steps.", most=MAX_RATE)
+    step_epochs: int = option(1, "Epochs between two steps.", least=1, needs="steps")
+    step_lr: float = option(0.01, "Peak learning rate between steps.", most=MAX_RATE, needs="steps")
     seed: int = option(0, "Random seed.", least=0, most=MAX_SEED)
 
     def __post_init__(self) -> None:

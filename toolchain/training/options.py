@@ -44,7 +44,9 @@ class TrainOptions:
     batch_size: int = option(128, "Batch size; BN needs at least 2.", least=2, most=MAX_BATCH)
     lr: float = option(0.1, "Peak learning rate.", most=MAX_RATE)
     schedule: str = option("one-cycle", "Learning rate schedule.", choices=SCHEDULES)
-    step_epochs: int = option(30, "With --schedule step: epochs between two divisions by 10.", least=1)
+    step_epochs: int = option(
+        30, "With --schedule step: epochs between two divisions by 10.", least=1, needs="schedule step"
+    )
     momentum: float = option(0.9, "Nesterov momentum.")
     weight_decay: float = option(
         5e-4, "Weight decay, not applied to γ, β and biases.", least=0, most=MAX_RATE
@@ -59,21 +61,28 @@ class TrainOptions:
         heading="Sparsity",
     )
     sparsity_step: str = option(
-        "proximal", "proximal gives exact zeros; subgradient is the original method.", choices=SPARSITY_STEPS
+        "proximal",
+        "proximal gives exact zeros; subgradient is the original method.",
+        choices=SPARSITY_STEPS,
+        needs="sparsity",
     )
     sparse_layers: str = option(
         "prunable",
         "Penalised γ: only those of channels that pruning can remove, or all.",
         choices=SPARSE_LAYERS,
+        needs="sparsity",
     )
     sparse_align: int = option(
         8,
         "With --sparsity: keep a multiple of N channels in each layer, like prune --align.",
         least=1,
         most=MAX_IMAGE_SIZE,
+        needs="sparsity",
     )
     shrink: bool = option(
-        True, "Remove channels that stay at zero during training, or keep the original widths."
+        True,
+        "Remove channels that stay at zero during training, or keep the original widths.",
+        needs="sparsity",
     )
     validation: float = option(
         0.1, "Share of the training images held out.", heading="Validation and averaging"
@@ -90,8 +99,10 @@ class TrainOptions:
     teacher: str | None = option(
         None, "Teacher checkpoint for distillation.", path=True, heading="Distillation"
     )
-    distill: float = option(0.5, "Weight of the teacher's loss, above 0 and at most 1.")
-    temperature: float = option(4.0, "Softmax temperature of the distillation loss.", most=MAX_RATE)
+    distill: float = option(0.5, "Weight of the teacher's loss, above 0 and at most 1.", needs="teacher")
+    temperature: float = option(
+        4.0, "Softmax temperature of the distillation loss.", most=MAX_RATE, needs="teacher"
+    )
     augmentation: str = option(
         "cifar",
         "Preset of the random crop: cifar pads 4 pixels, for small images; imagenet has resized_crop 0.08.",

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.module import build_network
-from slimdeploy.toolchain.networks.operators import weight_gradient
+from slimdeploy.toolchain.networks.operators.convolution_layer import Convolution
 from slimdeploy.toolchain.training import compiling, learner, loop
 from slimdeploy.toolchain.training.compiling import compile_errors_explained
 from slimdeploy.toolchain.training.loop import TrainingData, fit
@@ -54,8 +54,8 @@ def test_a_compiled_run_is_the_same_run(
         return torch.compile(network, backend=lambda graph, inputs: traced.append(graph) or graph.forward)
 
     monkeypatch.setattr(learner, "compiled", traces)
-    # What is traced has torch's own gradients; --compile is for CUDA.
-    monkeypatch.setattr(weight_gradient, "by_product", lambda *_: False)
+    # What is traced has torch's own convolutions; --compile is for CUDA.
+    monkeypatch.setattr(Convolution, "forward", torch.nn.Conv2d.forward)
     found = _fit(tmp_path / "compiled", replace(OPTIONS, **changes, compile=True))
     expected = _fit(tmp_path / "eager", replace(OPTIONS, **changes))
     assert len(traced) == programs, "one for all steps of all epochs, and one after each cut"

@@ -78,7 +78,7 @@ class Convolution(Operator):
         return int(a["out"] * (a["in"] // a["groups"]) * height * width * output[1] * output[2])
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
-        from slimdeploy.toolchain.networks.operators.weight_gradient import Convolution as Layer
+        from slimdeploy.toolchain.networks.operators.convolution_layer import Convolution as Layer
 
         a = node.attributes
         parts: dict[str, Any] = {name: pair(node, name) for name in ("stride", "padding", "dilation")}

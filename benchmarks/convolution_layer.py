@@ -1,6 +1,6 @@
-"""Time of a training step with the weight gradients of operators/weight_gradient.py, and with oneDNN alone.
+"""Time of a training step, and of inference, with operators/convolution_layer.py and with oneDNN alone.
 
-    python -m slimdeploy.benchmarks.weight_gradient --output benchmarks/results/weight-gradient.json
+    python -m slimdeploy.benchmarks.convolution_layer --output benchmarks/results/convolution-layer.json
 
 Both variants of a step alternate in one process, in reverse order in every second round, on random images.
 """
@@ -24,7 +24,7 @@ from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.networks.operators import weight_gradient
+from slimdeploy.toolchain.networks.operators.convolution_layer import Convolution
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.training.precision import resolve_precision
 
@@ -33,10 +33,11 @@ COLUMNS = {
     "arch": "network",
     "stem": "its stem",
     "size": "input size, pixels",
-    "batch": "images per step",
-    "precision": "of the step",
-    "onednn_s": "time of a step with oneDNN's weight gradients, s, median over the rounds",
-    "product_s": "the same with a matrix product where the output has few pixels",
+    "batch": "images",
+    "work": "a training step, or inference",
+    "precision": "of the arithmetic",
+    "onednn_s": "time for the batch with oneDNN alone, s, median over the rounds",
+    "product_s": "the same with matrix products where they are faster",
     "speedup": "median over the rounds of the ratio",
     "low": "smallest ratio of a round",
     "high": "largest",
@@ -51,35 +52,40 @@ SETTINGS = [
 
 @contextlib.contextmanager
 def _onednn_alone() -> Iterator[None]:
-    chosen = weight_gradient.by_product
-    weight_gradient.by_product = lambda *_: False
+    forward = Convolution.forward
+    Convolution.forward = torch.nn.Conv2d.forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        weight_gradient.by_product = chosen
+        Convolution.forward = forward  # type: ignore[method-assign]
 
 
-def step_times(
-    arch: str, stem: str, size: int, batch: int, precision: str, rounds: int
+def times(
+    arch: str, stem: str, size: int, batch: int, work: str, precision: str, rounds: int
 ) -> list[tuple[float, float]]:
-    """Seconds of a step with oneDNN's weight gradients and with ours, for each round."""
-    network = place(GraphNetwork(build_graph(arch, stem=stem, classes=CLASSES)), "cpu").train()
+    """Seconds for a batch with oneDNN alone and with our products, for each round."""
+    network = place(GraphNetwork(build_graph(arch, stem=stem, classes=CLASSES)), "cpu")
+    network.train(work == "training")
     images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     labels = torch.arange(batch) % CLASSES
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
 
-    def step() -> float:
-        started = time.perf_counter()
+    def train() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
             loss = torch.nn.functional.cross_entropy(network(images), labels)
         loss.backward()
         optimizer.step()
-        return time.perf_counter() - started
+
+    @torch.no_grad()
+    def infer() -> None:
+        network(images)
 
     def one(ours: bool) -> float:
+        started = time.perf_counter()
         with contextlib.nullcontext() if ours else _onednn_alone():
-            return step()
+            train() if work == "training" else infer()
+        return time.perf_counter() - started
 
     found = []
     for number in range(rounds + 1):
@@ -98,17 +104,26 @@ def main(threads: int, rounds: int, only: tuple[int, ...], output: Path) -> None
     torch.set_num_threads(threads)
     rows: list[dict[str, Any]] = []
     for setting in [SETTINGS[index] for index in only] or SETTINGS:
-        for precision in dict.fromkeys(("fp32", resolve_precision("auto", "cpu"))):
-            times = step_times(*setting, precision, rounds)
-            ratios = [theirs / ours for theirs, ours in times]
-            medians = [statistics.median(column) for column in zip(*times, strict=True)]
-            values = (*setting, precision, *medians, statistics.median(ratios), min(ratios), max(ratios))
+        precisions = dict.fromkeys(("fp32", resolve_precision("auto", "cpu")))
+        for work, precision in [("inference", "fp32"), *(("training", each) for each in precisions)]:
+            seconds = times(*setting, work, precision, rounds)
+            ratios = [theirs / ours for theirs, ours in seconds]
+            medians = [statistics.median(column) for column in zip(*seconds, strict=True)]
+            values = (
+                *setting,
+                work,
+                precision,
+                *medians,
+                statistics.median(ratios),
+                min(ratios),
+                max(ratios),
+            )
             rows.append(dict(zip(COLUMNS, values, strict=True)))
             log(" ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values))
     document = results.document(
         "table",
-        command=shlex.join(["python", "-m", "slimdeploy.benchmarks.weight_gradient", *sys.argv[1:]]),
-        title=f"A training step on the CPU, {threads} threads: weight gradients by oneDNN, or as a product",
+        command=shlex.join(["python", "-m", "slimdeploy.benchmarks.convolution_layer", *sys.argv[1:]]),
+        title=f"Training and inference on the CPU, {threads} threads: oneDNN alone, or with matrix products",
         columns=COLUMNS,
         rows=rows,
     )
@@ -116,4 +131,4 @@ def main(threads: int, rounds: int, only: tuple[int, ...], output: Path) -> None
 
 
 if __name__ == "__main__":
-    run_program(main, "weight_gradient")
+    run_program(main, "convolution_layer")
