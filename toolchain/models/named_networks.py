@@ -32,8 +32,9 @@ def named_network(
 ) -> GraphNetwork:
     """The network called `name` (default: ResNet-50) with random weights, which depend only on `seed`.
 
-    `classes` is passed as `num_classes`; to a user's function only if it is one of `arguments`. Raises
-    SlimdeployError for an unknown name, a file that fails to run, and an unsupported network.
+    `classes` is passed as `num_classes`, but not to a user's function, which takes `arguments` alone. Raises
+    SlimdeployError for an unknown name, a file that fails to run, an unsupported network, and another
+    `num_classes` in `arguments` than `classes`.
     """
     if name is None or not is_imported(name):
         if arguments:
@@ -72,6 +73,8 @@ def foreign_module(
     """The module as it is built; raises SlimdeployError like named_network."""
     source, _, rest = name.rpartition(":")
     given = dict(arguments or {})
+    if classes is not None and given.get("num_classes", classes) != classes:
+        raise SlimdeployError(f"`arguments` num_classes={given['num_classes']}: there are {classes} classes")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source == "torchvision":
@@ -102,9 +105,8 @@ def _of_torchvision(name: str, classes: int | None, arguments: dict[str, Any]) -
         raise SlimdeployError(f"torchvision has no classifier {name!r}.{nearest(name, known)}")
     if name in ("googlenet", "inception_v3"):  # without it torchvision warns and takes a minute
         arguments = {"init_weights": False, **arguments}
-    return _called(
-        models.get_model, f"torchvision:{name}", name, weights=None, **_counted(classes), **arguments
-    )
+    defaults = {"weights": None, **_counted(classes)}
+    return _called(models.get_model, f"torchvision:{name}", name, arguments=defaults | arguments)
 
 
 def _of_timm(name: str, classes: int | None, arguments: dict[str, Any]) -> nn.Module:
@@ -115,9 +117,8 @@ def _of_timm(name: str, classes: int | None, arguments: dict[str, Any]) -> nn.Mo
         raise SlimdeployError("timm isn't installed: pip install timm") from error
     if not timm.is_model(name):
         raise SlimdeployError(f"timm has no model {name!r}.{nearest(name, timm.list_models())}")
-    return _called(
-        timm.create_model, f"timm:{name}", name, pretrained=False, **_counted(classes), **arguments
-    )
+    defaults = {"pretrained": False, **_counted(classes)}
+    return _called(timm.create_model, f"timm:{name}", name, arguments=defaults | arguments)
 
 
 def _of_file(path: Path, function: str, arguments: dict[str, Any]) -> nn.Module:
@@ -140,7 +141,7 @@ def _of_file(path: Path, function: str, arguments: dict[str, Any]) -> nn.Module:
         if not callable(build):
             names = [n for n, value in vars(user).items() if callable(value) and not n.startswith("_")]
             raise SlimdeployError(f"{path} has no function {function!r}.{nearest(function, names)}")
-        return _called(build, f"{path}:{function}", **arguments)
+        return _called(build, f"{path}:{function}", arguments=arguments)
 
 
 def _module_name(path: Path) -> tuple[str, Path]:
@@ -182,7 +183,9 @@ def _load(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     module.load_state_dict(dict(tensors), strict=False)
 
 
-def _called(build: Callable[..., Any], name: str, *positional: Any, **arguments: Any) -> nn.Module:
+def _called(
+    build: Callable[..., Any], name: str, *positional: Any, arguments: Mapping[str, Any]
+) -> nn.Module:
     try:
         module = build(*positional, **arguments)
     except (Exception, SystemExit) as error:  # whatever a foreign builder raises

@@ -114,8 +114,9 @@ def _described(
 ) -> str:
     """One line: the preprocessing of the images, and where mean and deviation come from."""
     origin = (weights and weights.source) or "of the training data"
-    if all(given) and not (weights and weights.published):
-        origin = "as given"
+    if not (weights and weights.published):
+        mean, std = ("as given" if value else origin for value in given)
+        origin = mean if mean == std else f"mean {mean}, std {std}"
     return f"preprocessing: {preprocessing}, {origin}"
 
 

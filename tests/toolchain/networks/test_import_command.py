@@ -71,6 +71,18 @@ def test_names_that_lead_nowhere(
     assert "\n" not in str(refused.value)
 
 
+def test_arguments_may_have_any_name(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\ndef make(name, build=1): return torch.nn.Linear(build, name)"
+    )
+    module = foreign_module(f"{tmp_path}/net.py:make", arguments={"name": 3, "build": 2})
+    assert (module.in_features, module.out_features) == (2, 3)
+    seven = foreign_module("torchvision:squeezenet1_0", arguments={"num_classes": 7, "weights": None})
+    assert seven.num_classes == 7
+    with pytest.raises(SlimdeployError, match=r"^arguments num_classes=7: there are 10 classes$"):
+        foreign_module("torchvision:squeezenet1_0", classes=10, arguments={"num_classes": 7})
+
+
 USERS_FILE = """from __future__ import annotations
 from dataclasses import dataclass
 import torch
