@@ -74,7 +74,9 @@ def foreign_module(
     source, _, rest = name.rpartition(":")
     given = dict(arguments or {})
     if classes is not None and given.get("num_classes", classes) != classes:
-        raise SlimdeployError(f"`arguments` num_classes={given['num_classes']}: there are {classes} classes")
+        raise SlimdeployError(
+            f"`arguments` num_classes={given['num_classes']}: leave it out; the network gets {classes} classes"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source == "torchvision":

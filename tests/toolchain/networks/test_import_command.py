@@ -79,7 +79,9 @@ def test_arguments_may_have_any_name(tmp_path: Path) -> None:
     assert (module.in_features, module.out_features) == (2, 3)
     seven = foreign_module("torchvision:squeezenet1_0", arguments={"num_classes": 7, "weights": None})
     assert seven.num_classes == 7
-    with pytest.raises(SlimdeployError, match=r"^arguments num_classes=7: there are 10 classes$"):
+    with pytest.raises(
+        SlimdeployError, match=r"^arguments num_classes=7: leave it out; the network gets 10 classes$"
+    ):
         foreign_module("torchvision:squeezenet1_0", classes=10, arguments={"num_classes": 7})
 
 
