@@ -73,9 +73,10 @@ def foreign_module(
     """The module as it is built; raises SlimdeployError like named_network."""
     source, _, rest = name.rpartition(":")
     given = dict(arguments or {})
-    if classes is not None and given.get("num_classes", classes) != classes:
+    own = given.get("num_classes", classes)
+    if classes is not None and own != classes:
         raise SlimdeployError(
-            f"`arguments` num_classes={given['num_classes']}: leave it out; the network gets {classes} classes"
+            f"`arguments` num_classes={own}: leave it out; the network gets {classes} classes"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
