@@ -19,14 +19,16 @@ Window = tuple[Pair, Pair, Pair]
 WEIGHTS_PER_PIXEL = 2**17
 """The product is faster for at least so many weights per pixel of an output.
 
-oneDNN reads the weights once per image; if they exceed the cache, it waits for the memory."""
+oneDNN reads the weights once per image; if they exceed the cache, it waits for the memory.
+"""
 VERY_FEW_PIXELS = 4
 """A 1×1 convolution of any width is faster as a product for outputs of at most so many pixels."""
 FEW_PIXELS = 16
 """The weight gradient is faster as a product for outputs of at most so many pixels."""
 FEW_PIXELS_1X1 = 64
 """The same for 1×1 kernels, whose inputs needn't be copied once per tap, and for the input gradient of
-strided ones."""
+strided ones.
+"""
 CHANNEL_BLOCK = 16
 """Channels per block of oneDNN with AVX-512; 8 with AVX2."""
 
@@ -131,13 +133,14 @@ def input_gradient(gradient: Tensor, shape: torch.Size, weight: Tensor, window: 
     rows, columns = gradient.shape[2:]
     kernel = weight.shape[2:]
     taps = (_rows(gradient) @ _matrix(weight)).view(count, rows, columns, *kernel, inputs)
-    padded = gradient.new_zeros(count, height + 2 * above, width + 2 * left, inputs)
+    exact = torch.promote_types(gradient.dtype, torch.float32)  # as oneDNN adds up
+    padded = gradient.new_zeros(count, height + 2 * above, width + 2 * left, inputs, dtype=exact)
     for y in range(kernel[0]):
         for x in range(kernel[1]):
             top, start = y * dilation[0], x * dilation[1]
             read = padded[:, top : top + down * rows : down, start : start + across * columns : across]
             read += taps[:, :, :, y, x]
-    return padded[:, above : above + height, left : left + width].permute(0, 3, 1, 2)
+    return padded[:, above : above + height, left : left + width].permute(0, 3, 1, 2).to(gradient.dtype)
 
 
 def weight_gradient(gradient: Tensor, images: Tensor, shape: torch.Size, window: Window) -> Tensor:
