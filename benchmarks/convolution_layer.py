@@ -7,14 +7,13 @@ Both variants of a step alternate in one process, in reverse order in every seco
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 import torch
@@ -50,16 +49,6 @@ SETTINGS = [
 ]
 
 
-@contextlib.contextmanager
-def _onednn_alone() -> Iterator[None]:
-    forward = Convolution.forward
-    Convolution.forward = torch.nn.Conv2d.forward  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        Convolution.forward = forward  # type: ignore[method-assign]
-
-
 def times(
     arch: str, stem: str, size: int, batch: int, work: str, precision: str, rounds: int
 ) -> list[tuple[float, float]]:
@@ -83,7 +72,8 @@ def times(
 
     def one(ours: bool) -> float:
         started = time.perf_counter()
-        with contextlib.nullcontext() if ours else _onednn_alone():
+        forward = Convolution.forward if ours else torch.nn.Conv2d.forward
+        with mock.patch.object(Convolution, "forward", forward):
             train() if work == "training" else infer()
         return time.perf_counter() - started
 
@@ -109,15 +99,8 @@ def main(threads: int, rounds: int, only: tuple[int, ...], output: Path) -> None
             seconds = times(*setting, work, precision, rounds)
             ratios = [theirs / ours for theirs, ours in seconds]
             medians = [statistics.median(column) for column in zip(*seconds, strict=True)]
-            values = (
-                *setting,
-                work,
-                precision,
-                *medians,
-                statistics.median(ratios),
-                min(ratios),
-                max(ratios),
-            )
+            spread = (statistics.median(ratios), min(ratios), max(ratios))
+            values = (*setting, work, precision, *medians, *spread)
             rows.append(dict(zip(COLUMNS, values, strict=True)))
             log(" ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values))
     document = results.document(

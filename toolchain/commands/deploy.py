@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import click
 
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.commands.deploy_output import deploy_output
-from slimdeploy.toolchain.commands.flags import flags, given
+from slimdeploy.toolchain.commands.flags import flags, refuse
 from slimdeploy.toolchain.deploy.options import DeployOptions, SshOptions
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.paths import InputPath
@@ -60,7 +59,7 @@ def deploy(
     if rollback + (bundle is not None) != 1 and (rollback or not ssh.bootstrap):
         raise SlimdeployError("name a bundle, or pass --rollback or --bootstrap")
     if rollback:
-        _refuse(OF_A_BUNDLE, "needs a bundle: --rollback does not change the previous version")
+        refuse(OF_A_BUNDLE, "needs a bundle: --rollback does not change the previous version")
     result = _deployed(bundle, rollback, root, options, _all_hosts(hosts, hosts_file), ssh)
     return deploy_output(result, root or default_root())
 
@@ -92,10 +91,3 @@ def _all_hosts(hosts: tuple[str, ...], file: Path | None) -> list[str]:
     from slimdeploy.toolchain.deploy.remote import read_hosts
 
     return [*hosts, *read_hosts(file)]
-
-
-def _refuse(names: Collection[str], reason: str) -> None:
-    """Raise SlimdeployError for the first of these options that was given: it would be ignored."""
-    for name in names:
-        if name in given(DeployOptions):
-            raise SlimdeployError(f"`{name}` {reason}")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.commands.flags import flags
+from slimdeploy.toolchain.commands.flags import flags, refuse
 from slimdeploy.toolchain.commands.options import data_options
 from slimdeploy.toolchain.declared import declarations
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -77,15 +75,15 @@ def export(
 
     job = EngineJob(engine, build=trt, check=trt_check)
     if not (trt or trt_check):
-        _refuse(declarations(EngineOptions), "applies to engines: pass --trt or --trt-check")
+        refuse(declarations(EngineOptions), "applies to engines: pass --trt or --trt-check")
     if model.suffix == ".onnx":
         if not model.is_file():
             raise SlimdeployError(f"no model at {model}")
         if not (trt or trt_check):
             raise SlimdeployError(f"{model} is ONNX already: pass --trt or --trt-check to build it")
-        _refuse(OF_CHECKPOINTS, f"applies to checkpoints, and {model} is an ONNX file")
+        refuse(OF_CHECKPOINTS, f"applies to checkpoints, and {model} is an ONNX file")
         if not trt:
-            _refuse(("output", "force"), "cannot be used with --trt-check alone, which writes no file")
+            refuse(("output", "force"), "cannot be used with --trt-check alone, which writes no file")
         check_machine(job)
         result = engine_stage(model, output or model.with_suffix(ENGINE_SUFFIX), job, force=force)
         return Output(
@@ -103,14 +101,6 @@ def export(
     result = engine_stage(exported.onnx, output.with_suffix(ENGINE_SUFFIX), job, force=force)
     rows = [*_onnx_rows(exported), *_engine_rows(result)]
     return Output({**exported.to_json(), **result.to_json()}, facts_table(rows), result.failed)
-
-
-def _refuse(options: Iterable[str], why: str) -> None:
-    """Raises SlimdeployError for the first of `options` on the command line: it would be ignored."""
-    context = click.get_current_context()
-    for option in options:
-        if context.get_parameter_source(option) == ParameterSource.COMMANDLINE:
-            raise SlimdeployError(f"`{option}` {why}")
 
 
 def _onnx_rows(result: ExportResult) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any
@@ -65,25 +65,32 @@ def _headings(kind: type) -> dict[str, str]:
 
 def given(kind: type) -> frozenset[str]:
     """The fields of `kind` whose flags were given on the command line."""
-    return frozenset(f.name for f in fields(kind) if _is_given(f.name))
+    return frozenset(f.name for f in fields(kind) if is_given(f.name))
 
 
-def _is_given(name: str) -> bool:
+def is_given(name: str) -> bool:
+    """Whether the parameter `name` of the running command was given on the command line."""
     source = click.get_current_context().get_parameter_source(name)
     return source not in (None, ParameterSource.DEFAULT)
+
+
+def refuse(names: Iterable[str], why: str) -> None:
+    """Raises SlimdeployError for the first of these parameters that was given: it would be ignored."""
+    for name in names:
+        if is_given(name):
+            raise SlimdeployError(f"`{name}` {why}")
 
 
 def _check_need(name: str, declared: Declaration) -> None:
     """Raises SlimdeployError for a flag that was given without the one that it needs."""
     needed, _, value = declared.needs.partition(" ")
-    if not needed or not _is_given(name):
+    if not needed or not is_given(name):
         return
     chosen = click.get_current_context().params
-    if (chosen[needed] == value) if value else _is_given(needed):
+    if (chosen[needed] == value) if value else is_given(needed):
         return
-    flag = declared.flag or "--" + ("no-" if chosen[name] is False else "") + name.replace("_", "-")
-    needed = needed.replace("_", "-")
-    raise SlimdeployError(f"{flag} needs --{needed}{' ' if value else ''}{value}")
+    flag = f"--no-{name.replace('_', '-')}" if chosen[name] is False else f"`{name}`"
+    raise SlimdeployError(f"{flag} needs `{needed}` {value}".rstrip())
 
 
 def _flag(

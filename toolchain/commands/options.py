@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from click.core import ParameterSource
 
 from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, MAX_SEED, MAX_THREADS
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.commands.flags import refuse
 from slimdeploy.toolchain.paths import InputPath, OutputPath
 from slimdeploy.toolchain.preprocessing import CHANNEL_ORDERS, INTERPOLATIONS
 from slimdeploy.toolchain.preprocessing_options import PRESETS, PreprocessingOptions
@@ -73,10 +72,8 @@ def data_options(
             from slimdeploy.toolchain.data.dataset import DataOptions
 
             chosen = {name: arguments.pop(name) for name in [*_NAMES, *(_CHOICES if preprocessing else ())]}
-            source = click.get_current_context().get_parameter_source
-            unused = [name for name in chosen if source(name) is ParameterSource.COMMANDLINE]
-            if data is None and unused:
-                raise SlimdeployError(f"--{unused[0].replace('_', '-')} needs --data")
+            if data is None:
+                refuse(chosen, "needs `data`")
             return function(data=DataOptions(data, **chosen) if data else None, **arguments)
 
         wrapped.__doc__ = function.__doc__

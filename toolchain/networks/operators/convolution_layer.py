@@ -6,6 +6,7 @@ times as fast (`benchmarks/convolution_layer.py`).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -63,8 +64,9 @@ class _Convolution(Function):
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
         ctx.save_for_backward(images, weight)
         ctx.window = window
-        if output_by_product(weight, _output_pixels(images, weight, window)):
-            return output(images, weight, bias, window)
+        size = _output_size(images, weight, window)
+        if output_by_product(weight, math.prod(size)):
+            return output(images, weight, bias, size, window)
         return functional.conv2d(images, weight, bias, *window)
 
     @staticmethod
@@ -110,9 +112,8 @@ def weight_gradient_by_product(weight: Tensor, stride: Pair, pixels: int) -> boo
     return pixels <= FEW_PIXELS_1X1 or (max(stride) > 1 and weight.shape[1] < CHANNEL_BLOCK)
 
 
-def output(images: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
-    """The (N, out, H', W') output of a dense convolution as one matrix product."""
-    size = _output_size(images, weight, window)
+def output(images: Tensor, weight: Tensor, bias: Tensor | None, size: Pair, window: Window) -> Tensor:
+    """The (N, out, H', W') output of a dense convolution, `size` (H', W'), as one matrix product."""
     columns, matrix = _columns(images, weight.shape, size, window), _matrix(weight).t()
     # Not a view of the product: autograd forbids the next layer to change a view in place.
     found = torch.empty(
@@ -180,14 +181,9 @@ def _columns(images: Tensor, shape: torch.Size, size: tuple[int, ...], window: W
     return read.reshape(-1, kernel[0] * kernel[1] * inputs)
 
 
-def _output_size(images: Tensor, weight: Tensor, window: Window) -> tuple[int, int]:
+def _output_size(images: Tensor, weight: Tensor, window: Window) -> Pair:
     height, width = (
         max(images.shape[axis] + 2 * padding - dilation * (weight.shape[axis] - 1) - 1, -stride) // stride + 1
         for axis, (stride, padding, dilation) in enumerate(zip(*window, strict=True), start=2)
     )
     return height, width
-
-
-def _output_pixels(images: Tensor, weight: Tensor, window: Window) -> int:
-    height, width = _output_size(images, weight, window)
-    return height * width
