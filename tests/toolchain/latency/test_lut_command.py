@@ -37,9 +37,11 @@ SMALL, SIZE = lut_accuracy.scaled(build_graph("resnet18"), 0.25, 0.25, 8), 32
 @pytest.fixture(scope="module", autouse=True)
 def short() -> Iterator[None]:
     """Times of few runs in few processes: they needn't be exact."""
-    quick = {"launches": 2, "ci": 0.99, "warm_up_floor_s": 0.0, "warm_up_limit_s": 0.1}
+    quick = {"warm_up_floor_s": 0.0, "warm_up_limit_s": 0.1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lut_backend, "RUNS_S", 0.01)
+        patch.setattr(lut_backend, "LAUNCHES", 2)
+        patch.setattr(lut_backend, "INTERVAL", 0.99)
         patch.setattr(options, "TimingOptions", functools.partial(options.TimingOptions, **quick))
         patch.setattr(lut_accuracy, "ANCHORS", 1)
         yield
