@@ -27,6 +27,10 @@ PASS = 12
 STEADY = 0.05
 """Passes whose speeds differ by less count as measured at the same speed."""
 SEARCH_ROUNDS, ROUNDS = 3, 12
+FACTORS = (0.5, 2.0)
+"""A run without profiling takes as long as its layers, times a factor in this range. A factor outside comes
+from measurements that other programs disturbed: at 0 all layers would cost nothing.
+"""
 FLOOR = 0.01
 """Relative errors below this count the same: reweighting would divide by zero."""
 
@@ -241,12 +245,18 @@ def _fit_rest(samples: Sequence[Sample]) -> np.ndarray:
 
 
 def _fit_totals(networks: Sequence[_Network], raw: LatencyTable) -> tuple[float, float]:
-    """Conversion from layer times to a run without profiling: a factor, and ms per layer."""
+    """Conversion from layer times to a run without profiling: a factor, and ms per layer.
+
+    The factor alone, and 0 ms, if no factor in FACTORS fits best.
+    """
     predicted = np.array([raw.layers_ms(network.convs, network.ends) for network in networks])
     nodes = np.array([len(network.convs) + 1.0 for network in networks])
     total = np.array([network.sample.total_ms for network in networks])
     scale, each = least_absolute(np.stack([predicted, nodes], axis=1), total, signed=(1,))
-    return float(scale), float(each)
+    if FACTORS[0] <= scale <= FACTORS[1]:
+        return float(scale), float(each)
+    (scale,) = least_absolute(predicted[:, None], total)
+    return float(scale), 0.0
 
 
 def _table(

@@ -23,7 +23,9 @@ from slimdeploy.toolchain.latency.measure import LutResult
 from slimdeploy.toolchain.latency.table import LatencyTable, ends, load_table, weights_mb
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.cost import round_up
+from slimdeploy.toolchain.networks.cutting import at_widths
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import convolutions
 
@@ -130,6 +132,18 @@ def test_the_truth_is_found_again(exact):
 def test_noise_and_other_work_are_survived(tmp_path):
     result = measure_table(device(noise=0.1, disturbed=0.25), tmp_path / "t.json")
     assert np.median(errors(result.table)) < 0.05
+
+
+def test_layers_cost_time_even_if_whole_runs_were_all_disturbed(tmp_path):
+    def profile(spec: Graph, size: int) -> Sample:
+        convs, rest = true_ms(spec, size)
+        return Sample(spec, convs, rest, total_ms=1.0)  # other work took the rest of the time
+
+    table = measure_table(profile, tmp_path / "t.json", seconds=0).table
+    groups = channel_groups(RESNET18, residual="couple")
+    half = at_widths(RESNET18, groups, {group.name: group.width // 2 for group in groups})
+    assert table.network_ms(half, 32) < 0.6 * table.network_ms(RESNET18, 32)
+    assert table.layer_ms == 0
 
 
 def test_work_that_slows_a_machine_for_a_while_does_not_count(tmp_path):
