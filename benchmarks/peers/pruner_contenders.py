@@ -60,11 +60,17 @@ def contender(name: str) -> Callable[[Contender], Contender]:
     return register
 
 
+def by_slimdeploy(options: PruneOptions) -> Contender:
+    """slimdeploy with these options."""
+    return _slimdeploy(lambda task: options)
+
+
 def _slimdeploy(options_for: Callable[[Task], PruneOptions]) -> Contender:
     def run(task: Task, output: Path) -> dict[str, float]:
         result = prune_stage(
-            task.source, options=options_for(task), output=output, data=task.data, force=True
-        ).result
+            task.source, options=options_for(task), output=output, data=task.data, device=task.device,
+            force=True,
+        ).result  # fmt: skip
         assert result.accuracy is not None
         found = result.accuracy
         return {

@@ -33,8 +33,8 @@ def named_network(
     """The network called `name` (default: ResNet-50) with random weights, which depend only on `seed`.
 
     `classes` is passed as `num_classes`, but not to a user's function, which takes `arguments` alone. Raises
-    SlimdeployError for an unknown name, a file that fails to run, an unsupported network, and another
-    `num_classes` in `arguments` than `classes`.
+    SlimdeployError for an unknown name, a file that fails to run, an unsupported network, and one with
+    another number of classes than `classes`.
     """
     if name is None or not is_imported(name):
         if arguments:
@@ -62,9 +62,16 @@ def imported_network(
     try:
         if tensors is not None:
             _load(module, tensors)
-        return from_module(module, size=size, arch=name)
+        imported = from_module(module, size=size, arch=name)
     except SlimdeployError as error:
         raise SlimdeployError(f"{name}: {error}") from error
+    found = imported.network.graph.classes
+    if classes not in (None, found):
+        raise SlimdeployError(
+            f"{name} gives a network of {found} classes, not {classes}: pass the number in `arguments`, or "
+            "change the function"
+        )
+    return imported
 
 
 def foreign_module(

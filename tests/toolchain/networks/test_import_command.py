@@ -71,6 +71,13 @@ def test_names_that_lead_nowhere(
     assert "\n" not in str(refused.value)
 
 
+def test_a_function_with_another_number_of_classes_is_refused(model_file: Path) -> None:
+    with pytest.raises(SlimdeployError, match=r"gives a network of 4 classes, not 10: pass"):
+        named_network(f"{model_file}:build", size=16, classes=10)
+    fitting = named_network(f"{model_file}:build", size=16, classes=10, arguments={"num_classes": 10})
+    assert fitting.graph.classes == 10
+
+
 def test_arguments_may_have_any_name(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "import torch\ndef make(name, build=1): return torch.nn.Linear(build, name)"
