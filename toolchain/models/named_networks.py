@@ -6,6 +6,7 @@ import ast
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def named_network(
 ) -> GraphNetwork:
     """The network called `name` (default: ResNet-50) with random weights, which depend only on `seed`.
 
-    `classes` is passed as `num_classes`, but not to a user's function, which takes `arguments` alone. Raises
+    `classes` is passed as `num_classes`, to a user's function only if it has a parameter of that name. Raises
     SlimdeployError for an unknown name, a file that fails to run, an unsupported network, and one with
     another number of classes than `classes`.
     """
@@ -91,7 +92,7 @@ def foreign_module(
             return _of_torchvision(rest, classes, given)
         if source == "timm":
             return _of_timm(rest, classes, given)
-        return _of_file(Path(source), rest, given)
+        return _of_file(Path(source), rest, classes, given)
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def _of_timm(name: str, classes: int | None, arguments: dict[str, Any]) -> nn.Mo
     return _called(timm.create_model, f"timm:{name}", name, arguments=defaults | arguments)
 
 
-def _of_file(path: Path, function: str, arguments: dict[str, Any]) -> nn.Module:
+def _of_file(path: Path, function: str, classes: int | None, arguments: dict[str, Any]) -> nn.Module:
     if not path.is_file():
         raise SlimdeployError(f"no file at {path}: write FILE.py:FUNCTION, torchvision:NAME or timm:NAME")
     name, root = _module_name(path.resolve())
@@ -151,7 +152,8 @@ def _of_file(path: Path, function: str, arguments: dict[str, Any]) -> nn.Module:
         if not callable(build):
             names = [n for n, value in vars(user).items() if callable(value) and not n.startswith("_")]
             raise SlimdeployError(f"{path} has no function {function!r}.{nearest(function, names)}")
-        return _called(build, f"{path}:{function}", arguments=arguments)
+        counted = _counted(classes) if "num_classes" in inspect.signature(build).parameters else {}
+        return _called(build, f"{path}:{function}", arguments=counted | arguments)
 
 
 def _module_name(path: Path) -> tuple[str, Path]:

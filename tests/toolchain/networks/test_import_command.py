@@ -71,11 +71,12 @@ def test_names_that_lead_nowhere(
     assert "\n" not in str(refused.value)
 
 
-def test_a_function_with_another_number_of_classes_is_refused(model_file: Path) -> None:
+def test_the_number_of_classes_reaches_a_users_function(model_file: Path) -> None:
+    assert named_network(f"{model_file}:build", size=16, classes=10).graph.classes == 10
+    fixed = model_file.with_name("fixed.py")
+    fixed.write_text(f"import {model_file.stem}\ndef four(): return {model_file.stem}.build()\n")
     with pytest.raises(SlimdeployError, match=r"gives a network of 4 classes, not 10: pass"):
-        named_network(f"{model_file}:build", size=16, classes=10)
-    fitting = named_network(f"{model_file}:build", size=16, classes=10, arguments={"num_classes": 10})
-    assert fitting.graph.classes == 10
+        named_network(f"{fixed}:four", size=16, classes=10)
 
 
 def test_arguments_may_have_any_name(tmp_path: Path) -> None:
