@@ -86,6 +86,8 @@ class Geometry:
 class Preprocessing:
     """The pixels selected by `geometry`, scaled to 0…1, then (x − mean) ÷ std per channel, in the order of
     `channels`.
+
+    Raises SlimdeployError like `Geometry`, and for an impossible mean or standard deviation.
     """
 
     size: int
@@ -98,8 +100,14 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.channels not in CHANNEL_ORDERS:
             raise unknown("order of channels", self.channels, CHANNEL_ORDERS)
-        if self.resize == self.size:
-            object.__setattr__(self, "resize", None)
+        object.__setattr__(self, "resize", self.geometry.resize)
+        for name in ("mean", "std"):
+            given = getattr(self, name)
+            try:
+                object.__setattr__(self, name, triple(given))
+            except (TypeError, ValueError) as error:
+                raise SlimdeployError(f"`{name}` must be three numbers, not {given!r}") from error
+        check_statistics(self.mean, self.std)
 
     @property
     def geometry(self) -> Geometry:
@@ -134,7 +142,6 @@ class Preprocessing:
             str(document.get("interpolation", "bilinear")),
         )
         mean, std = triple(document["mean"]), triple(document["std"])
-        check_statistics(mean, std)
         channels = str(document.get("channels", "rgb"))
         return cls(size, mean, std, geometry.resize, geometry.interpolation, channels)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -212,3 +214,21 @@ def test_options_go_before_the_preset_and_the_preset_before_the_data() -> None:
 def test_resize_is_a_side_or_two(text: str) -> None:
     with pytest.raises(SlimdeployError, match="give the shorter side, such as 256, or HEIGHTxWIDTH"):
         parse_resize(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": (0.5,)}, "mean must be three numbers, not (0.5,)"),
+        ({"std": 0.5}, "std must be three numbers, not 0.5"),
+        ({"std": (0, 0.5, 0.5)}, "std must be above 0"),
+        ({"std": (math.nan, 0.5, 0.5)}, "std must be above 0"),
+        ({"mean": (127, 127, 127)}, "mean 127 is not possible for pixels in 0…1: divide by 255, 0.498"),
+        ({"size": 0}, "not 0"),
+        ({"interpolation": "cubic"}, "cubic"),
+    ],
+)
+def test_a_preprocessing_that_no_checkpoint_may_have_is_refused_when_made(changes, message):
+    valid = {"size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+    with pytest.raises(SlimdeployError, match=re.escape(message)):
+        Preprocessing(**valid | changes)

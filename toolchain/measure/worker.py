@@ -26,8 +26,10 @@ from slimdeploy.toolchain.runtime.session import Session
 Opener = Callable[[], Session]
 """Opens the session to measure. It is sent to the process, so it must be picklable."""
 
-RAW = Preprocessing(0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-"""For a model without preprocessing: pixels scaled to 0…1. Its time is right, its accuracy is not."""
+RAW = Preprocessing(1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""For a model without preprocessing: pixels scaled to 0…1. Its time is right, its accuracy is not. The size
+isn't used.
+"""
 
 Block = dict[str, np.ndarray]
 """Samples in ms, run by run: always HOST, and the GPU figures that the session reports (gpu.RUN_FIGURES)."""
