@@ -134,16 +134,16 @@ class Preprocessing:
 
         Raises SlimdeployError for invalid values, and KeyError, TypeError or ValueError for an invalid form.
         """
-        size = int(document["size"])
         resize = document.get("resize")
-        geometry = Geometry(
-            size,
+        mean, std = triple(document["mean"]), triple(document["std"])
+        return cls(
+            int(document["size"]),
+            mean,
+            std,
             tuple(map(int, resize)) if isinstance(resize, list) else resize and int(resize),  # type: ignore[arg-type]
             str(document.get("interpolation", "bilinear")),
+            str(document.get("channels", "rgb")),
         )
-        mean, std = triple(document["mean"]), triple(document["std"])
-        channels = str(document.get("channels", "rgb"))
-        return cls(size, mean, std, geometry.resize, geometry.interpolation, channels)
 
 
 def triple(values: Sequence[Any]) -> Triple:

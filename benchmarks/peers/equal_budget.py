@@ -37,7 +37,9 @@ from slimdeploy.toolchain.training.state import state_path
 
 PATH = click.Path(path_type=Path)
 CONTENDERS: dict[str, Callable[[float], Contender]] = {
-    "surgeon": lambda macs: by_slimdeploy(PruneOptions(macs=macs, criterion="surgeon", residual="couple")),
+    "surgeon": lambda macs: by_slimdeploy(
+        lambda task: PruneOptions(macs=macs, criterion="surgeon", residual="couple")
+    ),
     "torch-pruning-BN-scale": lambda macs: by_torch_pruning("BN-scale", 8, macs),
     "torch-pruning-group-norm": lambda macs: by_torch_pruning("group-norm", 8, macs),
 }

@@ -60,12 +60,9 @@ def contender(name: str) -> Callable[[Contender], Contender]:
     return register
 
 
-def by_slimdeploy(options: PruneOptions) -> Contender:
-    """slimdeploy with these options."""
-    return _slimdeploy(lambda task: options)
+def by_slimdeploy(options_for: Callable[[Task], PruneOptions]) -> Contender:
+    """slimdeploy with the options for a task."""
 
-
-def _slimdeploy(options_for: Callable[[Task], PruneOptions]) -> Contender:
     def run(task: Task, output: Path) -> dict[str, float]:
         result = prune_stage(
             task.source, options=options_for(task), output=output, data=task.data, device=task.device,
@@ -83,11 +80,11 @@ def _slimdeploy(options_for: Callable[[Task], PruneOptions]) -> Contender:
     return run
 
 
-CONTENDERS["slimdeploy: γ"] = _slimdeploy(lambda task: PruneOptions(params=task.params))
-CONTENDERS["slimdeploy: surgeon, coupled, 64 M MACs"] = _slimdeploy(
+CONTENDERS["slimdeploy: γ"] = by_slimdeploy(lambda task: PruneOptions(params=task.params))
+CONTENDERS["slimdeploy: surgeon, coupled, 64 M MACs"] = by_slimdeploy(
     lambda task: PruneOptions(macs=64e6, criterion="surgeon", residual="couple", align=32)
 )
-CONTENDERS["slimdeploy: surgeon, coupled, 66.7 ms"] = _slimdeploy(
+CONTENDERS["slimdeploy: surgeon, coupled, 66.7 ms"] = by_slimdeploy(
     lambda task: PruneOptions(
         latency_ms=66.7, latency_table=str(task.latency_table), measure=False,
         criterion="surgeon", residual="couple", align=16, allow_block_removal=True,
