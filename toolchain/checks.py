@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
-from typing import Any
+from numbers import Real
 
 from slimdeploy.toolchain.errors import SlimdeployError
 
@@ -20,16 +19,10 @@ steps.
 """
 
 
-def check_finite(options: Any) -> None:
-    """Raises SlimdeployError for the first field of a dataclass that is NaN or infinite."""
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise SlimdeployError(f"`{field.name}` must be a finite number, not {value:g}")
-
-
 def check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
-    """Raises SlimdeployError if `value` is given and below `least` or above `most`."""
+    """Raises SlimdeployError if `value` is given and not a number, below `least` or above `most`."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise SlimdeployError(f"`{name}` must be a number, not {value!r}")
     if value is None or least <= value <= most:
         return
     if value < least:

@@ -6,13 +6,18 @@ keyword arguments of the library (`library/keywords.py`) are derived from it.
 
 from __future__ import annotations
 
+import functools
 import math
+import os
+import types
+import typing
 from collections.abc import Callable, Collection
 from dataclasses import Field, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
 
 from slimdeploy.toolchain.checks import check_range
-from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.errors import SlimdeployError, shorten, unknown
 from slimdeploy.toolchain.registry import Registry
 
 _KEY = "slimdeploy.option"
@@ -72,17 +77,74 @@ def user_fields(kind: Any) -> tuple[Field[Any], ...]:
 
 
 def check_declared(options: Any) -> None:
-    """Raises SlimdeployError for the first value that isn't finite, known or within its range."""
+    """Converts each declared value of a dataclass to the type of its field, like `typed`.
+
+    Raises SlimdeployError for the first value of another type, not finite, unknown or out of its range.
+    """
+    hints = _hints(options.__class__)
     for name, declared in declarations(options).items():
-        value = getattr(options, name)
+        value = typed(getattr(options, name), hints[name], f"`{name}`", declared)
+        object.__setattr__(options, name, value)
         if value is None:
             continue
-        if isinstance(value, float) and not math.isfinite(value):
-            raise SlimdeployError(f"`{name}` must be a finite number, not {value:g}")
         if isinstance(declared.choices, Registry):
             if value not in declared.also:
                 declared.choices.check(value)
         elif declared.choices is not None and value not in declared.choices:
             raise unknown(name.replace("_", " "), value, declared.choices)
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and not isinstance(value, bool):
             check_range(name, value, declared.least, declared.most)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of the fields of the dataclass `kind`."""
+    return typing.get_type_hints(kind)
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def typed(value: Any, hint: Any, label: str, declared: Declaration | None = None) -> Any:
+    """`value` in the type `hint`; a text in the option's form is parsed, as on the command line. `label`
+    names the value in errors.
+
+    Raises SlimdeployError for a value of another type, for a number that isn't finite, and for a whole number
+    of more than 64 bits.
+    """
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and types.NoneType in kinds:
+        return None
+    kinds = tuple(kind for kind in kinds if kind is not types.NoneType)
+    if declared and declared.form and isinstance(value, str):
+        return _parsed(value, label, declared.form)
+    if declared and declared.path and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if typing.get_origin(kinds[0]) is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(typed(item, typing.get_args(kinds[0])[0], label) for item in value)
+        raise SlimdeployError(f"{label} must be a list, not {shorten(repr(value))}")
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        if not -(2**63) <= int(value) < 2**63:
+            raise SlimdeployError(f"{label} must be a 64-bit number, not {shorten(value, 40)}")
+        if int in kinds:
+            return int(value)
+    if isinstance(value, Real) and not isinstance(value, bool) and float in kinds:
+        if not math.isfinite(value):
+            raise SlimdeployError(f"{label} must be a finite number, not {value}")
+        return float(value)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        expected = _WORDS.get(kinds[0], "a string")
+        if declared and declared.form:
+            expected = declared.form.expected
+        if declared and declared.path:
+            expected = "the path of a file"
+        raise SlimdeployError(f"{label} must be {expected}, not {shorten(repr(value), 60)}")
+    return value
+
+
+def _parsed(text: str, label: str, form: Form) -> Any:
+    try:
+        return form.parse(text)
+    except ValueError:
+        raise SlimdeployError(f"{label} must be {form.expected}, not {shorten(repr(text))}") from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE
@@ -42,9 +43,9 @@ class Geometry:
             object.__setattr__(self, "resize", None)  # one form, so that equal ones compare equal
         resize = self.size if self.resize is None else self.resize
         for side in (self.size, *(resize if isinstance(resize, tuple) else (resize,))):
-            if not 1 <= side <= MAX_IMAGE_SIZE:
+            if not isinstance(side, Integral) or not 1 <= int(side) <= MAX_IMAGE_SIZE:
                 raise SlimdeployError(
-                    f"images can be resized and cut to 1 to {MAX_IMAGE_SIZE} pixels, not {side}"
+                    f"images can be resized and cut to 1 to {MAX_IMAGE_SIZE} pixels, not {side!r}"
                 )
 
     def resized(self, width: int, height: int) -> tuple[int, int]:

@@ -69,9 +69,10 @@ class PreprocessingOptions:
             raise unknown("preprocessing", str(self.preprocessing), PRESETS)
         for name in ("mean", "std"):
             if (given := getattr(self, name)) is not None:
-                if len(given) != 3:
-                    raise SlimdeployError(f"{name} takes three numbers, not {len(given)}")
-                object.__setattr__(self, name, triple(given))
+                try:
+                    object.__setattr__(self, name, triple(given))
+                except (TypeError, ValueError) as error:
+                    raise SlimdeployError(f"`{name}` must be three numbers, not {given!r}") from error
         if self.channels not in (None, *CHANNEL_ORDERS):
             raise unknown("order of channels", str(self.channels), CHANNEL_ORDERS)
         check_statistics(self.mean, self.std)

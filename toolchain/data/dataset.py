@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from slimdeploy.toolchain.data.files import FileImages
+from slimdeploy.toolchain.declared import typed
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.preprocessing_options import PreprocessingOptions
@@ -83,6 +84,11 @@ class DataOptions(PreprocessingOptions):
     stream: bool | None = None
     skip_unreadable: bool = False
     """Skip unreadable images instead of raising an error."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "name", typed(self.name, str, "`data`"))
+        object.__setattr__(self, "data_dir", Path(self.data_dir))
 
     def or_else(self, model: Preprocessing) -> DataOptions:
         """The same data, with the preprocessing of a model as default."""

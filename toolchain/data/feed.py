@@ -58,20 +58,28 @@ def feed_of_tests(dataset: Dataset, device: str) -> SplitFeed:
 @dataclass(frozen=True)
 class LoaderFeed:
     """The first `images` images of `source`, in its order, on `device`. `name` is the name of the parameter
-    in errors, `classes` the number of classes.
+    in errors.
 
     Raises SlimdeployError if `source` can be iterated only once, or yields anything but pairs of images
-    (N, 3, H, W) and labels (N,) below `classes`.
+    (N, 3, size, size) and labels (N,) below `classes`.
     """
 
     source: Iterable[Batch]
     device: str
+    size: int
+    """Side of the images in pixels."""
+    classes: int
     images: int = ALL
     name: str = "data"
-    classes: int | None = None
 
     def __post_init__(self) -> None:
-        if iter(self.source) is self.source:
+        try:
+            iterator = iter(self.source)
+        except TypeError:
+            raise SlimdeployError(
+                f"`{self.name}` must be a list of batches or a DataLoader, not {type(self.source).__name__}"
+            ) from None
+        if iterator is self.source:
             raise SlimdeployError(
                 f"`{self.name}` can be iterated only once: pass a list of batches or a DataLoader"
             )
@@ -99,7 +107,7 @@ class LoaderFeed:
             images, labels = batch
             if isinstance(images, Tensor) and isinstance(labels, Tensor) and len(images) == len(labels):
                 if images.dim() == 4 and images.is_floating_point() and labels.dim() == 1:
-                    return images.to(torch.float32), self._known(labels.long())
+                    return self._of_size(images.to(torch.float32)), self._known(labels.long())
                 given = f"{tuple(images.shape)} {images.dtype} and {tuple(labels.shape)} {labels.dtype}"
                 raise SlimdeployError(
                     f"`{self.name}` yields {given}; pairs of images (N, 3, H, W) float32 and labels (N,) are "
@@ -110,8 +118,14 @@ class LoaderFeed:
             "labels (N,), both tensors"
         )
 
+    def _of_size(self, images: Tensor) -> Tensor:
+        if images.shape[1:] != (wanted := (3, self.size, self.size)):
+            given, taken = (" × ".join(map(str, shape)) for shape in (images.shape[1:], wanted))
+            raise SlimdeployError(f"`{self.name}` yields images of {given}, but the network takes {taken}")
+        return images
+
     def _known(self, labels: Tensor) -> Tensor:
-        if self.classes is not None and len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
+        if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
             wrong = labels[(labels < 0) | (labels >= self.classes)][0]
             raise SlimdeployError(
                 f"`{self.name}` contains the label {wrong}, but the network has {self.classes} classes"

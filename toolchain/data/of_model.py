@@ -6,7 +6,7 @@ from pathlib import Path
 
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, load_dataset
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.models.model_info import ModelInfo, check_class_names
 
 
 def data_of(info: ModelInfo, source: Path) -> DataOptions:
@@ -51,10 +51,5 @@ def dataset_for(info: ModelInfo, data: DataOptions, source: Path) -> Dataset:
     if data.size not in (None, size):
         raise SlimdeployError(f"`size` {data.size}, but {source} takes {size}×{size}: leave `size` out")
     dataset = load_dataset(data.fed_to(info.preprocessing))
-    if dataset.class_names != info.class_names:
-        known = ", ".join(info.class_names[:3])
-        raise SlimdeployError(
-            f"{data.name} has other classes ({', '.join(dataset.class_names[:3])}, …) "
-            f"than {source} ({known}, …)"
-        )
+    check_class_names(data.name, dataset.class_names, str(source), info.class_names)
     return dataset

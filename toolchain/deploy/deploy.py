@@ -50,7 +50,7 @@ def deploy(
     bundle: str | Path | None,
     *,
     root: str | Path | None = None,
-    hosts: Sequence[str] = (),
+    hosts: str | Sequence[str] = (),
     progress: Progress = lambda line: None,
     ssh: SshOptions,
     options: DeployOptions,
@@ -63,7 +63,7 @@ def deploy(
     Args:
         bundle: A file that `package` wrote. None with `bootstrap`: only create the environments.
         root: Folder of the installed versions. Default: $SLIMDEPLOY_HOME or ~/.local/share/slimdeploy.
-        hosts: Devices to install it on instead of this one, as arguments of ssh, e.g. `user@name`.
+        hosts: Device or devices to install it on instead of this one, as for ssh, e.g. `user@name`.
         progress: Called with a line for each step on a device.
 
     Returns:
@@ -92,7 +92,7 @@ def deploy(
 def rollback(
     *,
     root: str | Path | None = None,
-    hosts: Sequence[str] = (),
+    hosts: str | Sequence[str] = (),
     threads: int | None = None,
     seconds: float = DeployOptions.seconds,
     progress: Progress = lambda line: None,
@@ -102,7 +102,7 @@ def rollback(
 
     Args:
         root: Folder of the installed versions. Default: $SLIMDEPLOY_HOME or ~/.local/share/slimdeploy.
-        hosts: Devices to do it on instead of this one, as arguments of ssh, e.g. `user@name`.
+        hosts: Device or devices to do it on instead of this one, as for ssh, e.g. `user@name`.
         threads: CPU threads. Default: all cores.
         seconds: Duration of the latency measurement in seconds.
         progress: Called with a line for each step on a device.
@@ -137,7 +137,7 @@ def _here(store: Store, made: Deployment | Restored) -> DeployResult:
 
 def _there(
     bundle: str | Path | None,
-    hosts: Sequence[str],
+    hosts: str | Sequence[str],
     root: str | Path | None,
     options: DeployOptions,
     ssh: SshOptions,

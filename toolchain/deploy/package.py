@@ -50,7 +50,7 @@ def package(
     models: Sequence[str | Path],
     *,
     output: str | Path,
-    data: DataOptions | None = None,
+    data: str | DataOptions | None = None,
     force: bool = False,
     options: PackageOptions,
 ) -> PackageResult:
@@ -60,7 +60,8 @@ def package(
     Args:
         models: One file for each precision.
         output: The bundle to write; its name should end in `.slim.tar`.
-        data: Source of the golden and evaluation images. Default: the data that the network was trained on.
+        data: Source of the golden and evaluation images, as for `--data`. Default: the data that the network
+            was trained on.
         force: Replace `output` if it exists.
 
     Raises:
@@ -68,6 +69,10 @@ def package(
     """
     files, output = [Path(model) for model in models], Path(output)
     artifacts.check_output(output, force=force)
+    if isinstance(data, str):
+        from slimdeploy.toolchain.data.dataset import DataOptions
+
+        data = DataOptions(data)
     images = (
         noise_images(files[0], options.golden)
         if options.noise

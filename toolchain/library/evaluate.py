@@ -64,20 +64,15 @@ def _opened(
     size: int | None,
     options: EvaluateOptions,
 ) -> Session:
-    """A torch session of a copy of the network, with the preprocessing and class names of the dataset, if
-    there is one.
-    """
-    from slimdeploy.toolchain.library.from_module import as_checkpoint, described_by
+    """A torch session of a copy of the network."""
+    from slimdeploy.toolchain.library.from_module import checkpoint_for
     from slimdeploy.toolchain.runtime.torch import TorchSession
     from slimdeploy.toolchain.runtime.torch_device import torch_device
 
     if options.backend not in ("auto", "torch"):
         raise SlimdeployError(f"`backend` {options.backend} runs a file, and `model` is a network in torch")
-    if isinstance(data, Dataset):
-        size = size or data.preprocessing.size
-    checkpoint = as_checkpoint(network, size=size)
+    checkpoint = checkpoint_for(network, data, size=size)
     own = copy.deepcopy(checkpoint.network)
-    info = described_by(data, checkpoint) if isinstance(data, Dataset) else checkpoint.info
     where = next(own.parameters()).device.type if options.device == "auto" else options.device
     how = SessionOptions(threads=options.threads)
-    return TorchSession(own, info, device=torch_device(where), options=how)
+    return TorchSession(own, checkpoint.info, device=torch_device(where), options=how)

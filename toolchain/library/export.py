@@ -26,11 +26,11 @@ from slimdeploy.toolchain.export.onnx import INPUT, build_onnx
 from slimdeploy.toolchain.export.options import ExportOptions
 from slimdeploy.toolchain.export.parity import Parity, compare, normalised
 from slimdeploy.toolchain.export.precision import overflowing_layers, to_fp16
-from slimdeploy.toolchain.library.from_module import as_checkpoint
+from slimdeploy.toolchain.library.from_module import checkpoint_for
 from slimdeploy.toolchain.library.keywords import takes
 from slimdeploy.toolchain.library.quantize import quantize
 from slimdeploy.toolchain.models.checkpoint import Checkpoint
-from slimdeploy.toolchain.models.model_info import versions
+from slimdeploy.toolchain.models.model_info import ModelInfo, versions
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def export(
     """
     output = Path(output)
     artifacts.check_output(output, force=force)
-    parent = as_checkpoint(network, size=size)
+    parent = checkpoint_for(network, data, size=size)
     info = parent.info.after(
         "export", metrics=parent.info.metrics, parent=parent.sha256, options=asdict(options)
     )
@@ -103,7 +103,7 @@ def export(
     candidate = output.with_name(f".{output.stem}.{os.getpid()}.candidate.onnx")
     try:
         artifacts.write_bytes(candidate, model.SerializeToString())
-        parity = compare(parent.network, candidate, _parity_batches(data, options.parity_images))
+        parity = compare(parent.network, candidate, _parity_batches(data, info, options.parity_images))
         _check(parity, options, output)
         artifacts.remove_sidecar(output)
         os.replace(candidate, output)
@@ -124,10 +124,11 @@ def export(
     return ExportResult(output, artifacts.sha256_file(output), precision, parity, fp32_layers)
 
 
-def _parity_batches(data: Dataset | Iterable[Batch], images: int) -> Iterator[np.ndarray]:
+def _parity_batches(data: Dataset | Iterable[Batch], info: ModelInfo, images: int) -> Iterator[np.ndarray]:
     if isinstance(data, Dataset):
         return normalised(balanced_subset(data.test, images), data.preprocessing)
-    return (batch.numpy() for batch, _ in LoaderFeed(data, "cpu", images))
+    feed = LoaderFeed(data, "cpu", info.preprocessing.size, info.graph.classes, images)
+    return (batch.numpy() for batch, _ in feed)
 
 
 def _half(model: onnx.ModelProto, images: Split, dataset: Dataset) -> tuple[onnx.ModelProto, tuple[str, ...]]:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, load_dataset
+from slimdeploy.toolchain.library.keywords import checked
 from slimdeploy.toolchain.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
+@checked
 def load(path: str | Path) -> Checkpoint:
     """Load the checkpoint at `path`; its network is in eval mode on the CPU.
 
@@ -21,6 +23,7 @@ def load(path: str | Path) -> Checkpoint:
     return load_checkpoint(Path(path))
 
 
+@checked
 def save(checkpoint: Checkpoint, *, path: str | Path, force: bool = False) -> str:
     """Write `checkpoint` to a file for the commands, atomically. Returns the file's SHA-256.
 
@@ -37,6 +40,7 @@ def save(checkpoint: Checkpoint, *, path: str | Path, force: bool = False) -> st
     return save_checkpoint(Path(path), checkpoint.network, checkpoint.info)
 
 
+@checked
 def load_data(data: str | DataOptions) -> Dataset:
     """Load the dataset that `--data` refers to.
 

@@ -10,13 +10,15 @@ from torch import nn
 
 from slimdeploy.toolchain.data.dataset import Dataset
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.library.keywords import checked
 from slimdeploy.toolchain.models.checkpoint import Checkpoint
-from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.models.model_info import ModelInfo, unknown_class_names
 from slimdeploy.toolchain.networks import importing
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 
+@checked
 def from_module(
     module: nn.Module,
     *,
@@ -51,7 +53,7 @@ def from_module(
         network = copy.deepcopy(module)
     else:
         network = importing.from_module(module, size=preprocessing.size, arch=name).network
-    names = tuple(class_names or (f"class {i}" for i in range(network.graph.classes)))
+    names = tuple(class_names or unknown_class_names(network.graph.classes))
     return Checkpoint(network, ModelInfo(network.graph, preprocessing, names), "")
 
 
@@ -64,6 +66,30 @@ def as_checkpoint(network: Checkpoint | nn.Module, *, size: int | None = None) -
     own = network.info.preprocessing.size
     if size not in (None, own):
         raise SlimdeployError(f"`size` is {size}, but the network takes {own}×{own}")
+    return network
+
+
+def checkpoint_for(network: Checkpoint | nn.Module, data: object, *, size: int | None = None) -> Checkpoint:
+    """`network` as a checkpoint that takes the images of `data`: if that is a Dataset, a module gets its
+    preprocessing and class names.
+
+    Raises SlimdeployError like `as_checkpoint`, and for a checkpoint with another preprocessing or another
+    number of classes than the dataset.
+    """
+    if not isinstance(data, Dataset):
+        return as_checkpoint(network, size=size)
+    own = data.preprocessing
+    if size not in (None, own.size):
+        raise SlimdeployError(f"`size` is {size}, but `data` has images of {own.size}×{own.size}")
+    if not isinstance(network, Checkpoint):
+        found = as_checkpoint(network, size=own.size)
+        return replace(found, info=described_by(data, found))
+    described_by(data, network)
+    if own != network.info.preprocessing:
+        raise SlimdeployError(
+            f"the images of `data` are made with {own}, but the network takes {network.info.preprocessing}: "
+            "pass from_module the `preprocessing` of the dataset, or load the data with that of the network"
+        )
     return network
 
 

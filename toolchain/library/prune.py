@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import nn
 
 from slimdeploy.toolchain.data.dataset import Dataset
 from slimdeploy.toolchain.data.feed import Batch
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.library.fine_tuning import Between, fine_tuning
-from slimdeploy.toolchain.library.from_module import as_checkpoint
+from slimdeploy.toolchain.library.from_module import checkpoint_for
 from slimdeploy.toolchain.library.keywords import takes
 from slimdeploy.toolchain.library.prune_feeds import PruningFeeds, pruning_feeds
 from slimdeploy.toolchain.library.prune_result import PruneResult
@@ -27,6 +28,7 @@ from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.progress import log, working
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.recalibration import recalibrate
+from slimdeploy.toolchain.runtime.torch_device import device_for
 from slimdeploy.toolchain.training.evaluation import evaluate_feed
 from slimdeploy.toolchain.training.removed import removed_channels
 
@@ -38,7 +40,7 @@ def prune(
     data: Dataset | Iterable[Batch] | None = None,
     test: Iterable[Batch] | None = None,
     size: int | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     between: Between | None = None,
     provenance: dict[str, Any] | None = None,
     options: PruneOptions,
@@ -68,10 +70,10 @@ def prune(
         SlimdeployError: A target out of reach (the message names the smallest network that the other settings
             allow), a criterion whose data or γ are missing, invalid options or invalid data.
     """
-    start = as_checkpoint(network, size=size)
+    start = checkpoint_for(network, data, size=size)
     original = copy.deepcopy(start.network).eval()
-    device = device or str(next(original.parameters()).device)
-    feeds = pruning_feeds(data, test, options, device=device) if data is not None else None
+    device = device_for(original, device)
+    feeds = pruning_feeds(data, test, start.info, options, device=device) if data is not None else None
     if options.steps > 1 and between is None:
         if not isinstance(data, Dataset):
             also = " as a Dataset, or `between`" if data is not None else ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from slimdeploy.toolchain.data.dataset import Dataset, balanced_subset
 from slimdeploy.toolchain.data.feed import (
+    ALL,
     TEST_BATCH_SIZE,
     Batch,
     Feed,
@@ -14,6 +15,7 @@ from slimdeploy.toolchain.data.feed import (
     SplitFeed,
     feed_of_tests,
 )
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.recalibration import shuffled
 
@@ -32,15 +34,26 @@ class PruningFeeds:
 
 
 def pruning_feeds(
-    data: Dataset | Iterable[Batch], test: Iterable[Batch] | None, options: PruneOptions, *, device: str
+    data: Dataset | Iterable[Batch],
+    test: Iterable[Batch] | None,
+    info: ModelInfo,
+    options: PruneOptions,
+    *,
+    device: str,
 ) -> PruningFeeds:
-    """The images that `options` need from `data`. `test` overrides a dataset's test images."""
-    tested: Feed | None = LoaderFeed(test, device, name="test") if test is not None else None
+    """The images that `options` need from `data`, for the network of `info`. `test` overrides a dataset's
+    test images.
+    """
+
+    def feed(batches: Iterable[Batch], images: int = ALL, name: str = "data") -> LoaderFeed:
+        return LoaderFeed(batches, device, info.preprocessing.size, info.graph.classes, images, name)
+
+    tested: Feed | None = None if test is None else feed(test, name="test")
     if not isinstance(data, Dataset):
         return PruningFeeds(
-            LoaderFeed(data, device, options.statistics_images),
-            LoaderFeed(data, device, options.recalibration_images),
-            LoaderFeed(data, device, JUDGED_IMAGES),
+            feed(data, options.statistics_images),
+            feed(data, options.recalibration_images),
+            feed(data, JUDGED_IMAGES),
             tested,
         )
     how = data.preprocessing

@@ -90,8 +90,8 @@ def quantize(
     *,
     data: Dataset | CalibrationData,
     output: str | Path,
-    ranges: Path | None = None,
-    trt8: Path | None = None,
+    ranges: str | Path | None = None,
+    trt8: str | Path | None = None,
     force: bool = False,
     progress: Progress = no_progress,
     options: CalibrateOptions,
@@ -120,6 +120,7 @@ def quantize(
     """
     model, output = Path(model), Path(output)
     data = calibration_data(data) if isinstance(data, Dataset) else data
+    ranges, trt8 = (Path(path) if path else None for path in (ranges, trt8))
     for path in filter(None, (output, trt8)):
         artifacts.check_output(path, force=force)
     source = fold_batchnorm(read_classifier(model))

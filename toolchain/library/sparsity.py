@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.library.keywords import checked
 from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.training.options import SPARSE_LAYERS
 from slimdeploy.toolchain.training.sparsity import (
     parameter_groups,
     penalised_batchnorms,
@@ -42,6 +44,7 @@ class Proximal:
         SlimdeployError: The network has no γ, `optimizer` doesn't contain it, or the module can't be traced.
     """
 
+    @checked
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
@@ -71,6 +74,7 @@ class Proximal:
         proximal_step(self._scales, threshold_of(self._strength, lr, momentum))
 
 
+@checked
 def gammas(network: nn.Module, *, layers: str = "prunable", size: int | None = None) -> list[Tensor]:
     """The γ (C,) of `network` to penalise, for a penalty of your own. They are its parameters, not copies.
 
@@ -80,8 +84,10 @@ def gammas(network: nn.Module, *, layers: str = "prunable", size: int | None = N
         size: Side of the images in pixels. Required unless the network is slimdeploy's.
 
     Raises:
-        SlimdeployError: The module can't be traced.
+        SlimdeployError: The module can't be traced, or `layers` is unknown.
     """
+    if layers not in SPARSE_LAYERS:
+        raise unknown("layers", layers, SPARSE_LAYERS)
     if isinstance(network, GraphNetwork):
         graph = network.graph
     elif size is None:

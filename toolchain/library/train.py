@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from slimdeploy.toolchain.data.dataset import Dataset, Split, balanced_subset
@@ -26,6 +27,8 @@ from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.pruning.recalibration import recalibrate, shuffled
+from slimdeploy.toolchain.runtime.torch_device import device_for
+from slimdeploy.toolchain.training.continuing import as_before, from_weights, was_trained
 from slimdeploy.toolchain.training.distillation import load_teacher
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks
 from slimdeploy.toolchain.training.evaluation import evaluate_network
@@ -85,10 +88,14 @@ def train(
     val: Iterable[Batch] | None = None,
     test: Iterable[Batch] | None = None,
     size: int | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
+    given: Collection[str],
     options: TrainOptions,
 ) -> TrainResult:
     """Train a copy of `network` on the training images of `data`; `network` itself is not changed.
+
+    For a checkpoint that slimdeploy has trained before, options of augmentation and optimiser that are not
+    given default to those of its last training, and `lr` to 3e-3, like with `slimdeploy train --weights`.
 
     Args:
         network: A checkpoint, a module that takes images (N, 3, size, size) float32 and returns
@@ -110,7 +117,7 @@ def train(
         SlimdeployError: Unusable options or data, another number of classes, or a loss that becomes NaN or
             infinite.
     """
-    return _trained("train", network, Given(data, val, test, size), device, options)
+    return _trained("train", network, Given(data, val, test, size), device, options, given)
 
 
 @takes(TrainOptions, {"lr": FINETUNE_LR})
@@ -121,10 +128,13 @@ def finetune(
     val: Iterable[Batch] | None = None,
     test: Iterable[Batch] | None = None,
     size: int | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
+    given: Collection[str],
     options: TrainOptions,
 ) -> TrainResult:
     """Fine-tune a pruned network: like `train`, with the default learning rate of fine-tuning.
+
+    Options of augmentation and optimiser that are not given default to those of the last training.
 
     Args:
         network: A checkpoint, such as `prune(…).checkpoint`, or a module.
@@ -140,32 +150,38 @@ def finetune(
     Raises:
         SlimdeployError: Like `train`.
     """
-    return _trained("finetune", network, Given(data, val, test, size), device, options)
+    return _trained("finetune", network, Given(data, val, test, size), device, options, given)
 
 
 def _trained(
     stage: str,
     network: Checkpoint | nn.Module | str,
-    given: Given,
-    device: str | None,
+    images: Given,
+    device: str | torch.device | None,
     options: TrainOptions,
+    given: Collection[str],
 ) -> TrainResult:
-    start = _start(network, given, options)
-    device = device or str(next(start.network.parameters()).device)
-    data = given.for_network(start.info, device, options)
+    start = _start(network, images, options)
+    device = device_for(start.network, device)
+    data = images.for_network(start.info, device, options)
+    if was_trained(start.info):
+        own = given if images.dataset else {*given, *OF_DATASETS}
+        options = as_before(options, start.info, given=own, data="")
+        if stage == "train":
+            options = from_weights(options, given=given)
     return trained(start, data, options, device=device, run=Run(stage))
 
 
-def _start(network: Checkpoint | nn.Module | str, given: Given, options: TrainOptions) -> Checkpoint:
+def _start(network: Checkpoint | nn.Module | str, images: Given, options: TrainOptions) -> Checkpoint:
     """A copy of the network to train, with the preprocessing and class names of the dataset, if any."""
-    dataset = given.dataset
+    dataset = images.dataset
     if isinstance(network, str):
         if dataset is None:
             raise SlimdeployError("`network` is a name: pass a Dataset as `data`, or a module as `network`")
         size, classes = dataset.preprocessing.size, len(dataset.class_names)
         fresh = named_network(network, size=size, classes=classes, seed=options.seed)
         return Checkpoint(fresh, ModelInfo(fresh.graph, dataset.preprocessing, dataset.class_names), "")
-    found = as_checkpoint(network, size=given.size)
+    found = as_checkpoint(network, size=images.size)
     info = found.info if dataset is None else described_by(dataset, found)
     return Checkpoint(copy.deepcopy(found.network), info, found.sha256)
 
@@ -232,7 +248,8 @@ def trained(
 
 def _advise(start: Checkpoint, options: TrainOptions, images: int, size: int) -> None:
     """Log warnings if the options give too few steps, or if the default crop hardly changes the images."""
-    if not start.sha256 and (line := short_run(options, images)):
+    fresh = not (start.sha256 or start.info.provenance)
+    if fresh and (line := short_run(options, images)):
         log(line)
     if options.epochs and (line := small_crop(options, size)):
         log(line)

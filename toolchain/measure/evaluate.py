@@ -87,7 +87,7 @@ def evaluate_session(
         if options.accuracy_only or options.limit:
             name = "accuracy_only" if options.accuracy_only else "limit"
             raise SlimdeployError(f"`{name}` needs a dataset, and `data` gives batches")
-        found = judge(_to_batches(session, data))
+        found = judge(_to_batches(session, data, info))
     return EvaluateResult(model, session.backend, session.precision, info.class_names, found)
 
 
@@ -119,10 +119,10 @@ def _to_images(session: Session, found: Images, preprocessing: Preprocessing) ->
             yield logits, found.labels[part]
 
 
-def _to_batches(session: Session, data: Iterable[Batch]) -> Iterator[Answered]:
+def _to_batches(session: Session, data: Iterable[Batch], info: ModelInfo) -> Iterator[Answered]:
     from slimdeploy.toolchain.data.feed import LoaderFeed  # brings torch, which batches are of
 
-    for images, labels in LoaderFeed(data, "cpu"):
+    for images, labels in LoaderFeed(data, "cpu", info.preprocessing.size, len(info.class_names)):
         yield session.run(images.numpy()), labels.numpy()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from slimdeploy.toolchain.data.dataset import DataOptions, balanced_subset, load_dataset
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.models.model_info import Preprocessing
+from slimdeploy.toolchain.models.model_info import Preprocessing, check_class_names
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,5 @@ def images_for(
 ) -> Images:
     """Test images for the model `label`; raises SlimdeployError if the data has other classes."""
     found = load(preprocessing)
-    if tuple(found.class_names) != tuple(class_names):
-        raise SlimdeployError(
-            f"{label} has the classes {_few(class_names)}, but the data has {_few(found.class_names)}: "
-            "use the data that it was trained on"
-        )
+    check_class_names("the data", found.class_names, label, class_names)
     return found
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" … ({len(names)})" if len(names) > 4 else "")

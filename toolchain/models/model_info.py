@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any, TypeVar
@@ -31,6 +32,26 @@ DISTRIBUTIONS = {
 
 METADATA_KEY = "slimdeploy"
 """Key of that document in an ONNX file (metadata_props)."""
+
+
+def unknown_class_names(classes: int) -> tuple[str, ...]:
+    """The class names of a network whose own are not known."""
+    return tuple(f"class {i}" for i in range(classes))
+
+
+def check_class_names(data: str, names: Sequence[str], model: str, own: Sequence[str]) -> None:
+    """Raises SlimdeployError if the class names of `data` aren't those of `model`."""
+    if tuple(names) == tuple(own):
+        return
+    unnamed = tuple(own) == unknown_class_names(len(names))
+    raise SlimdeployError(
+        f"{data} has other classes ({_few(names)}) than {model} ({_few(own)})"
+        + (": the network has no class names (slimdeploy import … --class-names FILE)" if unnamed else "")
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f", … {len(names)} in all" if len(names) > 3 else "")
 
 
 @dataclass(frozen=True)

@@ -152,8 +152,15 @@ def _of_file(path: Path, function: str, classes: int | None, arguments: dict[str
         if not callable(build):
             names = [n for n, value in vars(user).items() if callable(value) and not n.startswith("_")]
             raise SlimdeployError(f"{path} has no function {function!r}.{nearest(function, names)}")
-        counted = _counted(classes) if "num_classes" in inspect.signature(build).parameters else {}
+        counted = _counted(classes) if _has_parameter(build, "num_classes") else {}
         return _called(build, f"{path}:{function}", arguments=counted | arguments)
+
+
+def _has_parameter(function: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(function).parameters
+    except ValueError:  # a builtin without a signature
+        return False
 
 
 def _module_name(path: Path) -> tuple[str, Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import types
 import typing
@@ -10,8 +9,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from slimdeploy.toolchain.declared import Declaration, Form, declarations, user_fields
-from slimdeploy.toolchain.errors import SlimdeployError, nearest, shorten
+from slimdeploy.toolchain.declared import Declaration, declarations, typed, user_fields
+from slimdeploy.toolchain.errors import SlimdeployError, nearest
 
 NONE = "none"
 """The value in TOML for an option without a value, for which TOML has no notation."""
@@ -64,39 +63,16 @@ def _convert(hint: Any, value: Any, key: str, declared: Declaration | None = Non
     """`value` as the type `hint`, or SlimdeployError naming `key`."""
     if isinstance(value, str) and "\0" in value:
         raise SlimdeployError(f"{key} must not hold a NUL character")
-    if isinstance(hint, types.UnionType):
-        kinds = [part for part in typing.get_args(hint) if part is not types.NoneType]
-        if value == NONE and types.NoneType in typing.get_args(hint):
-            return None
-        if isinstance(value, str) and declared and declared.form:
-            return _written(value, key, declared.form)
-        hint = str if str in kinds and isinstance(value, str) else kinds[0]
-    if hasattr(hint, "__dataclass_fields__"):
-        if isinstance(value, dict):
-            return build(hint, value, key + ".")
-        raise SlimdeployError(f"{key} must be a section, [{key}]")
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, list):
-            return tuple(_convert(typing.get_args(hint)[0], item, key) for item in value)
-        raise SlimdeployError(f"{key} must be a list, not {shorten(repr(value))}")
-    if hint is Path and isinstance(value, str):
-        return Path(value).expanduser()
-    if hint is str and isinstance(value, str) and declared and declared.path:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value == NONE and types.NoneType in kinds:
+        return None
+    for kind in kinds:
+        if hasattr(kind, "__dataclass_fields__"):
+            if isinstance(value, dict):
+                return build(kind, value, key + ".")
+            raise SlimdeployError(f"{key} must be a section, [{key}]")
+    if isinstance(value, str) and declared and declared.path:
         return os.path.expanduser(value)
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise SlimdeployError(f"{key} must be a 64-bit number, not {shorten(value, 40)}")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise SlimdeployError(f"{key} must be a finite number, not {value}")
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        names = {int: "a whole number", float: "a number", bool: "true or false"}
-        raise SlimdeployError(f"{key} must be {names.get(hint, 'a string')}, not {shorten(repr(value))}")
-    return value
-
-
-def _written(value: str, key: str, form: Form) -> Any:
-    try:
-        return form.parse(value)
-    except ValueError:
-        raise SlimdeployError(f"{key} must be {form.expected}, not {shorten(repr(value))}") from None
+    if isinstance(value, str) and Path in kinds:
+        return Path(value).expanduser()
+    return typed(value, hint, key, declared)

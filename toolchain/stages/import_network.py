@@ -10,7 +10,7 @@ from typing import Any
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import save_checkpoint
-from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.models.model_info import ModelInfo, unknown_class_names
 from slimdeploy.toolchain.models.named_networks import imported_network
 from slimdeploy.toolchain.networks.architectures import ARCHITECTURES, is_imported
 from slimdeploy.toolchain.networks.cost import network_cost
@@ -122,7 +122,7 @@ def _class_names(path: Path | None, classes: int, published: PublishedWeights | 
     if path is None and published and len(published.class_names) == classes:
         return published.class_names
     if path is None:
-        return tuple(f"class {i}" for i in range(classes))
+        return unknown_class_names(classes)
     try:
         names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ from slimdeploy.toolchain.models.named_networks import named_network
 from slimdeploy.toolchain.preprocessing import Triple
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.stages.written import Written
-from slimdeploy.toolchain.training.continuing import as_before
+from slimdeploy.toolchain.training.continuing import as_before, from_weights
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks, first_on_machine
 from slimdeploy.toolchain.training.history import history_path
-from slimdeploy.toolchain.training.options import ALL_OPTIONS, WEIGHTS_LR, TrainOptions
+from slimdeploy.toolchain.training.options import ALL_OPTIONS, TrainOptions
 from slimdeploy.toolchain.training.pretrained import Weights, read_weights
 from slimdeploy.toolchain.training.state import state_path
 
@@ -76,9 +75,7 @@ def train_stage(
         log(_described(dataset.preprocessing, chosen, found))
     if weights:
         options = as_before(options, start.info, given=given, data=data.name)
-        if "lr" not in given and options.epochs:
-            log(f"--lr {WEIGHTS_LR:g}, because the training starts from weights")
-            options = replace(options, lr=WEIGHTS_LR)
+        options = from_weights(options, given=given)
     return _train(start, dataset, data, options, "train", output, device, resume, ranks)
 
 
@@ -161,6 +158,10 @@ def _clear(output: Path, *, resume: bool, force: bool) -> None:
             )
     for path in (output, state_path(output), history_path(output)):
         artifacts.remove_leftovers(path)
+    if resume and output.is_file() and not state_path(output).exists() and not force:
+        raise SlimdeployError(
+            f"{output} is finished: nothing to resume (to train it further: slimdeploy finetune {output})"
+        )
     artifacts.check_output(output, force=force or (resume and state_path(output).exists()))
     if resume:
         if not state_path(output).exists():

@@ -9,7 +9,7 @@ from typing import Any
 
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.progress import log
-from slimdeploy.toolchain.training.options import TrainOptions, inherited
+from slimdeploy.toolchain.training.options import WEIGHTS_LR, TrainOptions, inherited
 
 OF_IMAGES = ("validation", "limit")
 """Options that select the training images; they are not inherited with other data."""
@@ -27,6 +27,19 @@ def as_before(options: TrainOptions, info: ModelInfo, *, given: Collection[str],
         return options
     log(f"options of the network's last training: {' '.join(_typed(*item) for item in changed.items())}")
     return replace(options, **changed)
+
+
+def from_weights(options: TrainOptions, *, given: Collection[str]) -> TrainOptions:
+    """`options`, with the learning rate of a training that starts from weights unless `lr` is `given`."""
+    if "lr" in given or not options.epochs:
+        return options
+    log(f"learning rate {WEIGHTS_LR:g}, because the training starts from weights")
+    return replace(options, lr=WEIGHTS_LR)
+
+
+def was_trained(info: ModelInfo) -> bool:
+    """Whether slimdeploy has trained the network in `info`."""
+    return bool(_last_training(info))
 
 
 def _last_training(info: ModelInfo) -> dict[str, Any]:

@@ -77,7 +77,7 @@ TWO = Dataset(tiny.CLASSES[:2], TEST, TEST, tiny.PREPROCESSING)
     ("model", "keywords", "message"),
     [
         ("onnxruntime-cpu", {"data": OTHER}, "the images of data are made with .* and .*a.onnx takes"),
-        ("onnxruntime-cpu", {"data": TWO}, "has the classes"),
+        ("onnxruntime-cpu", {"data": TWO}, "has other classes"),
         ("onnxruntime-cpu", {}, "doesn't say what data it was trained on: pass data"),
         ("onnxruntime-cpu", {"data": BATCHES, "size": SIZE}, "^size is for a module"),
         ("onnxruntime-cpu", {"data": BATCHES, "limit": 3}, "^limit needs a dataset"),
@@ -87,7 +87,7 @@ TWO = Dataset(tiny.CLASSES[:2], TEST, TEST, tiny.PREPROCESSING)
         (
             "onnxruntime-cpu",
             {"data": [(torch.zeros(2, 3, SIZE, SIZE), torch.tensor([0, 9]))]},
-            "class index 9",
+            "^data contains the label 9, but the network has 3 classes",
         ),
         ("network", {"data": TWO}, "^the network has 3 classes, data has 2"),
         ("network", {"data": BATCHES, "backend": "tensorrt"}, "^backend tensorrt runs a file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -34,6 +35,11 @@ def _small_resnet() -> nn.Module:
 
 def test_the_page_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    tiny.write_image_folder(tmp_path / "images", train=4, test=2, size=32)
+    trained = slimdeploy.from_module(
+        _small_resnet(), preprocessing=replace(tiny.PREPROCESSING, size=32), class_names=tiny.CLASSES
+    )
+    slimdeploy.save(trained, path="trained.safetensors")
     mine = {
         "model": _small_resnet(),
         "train_loader": _batches(12, 0),
@@ -43,7 +49,7 @@ def test_the_page_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "class_names": tiny.CLASSES,
     }
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         exec(block, mine)
     assert mine["exported"].parity.max_abs_error < 1e-3

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import write_image_folder
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -77,6 +78,23 @@ def test_the_number_of_classes_reaches_a_users_function(model_file: Path) -> Non
     fixed.write_text(f"import {model_file.stem}\ndef four(): return {model_file.stem}.build()\n")
     with pytest.raises(SlimdeployError, match=r"gives a network of 4 classes, not 10: pass"):
         named_network(f"{fixed}:four", size=16, classes=10)
+
+
+def test_a_builtin_without_a_signature_is_called_without_classes(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("build = iter")
+    with pytest.raises(SlimdeployError, match=r"net.py:build can't be built: TypeError"):
+        foreign_module(f"{tmp_path}/net.py:build", classes=10)
+
+
+def test_without_class_names_the_option_is_named(
+    slimdeploy_command: Callable, model_file: Path, tmp_path: Path
+) -> None:
+    net, folder = tmp_path / "net.safetensors", write_image_folder(tmp_path / "images", train=4, test=2)
+    made = slimdeploy_command("import", f"{model_file}:build", "--classes", 3, "--size", 16, "-o", net)
+    assert made.exit_code == 0, made.err
+    ran = slimdeploy_command("evaluate", net, "--data", f"folder:{folder}")
+    expected = f"than {net} (class 0, class 1, class 2): the network has no class names (slimdeploy import …"
+    assert (ran.exit_code, expected in ran.error) == (2, True), ran.error
 
 
 def test_arguments_may_have_any_name(tmp_path: Path) -> None:

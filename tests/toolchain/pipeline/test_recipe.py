@@ -59,7 +59,7 @@ def test_fine_tuning_is_like_training_where_the_recipe_does_not_say(tmp_path: Pa
         ("compare_ratios = 0.5\n" + MINIMAL, "compare_ratios must be a list, not 0.5"),
         ("compare_ratios = ['a']\n" + MINIMAL, "compare_ratios must be a number, not 'a'"),
         ("compare_ratios = [1.0]\n" + MINIMAL, "compare_ratios must be from 0 to below 1, not 1"),
-        (MINIMAL + "[train]\nsparsity = true", "train.sparsity must be a number, not True"),
+        (MINIMAL + "[train]\nsparsity = true", "train.sparsity must be a number (λ) or auto:SHARE"),
         (MINIMAL + "[train]\nsparsity = 'auto:2'", "[train] sparsity must be a number (λ) or auto:SHARE "),
         (MINIMAL + "[train]\nflip_mode = 'both'", "[train] unknown flip mode 'both'; known: random, "),
         (MINIMAL + "[train]\nema = 1", "[train] ema must be from 0 to below 1, not 1"),

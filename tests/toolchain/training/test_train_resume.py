@@ -150,6 +150,18 @@ def test_resume_without_an_unfinished_run_says_so(
     )
 
 
+def test_a_finished_run_has_nothing_to_resume(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "net.safetensors"
+    assert slimdeploy_command(*train_arguments(image_folder, output, epochs=0)).exit_code == 0
+    before = output.read_bytes()
+    ran = slimdeploy_command(*train_arguments(image_folder, output, "--resume", epochs=0))
+    assert ran.exit_code == 2
+    assert ran.error.startswith(f"{output} is finished: nothing to resume (to train it")
+    assert output.read_bytes() == before
+
+
 def test_resume_with_another_network_names_it(
     slimdeploy_command: Callable, image_folder: Path, interrupted: Path
 ) -> None:

@@ -1,0 +1,148 @@
+"""Arguments of the library's functions: of the wrong type, and in other accepted forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import nn
+
+import slimdeploy
+from slimdeploy.toolchain.data.dataset import Dataset
+from slimdeploy.toolchain.training.options import WEIGHTS_LR
+
+SIZE = tiny.PREPROCESSING.size
+LABELS = torch.tensor([0, 1, 2, 0])
+BATCHES = [(torch.zeros(4, 3, SIZE, SIZE), LABELS)]
+DATASET = Dataset(tiny.CLASSES, tiny.learnable_split(8), tiny.learnable_split(4), tiny.PREPROCESSING)
+
+
+@pytest.fixture
+def module() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3),
+    )  # fmt: skip
+
+
+def _prune(**keywords: object) -> Callable[[nn.Module], object]:
+    return lambda module: slimdeploy.prune(module, **{"size": SIZE, "ratio": 0.5, **keywords})
+
+
+def _train(**keywords: object) -> Callable[[nn.Module], object]:
+    return lambda module: slimdeploy.train(module, **{"size": SIZE, "data": BATCHES, "epochs": 1, **keywords})
+
+
+def _optimizer(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(module.parameters(), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (_prune(ratio="0.5"), "^ratio must be a number, not '0.5'"),
+        (_prune(ratio=None, params="many"), "^params must be a number such as 3.94M, not 'many'"),
+        (_prune(align="wide"), "^align must be auto or a whole number .*, not 'wide'"),
+        (_prune(criterion=5), "^criterion must be a string, not 5"),
+        (_prune(fold="no"), "^fold must be true or false, not 'no'"),
+        (_prune(size="16"), "^size must be int or None, not str"),
+        (_prune(ratio=None, options={"ratio": 0.5}), "^options must be PruneOptions or None, not dict"),
+        (_prune(device="tpu"), "^device tpu: torch can't use it here"),
+        (_prune(device=5), "^device must be str or device or None, not int"),
+        (_prune(data="digits"), "^data must be Dataset or Iterable or None, not str"),
+        (_prune(test=5), "^test must be Iterable or None, not int"),
+        (_prune(size=2 * SIZE, data=BATCHES), "^data yields images of 3 × 16 × 16, but the"),
+        (_prune(test=[(torch.zeros(2, 1, SIZE, SIZE), torch.zeros(2))], data=BATCHES),
+         "^test yields images of 1 × 16"),
+        (_prune(data=[(torch.zeros(2, 3, SIZE, SIZE), torch.full((2,), 7))]), "^data contains the label 7"),
+        (_train(lr="0.1"), "^lr must be a number, not '0.1'"),
+        (_train(epochs=1.5), "^epochs must be a whole number, not 1.5"),
+        (_train(epochs=True), "^epochs must be a whole number, not True"),
+        (_train(lr=float("nan")), "^lr must be a finite number, not nan"),
+        (_train(teacher=5), "^teacher must be the path of a file, not 5"),
+        (_train(size=2 * SIZE), "^data yields images of 3 × 16 × 16, but the network takes 3 × 32 × 32"),
+        (lambda module: slimdeploy.prune("net.safetensors", ratio=0.5), "^network must be Checkpoint or"),
+        (lambda module: slimdeploy.evaluate(5, data=BATCHES), "^module must be Module, not int"),
+        (lambda module: slimdeploy.evaluate(module, data=5, size=SIZE), "^data must be a list of batches or"),
+        (lambda module: slimdeploy.evaluate(module, data=BATCHES, size=8), "^data yields images of 3 × 16"),
+        (lambda module: slimdeploy.export(module, data=[(torch.zeros(1, 3, 8, 8), torch.zeros(1))],
+                                          size=SIZE, output="net.onnx"), "^data yields images of 3 × 8"),
+        (lambda module: slimdeploy.quantize("a.onnx", data=BATCHES, output="b.onnx"),
+         "^data must be Dataset or CalibrationData, not list"),
+        (lambda module: slimdeploy.quantize("a.onnx", data=DATASET, output="b.onnx", float_layers="conv"),
+         "^float_layers must be a list, not 'conv'"),
+        (lambda module: slimdeploy.bench("a.onnx"), "^models must be Sequence, not str"),
+        (lambda module: slimdeploy.package("a.onnx", output="b.tar"), "^models must be Sequence, not str"),
+        (lambda module: slimdeploy.deploy("a.slim.tar", batch="8"), "^batch must be a whole number, not '8'"),
+        (lambda module: slimdeploy.save(module, path="a.safetensors"), "^checkpoint must be Checkpoint, not"),
+        (lambda module: slimdeploy.load(5), "^path must be str or Path, not int"),
+        (lambda module: slimdeploy.load_data(5), "^data must be str or DataOptions, not int"),
+        (lambda module: slimdeploy.from_module("resnet18", size=8), "^module must be Module, not str"),
+        (lambda module: slimdeploy.DataOptions(5), "^data must be a string, not 5"),
+        (lambda module: slimdeploy.DataOptions("digits", size="16"), "^size must be a number, not '16'"),
+        (lambda module: slimdeploy.DataOptions("digits", mean=5), "^mean must be three numbers, not 5"),
+        (lambda module: slimdeploy.Preprocessing("16", (0, 0, 0), (1, 1, 1)), "1 to 4096 pixels, not '16'"),
+        (lambda module: slimdeploy.Preprocessing(16, (0, 0, 0), (1, 1, 1), resize=[8, 8]), "not \\[8, 8\\]"),
+        (lambda module: slimdeploy.sparsity.gammas(module, layers="most", size=SIZE), "^unknown layers"),
+        (lambda module: slimdeploy.sparsity.Proximal(_optimizer(module), module, strength="1", size=SIZE),
+         "^strength must be float, not str"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_parameter(
+    module: nn.Module, call: Callable[[nn.Module], object], message: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(slimdeploy.SlimdeployError, match=message):
+        call(module)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_forms_of_a_value(module: nn.Module, tmp_path: Path) -> None:
+    """Texts as on the command line, numpy's numbers, paths and devices."""
+    options = slimdeploy.PruneOptions(params="0.4k", align="auto", min_channels=np.int64(4))
+    assert (options.params, options.align, options.min_channels) == (400.0, None, 4)
+    table = slimdeploy.PruneOptions(latency_ms=np.float32(2), latency_table=tmp_path / "t.json").latency_table
+    assert table == str(tmp_path / "t.json")
+    assert slimdeploy.BenchOptions(batches=[1, 8]).batches == (1, 8)
+    assert slimdeploy.BenchOptions(batches="1,8").batches == (1, 8)
+    found = slimdeploy.prune(module, size=SIZE, ratio=0.5, device=torch.device("cpu"))
+    slimdeploy.save(found.checkpoint, path=tmp_path / "pruned.safetensors")
+    assert slimdeploy.load(tmp_path / "pruned.safetensors").info.provenance[-1]["options"]["ratio"] == 0.5
+
+
+def test_a_module_is_described_by_the_dataset_and_a_checkpoint_must_match_it(module: nn.Module) -> None:
+    found = slimdeploy.prune(module, data=DATASET, ratio=0.5)
+    assert found.checkpoint.info.preprocessing == tiny.PREPROCESSING
+    assert found.checkpoint.info.class_names == tiny.CLASSES
+    other = slimdeploy.from_module(module, size=SIZE)  # ImageNet's mean, not that of the dataset
+    for call in (
+        lambda: slimdeploy.prune(other, data=DATASET, ratio=0.5),
+        lambda: slimdeploy.evaluate(other, data=DATASET),
+        lambda: slimdeploy.export(other, data=DATASET, output="net.onnx"),
+    ):
+        with pytest.raises(slimdeploy.SlimdeployError, match=r"^the images of data are made with"):
+            call()
+
+
+def _last_options(result: slimdeploy.TrainResult) -> dict[str, object]:
+    return result.checkpoint.info.provenance[-1]["options"]
+
+
+def test_options_of_the_last_training_are_the_defaults_of_the_next(module: nn.Module) -> None:
+    first = slimdeploy.train(module, data=DATASET, epochs=1, lr=0.1, flip=False, momentum=0.8, batch_size=8)
+    pruned = slimdeploy.prune(first.checkpoint, data=DATASET, ratio=0.5).checkpoint
+    tuned = _last_options(slimdeploy.finetune(pruned, data=DATASET, epochs=1, batch_size=6))
+    assert (tuned["flip"], tuned["momentum"], tuned["batch_size"], tuned["lr"]) == (False, 0.8, 6, 1e-3)
+    assert _last_options(slimdeploy.train(pruned, data=DATASET, epochs=1))["lr"] == WEIGHTS_LR
+    own = slimdeploy.TrainOptions(epochs=1, lr=0.01, batch_size=8)
+    given = _last_options(slimdeploy.finetune(pruned, data=DATASET, options=own))
+    assert (given["flip"], given["momentum"], given["lr"]) == (True, 0.9, 0.01)
+    with_batches = _last_options(slimdeploy.finetune(pruned, data=BATCHES, epochs=1))
+    assert with_batches["momentum"] == 0.8
+    assert "flip" not in with_batches
