@@ -5,7 +5,8 @@
         --data folder:data/cifar10-jpeg --epochs 1 --epochs 5 --seed 0 --seed 1 --seed 2 \\
         --work runs/equal-budget --output benchmarks/results/equal-budget.json
 
-The original is the teacher. `control` is the original itself, fine-tuned like the pruned networks. Finished
+Torch-Pruning's steps end below `--macs`, so slimdeploy prunes to the MACs of its smallest network. The
+original is the teacher. `control` is the original itself, fine-tuned like the pruned networks. Finished
 parts are kept in `--work`, so the same command continues after an interruption, and processes with different
 seeds may run at the same time.
 """
@@ -36,13 +37,11 @@ from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.state import state_path
 
 PATH = click.Path(path_type=Path)
-CONTENDERS: dict[str, Callable[[float], Contender]] = {
-    "surgeon": lambda macs: by_slimdeploy(
-        lambda task: PruneOptions(macs=macs, criterion="surgeon", residual="couple")
-    ),
+PEERS: dict[str, Callable[[float], Contender]] = {
     "torch-pruning-BN-scale": lambda macs: by_torch_pruning("BN-scale", 8, macs),
     "torch-pruning-group-norm": lambda macs: by_torch_pruning("group-norm", 8, macs),
 }
+SURGEON = "surgeon"
 CONTROL = "control"
 """Name of the original where it is fine-tuned like the contenders."""
 COLUMNS = {
@@ -77,9 +76,12 @@ def main(
     options = DataOptions(data, size=before.preprocessing.size)
     task = Task(checkpoint, options, 0, Path(), before.preprocessing.size, device)
     work.mkdir(parents=True, exist_ok=True)
+    cuts = {name: _pruned(name, make(macs), task, work) for name, make in PEERS.items()}
+    least = min(network_cost(load_checkpoint(path).info.graph, task.size).macs for path, _ in cuts.values())
+    surgeon = by_slimdeploy(lambda task: PruneOptions(macs=least, criterion="surgeon", residual="couple"))
+    cuts = {SURGEON: _pruned(SURGEON, surgeon, task, work), **cuts, CONTROL: (checkpoint, {})}
     rows = []
-    for name in (*CONTENDERS, CONTROL):
-        pruned, found = (checkpoint, {}) if name == CONTROL else _pruned(name, task, macs, work)
+    for name, (pruned, found) in cuts.items():
         cost = network_cost(load_checkpoint(pruned).info.graph, task.size)
         told = {"contender": name, "params": cost.params, "macs": cost.macs}
         told |= {"cut": found.get("cut"), "pruned": found.get("recalibrated")}
@@ -100,12 +102,12 @@ def main(
     log(f"written: {output}")
 
 
-def _pruned(name: str, task: Task, macs: float, work: Path) -> tuple[Path, dict[str, Any]]:
+def _pruned(name: str, contender: Contender, task: Task, work: Path) -> tuple[Path, dict[str, Any]]:
     """The pruned checkpoint of a contender and its accuracies, from an earlier call if there was one."""
     path, record = work / f"{name}.safetensors", work / f"{name}.json"
     if not record.exists():
         log(f"{name} …")
-        artifacts.write_json(record, CONTENDERS[name](macs)(task, path))
+        artifacts.write_json(record, contender(task, path))
     return path, artifacts.read_json(record, "record of a contender")
 
 

@@ -32,6 +32,10 @@ from slimdeploy.toolchain.stages.prune import prune_stage
 from slimdeploy.toolchain.training.evaluation import evaluate_network
 
 RECALIBRATION_IMAGES = 5120
+RATIOS = 2000
+"""Torch-Pruning's ratio is searched in steps of 1 / RATIOS: where most channels go, a coarser step misses the
+budget by far.
+"""
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def by_torch_pruning(importance_name: str, round_to: int | None, macs: float | N
             network = copy.deepcopy(parent.network)
             last = network.get_submodule(classifier_of(network.graph).name)
             pruner = torch_pruning.pruner.BasePruner(
-                network, example, importance=guarded, global_pruning=True, pruning_ratio=step / 200,
+                network, example, importance=guarded, global_pruning=True, pruning_ratio=step / RATIOS,
                 max_pruning_ratio=1.0, round_to=round_to, ignored_layers=[last],
             )  # fmt: skip
             pruner.step()
@@ -152,9 +156,9 @@ def by_torch_pruning(importance_name: str, round_to: int | None, macs: float | N
             return cost.macs <= macs if macs else cost.params <= task.params
 
         started = time.perf_counter()
-        cut(100)
+        cut(RATIOS // 2)
         seconds = time.perf_counter() - started  # one cut, without the search for the ratio
-        return _finish(parent, cut(_first(199, fits)), task, output, seconds)
+        return _finish(parent, cut(_first(RATIOS - 1, fits)), task, output, seconds)
 
     return run
 
