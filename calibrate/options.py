@@ -77,7 +77,7 @@ class CalibrateOptions:
     sensitivity_images: int = option(500, "Held-out images to measure the sensitivity on.", least=1)
     float_layers: tuple[str, ...] = option((), "Keep this layer in float. Repeatable.", flag="--keep")
     threads: int | None = option(None, "CPU threads.", least=1, most=MAX_THREADS, unset="all cores")
-    timing_seconds: float = option(1.0, "With --target cpu: seconds to time each file.", least=0)
+    timing_seconds: float = option(1.0, "Seconds to time each file.", least=0, needs="target cpu")
 
     def __post_init__(self) -> None:
         check_declared(self)

@@ -60,6 +60,13 @@ class Declaration:
     heading: str = ""
     """In `--help`, above this option and those after it, up to the next heading."""
 
+    def described(self, naming: Callable[[str], str]) -> str:
+        """The help text; `naming` writes the name of the option that this one needs."""
+        if not self.needs:
+            return self.help
+        needed, _, value = self.needs.partition(" ")
+        return f"With {naming(needed)} {value}".rstrip() + f": {self.help[0].lower()}{self.help[1:]}"
+
 
 def option(default: Any, help: str, **declared: Any) -> Any:
     """A dataclass field with its Declaration."""

@@ -103,7 +103,7 @@ def _flag(
     if kind is bool and default:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     told = told or (declared.unset if default is None or default == "" else "")
-    about = declared.help
+    about = declared.described(lambda needed: "--" + needed.replace("_", "-"))
     if isinstance(declared.choices, Registry):
         about += f" One of {', '.join([*declared.also, *declared.choices])}."
     return click.option(

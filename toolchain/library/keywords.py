@@ -91,7 +91,7 @@ def _default(field: Any) -> Any:
 
 def _documented(doc: str, kind: type, into: str) -> str:
     """The docstring with the options in its last section, which is added if missing."""
-    lines = [f"    {name}: {declared.help}" for name, declared in declarations(kind).items()]
+    lines = [f"    {name}: {declared.described(str)}" for name, declared in declarations(kind).items()]
     lines.append(f"    {into}: The {len(lines)} options above as one {kind.__name__}, instead of them.")
     return "\n".join([doc, *([] if _SECTION in doc else ["", _SECTION]), *lines])
 

@@ -76,7 +76,7 @@ class PruneOptions:
     fold: bool = option(
         True, "Fold the constant outputs of removed channels into the next layers.", heading="After the cut"
     )
-    compensate: bool = option(True, "With --data: refit the next layers by least squares.", needs="data")
+    compensate: bool = option(True, "Refit the next layers by least squares.", needs="data")
     statistics_images: int = option(
         2048, "Training images to measure activations on.", least=16, needs="data"
     )

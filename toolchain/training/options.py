@@ -44,9 +44,7 @@ class TrainOptions:
     batch_size: int = option(128, "Batch size; BN needs at least 2.", least=2, most=MAX_BATCH)
     lr: float = option(0.1, "Peak learning rate.", most=MAX_RATE)
     schedule: str = option("one-cycle", "Learning rate schedule.", choices=SCHEDULES)
-    step_epochs: int = option(
-        30, "With --schedule step: epochs between two divisions by 10.", least=1, needs="schedule step"
-    )
+    step_epochs: int = option(30, "Epochs between two divisions by 10.", least=1, needs="schedule step")
     momentum: float = option(0.9, "Nesterov momentum.")
     weight_decay: float = option(
         5e-4, "Weight decay, not applied to γ, β and biases.", least=0, most=MAX_RATE
@@ -74,7 +72,7 @@ class TrainOptions:
     )
     sparse_align: int = option(
         8,
-        "With --sparsity: keep a multiple of N channels in each layer, like prune --align.",
+        "Keep a multiple of N channels in each layer, like prune --align.",
         least=1,
         most=MAX_IMAGE_SIZE,
         needs="sparsity",
@@ -101,7 +99,7 @@ class TrainOptions:
     )
     distill: float = option(0.5, "Weight of the teacher's loss, above 0 and at most 1.", needs="teacher")
     temperature: float = option(
-        4.0, "Softmax temperature of the distillation loss.", most=MAX_RATE, needs="teacher"
+        4.0, "Softmax temperature of the distillation loss.", least=1e-3, most=MAX_RATE, needs="teacher"
     )
     augmentation: str = option(
         "cifar",
@@ -163,9 +161,8 @@ class TrainOptions:
             raise SlimdeployError(f"`validation` must be a share between 0 and 1, not {self.validation:g}")
         if not 0 < self.distill <= 1:
             raise SlimdeployError(f"`distill` must be a share above 0, up to 1, not {self.distill:g}")
-        for name in ("lr", "temperature"):
-            if (rate := getattr(self, name)) <= 0:
-                raise SlimdeployError(f"`{name}` must be above 0, not {rate:g}")
+        if self.lr <= 0:
+            raise SlimdeployError(f"`lr` must be above 0, not {self.lr:g}")
 
     @property
     def augmentations(self) -> Augmentation:

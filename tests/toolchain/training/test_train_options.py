@@ -44,7 +44,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"ema": 1.0}, "ema must be from 0 to below 1, not 1"),
     ({"distill": 0.0}, "distill must be a share above 0, up to 1, not 0"),
     ({"distill": 1.5}, "distill must be a share above 0, up to 1, not 1.5"),
-    ({"temperature": 0.0}, "temperature must be above 0, not 0"),
+    ({"temperature": 1e-300}, "temperature must be at least 0.001, not 1e-300"),
     ({"epochs": -1}, "epochs must be at least 0, not -1"),
     ({"batch_size": 1}, "batch_size must be at least 2, not 1"),
     ({"sparsity": -1e-4}, "sparsity must be at least 0, not -0.0001"),
