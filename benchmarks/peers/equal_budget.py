@@ -6,9 +6,10 @@
         --work runs/equal-budget --output benchmarks/results/equal-budget.json
 
 Torch-Pruning's steps end below `--macs`, so slimdeploy prunes to the MACs of its smallest network. The
-original is the teacher. `control` is the original itself, fine-tuned like the pruned networks, with the first
-seed only: its epochs take several times as long. Finished parts are kept in `--work`, so the same command
-continues after an interruption, and processes with different seeds may run at the same time.
+original is the teacher. `control` is the original itself, fine-tuned like the pruned networks, but for
+`--control-epochs` and with the first seed only: its epochs take several times as long. Finished parts are
+kept in `--work`, so the same command continues after an interruption, and processes with different seeds may
+run at the same time.
 """
 
 from __future__ import annotations
@@ -62,14 +63,15 @@ COLUMNS = {
 @click.option("--data", required=True)
 @click.option("--macs", type=Written(AMOUNT), required=True, help="Maximum multiply-accumulates per image.")
 @click.option("--epochs", type=click.IntRange(1), multiple=True, default=(1, 5), show_default=True)
+@click.option("--control-epochs", type=click.IntRange(1), multiple=True, default=(1,), show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
 @click.option("--limit", type=int, help="Fine-tune on a balanced subset.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--work", type=PATH, required=True)
 @click.option("--output", type=PATH, required=True)
 def main(
-    checkpoint: Path, data: str, macs: float, epochs: tuple[int, ...], seeds: tuple[int, ...],
-    limit: int | None, device: str, work: Path, output: Path,
+    checkpoint: Path, data: str, macs: float, epochs: tuple[int, ...], control_epochs: tuple[int, ...],
+    seeds: tuple[int, ...], limit: int | None, device: str, work: Path, output: Path,
 ) -> None:  # fmt: skip
     """Prune CHECKPOINT with every contender, fine-tune each, and write a `table` result."""
     before = load_checkpoint(checkpoint).info
@@ -85,8 +87,8 @@ def main(
         cost = network_cost(load_checkpoint(pruned).info.graph, task.size)
         told = {"contender": name, "params": cost.params, "macs": cost.macs}
         told |= {"cut": found.get("cut"), "pruned": found.get("recalibrated")}
-        own = seeds[:1] if name == CONTROL else seeds
-        for count in epochs:
+        counts, own = (control_epochs, seeds[:1]) if name == CONTROL else (epochs, seeds)
+        for count in counts:
             values = [_finetuned(name, pruned, task, work, count, seed, limit) for seed in own]
             spread = statistics.stdev(values) if len(values) > 1 else None
             rows.append({**told, "epochs": count, "accuracy": statistics.mean(values), "sd": spread,
