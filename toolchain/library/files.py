@@ -6,7 +6,7 @@ from pathlib import Path
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, load_dataset
-from slimdeploy.toolchain.library.keywords import checked
+from slimdeploy.toolchain.library.argument_types import checked
 from slimdeploy.toolchain.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 

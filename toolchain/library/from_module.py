@@ -10,7 +10,7 @@ from torch import nn
 
 from slimdeploy.toolchain.data.dataset import Dataset
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.library.keywords import checked
+from slimdeploy.toolchain.library.argument_types import checked
 from slimdeploy.toolchain.models.checkpoint import Checkpoint
 from slimdeploy.toolchain.models.model_info import ModelInfo, unknown_class_names
 from slimdeploy.toolchain.networks import importing

@@ -1,37 +1,22 @@
-"""Library functions: the options of a dataclass as keyword arguments, and arguments of the wrong type."""
+"""Library functions that accept the options of a dataclass as keyword arguments."""
 
 from __future__ import annotations
 
-import collections.abc
-import contextlib
 import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from numbers import Integral, Real
-from types import NoneType, UnionType
 from typing import Any, TypeVar
 
 from slimdeploy.toolchain.declared import declarations, user_fields
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.library.argument_types import annotated, check_types
 
 R = TypeVar("R")
 
 _SECTION = "Keyword Args:"
 _GIVEN = "given"
-
-
-def checked(function: Callable[..., R]) -> Callable[..., R]:
-    """Decorator: an argument of another type than its annotation raises SlimdeployError, which names it."""
-
-    @functools.wraps(function)
-    def called(*arguments: Any, **keywords: Any) -> R:
-        bound = inspect.signature(function).bind(*arguments, **keywords).arguments
-        _check_types(_hints(function), bound)
-        return function(*arguments, **keywords)
-
-    return called
 
 
 def takes(
@@ -40,7 +25,7 @@ def takes(
     """Decorator: the fields of the keyword-only parameter `into`, an instance of the dataclass `kind`, can
     also be given as keyword arguments. Signature and docstring are extended from the declarations of `kind`.
     `defaults` override those of the fields. A parameter `given` receives the names of the fields that the
-    caller gave, all with an object. Arguments are checked like by `checked`.
+    caller gave, all with an object. Arguments of another type than annotated are refused.
     """
     names = [f.name for f in user_fields(kind)]
 
@@ -51,7 +36,7 @@ def takes(
         @functools.wraps(function)
         def called(*arguments: Any, **keywords: Any) -> R:
             bound = signature.bind(*arguments, **keywords)  # TypeError for a missing or unknown argument
-            _check_types({**_hints(function), into: kind | None}, bound.arguments)
+            check_types({**annotated(function), into: kind | None}, bound.arguments)
             own = {name: keywords.pop(name) for name in names if name in keywords}
             options = keywords.pop(into, None)
             if options is not None and own:
@@ -94,41 +79,3 @@ def _documented(doc: str, kind: type, into: str) -> str:
     lines = [f"    {name}: {declared.described(str)}" for name, declared in declarations(kind).items()]
     lines.append(f"    {into}: The {len(lines)} options above as one {kind.__name__}, instead of them.")
     return "\n".join([doc, *([] if _SECTION in doc else ["", _SECTION]), *lines])
-
-
-@functools.cache
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Parameter -> its type, without those whose classes are imported only for type checking."""
-    found = {}
-    for name, annotation in inspect.get_annotations(function).items():
-        with contextlib.suppress(NameError):
-            found[name] = eval(annotation, function.__globals__)
-    return found
-
-
-def _check_types(hints: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-    for name, value in arguments.items():
-        if name in hints and not any(_fits(value, kind) for kind in _kinds(hints[name])):
-            names = [getattr(kind, "__name__", str(kind)) for kind in _kinds(hints[name])]
-            expected = " or ".join("None" if n == "NoneType" else n for n in dict.fromkeys(names))
-            raise SlimdeployError(f"`{name}` must be {expected}, not {type(value).__name__}")
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    """The members of a union."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (UnionType, typing.Union) else (hint,)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    origin = typing.get_origin(kind) or kind
-    if origin is Any or origin is collections.abc.Callable:
-        return origin is Any or callable(value)
-    if origin in (int, float) and not isinstance(value, bool):
-        return isinstance(value, Integral if origin is int else Real)
-    if origin is NoneType:
-        return value is None
-    if isinstance(value, bool):
-        return origin is bool
-    if isinstance(value, str) and origin is not str:
-        return False  # a sequence of letters isn't a list of names
-    return isinstance(value, origin)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
-from slimdeploy.toolchain.library.keywords import checked
+from slimdeploy.toolchain.library.argument_types import checked
 from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.training.options import SPARSE_LAYERS

@@ -1,0 +1,70 @@
+"""Arguments of the library's functions against their annotations, so that a mistake is an error which names
+the parameter.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, TypeVar
+
+from slimdeploy.toolchain.errors import SlimdeployError
+
+R = TypeVar("R")
+
+
+def checked(function: Callable[..., R]) -> Callable[..., R]:
+    """Decorator: an argument of another type than its annotation raises SlimdeployError, which names it."""
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **keywords: Any) -> R:
+        bound = inspect.signature(function).bind(*arguments, **keywords).arguments
+        check_types(annotated(function), bound)
+        return function(*arguments, **keywords)
+
+    return called
+
+
+@functools.cache
+def annotated(function: Callable[..., Any]) -> dict[str, Any]:
+    """Parameter -> its type, without those whose classes are imported only for type checking."""
+    found = {}
+    for name, annotation in inspect.get_annotations(function).items():
+        with contextlib.suppress(NameError):
+            found[name] = eval(annotation, function.__globals__)
+    return found
+
+
+def check_types(hints: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Raises SlimdeployError for the first of `arguments` that isn't of its type in `hints`."""
+    for name, value in arguments.items():
+        if name in hints and not any(_fits(value, kind) for kind in _kinds(hints[name])):
+            names = [getattr(kind, "__name__", str(kind)) for kind in _kinds(hints[name])]
+            expected = " or ".join("None" if n == "NoneType" else n for n in dict.fromkeys(names))
+            raise SlimdeployError(f"`{name}` must be {expected}, not {type(value).__name__}")
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The members of a union."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (UnionType, typing.Union) else (hint,)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin = typing.get_origin(kind) or kind
+    if origin is Any or origin is collections.abc.Callable:
+        return origin is Any or callable(value)
+    if origin in (int, float) and not isinstance(value, bool):
+        return isinstance(value, Integral if origin is int else Real)
+    if origin is NoneType:
+        return value is None
+    if isinstance(value, bool):
+        return origin is bool
+    if isinstance(value, str) and origin is not str:
+        return False  # a sequence of letters isn't a list of names
+    return isinstance(value, origin)
