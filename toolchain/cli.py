@@ -26,6 +26,7 @@ from slimdeploy.toolchain.errors import (
     lost_worker,
     missing_library,
     nearest,
+    parameters_shown,
     shorten,
 )
 from slimdeploy.toolchain.help_groups import write_options
@@ -114,9 +115,12 @@ class Command(click.Command):
 
 @contextmanager
 def _flags_named(command: click.Command) -> Iterator[None]:
-    """An error of the library names a parameter of a function: here it becomes the command's flag."""
+    """Errors and log lines of the library name parameters of a function: here they become the command's
+    flags.
+    """
     try:
-        yield
+        with parameters_shown(lambda parameter: _flag_of(command, parameter)):
+            yield
     except SlimdeployError as error:
         name_flags(error, command)
         raise

@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+
+Naming = Callable[[str], str]
+_naming: ContextVar[Naming] = ContextVar("naming", default=str)
+
+
+@contextlib.contextmanager
+def parameters_shown(naming: Naming) -> Iterator[None]:
+    """Inside, `with_names` writes the parameters in a message by `naming`: a command's flags."""
+    before = _naming.set(naming)
+    try:
+        yield
+    finally:
+        _naming.reset(before)
+
+
+def with_names(message: str, naming: Naming | None = None) -> str:
+    """The message, with each parameter name in backquotes replaced."""
+    return re.sub(r"`(\w+)`", lambda found: (naming or _naming.get())(found[1]), message)
 
 
 class SlimdeployError(Exception):
@@ -22,9 +42,9 @@ class SlimdeployError(Exception):
     def __str__(self) -> str:
         return self.told(lambda parameter: parameter)
 
-    def told(self, naming: Callable[[str], str]) -> str:
+    def told(self, naming: Naming) -> str:
         """The message, with each parameter name replaced by the result of `naming`."""
-        return re.sub(r"`(\w+)`", lambda found: naming(found[1]), self.message)
+        return with_names(self.message, naming)
 
 
 class CheckFailed(SlimdeployError):

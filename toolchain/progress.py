@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
+from slimdeploy.toolchain.errors import with_names
+
 console = Console(stderr=True)
 """The console for everything except a command's result."""
 
@@ -35,8 +37,8 @@ def working(title: str) -> Iterator[None]:
 
 
 def log(message: str) -> None:
-    """Print one line on standard error."""
-    console.print(message, highlight=False, soft_wrap=True, markup=False)
+    """Print one line on standard error, with parameters named as in errors."""
+    console.print(with_names(message), highlight=False, soft_wrap=True, markup=False)
 
 
 _now: _Display | None = None

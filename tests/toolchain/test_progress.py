@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from slimdeploy.toolchain import progress
+from slimdeploy.toolchain.errors import parameters_shown
 from slimdeploy.toolchain.progress import progress_bar, working
 
 Screen = Callable[..., io.StringIO]
@@ -29,6 +30,15 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
         return shown
 
     return make
+
+
+def test_a_line_names_parameters_as_the_command_line_does(screen: Screen) -> None:
+    shown = screen(terminal=False)
+    progress.log("few steps (`lr` 0.1)")
+    with parameters_shown(lambda parameter: f"--{parameter}"):
+        progress.log("few steps (`lr` 0.1)")
+    progress.log("few steps (`lr` 0.1)")
+    assert shown.getvalue().splitlines() == [f"few steps ({name} 0.1)" for name in ("lr", "--lr", "lr")]
 
 
 def _until(shown: io.StringIO, text: str) -> None:

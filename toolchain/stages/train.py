@@ -165,7 +165,7 @@ def _clear(output: Path, *, resume: bool, force: bool) -> None:
     artifacts.check_output(output, force=force or (resume and state_path(output).exists()))
     if resume:
         if not state_path(output).exists():
-            log(f"--resume: there is no unfinished run of {output}: starting a new one{_others(output)}")
+            log(f"`resume`: there is no unfinished run of {output}: starting a new one{_others(output)}")
         return
     if state_path(output).exists() and not force:
         raise SlimdeployError(

@@ -33,7 +33,7 @@ def from_weights(options: TrainOptions, *, given: Collection[str]) -> TrainOptio
     """`options`, with the learning rate of a training that starts from weights unless `lr` is `given`."""
     if "lr" in given or not options.epochs:
         return options
-    log(f"learning rate {WEIGHTS_LR:g}, because the training starts from weights")
+    log(f"`lr` {WEIGHTS_LR:g}, because the training starts from weights")
     return replace(options, lr=WEIGHTS_LR)
 
 

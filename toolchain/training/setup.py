@@ -49,11 +49,11 @@ def short_run(options: TrainOptions, images: int) -> str | None:
     if not 0 < steps < FEW_STEPS:
         return None
     sizes = [size for size in (64, 32, 16) if size < batch and images // size * options.epochs >= FEW_STEPS]
-    advice = f"--epochs {-(-FEW_STEPS // (images // batch))}"
+    advice = f"`epochs` {-(-FEW_STEPS // (images // batch))}"
     if sizes:
-        advice = f"--batch-size {sizes[0]} makes {images // sizes[0] * options.epochs} of them, or {advice}"
+        advice = f"`batch_size` {sizes[0]} makes {images // sizes[0] * options.epochs} of them, or {advice}"
     plural = "s" if steps > 1 else ""
-    return f"only {steps} step{plural}, which is too few for a fresh network (--lr {options.lr:g}): {advice}"
+    return f"only {steps} step{plural}, which is too few for a fresh network (`lr` {options.lr:g}): {advice}"
 
 
 def small_crop(options: TrainOptions, size: int) -> str | None:
@@ -62,7 +62,7 @@ def small_crop(options: TrainOptions, size: int) -> str | None:
     if size < LARGE_IMAGES or not default or options.resized_crop is not None:
         return None
     pad = options.augmentations.pad
-    return f"crops move images of {size} pixels by {pad} at most: --augmentation imagenet crops and enlarges"
+    return f"crops move images of {size} pixels by {pad} at most: `augmentation` imagenet crops and enlarges"
 
 
 def build_penalty(

@@ -63,7 +63,7 @@ def test_weights_bring_their_options_and_a_gentle_rate(
     assert ran.exit_code == 0, ran.err
     assert _kept(_options(tmp_path / "a.safetensors")) == (True, 1, 16, 0.3, 0.0)
     assert _options(tmp_path / "a.safetensors")["lr"] == WEIGHTS_LR
-    assert "learning rate 0.003, because the training starts from weights" in ran.err
+    assert "--lr 0.003, because the training starts from weights" in ran.err
     ran = slimdeploy_command(*train, "--lr", 0.05, "-o", tmp_path / "b.safetensors")
     assert _options(tmp_path / "b.safetensors")["lr"] == 0.05
     assert "starts from weights" not in ran.err
