@@ -88,6 +88,8 @@ class LoaderFeed:
         left = self.images
         for batch in self.source:
             images, labels = self._checked(batch)
+            if not len(labels):
+                continue
             yield images[:left].to(self.device), labels[:left].to(self.device)
             left -= len(labels)
             if left <= 0:
@@ -106,22 +108,25 @@ class LoaderFeed:
         if isinstance(batch, tuple | list) and len(batch) == 2:
             images, labels = batch
             if isinstance(images, Tensor) and isinstance(labels, Tensor) and len(images) == len(labels):
-                if images.dim() == 4 and images.is_floating_point() and labels.dim() == 1:
-                    return self._of_size(images.to(torch.float32)), self._known(labels.long())
+                floats = images.is_floating_point(), labels.is_floating_point()
+                if (images.dim(), labels.dim()) == (4, 1) and floats == (True, False):
+                    return self._usable(images.to(torch.float32)), self._known(labels.long())
                 given = f"{tuple(images.shape)} {images.dtype} and {tuple(labels.shape)} {labels.dtype}"
                 raise SlimdeployError(
-                    f"`{self.name}` yields {given}; pairs of images (N, 3, H, W) float32 and labels (N,) are "
-                    "needed"
+                    f"`{self.name}` yields {given}; pairs of images (N, 3, H, W) float32 and labels (N,) "
+                    "int64 are needed"
                 )
         raise SlimdeployError(
             f"`{self.name}` yields {type(batch).__name__}s that are not pairs of images (N, 3, H, W) and "
             "labels (N,), both tensors"
         )
 
-    def _of_size(self, images: Tensor) -> Tensor:
+    def _usable(self, images: Tensor) -> Tensor:
         if images.shape[1:] != (wanted := (3, self.size, self.size)):
             given, taken = (" × ".join(map(str, shape)) for shape in (images.shape[1:], wanted))
             raise SlimdeployError(f"`{self.name}` yields images of {given}, but the network takes {taken}")
+        if not torch.isfinite(images).all():
+            raise SlimdeployError(f"`{self.name}` yields images with NaN or infinite values")
         return images
 
     def _known(self, labels: Tensor) -> Tensor:

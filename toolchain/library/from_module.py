@@ -49,11 +49,12 @@ def from_module(
         raise SlimdeployError(
             f"`size` is {size}, but `preprocessing` makes {preprocessing.size}×{preprocessing.size}"
         )
+    module = importing.unwrapped(module)
     if isinstance(module, GraphNetwork):
         network = copy.deepcopy(module)
     else:
         network = importing.from_module(module, size=preprocessing.size, arch=name).network
-    names = tuple(class_names or unknown_class_names(network.graph.classes))
+    names = tuple(map(str, class_names or unknown_class_names(network.graph.classes)))
     return Checkpoint(network, ModelInfo(network.graph, preprocessing, names), "")
 
 

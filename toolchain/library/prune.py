@@ -74,6 +74,8 @@ def prune(
     original = copy.deepcopy(start.network).eval()
     device = device_for(original, device)
     feeds = pruning_feeds(data, test, start.info, options, device=device) if data is not None else None
+    if between is not None and options.steps == 1:
+        raise SlimdeployError("`between` trains between steps: it needs `steps` above 1")
     if options.steps > 1 and between is None:
         if not isinstance(data, Dataset):
             also = " as a Dataset, or `between`" if data is not None else ""

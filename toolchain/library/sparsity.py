@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.library.argument_types import checked
-from slimdeploy.toolchain.networks.importing import from_module
+from slimdeploy.toolchain.networks.importing import from_module, unwrapped
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.training.options import SPARSE_LAYERS
 from slimdeploy.toolchain.training.sparsity import (
@@ -88,6 +88,7 @@ def gammas(network: nn.Module, *, layers: str = "prunable", size: int | None = N
     """
     if layers not in SPARSE_LAYERS:
         raise unknown("layers", layers, SPARSE_LAYERS)
+    network = unwrapped(network)
     if isinstance(network, GraphNetwork):
         graph = network.graph
     elif size is None:

@@ -42,10 +42,12 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom") -> Import
     """Convert `module` in eval mode, with its weights, for images (N, 3, size, size).
 
     `arch` becomes the network's name. Raises SlimdeployError for a module that can't be traced or takes
-    another input, for unsupported operators, and if the logits differ. A softmax or log-softmax at the end is
-    removed.
+    another input, for unsupported operators, for weights that are NaN or infinite, and if the logits differ.
+    A softmax or log-softmax at the end is removed.
     """
-    was_training = module.training
+    module = unwrapped(module)
+    _check_weights(module)
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         images = torch.randn(2, IMAGE_CHANNELS, size, size, generator=torch.Generator().manual_seed(0))
@@ -56,7 +58,25 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom") -> Import
         network.load_state_dict({name: tensors[name] for name in network.state_dict()})
         return Imported(network, _difference(expected, network, images, importer.behind))
     finally:
-        module.train(was_training)
+        for part, training in modes:  # one by one: some, such as a frozen BN, may be in eval mode
+            part.training = training
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module in torch.compile's wrapper or in one of those for several devices."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):  # of torch.compile
+            module = inner
+        else:
+            return module
+
+
+def _check_weights(module: nn.Module) -> None:
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise SlimdeployError(f"the module's {name} contains NaN or infinite values")
 
 
 @torch.no_grad()

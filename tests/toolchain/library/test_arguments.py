@@ -57,9 +57,14 @@ def _optimizer(module: nn.Module) -> torch.optim.Optimizer:
         (_prune(data="digits"), "^data must be Dataset or Iterable or None, not str"),
         (_prune(test=5), "^test must be Iterable or None, not int"),
         (_prune(size=2 * SIZE, data=BATCHES), "^data yields images of 3 × 16 × 16, but the"),
-        (_prune(test=[(torch.zeros(2, 1, SIZE, SIZE), torch.zeros(2))], data=BATCHES),
+        (_prune(test=[(torch.zeros(2, 1, SIZE, SIZE), LABELS[:2])], data=BATCHES),
          "^test yields images of 1 × 16"),
         (_prune(data=[(torch.zeros(2, 3, SIZE, SIZE), torch.full((2,), 7))]), "^data contains the label 7"),
+        (_prune(data=[(torch.full((4, 3, SIZE, SIZE), torch.nan), LABELS)]), "^data yields images with NaN"),
+        (_prune(data=[(torch.zeros(4, 3, SIZE, SIZE), LABELS.float())]), r"labels \(N,\) int64 are needed"),
+        (_prune(data=BATCHES, between=print), "^between trains between steps: it needs steps above 1"),
+        (lambda module: slimdeploy.evaluate(module, data=[(torch.zeros(0, 3, SIZE, SIZE), LABELS[:0])],
+                                            size=SIZE), "^data contains no images"),
         (_train(lr="0.1"), "^lr must be a number, not '0.1'"),
         (_train(epochs=1.5), "^epochs must be a whole number, not 1.5"),
         (_train(epochs=True), "^epochs must be a whole number, not True"),
@@ -70,7 +75,7 @@ def _optimizer(module: nn.Module) -> torch.optim.Optimizer:
         (lambda module: slimdeploy.evaluate(5, data=BATCHES), "^module must be Module, not int"),
         (lambda module: slimdeploy.evaluate(module, data=5, size=SIZE), "^data must be a list of batches or"),
         (lambda module: slimdeploy.evaluate(module, data=BATCHES, size=8), "^data yields images of 3 × 16"),
-        (lambda module: slimdeploy.export(module, data=[(torch.zeros(1, 3, 8, 8), torch.zeros(1))],
+        (lambda module: slimdeploy.export(module, data=[(torch.zeros(1, 3, 8, 8), LABELS[:1])],
                                           size=SIZE, output="net.onnx"), "^data yields images of 3 × 8"),
         (lambda module: slimdeploy.quantize("a.onnx", data=BATCHES, output="b.onnx"),
          "^data must be Dataset or CalibrationData, not list"),
@@ -114,6 +119,39 @@ def test_other_forms_of_a_value(module: nn.Module, tmp_path: Path) -> None:
     found = slimdeploy.prune(module, size=SIZE, ratio=0.5, device=torch.device("cpu"))
     slimdeploy.save(found.checkpoint, path=tmp_path / "pruned.safetensors")
     assert slimdeploy.load(tmp_path / "pruned.safetensors").info.provenance[-1]["options"]["ratio"] == 0.5
+
+
+def test_an_empty_batch_is_left_out(module: nn.Module) -> None:
+    images, labels = BATCHES[0]
+    data = [(images[:0], labels[:0]), *BATCHES, (images[:0], labels[:0])]
+    assert slimdeploy.evaluate(module, data=data, size=SIZE).to_json()["images"] == 4
+
+
+def test_wrappers_are_taken_off(module: nn.Module) -> None:
+    wanted = slimdeploy.from_module(module, size=SIZE).network.state_dict()
+    for wrapped in (nn.DataParallel(module), torch.compile(module, backend="eager")):
+        found = slimdeploy.from_module(wrapped, size=SIZE).network.state_dict()
+        assert found.keys() == wanted.keys()
+        assert slimdeploy.sparsity.gammas(wrapped, size=SIZE)[0] is module[1].weight
+
+
+def test_a_frozen_batchnorm_stays_in_eval_mode(module: nn.Module) -> None:
+    module.train()
+    module[1].eval()
+    slimdeploy.prune(module, size=SIZE, ratio=0.5)
+    assert [part.training for part in module] == [True, False, True, True, True, True]
+
+
+def test_weights_that_are_nan_are_named(module: nn.Module) -> None:
+    with torch.no_grad():
+        module[5].weight[0, 0] = torch.nan
+    with pytest.raises(slimdeploy.SlimdeployError, match=r"^the module's 5\.weight contains NaN"):
+        slimdeploy.prune(module, size=SIZE, ratio=0.5)
+
+
+def test_class_names_become_texts(module: nn.Module, tmp_path: Path) -> None:
+    slimdeploy.save(slimdeploy.from_module(module, size=SIZE, class_names=[7, 8, 9]), path=tmp_path / "net")
+    assert slimdeploy.load(tmp_path / "net").info.class_names == ("7", "8", "9")
 
 
 def test_a_module_is_described_by_the_dataset_and_a_checkpoint_must_match_it(module: nn.Module) -> None:
