@@ -88,8 +88,6 @@ class LoaderFeed:
         left = self.images
         for batch in self.source:
             images, labels = self._checked(batch)
-            if not len(labels):
-                continue
             yield images[:left].to(self.device), labels[:left].to(self.device)
             left -= len(labels)
             if left <= 0:
@@ -107,10 +105,11 @@ class LoaderFeed:
     def _checked(self, batch: object) -> Batch:
         if isinstance(batch, tuple | list) and len(batch) == 2:
             images, labels = batch
-            if isinstance(images, Tensor) and isinstance(labels, Tensor) and len(images) == len(labels):
+            tensors = isinstance(images, Tensor) and isinstance(labels, Tensor)
+            if tensors and images.shape[:1] == labels.shape[:1]:
                 floats = images.is_floating_point(), labels.is_floating_point()
                 if (images.dim(), labels.dim()) == (4, 1) and floats == (True, False):
-                    return self._usable(images.to(torch.float32)), self._known(labels.long())
+                    return self._usable(images.detach().to(torch.float32)), self._known(labels.long())
                 given = f"{tuple(images.shape)} {images.dtype} and {tuple(labels.shape)} {labels.dtype}"
                 raise SlimdeployError(
                     f"`{self.name}` yields {given}; pairs of images (N, 3, H, W) float32 and labels (N,) "
@@ -125,6 +124,8 @@ class LoaderFeed:
         if images.shape[1:] != (wanted := (3, self.size, self.size)):
             given, taken = (" × ".join(map(str, shape)) for shape in (images.shape[1:], wanted))
             raise SlimdeployError(f"`{self.name}` yields images of {given}, but the network takes {taken}")
+        if not len(images):
+            raise SlimdeployError(f"`{self.name}` yields a batch without images")
         if not torch.isfinite(images).all():
             raise SlimdeployError(f"`{self.name}` yields images with NaN or infinite values")
         return images

@@ -12,6 +12,7 @@ from slimdeploy.toolchain.deploy.bundle import write_bundle
 from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest
 from slimdeploy.toolchain.deploy.options import PackageOptions
 from slimdeploy.toolchain.deploy.samples import images_for, noise_images
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.library.keywords import takes
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def package(
     Raises:
         SlimdeployError: An existing output, models of different networks, or a key that can't sign.
     """
+    if not models:
+        raise SlimdeployError("`models` names no model")
     files, output = [Path(model) for model in models], Path(output)
     artifacts.check_output(output, force=force)
     if isinstance(data, str):

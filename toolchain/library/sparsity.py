@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimdeploy.toolchain.checks import MAX_RATE, check_range
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.library.argument_types import checked
 from slimdeploy.toolchain.networks.importing import from_module, unwrapped
@@ -54,6 +55,7 @@ class Proximal:
         layers: str = "prunable",
         size: int | None = None,
     ) -> None:
+        check_range("strength", strength, 0, MAX_RATE)
         self._scales = gammas(network, layers=layers, size=size)
         if not self._scales:
             raise SlimdeployError("`network` has no BN scales γ that the penalty could act on")

@@ -30,8 +30,14 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, network: GraphNetwork, info: ModelInfo) -> str:
-    """Write `network` and `info` to `path` atomically; returns the file's SHA-256."""
+    """Write `network` and `info` to `path` atomically; returns the file's SHA-256.
+
+    Raises SlimdeployError for weights that `load_checkpoint` would refuse.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise SlimdeployError(f"{path}: {name} contains NaN or infinite values; not written")
     artifacts.write_bytes(path, safetensors.torch.save(tensors, {HEADER_KEY: info.to_json()}))
     return artifacts.sha256_file(path)
 

@@ -74,8 +74,15 @@ def _batch_norm(at: Importer, node: fx.Node) -> str:
     return at.add(
         node, "batchnorm", at.value(node, 0), name=at.module_of(node, 3, "running_mean"),
         channels=shape_of(node.args[3])[0], eps=float(argument(node, 7, 1e-5)),
-        momentum=float(argument(node, 6, 0.1)), affine=argument(node, 1, None) is not None, **vector,
+        momentum=_momentum(node), affine=argument(node, 1, None) is not None, **vector,
     )  # fmt: skip
+
+
+def _momentum(node: fx.Node) -> float:
+    """torch.export gives the None of a cumulative average as 0, with which the statistics would never change:
+    torch's default then.
+    """
+    return float(argument(node, 6, 0.1)) or 0.1
 
 
 def _linear(at: Importer, node: fx.Node) -> str:

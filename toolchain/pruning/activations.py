@@ -45,6 +45,7 @@ Moments = dict[str, InputMoments]
 """By layer."""
 
 
+@torch.enable_grad()
 def measure_inputs(network: GraphNetwork, layers: Iterable[str], feed: Feed, *, device: str) -> Moments:
     """Statistics of the inputs of the named layers over the images of `feed`, in eval mode. The state of the
     network is restored afterwards.

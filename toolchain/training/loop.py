@@ -47,6 +47,7 @@ class TrainingData:
     preprocessing: Preprocessing
 
 
+@torch.enable_grad()
 def fit(
     network: GraphNetwork,
     data: TrainingData,

@@ -64,7 +64,8 @@ def _optimizer(module: nn.Module) -> torch.optim.Optimizer:
         (_prune(data=[(torch.zeros(4, 3, SIZE, SIZE), LABELS.float())]), r"labels \(N,\) int64 are needed"),
         (_prune(data=BATCHES, between=print), "^between trains between steps: it needs steps above 1"),
         (lambda module: slimdeploy.evaluate(module, data=[(torch.zeros(0, 3, SIZE, SIZE), LABELS[:0])],
-                                            size=SIZE), "^data contains no images"),
+                                            size=SIZE), "^data yields a batch without images"),
+        (_prune(data=[(torch.zeros(3, SIZE, SIZE), torch.tensor(1))]), "^data yields tuples that are not"),
         (_train(lr="0.1"), "^lr must be a number, not '0.1'"),
         (_train(epochs=1.5), "^epochs must be a whole number, not 1.5"),
         (_train(epochs=True), "^epochs must be a whole number, not True"),
@@ -96,6 +97,9 @@ def _optimizer(module: nn.Module) -> torch.optim.Optimizer:
         (lambda module: slimdeploy.sparsity.gammas(module, layers="most", size=SIZE), "^unknown layers"),
         (lambda module: slimdeploy.sparsity.Proximal(_optimizer(module), module, strength="1", size=SIZE),
          "^strength must be float, not str"),
+        (lambda module: slimdeploy.sparsity.Proximal(_optimizer(module), module, strength=-1.0, size=SIZE),
+         "^strength must be at least 0, not -1"),
+        (lambda module: slimdeploy.package([], output="b.tar"), "^models names no model"),
     ],
 )  # fmt: skip
 def test_errors_name_the_parameter(
@@ -121,10 +125,36 @@ def test_other_forms_of_a_value(module: nn.Module, tmp_path: Path) -> None:
     assert slimdeploy.load(tmp_path / "pruned.safetensors").info.provenance[-1]["options"]["ratio"] == 0.5
 
 
-def test_an_empty_batch_is_left_out(module: nn.Module) -> None:
+def test_without_gradients_around_it(module: nn.Module) -> None:
+    """As in a notebook that begins with torch.set_grad_enabled(False)."""
+    with torch.no_grad():
+        pruned = slimdeploy.prune(module, size=SIZE, ratio=0.5, data=DATASET, criterion="taylor")
+        slimdeploy.finetune(pruned.checkpoint, data=DATASET, epochs=1)
+        assert not torch.is_grad_enabled()
+
+
+def test_images_may_require_gradients(module: nn.Module) -> None:
     images, labels = BATCHES[0]
-    data = [(images[:0], labels[:0]), *BATCHES, (images[:0], labels[:0])]
+    data = [(images.clone().requires_grad_(), labels)]
     assert slimdeploy.evaluate(module, data=data, size=SIZE).to_json()["images"] == 4
+
+
+def test_a_cumulative_batchnorm_goes_on_learning(module: nn.Module) -> None:
+    """torch.export gives momentum None as 0, with which the statistics would never change again."""
+    module[1].momentum = None
+    network = slimdeploy.from_module(module, size=SIZE).network
+    assert network.batchnorms()[0].momentum == 0.1
+
+
+def test_weights_that_are_nan_are_not_saved(module: nn.Module, tmp_path: Path) -> None:
+    checkpoint = slimdeploy.from_module(module, size=SIZE)
+    slimdeploy.save(checkpoint, path=tmp_path / "net")
+    before = (tmp_path / "net").read_bytes()
+    with torch.no_grad():
+        next(checkpoint.network.parameters()).fill_(torch.nan)
+    with pytest.raises(slimdeploy.SlimdeployError, match="contains NaN or infinite values"):
+        slimdeploy.save(checkpoint, path=tmp_path / "net", force=True)
+    assert (tmp_path / "net").read_bytes() == before
 
 
 def test_wrappers_are_taken_off(module: nn.Module) -> None:
