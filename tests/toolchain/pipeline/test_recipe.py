@@ -64,7 +64,7 @@ def test_fine_tuning_is_like_training_where_the_recipe_does_not_say(tmp_path: Pa
         (MINIMAL + "[train]\nflip_mode = 'both'", "[train] unknown flip mode 'both'; known: random, "),
         (MINIMAL + "[train]\nema = 1", "[train] ema must be from 0 to below 1, not 1"),
         (MINIMAL + "[train]\nteacher = 'trained'", "[train] teacher can't be 'trained', the network "),
-        (MINIMAL + "[finetune]\nteacher = 3", "finetune.teacher must be a string, not 3"),
+        (MINIMAL + "[finetune]\nteacher = 3", "finetune.teacher must be the path of a file, not 3"),
         (MINIMAL + "[train]\nlr = 0", "[train] lr must be above 0, not 0"),
         (MINIMAL + "[finetune]\nschedule = 'cosin'", "[finetune] unknown schedule 'cosin'; known: one-cycle, "
          "cosine, step, constant. Did you mean 'cosine'?"),
