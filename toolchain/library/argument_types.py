@@ -22,10 +22,11 @@ R = TypeVar("R")
 def checked(function: Callable[..., R]) -> Callable[..., R]:
     """Decorator: an argument of another type than its annotation raises SlimdeployError, which names it."""
 
+    signature = inspect.signature(function)
+
     @functools.wraps(function)
     def called(*arguments: Any, **keywords: Any) -> R:
-        bound = inspect.signature(function).bind(*arguments, **keywords).arguments
-        check_types(annotated(function), bound)
+        check_types(annotated(function), signature.bind(*arguments, **keywords).arguments)
         return function(*arguments, **keywords)
 
     return called

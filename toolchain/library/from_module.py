@@ -80,8 +80,7 @@ def checkpoint_for(network: Checkpoint | nn.Module, data: object, *, size: int |
     if not isinstance(data, Dataset):
         return as_checkpoint(network, size=size)
     own = data.preprocessing
-    if size not in (None, own.size):
-        raise SlimdeployError(f"`size` is {size}, but `data` has images of {own.size}×{own.size}")
+    check_size(size, data)
     if not isinstance(network, Checkpoint):
         found = as_checkpoint(network, size=own.size)
         return replace(found, info=described_by(data, found))
@@ -92,6 +91,13 @@ def checkpoint_for(network: Checkpoint | nn.Module, data: object, *, size: int |
             "pass from_module the `preprocessing` of the dataset, or load the data with that of the network"
         )
     return network
+
+
+def check_size(size: int | None, dataset: Dataset) -> None:
+    """Raises SlimdeployError for a `size` other than that of the dataset's images."""
+    own = dataset.preprocessing.size
+    if size not in (None, own):
+        raise SlimdeployError(f"`size` is {size}, but `data` has images of {own}×{own}")
 
 
 def described_by(dataset: Dataset, start: Checkpoint) -> ModelInfo:

@@ -9,6 +9,7 @@ from slimdeploy.toolchain.data.dataset import Dataset
 from slimdeploy.toolchain.data.feed import Batch, LoaderFeed
 from slimdeploy.toolchain.data.loader_batches import OwnBatches
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.library.from_module import check_size
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.training.options import OF_DATASETS, TrainOptions
 
@@ -28,9 +29,7 @@ class Given:
         for name, value in (("val", self.val), ("test", self.test)):
             if value is not None:
                 raise SlimdeployError(f"`{name}` is for batches: a Dataset as `data` brings its own")
-        own = self.dataset.preprocessing.size
-        if self.asked_size not in (None, own):
-            raise SlimdeployError(f"`size` is {self.asked_size}, but `data` has images of {own}×{own}")
+        check_size(self.asked_size, self.dataset)
 
     @property
     def dataset(self) -> Dataset | None:

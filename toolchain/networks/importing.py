@@ -45,7 +45,6 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom") -> Import
     another input, for unsupported operators, for weights that are NaN or infinite, and if the logits differ.
     A softmax or log-softmax at the end is removed.
     """
-    module = unwrapped(module)
     _check_weights(module)
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
