@@ -33,6 +33,7 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
     temporary file is then removed.
     """
     path = Path(path)
+    _refuse_device(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -51,6 +52,12 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(FileNotFoundError):  # gone once renamed
             os.unlink(temporary)
+
+
+def _refuse_device(path: Path) -> None:
+    """Raises SlimdeployError for a device, a pipe or a socket: the rename would replace it by a file."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise SlimdeployError(f"cannot write {path}: it is not a regular file")
 
 
 def remove_leftovers(path: Path) -> None:
@@ -194,6 +201,7 @@ def check_output(path: Path | str, *, force: bool = False) -> Path:
     path = Path(path)
     if path.is_dir():
         raise SlimdeployError(f"{path} is a folder: name a file with `output`")
+    _refuse_device(path)
     if path.exists() and not force:
         raise SlimdeployError(f"{path} exists: pass `force` to replace it, or another `output`")
     remove_leftovers(path)

@@ -127,6 +127,8 @@ def typed(value: Any, hint: Any, label: str, declared: Declaration | None = None
         return _parsed(value, label, declared.form)
     if declared and declared.path and isinstance(value, os.PathLike):
         value = os.fspath(value)
+    if declared and declared.path and value == "":
+        raise SlimdeployError(f"{label} must be the path of a file, not an empty text")
     if typing.get_origin(kinds[0]) is tuple:
         if isinstance(value, list | tuple):
             return tuple(typed(item, typing.get_args(kinds[0])[0], label) for item in value)

@@ -25,6 +25,8 @@ class InputPath(click.ParamType):
         self.beside, self._text = beside, text
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("an empty path", param, ctx)
         path = Path(value).expanduser()
         try:
             str(path).encode()

@@ -96,6 +96,18 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
         artifacts.write_bytes(path, b"")
 
 
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    for write in (
+        lambda: artifacts.write_bytes(path, b""),
+        lambda: artifacts.check_output(path, force=True),
+    ):
+        with pytest.raises(SlimdeployError, match=r"cannot write .*pipe: it is not a regular file$"):
+            write()
+    assert path.is_fifo()
+
+
 def test_json_round_trip_and_what_is_not_json(tmp_path: Path) -> None:
     artifacts.write_json(tmp_path / "x.json", {"a": [1, "é"]})
     assert artifacts.read_json(tmp_path / "x.json", "list") == {"a": [1, "é"]}

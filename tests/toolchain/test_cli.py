@@ -100,6 +100,14 @@ def test_help_lists_every_command(slimdeploy_command: Callable) -> None:
         ),
         (["prune", "setup.cfg", "-o", "x", "--ratio", ".5", "--step-lr", ".1"], "--step-lr needs --steps"),
         (["export", "setup.cfg", "-o", "x", "--target", "cpu"], "--target needs --precision int8"),
+        (["summary", "setup.cfg", "--arch", "resnet18"], "--arch has no effect with a checkpoint"),
+        (["summary", "setup.cfg", "--classes", "7"], "--classes has no effect with a checkpoint"),
+        (["lut", "setup.cfg", "-o", "x", "--arg", "width=2"], "--arg has no effect with a checkpoint"),
+        (["run", "digits", "--copy", "x", "--set", "seed=1"], "--set has no effect with --copy"),
+        (["classify", "setup.cfg", "--pixels", "bgr"], "--pixels needs --frames"),
+        (["classify", "a.jpg", "--model", "m", "--root", "."], "--root has no effect with --model"),
+        (["package", "setup.cfg", "-o", "x", "--noise", "--data", "digits"], "give --noise or --data, not"),
+        (["run", "digits", "-o", ""], "Invalid value for '-o' / '--output': an empty path"),
     ],
 )
 def test_wrong_calls_are_one_line_and_exit_2(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slimdeploy.toolchain.cli import Output, command, wants_json
+from slimdeploy.toolchain.commands.flags import refuse
 from slimdeploy.toolchain.commands.options import threads_option
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.formatting import printable
@@ -61,6 +62,10 @@ def classify(
 
     if ("-" in images) != (frames is not None) or ("-" in images and len(images) > 1):
         raise SlimdeployError("'-' and --frames WIDTHxHEIGHT must be given together, without other images")
+    if frames is None:
+        refuse(("pixels",), "needs `frames`")
+    if model is not None:
+        refuse(("root",), "has no effect with `model`")
     session, info, name = open_model(model, root or default_root(), SessionOptions(threads=threads))
     live = frames is not None and not wants_json()
     timings, kept, seen, bad = Timings(), [], 0, 0

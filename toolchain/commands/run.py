@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
 from slimdeploy.toolchain.artifacts import write_bytes
 from slimdeploy.toolchain.cli import Output, command
+from slimdeploy.toolchain.commands.flags import refuse
 from slimdeploy.toolchain.commands.options import machine_options
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.paths import OutputFolder, OutputPath
@@ -57,10 +59,13 @@ def run(
 
     file = find_recipe(recipe)
     if copy is not None:
+        refuse(("output", "settings", "repeat_from"), "has no effect with `copy`")
         if copy.exists():
             raise SlimdeployError(f"{copy} exists: name another file")
         write_bytes(copy, file.read_bytes())
-        return Output({"recipe": str(copy)}, f"{copy}: change it, then slimdeploy run {copy}")
+        return Output(
+            {"recipe": str(copy)}, f"{copy}: change it, then slimdeploy run {shlex.quote(str(copy))}"
+        )
     chosen = load_recipe(file, settings)
     result = run_recipe(
         chosen,

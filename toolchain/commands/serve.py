@@ -67,13 +67,13 @@ def serve(
     model file. On SIGTERM or Ctrl-C it answers the accepted requests, then ends.
     """
     from slimdeploy.toolchain.deploy.batching import BatchOptions
-    from slimdeploy.toolchain.deploy.http import PIXELS, UPLOADS, ServeOptions
+    from slimdeploy.toolchain.deploy.http import UPLOADS, ServeOptions
     from slimdeploy.toolchain.deploy.images import ImageLimits
     from slimdeploy.toolchain.deploy.serve import Address
     from slimdeploy.toolchain.deploy.serve import serve as run_server
     from slimdeploy.toolchain.deploy.store import default_root
 
-    limits = ImageLimits(bytes=int(max_upload_mb * 2**20), pixels=PIXELS, formats=UPLOADS)
+    limits = ImageLimits(bytes=int(max_upload_mb * 2**20), formats=UPLOADS)
     options = ServeOptions(BatchOptions(batch, wait_ms, latency_ms, queue), limits, top)
     where = Address(host, port)
     document = run_server(model, root or default_root(), where, options, threads=threads, say=_say)

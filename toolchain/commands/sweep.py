@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,17 @@ import click
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.commands.flags import flags, given
 from slimdeploy.toolchain.commands.options import machine_options
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.paths import OutputFolder
 from slimdeploy.toolchain.runtime.torch_device import torch_device
 from slimdeploy.toolchain.sweep.options import SweepOptions
+
+OVERRIDDEN = {
+    "sparsity": ("train.sparsity",),
+    "ratio": ("prune.ratio", "prune.params", "prune.macs", "prune.latency_ms"),
+    "align": ("prune.align",),
+}
+"""Option -> the keys of the recipe that its values replace."""
 
 
 @command("sweep")
@@ -60,11 +69,11 @@ def sweep(
     Each λ is trained once. The same command continues an interrupted sweep. Run it on another machine with
     the same --storage to share the work.
     """
-    from slimdeploy.toolchain.errors import SlimdeployError
     from slimdeploy.toolchain.pipeline.recipe import find_recipe, load_recipe
     from slimdeploy.toolchain.sweep.choice import parse_conditions
     from slimdeploy.toolchain.sweep.space import read_space
 
+    _refuse_settings(settings, {"sparsity": sparsity, "ratio": ratio, "align": align})
     if options.trials is None and "sampler" in given(SweepOptions):
         raise SlimdeployError("--sampler needs --trials N")
     chosen = load_recipe(find_recipe(recipe), settings)
@@ -91,3 +100,11 @@ def sweep(
         table_text(done.document, folder),
         failed=done.problem,
     )
+
+
+def _refuse_settings(settings: Sequence[str], lists: Mapping[str, str | None]) -> None:
+    """Raises SlimdeployError for a setting that one of the `lists` would override."""
+    for option, text in lists.items():
+        for setting in settings:
+            if text is not None and setting.partition("=")[0].strip() in OVERRIDDEN[option]:
+                raise SlimdeployError(f"give `{option}` or --set {setting}, not both")

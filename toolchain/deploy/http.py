@@ -36,7 +36,6 @@ UPLOADS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 CONTENT_TYPES = (*(f"image/{name.lower()}" for name in UPLOADS), "application/octet-stream")
 UPLOAD_MB = 16
 """A photo of 50 megapixels has 10 to 15 MiB as JPEG."""
-PIXELS = 64_000_000
 HELD_UPLOADS = 16
 """Maximum number of uploads of the maximum size in memory at a time."""
 
@@ -46,7 +45,7 @@ class ServeOptions:
     """Options of serving. `limits` apply to uploads; `body_s`: timeout of an upload in seconds."""
 
     batching: BatchOptions = field(default_factory=BatchOptions)
-    limits: ImageLimits = field(default_factory=lambda: ImageLimits(UPLOAD_MB << 20, PIXELS, formats=UPLOADS))
+    limits: ImageLimits = field(default_factory=lambda: ImageLimits(UPLOAD_MB << 20, formats=UPLOADS))
     top: int = 5
     body_s: float = 10.0
 

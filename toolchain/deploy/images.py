@@ -31,8 +31,8 @@ PIXEL_FORMATS = {"rgb": 3, "bgr": 3, "gray": 1}
 class ImageLimits:
     """Limits for decoding: a small file can contain a huge image."""
 
-    bytes: int = 16 << 20
-    pixels: int = 50_000_000
+    bytes: int = 256 << 20
+    pixels: int = 64_000_000
     aspect: float = 64.0
     """Maximum aspect ratio: the shorter side is scaled to the network's size."""
     formats: tuple[str, ...] = FORMATS

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.deploy.bundle import write_bundle
 from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest
 from slimdeploy.toolchain.deploy.options import PackageOptions
 from slimdeploy.toolchain.deploy.samples import images_for, noise_images
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.library.keywords import takes
-
-if TYPE_CHECKING:
-    from slimdeploy.toolchain.data.dataset import DataOptions
 
 
 @dataclass(frozen=True)
@@ -66,16 +64,16 @@ def package(
         force: Replace `output` if it exists.
 
     Raises:
-        SlimdeployError: An existing output, models of different networks, or a key that can't sign.
+        SlimdeployError: An existing output, models of different networks, a key that can't sign, or `data`
+            with `noise`.
     """
     if not models:
         raise SlimdeployError("`models` names no model")
     files, output = [Path(model) for model in models], Path(output)
     artifacts.check_output(output, force=force)
-    if isinstance(data, str):
-        from slimdeploy.toolchain.data.dataset import DataOptions
-
-        data = DataOptions(data)
+    if options.noise and data is not None:
+        raise SlimdeployError("give `noise` or `data`, not both")
+    data = DataOptions(data) if isinstance(data, str) else data
     images = (
         noise_images(files[0], options.golden)
         if options.noise

@@ -11,6 +11,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar
 
@@ -45,10 +46,23 @@ def annotated(function: Callable[..., Any]) -> dict[str, Any]:
 def check_types(hints: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
     """Raises SlimdeployError for the first of `arguments` that isn't of its type in `hints`."""
     for name, value in arguments.items():
-        if name in hints and not any(_fits(value, kind) for kind in _kinds(hints[name])):
-            names = [getattr(kind, "__name__", str(kind)) for kind in _kinds(hints[name])]
-            expected = " or ".join("None" if n == "NoneType" else n for n in dict.fromkeys(names))
-            raise SlimdeployError(f"`{name}` must be {expected}, not {type(value).__name__}")
+        if name in hints:
+            _check(f"`{name}`", value, hints[name])
+
+
+def _check(label: str, value: Any, hint: Any) -> None:
+    kinds = _kinds(hint)
+    kind = next((kind for kind in kinds if _fits(value, kind)), None)
+    if kind is None:
+        names = [getattr(kind, "__name__", str(kind)) for kind in kinds]
+        expected = " or ".join("None" if n == "NoneType" else n for n in dict.fromkeys(names))
+        raise SlimdeployError(f"{label} must be {expected}, not {type(value).__name__}")
+    if Path in kinds and value == "":
+        raise SlimdeployError(f"{label} must be a path, not an empty text")
+    items = typing.get_args(kind)
+    if typing.get_origin(kind) is collections.abc.Sequence:
+        for i, item in enumerate(value):
+            _check(f"{label}[{i}]", item, items[0])
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ def from_module(
     *,
     size: int | None = None,
     preprocessing: Preprocessing | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str | int] | None = None,
     name: str = "custom",
 ) -> Checkpoint:
     """Convert `module` in eval mode, with a copy of its weights, to a slimdeploy network.
@@ -54,7 +54,9 @@ def from_module(
         network = copy.deepcopy(module)
     else:
         network = importing.from_module(module, size=preprocessing.size, arch=name).network
-    names = tuple(map(str, class_names or unknown_class_names(network.graph.classes)))
+    if class_names is None:
+        class_names = unknown_class_names(network.graph.classes)
+    names = tuple(map(str, class_names))
     return Checkpoint(network, ModelInfo(network.graph, preprocessing, names), "")
 
 

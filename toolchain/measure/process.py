@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,23 +23,36 @@ TASKS, BLIND_STEP_S = Path("/proc/self/task"), 0.03
 """Waiting time if threads can't be inspected."""
 PROCESSOR_FIELD = 36
 """`processor` among the `stat_fields`."""
+START = (
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from slimdeploy.toolchain.measure import worker; worker.serve(int(sys.argv[1]))"
+)
+"""The worker's program. Its arguments: the descriptor of the pipe, and the caller's `sys.path`."""
 
 
 class Worker:
-    """A model in its own fresh process. `label` names it in errors. A context manager that ends it."""
+    """A model in its own fresh process. `label` names it in errors. A context manager that ends it.
+
+    The process imports the modules that it needs and nothing else. `multiprocessing.Process` would run the
+    caller's script a second time (its `__main__`), and need a guard in it.
+    """
 
     def __init__(self, label: str, opener: worker.Opener, modules: tuple[str, ...] = ()) -> None:
         self.label = label
         self.opened: worker.Opened
-        context = multiprocessing.get_context("spawn")  # a fork would inherit threads and memory
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=worker.serve, args=(theirs, opener, modules), daemon=True)
-        self._process.start()
-        theirs.close()
+        self._pipe, theirs = multiprocessing.Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", START, str(theirs.fileno()), *sys.path],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the first command reports its end
+            self._pipe.send((opener, modules))
 
     @property
     def pid(self) -> int:
-        return self._process.pid or 0
+        return self._process.pid
 
     def call(self, command: str, *arguments: Any) -> Any:
         """Run one of `worker.Bench`'s commands in the worker and return its result.
@@ -48,9 +63,9 @@ class Worker:
             self._pipe.send((command, arguments))
             result, error = self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            self._process.join(5)
+            self._end()
             raise SlimdeployError(
-                f"{self.label}: its process ended during {command} ({_ending(self._process.exitcode)})"
+                f"{self.label}: its process ended during {command} ({_ending(self._process.returncode)})"
             ) from None
         if error is not None:
             message = str(error)
@@ -60,10 +75,15 @@ class Worker:
     def close(self) -> None:
         """End the process. Safe to call twice."""
         self._pipe.close()  # the worker sees that the pipe is closed and returns
-        self._process.join(5)
-        if self._process.is_alive():
+        self._end()
+
+    def _end(self) -> None:
+        """Wait for the end of the process; kill it if it doesn't end."""
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.join()
+            self._process.wait()
 
     def __enter__(self) -> Worker:
         return self

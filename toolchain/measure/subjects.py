@@ -30,8 +30,10 @@ class Subject:
 def subjects_for(paths: Sequence[Path], backends: Sequence[str], options: SessionOptions) -> list[Subject]:
     """Every model on every requested backend, in that order.
 
-    Raises SlimdeployError for a missing file, or one that the backend can't open.
+    Raises SlimdeployError for no backend, a missing file, or one that the backend can't open.
     """
+    if not backends:
+        raise SlimdeployError("`backends` names no backend")
     subjects = []
     for backend in backends:
         for path in paths:

@@ -209,12 +209,17 @@ class Bench:
         self._session.close()
 
 
-def serve(connection: Connection, opener: Opener, modules: tuple[str, ...]) -> None:
-    """Execute commands until the pipe is closed. A reply is `(result, None)` or `(None, error)`."""
+def serve(descriptor: int) -> None:
+    """Execute the commands from the pipe `descriptor` until it is closed. The first message contains the
+    arguments of `Bench`, a command its name and arguments. A reply is `(result, None)` or `(None, error)`.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes the pipe
+    connection = Connection(descriptor)
     bench, failed = None, None
     try:
-        bench = Bench(opener, modules)  # before the first command, so that workers start in parallel
+        bench = Bench(*connection.recv())  # before the first command, so that workers start in parallel
+    except EOFError:
+        return
     except Exception as error:
         failed = _portable(error)
     while True:

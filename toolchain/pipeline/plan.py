@@ -56,10 +56,7 @@ def plan(job: Job) -> list[Stage]:
         *comparisons,
         _prune(job, "pruned", recipe.prune),
         _finetune(job),
-        # Always in FP32: it is the baseline of the speed-ups.
-        _export(
-            job, "original", "train", replace(recipe.export, precision="fp32", target=ExportOptions.target)
-        ),
+        _export(job, "original", "train", _in_fp32(recipe.export)),
         _export(job, "final", "finetune", recipe.export),
     ]
     if recipe.calibrate:

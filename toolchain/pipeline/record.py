@@ -11,6 +11,7 @@ from typing import Any
 
 from slimdeploy import __version__
 from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.pipeline.stage import Stage, StageResult
 from slimdeploy.toolchain.progress import log, working
 from slimdeploy.toolchain.run_record import read_record
@@ -30,6 +31,16 @@ class RunRecord:
         if self._path.exists():
             self._known = read_record(self._path)
         self.results: dict[str, StageResult] = {}
+
+    def check(self, stages: Iterable[Stage]) -> None:
+        """Raises SlimdeployError if a stage would replace a file that this run did not write."""
+        for stage in stages:
+            output = self._folder / stage.output
+            if output.exists() and stage.name not in self._known:
+                raise SlimdeployError(
+                    f"{output} exists, and {self._path} has no record of it: choose another folder, or move "
+                    "the file away"
+                )
 
     def do(self, stage: Stage) -> None:
         """Run `stage`, unless its output exists unchanged and was made from the same inputs.
@@ -59,7 +70,8 @@ class RunRecord:
     def forget(self, names: Iterable[str]) -> None:
         """Forget the stages `names`, so that they run again from the beginning."""
         for name in names:
-            self._known.pop(name, None)
+            if name in self._known:
+                self._known[name] = {"inputs": ""}  # its output stays one of this run
         artifacts.write_json(self._path, self._known)
 
     def entry(self, name: str) -> dict[str, Any] | None:

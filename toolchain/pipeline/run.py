@@ -70,6 +70,7 @@ def run_recipe(
     stages = plan(Job(recipe, dataset, folder, device, threads))
     repeated = _from(repeat_from, stages) if repeat_from else []
     with _record(folder, around, held) as record:
+        record.check(stages)
         if repeated:
             record.forget(repeated)
         for stage in stages:
@@ -90,11 +91,13 @@ def run_original(
     network.
     """
     dataset = _checked_data(recipe)
-    stages = plan(Job(recipe, dataset, folder, device, threads))
+    stages = [
+        stage for stage in plan(Job(recipe, dataset, folder, device, threads)) if stage.name in ORIGINAL_FILES
+    ]
     with _record(folder, around, held) as record:
+        record.check(stages)
         for stage in stages:
-            if stage.name in ORIGINAL_FILES:
-                record.do(stage)
+            record.do(stage)
 
 
 def adopt_original(source: Path, folder: Path) -> None:

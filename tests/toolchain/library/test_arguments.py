@@ -100,6 +100,13 @@ def _optimizer(module: nn.Module) -> torch.optim.Optimizer:
         (lambda module: slimdeploy.sparsity.Proximal(_optimizer(module), module, strength=-1.0, size=SIZE),
          "^strength must be at least 0, not -1"),
         (lambda module: slimdeploy.package([], output="b.tar"), "^models names no model"),
+        (lambda module: slimdeploy.package(["a.onnx"], output="b.tar", data=DATASET),
+         "^data must be str or DataOptions or None, not Dataset"),
+        (lambda module: slimdeploy.package(["a.onnx"], output=""), "^output must be a path, not an empty"),
+        (lambda module: slimdeploy.bench(["a.onnx", module]), r"^models\[1\] must be str or Path, not Seq"),
+        (lambda module: slimdeploy.bench(["a.onnx"], backends=[]), "^backends names no backend"),
+        (lambda module: slimdeploy.deploy("a.slim.tar", hosts=[1]), r"^hosts\[0\] must be str, not int"),
+        (_train(teacher=""), "^teacher must be the path of a file, not an empty text"),
     ],
 )  # fmt: skip
 def test_errors_name_the_parameter(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -35,6 +36,24 @@ def test_models_with_one_thread_share_a_processor_of_this_process():
 )
 def test_models_with_more_threads_or_on_a_gpu_keep_all_processors(options):
     assert launch_of_two(**options) == [os.sched_getaffinity(0)] * 2
+
+
+def test_a_script_needs_no_guard(tmp_path):
+    """The worker doesn't run the script that started it, from a file or from standard input."""
+    script = """if True:
+        from fake_sessions import fake
+        from slimdeploy.toolchain.measure.process import launched
+        print("begins")
+        with launched([fake("one")], 1, (0,)) as (worker,):
+            print(worker.opened.backend)
+    """
+    (tmp_path / "script.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for command, standard_input in (([tmp_path / "script.py"], ""), (["-"], script)):
+        ran = subprocess.run(
+            [sys.executable, *command], input=standard_input, env=environment, capture_output=True, text=True
+        )
+        assert (ran.stdout, ran.returncode) == ("begins\nfake-cpu\n", 0), ran.stderr
 
 
 def test_this_process_keeps_its_processors():

@@ -25,6 +25,25 @@ def test_a_damaged_record_is_one_line(slimdeploy_command: Callable, recipe: Path
     assert ran.error.startswith(f"{record} is not a readable record of a run: ")
 
 
+@pytest.mark.parametrize("record", [None, "{}"])
+def test_files_of_others_are_not_replaced(
+    slimdeploy_command: Callable, recipe: Path, tmp_path: Path, record: str | None
+) -> None:
+    run, theirs = tmp_path / "run", tmp_path / "run" / "final.onnx"
+    run.mkdir()
+    theirs.write_text("theirs")
+    if record is not None:
+        (run / "run.json").write_text(record)
+    ran = slimdeploy_command("run", recipe, "-o", run)
+    assert ran.exit_code == 2
+    assert ran.error == (
+        f"{theirs} exists, and {run / 'run.json'} has no record of it: choose another folder, or move the "
+        "file away"
+    )
+    assert theirs.read_text() == "theirs"
+    assert not list(run.glob("*.safetensors"))
+
+
 OUT_OF_REACH = "is out of reach: the smallest network that the other settings allow has"
 
 

@@ -190,6 +190,8 @@ def test_a_study_of_someone_else_is_left_alone(sweep: Callable, tmp_path: Path) 
         (["digits"], "nothing to sweep over: give --sparsity, --ratio or --align"),
         (["digits", "--ratio", "0.5,x"], "--ratio 0.5,x: 'x' is not a number"),
         ([*HALF, "--pick", "latency"], "--pick 'latency': write it as "),
+        ([*HALF, "--set", "prune.params=1k"], "give --ratio or --set prune.params=1k, not both"),
+        (["digits", "--sparsity", "0,1", "--set", "train.sparsity=0.1"], "give --sparsity or --set train."),
         ([*HALF, "--sampler", "tpe"], "--sampler needs --trials N"),
         ([*HALF, "--trials", "2", "--sampler", "tp"], "Invalid value for '--sampler': 'tp' is"),
     ],
