@@ -38,7 +38,7 @@ class Geometry:
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
-            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
+            raise unknown("`interpolation`", str(self.interpolation), INTERPOLATIONS)
         if self.resize == self.size:
             object.__setattr__(self, "resize", None)  # one form, so that equal ones compare equal
         resize = self.size if self.resize is None else self.resize

@@ -11,6 +11,7 @@ from slimdeploy.toolchain.preprocessing import (
     CHANNEL_ORDERS,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    INTERPOLATIONS,
     Geometry,
     Preprocessing,
     Triple,
@@ -65,16 +66,19 @@ class PreprocessingOptions:
 
     def __post_init__(self) -> None:
         check_range("size", self.size, 1, MAX_IMAGE_SIZE)
-        if self.preprocessing not in (None, *PRESETS):
-            raise unknown("preprocessing", str(self.preprocessing), PRESETS)
+        for name, known in (
+            ("preprocessing", PRESETS),
+            ("interpolation", INTERPOLATIONS),
+            ("channels", CHANNEL_ORDERS),
+        ):
+            if (given := getattr(self, name)) not in (None, *known):
+                raise unknown(f"`{name}`", str(given), known)
         for name in ("mean", "std"):
             if (given := getattr(self, name)) is not None:
                 try:
                     object.__setattr__(self, name, triple(given))
                 except (TypeError, ValueError) as error:
                     raise SlimdeployError(f"`{name}` must be three numbers, not {given!r}") from error
-        if self.channels not in (None, *CHANNEL_ORDERS):
-            raise unknown("order of channels", str(self.channels), CHANNEL_ORDERS)
         check_statistics(self.mean, self.std)
         self.geometry  # noqa: B018  (refuses what can't be)
 

@@ -88,6 +88,10 @@ class DataOptions(PreprocessingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "name", typed(self.name, str, "`data`"))
+        typed(self.stream, bool | None, "`stream`")
+        typed(self.skip_unreadable, bool, "`skip_unreadable`")
+        if not isinstance(self.data_dir, str | Path):
+            raise SlimdeployError(f"`data_dir` must be the path of a folder, not {self.data_dir!r}")
         object.__setattr__(self, "data_dir", Path(self.data_dir))
 
     def or_else(self, model: Preprocessing) -> DataOptions:

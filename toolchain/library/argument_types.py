@@ -8,6 +8,7 @@ import collections.abc
 import contextlib
 import functools
 import inspect
+import os
 import typing
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
@@ -15,9 +16,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar
 
-from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.errors import SlimdeployError, shorten
 
 R = TypeVar("R")
+
+MAX_NAME_BYTES = 255
+"""Maximum length of a file name on Linux."""
 
 
 def checked(function: Callable[..., R]) -> Callable[..., R]:
@@ -57,12 +61,19 @@ def _check(label: str, value: Any, hint: Any) -> None:
         names = [getattr(kind, "__name__", str(kind)) for kind in kinds]
         expected = " or ".join("None" if n == "NoneType" else n for n in dict.fromkeys(names))
         raise SlimdeployError(f"{label} must be {expected}, not {type(value).__name__}")
-    if Path in kinds and value == "":
-        raise SlimdeployError(f"{label} must be a path, not an empty text")
+    if Path in kinds and isinstance(value, str | Path):
+        _check_path(label, str(value))
     items = typing.get_args(kind)
     if typing.get_origin(kind) is collections.abc.Sequence:
         for i, item in enumerate(value):
             _check(f"{label}[{i}]", item, items[0])
+
+
+def _check_path(label: str, text: str) -> None:
+    if not text:
+        raise SlimdeployError(f"{label} must be a path, not an empty text")
+    if "\0" in text or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in Path(text).parts):
+        raise SlimdeployError(f"{label} is not a path: {shorten(repr(text), 60)}")
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.aten import LEAVES, POINTWISE, READERS
@@ -42,20 +44,27 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom") -> Import
     """Convert `module` in eval mode, with its weights, for images (N, 3, size, size).
 
     `arch` becomes the network's name. Raises SlimdeployError for a module that can't be traced or takes
-    another input, for unsupported operators, for weights that are NaN or infinite, and if the logits differ.
+    another input, for unsupported operators, for weights that are not finite float32, and if the logits
+    differ.
     A softmax or log-softmax at the end is removed.
     """
+    _check_parts(module)
     _check_weights(module)
     modes = [(part, part.training) for part in module.modules()]
-    module.eval()
     try:
+        module.eval()
         images = torch.randn(2, IMAGE_CHANNELS, size, size, generator=torch.Generator().manual_seed(0))
         expected = _logits(module, images)
         importer = Importer(_traced(module, images), arch)
-        network = GraphNetwork(importer.graph()).eval()
+        with torch.random.fork_rng(devices=()):  # its random weights are replaced
+            network = GraphNetwork(importer.graph()).eval()
         tensors = {**importer.program.constants, **module.state_dict()}
         network.load_state_dict({name: tensors[name] for name in network.state_dict()})
         return Imported(network, _difference(expected, network, images, importer.behind))
+    except NotImplementedError as error:  # of eval()
+        raise SlimdeployError(
+            "the module was exported by torch.export: give the nn.Module that it was made from"
+        ) from error
     finally:
         for part, training in modes:  # one by one: some, such as a frozen BN, may be in eval mode
             part.training = training
@@ -72,8 +81,27 @@ def unwrapped(module: nn.Module) -> nn.Module:
             return module
 
 
+def _check_parts(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        label = name or "the module"
+        if is_parametrized(part):
+            raise SlimdeployError(
+                f"{label} is parametrized (weight_norm, spectral_norm, …): make its weights plain with "
+                "torch.nn.utils.parametrize.remove_parametrizations"
+            )
+        if part._backward_hooks or part._backward_pre_hooks:
+            raise SlimdeployError(f"{label} has backward hooks, which can't be traced: remove them first")
+
+
 def _check_weights(module: nn.Module) -> None:
     for name, tensor in module.state_dict().items():
+        if is_lazy(tensor):
+            raise SlimdeployError(f"the module's {name} has no shape yet: call the module on images once")
+        if tensor.is_meta:
+            raise SlimdeployError(f"the module's {name} is on the meta device, without values")
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise SlimdeployError(f"the module's {name} is {kind}: convert the module with .float()")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise SlimdeployError(f"the module's {name} contains NaN or infinite values")
 

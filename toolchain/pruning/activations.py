@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from slimdeploy.toolchain.data.feed import Feed
 from slimdeploy.toolchain.networks.channel_groups import source_of
+from slimdeploy.toolchain.networks.gradients import with_gradients
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
 
@@ -45,7 +46,7 @@ Moments = dict[str, InputMoments]
 """By layer."""
 
 
-@torch.enable_grad()
+@with_gradients
 def measure_inputs(network: GraphNetwork, layers: Iterable[str], feed: Feed, *, device: str) -> Moments:
     """Statistics of the inputs of the named layers over the images of `feed`, in eval mode. The state of the
     network is restored afterwards.

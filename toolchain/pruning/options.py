@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from slimdeploy.toolchain.checks import MAX_RATE, MAX_SEED
@@ -18,7 +19,10 @@ def parse_amount(text: str) -> float:
     """The number that `3.94M`, `40M`, `1.3G` or `837000` stands for; raises ValueError."""
     factors = {"k": 1e3, "m": 1e6, "g": 1e9}
     unit = text.strip()[-1:].lower()
-    return float(text.strip()[:-1]) * factors[unit] if unit in factors else float(text)
+    amount = float(text.strip()[:-1]) * factors[unit] if unit in factors else float(text)
+    if not math.isfinite(amount):
+        raise ValueError(text)
+    return amount
 
 
 def parse_alignment(text: str) -> int | None:

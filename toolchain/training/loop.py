@@ -19,6 +19,7 @@ from slimdeploy.toolchain.data.loader_batches import LoaderBatches
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.networks.cost import network_cost
+from slimdeploy.toolchain.networks.gradients import with_gradients
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.progress import log, progress_bar
 from slimdeploy.toolchain.training.batch_memory import attempt_step, is_out_of_memory, out_of_memory
@@ -47,7 +48,7 @@ class TrainingData:
     preprocessing: Preprocessing
 
 
-@torch.enable_grad()
+@with_gradients
 def fit(
     network: GraphNetwork,
     data: TrainingData,

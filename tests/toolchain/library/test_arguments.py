@@ -42,6 +42,20 @@ def _optimizer(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), 0.1)
 
 
+def _weight_norm(module: nn.Sequential) -> nn.Module:
+    torch.nn.utils.parametrizations.weight_norm(module[0])
+    return module
+
+
+def _hooked(module: nn.Sequential) -> nn.Module:
+    module[0].register_full_backward_hook(lambda *_: None)
+    return module
+
+
+def _exported(module: nn.Module) -> nn.Module:
+    return torch.export.export(module, (torch.zeros(2, 3, SIZE, SIZE),)).module()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -106,6 +120,22 @@ def _optimizer(module: nn.Module) -> torch.optim.Optimizer:
         (lambda module: slimdeploy.bench(["a.onnx", module]), r"^models\[1\] must be str or Path, not Seq"),
         (lambda module: slimdeploy.bench(["a.onnx"], backends=[]), "^backends names no backend"),
         (lambda module: slimdeploy.deploy("a.slim.tar", hosts=[1]), r"^hosts\[0\] must be str, not int"),
+        (lambda module: slimdeploy.load("a\0b"), r"^path is not a path: 'a\\x00b'"),
+        (lambda module: slimdeploy.load("x" * 300), r"^path is not a path: 'xxx"),
+        (lambda module: slimdeploy.from_module(module, size=8, class_names=[]), "^3 classes, but 0 class"),
+        (lambda module: slimdeploy.DataOptions("digits", data_dir=None), "^data_dir must be the path"),
+        (lambda module: slimdeploy.DataOptions("digits", stream="yes"), "^stream must be true or false, not"),
+        (lambda module: slimdeploy.DataOptions("digits", interpolation=""), "^unknown interpolation ''"),
+        (lambda module: slimdeploy.Preprocessing(16, (0, 0, 0), (1, 1, 1), interpolation=5), "^unknown"),
+        (_prune(ratio=None, params="1e400"), "^params must be a number such as 3.94M, not '1e400'"),
+        (lambda module: _prune()(module.double()), r"^the module's 0\.weight is float64"),
+        (lambda module: _prune()(module.to("meta")), r"^the module's 0\.weight is on the meta device"),
+        (lambda module: _prune()(nn.Sequential(module[:-1], nn.LazyLinear(3))), r"^the module's 1\.weight has"),
+        (lambda module: _prune()(_weight_norm(module)), r"^0 is parametrized \(weight_norm, spectral_norm"),
+        (lambda module: _prune()(_hooked(module)), "^0 has backward hooks"),
+        (lambda module: _prune()(_exported(module)), "^the module was exported by torch.export"),
+        (torch.inference_mode()(_prune(data=BATCHES)), "^gradients are needed: leave torch.inference_mode"),
+        (torch.inference_mode()(_train()), "^gradients are needed: leave torch.inference_mode"),
         (_train(teacher=""), "^teacher must be the path of a file, not an empty text"),
     ],
 )  # fmt: skip
@@ -138,6 +168,12 @@ def test_without_gradients_around_it(module: nn.Module) -> None:
         pruned = slimdeploy.prune(module, size=SIZE, ratio=0.5, data=DATASET, criterion="taylor")
         slimdeploy.finetune(pruned.checkpoint, data=DATASET, epochs=1)
         assert not torch.is_grad_enabled()
+
+
+def test_the_random_numbers_of_the_caller_go_on(module: nn.Module) -> None:
+    before = torch.get_rng_state()
+    slimdeploy.from_module(module, size=SIZE)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_images_may_require_gradients(module: nn.Module) -> None:
