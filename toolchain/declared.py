@@ -154,6 +154,9 @@ def typed(value: Any, hint: Any, label: str, declared: Declaration | None = None
 
 def _parsed(text: str, label: str, form: Form) -> Any:
     try:
-        return form.parse(text)
+        value = form.parse(text)
     except ValueError:
         raise SlimdeployError(f"{label} must be {form.expected}, not {shorten(repr(text))}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SlimdeployError(f"{label} must be a finite number, not {shorten(text)}")
+    return value

@@ -1,4 +1,4 @@
-"""`run.json` of a run folder: for each stage the hash of its inputs, the SHA-256 of its output, and its
+"""`run.json` of a run folder: for each stage the hash of its inputs, its output with the SHA-256, and its
 result.
 """
 

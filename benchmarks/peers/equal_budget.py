@@ -5,11 +5,12 @@
         --data folder:data/cifar10-jpeg --epochs 1 --epochs 5 --seed 0 --seed 1 --seed 2 \\
         --work runs/equal-budget --output benchmarks/results/equal-budget.json
 
-Torch-Pruning's steps end below `--macs`, so slimdeploy prunes to the MACs of its smallest network. The
-original is the teacher. `control` is the original itself, fine-tuned like the pruned networks, but for
-`--control-epochs` and with the first seed only: its epochs take several times as long. Finished parts are
-kept in `--work`, so the same command continues after an interruption, and processes with different seeds may
-run at the same time.
+Torch-Pruning's steps end below `--macs`, so slimdeploy prunes to the MACs of its smallest network. With a
+`--latency-table` of `slimdeploy lut` it also prunes to a predicted `--latency-ms`, and may then remove blocks
+(`surgeon-by-latency`). The original is the teacher. `control` is the original itself, fine-tuned like the
+pruned networks, but for `--control-epochs` and with the first seed only: its epochs take several times as
+long. Finished parts are kept in `--work`, so the same command continues after an interruption, and processes
+with different seeds may run at the same time.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ COLUMNS = {
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
 @click.option("--data", required=True)
 @click.option("--macs", type=Written(AMOUNT), required=True, help="Maximum multiply-accumulates per image.")
+@click.option("--latency-ms", type=float, help="Prune once more, to this latency.")
+@click.option("--latency-table", type=PATH, help="With --latency-ms: written by `slimdeploy lut`.")
 @click.option("--epochs", type=click.IntRange(1), multiple=True, default=(1, 5), show_default=True)
 @click.option("--control-epochs", type=click.IntRange(1), multiple=True, default=(1,), show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
@@ -70,8 +73,9 @@ COLUMNS = {
 @click.option("--work", type=PATH, required=True)
 @click.option("--output", type=PATH, required=True)
 def main(
-    checkpoint: Path, data: str, macs: float, epochs: tuple[int, ...], control_epochs: tuple[int, ...],
-    seeds: tuple[int, ...], limit: int | None, device: str, work: Path, output: Path,
+    checkpoint: Path, data: str, macs: float, latency_ms: float | None, latency_table: Path | None,
+    epochs: tuple[int, ...], control_epochs: tuple[int, ...], seeds: tuple[int, ...], limit: int | None,
+    device: str, work: Path, output: Path,
 ) -> None:  # fmt: skip
     """Prune CHECKPOINT with every contender, fine-tune each, and write a `table` result."""
     before = load_checkpoint(checkpoint).info
@@ -80,8 +84,14 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     cuts = {name: _pruned(name, make(macs), task, work) for name, make in PEERS.items()}
     least = min(network_cost(load_checkpoint(path).info.graph, task.size).macs for path, _ in cuts.values())
-    surgeon = by_slimdeploy(lambda task: PruneOptions(macs=least, criterion="surgeon", residual="couple"))
-    cuts = {SURGEON: _pruned(SURGEON, surgeon, task, work), **cuts, CONTROL: (checkpoint, {})}
+    ours = {SURGEON: _surgeon(macs=least)}
+    if latency_ms is not None:
+        ours[f"{SURGEON}-by-latency"] = _surgeon(
+            latency_ms=latency_ms, latency_table=str(latency_table), measure=False, align=16,
+            allow_block_removal=True,
+        )  # fmt: skip
+    cuts = {name: _pruned(name, made, task, work) for name, made in ours.items()} | cuts
+    cuts[CONTROL] = checkpoint, {}
     rows = []
     for name, (pruned, found) in cuts.items():
         cost = network_cost(load_checkpoint(pruned).info.graph, task.size)
@@ -103,6 +113,10 @@ def main(
     )
     results.write(output, document)
     log(f"written: {output}")
+
+
+def _surgeon(**target: Any) -> Contender:
+    return by_slimdeploy(lambda task: PruneOptions(criterion="surgeon", residual="couple", **target))
 
 
 def _pruned(name: str, contender: Contender, task: Task, work: Path) -> tuple[Path, dict[str, Any]]:

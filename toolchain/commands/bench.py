@@ -66,6 +66,8 @@ def bench(
         artifacts.check_output(output, force=force)
     if conditions and len(models) * len(options.backends) < 2:
         raise SlimdeployError("--fail-if compares: name a baseline and another model, or use --compare")
+    if data is None and any(condition.metric == "accuracy" for condition in conditions):
+        raise SlimdeployError("--fail-if accuracy needs `data`")
     result = _measure(models, data, options)
     result["guards"] = comparing.judge_run(conditions, result)
     if output:

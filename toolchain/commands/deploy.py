@@ -57,7 +57,7 @@ def deploy(
     from slimdeploy.toolchain.deploy.store import default_root
 
     if rollback + (bundle is not None) != 1 and (rollback or not ssh.bootstrap):
-        raise SlimdeployError("name a bundle, or pass --rollback or --bootstrap")
+        raise SlimdeployError("give one of BUNDLE, --rollback and --bootstrap")
     if rollback:
         refuse(OF_A_BUNDLE, "needs a bundle: --rollback does not change the previous version")
     result = _deployed(bundle, rollback, root, options, _all_hosts(hosts, hosts_file), ssh)

@@ -14,8 +14,9 @@ from slimdeploy.toolchain.paths import InputPath, OutputPath
 @command("report")
 @click.argument("paths", type=InputPath(), nargs=-1, required=True, metavar="RUN | CHECKPOINTS… BENCH")
 @click.option(
-    "--format", "kind", type=click.Choice(["html", "md"]), default="html", show_default=True,
-    help="One HTML page, or Markdown with its charts as SVG and PNG.",
+    "--format", "kind", type=click.Choice(["html", "md"]),
+    help="One HTML page, or Markdown with its charts as SVG and PNG. [default: md for --output NAME.md, else "
+    "html]",
 )  # fmt: skip
 @click.option(
     "-o",
@@ -24,7 +25,7 @@ from slimdeploy.toolchain.paths import InputPath, OutputPath
     help="File to write. [default: report.html or .md, in RUN or beside BENCH]",
 )
 @click.option("--force", is_flag=True, help="Replace the output where it exists.")
-def report(paths: tuple[Path, ...], kind: str, output: Path | None, force: bool) -> Output:
+def report(paths: tuple[Path, ...], kind: str | None, output: Path | None, force: bool) -> Output:
     """Write a report of RUN, the output folder of `slimdeploy run` or `slimdeploy sweep`.
 
     For stages that were run one by one, name the checkpoints and the result of `bench`: slimdeploy report
@@ -32,6 +33,7 @@ def report(paths: tuple[Path, ...], kind: str, output: Path | None, force: bool)
     """
     from slimdeploy.toolchain.report.write import report_stage
 
+    kind = kind or ("md" if output and output.suffix.lower() == ".md" else "html")
     result = report_stage(paths, format=kind, output=output, force=force)
     written = result.files
     rows = [("report", str(written[0])), ("bytes", f"{written[0].stat().st_size:,}")]

@@ -128,12 +128,11 @@ def install(
 
 def rollback(store: Store, options: DeployOptions) -> Restored:
     """Go back to the previous version, after checking it again."""
+    store.current()  # before the lock, which would create the store
     with store.lock():
         names = store.active()
         if len(names) < 2:
-            raise SlimdeployError(
-                f"there is no version before {names[0] if names else 'the first'}: can't roll back"
-            )
+            raise SlimdeployError(f"there is no version before {names[0]}: can't roll back")
         folder = store.versions / names[-2]
         check_signer(folder, store)
         manifest = bundles.read_folder(folder)

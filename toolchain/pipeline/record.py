@@ -63,9 +63,21 @@ class RunRecord:
             with self._around(stage.name), working(stage.name):
                 self._record(stage.name, {"inputs": key})
                 result = stage.work(same and state_path(output).exists(), self.results).to_json()
-            known = {"inputs": key, "sha256": artifacts.sha256_file(output), "result": result}
+            known = {
+                "inputs": key,
+                "output": stage.output,
+                "sha256": artifacts.sha256_file(output),
+                "result": result,
+            }
             self._record(stage.name, known)
         self.results[stage.name] = known["result"]
+
+    def tell_outdated(self, stages: Iterable[Stage]) -> None:
+        """Log which files in the folder an earlier recipe wrote, with a stage that is not in `stages`."""
+        now = {stage.name for stage in stages}
+        outputs = [entry.get("output", "") for name, entry in self._known.items() if name not in now]
+        if left := [output for output in outputs if output and (self._folder / output).exists()]:
+            log(f"! written by an earlier recipe, and not part of this run: {', '.join(left)}")
 
     def forget(self, names: Iterable[str]) -> None:
         """Forget the stages `names`, so that they run again from the beginning."""

@@ -75,6 +75,7 @@ def run_recipe(
             record.forget(repeated)
         for stage in stages:
             record.do(stage)
+        record.tell_outdated(stages)
     return RunResult(folder, record.results, results.read(folder / "table.json", "table"))
 
 

@@ -21,6 +21,7 @@ from slimdeploy.toolchain.sweep.storage import masked
 from slimdeploy.toolchain.sweep.worker import Job
 
 FILE = "sweep.json"
+PICKED = ("picked.safetensors", "picked.onnx", "picked.onnx.json")
 
 
 def sweep_document(
@@ -66,16 +67,19 @@ def remarks(rows: Sequence[Row]) -> list[str]:
     return said
 
 
+def remove_picked(folder: Path) -> None:
+    """Remove what an earlier call picked: it may not meet the conditions of this one."""
+    for name in PICKED:
+        (folder / name).unlink(missing_ok=True)
+
+
 def hand_on(row: Row, conditions: Sequence[Condition], folder: Path) -> dict[str, Any]:
     """Copy the picked network to `SWEEP/picked.safetensors` and `.onnx`, for the next command.
 
     If it was made on a machine that doesn't share the folder, report its location instead (`files` is empty).
     """
-    sources = {
-        "picked.safetensors": folder / row["checkpoint"],
-        "picked.onnx": folder / row["onnx"],
-        "picked.onnx.json": artifacts.sidecar(folder / row["onnx"]),
-    }
+    onnx = folder / row["onnx"]
+    sources = dict(zip(PICKED, (folder / row["checkpoint"], onnx, artifacts.sidecar(onnx)), strict=True))
     here = all(path.is_file() for path in sources.values())
     if here:
         for name, source in sources.items():

@@ -16,7 +16,7 @@ from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.sweep import choice, queue
 from slimdeploy.toolchain.sweep.choice import Condition
-from slimdeploy.toolchain.sweep.result import FILE, hand_on, sweep_document
+from slimdeploy.toolchain.sweep.result import FILE, hand_on, remove_picked, sweep_document
 from slimdeploy.toolchain.sweep.storage import identity, open_study, storage_errors
 from slimdeploy.toolchain.sweep.worker import Job, work
 
@@ -48,6 +48,7 @@ def sweep_stage(job: Job, *, workers: int, conditions: Sequence[Condition]) -> S
         why = next(iter(failed.values()), "all workers ended early")
         raise SlimdeployError(f"no trial was completed: {why}")
     best = choice.pick(rows, conditions) if conditions else None
+    remove_picked(job.folder)
     picked = hand_on(best, conditions, job.folder) if best else None
     document = sweep_document(job, rows, failed, picked)
     results.write(job.folder / FILE, document)

@@ -107,6 +107,7 @@ def test_evaluate_agrees_across_backends(models, slimdeploy_command):
         (["bench", "none.onnx", "--backend", "tensorboard"], "unknown backend 'tensorboard'"),
         (["bench", "none.onnx", "--fail-if", "speed"], "write it as"),
         (["bench", "none.onnx", "--fail-if", "latency_p50 > 1x"], "name a baseline and another model"),
+        (["bench", "a.onnx", "b.onnx", "--fail-if", "accuracy < -1pp"], "--fail-if accuracy needs --data"),
         (["bench", "none.onnx", "--compare", "a", "b"], "leave the models out"),
         (["bench", "--compare", "a.json", "b.json"], "no bench result at a.json"),
         (["bench", "--compare", ROOT / "docs", "b.json"], "no bench results (*.json) in the folder"),

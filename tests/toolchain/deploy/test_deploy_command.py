@@ -28,10 +28,10 @@ def test_command_line(bundle, store, monkeypatch, slimdeploy_command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "name a bundle, or pass --rollback or --bootstrap"),
-        ("BUNDLE --rollback", "name a bundle, or pass --rollback or --bootstrap"),
+        ("", "give one of BUNDLE, --rollback and --bootstrap"),
+        ("BUNDLE --rollback", "give one of BUNDLE, --rollback and --bootstrap"),
         ("nowhere.slim.tar", "cannot read nowhere.slim.tar"),
-        ("--rollback", "there is no version before the first: can't roll back"),
+        ("--rollback", "nothing is deployed in "),
         ("--rollback --precision fp32", "--precision needs a bundle"),
         ("--rollback --batch 8", "--batch needs a bundle"),
         ("--rollback --allowed-signers BUNDLE", "--allowed-signers needs a bundle"),
@@ -48,3 +48,4 @@ def test_calls_that_are_refused(bundle, store, slimdeploy_command, arguments, me
     ran = slimdeploy_command("deploy", *words, "--root", store.root)
     assert (ran.exit_code, ran.err.count("\n")) == (2, 1), ran.err
     assert message in ran.err
+    assert not store.root.exists()

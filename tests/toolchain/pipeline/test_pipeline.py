@@ -107,7 +107,7 @@ def test_everything_is_there(first: Path) -> None:
     assert not [name for name in files if name.endswith((".state", ".tmp"))]
     record = json.loads((run / "run.json").read_text())
     assert list(record) == STAGES
-    assert all({"inputs", "sha256", "result"} == set(entry) for entry in record.values())
+    assert all({"inputs", "output", "sha256", "result"} == set(entry) for entry in record.values())
     stages = [entry["stage"] for entry in load_checkpoint(run / "final.safetensors").info.provenance]
     assert stages == ["train", "prune", "finetune"]
 
@@ -196,6 +196,14 @@ def test_a_changed_key_repeats_what_depends_on_it(
     ran = _rerun(slimdeploy_command, run, setting)
     assert [name for name, ran_again in _stages(ran.err).items() if ran_again] == repeated
     assert len(benched) == ("bench" in repeated)
+
+
+def test_what_an_earlier_recipe_wrote_is_told(
+    slimdeploy_command: Callable, run: Path, benched: list[Path]
+) -> None:
+    ran = _rerun(slimdeploy_command, run, "calibrate=none", "package=none")
+    assert "! written by an earlier recipe, and not part of this run: final.int8.onnx, final.slim" in ran.err
+    assert "earlier recipe" not in _rerun(slimdeploy_command, run).err
 
 
 def test_the_network_before_pruning_can_teach(

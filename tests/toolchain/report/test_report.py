@@ -164,6 +164,8 @@ def test_files_that_do_not_go_together(run, tmp_path, names, message):
 
 
 def test_the_command_writes_where_it_says(run, tmp_path, slimdeploy_command):
+    named = slimdeploy_command("report", run, "-o", tmp_path / "r.md", "--json")
+    assert (tmp_path / "r.md").read_text().startswith("# "), named.err
     done = slimdeploy_command("report", run, "-o", tmp_path / "r.html", "--json")
     assert done.exit_code == 0, done.err
     assert done.json["report"] == str(tmp_path / "r.html")

@@ -78,6 +78,7 @@ def test_a_grid_is_done_training_each_sparsity_once(sweep: Callable, tmp_path: P
     again = sweep("--sparsity", "0,0.1", "--ratio", "0.2,0.3")
     assert again.exit_code == 0, again.err
     assert again.err == "", "everything was done"
+    assert not (tmp_path / "out" / "picked.onnx").exists(), "nothing was asked for"
     assert "no other trial is as fast and as accurate" in again.out
 
     more = sweep("--sparsity", "0,0.1", "--ratio", "0.1,0.2,0.3")
