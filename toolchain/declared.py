@@ -11,7 +11,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
@@ -66,6 +66,15 @@ class Declaration:
             return self.help
         needed, _, value = self.needs.partition(" ")
         return f"With {naming(needed)} {value}".rstrip() + f": {self.help[0].lower()}{self.help[1:]}"
+
+    def missing(self, given: Collection[str], values: Mapping[str, Any]) -> str:
+        """The option that this one needs and that is missing, as errors write it; else an empty text.
+        `given`: the options given by the user; `values`: the values of all.
+        """
+        needed, _, value = self.needs.partition(" ")
+        if not needed or ((values.get(needed) == value) if value else needed in given):
+            return ""
+        return f"`{needed}` {value}".rstrip()
 
 
 def option(default: Any, help: str, **declared: Any) -> Any:

@@ -38,8 +38,7 @@ def flags(
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(**arguments: Any) -> Any:
-            for name, declared in chosen.items():
-                _check_need(name, declared)
+            _check_needs(chosen)
             values = {name: arguments.pop(name) for name in chosen}
             return function(**{into: kind(**{**(defaults or {}), **values})}, **arguments)
 
@@ -81,16 +80,14 @@ def refuse(names: Iterable[str], why: str) -> None:
             raise SlimdeployError(f"`{name}` {why}")
 
 
-def _check_need(name: str, declared: Declaration) -> None:
-    """Raises SlimdeployError for a flag that was given without the one that it needs."""
-    needed, _, value = declared.needs.partition(" ")
-    if not needed or not is_given(name):
-        return
-    chosen = click.get_current_context().params
-    if (chosen[needed] == value) if value else is_given(needed):
-        return
-    flag = f"--no-{name.replace('_', '-')}" if chosen[name] is False else f"`{name}`"
-    raise SlimdeployError(f"{flag} needs `{needed}` {value}".rstrip())
+def _check_needs(options: Mapping[str, Declaration]) -> None:
+    """Raises SlimdeployError for the first flag that was given without the one that it needs."""
+    values = click.get_current_context().params
+    given = [name for name in values if is_given(name)]
+    for name, declared in options.items():
+        if name in given and (missing := declared.missing(given, values)):
+            flag = f"--no-{name.replace('_', '-')}" if values[name] is False else f"`{name}`"
+            raise SlimdeployError(f"{flag} needs {missing}")
 
 
 def _flag(

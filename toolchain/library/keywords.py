@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
-from slimdeploy.toolchain.declared import declarations, user_fields
+from slimdeploy.toolchain.declared import Declaration, declarations, user_fields
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.library.argument_types import annotated, check_types
 
@@ -25,7 +25,8 @@ def takes(
     """Decorator: the fields of the keyword-only parameter `into`, an instance of the dataclass `kind`, can
     also be given as keyword arguments. Signature and docstring are extended from the declarations of `kind`.
     `defaults` override those of the fields. A parameter `given` receives the names of the fields that the
-    caller gave, all with an object. Arguments of another type than annotated are refused.
+    caller gave, all with an object. Arguments of another type than annotated are refused, and options given
+    without the one that they need.
     """
     names = [f.name for f in user_fields(kind)]
 
@@ -43,7 +44,9 @@ def takes(
                 raise SlimdeployError(f"give `{into}` or `{next(iter(own))}`, not both")
             if tells:
                 keywords[_GIVEN] = frozenset(f.name for f in fields(kind)) if options else frozenset(own)
-            keywords[into] = options or kind(**{**(defaults or {}), **own})
+            options = options or kind(**{**(defaults or {}), **own})
+            _check_needs(own, {**bound.arguments, **vars(options)}, bound.arguments, declarations(kind))
+            keywords[into] = options
             return function(*arguments, **keywords)
 
         called.__signature__ = signature  # type: ignore[attr-defined]
@@ -51,6 +54,21 @@ def takes(
         return called
 
     return decorate
+
+
+def _check_needs(
+    own: Iterable[str],
+    values: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    declared: Mapping[str, Declaration],
+) -> None:
+    """Raises SlimdeployError for the first of the options `own` that was given without the one that it
+    needs.
+    """
+    given = [name for name, value in arguments.items() if value is not None]
+    for name in own:
+        if name in declared and (missing := declared[name].missing(given, values)):
+            raise SlimdeployError(f"`{name}` needs {missing}")
 
 
 def _signature(
