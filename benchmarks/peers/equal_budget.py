@@ -6,8 +6,8 @@
         --work runs/equal-budget --output benchmarks/results/equal-budget.json
 
 Torch-Pruning's steps end below `--macs`, so slimdeploy prunes to the MACs of its smallest network. With a
-`--latency-table` of `slimdeploy lut` it also prunes to a predicted `--latency-ms`, and may then remove blocks
-(`surgeon-by-latency`). The original is the teacher. `control` is the original itself, fine-tuned like the
+`--latency-table` of `slimdeploy lut` it also prunes to each predicted `--latency-ms`, and may then remove
+blocks (`surgeon-10-ms`). The original is the teacher. `control` is the original itself, fine-tuned like the
 pruned networks, but for `--control-epochs` and with the first seed only: its epochs take several times as
 long. Finished parts are kept in `--work`, so the same command continues after an interruption, and processes
 with different seeds may run at the same time.
@@ -63,7 +63,7 @@ COLUMNS = {
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
 @click.option("--data", required=True)
 @click.option("--macs", type=Written(AMOUNT), required=True, help="Maximum multiply-accumulates per image.")
-@click.option("--latency-ms", type=float, help="Prune once more, to this latency.")
+@click.option("--latency-ms", type=float, multiple=True, help="Prune to this latency, too.")
 @click.option("--latency-table", type=PATH, help="With --latency-ms: written by `slimdeploy lut`.")
 @click.option("--epochs", type=click.IntRange(1), multiple=True, default=(1, 5), show_default=True)
 @click.option("--control-epochs", type=click.IntRange(1), multiple=True, default=(1,), show_default=True)
@@ -73,7 +73,7 @@ COLUMNS = {
 @click.option("--work", type=PATH, required=True)
 @click.option("--output", type=PATH, required=True)
 def main(
-    checkpoint: Path, data: str, macs: float, latency_ms: float | None, latency_table: Path | None,
+    checkpoint: Path, data: str, macs: float, latency_ms: tuple[float, ...], latency_table: Path | None,
     epochs: tuple[int, ...], control_epochs: tuple[int, ...], seeds: tuple[int, ...], limit: int | None,
     device: str, work: Path, output: Path,
 ) -> None:  # fmt: skip
@@ -85,9 +85,9 @@ def main(
     cuts = {name: _pruned(name, make(macs), task, work) for name, make in PEERS.items()}
     least = min(network_cost(load_checkpoint(path).info.graph, task.size).macs for path, _ in cuts.values())
     ours = {SURGEON: _surgeon(macs=least)}
-    if latency_ms is not None:
-        ours[f"{SURGEON}-by-latency"] = _surgeon(
-            latency_ms=latency_ms, latency_table=str(latency_table), measure=False, align=16,
+    for ms in latency_ms:
+        ours[f"{SURGEON}-{ms:g}-ms"] = _surgeon(
+            latency_ms=ms, latency_table=str(latency_table), measure=False, align=16,
             allow_block_removal=True,
         )  # fmt: skip
     cuts = {name: _pruned(name, made, task, work) for name, made in ours.items()} | cuts
