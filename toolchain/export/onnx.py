@@ -8,6 +8,7 @@ import torch
 from onnx import helper
 from torch import Tensor
 
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.graph import INPUT, build_graph
 from slimdeploy.toolchain.export.options import DEFAULT_OPSET
 from slimdeploy.toolchain.models.model_info import METADATA_KEY, ModelInfo
@@ -20,7 +21,7 @@ __all__ = ["INPUT", "build_onnx", "folded_parameters"]
 def build_onnx(network: GraphNetwork, info: ModelInfo, *, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
     """The ONNX model of `network`: input `images` (N, 3, size, size) float32, output `logits` (N, classes).
 
-    `info` is stored in the model's metadata.
+    `info` is stored in the model's metadata. Raises SlimdeployError for weights that are NaN or infinite.
     """
     model = build_graph(
         network.graph,
@@ -37,6 +38,8 @@ def build_onnx(network: GraphNetwork, info: ModelInfo, *, opset: int = DEFAULT_O
 def folded_parameters(network: GraphNetwork, node: Node, bn: Node | None) -> dict[str, np.ndarray]:
     """The tensors of `node` in float32. For a convolution or linear layer: weight (O, …) and bias (O,) with
     `bn` folded in.
+
+    Raises SlimdeployError for values that are NaN or infinite in float32.
     """
     tensors = network.tensors(node.name)
     if node.operator in ("conv", "linear"):
@@ -46,7 +49,12 @@ def folded_parameters(network: GraphNetwork, node: Node, bn: Node | None) -> dic
             scale, shift = _scale_and_shift(network.tensors(bn.name), float(bn.attributes["eps"]))
             weight, bias = weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), bias * scale + shift
         tensors = {"weight": weight, "bias": bias}
-    return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
+    found = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
+    for name, values in found.items():
+        if not np.isfinite(values).all():
+            folded = f" with {bn.name} folded in" if bn else ""
+            raise SlimdeployError(f"{node.name}.{name}{folded} contains NaN or infinite values")
+    return found
 
 
 def _scale_and_shift(batchnorm: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:

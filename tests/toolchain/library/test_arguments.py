@@ -204,6 +204,16 @@ def test_weights_that_are_nan_are_not_saved(module: nn.Module, tmp_path: Path) -
     assert (tmp_path / "net").read_bytes() == before
 
 
+def test_weights_that_overflow_with_their_batchnorm_are_named(module: nn.Module, tmp_path: Path) -> None:
+    checkpoint = slimdeploy.from_module(module, size=SIZE)
+    with torch.no_grad():
+        for parameter in checkpoint.network.parameters():
+            parameter.fill_(1e30)
+    with pytest.raises(slimdeploy.SlimdeployError, match=r"^0\.weight with 1 folded in contains NaN or"):
+        slimdeploy.export(checkpoint, data=BATCHES, output=tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_wrappers_are_taken_off(module: nn.Module) -> None:
     wanted = slimdeploy.from_module(module, size=SIZE).network.state_dict()
     for wrapped in (nn.DataParallel(module), torch.compile(module, backend="eager")):
