@@ -167,7 +167,7 @@ def budget_that_measures(plan: Plan, target_ms: float, measure: Callable[[Graph]
         graph = plan(budget)
         if graph not in times:  # several budgets may give the same network, such as the whole one
             times[graph] = measure(graph)
-            log(f"predicted {budget:.3f} ms, measured {times[graph]:.3f} ms, wanted {target_ms:g} ms")
+            log(f"budget {budget:.3f} ms, measured {times[graph]:.3f} ms, wanted {target_ms:g} ms")
         measured = times[graph]
         if target_ms * (1 - TOLERANCE) <= measured <= target_ms:
             return LatencyBudget(budget, measured, None)
