@@ -53,6 +53,7 @@ class ExportOptions:
         None,
         "Minimum share of images with the same top-1 class.",
         least=0,
+        most=1,
         unset="by the precision",
     )
 

@@ -136,6 +136,8 @@ def _exported(module: nn.Module) -> nn.Module:
         (lambda module: _prune()(_exported(module)), "^the module was exported by torch.export"),
         (torch.inference_mode()(_prune(data=BATCHES)), "^gradients are needed: leave torch.inference_mode"),
         (torch.inference_mode()(_train()), "^gradients are needed: leave torch.inference_mode"),
+        (lambda module: slimdeploy.export(module, size=SIZE, data=BATCHES, output="a", min_agreement=2.0),
+         "^min_agreement must be at most 1, not 2"),
         (_train(distill=0.3), "^distill needs teacher"),
         (_train(step_epochs=3), "^step_epochs needs schedule step"),
         (_prune(measure=False), "^measure needs latency_ms"),
