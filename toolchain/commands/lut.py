@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.commands.flags import flags, refuse
-from slimdeploy.toolchain.commands.options import IMAGE_SIDE, network_options
+from slimdeploy.toolchain.commands.flags import flags
+from slimdeploy.toolchain.commands.options import IMAGE_SIDE, check_network_options, network_options
 from slimdeploy.toolchain.formatting import facts_table, percent
 from slimdeploy.toolchain.latency.backend import LutOptions
 from slimdeploy.toolchain.models.graphs import network_or_checkpoint
@@ -51,8 +51,7 @@ def lut(
     from slimdeploy.toolchain.latency.measure import measure_table
     from slimdeploy.toolchain.progress import log
 
-    if checkpoint is not None:
-        refuse(("arch", "arguments", "stem", "classes"), "has no effect with a checkpoint")
+    check_network_options(checkpoint)
     graph, size = network_or_checkpoint(
         checkpoint, arch, arguments=arguments, stem=stem, classes=classes, size=size
     )

@@ -53,6 +53,12 @@ def network_options(default: str | None = None) -> Callable[[F], F]:
     return decorate
 
 
+def check_network_options(checkpoint: Path | None) -> None:
+    """Raises SlimdeployError for an option of the network beside `checkpoint`, which contains its network."""
+    if checkpoint is not None:
+        refuse(("arch", "arguments", "stem", "classes"), "has no effect with a checkpoint")
+
+
 def resume_option(function: F) -> F:
     """`--resume`."""
     return click.option("--resume", is_flag=True, help="Resume the interrupted run of this output.")(function)

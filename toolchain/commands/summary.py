@@ -8,8 +8,7 @@ import click
 from rich.console import RenderableType
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.commands.flags import refuse
-from slimdeploy.toolchain.commands.options import IMAGE_SIDE, network_options
+from slimdeploy.toolchain.commands.options import IMAGE_SIDE, check_network_options, network_options
 from slimdeploy.toolchain.formatting import count, facts_table, grid, short
 from slimdeploy.toolchain.models.graphs import network_or_checkpoint
 from slimdeploy.toolchain.networks.architectures import channel_numbers
@@ -35,8 +34,7 @@ def summary(
 
     Memory is for one float32 image and follows torchsummary: the output of every module call, counted twice.
     """
-    if checkpoint is not None:
-        refuse(("arch", "arguments", "stem", "classes"), "has no effect with a checkpoint")
+    check_network_options(checkpoint)
     graph, size = network_or_checkpoint(
         checkpoint, arch, arguments=arguments, stem=stem, classes=classes, size=size
     )

@@ -63,10 +63,10 @@ def _check(label: str, value: Any, hint: Any) -> None:
         raise SlimdeployError(f"{label} must be {expected}, not {type(value).__name__}")
     if Path in kinds and isinstance(value, str | Path):
         _check_path(label, str(value))
-    items = typing.get_args(kind)
     if typing.get_origin(kind) is collections.abc.Sequence:
+        (kind_of_items,) = typing.get_args(kind)
         for i, item in enumerate(value):
-            _check(f"{label}[{i}]", item, items[0])
+            _check(f"{label}[{i}]", item, kind_of_items)
 
 
 def _check_path(label: str, text: str) -> None:
