@@ -33,6 +33,7 @@ from slimdeploy.benchmarks.gpu_chain_schedule import run_all
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.errors import SlimdeployError, shorten
+from slimdeploy.toolchain.launch import cpu_count
 from slimdeploy.toolchain.measure import results
 
 PATH = click.Path(path_type=Path)
@@ -107,7 +108,7 @@ def table(result: Path) -> None:
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Run N pieces at once; those that time something run alone.",
+    help="Run N pieces at once, which share the cores; those that time something run alone.",
 )
 @click.option(
     "--only",
@@ -134,12 +135,15 @@ def run(
 
     asked = set().union(*chosen.values())
     wanted = [piece for piece in chain if piece in asked and not _is_done(work, piece, again=again)]
-    run_all(wanted, lambda piece: do(piece, work, deadline), done, jobs)
+    threads = max(1, cpu_count() // jobs)
+    run_all(wanted, lambda piece: do(piece, work, deadline, 0 if piece.alone else threads), done, jobs)
     write_results(chain, work, output)
 
 
-def do(piece: Piece, work: Path, deadline: float) -> str:
-    """Run one piece, or return why it isn't run. Its result or error is recorded in `work`."""
+def do(piece: Piece, work: Path, deadline: float, threads: int = 0) -> str:
+    """Run one piece on `threads` CPU threads (0: all), or return why it isn't run. Its result or error is
+    recorded in `work`.
+    """
     left = deadline - time.monotonic()
     lacking = [name for name in piece.needs if "error" in _read(work, name)]
     if lacking:
@@ -147,10 +151,12 @@ def do(piece: Piece, work: Path, deadline: float) -> str:
     if left < (GRACE_S if piece.resumes else 60 * piece.minutes):
         return f"not begun: it takes {piece.minutes:g} min, and {max(0, left) / 60:.1f} are left"
     command = [sys.executable, "-m", piece.module, *piece.words, *_how(piece, work)]
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     started = time.monotonic()
     process = subprocess.Popen(
-        command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     limit = left - GRACE_S if piece.resumes else left
     try:
         out, errors = process.communicate(timeout=max(1.0, limit))

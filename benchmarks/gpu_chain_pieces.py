@@ -19,8 +19,9 @@ CHECKS = {
 GPU_CHECK = "slimdeploy.benchmarks.gpu_check"
 CUT_BY_TORCH_PRUNING = "slimdeploy.benchmarks.peers.torch_pruning_cut"
 SURGEON = ("--criterion", "surgeon", "--residual", "couple")
-TAUGHT_EPOCHS = {20: (0,), 5: (0, 1, 2), 1: (0, 1, 2)}
-"""Epochs of fine-tuning with distillation -> seeds."""
+SEEDS = (0, 1, 2)
+TAUGHT = ((5, SEEDS[:1]), (20, SEEDS[:1]), (1, SEEDS), (5, SEEDS[1:]))
+"""Epochs of fine-tuning with distillation, and the seeds, the most important first."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Scale:
     small: tuple[str, ...]
     """Parameters of the small networks."""
     epochs: int
-    """Of the reference's training and fine-tuning."""
+    """Of the reference's fine-tuning."""
     long_epochs: int
     """Of the trainings that end where accuracy stands still."""
     shallow_epochs: int
@@ -71,6 +72,10 @@ class Scale:
     """Parameters of the pruned network."""
     macs: tuple[str, ...]
     """MACs of the networks that are compared with Torch-Pruning's; Torch-Pruning cuts to the first."""
+    sparse_macs: tuple[str, ...]
+    """MACs to which Torch-Pruning cuts the sparse network: about those of slimdeploy's networks with
+    `params` parameters, by γ and by the surgeon.
+    """
     data: tuple[str, ...]
     training: tuple[str, ...]
     """Additional options of every training."""
@@ -81,15 +86,15 @@ class Scale:
 
 FULL = Scale(
     deep="resnet50", shallow="resnet18", small=("0.837M", "0.6M"),
-    epochs=20, long_epochs=60, shallow_epochs=200, params="3.94M", macs=("64M", "40M"),
-    data=("--data", "folder:cifar10-jpeg"), training=(), compiled=("--compile",),
-    timing=("--ci", "0.5"),
+    epochs=20, long_epochs=80, shallow_epochs=200, params="3.94M", macs=("64M", "40M"),
+    sparse_macs=("123M", "171M"), data=("--data", "folder:cifar10-jpeg"), training=(),
+    compiled=("--compile",), timing=("--ci", "0.5"),
 )  # fmt: skip
 TINY = Scale(
     deep="resnet18", shallow="resnet18", small=("1M", "0.8M"),
     epochs=1, long_epochs=1, shallow_epochs=1, params="8M", macs=("1.5M", "1M"),
-    data=("--data", "digits", "--size", "8"), training=("--limit", "64", "--precision", "fp32"), compiled=(),
-    timing=("--seconds", "0.01"),
+    sparse_macs=("1.5M", "1M"), data=("--data", "digits", "--size", "8"),
+    training=("--limit", "64", "--precision", "fp32"), compiled=(), timing=("--seconds", "0.01"),
 )  # fmt: skip
 """For a CPU: checks only that the commands work together."""
 
@@ -98,39 +103,25 @@ def pieces(scale: Scale) -> tuple[Piece, ...]:
     """All pieces, the most important first; each after those that it needs."""
     return (
         *_well_trained(scale),
-        *_reference(scale, "1e-4", 0, ratios=(0.9,)),
+        *_compared(scale),
+        *_headline(scale),
         *_gpu_checks(scale),
         *_small_networks(scale),
-        *_compared(scale),
-        *_reference(scale, "0", 0, ratios=()),
-        *_reference(scale, "auto:0.9", 0, ratios=(0.9, 0.5)),
-        *_reference(scale, "1e-4", 0, ratios=(0.5,), trained=True),
-        *_reference(scale, "1e-4", 1, ratios=(0.9,)),
-        *_reference(scale, "1e-4", 2, ratios=(0.9,)),
         *_shallow(scale),
     )
 
 
 def _well_trained(scale: Scale) -> Iterator[Piece]:
-    """An original that stands still, the same trained sparse, both prunings of it to the reference's
-    parameters, and the control: the original trained for as many more epochs as a pruned network.
-    """
-    where = ("--arch", scale.deep, "--stem", "cifar-pool", *scale.data)
-    yield _train(scale, "original", 5, where, scale.long_epochs, ())
-    yield _train(
-        scale, "sparse", 8, where, scale.long_epochs, ("--sparsity", "1e-4", "--sparse-layers", "all")
-    )
-    yield _train(scale, "sparse-auto", 5, where, scale.long_epochs, ("--sparsity", "auto:0.9"))
-    for criterion, how in (("gamma", ()), ("surgeon", SURGEON)):
-        yield _prune(scale, f"sparse-{criterion}", "sparse", ("--params", scale.params, *how))
-    for name in ("sparse-gamma", "sparse-surgeon", "original"):
-        yield _finetune(scale, name, 6, scale.epochs, ("--lr", "1e-3"), ending="tuned-long")
-        yield _finetune(scale, name, 1.5, max(1, scale.epochs // 4), ("--lr", "0.02"), ending="tuned-short")
+    """An original that stands still, and the same trained sparse."""
+    mixed = ("--cutmix", "1")
+    sparse = ("--sparsity", "1e-4", "--sparse-layers", "all", "--no-shrink")
+    yield _train(scale, "original", 6, _reference(scale), scale.long_epochs, mixed)
+    yield _train(scale, "sparse", 6, _reference(scale), scale.long_epochs, (*mixed, *sparse))
 
 
 def _compared(scale: Scale) -> Iterator[Piece]:
-    """The well-trained original pruned by slimdeploy and by Torch-Pruning to the same MACs, and fine-tuned
-    with the same distillation for several lengths.
+    """The original pruned by slimdeploy and by Torch-Pruning to the same MACs, and fine-tuned with the same
+    distillation for several lengths.
     """
     names = []
     for macs in scale.macs:
@@ -139,40 +130,50 @@ def _compared(scale: Scale) -> Iterator[Piece]:
         yield _prune(scale, names[-1], "original", how)
     for importance in ("BN-scale", "group-norm"):
         names.append(f"torch-pruning-{importance}")
-        words = (f"original{CHECKPOINT}", "--importance", importance, "--macs", scale.macs[0], *scale.data,
-                 "-o", f"{names[-1]}{CHECKPOINT}")  # fmt: skip
-        yield Piece(names[-1], 3, words, ("original",), CUT_BY_TORCH_PRUNING)
-    for epochs, seeds in TAUGHT_EPOCHS.items():
+        yield _cut_by_torch_pruning(scale, names[-1], "original", importance, scale.macs[0])
+    for epochs, seeds in TAUGHT:
         for seed in seeds:
             taught = ("--lr", "0.02", "--teacher", f"original{CHECKPOINT}", "--seed", str(seed))
             for name in names:
-                yield _finetune(
-                    scale,
-                    name,
-                    0.2 * epochs,
-                    min(epochs, scale.epochs),
-                    taught,
-                    ending=f"{epochs}-seed-{seed}",
-                )
+                ending = f"{epochs}-seed-{seed}"
+                yield _finetune(scale, name, 0.2 * epochs, min(epochs, scale.epochs), taught, ending)
 
 
-def _reference(
-    scale: Scale, sparsity: str, seed: int, *, ratios: tuple[float, ...], trained: bool = False
-) -> Iterator[Piece]:
-    """Sparse training, and for each ratio pruning and fine-tuning, as in the recipe cifar10-resnet50.
-
-    `trained`: the training is a separate piece.
+def _headline(scale: Scale) -> Iterator[Piece]:
+    """Prunings of the sparse network, with the reference's fine-tuning and a short one at a higher rate, and
+    the control: the original trained for as many more epochs.
     """
-    name = f"lambda-{sparsity.replace(':', '-')}-seed-{seed}"
-    drawn = ("--seed", str(seed))
-    if not trained:
-        options = ("--sparsity", sparsity, *(() if "auto" in sparsity else ("--sparse-layers", "all")))
-        where = ("--arch", scale.deep, "--stem", "cifar-pool", *scale.data)
-        yield _train(scale, name, 3, where, scale.epochs, (*options, *drawn))
-    for ratio in ratios:
-        pruned = f"{name}-pruned-{round(100 * ratio)}"
-        yield _prune(scale, pruned, name, ("--ratio", str(ratio)))
-        yield _finetune(scale, pruned, 3, scale.epochs, ("--lr", "1e-3", *drawn))
+    yield _long(scale, "original")
+    for criterion, how in (("surgeon", SURGEON), ("gamma", ())):
+        yield _prune(scale, f"sparse-{criterion}", "sparse", ("--params", scale.params, *how))
+    for macs in scale.sparse_macs:
+        name = f"sparse-torch-pruning-{macs}"
+        yield _cut_by_torch_pruning(scale, name, "sparse", "BN-scale", macs)
+    names = [
+        "sparse-surgeon",
+        "sparse-gamma",
+        *(f"sparse-torch-pruning-{macs}" for macs in scale.sparse_macs),
+    ]
+    for name in names:
+        yield _long(scale, name)
+    for name in ("original", *names):
+        yield _finetune(scale, name, 1.5, max(1, scale.epochs // 4), ("--lr", "0.02"), "tuned-short")
+    for ratio in (0.9, 0.5):
+        yield _prune(scale, f"sparse-{round(100 * ratio)}", "sparse", ("--ratio", str(ratio)))
+    for seed in SEEDS:
+        for ratio in (0.9, 0.5):
+            yield _long(scale, f"sparse-{round(100 * ratio)}", seed)
+
+
+def _long(scale: Scale, source: str, seed: int = 0) -> Piece:
+    """The reference's fine-tuning."""
+    options = ("--lr", "1e-3", "--seed", str(seed))
+    return _finetune(scale, source, 6, scale.epochs, options, f"tuned-long-seed-{seed}")
+
+
+def _reference(scale: Scale) -> tuple[str, ...]:
+    """Network and data of the reference."""
+    return ("--arch", scale.deep, "--stem", "cifar-pool", *scale.data)
 
 
 def _small_networks(scale: Scale) -> Iterator[Piece]:
@@ -199,7 +200,7 @@ def _shallow(scale: Scale) -> Iterator[Piece]:
 
 def _gpu_checks(scale: Scale) -> Iterator[Piece]:
     """`gpu_check` of original and pruned network, and the result of TensorRT's builder on this GPU."""
-    final = "sparse-gamma-tuned-long"
+    final = "sparse-surgeon-tuned-long-seed-0"
     pair = ("--original", f"original{CHECKPOINT}", "--pruned", f"{final}{CHECKPOINT}", *scale.data[:2])
     for name, (minutes, parts) in CHECKS.items():
         words = (*(word for part in parts for word in ("--part", part)), *pair, *scale.timing)
@@ -221,11 +222,19 @@ def _prune(scale: Scale, name: str, source: str, options: tuple[str, ...]) -> Pi
     return Piece(name, 0.5, words, (source,))
 
 
+def _cut_by_torch_pruning(scale: Scale, name: str, source: str, importance: str, macs: str) -> Piece:
+    words = (f"{source}{CHECKPOINT}", "--importance", importance, "--macs", macs, *scale.data,
+             "-o", f"{name}{CHECKPOINT}")  # fmt: skip
+    return Piece(name, 3, words, (source,), CUT_BY_TORCH_PRUNING)
+
+
 def _finetune(
     scale: Scale, source: str, minutes: float, epochs: int, options: tuple[str, ...], ending: str = "tuned"
 ) -> Piece:
+    """Long ones are compiled and keep the augmentation of the training; short ones go without CutMix."""
     name = f"{source}-{ending}"
-    how = ("--epochs", str(epochs), *options, *scale.training)
+    by_length = scale.compiled if epochs >= scale.epochs else ("--cutmix", "0")
+    how = ("--epochs", str(epochs), *options, *by_length, *scale.training)
     words = ("finetune", f"{source}{CHECKPOINT}", *how, "-o", f"{name}{CHECKPOINT}")
     teachers = [word.removesuffix(CHECKPOINT) for flag, word in pairwise(options) if flag == "--teacher"]
     return Piece(name, minutes, words, (source, *(one for one in teachers if one != source)))

@@ -5,12 +5,12 @@
         --data folder:data/cifar10-jpeg --epochs 1 --epochs 5 --seed 0 --seed 1 --seed 2 \\
         --work runs/equal-budget --output benchmarks/results/equal-budget.json
 
-Torch-Pruning's steps end below `--macs`, so slimdeploy prunes to the MACs of its smallest network. With a
-`--latency-table` of `slimdeploy lut` it also prunes to each predicted `--latency-ms`, and may then remove
-blocks (`surgeon-10-ms`). The original is the teacher. `control` is the original itself, fine-tuned like the
-pruned networks, but for `--control-epochs` and with the first seed only: its epochs take several times as
-long. Finished parts are kept in `--work`, so the same command continues after an interruption, and processes
-with different seeds may run at the same time.
+Torch-Pruning prunes to the first `--macs`. Its steps end below, so slimdeploy prunes to the MACs of its
+smallest network, and to each further `--macs` (`surgeon-40M`). With a `--latency-table` of `slimdeploy lut`
+it also prunes to each predicted `--latency-ms`, and may then remove blocks (`surgeon-10-ms`). The original is
+the teacher. `control` is the original itself, fine-tuned like the pruned networks, but for `--control-epochs`
+and with the first seed only: its epochs take several times as long. Finished parts are kept in `--work`, so
+the same command continues after an interruption, and processes with different seeds may run at the same time.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ COLUMNS = {
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
 @click.option("--data", required=True)
-@click.option("--macs", type=Written(AMOUNT), required=True, help="Maximum multiply-accumulates per image.")
+@click.option("--macs", "amounts", type=Written(AMOUNT), required=True, multiple=True,
+              help="Maximum multiply-accumulates per image.")  # fmt: skip
 @click.option("--latency-ms", type=float, multiple=True, help="Prune to this latency, too.")
 @click.option("--latency-table", type=PATH, help="With --latency-ms: written by `slimdeploy lut`.")
 @click.option("--epochs", type=click.IntRange(1), multiple=True, default=(1, 5), show_default=True)
@@ -73,18 +74,20 @@ COLUMNS = {
 @click.option("--work", type=PATH, required=True)
 @click.option("--output", type=PATH, required=True)
 def main(
-    checkpoint: Path, data: str, macs: float, latency_ms: tuple[float, ...], latency_table: Path | None,
-    epochs: tuple[int, ...], control_epochs: tuple[int, ...], seeds: tuple[int, ...], limit: int | None,
-    device: str, work: Path, output: Path,
+    checkpoint: Path, data: str, amounts: tuple[float, ...], latency_ms: tuple[float, ...],
+    latency_table: Path | None, epochs: tuple[int, ...], control_epochs: tuple[int, ...],
+    seeds: tuple[int, ...], limit: int | None, device: str, work: Path, output: Path,
 ) -> None:  # fmt: skip
     """Prune CHECKPOINT with every contender, fine-tune each, and write a `table` result."""
     before = load_checkpoint(checkpoint).info
     options = DataOptions(data, size=before.preprocessing.size)
     task = Task(checkpoint, options, 0, Path(), before.preprocessing.size, device)
     work.mkdir(parents=True, exist_ok=True)
+    macs, *further = amounts
     cuts = {name: _pruned(name, make(macs), task, work) for name, make in PEERS.items()}
     least = min(network_cost(load_checkpoint(path).info.graph, task.size).macs for path, _ in cuts.values())
     ours = {SURGEON: _surgeon(macs=least)}
+    ours |= {f"{SURGEON}-{amount / 1e6:g}M": _surgeon(macs=amount) for amount in further}
     for ms in latency_ms:
         ours[f"{SURGEON}-{ms:g}-ms"] = _surgeon(
             latency_ms=ms, latency_table=str(latency_table), measure=False, align=16,

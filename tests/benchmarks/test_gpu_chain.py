@@ -119,21 +119,40 @@ def test_what_does_not_fit_into_the_time_is_left_for_the_next_call(tmp_path: Pat
 @pytest.mark.slow
 def test_the_chain_on_the_cpu(tmp_path: Path) -> None:
     """A training that is stopped goes on; a piece that fails says why; what is done isn't done again."""
-    name = "lambda-1e-4-seed-0"
-    only = [word for each in (name, f"{name}-pruned-90", "gpu-check-tests") for word in ("--only", each)]
+    only = [word for each in ("sparse", "sparse-90", "gpu-check-tests") for word in ("--only", each)]
     call = ["run", "--tiny", "--work", str(tmp_path / "work"), "-o", str(tmp_path / "out"), *only]
     ran = CliRunner().invoke(gpu_chain.main, [*call, "--minutes", "9"])
     assert ran.exit_code == 0, ran.output
     found = results.read(tmp_path / "out/gpu-chain.json", "table")
     trained, pruned = found["rows"]
-    assert (trained["piece"], trained["error"], trained["epochs"]) == (name, None, 1)
+    assert (trained["piece"], trained["error"], trained["epochs"]) == ("sparse", None, 1)
     assert 0 < trained["accuracy"] <= 1
     assert pruned["params"] < 3e6
-    assert "gpu-check-tests: left out, it needs original, sparse-gamma-tuned-long" in ran.output
+    assert "gpu-check-tests: left out, it needs original, sparse-surgeon-tuned-long-seed-0" in ran.output
     again = CliRunner().invoke(gpu_chain.main, [*call, "--minutes", "9"])
     assert "done in" not in again.output
     wrong = CliRunner().invoke(gpu_chain.main, [*call, "--only", "nothing"])
     assert wrong.exit_code == 2
+
+
+def test_pieces_that_run_at_once_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Process:
+        def __init__(self, command: list[str], *, env: dict[str, str], **_: object) -> None:
+            told.append(env.get("OMP_NUM_THREADS", "all"))
+
+        def communicate(self, timeout: float) -> tuple[str, str]:
+            return '{"accuracy": 0.5}', ""
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(gpu_chain, "cpu_count", lambda: 16)
+    monkeypatch.setattr(gpu_chain.subprocess, "Popen", Process)
+    chain = (Piece("one", 0, ("export",)), Piece("other", 0, ("export",), alone=True))
+    monkeypatch.setattr(gpu_chain, "pieces", lambda scale: chain)
+    call = ["run", "--work", str(tmp_path / "work"), "-o", str(tmp_path / "out"), "--jobs", "5"]
+    assert CliRunner().invoke(gpu_chain.main, call).exit_code == 0
+    assert told == ["3", "all"]
 
 
 def test_a_failure_is_recorded(tmp_path: Path) -> None:
