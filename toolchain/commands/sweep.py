@@ -13,12 +13,13 @@ from slimdeploy.toolchain.commands.flags import flags, given
 from slimdeploy.toolchain.commands.options import machine_options
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.paths import OutputFolder
+from slimdeploy.toolchain.pruning.options import BUDGETS
 from slimdeploy.toolchain.runtime.torch_device import torch_device
 from slimdeploy.toolchain.sweep.options import SweepOptions
 
 OVERRIDDEN = {
     "sparsity": ("train.sparsity",),
-    "ratio": ("prune.ratio", "prune.params", "prune.macs", "prune.latency_ms"),
+    "ratio": tuple(f"prune.{budget}" for budget in BUDGETS),
     "align": ("prune.align",),
 }
 """Option -> the keys of the recipe that its values replace."""

@@ -32,11 +32,13 @@ def parse_alignment(text: str) -> int | None:
 
 AMOUNT = Form(parse_amount, "a number such as 3.94M", "AMOUNT")
 ALIGNMENT = Form(parse_alignment, "auto or a whole number such as 1, 8, 16 or 32", "auto|N")
+BUDGETS = ("ratio", "params", "macs", "latency_ms")
+"""The possible targets of a pruning."""
 
 
 @dataclass(frozen=True)
 class PruneOptions:
-    """What to remove and how. Exactly one of `ratio`, `params`, `macs` and `latency_ms` is the target."""
+    """What to remove and how. Exactly one of BUDGETS is the target."""
 
     ratio: float | None = option(
         None, "Target: share of the prunable channels to remove, e.g. 0.5.", heading="Target"
@@ -112,13 +114,8 @@ class PruneOptions:
 
     @property
     def budgets(self) -> dict[str, float | None]:
-        """The four possible targets, by name."""
-        return {
-            "ratio": self.ratio,
-            "params": self.params,
-            "macs": self.macs,
-            "latency_ms": self.latency_ms,
-        }
+        """The value of each of BUDGETS."""
+        return {name: getattr(self, name) for name in BUDGETS}
 
     @property
     def alignment(self) -> int:
