@@ -11,7 +11,7 @@ PYTORCH, CHECKPOINT, ONNX, BUNDLE = "a PyTorch file", "a checkpoint", "an ONNX f
 _NEXT_STEP = {
     PYTORCH: "convert it with slimdeploy train --weights {path} --data … --epochs 0 -o {stem}.safetensors",
     CHECKPOINT: "slimdeploy export makes an ONNX file from it, and slimdeploy package a bundle from that",
-    ONNX: "slimdeploy package makes a bundle from it; for prune, finetune and export give the checkpoint",
+    ONNX: "give the checkpoint that it was exported from; slimdeploy package makes a bundle from it",
     BUNDLE: "slimdeploy deploy {path} installs it",
 }
 _ONNX_FIELDS = b"\x12\x1a\x22\x28\x32\x3a\x42"

@@ -42,11 +42,11 @@ class Geometry:
         if self.resize == self.size:
             object.__setattr__(self, "resize", None)  # one form, so that equal ones compare equal
         resize = self.size if self.resize is None else self.resize
-        for side in (self.size, *(resize if isinstance(resize, tuple) else (resize,))):
+        sides = [("size", self.size)]
+        sides += [("resize", side) for side in (resize if isinstance(resize, tuple) else (resize,))]
+        for name, side in sides:
             if not isinstance(side, Integral) or not 1 <= int(side) <= MAX_IMAGE_SIZE:
-                raise SlimdeployError(
-                    f"images can be resized and cut to 1 to {MAX_IMAGE_SIZE} pixels, not {side!r}"
-                )
+                raise SlimdeployError(f"`{name}` must be 1 to {MAX_IMAGE_SIZE} pixels, not {side!r}")
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of an image of `width`×`height` pixels after resizing, rounded as in torchvision,

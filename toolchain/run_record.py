@@ -18,7 +18,7 @@ def read_record(path: Path) -> dict[str, dict[str, Any]]:
     """
     entries = artifacts.read_json(path, "record of a run")
     if not isinstance(entries, dict) or not all(_is_entry(entry) for entry in entries.values()):
-        raise SlimdeployError(f"{path} is not the record of a run: remove it to start again")
+        raise SlimdeployError(f"{path} is not the record of a run")
     return entries
 
 

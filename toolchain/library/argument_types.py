@@ -10,13 +10,13 @@ import functools
 import inspect
 import os
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar
 
-from slimdeploy.toolchain.errors import SlimdeployError, shorten
+from slimdeploy.toolchain.errors import SlimdeployError, nearest, shorten
 
 R = TypeVar("R")
 
@@ -31,10 +31,27 @@ def checked(function: Callable[..., R]) -> Callable[..., R]:
 
     @functools.wraps(function)
     def called(*arguments: Any, **keywords: Any) -> R:
-        check_types(annotated(function), signature.bind(*arguments, **keywords).arguments)
+        check_types(annotated(function), bound(function, signature, arguments, keywords))
         return function(*arguments, **keywords)
 
     return called
+
+
+def bound(
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    arguments: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Parameter -> argument of a call. Raises TypeError, as Python does, for a missing or unknown one; it
+    names the function and the nearest parameter.
+    """
+    try:
+        return signature.bind(*arguments, **keywords).arguments
+    except TypeError as error:
+        hints = [nearest(name, signature.parameters) for name in keywords if name not in signature.parameters]
+        hint = f".{hints[0]}" if hints else ""
+        raise TypeError(f"{function.__name__}() {error}{hint}") from None
 
 
 @functools.cache
@@ -60,13 +77,23 @@ def _check(label: str, value: Any, hint: Any) -> None:
     if kind is None:
         names = [getattr(kind, "__name__", str(kind)) for kind in kinds]
         expected = " or ".join("None" if n == "NoneType" else n for n in dict.fromkeys(names))
-        raise SlimdeployError(f"{label} must be {expected}, not {type(value).__name__}")
+        raise SlimdeployError(
+            f"{label} must be {expected}, not {type(value).__name__}{_remedy(value, names)}"
+        )
     if Path in kinds and isinstance(value, str | Path):
         _check_path(label, str(value))
     if typing.get_origin(kind) is collections.abc.Sequence:
         (kind_of_items,) = typing.get_args(kind)
         for i, item in enumerate(value):
             _check(f"{label}[{i}]", item, kind_of_items)
+
+
+def _remedy(value: Any, expected: Sequence[str]) -> str:
+    if isinstance(value, str | Path) and "Checkpoint" in expected:
+        return ": slimdeploy.load reads a file"
+    if "Iterable" in expected and hasattr(value, "__getitem__") and hasattr(value, "__len__"):
+        return ": wrap it in a torch.utils.data.DataLoader"
+    return ""
 
 
 def _check_path(label: str, text: str) -> None:

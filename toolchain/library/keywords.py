@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from slimdeploy.toolchain.declared import Declaration, declarations, user_fields
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.library.argument_types import annotated, check_types
+from slimdeploy.toolchain.library.argument_types import annotated, bound, check_types
 
 R = TypeVar("R")
 
@@ -36,8 +36,8 @@ def takes(
 
         @functools.wraps(function)
         def called(*arguments: Any, **keywords: Any) -> R:
-            bound = signature.bind(*arguments, **keywords)  # TypeError for a missing or unknown argument
-            check_types({**annotated(function), into: kind | None}, bound.arguments)
+            given = bound(function, signature, arguments, keywords)
+            check_types({**annotated(function), into: kind | None}, given)
             own = {name: keywords.pop(name) for name in names if name in keywords}
             options = keywords.pop(into, None)
             if options is not None and own:
@@ -45,7 +45,7 @@ def takes(
             if tells:
                 keywords[_GIVEN] = frozenset(f.name for f in fields(kind)) if options else frozenset(own)
             options = options or kind(**{**(defaults or {}), **own})
-            _check_needs(own, {**bound.arguments, **vars(options)}, bound.arguments, declarations(kind))
+            _check_needs(own, {**given, **vars(options)}, given, declarations(kind))
             keywords[into] = options
             return function(*arguments, **keywords)
 

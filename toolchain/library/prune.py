@@ -70,6 +70,8 @@ def prune(
         SlimdeployError: A target out of reach (the message names the smallest network that the other settings
             allow), a criterion whose data or γ are missing, invalid options or invalid data.
     """
+    if test is not None and data is None:
+        raise SlimdeployError("`test` needs `data`: without it nothing is evaluated")
     start = checkpoint_for(network, data, size=size)
     original = copy.deepcopy(start.network).eval()
     device = device_for(original, device)
@@ -78,7 +80,7 @@ def prune(
         raise SlimdeployError("`between` trains between steps: it needs `steps` above 1")
     if options.steps > 1 and between is None:
         if not isinstance(data, Dataset):
-            also = " as a Dataset, or `between`" if data is not None else ""
+            also = " as a Dataset, or a function `between` that trains" if data is not None else ""
             raise SlimdeployError(f"`steps` fine-tunes between the steps: pass `data`{also}")
         between = fine_tuning(start.info, data, options, device=device)
     size = start.info.preprocessing.size

@@ -208,7 +208,11 @@ def _called(
     try:
         module = build(*positional, **arguments)
     except (Exception, SystemExit) as error:  # whatever a foreign builder raises
-        raise SlimdeployError(f"{name} can't be built: {type(error).__name__}: {shorten(error)}") from error
+        lacks = isinstance(error, TypeError) and "missing" in str(error)
+        hint = "; give it with `arguments`, as name=value" if lacks else ""
+        raise SlimdeployError(
+            f"{name} can't be built: {type(error).__name__}: {shorten(error)}{hint}"
+        ) from error
     if not isinstance(module, nn.Module):
         raise SlimdeployError(f"{name} gives a {type(module).__name__}, not a torch.nn.Module")
     return module

@@ -82,6 +82,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _check_parts(module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise SlimdeployError("the module is TorchScript: give the nn.Module that it was made from")
     for name, part in module.named_modules():
         label = name or "the module"
         if is_parametrized(part):
@@ -95,6 +97,10 @@ def _check_parts(module: nn.Module) -> None:
 
 def _check_weights(module: nn.Module) -> None:
     for name, tensor in module.state_dict().items():
+        if name.endswith("_extra_state"):  # any object, and no weight
+            continue
+        if not isinstance(tensor, Tensor) or tensor.is_quantized:
+            raise SlimdeployError(f"the module's {name} is quantised: give the module before quantisation")
         if is_lazy(tensor):
             raise SlimdeployError(f"the module's {name} has no shape yet: call the module on images once")
         if tensor.is_meta:

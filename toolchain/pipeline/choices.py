@@ -41,7 +41,10 @@ class NetworkChoice:
     def __str__(self) -> str:
         if self.weights and self.arch is None:
             return Path(self.weights).name
-        return f"{self.arch or DEFAULT}, stem {self.stem}"
+        if self.arch is not None and is_imported(self.arch):
+            return self.arch
+        origin = build_graph(self.arch, stem=self.stem).origin
+        return f"{self.arch or DEFAULT}, stem {origin['stem']}" if "stem" in origin else str(self.arch)
 
 
 @dataclass(frozen=True)

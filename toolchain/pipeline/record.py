@@ -15,6 +15,7 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.pipeline.stage import Stage, StageResult
 from slimdeploy.toolchain.progress import log, working
 from slimdeploy.toolchain.run_record import read_record
+from slimdeploy.toolchain.training.history import history_path
 from slimdeploy.toolchain.training.state import state_path
 
 Around = Callable[[str], AbstractContextManager[Any]]
@@ -29,18 +30,24 @@ class RunRecord:
         self._folder, self._path, self._around = folder, folder / "run.json", around
         self._known: dict[str, dict[str, Any]] = {}
         if self._path.exists():
-            self._known = read_record(self._path)
+            try:
+                self._known = read_record(self._path)
+            except SlimdeployError as error:
+                advice = "choose another folder, or remove this one"
+                raise SlimdeployError(f"{error.message}; {advice}") from error
         self.results: dict[str, StageResult] = {}
 
     def check(self, stages: Iterable[Stage]) -> None:
         """Raises SlimdeployError if a stage would replace a file that this run did not write."""
         for stage in stages:
             output = self._folder / stage.output
-            if output.exists() and stage.name not in self._known:
-                raise SlimdeployError(
-                    f"{output} exists, and {self._path} has no record of it: choose another folder, or move "
-                    "the file away"
-                )
+            beside = (artifacts.sidecar(output), history_path(output), state_path(output))
+            for path in (output, *beside) if stage.name not in self._known else ():
+                if path.exists():
+                    raise SlimdeployError(
+                        f"{path} exists, and {self._path} has no record of it: choose another folder, or "
+                        "move the file away"
+                    )
 
     def do(self, stage: Stage) -> None:
         """Run `stage`, unless its output exists unchanged and was made from the same inputs.

@@ -37,7 +37,11 @@ def build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
         if (newer := RENAMED.get(prefix + key)) is not None:
             raise SlimdeployError(f"{prefix + key!r} is called {newer!r}")
         if key not in known:
-            raise SlimdeployError(f"unknown key {prefix + key!r}.{nearest(key, list(known))}")
+            sections = [
+                f"{section}.{key}" for section, own_keys in _sections(hints).items() if key in own_keys
+            ]
+            hint = f" Did you mean {' or '.join(sections)}?" if sections else nearest(key, list(known))
+            raise SlimdeployError(f"unknown key {prefix + key!r}.{hint}")
         name = known[key]
         built[name] = _convert(hints[name], value, prefix + key, declared.get(name))
     for f in fields(kind):
@@ -49,6 +53,16 @@ def build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
         own = {name: key for key, name in known.items()}
         said = error.told(lambda parameter: own.get(parameter, parameter))
         raise SlimdeployError(f"[{prefix.rstrip('.')}] {said}" if prefix else said) from error
+
+
+def _sections(hints: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Section -> its keys."""
+    return {
+        name: keys(kind)
+        for name, hint in hints.items()
+        for kind in (typing.get_args(hint) or (hint,))
+        if hasattr(kind, "__dataclass_fields__")
+    }
 
 
 def keys(kind: Any) -> dict[str, str]:
@@ -70,6 +84,8 @@ def _convert(hint: Any, value: Any, key: str, declared: Declaration | None = Non
         if hasattr(kind, "__dataclass_fields__"):
             if isinstance(value, dict):
                 return build(kind, value, key + ".")
+            if value == NONE:
+                raise SlimdeployError(f"[{key}] can't be left out")
             raise SlimdeployError(f"{key} must be a section, [{key}]")
     if isinstance(value, str) and declared and declared.path:
         return os.path.expanduser(value)

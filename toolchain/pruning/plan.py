@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -79,7 +79,23 @@ def choose_channels(graph: Graph, scores: Scores, options: PruneOptions, budget:
     try:
         return everything | select(scores, costs, budget.limit, rules, unit=budget.unit)
     except SlimdeployError as error:
-        raise SlimdeployError(f"{error.message}{_what_holds(graph, options, groups, scored)}") from error
+        why = _what_rounds(rules, options, scored) or _what_holds(graph, options, groups, scored)
+        raise SlimdeployError(f"{error.message}{why}") from error
+
+
+def _what_rounds(rules: Rules, options: PruneOptions, scored: list[ChannelGroup]) -> str:
+    """The given options without which the narrowest layers would be narrower."""
+
+    def narrowest(rules: Rules) -> int:
+        return sum(rules.widths_below(group.name, group.width)[-1] for group in scored)
+
+    usual = PruneOptions.min_channels
+    found = []
+    if options.min_channels > usual and narrowest(replace(rules, min_channels=usual)) < narrowest(rules):
+        found.append(f"`min_channels` below {options.min_channels}")
+    if options.align is not None and narrowest(replace(rules, align=1)) < narrowest(rules):
+        found.append(f"`align` below {options.align}")
+    return f"; {' and '.join(found)} allows narrower layers" if found else ""
 
 
 def _what_holds(

@@ -161,4 +161,4 @@ class _Peeling:
 
 
 def _figure(value: float, unit: str) -> str:
-    return f"{value:.3f} ms" if unit == "ms" else f"{value:,.0f} {unit}"
+    return f"{value:.4g} ms" if unit == "ms" else f"{value:,.0f} {unit}"

@@ -171,6 +171,7 @@ def _clear(output: Path, *, resume: bool, force: bool) -> None:
         raise SlimdeployError(
             f"an unfinished run is beside {output}: `resume` continues it, `force` starts again"
         )
+    artifacts.check_output(history_path(output), force=force)
     for leftover in (state_path(output), history_path(output)):
         leftover.unlink(missing_ok=True)
 

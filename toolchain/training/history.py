@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,7 +55,8 @@ class TensorBoardLog:
         from torch.utils.tensorboard import SummaryWriter
 
         if not epochs_done:
-            shutil.rmtree(tensorboard_path(output), ignore_errors=True)
+            for events in tensorboard_path(output).glob("events.out.tfevents.*"):
+                events.unlink()
         # Drop what a killed run wrote about the epoch that is repeated now.
         self._excepthook = threading.excepthook
         threading.excepthook = self._without_writer_errors

@@ -30,6 +30,14 @@ def module() -> nn.Module:
     )  # fmt: skip
 
 
+class Quantised(nn.Linear):
+    """Its state dict holds a dtype, like those of torch's dynamically quantised layers."""
+
+    def _save_to_state_dict(self, destination: dict[str, object], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}dtype"] = torch.qint8
+
+
 def _prune(**keywords: object) -> Callable[[nn.Module], object]:
     return lambda module: slimdeploy.prune(module, **{"size": SIZE, "ratio": 0.5, **keywords})
 
@@ -70,6 +78,14 @@ def _exported(module: nn.Module) -> nn.Module:
         (_prune(device=5), "^device must be str or device or None, not int"),
         (_prune(data="digits"), "^data must be Dataset or Iterable or None, not str"),
         (_prune(test=5), "^test must be Iterable or None, not int"),
+        (_prune(test=BATCHES), "^test needs data"),
+        (_prune(size=-1), "^size must be 1 to 4096 pixels, not -1"),
+        (_prune(data=torch.utils.data.TensorDataset(LABELS)), "not TensorDataset: wrap it in a torch.utils"),
+        (_prune(data=BATCHES, steps=2), "pass data as a Dataset, or a function between that trains$"),
+        (lambda module: slimdeploy.prune(torch.jit.trace(module, torch.zeros(1, 3, SIZE, SIZE)), size=SIZE,
+                                         ratio=0.5), "^the module is TorchScript: give the nn.Module"),
+        (lambda module: slimdeploy.prune(Quantised(2, 2), size=SIZE, ratio=0.5),
+         "^the module's dtype is quantised: give the module before quantisation$"),
         (_prune(size=2 * SIZE, data=BATCHES), "^data yields images of 3 × 16 × 16, but the"),
         (_prune(test=[(torch.zeros(2, 1, SIZE, SIZE), LABELS[:2])], data=BATCHES),
          "^test yields images of 1 × 16"),
@@ -86,7 +102,8 @@ def _exported(module: nn.Module) -> nn.Module:
         (_train(lr=float("nan")), "^lr must be a finite number, not nan"),
         (_train(teacher=5), "^teacher must be the path of a file, not 5"),
         (_train(size=2 * SIZE), "^data yields images of 3 × 16 × 16, but the network takes 3 × 32 × 32"),
-        (lambda module: slimdeploy.prune("net.safetensors", ratio=0.5), "^network must be Checkpoint or"),
+        (lambda module: slimdeploy.prune("net.safetensors", ratio=0.5),
+         "^network must be Checkpoint or Module, not str: slimdeploy.load reads a file$"),
         (lambda module: slimdeploy.evaluate(5, data=BATCHES), "^module must be Module, not int"),
         (lambda module: slimdeploy.evaluate(module, data=5, size=SIZE), "^data must be a list of batches or"),
         (lambda module: slimdeploy.evaluate(module, data=BATCHES, size=8), "^data yields images of 3 × 16"),

@@ -28,7 +28,7 @@ MINIMAL = '[data]\nname = "digits"\n[prune]\nratio = 0.5\n'
 def test_a_recipe_needs_little(tmp_path: Path) -> None:
     recipe = load_recipe(_write(tmp_path, MINIMAL))
     assert recipe.name == "my"
-    assert str(recipe.network) == "resnet50, stem None"
+    assert str(recipe.network) == "resnet50, stem cifar-pool"
     assert recipe.finetune.lr == 1e-3
 
 
@@ -150,6 +150,9 @@ def test_settings_on_the_command_line_win(tmp_path: Path) -> None:
         ("train.epoch=2", "{path}: unknown key 'train.epoch'. Did you mean 'epochs'?"),
         ("train.epochs=many", "{path}: train.epochs must be a whole number, not 'many'"),
         ("train=2", "{path}: train must be a section, [train]"),
+        ("train=none", "{path}: [train] can't be left out"),
+        ("epochs=2", "{path}: unknown key 'epochs'. Did you mean train.epochs or finetune.epochs?"),
+        ("network.arch=net.py", "{path}: [network] arch net.py: name the function too, net.py:FUNCTION"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path: Path, setting: str, message: str) -> None:

@@ -23,13 +23,23 @@ def test_a_damaged_record_is_one_line(slimdeploy_command: Callable, recipe: Path
     ran = slimdeploy_command("run", recipe, "-o", tmp_path / "run")
     assert ran.exit_code == 2
     assert ran.error.startswith(f"{record} is not a readable record of a run: ")
+    assert ran.error.endswith("; choose another folder, or remove this one")
 
 
-@pytest.mark.parametrize("record", [None, "{}"])
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        ("final.onnx", None),
+        ("final.onnx", "{}"),
+        ("sparse.history.jsonl", None),
+        ("sparse.safetensors.state", None),
+        ("final.onnx.json", None),
+    ],
+)
 def test_files_of_others_are_not_replaced(
-    slimdeploy_command: Callable, recipe: Path, tmp_path: Path, record: str | None
+    slimdeploy_command: Callable, recipe: Path, tmp_path: Path, name: str, record: str | None
 ) -> None:
-    run, theirs = tmp_path / "run", tmp_path / "run" / "final.onnx"
+    run, theirs = tmp_path / "run", tmp_path / "run" / name
     run.mkdir()
     theirs.write_text("theirs")
     if record is not None:

@@ -1,5 +1,7 @@
 """Budgets, alignment and floors of the selection, with numbers worked out by hand and on random scores."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,8 +12,10 @@ from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.channel_groups import channel_groups, removable_blocks
 from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.networks.cutting import pruned_graph
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning.costs import ChannelCount, mac_model, parameter_model
 from slimdeploy.toolchain.pruning.options import PruneOptions
+from slimdeploy.toolchain.pruning.plan import budget_for, choose_channels, plan_groups, score_channels
 from slimdeploy.toolchain.pruning.selection import Rules, best_channels, select
 
 COUNT = ChannelCount()
@@ -153,3 +157,21 @@ def test_auto_alignment_comes_from_the_target() -> None:
     aligned = {t: PruneOptions(ratio=0.5, target=t).alignment for t in ("cpu", "tensorrt", "tensorrt-int8")}
     assert aligned == {"cpu": 8, "tensorrt": 8, "tensorrt-int8": 32}
     assert PruneOptions(ratio=0.5, align=1).alignment == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"min_channels": 9999}, "; min_channels below 9999 allows narrower layers$"),
+        ({"align": 4096}, "; align below 4096 allows narrower layers$"),
+        ({}, "residual keep excludes residual sums"),
+        ({"residual": "couple"}, "prunable channels$"),
+    ],
+)
+def test_an_impossible_budget_names_the_option_that_binds(options: dict[str, Any], why: str) -> None:
+    network = GraphNetwork(build_graph("resnet18"))
+    chosen = PruneOptions(ratio=0.999, **options)
+    scores = score_channels(network, None, chosen)
+    budget = budget_for(network.graph, plan_groups(network.graph, chosen), chosen, 32)
+    with pytest.raises(SlimdeployError, match=why):
+        choose_channels(network.graph, scores, chosen, budget)

@@ -30,6 +30,8 @@ def build_graph(arch: str | None = None, *, classes: int = 10, **options: Any) -
     """
     given = {name: value for name, value in options.items() if value is not None}
     name = arch or DEFAULT
+    if name.endswith(".py"):
+        raise SlimdeployError(f"`arch` {name}: name the function too, {name}:FUNCTION")
     builder = ARCHITECTURES.find(name)
     try:
         return builder(classes=classes, **given)
