@@ -47,7 +47,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, output = tmp_path_factory.mktemp("unpacked"), tmp_path_factory.mktemp("wheel")
     with tarfile.open(sdist) as archive:
-        archive.extractall(source, filter="data")
+        archive.extractall(source)
     (unpacked,) = source.iterdir()
     _run([sys.executable, "-c", BUILD, "build_wheel", str(output)], unpacked)
     return next(output.glob("slimdeploy-*.whl"))

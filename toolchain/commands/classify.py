@@ -57,7 +57,7 @@ def classify(
     each; --json prints all of them at the end. The exit code is 1 if an image could not be classified.
     """
     from slimdeploy.toolchain.deploy.classify import Timings, classify_images, open_model
-    from slimdeploy.toolchain.deploy.store import default_root
+    from slimdeploy.toolchain.deploy.root import default_root
     from slimdeploy.toolchain.runtime.session import SessionOptions
 
     if ("-" in images) != (frames is not None) or ("-" in images and len(images) > 1):

@@ -54,7 +54,7 @@ def deploy(
     bundle is copied to the hosts and installed there with the other options. --bootstrap first creates the
     environment on the hosts; BUNDLE may then be omitted.
     """
-    from slimdeploy.toolchain.deploy.store import default_root
+    from slimdeploy.toolchain.deploy.root import default_root
 
     if rollback + (bundle is not None) != 1 and (rollback or not ssh.bootstrap):
         raise SlimdeployError("give one of BUNDLE, --rollback and --bootstrap")

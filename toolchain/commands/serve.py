@@ -69,9 +69,9 @@ def serve(
     from slimdeploy.toolchain.deploy.batching import BatchOptions
     from slimdeploy.toolchain.deploy.http import UPLOADS, ServeOptions
     from slimdeploy.toolchain.deploy.images import ImageLimits
+    from slimdeploy.toolchain.deploy.root import default_root
     from slimdeploy.toolchain.deploy.serve import Address
     from slimdeploy.toolchain.deploy.serve import serve as run_server
-    from slimdeploy.toolchain.deploy.store import default_root
 
     limits = ImageLimits(bytes=int(max_upload_mb * 2**20), formats=UPLOADS)
     options = ServeOptions(BatchOptions(batch, wait_ms, latency_ms, queue), limits, top)

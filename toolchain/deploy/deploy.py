@@ -11,8 +11,9 @@ from slimdeploy.toolchain.deploy import device
 from slimdeploy.toolchain.deploy.device import Deployment, Restored
 from slimdeploy.toolchain.deploy.options import DeployOptions, SshOptions
 from slimdeploy.toolchain.deploy.remote import HostResult, RemoteOptions, deploy_to_hosts
+from slimdeploy.toolchain.deploy.root import default_root
 from slimdeploy.toolchain.deploy.running import ServerState, wait_for_servers
-from slimdeploy.toolchain.deploy.store import Store, default_root
+from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.library.keywords import takes
 

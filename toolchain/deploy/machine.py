@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from slimdeploy.toolchain.deploy.installed import Deployed, deployed
-from slimdeploy.toolchain.deploy.store import Store, default_root
+from slimdeploy.toolchain.deploy.root import default_root
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.machine import sysfs
 from slimdeploy.toolchain.machine.cpu import Cpu, this_cpu
@@ -21,6 +21,9 @@ from slimdeploy.toolchain.machine.cuda import cuda_version
 from slimdeploy.toolchain.machine.sysfs import DeviceFacts
 from slimdeploy.toolchain.runtime.providers import load_error
 from slimdeploy.toolchain.torchvision import import_torchvision
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.deploy.installed import Deployed
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,12 @@ def this_machine(role: str | None = None) -> Machine:
 
 def _deployed() -> Deployed | str | None:
     try:
+        from slimdeploy.toolchain.deploy.installed import deployed
+        from slimdeploy.toolchain.deploy.store import Store
+
         return deployed(Store(default_root()))
+    except ModuleNotFoundError as error:  # a bare Python: bootstrap asks before it installs anything
+        return f"unknown: {error}" if default_root().exists() else None
     except SlimdeployError as error:
         return str(error)
 

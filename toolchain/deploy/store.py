@@ -33,11 +33,6 @@ _VERSION = re.compile(r"(\d{4,9})-[A-Za-z0-9._-]{1,64}")
 _NEW = ".new-"
 
 
-def default_root() -> Path:
-    """`$SLIMDEPLOY_HOME`, or `~/.local/share/slimdeploy`."""
-    return Path(os.environ.get("SLIMDEPLOY_HOME") or Path.home() / ".local/share/slimdeploy")
-
-
 @dataclass(frozen=True)
 class Store:
     """The folder of all versions. It is created by the first installation."""

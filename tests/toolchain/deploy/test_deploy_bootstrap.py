@@ -148,3 +148,20 @@ def test_command_line(options, sshd, tmp_path):
     assert done.returncode == 1
     (result,) = json.loads(done.stdout)["hosts"]
     assert (result["environment"], result["error"][:10]) == (None, "Python 3.8")
+
+
+@pytest.mark.parametrize("deployed", [False, True])
+def test_a_bare_python_is_examined(tmp_path, deployed):
+    """With the standard library only, as on a device on which nothing was installed by pip or apt."""
+    if deployed:
+        (tmp_path / "store").mkdir()
+    with zipfile.ZipFile(write_wheel(tmp_path)) as wheel:
+        wheel.extractall(tmp_path / "wheel")
+    environment = {"PYTHONPATH": str(tmp_path / "wheel"), "SLIMDEPLOY_HOME": str(tmp_path / "store")}
+    ran = subprocess.run(
+        [sys.executable, "-S", "-c", bootstrap._PROBE],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert ran.stderr == ""
+    found = {each["name"]: each["detail"] for each in json.loads(ran.stdout)["doctor"]["findings"]}
+    assert found["deployed"].startswith("unknown: No module named" if deployed else "nothing yet")

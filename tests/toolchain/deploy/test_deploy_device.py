@@ -16,7 +16,8 @@ import pytest
 from slimdeploy.tests.toolchain.deploy.stores import OPTIONS, leftovers, whole
 from slimdeploy.toolchain.deploy import check, device, engine
 from slimdeploy.toolchain.deploy.options import DeployOptions
-from slimdeploy.toolchain.deploy.store import KEPT, default_root
+from slimdeploy.toolchain.deploy.root import default_root
+from slimdeploy.toolchain.deploy.store import KEPT
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
 from slimdeploy.toolchain.machine.cpu import this_cpu
 from slimdeploy.toolchain.machine.sysfs import read_facts
