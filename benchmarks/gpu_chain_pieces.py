@@ -146,23 +146,20 @@ def _headline(scale: Scale) -> Iterator[Piece]:
     yield _long(scale, "original")
     for criterion, how in (("surgeon", SURGEON), ("gamma", ())):
         yield _prune(scale, f"sparse-{criterion}", "sparse", ("--params", scale.params, *how))
-    for macs in scale.sparse_macs:
-        name = f"sparse-torch-pruning-{macs}"
+    peers = {f"sparse-torch-pruning-{macs}": macs for macs in scale.sparse_macs}
+    for name, macs in peers.items():
         yield _cut_by_torch_pruning(scale, name, "sparse", "BN-scale", macs)
-    names = [
-        "sparse-surgeon",
-        "sparse-gamma",
-        *(f"sparse-torch-pruning-{macs}" for macs in scale.sparse_macs),
-    ]
+    names = ("sparse-surgeon", "sparse-gamma", *peers)
     for name in names:
         yield _long(scale, name)
     for name in ("original", *names):
         yield _finetune(scale, name, 1.5, max(1, scale.epochs // 4), ("--lr", "0.02"), "tuned-short")
-    for ratio in (0.9, 0.5):
-        yield _prune(scale, f"sparse-{round(100 * ratio)}", "sparse", ("--ratio", str(ratio)))
+    by_ratio = {"sparse-90": "0.9", "sparse-50": "0.5"}
+    for name, ratio in by_ratio.items():
+        yield _prune(scale, name, "sparse", ("--ratio", ratio))
     for seed in SEEDS:
-        for ratio in (0.9, 0.5):
-            yield _long(scale, f"sparse-{round(100 * ratio)}", seed)
+        for name in by_ratio:
+            yield _long(scale, name, seed)
 
 
 def _long(scale: Scale, source: str, seed: int = 0) -> Piece:

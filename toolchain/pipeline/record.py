@@ -40,9 +40,10 @@ class RunRecord:
     def check(self, stages: Iterable[Stage]) -> None:
         """Raises SlimdeployError if a stage would replace a file that this run did not write."""
         for stage in stages:
+            if stage.name in self._known:
+                continue
             output = self._folder / stage.output
-            beside = (artifacts.sidecar(output), history_path(output), state_path(output))
-            for path in (output, *beside) if stage.name not in self._known else ():
+            for path in (output, artifacts.sidecar(output), history_path(output), state_path(output)):
                 if path.exists():
                     raise SlimdeployError(
                         f"{path} exists, and {self._path} has no record of it: choose another folder, or "
