@@ -49,7 +49,7 @@ class Declaration:
     most: float = math.inf
     form: Form | None = None
     path: bool = False
-    """Whether it is the path of an existing file."""
+    """Whether it is the path of a file."""
     metavar: str = ""
     flag: str = ""
     """Its flag, if it differs from the field's name."""

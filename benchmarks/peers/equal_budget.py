@@ -9,8 +9,9 @@ Torch-Pruning prunes to the first `--macs`. Its steps end below, so slimdeploy p
 smallest network, and to each further `--macs` (`surgeon-40M`). With a `--latency-table` of `slimdeploy lut`
 it also prunes to each predicted `--latency-ms`, and may then remove blocks (`surgeon-10-ms`). The original is
 the teacher. `control` is the original itself, fine-tuned like the pruned networks, but for `--control-epochs`
-and with the first seed only: its epochs take several times as long. Finished parts are kept in `--work`, so
-the same command continues after an interruption, and processes with different seeds may run at the same time.
+and with the first seed only: its epochs take several times as long. Finished parts and the teacher's logits
+are kept in `--work`, so the same command continues after an interruption, and processes with different seeds
+may run at the same time.
 """
 
 from __future__ import annotations
@@ -140,8 +141,9 @@ def _finetuned(
     if not record.exists():
         log(f"{name}, {epochs} epochs, seed {seed} …")
         options = TrainOptions(
-            epochs=epochs, lr=0.02, batch_size=128, seed=seed, limit=limit, teacher=str(task.source)
-        )
+            epochs=epochs, lr=0.02, batch_size=128, seed=seed, limit=limit, teacher=str(task.source),
+            teacher_cache=str(work / "teacher.sqlite"),
+        )  # fmt: skip
         tuned = finetune_stage(
             pruned, data=task.data, options=options, output=final, device=task.device,
             resume=state_path(final).exists(), force=True,

@@ -199,7 +199,9 @@ def trained(
     parts = training_data(dataset, options)
     if isinstance(parts.train, Split):
         _advise(start, options, len(parts.train), preprocessing.size)
-    teacher = load_teacher(Path(options.teacher), info, device=device) if options.teacher else None
+    teacher = None
+    if options.teacher:
+        teacher = load_teacher(Path(options.teacher), info, device=device, cache=options.teacher_cache)
     facts: dict[str, Any] = {
         "options": _applied(options, dataset),
         "data": run.data,
@@ -217,6 +219,8 @@ def trained(
         ranks=ranks,
         teacher=teacher,
     )
+    if teacher and teacher.cache and ranks.main:
+        log(str(teacher.cache))
     if options.recalibration_images:
         recalibrate(network, _unaugmented(parts.train, options, preprocessing, device), device=device)
     found = {

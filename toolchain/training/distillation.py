@@ -17,25 +17,30 @@ from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.preprocessing import Triple
+from slimdeploy.toolchain.training.teacher_cache import TeacherCache
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network in eval mode, the normalisation of its images, and the hash of its file."""
+    """A network in eval mode, the normalisation of its images, the hash of its file, and the file that keeps
+    its logits, if any.
+    """
 
     network: GraphNetwork
     preprocessing: Preprocessing
     sha256: str
+    cache: TeacherCache | None = None
 
     @torch.no_grad()
     def logits(self, images: Tensor, normalised_by: Preprocessing) -> Tensor:
         """(N, classes) logits for images (N, 3, H, W) normalised for the student."""
-        return self.network(_renormalised(images, normalised_by, self.preprocessing))
+        images = _renormalised(images, normalised_by, self.preprocessing)
+        return self.cache.logits(images, self.network) if self.cache else self.network(images)
 
 
-def load_teacher(path: Path, student: ModelInfo, *, device: str) -> Teacher:
-    """The network in `path`, on `device`. Raises SlimdeployError if it has other classes than the student or
-    another input size.
+def load_teacher(path: Path, student: ModelInfo, *, device: str, cache: str | None = None) -> Teacher:
+    """The network in `path`, on `device`, with its logits in the file `cache`. Raises SlimdeployError if it
+    has other classes than the student or another input size, or if the cache cannot be used.
     """
     found = load_checkpoint(path)
     size, wanted = found.info.preprocessing.size, student.preprocessing.size
@@ -46,7 +51,8 @@ def load_teacher(path: Path, student: ModelInfo, *, device: str) -> Teacher:
     if size != wanted:
         raise SlimdeployError(f"the teacher {path} takes {size}×{size}, the data is {wanted}×{wanted}")
     network = place(found.network, device).eval().requires_grad_(requires_grad=False)
-    return Teacher(network, found.info.preprocessing, found.sha256)
+    kept = TeacherCache(Path(cache), found.sha256) if cache else None
+    return Teacher(network, found.info.preprocessing, found.sha256, kept)
 
 
 def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:

@@ -101,6 +101,13 @@ class TrainOptions:
     temperature: float = option(
         4.0, "Softmax temperature of the distillation loss.", least=1e-3, most=MAX_RATE, needs="teacher"
     )
+    teacher_cache: str | None = option(
+        None,
+        "Keep the teacher's logits in this file; later trainings on the same images, e.g. of another pruned "
+        "network with the same --seed, read them instead of running the teacher.",
+        path=True,
+        needs="teacher",
+    )
     augmentation: str = option(
         "cifar",
         "Preset of the random crop: cifar pads 4 pixels, for small images; imagenet has resized_crop 0.08.",
@@ -219,7 +226,8 @@ class TrainOptions:
                 raise SlimdeployError(f"`sparsity` {self.sparsity} {advice}: {why}")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """The options that determine the result."""
+        return {name: value for name, value in asdict(self).items() if name != "teacher_cache"}
 
 
 ALL_OPTIONS = frozenset(f.name for f in fields(TrainOptions))

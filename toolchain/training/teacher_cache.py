@@ -1,0 +1,89 @@
+"""The teacher's logits in a file. A training that sees the same images again, for example of another pruned
+network with the same seed, reads them instead of running the teacher, as in fast knowledge distillation
+(Shen and Xing, arXiv 2112.01528).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slimdeploy.toolchain.errors import SlimdeployError
+
+_APPLICATION = 0x534C544C
+"""SQLite's application_id of these files ("SLTL")."""
+_TIMEOUT_S = 120
+"""Time to wait for other trainings that write to the same file."""
+
+
+class TeacherCache:
+    """Logits by the contents of the batch, in an SQLite file that several trainings may use at the same time.
+
+    A batch is found only if all its bytes are the same. So nothing has to be known about the data, the
+    augmentation or the order of the images, and logits that are found are those of the same teacher.
+
+    Raises SlimdeployError if the file cannot be used or is not a cache.
+    """
+
+    def __init__(self, path: Path, teacher_sha256: str) -> None:
+        self.path, self._teacher = path, teacher_sha256.encode()
+        self.found = self.asked = 0
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")  # two trainings may make the file at the same time
+            (own,), (tables,) = (
+                connection.execute(query).fetchone()
+                for query in ("PRAGMA application_id", "SELECT count(*) FROM sqlite_master")
+            )
+            if own != _APPLICATION and (own or tables):
+                raise SlimdeployError(f"{path} is not a teacher cache: choose another path")
+            if not tables:
+                connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS batches (digest BLOB PRIMARY KEY, logits BLOB)"
+                )
+
+    def logits(self, images: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """(N, classes) float32 logits for images (N, 3, H, W), on their device: from the file, else
+        by `compute`, whose result is added to the file.
+        """
+        digest = self._digest(images)
+        self.asked += 1
+        with self._connection() as connection:
+            row = connection.execute("SELECT logits FROM batches WHERE digest = ?", [digest]).fetchone()
+            if row:
+                self.found += 1
+                values = np.frombuffer(row[0], np.float32).reshape(len(images), -1)
+                return torch.from_numpy(values.copy()).to(images.device)
+        logits = compute(images).detach().float()
+        with self._connection() as connection:
+            values = logits.cpu().numpy()
+            connection.execute("INSERT OR IGNORE INTO batches VALUES (?, ?)", [digest, values.tobytes()])
+        return logits
+
+    def __str__(self) -> str:
+        return f"teacher cache {self.path}: {self.found:,} of {self.asked:,} batches were read from it"
+
+    def _digest(self, images: Tensor) -> bytes:
+        """Hash of the teacher, the precision of its arithmetic, and the images."""
+        device = images.device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
+        digest = hashlib.blake2b(self._teacher, digest_size=16)
+        digest.update(f"{precision} {images.dtype} {tuple(images.shape)}".encode())
+        digest.update(images.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.digest()
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection for one transaction: none is kept open, which a forked process could not use."""
+        try:
+            with closing(sqlite3.connect(self.path, timeout=_TIMEOUT_S)) as connection, connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise SlimdeployError(f"cannot use the teacher cache {self.path}: {error}") from error
