@@ -51,8 +51,13 @@ def budget_for(
         table = load_table(options.latency_table)
         return Budget(LatencyCosts(table, graph, groups, size), options.latency_ms, "ms")
     assert options.ratio is not None
+    return channel_budget(groups, options.ratio, removed)
+
+
+def channel_budget(groups: list[ChannelGroup], ratio: float, removed: int) -> Budget:
+    """The channels that are left without `ratio` of those in `groups` and the `removed` ones."""
     channels = removed + sum(group.width for group in groups)
-    return Budget(ChannelCount(), channels - int(channels * options.ratio), "prunable channels")
+    return Budget(ChannelCount(), channels - int(channels * ratio), f"of {channels:,} prunable channels")
 
 
 def plan_groups(graph: Graph, options: PruneOptions) -> list[ChannelGroup]:

@@ -27,8 +27,8 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, channel_groups, unit_channels
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.pruning.costs import ChannelCount
 from slimdeploy.toolchain.pruning.options import PruneOptions
+from slimdeploy.toolchain.pruning.plan import channel_budget
 from slimdeploy.toolchain.pruning.selection import Kept, Rules, select
 from slimdeploy.toolchain.training.sparsity import PenalisedBatchNorms, penalised_batchnorms, threshold_of
 
@@ -63,8 +63,7 @@ class SteeredPenalty:
         self.scales = self.penalised.scales
         self._groups = steered_groups(network.graph)
         self._places = {name: number for number, name in enumerate(self.penalised.names)}
-        channels = removed + sum(group.width for group in self._groups)
-        self._limit = channels - int(channels * share)  # like `prune --ratio SHARE`
+        self._budget = channel_budget(self._groups, share, removed)  # like `prune --ratio SHARE`
         self._rules = Rules(align, PruneOptions.min_channels, unit_channels=unit_channels(self._groups))
         self._check_reachable(share)
         self._momentum = momentum
@@ -146,7 +145,8 @@ class SteeredPenalty:
             bias.masked_fill_(going.bool(), 0.0)
 
     def _select(self, scores: dict[str, np.ndarray]) -> Kept:
-        return select(scores, ChannelCount(), self._limit, self._rules, unit="prunable channels")
+        budget = self._budget
+        return select(scores, budget.costs, budget.limit, self._rules, unit=budget.unit)
 
     def _check_reachable(self, share: float) -> None:
         """Check before training whether these channels can be removed."""

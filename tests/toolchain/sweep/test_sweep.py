@@ -105,7 +105,7 @@ def test_a_sampler_does_so_many_trials(sweep: Callable, tmp_path: Path) -> None:
 def test_a_point_that_fails_is_said_and_the_others_are_done(sweep: Callable, tmp_path: Path) -> None:
     ran = sweep("--ratio", "0.2,0.6")
     assert ran.exit_code == 1
-    assert "ratio-0.6_align-1 failed: 24 prunable channels is out of reach" in ran.error
+    assert "ratio-0.6_align-1 failed: 24 of 60 prunable channels is out of reach" in ran.error
     found = document(tmp_path / "out")
     assert [trial["ratio"] for trial in found["trials"]] == [0.2]
     assert [one["ratio"] for one in found["failed"]] == [0.6]
@@ -114,7 +114,7 @@ def test_a_point_that_fails_is_said_and_the_others_are_done(sweep: Callable, tmp
 def test_where_all_fail_there_is_no_result(sweep: Callable, tmp_path: Path) -> None:
     ran = sweep("--ratio", "0.6")
     assert ran.exit_code == 2
-    assert ran.error.startswith("no trial was completed: 24 prunable channels is out of reach")
+    assert ran.error.startswith("no trial was completed: 24 of 60 prunable channels is out of reach")
     assert not (tmp_path / "out" / "sweep.json").exists()
 
 
