@@ -208,6 +208,13 @@ def check_output(path: Path | str, *, force: bool = False) -> Path:
     return path
 
 
+def missing(path: Path | str, kind: str) -> SlimdeployError:
+    """The error for a file of this kind that isn't at `path`."""
+    if Path(path).is_dir():
+        return SlimdeployError(f"{path} is a folder, not a {kind}")
+    return SlimdeployError(f"no {kind} at {path}")
+
+
 def sidecar(path: Path | str) -> Path:
     """The JSON file that describes an ONNX file or an engine: `<file>.json`."""
     path = Path(path)

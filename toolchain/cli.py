@@ -91,6 +91,13 @@ class Command(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write_options(self, ctx, formatter)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx  # click's parser doesn't name the command
+            raise
+
     def invoke(self, ctx: click.Context) -> None:
         as_json = ctx.meta[JSON_KEY] = ctx.params.pop("as_json")
         ctx.params.pop("debug")

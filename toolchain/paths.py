@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,12 @@ def check_paths(context: click.Context) -> None:
     """Raises SlimdeployError if the command would overwrite one of its inputs, or write two outputs to one
     file.
     """
-    given = list(_given(context))
+    check_apart(_given(context))
+
+
+def check_apart(paths: Iterable[tuple[str, Path | None, InputPath]]) -> None:
+    """The same for `paths`, each with its name in errors and its kind; those that are None don't count."""
+    given = [(name, path, kind) for name, path, kind in paths if path is not None]
     for i, (name, path, kind) in enumerate(given):
         for other_name, other_path, other_kind in given[:i]:
             if not isinstance(kind, OutputPath) and not isinstance(other_kind, OutputPath):

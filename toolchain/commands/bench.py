@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.commands.flags import flags
+from slimdeploy.toolchain.commands.flags import flags, refuse
 from slimdeploy.toolchain.commands.options import data_options
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure.options import BenchOptions
@@ -17,6 +17,8 @@ from slimdeploy.toolchain.paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.data.dataset import DataOptions
+
+OF_COMPARE = {"compare", "guards", "as_json", "debug"}
 
 
 @command("bench")
@@ -57,6 +59,8 @@ def bench(
     if compare:
         if models:
             raise SlimdeployError("--compare reads two results and measures nothing: leave the models out")
+        others = [param.name or "" for param in click.get_current_context().command.params]
+        refuse(sorted({*others} - OF_COMPARE), "has no effect with --compare, which measures nothing")
         old, new = (results.read_runs(path, "bench") for path in compare)
         compared = comparing.compare_results(old, new, conditions)
         return Output(compared, table.compare_table(compared), failures(compared["guards"]))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.cli import Output, command
 from slimdeploy.toolchain.commands.flags import flags, refuse
 from slimdeploy.toolchain.commands.options import data_options
@@ -78,7 +79,7 @@ def export(
         refuse(declarations(EngineOptions), "applies to engines: pass --trt or --trt-check")
     if model.suffix == ".onnx":
         if not model.is_file():
-            raise SlimdeployError(f"no model at {model}")
+            raise artifacts.missing(model, "model")
         if not (trt or trt_check):
             raise SlimdeployError(f"{model} is ONNX already: pass --trt or --trt-check to build it")
         refuse(OF_CHECKPOINTS, f"applies to checkpoints, and {model} is an ONNX file")

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from slimdeploy.toolchain.cli import Output, command
-from slimdeploy.toolchain.commands.flags import flags, given
+from slimdeploy.toolchain.commands.flags import flags, given, is_given
 from slimdeploy.toolchain.commands.options import machine_options
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.paths import OutputFolder
@@ -75,6 +75,9 @@ def sweep(
     from slimdeploy.toolchain.sweep.space import read_space
 
     _refuse_settings(settings, {"sparsity": sparsity, "ratio": ratio, "align": align})
+    for name in ("storage", "study"):
+        if is_given(name) and not getattr(options, name):
+            raise SlimdeployError(f"`{name}` must not be an empty text")
     if options.trials is None and "sampler" in given(SweepOptions):
         raise SlimdeployError("--sampler needs --trials N")
     chosen = load_recipe(find_recipe(recipe), settings)

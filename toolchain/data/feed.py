@@ -105,10 +105,10 @@ class LoaderFeed:
     def _checked(self, batch: object) -> Batch:
         if isinstance(batch, tuple | list) and len(batch) == 2:
             images, labels = batch
-            tensors = isinstance(images, Tensor) and isinstance(labels, Tensor)
-            if tensors and images.shape[:1] == labels.shape[:1]:
+            if isinstance(images, Tensor) and isinstance(labels, Tensor):
                 floats = images.is_floating_point(), labels.is_floating_point()
-                if (images.dim(), labels.dim()) == (4, 1) and floats == (True, False):
+                shaped = (images.dim(), labels.dim()) == (4, 1) and len(images) == len(labels)
+                if shaped and floats == (True, False):
                     return self._usable(images.detach().to(torch.float32)), self._known(labels.long())
                 given = f"{tuple(images.shape)} {images.dtype} and {tuple(labels.shape)} {labels.dtype}"
                 raise SlimdeployError(

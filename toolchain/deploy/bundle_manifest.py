@@ -74,7 +74,10 @@ class BundleManifest:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise SlimdeployError(f"{self.name!r} is not a bundle name: letters, digits, '.', '_' and '-'")
+            raise SlimdeployError(
+                f"{self.name!r} is not a bundle name: use letters, digits, '.', '_' and '-', and a letter or "
+                "digit first"
+            )
         if len(self.files) > MAX_FILES:
             raise SlimdeployError(f"{len(self.files)} files; maximum {MAX_FILES}")
         if not self.variants or len({variant.id for variant in self.variants}) != len(self.variants):

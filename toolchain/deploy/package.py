@@ -15,6 +15,7 @@ from slimdeploy.toolchain.deploy.options import PackageOptions
 from slimdeploy.toolchain.deploy.samples import images_for, noise_images
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.library.keywords import takes
+from slimdeploy.toolchain.paths import InputPath, OutputPath, check_apart
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,26 @@ def package(
     if not models:
         raise SlimdeployError("`models` names no model")
     files, output = [Path(model) for model in models], Path(output)
+    ranges, key = (Path(path) if path else None for path in (options.ranges, options.signing_key))
+    check_apart(
+        [
+            *(("`models`", model, InputPath(".json")) for model in files),
+            ("`ranges`", ranges, InputPath()),
+            ("`signing_key`", key, InputPath()),
+            ("`output`", output, OutputPath()),
+        ]
+    )
     artifacts.check_output(output, force=force)
     if options.noise and data is not None:
         raise SlimdeployError("give `noise` or `data`, not both")
+    if options.noise and options.evaluation != PackageOptions.evaluation:
+        raise SlimdeployError("give `noise` or `evaluation`, not both: noise has no labels")
     data = DataOptions(data) if isinstance(data, str) else data
     images = (
         noise_images(files[0], options.golden)
         if options.noise
         else images_for(files[0], data, golden=options.golden, evaluation=options.evaluation)
     )
-    ranges, key = (Path(path) if path else None for path in (options.ranges, options.signing_key))
     manifest = write_bundle(output, files, images, calibration=ranges, signing_key=key)
     return PackageResult(
         bundle=output,

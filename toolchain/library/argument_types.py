@@ -91,6 +91,8 @@ def _check(label: str, value: Any, hint: Any) -> None:
 def _remedy(value: Any, expected: Sequence[str]) -> str:
     if isinstance(value, str | Path) and "Checkpoint" in expected:
         return ": slimdeploy.load reads a file"
+    if isinstance(value, str | Path) and "Dataset" in expected:
+        return ": slimdeploy.load_data reads images"
     if "Iterable" in expected and hasattr(value, "__getitem__") and hasattr(value, "__len__"):
         return ": wrap it in a torch.utils.data.DataLoader"
     return ""

@@ -95,6 +95,8 @@ def bench(
     """
     if not models:
         raise SlimdeployError("`models` names no model")
+    if options.limit and data is None:
+        raise SlimdeployError("`limit` needs `data`: without images no accuracy is measured")
     data = DataOptions(data) if isinstance(data, str) else data
     how = SessionOptions(device=options.device, threads=options.threads)
     subjects = subjects_for([Path(model) for model in models], options.backends, how)

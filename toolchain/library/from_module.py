@@ -57,6 +57,8 @@ def from_module(
     if class_names is None:
         class_names = unknown_class_names(network.graph.classes)
     names = tuple(map(str, class_names))
+    if "" in names:  # the same name twice is allowed: ImageNet has two cranes
+        raise SlimdeployError(f"`class_names` has no name for class {names.index('')}")
     return Checkpoint(network, ModelInfo(network.graph, preprocessing, names), "")
 
 

@@ -29,6 +29,7 @@ from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.library.keywords import takes
 from slimdeploy.toolchain.models.model_info import versions
 from slimdeploy.toolchain.models.stated_accuracy import check_stated_accuracy
+from slimdeploy.toolchain.paths import InputPath, OutputPath, check_apart
 
 _NOT_OF_THE_FILE = ("onnx", "engine", "latency_ms")
 """Keys of the result that the sidecar omits: the path, and the speed on this machine."""
@@ -121,6 +122,14 @@ def quantize(
     model, output = Path(model), Path(output)
     data = calibration_data(data) if isinstance(data, Dataset) else data
     ranges, trt8 = (Path(path) if path else None for path in (ranges, trt8))
+    check_apart(
+        [
+            ("`model`", model, InputPath(".json")),
+            ("`output`", output, OutputPath(".json")),
+            ("`ranges`", ranges, OutputPath()),
+            ("`trt8`", trt8, OutputPath()),
+        ]
+    )
     for path in filter(None, (output, trt8)):
         artifacts.check_output(path, force=force)
     source = fold_batchnorm(read_classifier(model))

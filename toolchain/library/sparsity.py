@@ -12,9 +12,9 @@ from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.library.argument_types import checked
 from slimdeploy.toolchain.networks.importing import from_module, unwrapped
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.training import sparsity
 from slimdeploy.toolchain.training.options import SPARSE_LAYERS
 from slimdeploy.toolchain.training.sparsity import (
-    parameter_groups,
     penalised_batchnorms,
     proximal_step,
     threshold_of,
@@ -22,6 +22,8 @@ from slimdeploy.toolchain.training.sparsity import (
 )
 
 __all__ = ["Proximal", "gammas", "parameter_groups"]
+
+parameter_groups = checked(sparsity.parameter_groups)
 
 
 class Proximal:

@@ -28,7 +28,7 @@ def judge_run(guards: Sequence[Guard], result: dict[str, Any]) -> list[dict[str,
         (rows[one["baseline"], one["batch"]], rows[one["model"], one["batch"]])
         for one in result["comparisons"]
     ]
-    return judge_all(guards, lambda metric: [c for a, b in pairs if (c := change(a, b, metric))])
+    return judge_all(guards, [b for _, b in pairs], lambda metric: [change(a, b, metric) for a, b in pairs])
 
 
 def compare_results(
@@ -36,7 +36,8 @@ def compare_results(
 ) -> dict[str, Any]:
     """Compare two sides of one or several runs, by model, backend, precision and batch size.
 
-    Raises SlimdeployError if they have no row in common, or the runs of one side measured different files.
+    Raises SlimdeployError if they have no row in common, if the runs of one side measured different files, or
+    if `guards` can't be judged because a row is only in `old`.
     """
     sides = {"old": _by_key(old), "new": _by_key(new)}
     known, found = sides["old"], sides["new"]
@@ -46,31 +47,38 @@ def compare_results(
             "the two results have no model in common (same path, backend, precision and batch size)"
         )
 
+    only_old = [key for key in known if key not in found]
+    if guards and only_old:
+        model, backend, precision, batch = only_old[0]
+        raise SlimdeployError(
+            f"`guards` need the same models in both results, but {model} ({backend}, {precision}, batch "
+            f"{batch}) is only in the old one"
+        )
     busy = [name for name, runs in (("old", old), ("new", new)) if any(map(conditions.busy, runs))]
     doubt = f"the machine was busy in the {' and the '.join(busy)} run" if busy else ""
 
-    def changes(metric: str) -> list[Change]:
-        found = [c for a, b in pairs if (c := change_between_runs(a, b, metric))]
+    def changes(metric: str) -> list[Change | None]:
+        changes = [change_between_runs(a, b, metric) for a, b in pairs]
         if (
             len(old) + len(new) == 2 and metric in TIMES
         ):  # only repeated runs show the effect of other programs
-            return [replace(one, doubt=doubt) for one in found]
-        return found
+            return [one and replace(one, doubt=doubt) for one in changes]
+        return changes
 
     return {
         "old": [{"created": one["created"], "command": one["command"]} for one in old],
         "new": [{"created": one["created"], "command": one["command"]} for one in new],
         "remarks": _remarks(old, new),
         "changes": [asdict(one) for one in _by_row(changes)],
-        "only_old": [list(key) for key in known if key not in found],
+        "only_old": [list(key) for key in only_old],
         "only_new": [list(key) for key in found if key not in known],
-        "guards": judge_all(guards, changes),
+        "guards": judge_all(guards, [rows[0] for _, rows in pairs], changes),
     }
 
 
-def _by_row(changes: Callable[[str], Sequence[Change]]) -> list[Change]:
+def _by_row(changes: Callable[[str], Sequence[Change | None]]) -> list[Change]:
     """The DISPLAYED metrics, row by row."""
-    found = [one for metric in DISPLAYED for one in changes(metric)]
+    found = [one for metric in DISPLAYED for one in changes(metric) if one]
     rows = list(dict.fromkeys((one.model, one.backend, one.precision, one.batch) for one in found))
     return sorted(found, key=lambda c: rows.index((c.model, c.backend, c.precision, c.batch)))
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from slimdeploy.toolchain.errors import SlimdeployError, nearest
-from slimdeploy.toolchain.measure.changes import METRICS, Change
+from slimdeploy.toolchain.measure.changes import METRICS, Change, Row
 
 _GUARD = re.compile(r"\s*([\w.]+)\s*([<>])\s*([-+]?\d+(?:\.\d+)?)\s*(x|pp)\s*")
 
@@ -44,6 +44,8 @@ def parse_guard(text: str) -> Guard:
             "a difference in points, such as -0.5pp" if metric == "accuracy" else "a factor, such as 1.05x"
         )
         raise SlimdeployError(f"`guards` {text!r}: {metric} needs {right}")
+    if unit == "x" and float(number) <= 0:
+        raise SlimdeployError(f"`guards` {text!r}: a factor is above 0")
     return Guard(text.strip(), metric, operator == ">", float(number) / (100 if unit == "pp" else 1))
 
 
@@ -60,17 +62,33 @@ def judge(guard: Guard, found: Change) -> str:
     return "passes" if high <= limit else "undecided"
 
 
-def judge_all(guards: Sequence[Guard], changes: Callable[[str], Sequence[Change]]) -> list[dict[str, Any]]:
-    """Apply every guard to all `changes` of its metric; returns JSON. A guard without a change is an
-    error.
+def judge_all(
+    guards: Sequence[Guard], rows: Sequence[Row], changes: Callable[[str], Sequence[Change | None]]
+) -> list[dict[str, Any]]:
+    """Apply every guard to all `rows` by the `changes` of its metric, one for each row; returns JSON. A row
+    without a change is undecided, and a guard without any change is an error.
     """
     verdicts = []
     for guard in guards:
         found = changes(guard.metric)
-        if not found:
+        if not any(found):
             raise SlimdeployError(f"`guards` {guard.text!r}: nothing here has {guard.metric} to compare")
-        verdicts += [{"condition": guard.text, "verdict": judge(guard, one), **asdict(one)} for one in found]
+        verdicts += [_verdict(guard, row, one) for row, one in zip(rows, found, strict=True)]
     return verdicts
+
+
+def _verdict(guard: Guard, row: Row, found: Change | None) -> dict[str, Any]:
+    if found:
+        return {"condition": guard.text, "verdict": judge(guard, found), **asdict(found)}
+    return {
+        "condition": guard.text,
+        "verdict": "undecided",
+        **{name: row[name] for name in ("model", "backend", "precision", "batch")},
+        "metric": guard.metric,
+        **dict.fromkeys(("old", "new", "value", "ci95")),
+        "noisy": False,
+        "doubt": f"{guard.metric} was not measured for both",
+    }
 
 
 def failures(verdicts: Sequence[dict[str, Any]]) -> str | None:

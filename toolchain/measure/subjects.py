@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure.worker import Opener
 from slimdeploy.toolchain.runtime.session import BACKENDS, SessionOptions, backend_for, open_session
@@ -39,7 +40,7 @@ def subjects_for(paths: Sequence[Path], backends: Sequence[str], options: Sessio
         for path in paths:
             module = BACKENDS[backend_for(path, backend)][0]
             if not path.is_file():
-                raise SlimdeployError(f"no model at {path}")
+                raise artifacts.missing(path, "model")
             opener = functools.partial(open_session, path, backend, options)
             subjects.append(Subject(str(path), backend, opener, path, (module,), threads=options.threads))
     return unique(subjects)

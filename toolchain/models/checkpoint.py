@@ -65,7 +65,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Header metadata and tensors of a safetensors file; raises SlimdeployError if it isn't one."""
     if not path.is_file():
-        raise SlimdeployError(f"no checkpoint at {path}")
+        raise artifacts.missing(path, "checkpoint")
     refuse_other_kind(path, CHECKPOINT)
     try:
         with safetensors.safe_open(str(path), "pt") as file:

@@ -17,26 +17,29 @@ def write_html(report: Report, output: Path) -> None:
     artifacts.write_bytes(output, html_page(report).encode())
 
 
-def write_markdown(report: Report, output: Path) -> list[Path]:
+def write_markdown(report: Report, output: Path, *, force: bool) -> list[Path]:
     """Write the Markdown file, and beside it a folder `<stem>-charts` with each chart as SVG and PNG.
 
-    Returns all written files. Raises ModuleNotFoundError without resvg_py, which renders the PNGs.
+    Returns all written files. Raises SlimdeployError if one of them exists, unless `force`, and
+    ModuleNotFoundError without resvg_py, which renders the PNGs.
     """
     import resvg_py
 
     folder = output.with_name(f"{output.stem}-charts")
-    written = [output]
+    written = {}
     for chart in report.charts():
         drawing = chart.standalone()
         image = bytes(resvg_py.svg_to_bytes(svg_string=drawing, zoom=SCALE))
         for suffix, content in ((".svg", drawing.encode()), (".png", image)):
-            written.append(folder / f"{chart.key}{suffix}")
-            artifacts.write_bytes(written[-1], content)
+            written[folder / f"{chart.key}{suffix}"] = content
     for number, thumbnail in enumerate(t for section in report.sections for t in section.thumbnails):
-        written.append(folder / f"image-{number:02}.png")
-        artifacts.write_bytes(written[-1], png(thumbnail.image))
-    artifacts.write_bytes(output, markdown(report, folder.name).encode())
-    return written
+        written[folder / f"image-{number:02}.png"] = png(thumbnail.image)
+    written[output] = markdown(report, folder.name).encode()
+    for path in written:
+        artifacts.check_output(path, force=force)
+    for path, content in written.items():
+        artifacts.write_bytes(path, content)
+    return [output, *written][:-1]
 
 
 def markdown(report: Report, folder: str) -> str:

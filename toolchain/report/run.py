@@ -10,6 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.artifacts import parse_json, read_text
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import results
@@ -91,8 +92,8 @@ def read_model(path: Path) -> Model:
             names = dict.fromkeys(bn for group in channel_groups(info.graph) for bn in group.batchnorms)
             affine = [name for name in names if info.graph.by_name[name].attributes["affine"]]
             scales = [file.get_tensor(f"{name}.weight") for name in affine]
-    except FileNotFoundError:
-        raise SlimdeployError(f"no checkpoint at {path}") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise artifacts.missing(path, "checkpoint") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise SlimdeployError(f"{path} is not a checkpoint, or is damaged ({error})") from error
     return Model(info, np.concatenate([np.empty(0), *scales]).astype(np.float32))

@@ -32,6 +32,9 @@ def read_stage_files(paths: Sequence[Path]) -> Run:
             "give the checkpoints, original and final (and pruned), and one result of slimdeploy bench: "
             "slimdeploy report sparse.safetensors final.safetensors bench.json"
         )
+    for path in files:
+        if files.count(path) > 1:
+            raise SlimdeployError(f"{path} is given twice")
     read = {path: read_model(path) for path in files}
     ordered = sorted(read, key=lambda path: len(read[path].info.provenance))
     first, *between, last = ordered

@@ -51,7 +51,7 @@ def report_stage(
     else:
         report = build_report(read_run(folder) if folder else read_stage_files(paths))
     if format == "md":
-        return ReportResult(tuple(files.write_markdown(report, output)))
+        return ReportResult(tuple(files.write_markdown(report, output, force=force)))
     files.write_html(report, output)
     return ReportResult((output,))
 

@@ -89,8 +89,8 @@ def read_onnx(path: Path) -> OnnxFacts:
             facts = parse_onnx(content, source=str(path))
         artifacts.read_sidecar(path)
         return facts
-    except FileNotFoundError:
-        raise SlimdeployError(f"no model at {path}") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise artifacts.missing(path, "model") from None
     except OSError as error:
         raise SlimdeployError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # mmap of nothing

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.file_kinds import CHECKPOINT, kind_of, refuse_other_kind
 from slimdeploy.toolchain.models.model_info import ModelInfo
@@ -110,7 +111,7 @@ def open_session(path: Path, backend: str = "auto", options: SessionOptions | No
     Raises SlimdeployError if it is missing, unreadable or of another type.
     """
     if not path.is_file():
-        raise SlimdeployError(f"no model at {path}")
+        raise artifacts.missing(path, "model")
     options = options or SessionOptions()
     if backend in VARIANTS:
         options = replace(options, **VARIANTS[backend][1])

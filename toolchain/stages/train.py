@@ -18,12 +18,13 @@ from slimdeploy.toolchain.library.train import Run, TrainResult, trained
 from slimdeploy.toolchain.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.models.named_networks import named_network
+from slimdeploy.toolchain.paths import InputPath, OutputPath, check_apart
 from slimdeploy.toolchain.preprocessing import Triple
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.stages.written import Written
 from slimdeploy.toolchain.training.continuing import as_before, from_weights
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks, first_on_machine
-from slimdeploy.toolchain.training.history import history_path
+from slimdeploy.toolchain.training.history import history_path, tensorboard_path
 from slimdeploy.toolchain.training.options import ALL_OPTIONS, TrainOptions
 from slimdeploy.toolchain.training.pretrained import Weights, read_weights
 from slimdeploy.toolchain.training.state import state_path
@@ -53,7 +54,7 @@ def train_stage(
     SlimdeployError for unusable data, options or weights, an existing output, and a loss that becomes NaN or
     infinite. With several `ranks` the first one writes.
     """
-    _check_run(output, ranks, resume=resume, force=force)
+    _check_run(output, options, ranks, resume=resume, force=force)
     chosen = data.statistics
     found = None
     if weights:
@@ -97,7 +98,7 @@ def finetune_stage(
 
     Raises SlimdeployError like `train_stage`, or if the classes of the data differ from the checkpoint's.
     """
-    _check_run(output, ranks, resume=resume, force=force)
+    _check_run(output, options, ranks, resume=resume, force=force)
     parent = load_checkpoint(checkpoint)
     data = data or data_of(parent.info, checkpoint)
     with first_on_machine(ranks):
@@ -139,8 +140,11 @@ def _train(
     return Written(output, sha256, result)
 
 
-def _check_run(output: Path, ranks: Ranks, *, resume: bool, force: bool) -> None:
+def _check_run(output: Path, options: TrainOptions, ranks: Ranks, *, resume: bool, force: bool) -> None:
     """Refuse to replace a finished checkpoint or an unfinished run without --force; else remove leftovers."""
+    cache = Path(options.teacher_cache) if options.teacher_cache else None
+    for path in (output, state_path(output), history_path(output), tensorboard_path(output)):
+        check_apart([("the run's file", path, OutputPath()), ("`teacher_cache`", cache, InputPath())])
     if ranks.main:
         _clear(output, resume=resume, force=force)
     ranks.wait()

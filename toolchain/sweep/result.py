@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.formatting import grid, percent, short
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.sweep import choice
@@ -67,29 +68,45 @@ def remarks(rows: Sequence[Row]) -> list[str]:
     return said
 
 
+def check_own(folder: Path) -> None:
+    """Raises SlimdeployError if `folder` contains a file with the name of a result that no sweep has
+    written.
+    """
+    path, written = folder / FILE, False
+    advice = "choose another folder, or move the file away"
+    if path.exists():
+        try:
+            written = bool((results.read(path, "sweep")["picked"] or {}).get("files"))
+        except SlimdeployError as error:
+            raise SlimdeployError(f"{error.message}; {advice}") from error
+    for name in PICKED:
+        if (folder / name).exists() and not written:
+            raise SlimdeployError(f"{folder / name} was not written by a sweep: {advice}")
+
+
 def remove_picked(folder: Path) -> None:
     """Remove what an earlier call picked: it may not meet the conditions of this one."""
     for name in PICKED:
         (folder / name).unlink(missing_ok=True)
 
 
-def hand_on(row: Row, conditions: Sequence[Condition], folder: Path) -> dict[str, Any]:
-    """Copy the picked network to `SWEEP/picked.safetensors` and `.onnx`, for the next command.
-
-    If it was made on a machine that doesn't share the folder, report its location instead (`files` is empty).
+def described(
+    row: Row, conditions: Sequence[Condition], folder: Path
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The picked network for the document, and the files to copy: `picked.safetensors` and `.onnx`, for the
+    next command. There are none if it was made on a machine that doesn't share the folder.
     """
     onnx = folder / row["onnx"]
     sources = dict(zip(PICKED, (folder / row["checkpoint"], onnx, artifacts.sidecar(onnx)), strict=True))
-    here = all(path.is_file() for path in sources.values())
-    if here:
-        for name, source in sources.items():
-            artifacts.link(source, folder / name)
-    return {
+    if not all(path.is_file() for path in sources.values()):
+        sources = {}
+    picked = {
         "name": row["name"],
         "conditions": [condition.text for condition in conditions],
         "host": row["host"],
-        "files": list(sources) if here else [],
+        "files": list(sources),
     }
+    return picked, sources
 
 
 def table_text(document: dict[str, Any], folder: Path) -> RenderableType:

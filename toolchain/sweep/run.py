@@ -11,12 +11,13 @@ from typing import Any
 
 import optuna
 
+from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.sweep import choice, queue
 from slimdeploy.toolchain.sweep.choice import Condition
-from slimdeploy.toolchain.sweep.result import FILE, hand_on, remove_picked, sweep_document
+from slimdeploy.toolchain.sweep.result import FILE, check_own, described, remove_picked, sweep_document
 from slimdeploy.toolchain.sweep.storage import identity, open_study, storage_errors
 from slimdeploy.toolchain.sweep.worker import Job, work
 
@@ -34,6 +35,7 @@ def sweep_stage(job: Job, *, workers: int, conditions: Sequence[Condition]) -> S
 
     Raises SlimdeployError for an unusable storage, or if no trial has a result.
     """
+    check_own(job.folder)
     wanted = identity(job.recipe, job.space, job.options)
     study = open_study(wanted, job.options)
     if workers == 1:
@@ -49,9 +51,11 @@ def sweep_stage(job: Job, *, workers: int, conditions: Sequence[Condition]) -> S
         raise SlimdeployError(f"no trial was completed: {why}")
     best = choice.pick(rows, conditions) if conditions else None
     remove_picked(job.folder)
-    picked = hand_on(best, conditions, job.folder) if best else None
+    picked, sources = described(best, conditions, job.folder) if best else (None, {})
     document = sweep_document(job, rows, failed, picked)
-    results.write(job.folder / FILE, document)
+    results.write(job.folder / FILE, document)  # first, so that it never misses a picked file
+    for name, source in sources.items():
+        artifacts.link(source, job.folder / name)
     return SweepResult(document, _problem(job, trials, rows, failed, conditions, best))
 
 

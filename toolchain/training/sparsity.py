@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from slimdeploy.toolchain.checks import MAX_RATE, check_range
 from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
@@ -34,7 +35,11 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
     Returns:
         Two groups, for `torch.optim.SGD(parameter_groups(network, 5e-4), lr=…)`.
+
+    Raises:
+        SlimdeployError: An invalid weight decay.
     """
+    check_range("weight_decay", weight_decay, 0, MAX_RATE)
     decayed = [p for p in network.parameters() if p.dim() > 1]
     others = [p for p in network.parameters() if p.dim() <= 1]
     return [

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 
 _APPLICATION = 0x534C544C
 """SQLite's application_id of these files ("SLTL")."""
+_SEAL_BYTES = 16
 _TIMEOUT_S = 120
 """Time to wait for other trainings that write to the same file."""
 
@@ -27,12 +29,16 @@ class TeacherCache:
     """Logits by the contents of the batch, in an SQLite file that several trainings may use at the same time.
 
     A batch is found only if all its bytes are the same. So nothing has to be known about the data, the
-    augmentation or the order of the images, and logits that are found are those of the same teacher.
+    augmentation or the order of the images, and logits that are found are those of the same teacher. Damaged
+    logits are computed again.
 
     Raises SlimdeployError if the file cannot be used or is not a cache.
     """
 
     def __init__(self, path: Path, teacher_sha256: str) -> None:
+        artifacts.make_folder(path.parent)
+        if path.is_dir():
+            raise SlimdeployError(f"{path} is a folder: name a file with `teacher_cache`")
         self.path, self._teacher = path, teacher_sha256.encode()
         self.found = self.asked = 0
         with self._connection() as connection:
@@ -45,9 +51,7 @@ class TeacherCache:
                 raise SlimdeployError(f"{path} is not a teacher cache: choose another path")
             if not tables:
                 connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS batches (digest BLOB PRIMARY KEY, logits BLOB)"
-                )
+                connection.execute("CREATE TABLE batches (digest BLOB PRIMARY KEY, logits BLOB)")
 
     def logits(self, images: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """(N, classes) float32 logits for images (N, 3, H, W), on their device: from the file, else
@@ -56,15 +60,17 @@ class TeacherCache:
         digest = self._digest(images)
         self.asked += 1
         with self._connection() as connection:
-            row = connection.execute("SELECT logits FROM batches WHERE digest = ?", [digest]).fetchone()
-            if row:
-                self.found += 1
-                values = np.frombuffer(row[0], np.float32).reshape(len(images), -1)
-                return torch.from_numpy(values.copy()).to(images.device)
+            row = connection.execute(
+                "SELECT logits FROM batches WHERE digest = ? AND typeof(logits) = 'blob'", [digest]
+            ).fetchone()
+        if row and row[0] == _sealed(content := row[0][:-_SEAL_BYTES], digest):
+            self.found += 1
+            values = np.frombuffer(content, np.float32).reshape(len(images), -1)
+            return torch.from_numpy(values.copy()).to(images.device)
         logits = compute(images).detach().float()
+        content = logits.cpu().numpy().tobytes()
         with self._connection() as connection:
-            values = logits.cpu().numpy()
-            connection.execute("INSERT OR IGNORE INTO batches VALUES (?, ?)", [digest, values.tobytes()])
+            connection.execute("REPLACE INTO batches VALUES (?, ?)", [digest, _sealed(content, digest)])
         return logits
 
     def __str__(self) -> str:
@@ -86,4 +92,12 @@ class TeacherCache:
             with closing(sqlite3.connect(self.path, timeout=_TIMEOUT_S)) as connection, connection:
                 yield connection
         except sqlite3.Error as error:
-            raise SlimdeployError(f"cannot use the teacher cache {self.path}: {error}") from error
+            raise SlimdeployError(
+                f"cannot use the teacher cache {self.path} ({error}): choose another path, or "
+                "delete it if it is damaged"
+            ) from error
+
+
+def _sealed(content: bytes, digest: bytes) -> bytes:
+    """`content` with a hash that detects changed bits, which SQLite doesn't."""
+    return content + hashlib.blake2b(content, digest_size=_SEAL_BYTES, key=digest).digest()

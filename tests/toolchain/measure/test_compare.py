@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+import json
 
+import jsonschema
 import numpy as np
 import pytest
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.measure import compare
+from slimdeploy.toolchain.measure import compare, results
 from slimdeploy.toolchain.measure.changes import change
 from slimdeploy.toolchain.measure.guards import failures, parse_guard
 
@@ -106,6 +108,8 @@ def test_accuracy_is_a_difference_in_points():
         ("latency_50 > 1.05x", "no metric latency_50; known: .* Did you mean 'latency_p50'"),
         ("accuracy < 0.99x", "accuracy needs a difference in points"),
         ("latency_p50 > 5pp", "latency_p50 needs a factor"),
+        ("latency_p50 > -1x", "a factor is above 0"),
+        ("params > 0x", "a factor is above 0"),
     ],
 )
 def test_a_condition_that_cannot_be_read_says_how(text, message):
@@ -116,6 +120,29 @@ def test_a_condition_that_cannot_be_read_says_how(text, message):
 def test_a_condition_on_what_was_not_measured_is_an_error():
     with pytest.raises(SlimdeployError, match="nothing here has accuracy to compare"):
         verdict("accuracy < -0.5pp", row(accuracy=None), row(accuracy=None))
+
+
+def test_a_condition_is_undecided_for_a_model_without_its_metric():
+    old, new = (result(row("a"), row("b", accuracy=accuracy)) for accuracy in (0.9, None))
+    verdicts = compare.compare_results([old], [new], [parse_guard("accuracy < -5pp")])["guards"]
+    assert [(one["model"], one["verdict"], one["doubt"]) for one in verdicts] == [
+        ("a", "passes", ""),
+        ("b", "undecided", "accuracy was not measured for both"),
+    ]
+    for one in verdicts:
+        jsonschema.validate(
+            json.loads(json.dumps(one)), {"$ref": "#/$defs/guard", "$defs": results.schema("bench")["$defs"]}
+        )
+
+
+def test_a_condition_needs_every_model_of_the_old_result():
+    old, new = result(row("a"), row("b")), result(row("a"), row("c"))
+    message = (
+        r"^guards need the same models in both results, but b \(fake-cpu, fp32, batch 1\) is only in the"
+    )
+    with pytest.raises(SlimdeployError, match=message):
+        compare.compare_results([old], [new], [parse_guard("params > 1x")])
+    assert compare.compare_results([new], [result(*new["rows"], row("d"))], [parse_guard("params > 1x")])
 
 
 def test_results_are_matched_row_by_row_and_the_rest_is_named():

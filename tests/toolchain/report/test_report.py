@@ -110,6 +110,19 @@ def test_an_output_of_one_s_own_is_not_replaced_unasked(run, tmp_path):
     assert (tmp_path / "mine.html").read_text() == "mine"
 
 
+def test_charts_of_one_s_own_are_not_replaced_unasked(run, tmp_path):
+    pytest.importorskip("resvg_py", reason="resvg_py draws the PNGs: pip install 'slimdeploy[report]'")
+    mine = tmp_path / "r-charts" / "layers.svg"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(SlimdeployError, match=r"layers\.svg exists: pass force"):
+        report_stage([run], format="md", output=tmp_path / "r.md")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+    assert mine.read_text() == "mine"
+    report_stage([run], format="md", output=tmp_path / "r.md", force=True)
+    assert mine.read_text() != "mine"
+
+
 STAGES = ("final.safetensors", "bench.json", "sparse.safetensors", "pruned.safetensors")
 
 
@@ -153,6 +166,7 @@ def test_without_the_onnx_files_the_rest_is_there(run, tmp_path):
         (("final.safetensors", "bench.json"), "give the checkpoints, original and final"),
         (("sparse.safetensors", "final.safetensors"), "give the checkpoints, original and final"),
         (("bench.json",), "give the checkpoints, original and final"),
+        (("sparse.safetensors", "sparse.safetensors", "bench.json"), "sparse.safetensors is given twice"),
         (("compare-0.5.safetensors", "final.safetensors", "bench.json"), "it isn't the same network"),
         (("sparse.safetensors", "final.safetensors", "table.json"), "is not a bench result"),
     ],

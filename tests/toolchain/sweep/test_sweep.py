@@ -184,9 +184,22 @@ def test_a_study_of_someone_else_is_left_alone(sweep: Callable, tmp_path: Path) 
         assert database.execute("select count(*) from trials").fetchone() == (1,)
 
 
+@pytest.mark.parametrize("name", ["sweep.json", "picked.onnx", "picked.safetensors"])
+def test_files_of_the_user_are_kept(sweep: Callable, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    ran = sweep("--ratio", "0.2", "--pick", "params<4G")
+    assert ran.exit_code == 2
+    assert str(mine) in ran.error
+    assert ran.error.endswith("choose another folder, or move the file away")
+    assert mine.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([*HALF, "--study", ""], "--study must not be an empty text"),
         (["nosuch", "--ratio", "0.5"], "no recipe 'nosuch'; there are "),
         (["digits"], "nothing to sweep over: give --sparsity, --ratio or --align"),
         (["digits", "--ratio", "0.5,x"], "--ratio 0.5,x: 'x' is not a number"),

@@ -23,6 +23,9 @@ from slimdeploy.toolchain.training.teacher_cache import TeacherCache
 NETWORK = random_network(build_graph("tiny", stem="cifar", classes=3))
 
 
+ADVICE = "choose another path, or delete it if it is damaged"
+
+
 def _never(_: torch.Tensor) -> torch.Tensor:
     raise AssertionError("the teacher was run")
 
@@ -57,6 +60,22 @@ def test_another_batch_is_another_entry(tmp_path: Path, change: str) -> None:
         cache.logits(images, _never)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ["substr(logits, 1, 10)", "NULL", "'text'", "zeroblob(length(logits))", "x'00' || substr(logits, 2)"],
+)
+def test_damaged_logits_are_computed_again(tmp_path: Path, damage: str) -> None:
+    images = random_images(6)
+    wanted = TeacherCache(tmp_path / "logits", "a").logits(images, NETWORK)
+    with sqlite3.connect(tmp_path / "logits") as connection:
+        connection.execute(f"UPDATE batches SET logits = {damage}")
+    connection.close()
+    cache = TeacherCache(tmp_path / "logits", "a")
+    for compute in (NETWORK, _never):
+        torch.testing.assert_close(cache.logits(images, compute), wanted, atol=0, rtol=0)
+    assert (cache.found, cache.asked) == (1, 2)
+
+
 def test_half_precision_logits_are_kept_exactly(tmp_path: Path) -> None:
     teacher = Teacher(NETWORK, PREPROCESSING, "a", TeacherCache(tmp_path / "logits", "a"))
     with autocast("bf16", "cpu"):
@@ -75,13 +94,10 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE batches (digest BLOB PRIMARY KEY, logits BLOB)")
     connection.close()
     for path, message in (
-        (text, f"cannot use the teacher cache {text}: file is not a database"),
+        (text, f"cannot use the teacher cache {text} (file is not a database): {ADVICE}"),
         (study, f"{study} is not a teacher cache: choose another path"),
-        (
-            tmp_path / "no" / "x",
-            f"cannot use the teacher cache {tmp_path}/no/x: unable to open database file",
-        ),
-        (tmp_path, f"cannot use the teacher cache {tmp_path}: unable to open database file"),
+        (tmp_path, f"{tmp_path} is a folder: name a file with teacher_cache"),
+        (text / "x", f"cannot make the folder {text}: File exists"),
     ):
         before = path.read_bytes() if path.is_file() else None
         with pytest.raises(SlimdeployError, match=f"^{re.escape(message)}$"):
@@ -141,6 +157,17 @@ def test_finetune_with_a_cache_writes_the_same_network(
     }
 
 
+@pytest.mark.parametrize("name", ["x", "x.state", "x.history.jsonl", "x.tensorboard"])
+def test_a_cache_is_no_file_of_the_run(
+    slimdeploy_command: Callable, image_folder: Path, tmp_path: Path, name: str
+) -> None:
+    student = write_checkpoint(tmp_path / "student")
+    ran = slimdeploy_command("finetune", student, "--data", f"folder:{image_folder}", "-o", tmp_path / "x",
+                             "--teacher", student, "--teacher-cache", tmp_path / name)  # fmt: skip
+    assert ran.exit_code == 2
+    assert "are the same file, or one belongs to the other: choose another path" in ran.error
+
+
 def test_a_cache_needs_a_teacher(slimdeploy_command: Callable, image_folder: Path, tmp_path: Path) -> None:
     student = write_checkpoint(tmp_path / "student")
     common = ("finetune", student, "--data", f"folder:{image_folder}", "-o", tmp_path / "x")
@@ -148,5 +175,5 @@ def test_a_cache_needs_a_teacher(slimdeploy_command: Callable, image_folder: Pat
     assert (ran.exit_code, ran.error) == (2, "--teacher-cache needs --teacher")
     ran = slimdeploy_command(*common, "--teacher", student, "--teacher-cache", student)
     assert ran.exit_code == 2
-    assert ran.error == f"cannot use the teacher cache {student}: file is not a database"
+    assert ran.error == f"cannot use the teacher cache {student} (file is not a database): {ADVICE}"
     assert load_checkpoint(student).info.class_names == CLASSES
