@@ -28,7 +28,7 @@ precision = "fp32"
 [bench]
 batch = [2]
 seconds = 0.01
-ci = 0.99
+ci = 1.0
 launches = 2
 """
 

@@ -73,10 +73,9 @@ class TimingOptions:
 
     def __post_init__(self) -> None:
         check_declared(self)
-        if self.seconds <= 0:
-            raise SlimdeployError(f"`seconds` must be above 0, not {self.seconds:g}")
-        if not 0 < self.ci < 1:
-            raise SlimdeployError(f"`ci` must be between 0 and 1, not {self.ci:g}")
+        for name in ("seconds", "ci"):
+            if getattr(self, name) <= 0:
+                raise SlimdeployError(f"`{name}` must be above 0, not {getattr(self, name):g}")
 
     @property
     def launch_s(self) -> float:

@@ -102,7 +102,6 @@ def _exported(module: nn.Module) -> nn.Module:
         (_train(lr=float("nan")), "^lr must be a finite number, not nan"),
         (_train(data="digits"), "^data must be Dataset or .*, not str: slimdeploy.load_data reads images$"),
         (_train(data=[(torch.zeros(4, 3, SIZE, SIZE), LABELS[:2])]), r"and \(2,\) torch.int64; pairs of"),
-        (lambda module: slimdeploy.bench(["a.onnx"], ci=2.0), "^ci must be between 0 and 1, not 2"),
         (lambda module: slimdeploy.bench(["a.onnx"], limit=3), "^limit needs data"),
         (lambda module: slimdeploy.from_module(module, size=SIZE, class_names=["a", "b", ""]),
          "^class_names has no name for class 2$"),
