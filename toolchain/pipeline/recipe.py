@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slimdeploy.toolchain.artifacts import read_text
+from slimdeploy.toolchain.artifacts import missing, read_text
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.deploy.options import PackageOptions
 from slimdeploy.toolchain.errors import SlimdeployError, nearest, shorten
@@ -62,9 +62,9 @@ class Recipe:
                 "both"
             )
         if self.package and (key := self.package.signing_key) and not Path(key).is_file():
-            raise SlimdeployError(f"[package] no key file at {key}")
+            raise SlimdeployError(f"[package] {missing(key, 'key file')}")
         if (table := self.prune.latency_table) and not Path(table).is_file():
-            raise SlimdeployError(f"[prune] no latency table at {table}")
+            raise SlimdeployError(f"[prune] {missing(table, 'latency table')}")
 
 
 def find_recipe(name: str) -> Path:
@@ -72,7 +72,7 @@ def find_recipe(name: str) -> Path:
     if name.endswith(".toml"):
         path = Path(name).expanduser()
         if not path.is_file():
-            raise SlimdeployError(f"no recipe at {path}")
+            raise missing(path, "recipe")
         return path
     if name not in NAMES:
         raise SlimdeployError(

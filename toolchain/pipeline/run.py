@@ -130,7 +130,7 @@ def _checked_data(recipe: Recipe) -> Dataset:
     """
     for options in (recipe.train, recipe.finetune):
         if options.teacher not in (None, TRAINED) and not Path(options.teacher).is_file():
-            raise SlimdeployError(f"no teacher at {options.teacher}")
+            raise artifacts.missing(options.teacher, "teacher")
     dataset, graph = starting_point(recipe)
     size = dataset.preprocessing.size
     for target in (recipe.prune, *map(recipe.prune.at_ratio, recipe.compare_ratios)):

@@ -30,7 +30,8 @@ class TeacherCache:
 
     A batch is found only if all its bytes are the same. So nothing has to be known about the data, the
     augmentation or the order of the images, and logits that are found are those of the same teacher. Damaged
-    logits are computed again.
+    logits are computed again. If the file fails later, for example on a full disk, all logits are
+    computed from then on.
 
     Raises SlimdeployError if the file cannot be used or is not a cache.
     """
@@ -41,17 +42,24 @@ class TeacherCache:
             raise SlimdeployError(f"{path} is a folder: name a file with `teacher_cache`")
         self.path, self._teacher = path, teacher_sha256.encode()
         self.found = self.asked = 0
-        with self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")  # two trainings may make the file at the same time
-            (own,), (tables,) = (
-                connection.execute(query).fetchone()
-                for query in ("PRAGMA application_id", "SELECT count(*) FROM sqlite_master")
-            )
-            if own != _APPLICATION and (own or tables):
-                raise SlimdeployError(f"{path} is not a teacher cache: choose another path")
-            if not tables:
-                connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-                connection.execute("CREATE TABLE batches (digest BLOB PRIMARY KEY, logits BLOB)")
+        self._failure: str | None = None
+        try:
+            with self._connection() as connection:
+                connection.execute("BEGIN IMMEDIATE")  # two trainings may make the file at the same time
+                (own,), (tables,) = (
+                    connection.execute(query).fetchone()
+                    for query in ("PRAGMA application_id", "SELECT count(*) FROM sqlite_master")
+                )
+                if own != _APPLICATION and (own or tables):
+                    raise SlimdeployError(f"{path} is not a teacher cache: choose another path")
+                if not tables:
+                    connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+                    connection.execute("CREATE TABLE batches (digest BLOB PRIMARY KEY, logits BLOB)")
+        except sqlite3.Error as error:
+            raise SlimdeployError(
+                f"cannot use the teacher cache {path} ({error}): choose another path, or delete it if it "
+                "is damaged"
+            ) from error
 
     def logits(self, images: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """(N, classes) float32 logits for images (N, 3, H, W), on their device: from the file, else
@@ -59,22 +67,30 @@ class TeacherCache:
         """
         digest = self._digest(images)
         self.asked += 1
-        with self._connection() as connection:
-            row = connection.execute(
-                "SELECT logits FROM batches WHERE digest = ? AND typeof(logits) = 'blob'", [digest]
-            ).fetchone()
+        row = self._execute("SELECT logits FROM batches WHERE digest = ? AND typeof(logits) = 'blob'", digest)
         if row and row[0] == _sealed(content := row[0][:-_SEAL_BYTES], digest):
             self.found += 1
             values = np.frombuffer(content, np.float32).reshape(len(images), -1)
             return torch.from_numpy(values.copy()).to(images.device)
         logits = compute(images).detach().float()
         content = logits.cpu().numpy().tobytes()
-        with self._connection() as connection:
-            connection.execute("REPLACE INTO batches VALUES (?, ?)", [digest, _sealed(content, digest)])
+        self._execute("REPLACE INTO batches VALUES (?, ?)", digest, _sealed(content, digest))
         return logits
 
     def __str__(self) -> str:
-        return f"teacher cache {self.path}: {self.found:,} of {self.asked:,} batches were read from it"
+        text = f"teacher cache {self.path}: {self.found:,} of {self.asked:,} batches were read from it"
+        return f"{text}; it was no longer used after an error ({self._failure})" if self._failure else text
+
+    def _execute(self, query: str, *values: bytes) -> tuple[bytes] | None:
+        """The first row of the result, if any; None after an error, which ends the use of the file."""
+        if self._failure is None:
+            try:
+                with self._connection() as connection:
+                    row: tuple[bytes] | None = connection.execute(query, values).fetchone()
+                    return row
+            except sqlite3.Error as error:
+                self._failure = str(error)
+        return None
 
     def _digest(self, images: Tensor) -> bytes:
         """Hash of the teacher, the precision of its arithmetic, and the images."""
@@ -88,14 +104,8 @@ class TeacherCache:
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """A connection for one transaction: none is kept open, which a forked process could not use."""
-        try:
-            with closing(sqlite3.connect(self.path, timeout=_TIMEOUT_S)) as connection, connection:
-                yield connection
-        except sqlite3.Error as error:
-            raise SlimdeployError(
-                f"cannot use the teacher cache {self.path} ({error}): choose another path, or "
-                "delete it if it is damaged"
-            ) from error
+        with closing(sqlite3.connect(self.path, timeout=_TIMEOUT_S)) as connection, connection:
+            yield connection
 
 
 def _sealed(content: bytes, digest: bytes) -> bytes:

@@ -105,6 +105,27 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
         assert (path.read_bytes() if path.is_file() else None) == before
 
 
+@pytest.mark.parametrize("moment", ["read", "write"])
+def test_a_file_that_fails_later_does_not_end_the_training(tmp_path: Path, moment: str) -> None:
+    path = tmp_path / "logits"
+    cache = TeacherCache(path, "a")
+    cache.logits(random_images(6), NETWORK)
+
+    def broken(images: torch.Tensor) -> torch.Tensor:
+        path.write_bytes(b"no longer a database " * 500)
+        return NETWORK(images)
+
+    if moment == "read":
+        broken(random_images(6))
+    images = random_images(5)
+    for compute in (broken, NETWORK):
+        torch.testing.assert_close(cache.logits(images, compute), NETWORK(images), atol=0, rtol=0)
+    assert str(cache) == (
+        f"teacher cache {path}: 0 of 3 batches were read from it; it was no longer used after an error "
+        "(file is not a database)"
+    )
+
+
 FILL = """
 import sys, torch
 from pathlib import Path
