@@ -16,7 +16,7 @@ import numpy as np
 
 from slimdeploy.calibrate.histogram import BINS, Histogram
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.errors import SlimdeployError, shorten
+from slimdeploy.toolchain.errors import SlimdeployError
 
 FORMAT = 2
 
@@ -92,8 +92,9 @@ def read_ranges(path: Path) -> Ranges:
             document["model_sha256"], document["images_sha256"], int(document["images"]), widths, tensors
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        reason = shorten(repr(error))
-        raise SlimdeployError(f"{path} is not a file of activation ranges ({reason}): delete it") from error
+        raise SlimdeployError(
+            f"{path} is not a file of activation ranges, or is damaged: choose another path, or delete it"
+        ) from error
 
 
 def _content_sha256(document: dict[str, Any]) -> str:

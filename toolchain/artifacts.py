@@ -132,8 +132,8 @@ def read_text(path: Path | str, what: str) -> str:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_TEXT_BYTES + 1)
-    except FileNotFoundError:
-        raise SlimdeployError(f"no {what} at {path}") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise missing(path, what) from None
     except OSError as error:
         raise SlimdeployError(f"cannot read {path}: {error.strerror}") from error
     if len(content) > MAX_TEXT_BYTES:
@@ -194,16 +194,16 @@ def sha256_file(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def check_output(path: Path | str, *, force: bool = False) -> Path:
+def check_output(path: Path | str, *, force: bool = False, name: str = "output") -> Path:
     """Return `path` as a Path; refuse an existing file unless `force`. Leftovers of killed runs are
-    removed.
+    removed. `name` is the parameter's name in errors.
     """
     path = Path(path)
     if path.is_dir():
-        raise SlimdeployError(f"{path} is a folder: name a file with `output`")
+        raise SlimdeployError(f"{path} is a folder: name a file with `{name}`")
     _refuse_device(path)
     if path.exists() and not force:
-        raise SlimdeployError(f"{path} exists: pass `force` to replace it, or another `output`")
+        raise SlimdeployError(f"{path} exists: pass `force` to replace it, or another `{name}`")
     remove_leftovers(path)
     return path
 
@@ -241,7 +241,9 @@ def read_sidecar(path: Path | str) -> dict[str, Any] | None:
     described = sidecar(path)
     if not described.is_file():
         return None
-    document = read_json(described, "sidecar")
+    document = parse_json(
+        read_text(described, "sidecar"), f"{described} is damaged: write {path} again, or remove the sidecar"
+    )
     if not isinstance(document, dict) or not isinstance(document.get("sha256"), str):
         raise SlimdeployError(f"{described} is not the sidecar of {path}: it has no sha256; remove it")
     if sha256_file(path) != document["sha256"]:

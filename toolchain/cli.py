@@ -108,16 +108,25 @@ class Command(click.Command):
             output: Output = super().invoke(ctx)
         if not launch().main:
             return
-        if as_json:
-            click.echo(json_text(output.json, indent=1))
-        else:
-            from rich.console import Console
-
-            Console().print(output.text)
+        try:
+            _print(output, as_json=as_json)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise SlimdeployError(f"done, but cannot write to standard output: {error.strerror}") from error
         if output.failed:
             failure = CheckFailed(output.failed)
             name_flags(failure, self)
             raise failure
+
+
+def _print(output: Output, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json_text(output.json, indent=1))
+    else:
+        from rich.console import Console
+
+        Console().print(output.text)
 
 
 @contextmanager

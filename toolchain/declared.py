@@ -104,8 +104,9 @@ def check_declared(options: Any) -> None:
         if value is None:
             continue
         if isinstance(declared.choices, Registry):
-            if value not in declared.also:
-                declared.choices.check(value)
+            known = [*declared.also, *declared.choices]
+            if value not in known:
+                raise unknown(declared.choices.kind, value, known)
         elif declared.choices is not None and value not in declared.choices:
             raise unknown(name.replace("_", " "), value, declared.choices)
         if isinstance(value, int | float) and not isinstance(value, bool):

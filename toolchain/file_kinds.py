@@ -11,9 +11,11 @@ PYTORCH, CHECKPOINT, ONNX, BUNDLE = "a PyTorch file", "a checkpoint", "an ONNX f
 _NEXT_STEP = {
     PYTORCH: "convert it with slimdeploy train --weights {path} --data … --epochs 0 -o {stem}.safetensors",
     CHECKPOINT: "slimdeploy export makes an ONNX file from it, and slimdeploy package a bundle from that",
-    ONNX: "give the checkpoint that it was exported from; slimdeploy package makes a bundle from it",
+    ONNX: "give the checkpoint that slimdeploy export made it from",
     BUNDLE: "slimdeploy deploy {path} installs it",
 }
+_TO_BUNDLE = {ONNX: "slimdeploy package {path} makes a bundle from it"}
+"""The next step if a bundle is wanted."""
 _ONNX_FIELDS = b"\x12\x1a\x22\x28\x32\x3a\x42"
 """What may follow the IR version: producer, version, domain, model version, text, graph, opset."""
 
@@ -42,5 +44,6 @@ def refuse_other_kind(path: Path, wanted: str) -> None:
     """Raise SlimdeployError, with the next step, if `path` is of another kind than `wanted`."""
     kind = kind_of(path)
     if kind not in (None, wanted):
-        how = _NEXT_STEP[kind].format(path=path, stem=path.stem)
+        steps = _NEXT_STEP | _TO_BUNDLE if wanted == BUNDLE else _NEXT_STEP
+        how = steps[kind].format(path=path, stem=path.stem)
         raise SlimdeployError(f"{path} is {kind}, not {wanted}: {how}")

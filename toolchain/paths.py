@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ class InputPath(click.ParamType):
         try:
             str(path).encode()
         except UnicodeEncodeError:
-            self.fail(f"{os.fsencode(path)!r} is not a UTF-8 name: rename it", param, ctx)
+            how = "rename it" if sys.getfilesystemencoding() == "utf-8" else "set LC_ALL=C.UTF-8"
+            self.fail(f"{os.fsencode(path)!r} cannot be read as a UTF-8 name: {how}", param, ctx)
         return str(path) if self._text else path
 
 

@@ -107,6 +107,12 @@ def test_help_lists_every_command(slimdeploy_command: Callable) -> None:
         (["classify", "setup.cfg", "--pixels", "bgr"], "--pixels needs --frames"),
         (["classify", "a.jpg", "--model", "m", "--root", "."], "--root has no effect with --model"),
         (["package", "setup.cfg", "-o", "x", "--noise", "--data", "digits"], "give --noise or --data, not"),
+        (["summary", "--arg", "width=2"], "--arg is for imported networks; resnet50 is built in"),
+        (["summary", "--arch", ""], "unknown arch ''; known: resnet18"),
+        (["lut", "-o", "x", "--threads", "1000"], "--threads 1000: this machine has "),
+        (["calibrate", "x", "-o", "y", "--method", "z"], "unknown method 'z'; known: auto, "),
+        (["export", "setup.cfg", "-o", "x.engine"], "--output x.engine is the ONNX file: end it in .onnx"),
+        (["deploy", "--rollback", "--root", ""], "Invalid value for '--root': an empty path"),
         (["run", "digits", "-o", ""], "Invalid value for '-o' / '--output': an empty path"),
     ],
 )

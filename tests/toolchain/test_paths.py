@@ -93,7 +93,7 @@ def test_a_name_that_is_not_utf8_is_refused(slimdeploy_command: Callable, tmp_pa
     name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.onnx")
     ran = slimdeploy_command("evaluate", name)
     assert ran.exit_code == 2
-    assert "caf\\xe9.onnx' is not a UTF-8 name: rename it" in ran.error
+    assert "caf\\xe9.onnx' cannot be read as a UTF-8 name: rename it" in ran.error
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ OF_A_BUNDLE = ("allowed_signers", "backend", "batch", "precision")
 @command("deploy")
 @click.argument("bundle", type=InputPath(), required=False)
 @click.option("--rollback", is_flag=True, help="Go back to the version before the current one.")
-@click.option("--root", type=click.Path(path_type=Path),
+@click.option("--root", type=InputPath(),
               help="Folder of the installed versions. [default: $SLIMDEPLOY_HOME or "
               "~/.local/share/slimdeploy]")  # fmt: skip
 @flags(DeployOptions)

@@ -95,6 +95,10 @@ def export(
 
     if output is None:
         raise SlimdeployError("-o/--output is needed: the ONNX file to write")
+    if output.suffix == ENGINE_SUFFIX:
+        raise SlimdeployError(
+            f"--output {output} is the ONNX file: end it in .onnx (--trt writes the engine beside it)"
+        )
     check_machine(job)  # before the work, not after it
     if trt:
         check_engine_output(output, output.with_suffix(ENGINE_SUFFIX), force=force)

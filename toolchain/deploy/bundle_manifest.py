@@ -61,6 +61,15 @@ class Variant:
         return f"golden/{self.id}.f32"
 
 
+def check_name(name: str) -> None:
+    """Raises SlimdeployError if `name` can't be the name of a bundle."""
+    if not _NAME.fullmatch(name):
+        raise SlimdeployError(
+            f"{name!r} is not a bundle name: use letters, digits, '.', '_' and '-', and a letter or "
+            "digit first"
+        )
+
+
 @dataclass(frozen=True)
 class BundleManifest:
     """The content of a bundle. Raises SlimdeployError for contradicting values."""
@@ -73,11 +82,7 @@ class BundleManifest:
     files: tuple[BundleFile, ...]
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise SlimdeployError(
-                f"{self.name!r} is not a bundle name: use letters, digits, '.', '_' and '-', and a letter or "
-                "digit first"
-            )
+        check_name(self.name)
         if len(self.files) > MAX_FILES:
             raise SlimdeployError(f"{len(self.files)} files; maximum {MAX_FILES}")
         if not self.variants or len({variant.id for variant in self.variants}) != len(self.variants):

@@ -9,8 +9,8 @@ from typing import Any
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import DataOptions
-from slimdeploy.toolchain.deploy.bundle import write_bundle
-from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest
+from slimdeploy.toolchain.deploy.bundle import ENDING, write_bundle
+from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest, check_name
 from slimdeploy.toolchain.deploy.options import PackageOptions
 from slimdeploy.toolchain.deploy.samples import images_for, noise_images
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -81,6 +81,10 @@ def package(
         ]
     )
     artifacts.check_output(output, force=force)
+    try:
+        check_name(output.name.removesuffix(ENDING))
+    except SlimdeployError as error:
+        raise SlimdeployError(f"`output` {output}: {error}") from error
     if options.noise and data is not None:
         raise SlimdeployError("give `noise` or `data`, not both")
     if options.noise and options.evaluation != PackageOptions.evaluation:

@@ -66,10 +66,20 @@ class HostResult:
 def read_hosts(path: Path) -> list[str]:
     """One host per line, as for ssh; blank lines and comments after # are ignored."""
     lines = artifacts.read_text(path, "list of hosts").splitlines()
-    hosts = [line.partition("#")[0].strip() for line in lines]
-    if not any(hosts):
+    hosts = {number: host for number, line in enumerate(lines, 1) if (host := line.partition("#")[0].strip())}
+    if not hosts:
         raise SlimdeployError(f"{path} contains no host: write one per line, as for ssh")
-    return [host for host in hosts if host]
+    for number, host in hosts.items():
+        try:
+            _check_host(host)
+        except SlimdeployError as error:
+            raise SlimdeployError(f"{path}, line {number}: {error}") from error
+    return list(hosts.values())
+
+
+def _check_host(host: str) -> None:
+    if not host or host.startswith("-") or any(c.isspace() for c in host):
+        raise SlimdeployError(f"{host!r} is not a host: user@name, or a Host of the SSH configuration")
 
 
 def deploy_to_hosts(
@@ -88,8 +98,7 @@ def deploy_to_hosts(
     if not shutil.which("ssh"):
         raise SlimdeployError("this needs ssh: sudo apt install openssh-client")
     for host in hosts:
-        if not host or host.startswith("-") or any(c.isspace() for c in host):
-            raise SlimdeployError(f"{host!r} is not a host: user@name, or a Host of the SSH configuration")
+        _check_host(host)
     if bundle is not None:
         read_bundle(bundle)
     digest = None if bundle is None else artifacts.sha256_file(bundle)

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 
 NAMESPACE = "slimdeploy-bundle"
@@ -18,13 +19,16 @@ bundle.
 def sign(content: bytes, key: Path) -> bytes:
     """The armoured SSH signature of `content` with the private key or the agent's key in `key`."""
     if not key.is_file():
-        raise SlimdeployError(f"no signing key at {key}")
+        raise artifacts.missing(key, "signing key")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "manifest.json"
         file.write_bytes(content)
         done = _ssh_keygen("-Y", "sign", "-f", str(key), "-n", NAMESPACE, str(file))
         if done.returncode:
-            raise SlimdeployError(f"can't sign with {key}: {_last_line(done.stderr)}")
+            raise SlimdeployError(
+                f"can't sign with {key}: {_last_line(done.stderr)} (is it a private SSH key, or the public "
+                "one of a key in the agent?)"
+            )
         return file.with_name("manifest.json.sig").read_bytes()
 
 
@@ -34,7 +38,7 @@ def verify(content: bytes, signature: bytes, allowed_signers: Path) -> str:
     `allowed_signers` is a file in OpenSSH's format (ssh-keygen(1), ALLOWED SIGNERS).
     """
     if not allowed_signers.is_file():
-        raise SlimdeployError(f"no file of allowed signers at {allowed_signers}")
+        raise artifacts.missing(allowed_signers, "file of allowed signers")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "signature"
         file.write_bytes(signature)

@@ -67,13 +67,15 @@ class OnnxruntimeBackend:
 
 
 def open_backend(options: LutOptions) -> OnnxruntimeBackend:
-    """Raises SlimdeployError for FP16."""
+    """Raises SlimdeployError for FP16, and for more threads than processors: they would wait for others."""
     if options.precision == "fp16":
         raise SlimdeployError(
             "`precision` fp16: onnxruntime supports fp32 and int8 on a CPU; `backend` tensorrt also "
             "supports fp16"
         )
     machine = conditions.machine()
+    if options.threads and options.threads > machine["cores"]:
+        raise SlimdeployError(f"`threads` {options.threads}: this machine has {machine['cores']} processors")
     device = {
         "cpu": machine["cpu"],
         "cores": machine["cores"],

@@ -36,7 +36,7 @@ def save(checkpoint: Checkpoint, *, path: str | Path, force: bool = False) -> st
     Raises:
         SlimdeployError: The file exists, or can't be written.
     """
-    artifacts.check_output(Path(path), force=force)
+    artifacts.check_output(Path(path), force=force, name="path")
     return save_checkpoint(Path(path), checkpoint.network, checkpoint.info)
 
 

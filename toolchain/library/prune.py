@@ -97,7 +97,8 @@ def prune(
         **(provenance or {"data": None}),
     )
     if pruned.graph == graph and options.ratio != 0:
-        before = f"training has removed {removed:,} channels already" if removed else "it is as small already"
+        met = "it is as fast already" if options.latency_ms is not None else "it is as small already"
+        before = f"training has removed {removed:,} channels already" if removed else met
         log(f"nothing left to prune: {before}")
     return PruneResult(
         checkpoint=Checkpoint(pruned, info, ""),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from slimdeploy.toolchain.networks.architectures import build_graph, is_imported
+from slimdeploy.toolchain.networks.architectures import build_graph, is_imported, refuse_arguments
 from slimdeploy.toolchain.networks.graph import Graph
 
 
@@ -14,6 +14,7 @@ def network_graph(
 ) -> Graph:
     """The graph of the unpruned network that `network_options` name."""
     if arch is None or not is_imported(arch):
+        refuse_arguments(arch, arguments)
         return build_graph(arch, stem=stem, classes=classes)
     from slimdeploy.toolchain.models.named_networks import named_network, parse_arguments
 

@@ -16,7 +16,12 @@ import torch
 from torch import nn
 
 from slimdeploy.toolchain.errors import SlimdeployError, nearest, shorten
-from slimdeploy.toolchain.networks.architectures import ARCHITECTURES, build_graph, is_imported
+from slimdeploy.toolchain.networks.architectures import (
+    ARCHITECTURES,
+    build_graph,
+    is_imported,
+    refuse_arguments,
+)
 from slimdeploy.toolchain.networks.importing import Imported, from_module
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
 from slimdeploy.toolchain.torchvision import import_torchvision
@@ -38,8 +43,7 @@ def named_network(
     another number of classes than `classes`.
     """
     if name is None or not is_imported(name):
-        if arguments:
-            raise SlimdeployError(f"`arguments` is for imported networks; {name or 'resnet50'} is built in")
+        refuse_arguments(name, arguments or ())
         return build_network(build_graph(name, stem=stem, classes=classes or 10), seed=seed)
     if stem is not None:
         raise SlimdeployError(f"`stem` is for {', '.join(ARCHITECTURES)}; {name} has its own first layers")
@@ -102,6 +106,8 @@ def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise SlimdeployError(f"`arguments` {text}: write it as name=value, e.g. width=0.5")
+        if key in found:
+            raise SlimdeployError(f"`arguments` {key} is given twice")
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -214,7 +220,7 @@ def _called(
             f"{name} can't be built: {type(error).__name__}: {shorten(error)}{hint}"
         ) from error
     if not isinstance(module, nn.Module):
-        raise SlimdeployError(f"{name} gives a {type(module).__name__}, not a torch.nn.Module")
+        raise SlimdeployError(f"{name} gives {type(module).__name__}, not a torch.nn.Module")
     return module
 
 

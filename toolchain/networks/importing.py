@@ -176,6 +176,8 @@ def _traced(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
 def _difference(
     expected: Tensor, network: GraphNetwork, images: Tensor, behind: Callable[..., Tensor] | None
 ) -> float:
+    if not expected.isfinite().all():
+        raise SlimdeployError("the module's logits are not finite on random images: are its weights intact?")
     found = network(images)
     if behind:
         found = behind(found, dim=1)

@@ -12,8 +12,9 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import save_checkpoint
 from slimdeploy.toolchain.models.model_info import ModelInfo, unknown_class_names
 from slimdeploy.toolchain.models.named_networks import imported_network
-from slimdeploy.toolchain.networks.architectures import ARCHITECTURES, is_imported
+from slimdeploy.toolchain.networks.architectures import ARCHITECTURES, is_imported, source_file
 from slimdeploy.toolchain.networks.cost import network_cost
+from slimdeploy.toolchain.paths import InputPath, OutputPath, check_apart
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from slimdeploy.toolchain.preprocessing_options import PreprocessingOptions
 from slimdeploy.toolchain.progress import log
@@ -64,6 +65,7 @@ def import_stage(
 
     Raises SlimdeployError for an existing output, weights that don't fit, and unsupported networks.
     """
+    check_apart([("`name`", source_file(options.name), InputPath()), ("`output`", output, OutputPath())])
     artifacts.check_output(output, force=force)
     if not is_imported(options.name):
         name = options.name
@@ -123,10 +125,8 @@ def _class_names(path: Path | None, classes: int, published: PublishedWeights | 
         return published.class_names
     if path is None:
         return unknown_class_names(classes)
-    try:
-        names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise SlimdeployError(f"{path}: no class names can be read ({error})") from error
+    text = artifacts.read_text(path, "list of class names")
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(names) != classes:
         raise SlimdeployError(f"{path} has {len(names)} class names, the network {classes} classes")
     return names

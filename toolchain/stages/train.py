@@ -18,6 +18,7 @@ from slimdeploy.toolchain.library.train import Run, TrainResult, trained
 from slimdeploy.toolchain.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
 from slimdeploy.toolchain.models.named_networks import named_network
+from slimdeploy.toolchain.networks.architectures import source_file
 from slimdeploy.toolchain.paths import InputPath, OutputPath, check_apart
 from slimdeploy.toolchain.preprocessing import Triple
 from slimdeploy.toolchain.progress import log
@@ -54,6 +55,8 @@ def train_stage(
     SlimdeployError for unusable data, options or weights, an existing output, and a loss that becomes NaN or
     infinite. With several `ranks` the first one writes.
     """
+    source = source_file(arch) if arch else None
+    check_apart([("`arch`", source, InputPath()), ("`output`", output, OutputPath())])
     _check_run(output, options, ranks, resume=resume, force=force)
     chosen = data.statistics
     found = None

@@ -33,6 +33,7 @@ def test_command_line(bundle, store, monkeypatch, slimdeploy_command):
         ("nowhere.slim.tar", "cannot read nowhere.slim.tar"),
         ("--rollback", "nothing is deployed in "),
         ("--rollback --precision fp32", "--precision needs a bundle"),
+        ("BUNDLE --allowed-signers nowhere", "no file of allowed signers at nowhere"),
         ("--rollback --batch 8", "--batch needs a bundle"),
         ("--rollback --allowed-signers BUNDLE", "--allowed-signers needs a bundle"),
         ("BUNDLE --remote-command x", "--remote-command needs --host"),

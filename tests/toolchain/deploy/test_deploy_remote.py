@@ -225,6 +225,9 @@ def test_hosts_file(tmp_path):
         read_hosts(tmp_path / "hosts")
     with pytest.raises(SlimdeployError, match="no list of hosts at"):
         read_hosts(tmp_path / "none")
+    (tmp_path / "hosts").write_text("one\nimport torch\n")
+    with pytest.raises(SlimdeployError, match=r"hosts, line 2: 'import torch' is not a host"):
+        read_hosts(tmp_path / "hosts")
     (tmp_path / "hosts").write_bytes(b"\xff\x00\n")
     with pytest.raises(SlimdeployError, match="not UTF-8 text"):
         read_hosts(tmp_path / "hosts")

@@ -49,6 +49,8 @@ def test_arguments_are_literals() -> None:
     }  # fmt: skip
     with pytest.raises(SlimdeployError, match="arguments width: write it as name=value"):
         parse_arguments(("width",))
+    with pytest.raises(SlimdeployError, match="width is given twice"):
+        parse_arguments(("width=1", "width=2"))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +177,57 @@ def test_the_command_writes_a_checkpoint_that_every_other_takes(
     assert cut.exit_code == 0, cut.err
     assert load_checkpoint(pruned).network.graph.channels["0"] == 8
     assert load_checkpoint(pruned).network(images).shape == (2, 4)
+
+
+def test_the_users_file_is_not_replaced(
+    slimdeploy_command: Callable, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model_file.parent)
+    before = model_file.read_bytes()
+    done = slimdeploy_command("import", f"./{model_file.name}:build", "-o", model_file, "--force")
+    assert done.exit_code == 2
+    assert "are the same file" in done.error
+    done = slimdeploy_command(
+        "train", "--arch", f"{model_file}:build", "--data", "digits", "-o", model_file.name, "--force"
+    )
+    assert done.exit_code == 2
+    assert "are the same file" in done.error
+    assert model_file.read_bytes() == before
+
+
+def test_a_network_whose_logits_are_not_finite_is_refused_as_such(
+    slimdeploy_command: Callable, model_file: Path, tmp_path: Path
+) -> None:
+    with model_file.open("a") as file:
+        file.write("""
+
+def broken():
+    net = build()
+    for tensor in net.parameters():
+        tensor.data.fill_(1e38)
+    return net
+""")
+    done = slimdeploy_command("import", f"{model_file}:broken", "--size", 16, "-o", tmp_path / "x")
+    assert "the module's logits are not finite on random images: are its weights intact?" in done.error
+
+
+def test_a_list_of_class_names_that_cannot_be_read(
+    slimdeploy_command: Callable, model_file: Path, tmp_path: Path
+) -> None:
+    latin = tmp_path / "latin"
+    latin.write_bytes(b"caf\xe9\n")
+    for name, message in (
+        (tmp_path, f"{tmp_path} is a folder, not a list of class names"),
+        (tmp_path / "none", f"no list of class names at {tmp_path}/none"),
+        (
+            tmp_path / "latin",
+            f"{tmp_path}/latin is not a readable list of class names: not UTF-8 text (byte 3)",
+        ),
+    ):
+        done = slimdeploy_command(
+            "import", f"{model_file}:build", "--class-names", name, "--size", 16, "-o", tmp_path / "x"
+        )
+        assert (done.exit_code, done.error) == (2, message)
 
 
 def test_weights_that_do_not_fit_name_the_first_keys(

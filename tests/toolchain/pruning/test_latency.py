@@ -116,6 +116,17 @@ def test_the_same_network_is_not_measured_twice() -> None:
         latency.budget_that_measures(lambda _: SPEC, 1.0, lambda _: 99.0)
 
 
+def test_a_network_that_is_faster_in_whole_is_measured_once_and_not_reported(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def plan(budget: float) -> Graph:
+        return another(min(budget, 2.0))
+
+    found = latency.budget_that_measures(plan, 10.0, lambda _: 1.9)
+    assert found.measured_ms == 1.9
+    assert "slowest network" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("device", "why"),
     [

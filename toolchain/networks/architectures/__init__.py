@@ -7,6 +7,8 @@ from slimdeploy.toolchain.networks.architectures.registry import (
     build_graph,
     is_imported,
     read_network,
+    refuse_arguments,
+    source_file,
 )
 from slimdeploy.toolchain.networks.graph import Graph
 
@@ -17,7 +19,9 @@ __all__ = [
     "channel_numbers",
     "is_imported",
     "read_network",
+    "refuse_arguments",
     "resnet",
+    "source_file",
 ]
 
 

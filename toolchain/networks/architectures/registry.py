@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -24,12 +25,24 @@ def is_imported(name: str) -> bool:
     return ":" in name
 
 
+def source_file(name: str) -> Path | None:
+    """The user's file in `FILE.py:FUNCTION`; None for other networks."""
+    path = name.rpartition(":")[0]
+    return Path(path) if path.endswith(".py") else None
+
+
+def refuse_arguments(arch: str | None, arguments: Collection[str]) -> None:
+    """Raises SlimdeployError for `arguments`, which only functions of imported networks have."""
+    if arguments:
+        raise SlimdeployError(f"`arguments` is for imported networks; {arch or DEFAULT} is built in")
+
+
 def build_graph(arch: str | None = None, *, classes: int = 10, **options: Any) -> Graph:
     """The graph of an architecture, by default ResNet-50. Options that are None keep the defaults of the
     architecture. Raises SlimdeployError for unknown names and invalid values.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    name = arch or DEFAULT
+    name = DEFAULT if arch is None else arch
     if name.endswith(".py"):
         raise SlimdeployError(f"`arch` {name}: name the function too, {name}:FUNCTION")
     builder = ARCHITECTURES.find(name)
