@@ -95,13 +95,13 @@ def export(
 
     if output is None:
         raise SlimdeployError("-o/--output is needed: the ONNX file to write")
-    if output.suffix == ENGINE_SUFFIX:
-        raise SlimdeployError(
-            f"--output {output} is the ONNX file: end it in .onnx (--trt writes the engine beside it)"
-        )
     check_machine(job)  # before the work, not after it
     if trt:
         check_engine_output(output, output.with_suffix(ENGINE_SUFFIX), force=force)
+    elif output.suffix == ENGINE_SUFFIX:
+        raise SlimdeployError(
+            f"--output {output} is the ONNX file: end it in .onnx (--trt writes the engine beside it)"
+        )
     exported = export_stage(model, options=options, output=output, data=data, force=force)
     result = engine_stage(exported.onnx, output.with_suffix(ENGINE_SUFFIX), job, force=force)
     rows = [*_onnx_rows(exported), *_engine_rows(result)]
