@@ -104,9 +104,8 @@ def check_declared(options: Any) -> None:
         if value is None:
             continue
         if isinstance(declared.choices, Registry):
-            known = [*declared.also, *declared.choices]
-            if value not in known:
-                raise unknown(declared.choices.kind, value, known)
+            if value not in declared.also and value not in declared.choices:
+                raise unknown(declared.choices.kind, value, [*declared.also, *declared.choices])
         elif declared.choices is not None and value not in declared.choices:
             raise unknown(name.replace("_", " "), value, declared.choices)
         if isinstance(value, int | float) and not isinstance(value, bool):

@@ -86,8 +86,8 @@ def install(
     """
     facts = facts or read_facts()
     allowed = Path(options.allowed_signers) if options.allowed_signers else None
-    if allowed and not allowed.is_file():
-        raise artifacts.missing(allowed, "file of allowed signers")
+    if allowed:
+        signature.check_signers(allowed)
     sha256 = artifacts.sha256_file(path)
     bundle = bundles.read_bundle(path)
     with store.lock():

@@ -37,8 +37,7 @@ def verify(content: bytes, signature: bytes, allowed_signers: Path) -> str:
 
     `allowed_signers` is a file in OpenSSH's format (ssh-keygen(1), ALLOWED SIGNERS).
     """
-    if not allowed_signers.is_file():
-        raise artifacts.missing(allowed_signers, "file of allowed signers")
+    check_signers(allowed_signers)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "signature"
         file.write_bytes(signature)
@@ -53,6 +52,12 @@ def verify(content: bytes, signature: bytes, allowed_signers: Path) -> str:
                 f"the bundle's signature by {principal} is not valid: the bundle was changed"
             )
     return principal
+
+
+def check_signers(path: Path) -> None:
+    """Raises SlimdeployError if there is no file of allowed signers at `path`."""
+    if not path.is_file():
+        raise artifacts.missing(path, "file of allowed signers")
 
 
 def _ssh_keygen(*arguments: str, input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
