@@ -103,4 +103,10 @@ def build_optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.SG
     """SGD with Nesterov momentum; weight decay only on the weights of convolution and linear layers."""
     groups = parameter_groups(network, options.weight_decay)
     momentum = options.momentum
-    return torch.optim.SGD(groups, lr=options.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=options.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+    if momentum > 0:
+        # The fused kernel allocates the momenta in its first step, uninitialised, and never sets them if the
+        # loss scaler skips that step. From zero, the first step that is taken is the same.
+        for parameter in network.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

@@ -116,6 +116,18 @@ def test_an_overflow_leaves_the_optimisers_step_out_but_not_the_penalty() -> Non
         torch.testing.assert_close(parameter.detach(), expected, msg=name)
 
 
+def test_the_momenta_are_zero_after_a_first_step_that_overflowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's fused SGD allocates them in the step that the scaler skips: memory with anything in it."""
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **_: torch.full_like(tensor, math.nan))
+    step = _step(build_network(SPEC, seed=0).train(), replace(OPTIONS, precision="fp32"))
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    step(random_images(8) * 1e4, torch.arange(8) % 3, 0)
+    assert step.scaler.get_scale() == 2.0**126, "it was skipped"
+    momenta = [state["momentum_buffer"] for state in step.optimizer.state.values()]
+    assert momenta
+    assert not any(momentum.any() for momentum in momenta)
+
+
 @pytest.mark.usefixtures("fp16_here")
 def test_a_resumed_run_keeps_its_loss_scale(tmp_path: Path) -> None:
     options: Any = replace(OPTIONS, epochs=3, precision="fp16")
