@@ -28,6 +28,7 @@ from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.pruning.recalibration import recalibrate, shuffled
 from slimdeploy.toolchain.runtime.torch_device import device_for
+from slimdeploy.toolchain.training.batchnorm import end_synchronising
 from slimdeploy.toolchain.training.continuing import as_before, from_weights, was_trained
 from slimdeploy.toolchain.training.distillation import load_teacher
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks
@@ -222,6 +223,7 @@ def trained(
     if teacher and teacher.cache and ranks.main:
         log(str(teacher.cache))
     if options.recalibration_images:
+        end_synchronising(network)  # each process measures all the images
         recalibrate(network, _unaugmented(parts.train, options, preprocessing, device), device=device)
     found = {
         name: evaluate_network(network, images, preprocessing, device=device, ranks=ranks)

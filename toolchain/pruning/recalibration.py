@@ -10,6 +10,7 @@ import torch
 
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.data.feed import Feed, SplitFeed
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
@@ -20,17 +21,26 @@ BATCH_SIZE = 256
 
 @torch.no_grad()
 def recalibrate(network: GraphNetwork, feed: Feed, *, device: str) -> None:
-    """Replace every BN's running mean and variance by the averages over the images of `feed`, in place.
+    """Replace every BN's running mean and variance by those of the batches of `feed`, in place: averages in
+    which each image has the same weight.
 
     Weights, γ, β and training flags are unchanged. A batch must contain a mixture of classes: the variance
-    within one class differs (`shuffled` mixes them).
+    within one class differs (`shuffled` mixes them). Raises SlimdeployError if no batch has two images.
     """
     place(network, device)
+    if not network.batchnorms():
+        return
+    counted = 0
     with _measuring(network), progress_bar("measuring BN statistics", total=feed.images) as advance:
         for batch, _ in feed:
             if len(batch) > 1:  # one image has no variance at 1×1 pixels
+                counted += len(batch)
+                for bn in network.batchnorms():
+                    bn.momentum = len(batch) / counted  # the weight of this batch: the last may be smaller
                 network(batch)
             advance(len(batch))
+        if not counted:
+            raise SlimdeployError("BN statistics need batches of at least two images")
 
 
 def shuffled(images: Split, preprocessing: Preprocessing, *, device: str) -> SplitFeed:
@@ -41,13 +51,12 @@ def shuffled(images: Split, preprocessing: Preprocessing, *, device: str) -> Spl
 
 @contextlib.contextmanager
 def _measuring(network: GraphNetwork) -> Iterator[None]:
-    """Set training mode with a cumulative average in every BN; restore everything except the statistics."""
+    """Set training mode and reset the statistics of every BN; restore everything else at the end."""
     flags = [(module, module.training) for module in network.modules()]
     batchnorms = network.batchnorms()
     momenta = [bn.momentum for bn in batchnorms]
     for bn in batchnorms:
         bn.reset_running_stats()
-        bn.momentum = None  # torch's cumulative average
     network.train()
     try:
         yield

@@ -34,8 +34,8 @@ def out_of_memory(batch_size: int, attempt: Callable[[int], None], *, force: boo
 
 
 def attempt_step(step: TrainingStep, network: GraphNetwork, images: int, *, size: int) -> None:
-    """Allocate the memory of `step` for `images` images of `size`×`size` pixels. The only lasting effect is
-    that the network is in eval mode afterwards, in which BN does not wait for other processes.
+    """Allocate the memory of `step` for `images` images of `size`×`size` pixels. The network is in eval mode
+    afterwards, in which BN does not wait for other processes.
     """
     step.optimizer.zero_grad(set_to_none=True)
     network.eval()

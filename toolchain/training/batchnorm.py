@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.training.distributed import Ranks
+from slimdeploy.toolchain.training.distributed import ALONE, Ranks
 
 
 class SynchronisedBatchNorm(nn.BatchNorm2d):
@@ -24,20 +24,21 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
 
     def __init__(self, batchnorm: nn.BatchNorm2d, ranks: Ranks) -> None:
         super().__init__(batchnorm.num_features, batchnorm.eps, batchnorm.momentum, batchnorm.affine)
-        self._ranks = ranks
+        self.ranks = ranks
         for name, parameter in batchnorm.named_parameters():
             setattr(self, name, parameter)
         for name, buffer in batchnorm.named_buffers():
             setattr(self, name, buffer)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.momentum is None:
-            return super().forward(x)  # recalibration uses the same images in each process
+        if not self.training:
+            return super().forward(x)
         mean, variance, count = self._statistics(x.float())
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
             assert self.num_batches_tracked is not None
+            assert self.momentum is not None
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
@@ -58,11 +59,11 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
         variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
         count = torch.full_like(mean, x.numel() // x.shape[1])
         # Each process fills only its own row: the sum gathers all rows, with a gradient, in one call.
-        rows = torch.zeros(self._ranks.size, 3, len(mean), device=x.device)
+        rows = torch.zeros(self.ranks.size, 3, len(mean), device=x.device)
         rows = rows.index_put(
-            (torch.tensor([self._ranks.rank], device=x.device),), torch.stack([mean, variance, count])[None]
+            (torch.tensor([self.ranks.rank], device=x.device),), torch.stack([mean, variance, count])[None]
         )
-        means, variances, counts = _SumOverRanks.apply(rows, self._ranks).unbind(1)
+        means, variances, counts = _SumOverRanks.apply(rows, self.ranks).unbind(1)
         total = counts.sum(0)
         weights = counts / total
         mean = (weights * means).sum(0)
@@ -92,3 +93,10 @@ def synchronise(network: GraphNetwork, ranks: Ranks) -> None:
         if isinstance(module, nn.BatchNorm2d):
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, SynchronisedBatchNorm(module, ranks))
+
+
+def end_synchronising(network: GraphNetwork) -> None:
+    """Let every BN use the images of its own process, e.g. when all processes have the same images."""
+    for module in network.modules():
+        if isinstance(module, SynchronisedBatchNorm):
+            module.ranks = ALONE

@@ -16,7 +16,9 @@ OF_IMAGES = ("validation", "limit")
 
 
 def as_before(options: TrainOptions, info: ModelInfo, *, given: Collection[str], data: str) -> TrainOptions:
-    """`options`, with those not `given` set as in the last training of the network in `info`, on `data`."""
+    """`options`, with those not `given` set as in the last training of the network in `info`. `data` is the
+    name of the data; empty if it has none.
+    """
     before = _last_training(info)
     values = before.get("options") or {}
     kept = {name: values[name] for name in inherited(given) if name in values}
@@ -48,9 +50,11 @@ def _last_training(info: ModelInfo) -> dict[str, Any]:
 
 
 def _same_data(one: str, other: str) -> bool:
-    """Whether two values of --data name the same source and, where there is a path, the same place."""
+    """Whether two values of --data name the same source and, where there is a path, the same place; false if
+    one is empty.
+    """
     (source, _, path), (other_source, _, other_path) = one.partition(":"), other.partition(":")
-    return source == other_source and os.path.realpath(path) == os.path.realpath(other_path)
+    return source == other_source != "" and os.path.realpath(path) == os.path.realpath(other_path)
 
 
 def _typed(name: str, value: object) -> str:

@@ -25,7 +25,11 @@ from slimdeploy.toolchain.launch import Launch
 from slimdeploy.toolchain.progress import console
 
 JOINING = timedelta(minutes=10)
-"""How long to wait for the other processes: the first one may be decoding the images."""
+"""How long to wait for the other processes to start."""
+DECODING = timedelta(hours=24)
+"""How long they wait for each other later: the first one may be decoding the images. If one dies, torchrun
+stops the others.
+"""
 
 
 class PeerLost(SlimdeployError):
@@ -136,7 +140,7 @@ def _meet(this: Launch, backend: str) -> dist.Store:
     store, rank, size = next(dist.rendezvous("env://", timeout=JOINING))
     # A separate store: after a restart by torchrun the default one would be that of the earlier processes.
     store = dist.PrefixStore(f"slimdeploy-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=DECODING)
     return store
 
 

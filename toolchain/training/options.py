@@ -170,6 +170,8 @@ class TrainOptions:
             raise SlimdeployError(f"`distill` must be a share above 0, up to 1, not {self.distill:g}")
         if self.lr <= 0:
             raise SlimdeployError(f"`lr` must be above 0, not {self.lr:g}")
+        if self.recalibration_images == 1:
+            raise SlimdeployError("`recalibration_images` must be 0 or at least 2, not 1")
 
     @property
     def augmentations(self) -> Augmentation:

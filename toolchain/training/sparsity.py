@@ -213,8 +213,8 @@ def proximal_step(
 def add_subgradient(scales: Sequence[Tensor], strength: float) -> None:
     """Add strength·sign(γ) to the gradient of every γ, in place."""
     if scales and strength > 0:
-        gradients = [s.grad for s in scales if s.grad is not None]
-        torch._foreach_add_(gradients, torch._foreach_sign(list(scales)), alpha=strength)
+        gradients = {s: s.grad for s in scales if s.grad is not None}  # those of frozen layers are None
+        torch._foreach_add_(list(gradients.values()), torch._foreach_sign(list(gradients)), alpha=strength)
 
 
 def zero_share(scales: Sequence[Tensor], *, removed: int = 0) -> float:

@@ -1,4 +1,4 @@
-"""BN statistics measured anew: the plain averages, and nothing else changed."""
+"""BN statistics measured anew: the averages over the images, and nothing else changed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from tiny import PREPROCESSING, random_network, random_split
 from torch import nn
 
 from slimdeploy.toolchain.data.batches import plain_batches
+from slimdeploy.toolchain.data.feed import SplitFeed
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
@@ -24,8 +26,11 @@ def _network() -> GraphNetwork:
 
 @torch.no_grad()
 def _statistics(network: GraphNetwork, order: np.ndarray, batch_size: int) -> dict[str, torch.Tensor]:
-    """Averages over the batches of each one's mean and unbiased variance, as hooks see them when training."""
+    """Averages over the batches of each one's mean and unbiased variance, as hooks see them when training,
+    each image with the same weight.
+    """
     sums: dict[str, list[torch.Tensor]] = {}
+    weights = [len(part) / len(order) for part in np.split(order, range(batch_size, len(order), batch_size))]
     for name, module in network.named_modules():
         if isinstance(module, nn.BatchNorm2d):
 
@@ -38,11 +43,12 @@ def _statistics(network: GraphNetwork, order: np.ndarray, batch_size: int) -> di
     network.train()
     for images, _ in plain_batches(SPLIT.take(order), PREPROCESSING, batch_size=batch_size, device="cpu"):
         network(images)
-    return {name: torch.stack(values).mean(0).float() for name, values in sums.items()}
+    weighed = {name: zip(weights, values, strict=True) for name, values in sums.items()}
+    return {name: sum(w * value for w, value in pairs).float() for name, pairs in weighed.items()}
 
 
-@pytest.mark.parametrize("batch_size", [24, 8])
-def test_statistics_are_the_plain_averages(monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
+@pytest.mark.parametrize("batch_size", [24, 8, 21])  # the last batch has three images of 24
+def test_statistics_are_averages_over_the_images(monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
     monkeypatch.setattr(recalibration, "BATCH_SIZE", batch_size)
     network = _network()
     recalibrate(network, shuffled(SPLIT, PREPROCESSING, device="cpu"), device="cpu")
@@ -60,6 +66,12 @@ def test_a_single_image_left_over_is_left_out(monkeypatch: pytest.MonkeyPatch) -
     recalibrate(network, shuffled(SPLIT, PREPROCESSING, device="cpu"), device="cpu")
     assert int(network.get_submodule("bn1").num_batches_tracked) == 1
     assert all(torch.isfinite(tensor).all() for tensor in network.state_dict().values())
+
+
+def test_batches_of_one_image_are_an_error() -> None:
+    single = SplitFeed(SPLIT, PREPROCESSING, "cpu", batch_size=1)
+    with pytest.raises(SlimdeployError, match=r"^BN statistics need batches of at least two images$"):
+        recalibrate(_network(), single, device="cpu")
 
 
 @pytest.mark.parametrize("fails", [False, True])
