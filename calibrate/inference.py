@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.runtime.preprocess import normalise
@@ -19,7 +20,7 @@ BATCH = 32
 
 
 def file_logits(
-    path: Path, images: np.ndarray, preprocessing: Preprocessing, *, threads: int | None = None
+    path: Path, images: np.ndarray | FileImages, preprocessing: Preprocessing, *, threads: int | None = None
 ) -> np.ndarray:
     """(N, classes) float32 for `images` (N, H, W, 3) uint8, from the model at `path` in the user's
     session.
@@ -62,7 +63,9 @@ class Network:
         return np.concatenate([self.run(batch)[0] for batch in batches(images, preprocessing)])
 
 
-def batches(images: np.ndarray, preprocessing: Preprocessing, size: int = BATCH) -> Iterator[np.ndarray]:
+def batches(
+    images: np.ndarray | FileImages, preprocessing: Preprocessing, size: int = BATCH
+) -> Iterator[np.ndarray]:
     """`images` (N, H, W, 3) uint8 as network input, `size` at a time."""
     for start in range(0, len(images), size):
         yield normalise(images[start : start + size], preprocessing)

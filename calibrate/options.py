@@ -38,11 +38,13 @@ def calibration_data(
     test_images: int | None = None,
     of_training: bool = False,
 ) -> CalibrationData:
-    """Class-balanced parts of `dataset`, which has the model's preprocessing; None: all test images."""
+    """Class-balanced parts of `dataset`, which has the model's preprocessing; None: all test images. Parts
+    that are used repeatedly are read into memory.
+    """
     seen, held_out = dataset.held_out(HELD_OUT)
     return CalibrationData(
-        ranges=balanced_subset(seen, images),
-        selection=balanced_subset(held_out, selection_images),
+        ranges=balanced_subset(seen, images).in_memory(),
+        selection=balanced_subset(held_out, selection_images).in_memory(),
         test=balanced_subset(dataset.test, test_images),
         preprocessing=dataset.preprocessing,
         of_training=of_training,

@@ -34,6 +34,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def in_memory(self) -> Split:
+        """The same images in memory."""
+        return Split(self.images, self.labels)
+
     def take(self, indices: np.ndarray) -> Split:
         """The images at `indices`, in that order."""
         return Split(self.stored.take(indices, 0), self.labels[indices])
@@ -50,6 +54,8 @@ class Dataset:
     test: Split
     preprocessing: Preprocessing
     validation: Split | None = None
+    contents: Callable[[], str] | None = None
+    """Hash of the files that the images are decoded from; None: the images themselves are hashed."""
 
     def held_out(self, share: float, *, limit: int | None = None) -> tuple[Split, Split]:
         """Training and validation images: the data's own validation split, or else `share` of the training
@@ -59,15 +65,15 @@ class Dataset:
         return (train, self.validation) if self.validation else split_validation(train, share)
 
     def digest(self) -> str:
-        """Hash of the class names, images and labels; for images in files, of their paths, sizes and
-        times.
+        """Hash of the class names, images and labels: the same wherever the files are, and whether or not the
+        images are streamed.
         """
         found = hashlib.sha256(json.dumps(self.class_names).encode())
+        if self.contents:
+            found.update(f"{self.preprocessing.geometry.key} {self.contents()}".encode())
         for split in (self.train, self.test, *([self.validation] if self.validation else [])):
-            images = split.stored
-            found.update(
-                images.fingerprint().encode() if isinstance(images, FileImages) else images.tobytes()
-            )
+            if not self.contents:
+                found.update(split.images.tobytes())
             found.update(split.labels.tobytes())
         return found.hexdigest()
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from slimdeploy.toolchain.launch import launch
+
 MEMORY_SHARE = 0.5
 """Share of the free memory that decoded images may take; larger sets are streamed by default."""
 
@@ -61,9 +63,10 @@ class FileImages:
 
 
 def fits_in_memory(images: int, size: int) -> bool:
-    """Whether `count` decoded images of `size`×`size` pixels fit in MEMORY_SHARE of the free memory."""
+    """Whether `images` decoded images of `size`×`size` pixels fit in MEMORY_SHARE of the free memory."""
     free = _free_bytes()
-    return free is None or images * size * size * 3 <= MEMORY_SHARE * free
+    needed = images * size * size * 3 * launch().local_size  # each process of torchrun holds all images
+    return free is None or needed <= MEMORY_SHARE * free
 
 
 def _free_bytes() -> int | None:

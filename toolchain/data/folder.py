@@ -6,11 +6,14 @@ import collections
 import functools
 import hashlib
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data import cache
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.data.decoding import (
@@ -25,15 +28,15 @@ from slimdeploy.toolchain.data.files import FileImages, fits_in_memory
 from slimdeploy.toolchain.data.listing import Files, Listing, list_images
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.preprocessing import Geometry
-from slimdeploy.toolchain.progress import log
+from slimdeploy.toolchain.progress import log, progress_bar
 
 _FIRST = "train-images"
 
 
 def read_folder(
     root: str, *, geometry: Geometry | None, stream: bool | None = None, skip_unreadable: bool = False
-) -> tuple[tuple[str, ...], dict[str, Split]]:
-    """Class names and splits of what `list_images` finds in `root`.
+) -> tuple[tuple[str, ...], dict[str, Split], Callable[[], str]]:
+    """Class names and splits of what `list_images` finds in `root`, and a function that hashes all files.
 
     Images are decoded to RGB, then resized and cropped by `geometry`. Without it, all must be square and of
     the same size. They are decoded at once and cached; with `stream`, or if they don't fit in memory, they
@@ -51,7 +54,22 @@ def read_folder(
         count = sum(map(len, listing.splits.values()))
         stream = not fits_in_memory(count, geometry.size if geometry else _own_side(entry, listing))
     splits = _in_files(listing, geometry) if stream else _in_memory(listing, entry, geometry)
-    return listing.class_names, splits
+
+    def contents() -> str:
+        return cache.remembered("contents", name, lambda: _hash_of(listing), _text)
+
+    return listing.class_names, splits, contents
+
+
+def _hash_of(listing: Listing) -> str:
+    """Hash of the bytes of all files, in order. It doesn't depend on their paths and times."""
+    paths = [path for files in listing.splits.values() for path in files.paths]
+    found = hashlib.blake2b(digest_size=16)
+    with ThreadPoolExecutor() as pool, progress_bar("hashing images", total=len(paths)) as advance:
+        for content in pool.map(_content, paths):
+            found.update(content.encode())
+            advance(1)
+    return found.hexdigest()
 
 
 def _without_unreadable(root: str, listing: Listing, name: str) -> Listing:
@@ -75,6 +93,12 @@ def _in_memory(listing: Listing, entry: Path, geometry: Geometry | None) -> dict
         arrays = _decode(listing, geometry)
         cache.save_arrays(entry, arrays)
     return {split: Split(arrays[f"{split}-images"], files.labels) for split, files in listing.splits.items()}
+
+
+def _text(document: Any) -> str:
+    if not isinstance(document, str):
+        raise ValueError
+    return document
 
 
 def _texts(document: Any) -> dict[str, str]:
@@ -115,7 +139,7 @@ def _shape(listing: Listing, geometry: Geometry | None) -> tuple[int, ...]:
 
 def _entry(name: str, geometry: Geometry | None) -> Path:
     """The cache entry of the decoded images. Images that have the requested size already share one entry."""
-    images = cache.root() / "images"
+    images = artifacts.cache_folder("images")
     own = images / f"{name}-own"
     if geometry is None:
         return own
@@ -158,4 +182,8 @@ def find_twins(splits: dict[str, Files]) -> list[tuple[str, str]]:
 
 
 def _content(path: str) -> str:
-    return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+    """Hash of a file's bytes; empty if it can't be read, which is an error where it is decoded."""
+    try:
+        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+    except OSError:
+        return ""

@@ -65,7 +65,7 @@ def folder(argument: str, options: DataOptions) -> Dataset:
     """The user's images, in folders of classes or listed in tables; see `listing.list_images`."""
     if not argument:
         raise SlimdeployError("folder needs a path: `data` folder:PATH")
-    class_names, splits = read_folder(
+    class_names, splits, contents = read_folder(
         argument,
         geometry=options.geometry,
         stream=options.stream,
@@ -73,7 +73,7 @@ def folder(argument: str, options: DataOptions) -> Dataset:
     )
     train = splits["train"]
     preprocessing = options.completed(train.stored.shape[1], lambda: _remembered(train.stored))
-    return Dataset(class_names, train, splits["test"], preprocessing, splits.get("val"))
+    return Dataset(class_names, train, splits["test"], preprocessing, splits.get("val"), contents)
 
 
 def statistics(images: np.ndarray | FileImages) -> tuple[Triple, Triple]:

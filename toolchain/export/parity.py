@@ -31,7 +31,7 @@ class Parity:
 def normalised(images: Split, preprocessing: Preprocessing) -> Iterator[np.ndarray]:
     """Batches of `images`, (N, 3, H, W) float32."""
     for start in range(0, len(images), BATCH_SIZE):
-        yield normalise(images.images[start : start + BATCH_SIZE], preprocessing)
+        yield normalise(images.stored[start : start + BATCH_SIZE], preprocessing)
 
 
 def compare(network: GraphNetwork, model: Path, batches: Iterable[np.ndarray]) -> Parity:

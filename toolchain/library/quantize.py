@@ -181,7 +181,7 @@ def _measure(
     """Time the file in the form in which it will be written, beside the float file, in the user's
     sessions.
     """
-    images, threads = data.test.images, options.threads
+    images, threads = data.test.stored, options.threads
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "quantised.onnx"
         written.write_bytes(made.SerializeToString())
@@ -245,7 +245,7 @@ def _check_data(source: Classifier, data: CalibrationData, options: CalibrateOpt
         if not len(part.labels):
             raise SlimdeployError(f"no images to {what} with")
         _, height, width = source.image_shape
-        given_height, given_width = part.images.shape[1:3]
+        given_height, given_width = part.stored.shape[1:3]
         if (given_height, given_width) != (height, width):
             raise SlimdeployError(
                 f"the images are {given_width}×{given_height}, but {model} takes {width}×{height}"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from slimdeploy.toolchain import artifacts
-from slimdeploy.toolchain.data.dataset import Dataset
 from slimdeploy.toolchain.deploy.package import package
 from slimdeploy.toolchain.export.options import ExportOptions
 from slimdeploy.toolchain.models.named_networks import parse_arguments
@@ -29,7 +28,8 @@ class Job:
     """A recipe, its folder, and the machine that runs it."""
 
     recipe: Recipe
-    dataset: Dataset
+    images: str
+    """Hash of the images: each stage loads them itself."""
     folder: Path
     device: str
     threads: int | None
@@ -42,7 +42,7 @@ class Job:
 
     def data(self) -> list[Any]:
         """The inputs of a stage that reads images."""
-        return [self.recipe.data.to_json(), self.dataset.digest()]
+        return [self.recipe.data.to_json(), self.images]
 
 
 def plan(job: Job) -> list[Stage]:

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from slimdeploy.toolchain import artifacts, locks
-from slimdeploy.toolchain.data.dataset import Dataset
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.pipeline.plan import Job, plan
@@ -66,8 +65,7 @@ def run_recipe(
 
     Raises SlimdeployError like the stages.
     """
-    dataset = _checked_data(recipe)
-    stages = plan(Job(recipe, dataset, folder, device, threads))
+    stages = plan(Job(recipe, _checked_data(recipe), folder, device, threads))
     repeated = _from(repeat_from, stages) if repeat_from else []
     with _record(folder, around, held) as record:
         record.check(stages)
@@ -91,10 +89,8 @@ def run_original(
     """Run only the stages that don't depend on pruning: sparse training, and the export of the unpruned
     network.
     """
-    dataset = _checked_data(recipe)
-    stages = [
-        stage for stage in plan(Job(recipe, dataset, folder, device, threads)) if stage.name in ORIGINAL_FILES
-    ]
+    job = Job(recipe, _checked_data(recipe), folder, device, threads)
+    stages = [stage for stage in plan(job) if stage.name in ORIGINAL_FILES]
     with _record(folder, around, held) as record:
         record.check(stages)
         for stage in stages:
@@ -124,9 +120,9 @@ def _from(command: str, stages: list[Stage]) -> list[str]:
     return [stage.name for stage in stages[first:]]
 
 
-def _checked_data(recipe: Recipe) -> Dataset:
-    """The data of `recipe`. Raises SlimdeployError for a missing teacher or weights file, unreadable data,
-    and a pruning target out of reach.
+def _checked_data(recipe: Recipe) -> str:
+    """The hash of the data of `recipe`. Raises SlimdeployError for a missing teacher or weights file,
+    unreadable data, and a pruning target out of reach.
     """
     for options in (recipe.train, recipe.finetune):
         if options.teacher not in (None, TRAINED) and not Path(options.teacher).is_file():
@@ -135,7 +131,7 @@ def _checked_data(recipe: Recipe) -> Dataset:
     size = dataset.preprocessing.size
     for target in (recipe.prune, *map(recipe.prune.at_ratio, recipe.compare_ratios)):
         check_reachable(graph, target, size)
-    return dataset
+    return dataset.digest()
 
 
 @contextmanager

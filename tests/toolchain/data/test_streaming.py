@@ -195,6 +195,9 @@ def test_a_changed_file_repeats_the_stages_of_a_run(tmp_path: Path) -> None:
     folder = write_image_folder(tmp_path / "images", train=3, test=2)
     first = _load(folder, stream=True).digest()
     assert _load(folder, stream=True).digest() == first
+    assert _load(folder, stream=False).digest() == first, "free memory may change between two runs"
+    copied = shutil.copytree(folder, tmp_path / "copied", copy_function=shutil.copyfile)
+    assert _load(copied, stream=True).digest() == first, "another path and other times"
     shutil.copy(*sorted((folder / "test/red").iterdir()))
     assert _load(folder, stream=True).digest() != first
 
