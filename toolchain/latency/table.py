@@ -18,6 +18,7 @@ import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import results
+from slimdeploy.toolchain.measure.process_memory import MB, WEIGHT_BYTES
 from slimdeploy.toolchain.networks.cost import round_up
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import Layer, priced_layers
@@ -27,7 +28,6 @@ TERMS = ("launch", "input", "output", "product", "blocks", "streaming")
 """The factors of the coefficients of a shape: see `terms`."""
 BLOCK = 4
 """Kernels compute several vectors of output channels at a time (onnxruntime up to 4); the rest is padding."""
-WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
 def shape_of(conv: Layer) -> str:
@@ -67,7 +67,7 @@ def streamed_share(weights_mb: Any, cache_mb: float | None) -> Any:
 
 def weights_mb(convs: Iterable[Layer], device: dict[str, Any]) -> float:
     """Size of the convolution weights in MB (2^20 bytes), in the precision of a table's `device`."""
-    return sum(conv.weights for conv in convs) * WEIGHT_BYTES[precision_of(device)] / 2**20
+    return sum(conv.weights for conv in convs) * WEIGHT_BYTES[precision_of(device)] / MB
 
 
 def precision_of(device: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from slimdeploy.toolchain.measure import accuracy, conditions, results, rows
 from slimdeploy.toolchain.measure.labelled_images import Images, LoadImages, images_for
 from slimdeploy.toolchain.measure.nvml import Nvml, find_nvml
 from slimdeploy.toolchain.measure.options import MeasureOptions, TimingOptions
-from slimdeploy.toolchain.measure.power import Meter, Sensor, find_sensor
+from slimdeploy.toolchain.measure.power import Meter, Sensor, SensorError, find_sensor
 from slimdeploy.toolchain.measure.process import Worker, launched, settle
 from slimdeploy.toolchain.measure.rows import Measured
 from slimdeploy.toolchain.measure.subjects import Subject, baseline_of, unique
@@ -84,7 +84,7 @@ def measure(
     during = conditions.during([one.timing.others for found in measured.values() for one in found])
     if around.nvml:
         machine["gpu"] = around.nvml.machine()
-    if around.sensor is None:
+    if not all(row["power"] for row in all_rows):
         missing.append("power")
     return results.document(
         "bench",
@@ -120,7 +120,7 @@ def _measure_batch(
             yield workers
 
     found: list[Measured] = []
-    meter = _meter(around)
+    meter = _meter(around, progress)
 
     def last(workers: list[Worker]) -> None:
         found.extend(_alone(worker, workers, options, around, progress) for worker in workers)
@@ -129,7 +129,8 @@ def _measure_batch(
                 settle(workers)
                 progress(f"power of {worker.label}")
                 seconds = min(POWER_S, options.seconds)
-                one.power = meter.figures(worker, batch=batch, seconds=seconds)
+                with _sensor_may_fail(progress):
+                    one.power = meter.figures(worker, batch=batch, seconds=seconds)
             if evaluate:
                 one.evaluation = _evaluation(worker, batch, around.images, progress)
 
@@ -182,12 +183,23 @@ def _data(worker: Worker, load: LoadImages | None) -> Images | None:
     return images_for(opened.preprocessing, opened.class_names, worker.label, load)
 
 
-def _meter(around: Surroundings) -> Meter | None:
+def _meter(around: Surroundings, progress: Callable[[str], None]) -> Meter | None:
     if around.sensor is None:
         return None
     meter = Meter(around.sensor)
-    meter.measure_idle()  # before any model is loaded
-    return meter
+    with _sensor_may_fail(progress):
+        meter.measure_idle()  # before any model is loaded
+        return meter
+    return None
+
+
+@contextlib.contextmanager
+def _sensor_may_fail(progress: Callable[[str], None]) -> Iterator[None]:
+    """Go on without the power that the block would have measured, if the sensor fails."""
+    try:
+        yield
+    except SensorError as error:
+        progress(f"no power: {error}")
 
 
 def _state(nvml: Nvml | None) -> dict[str, Any]:

@@ -4,9 +4,10 @@ useful.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-MB = 2**20
+from slimdeploy.toolchain.measure.process_memory import MB
 
 # NVML's bits for clocks reduced by heat or power (nvml.h, nvmlClocksThrottleReasons).
 SLOWED_BY = {
@@ -21,10 +22,14 @@ SLOWED_BY = {
 class Nvml:
     """One GPU through `pynvml` (package nvidia-ml-py), or a compatible module."""
 
-    def __init__(self, pynvml: Any, index: int = 0) -> None:
+    def __init__(self, pynvml: Any, device: str = "0") -> None:
+        """`device`: an index or a UUID, as in CUDA_VISIBLE_DEVICES."""
         self._nvml = pynvml
         pynvml.nvmlInit()
-        self._device = pynvml.nvmlDeviceGetHandleByIndex(index)
+        if device.isdecimal():
+            self._device = pynvml.nvmlDeviceGetHandleByIndex(int(device))
+        else:
+            self._device = pynvml.nvmlDeviceGetHandleByUUID(device)
         self.name = f"NVML {self._ask('nvmlDeviceGetName')}"
 
     def has_power(self) -> bool:
@@ -67,12 +72,15 @@ class Nvml:
 
 
 def find_nvml() -> Nvml | None:
-    """The first NVIDIA GPU; None without pynvml, driver or GPU."""
+    """The first GPU that CUDA uses: NVML itself ignores CUDA_VISIBLE_DEVICES. None without pynvml, driver or
+    GPU. With GPUs of several kinds, indices are those of CUDA only if CUDA_DEVICE_ORDER is PCI_BUS_ID.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     try:
         import pynvml
     except ModuleNotFoundError:
         return None
     try:
-        return Nvml(pynvml)
+        return Nvml(pynvml, first)
     except pynvml.NVMLError:
         return None

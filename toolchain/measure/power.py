@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -32,6 +33,10 @@ TOTAL_RAILS = ("VDD_IN", "POM_5V_IN")
 # connected to the 5 V input is included in it. (Jetson Linux Developer Guide, AGX Orin, power monitors; Linux
 # tegra234-p3701.dtsi; rbonghi/jetson_stats, issue 344 and total_power.)
 BEHIND_ANOTHER_RAIL = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
+
+
+class SensorError(Exception):
+    """The sensor failed while it was read."""
 
 
 class Sensor(Protocol):
@@ -71,7 +76,7 @@ def find_sensor(root: Path = ROOT, nvml: Nvml | None = None) -> Sensor | None:
 
 @dataclass
 class Meter:
-    """Samples `sensor` while a model runs."""
+    """Samples `sensor` while a model runs. Raises SensorError if it can't be read."""
 
     sensor: Sensor
     idle_watts: float = 0.0
@@ -97,17 +102,21 @@ class Meter:
 
     def _watts_during(self, work: Callable[[], T]) -> tuple[T, float]:
         """The result of `work`, and the mean W meanwhile."""
-        done, taken = threading.Event(), [self.sensor.watts()]
+        done = threading.Event()
 
-        def sample() -> None:
+        def sample() -> list[float]:
+            taken = [self.sensor.watts()]
             while not done.wait(SAMPLE_S):
                 taken.append(self.sensor.watts())
+            return taken
 
-        thread = threading.Thread(target=sample)
-        thread.start()
-        try:
-            result = work()
-        finally:
-            done.set()
-            thread.join()
-        return result, float(np.mean(taken))
+        with ThreadPoolExecutor(1) as pool:
+            sampling = pool.submit(sample)
+            try:
+                result = work()
+            finally:
+                done.set()
+            try:
+                return result, float(np.mean(sampling.result()))
+            except Exception as error:  # OSError of a file in sysfs, or NVML's own
+                raise SensorError(f"{self.sensor.name} can't be read: {error}") from error

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from slimdeploy.toolchain.measure.bench import Surroundings, measure
-from slimdeploy.toolchain.measure.nvml import Nvml
+from slimdeploy.toolchain.measure.nvml import Nvml, find_nvml
 from slimdeploy.toolchain.measure.options import MeasureOptions
 from slimdeploy.toolchain.measure.power import Meter, find_sensor
 
@@ -42,8 +43,13 @@ class FakeNvml:
     def nvmlDeviceGetHandleByIndex(self, index):
         return f"gpu{index}"
 
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        if uuid != "GPU-1234":
+            raise NVMLError(uuid)
+        return uuid
+
     def nvmlDeviceGetName(self, device):
-        return "Fake GPU"
+        return {"gpu0": "Fake GPU"}.get(device, f"Fake {device}")
 
     def nvmlSystemGetDriverVersion(self):
         return "580.1"
@@ -139,6 +145,20 @@ def test_nvml_tells_its_state_and_leaves_out_what_it_cannot():
     assert lacking.state() == {"sm_mhz": 1500, "memory_mhz": 9000}
 
 
+@pytest.mark.parametrize(
+    ("visible", "name"),
+    [(None, "Fake GPU"), ("1,0", "Fake gpu1"), ("GPU-1234", "Fake GPU-1234"), ("", None), ("MIG-1", None)],
+)
+def test_nvml_describes_the_gpu_that_cuda_uses(monkeypatch, visible, name):
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = find_nvml()
+    assert (found.machine()["name"] if found else None) == name
+
+
 def test_device_memory_is_that_of_the_process():
     gpu = Nvml(FakeNvml())
     assert gpu.used_mb(7) == 300
@@ -151,6 +171,29 @@ class Constant:
 
     def watts(self) -> float:
         return 60.0
+
+
+class Failing(Constant):
+    """The third reading fails."""
+
+    readings = 0
+
+    def watts(self) -> float:
+        self.readings += 1
+        if self.readings == 3:
+            raise OSError("Input/output error")
+        return 60.0
+
+
+def test_a_sensor_that_fails_gives_no_power(capfd):
+    options = MeasureOptions(batches=(2,), seconds=0.1, ci=0.9, launches=2, warm_up_floor_s=0.03)
+    said = []
+    around = Surroundings(sensor=Failing(), progress=said.append)
+    result = measure([fake_sessions.fake("m", sleeps_ms=(5,))], options, around)
+    assert result["rows"][0]["power"] is None
+    assert "power" in result["conditions"]["missing"]
+    assert any("no power: a lamp can't be read: Input/output error" in line for line in said)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 class Running:
