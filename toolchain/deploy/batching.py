@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slimdeploy.toolchain.errors import SlimdeployError
+
 Compute = Callable[[np.ndarray], np.ndarray]
 """(N, size, size, 3) uint8 → (N, classes) logits. Called in one thread only."""
 
@@ -70,6 +72,13 @@ class _Waiting:
     image: np.ndarray
     arrived: float
     answer: asyncio.Future[Answer]
+
+
+class ModelError(Exception):
+    """The model failed to compute a batch; the message is that of the runtime."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error) if isinstance(error, SlimdeployError) else repr(error))
 
 
 class Batcher:
@@ -137,7 +146,9 @@ class Batcher:
             raise self._overloaded()
 
     async def answer(self, image: np.ndarray, arrived: float) -> Answer:
-        """The logits of a (size, size, 3) uint8 image; raises OverloadedError if it would be too late."""
+        """The logits of a (size, size, 3) uint8 image; raises OverloadedError if it would be too late, and
+        ModelError if the model fails.
+        """
         if self._closed:
             raise ClosedError
         waiting = _Waiting(image, arrived, asyncio.get_running_loop().create_future())
@@ -208,15 +219,17 @@ class Batcher:
         return batch, False
 
     async def _answer(self, ready: list[_Waiting]) -> None:
-        images = np.stack([waiting.image for waiting in ready])
         started = time.monotonic()
         try:
+            images = np.stack([waiting.image for waiting in ready])
             loop = asyncio.get_running_loop()
             logits, computed = await loop.run_in_executor(self._executor, self._timed, images)
+            if len(logits) != len(ready):
+                raise ValueError(f"the model returned {len(logits)} rows for {len(ready)} images")
         except Exception as error:  # any error of the runtime: these requests fail, the next ones are tried
             for waiting in ready:
                 if not waiting.answer.done():
-                    waiting.answer.set_exception(error)
+                    waiting.answer.set_exception(ModelError(error))
             return
         self._learn(time.monotonic() - started)
         self._computed_s.append(computed)

@@ -22,7 +22,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from slimdeploy.toolchain.deploy.batching import Batcher, BatchOptions, ClosedError, OverloadedError
+from slimdeploy.toolchain.deploy.batching import (
+    Batcher,
+    BatchOptions,
+    ClosedError,
+    ModelError,
+    OverloadedError,
+)
 from slimdeploy.toolchain.deploy.images import ImageLimits, decode_image
 from slimdeploy.toolchain.deploy.lag import LoopLag
 from slimdeploy.toolchain.deploy.metrics import Metrics
@@ -152,6 +158,8 @@ class Service:
                     answer = await batcher.answer(image, arrived)
         except SlimdeployError as error:
             raise HTTPException(400, str(error)) from error
+        except ModelError as error:
+            raise HTTPException(500, f"the model failed: {error}") from error
         except OverloadedError:
             raise HTTPException(503, "overloaded: try again later", {"Retry-After": "1"}) from None
         except ClosedError:

@@ -121,7 +121,12 @@ async def _follow(
             continue
         asked.clear()
         tried = name or tried
-        await _reload(source, service, registration, tried, say)
+        try:
+            await _reload(source, service, registration, tried, say)
+        except Exception as error:  # e.g. standard error is closed: the next deployment is followed anyway
+            service.metrics.reloads.labels("failed").inc()
+            with contextlib.suppress(OSError):
+                say(f"error while the model was changed: {error!r}")
 
 
 async def _reload(
@@ -134,11 +139,11 @@ async def _reload(
         service.metrics.reloads.labels("failed").inc()
         if registration:
             registration.tell(service.served.name, failed={name: reason})
-        say(f"serves {service.served.name} on: {reason}")
+        say(f"could not open {name}: {reason}; still serving {service.served.name}")
         return
     before = await service.switch(fresh)
     service.metrics.reloads.labels("done").inc()
     if registration:
         registration.tell(fresh.name)
-    say(f"serves {fresh.name} now, {fresh.session.precision} on {fresh.session.backend}")
     await asyncio.to_thread(close, before)
+    say(f"serves {fresh.name} now, {fresh.session.precision} on {fresh.session.backend}")

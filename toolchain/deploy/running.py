@@ -20,7 +20,7 @@ from typing import Any
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.locks import exclusive, is_held
+from slimdeploy.toolchain.locks import exclusive, is_held, lock_file
 
 WAIT_S = 30.0
 """Maximum time that a deploy waits for servers to switch, in seconds."""
@@ -70,6 +70,7 @@ class Registration:
         for path in self._path.parent.glob("*.json"):
             if not is_held(path):
                 path.unlink(missing_ok=True)
+                lock_file(path).unlink(missing_ok=True)
 
 
 def wait_for_servers(root: Path, version: str, *, limit_s: float = WAIT_S) -> list[ServerState]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from slimdeploy.tests.toolchain.deploy.slow_batches import Slow, image, run, until
-from slimdeploy.toolchain.deploy.batching import Batcher, BatchOptions, ClosedError
+from slimdeploy.toolchain.deploy.batching import Batcher, BatchOptions, ClosedError, ModelError
 
 
 def test_everybody_gets_their_own_answer():
@@ -73,10 +73,13 @@ def test_computation_that_fails_fails_its_own_images_only():
         calls.append(len(images))
         if len(calls) == 1:
             raise RuntimeError("out of memory")
-        return images[:, 0, 0, :1].astype(np.float32)
+        rows = images[:, 0, 0, :1].astype(np.float32)
+        return np.concatenate([rows, rows]) if len(calls) == 2 else rows
 
     async def scenario(batcher, ask):
-        with pytest.raises(RuntimeError, match="out of memory"):
+        with pytest.raises(ModelError, match=r"^RuntimeError\('out of memory'\)$"):
+            await ask(1)
+        with pytest.raises(ModelError, match="2 rows for 1 images"):
             await ask(1)
         assert int((await ask(2)).logits[0]) == 2
 

@@ -104,7 +104,8 @@ def test_version_that_cannot_be_opened_leaves_the_old_one_serving(store, other_b
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=30)
     first, second = said.splitlines()
-    assert "serves 0001-net on: " in first
+    assert "could not open 0002-bad: " in first
+    assert first.endswith("; still serving 0001-net")
     assert "serves 0003-other now" in second
 
 
