@@ -9,7 +9,13 @@ from typing import Any
 
 from slimdeploy.toolchain.preprocessing import Preprocessing, triple
 from slimdeploy.toolchain.preprocessing_options import PRESETS
+from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.torchvision import import_torchvision
+
+TRANSFORMING, TRANSFORM = ("googlenet", "inception_v3"), "transform_input"
+"""Networks that were trained with another normalisation and convert the images in their forward pass, if built
+with this argument.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,15 @@ class PublishedWeights:
         geometry, statistics = self.preprocessing.geometry, (self.preprocessing.mean, self.preprocessing.std)
         presets = [n for n, p in PRESETS.items() if (p.geometry, (p.mean, p.std)) == (geometry, statistics)]
         return f"{self.name} (--preprocessing {presets[0]})" if presets else self.name
+
+
+def tell_of_transform(name: str, arguments: Mapping[str, Any]) -> None:
+    """Log that weights for the network `name` may need an argument: a state dict doesn't contain it."""
+    if name.removeprefix("torchvision:") in TRANSFORMING and TRANSFORM not in arguments:
+        log(
+            f"{name} is built without {TRANSFORM}: if the weights were fine-tuned from torchvision's, add "
+            f"`arg` {TRANSFORM}=true"
+        )
 
 
 def published_weights(model: str, sha256: str) -> PublishedWeights | None:
@@ -51,6 +66,5 @@ def _published(model: str, weights: Enum) -> PublishedWeights:
         resize=transforms.resize_size[0],
         interpolation=transforms.interpolation.value,
     )
-    # These two were trained with another normalisation, and convert the images in their forward pass.
-    arguments = {"transform_input": True} if model in ("googlenet", "inception_v3") else {}
+    arguments = {TRANSFORM: True} if model in TRANSFORMING else {}
     return PublishedWeights(str(weights), preprocessing, tuple(described.meta["categories"]), arguments)

@@ -93,7 +93,7 @@ def training_output(written: Written[TrainResult]) -> Output:
         ("test loss", f"{result.loss['test']:.4f}"),
         ("γ exactly zero", percent(result.zero_share)),
         *_removed_rows(result),
-        ("training speed", f"{result.images_per_second:,.0f} images/s"),
+        *([("training speed", f"{result.images_per_second:,.0f} images/s")] if result.epochs else []),
         ("time", f"{result.seconds:.0f} s"),
     ]
     return Output(written.to_json(), facts_table(rows))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from slimdeploy.toolchain.data.tables import TABLE_ENDINGS, read_tables
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.images import HEIF_ENDINGS, endings, formats, is_hidden
+from slimdeploy.toolchain.models.model_info import class_name
 from slimdeploy.toolchain.progress import log
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -138,20 +138,22 @@ def _list_classes(folder: Path, left_out: collections.Counter[str]) -> dict[str,
         left_out.update(own)
         if not found[name]:
             beside = f"; skipped: {_counted(own)}" if own else ""
-            raise SlimdeployError(f"{entry.path} contains no images ({', '.join(formats())}){beside}")
+            raise SlimdeployError(
+                f"{entry.path} contains no images ({', '.join(formats())}){beside}: remove the folder"
+            )
     if not found:
         raise SlimdeployError(f"{folder} is empty: expected one folder for each class")
     return found
 
 
 def _class_name(entry: os.DirEntry[str]) -> str:
-    """The folder name in normalised Unicode: file systems store accents in two forms."""
+    """The class that the folder is named after."""
     try:
         entry.name.encode()
     except UnicodeEncodeError:
         shown = os.fsencode(entry.path).decode(errors="backslashreplace")
         raise SlimdeployError(f"{shown}: the name of a class must be UTF-8: rename the folder") from None
-    return unicodedata.normalize("NFC", entry.name).strip()
+    return class_name(entry.name)
 
 
 def _walk(folder: str, left_out: collections.Counter[str], above: set[tuple[int, int]]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -39,9 +40,14 @@ def unknown_class_names(classes: int) -> tuple[str, ...]:
     return tuple(f"class {i}" for i in range(classes))
 
 
+def class_name(text: str) -> str:
+    """A class name in normalised Unicode: file systems and editors store accents in two forms."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
 def check_class_names(data: str, names: Sequence[str], model: str, own: Sequence[str]) -> None:
     """Raises SlimdeployError if the class names of `data` aren't those of `model`."""
-    if tuple(names) == tuple(own):
+    if [class_name(name) for name in names] == [class_name(name) for name in own]:
         return
     unnamed = tuple(own) == unknown_class_names(len(names))
     raise SlimdeployError(

@@ -57,7 +57,7 @@ def _conv(at: Importer, node: fx.Node) -> str:
         padding = [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
     elif isinstance(padding, str):
         if padding != "valid":
-            raise at.refused(node, f"padding {padding!r} isn't supported")
+            raise at.refused(node, "padding 'same' with an even kernel isn't supported")
         padding = [0, 0]
     bias = argument(node, 2, None) is not None
     channels = {"in": per_group * groups, "out": out}
@@ -69,7 +69,9 @@ def _conv(at: Importer, node: fx.Node) -> str:
 
 def _batch_norm(at: Importer, node: fx.Node) -> str:
     if argument(node, 3, None) is None:
-        raise at.refused(node, "batch_norm without running statistics isn't supported")
+        raise at.refused(
+            node, "batch_norm without running statistics (track_running_stats=False) isn't supported"
+        )
     vector = {"vector": True} if len(shape_of(node)) == 2 else {}
     return at.add(
         node, "batchnorm", at.value(node, 0), name=at.module_of(node, 3, "running_mean"),

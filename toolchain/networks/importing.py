@@ -121,8 +121,11 @@ def _logits(module: nn.Module, images: Tensor) -> Tensor:
             f"the module doesn't accept images {tuple(images.shape)}: {_first_line(error)}"
         ) from error
     if not isinstance(found, Tensor):
-        count = f"{len(found)} outputs" if isinstance(found, tuple | list | dict) else type(found).__name__
-        raise SlimdeployError(f"the module returns {count}; expected one tensor of logits")
+        if isinstance(found, dict):
+            given = f"a dict ({', '.join(map(str, found))})"
+        else:
+            given = f"{len(found)} outputs" if isinstance(found, tuple | list) else type(found).__name__
+        raise SlimdeployError(f"the module returns {given}; expected one tensor of logits")
     if found.dim() != 2:
         raise SlimdeployError(f"the module returns {tuple(found.shape)}; expected (N, classes) logits")
     return found

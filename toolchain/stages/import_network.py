@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import save_checkpoint
-from slimdeploy.toolchain.models.model_info import ModelInfo, unknown_class_names
+from slimdeploy.toolchain.models.model_info import ModelInfo, class_name, unknown_class_names
 from slimdeploy.toolchain.models.named_networks import imported_network
 from slimdeploy.toolchain.networks.architectures import ARCHITECTURES, is_imported, source_file
 from slimdeploy.toolchain.networks.cost import network_cost
@@ -18,7 +19,7 @@ from slimdeploy.toolchain.paths import InputPath, OutputPath, check_apart
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from slimdeploy.toolchain.preprocessing_options import PreprocessingOptions
 from slimdeploy.toolchain.progress import log
-from slimdeploy.toolchain.published_weights import PublishedWeights, published_weights
+from slimdeploy.toolchain.published_weights import PublishedWeights, published_weights, tell_of_transform
 from slimdeploy.toolchain.training.pretrained import read_tensors
 
 DEFAULT_PREPROCESSING = Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD)
@@ -75,14 +76,17 @@ def import_stage(
             else f"{name!r} is no network (a file of weights goes to --weights)"
         )
         raise SlimdeployError(f"{what}; import takes torchvision:NAME, timm:NAME or FILE.py:FUNCTION")
+    tensors = read_tensors(weights) if weights else None
     published = _published(options.name, weights) if weights else None
+    if weights and not published:
+        tell_of_transform(options.name, options.arguments)
     preprocessing = options.images.applied_to(published.preprocessing if published else DEFAULT_PREPROCESSING)
     found = imported_network(
         options.name,
         size=preprocessing.size,
         classes=options.classes,
         arguments={**(published.arguments if published else {}), **options.arguments},
-        tensors=read_tensors(weights) if weights else None,
+        tensors=tensors,
     )
     log(f"preprocessing: {preprocessing}, {_origin(options.images, published)}")
     graph = found.network.graph
@@ -126,7 +130,12 @@ def _class_names(path: Path | None, classes: int, published: PublishedWeights | 
     if path is None:
         return unknown_class_names(classes)
     text = artifacts.read_text(path, "list of class names")
-    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    names = tuple(class_name(line) for line in text.splitlines() if line.strip())
     if len(names) != classes:
         raise SlimdeployError(f"{path} has {len(names)} class names, the network {classes} classes")
+    if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:
+        log(
+            f"warning: {path} has several classes named {', '.join(repeated)}: data for this network needs "
+            "different names"
+        )
     return names

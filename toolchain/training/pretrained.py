@@ -25,7 +25,7 @@ from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from slimdeploy.toolchain.progress import log
-from slimdeploy.toolchain.published_weights import PublishedWeights, published_weights
+from slimdeploy.toolchain.published_weights import PublishedWeights, published_weights, tell_of_transform
 from slimdeploy.toolchain.training.state_dicts import (
     read_state_dict,
     recognised_resnet,
@@ -118,6 +118,12 @@ def read_weights(
     if arch is None:
         arch, imagenet = recognised_resnet(tensors, path)
         stem = stem or ("imagenet" if imagenet else None)
+    sha256 = artifacts.sha256_file(path)
+    published = published_weights(arch.removeprefix("torchvision:"), sha256)
+    if published:
+        arguments = {**published.arguments, **(arguments or {})}
+    else:
+        tell_of_transform(arch, arguments or {})
     fresh = named_network(arch, size=size or IMPORT_SIZE, stem=stem, arguments=arguments)
     classifier = classifier_of(fresh.graph).name
     names = [n for n in fresh.state_dict() if not n.startswith(classifier) and not n.endswith(_COUNTER)]
@@ -131,8 +137,6 @@ def read_weights(
     load_state(network, counters | tensors, source=str(path))
     if (counted := counters.keys() & tensors.keys()) and not any(tensors[name].any() for name in counted):
         log(f"warning: {path} was never trained: its BN layers counted no batches (num_batches_tracked is 0)")
-    sha256 = artifacts.sha256_file(path)
-    published = published_weights(arch.removeprefix("torchvision:"), sha256)
     return Weights(network, path, sha256, None, has_classifier, published)
 
 

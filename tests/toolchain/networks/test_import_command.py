@@ -13,10 +13,12 @@ from tiny import write_image_folder
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
+from slimdeploy.toolchain.models.model_info import check_class_names
 from slimdeploy.toolchain.models.named_networks import foreign_module, named_network, parse_arguments
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Geometry, Preprocessing
 from slimdeploy.toolchain.published_weights import published_weights
 from slimdeploy.toolchain.torchvision import import_torchvision
+from slimdeploy.toolchain.training.pretrained import read_weights
 
 MODEL = """
 import torch
@@ -230,6 +232,25 @@ def test_a_list_of_class_names_that_cannot_be_read(
         assert (done.exit_code, done.error) == (2, message)
 
 
+def test_class_names_are_normalised_and_repeated_ones_told(
+    slimdeploy_command: Callable, model_file: Path, tmp_path: Path
+) -> None:
+    names, output = tmp_path / "names.txt", tmp_path / "net.safetensors"
+    names.write_text("crane\nçrane\ncrane\ndog\n")  # a letter and a combining cedilla
+    done = slimdeploy_command(
+        "import", f"{model_file}:build", "--class-names", names, "--size", 16, "-o", output
+    )
+    assert done.exit_code == 0, done.err
+    assert "names.txt has several classes named crane: data for this network needs" in done.err
+    assert load_checkpoint(output).info.class_names == ("crane", "\u00e7rane", "crane", "dog")
+
+
+def test_class_names_that_look_the_same_are_the_same() -> None:
+    check_class_names("data", ["c\u0327rane"], "net", ["\u00e7rane"])
+    with pytest.raises(SlimdeployError, match=r"^data has other classes \(crane\) than net \(çrane\)$"):
+        check_class_names("data", ["crane"], "net", ["çrane"])
+
+
 def test_weights_that_do_not_fit_name_the_first_keys(
     slimdeploy_command: Callable, model_file: Path, tmp_path: Path
 ) -> None:
@@ -297,3 +318,21 @@ def test_published_weights_bring_their_preprocessing_and_classes(
     assert info.preprocessing == Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD, 256)
     assert (info.class_names[0], len(info.class_names)) == ("tench", 1000)
     assert "of SqueezeNet1_1_Weights.IMAGENET1K_V1 (--preprocessing imagenet), unless" in done.err
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_network_that_converts_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], published: bool
+) -> None:
+    """A state dict doesn't say whether GoogLeNet transforms its input; torchvision's published one does."""
+    weights = tmp_path / "googlenet.pth"
+    make = import_torchvision().models.googlenet
+    made = make(weights=None, aux_logits=False, transform_input=published, init_weights=False).eval()
+    torch.save(made.state_dict(), weights)
+    if published:
+        monkeypatch.setattr(artifacts, "sha256_file", lambda path: "1378be20" + 56 * "0")
+    found = read_weights(weights, arch="torchvision:googlenet", size=64)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(found.network.eval()(images), made(images), rtol=1e-3, atol=1e-4)
+    assert ("is built without transform_input" in capsys.readouterr().err) != published
