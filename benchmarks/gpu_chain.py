@@ -39,6 +39,8 @@ from slimdeploy.toolchain.measure import results
 PATH = click.Path(path_type=Path)
 GRACE_S = 30.0
 """Maximum time for a stopped training to write its state, in seconds."""
+INTERRUPTED = (-signal.SIGINT, 130)
+"""Return codes of a process that Ctrl-C has ended."""
 COLUMNS = {
     "piece": "name",
     "seconds": "wall time of its last call",
@@ -136,7 +138,11 @@ def run(
     asked = set().union(*chosen.values())
     wanted = [piece for piece in chain if piece in asked and not _is_done(work, piece, again=again)]
     threads = max(1, cpu_count() // jobs)
-    run_all(wanted, lambda piece: do(piece, work, deadline, 0 if piece.alone else threads), done, jobs)
+
+    def start(piece: Piece) -> str:
+        return do(piece, work, deadline, 0 if piece.alone else threads)
+
+    run_all(wanted, start, done, jobs, stop_all)
     write_results(chain, work, output)
 
 
@@ -158,11 +164,16 @@ def do(piece: Piece, work: Path, deadline: float, threads: int = 0) -> str:
         start_new_session=True,
     )  # fmt: skip
     limit = left - GRACE_S if piece.resumes else left
+    _running.add(process)
     try:
         out, errors = process.communicate(timeout=max(1.0, limit))
     except subprocess.TimeoutExpired:
         _stop(process)
         return "stopped; the next call continues it" if piece.resumes else "stopped: the time was over"
+    finally:
+        _running.discard(process)
+    if process.returncode in INTERRUPTED:
+        return "interrupted"
     seconds = round(time.monotonic() - started, 1)
     record = {"seconds": seconds, "command": f"python -m {shlex.join([piece.module, *piece.words])}"}
     try:
@@ -239,6 +250,15 @@ def _how(piece: Piece, work: Path) -> list[str]:
 
     resume = piece.resumes and piece.checkpoint and state_path(work / piece.checkpoint).exists()
     return ["--json", "--resume" if resume else "--force"]
+
+
+_running: set[subprocess.Popen[str]] = set()
+
+
+def stop_all() -> None:
+    """End the running pieces, which Ctrl-C doesn't reach: they are in sessions of their own."""
+    for process in list(_running):
+        os.killpg(process.pid, signal.SIGINT)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

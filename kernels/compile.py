@@ -1,14 +1,13 @@
 """Compile the kernels for a GPU or, to check them without one, for the host; compiled kernels are cached.
 
 Uses nvcc if installed, else NVRTC (through cuda-python). One file per source and architecture in
-`$XDG_CACHE_HOME/slimdeploy/kernels`, named by the hash of source, architecture and toolkit.
+`~/.cache/slimdeploy/kernels`, named by the hash of source, architecture and toolkit.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slimdeploy.toolchain.artifacts import write_bytes
+from slimdeploy.toolchain.artifacts import cache_folder, write_bytes
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.runtime.device import Device
 
@@ -46,7 +45,7 @@ def image(source: str, arch: str, *, toolkit: Toolkit | None = None, cache: Path
     text = source_text(source)
     toolkit = toolkit or find_toolkit(arch)
     digest = hashlib.sha256("\0".join((text, arch, toolkit.version)).encode()).hexdigest()
-    kept = (cache or cache_folder()) / f"{source}-{arch}-{digest[:16]}"
+    kept = (cache or cache_folder("kernels")) / f"{source}-{arch}-{digest[:16]}"
     if kept.is_file():
         return kept.read_bytes()
     compiled = toolkit.compile(text, arch)
@@ -58,10 +57,6 @@ def source_text(source: str) -> str:
     """The text of `<source>.cu` with the headers of this folder inserted."""
     text = (FOLDER / f"{source}.cu").read_text()
     return re.sub(r'^#include "(\w+\.h)"$', lambda found: (FOLDER / found[1]).read_text(), text, flags=re.M)
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slimdeploy" / "kernels"
 
 
 def find_toolkit(arch: str) -> Toolkit:

@@ -1,7 +1,7 @@
 // Runs a CUDA grid as loops on the host, so that g++ compiles the very kernels that nvcc does and their numbers
 // can be checked with no GPU. Included before the kernel's source.
 //
-// What is honest here: the threads of a block are fibers that switch at SYNC() only, shared memory holds NaN
+// What this emulation checks: the threads of a block are fibers that switch at SYNC() only, shared memory holds NaN
 // when a block begins, and a barrier that not all threads reach is an error. Threads run in ascending order
 // or, with SLIMDEPLOY_REVERSED set in the environment, in descending: a result that depends on it is a race.
 // Compiled with -DSLIMDEPLOY_THREADS they are real threads, for the sanitizers to watch.

@@ -81,8 +81,9 @@ def link(source: Path, path: Path) -> None:
     """Make `path` the same file as `source`, or a copy if the file system has no hard links. Artifacts are
     never changed in place, so both stay valid.
     """
-    with tempfile.TemporaryDirectory(dir=_folder(path), prefix=f".{path.name}.") as folder:
-        temporary = Path(folder) / path.name
+    make_folder(path.parent)
+    with folder_beside(path) as folder:
+        temporary = folder / path.name
         try:
             os.link(source, temporary)
         except OSError:
@@ -90,9 +91,29 @@ def link(source: Path, path: Path) -> None:
         os.replace(temporary, path)
 
 
-def _folder(path: Path) -> Path:
-    make_folder(path.parent)
-    return path.parent
+@contextlib.contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, for files that are renamed to it. `remove_leftovers` removes one that
+    a killed process left.
+    """
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        locks.mark_in_use(descriptor)
+        yield folder
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def cache_folder(kind: str) -> Path:
+    """The folder of caches of this kind: in `$SLIMDEPLOY_CACHE`, by default `~/.cache/slimdeploy`. All caches
+    may be deleted.
+    """
+    root = os.environ.get("SLIMDEPLOY_CACHE")
+    if not root:
+        root = os.path.join(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "slimdeploy")
+    return Path(root) / kind
 
 
 def make_folder(folder: Path) -> None:

@@ -139,6 +139,8 @@ def test_pieces_that_run_at_once_share_the_cores(tmp_path: Path, monkeypatch: py
     told: list[str] = []
 
     class Process:
+        returncode = 0
+
         def __init__(self, command: list[str], *, env: dict[str, str], **_: object) -> None:
             told.append(env.get("OMP_NUM_THREADS", "all"))
 

@@ -20,7 +20,7 @@ NARROW, WIDE = (scaled(build_graph("resnet50"), share, 1.0, 32) for share in (0.
 
 @pytest.fixture(params=["fp32", "fp16", "int8"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LutBackend:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SLIMDEPLOY_CACHE", str(tmp_path / "cache"))
     try:
         importlib.import_module("tensorrt")
         return open_backend(LutOptions(batch=64, backend="tensorrt", precision=request.param))

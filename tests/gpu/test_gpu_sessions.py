@@ -34,7 +34,7 @@ def assert_close(logits: np.ndarray, expected: np.ndarray, precision: str) -> No
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SLIMDEPLOY_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

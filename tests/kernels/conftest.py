@@ -17,7 +17,7 @@ from slimdeploy.toolchain.runtime.devices.fake import FakeDevice
 def kernel_cache(tmp_path_factory):
     """Compiled kernels go to a folder of the test run's, not to the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("SLIMDEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

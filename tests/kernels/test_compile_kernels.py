@@ -94,7 +94,7 @@ def test_sanitizers_find_nothing_in_the_kernels_and_something_in_a_planted_fault
         "PYTHONPATH": ":".join(filter(None, sys.path)),
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "OMP_NUM_THREADS": "1",
-        "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"],
+        "SLIMDEPLOY_CACHE": os.environ["SLIMDEPLOY_CACHE"],
     }
 
     def run(what):
@@ -162,11 +162,6 @@ def test_a_changed_header_is_another_source(tmp_path, monkeypatch):
     with (tmp_path / "common.h").open("a") as header:
         header.write("// changed\n")
     assert compile.image("topk", "sm_80", toolkit=toolkit, cache=cache) != first
-
-
-def test_the_cache_follows_xdg(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compile.cache_folder() == tmp_path / "slimdeploy" / "kernels"
 
 
 def test_says_what_is_missing_or_wrong(monkeypatch):

@@ -108,6 +108,27 @@ def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
     assert path.is_fifo()
 
 
+def test_all_caches_have_one_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLIMDEPLOY_CACHE", "/own")
+    assert artifacts.cache_folder("kernels") == Path("/own/kernels")
+    monkeypatch.delenv("SLIMDEPLOY_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert artifacts.cache_folder("kernels") == Path("/xdg/slimdeploy/kernels")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert artifacts.cache_folder("kernels") == Path.home() / ".cache/slimdeploy/kernels"
+
+
+def test_a_folder_left_by_a_killed_process_is_removed_and_one_in_use_is_kept(tmp_path: Path) -> None:
+    output = tmp_path / "net.onnx"
+    left = tmp_path / ".net.onnx.killed.tmp"
+    left.mkdir()
+    (left / "candidate.onnx").touch()
+    with artifacts.folder_beside(output) as folder:
+        artifacts.remove_leftovers(output)
+        assert list(tmp_path.iterdir()) == [folder]
+    assert not list(tmp_path.iterdir())
+
+
 def test_json_round_trip_and_what_is_not_json(tmp_path: Path) -> None:
     artifacts.write_json(tmp_path / "x.json", {"a": [1, "é"]})
     assert artifacts.read_json(tmp_path / "x.json", "list") == {"a": [1, "é"]}

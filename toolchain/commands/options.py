@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, MAX_SEED, MAX_THREADS
+from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, MAX_THREADS
 from slimdeploy.toolchain.commands.flags import refuse
 from slimdeploy.toolchain.paths import InputPath, OutputPath
 from slimdeploy.toolchain.preprocessing import CHANNEL_ORDERS, INTERPOLATIONS
@@ -168,17 +168,6 @@ def preprocessing_options(*, size: str, unknown: str) -> Callable[[Callable[...,
         return wrapped
 
     return decorate
-
-
-def seed_option(function: F) -> F:
-    """`--seed`."""
-    return click.option(
-        "--seed",
-        type=click.IntRange(0, MAX_SEED),
-        default=0,
-        show_default=True,
-        help="Random seed.",
-    )(function)
 
 
 def threads_option(function: F) -> F:

@@ -30,11 +30,6 @@ _GRACE_S = 60
 """Age in seconds after which an unlocked partial entry counts as left by a killed process."""
 
 
-def root() -> Path:
-    """The cache folder."""
-    return Path(os.environ.get("SLIMDEPLOY_CACHE") or Path.home() / ".cache" / "slimdeploy")
-
-
 def fingerprint(splits: dict[str, Files]) -> str:
     """Hash of every file's path, size, modification time and label."""
     digest = hashlib.sha256(f"{FORMAT}".encode())
@@ -57,7 +52,7 @@ def remembered(kind: str, name: str, find_out: Callable[[], T], read: Callable[[
     """The JSON document `kind`/`name` from the cache, as `read` gives it; computed and stored if missing
     or `read` can't use it.
     """
-    path = root() / kind / f"{name}.json"
+    path = artifacts.cache_folder(kind) / f"{name}.json"
     with contextlib.suppress(SlimdeployError, ValueError, TypeError, LookupError, AttributeError):
         return read(artifacts.read_json(path, kind))
     found = find_out()
@@ -127,5 +122,6 @@ def _partial_entry(folder: Path) -> Iterator[Path]:
 def _remove_abandoned(folder: Path) -> None:
     """Remove partial entries left by killed processes."""
     for entry in os.scandir(folder):
-        if entry.name.startswith(_PARTIAL) and time.time() - entry.stat().st_mtime >= _GRACE_S:
-            locks.remove_unused(Path(entry.path))
+        with contextlib.suppress(FileNotFoundError):  # its process has finished or removed it
+            if entry.name.startswith(_PARTIAL) and time.time() - entry.stat().st_mtime >= _GRACE_S:
+                locks.remove_unused(Path(entry.path))

@@ -24,7 +24,7 @@ from slimdeploy.toolchain.deploy.installed import (
     read_document,
 )
 from slimdeploy.toolchain.deploy.options import DeployOptions
-from slimdeploy.toolchain.deploy.store import Store
+from slimdeploy.toolchain.deploy.store import DISK_MARGIN, Store
 from slimdeploy.toolchain.deploy.trial import try_model
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.machine.cpu import this_cpu
@@ -32,9 +32,6 @@ from slimdeploy.toolchain.machine.sysfs import DeviceFacts, read_facts
 from slimdeploy.toolchain.models.model_info import versions
 from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_session
-
-DISK_MARGIN = 64 << 20
-"""Bytes that must remain free on the device."""
 
 
 @dataclass(frozen=True)

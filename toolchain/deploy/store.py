@@ -28,6 +28,8 @@ from slimdeploy.toolchain.locks import exclusive
 
 KEPT = 3
 """Versions kept on the device, the current one included."""
+DISK_MARGIN = 64 << 20
+"""Bytes that must remain free on the device's disk."""
 
 _VERSION = re.compile(r"(\d{4,9})-[A-Za-z0-9._-]{1,64}")
 _NEW = ".new-"

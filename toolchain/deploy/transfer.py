@@ -21,14 +21,13 @@ from typing import Any
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.deploy.ssh import LostError, Shell
+from slimdeploy.toolchain.deploy.store import DISK_MARGIN
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.locks import exclusive
 
 INCOMING = '"$HOME/.cache/slimdeploy/incoming"'
 STALE = "-type f -mtime +0 -exec rm -f {} +"
 """For find: copies older than a day, of any sender."""
-DISK_MARGIN = 64 << 20
-"""Bytes that must remain free on the device's disk after the copy."""
 
 
 @dataclass
@@ -119,7 +118,7 @@ def sender_of(host: str) -> str:
 
 def locks() -> Path:
     """The folder of the locks that prevent parallel transfers to one host from here."""
-    return Path(os.environ.get("SLIMDEPLOY_CACHE") or Path.home() / ".cache/slimdeploy") / "deploys"
+    return artifacts.cache_folder("deploys")
 
 
 def _check_space(missing: int, free: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from dataclasses import asdict, dataclass, fields
@@ -64,6 +63,7 @@ def export_engine(
     engine = deserialize(trt, plan.content, host_code=options.version_compatible)
     built = audit(read_layers(inspect_engine(trt, engine, batch=options.batch[1])), plan.facts.layers)
     record = _engine_record(plan, onnx, output, options, machine, built)
+    artifacts.remove_sidecar(output)
     artifacts.write_bytes(output, plan.content)
     write_engine_record(output, record)
     return Engine(output, record, built)
@@ -88,9 +88,8 @@ def inspect_engine(trt: ModuleType, engine: Any, *, batch: int) -> dict[str, Any
 
 def timing_cache_path(machine: EngineTarget) -> Path:
     """File of measured kernel times for a GPU and a TensorRT version; they are invalid for others."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = f"{machine.gpu}-{machine.compute_capability}-tensorrt-{machine.tensorrt}"
-    return root / "slimdeploy" / "timing" / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.cache"
+    return artifacts.cache_folder("timing") / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.cache"
 
 
 def rebuild_command(onnx: Path, output: Path, options: EngineOptions) -> str:

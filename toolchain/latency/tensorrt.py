@@ -61,9 +61,12 @@ class TensorrtBackend:
             path = self._build(graph, size, Path(folder), "network")
             engine = deserialize(self._trt, path.read_bytes(), host_code=False)
             described = read_layers(inspect_engine(self._trt, engine, batch=batch))
-            session = TensorrtSession(
-                self._trt, engine, open_device(), path=path, record=read_engine_record(path), graphs=True
-            )
+            device, record = open_device(), read_engine_record(path)
+            try:
+                session = TensorrtSession(self._trt, engine, device, path=path, record=record, graphs=True)
+            except BaseException:
+                device.close()
+                raise
             del engine  # owned by the session, which frees it before its memory
             with session:
                 images = np.random.default_rng(0).random((batch, 3, size, size), dtype=np.float32)

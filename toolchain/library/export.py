@@ -100,15 +100,14 @@ def export(
             model, fp32_layers = _half(model, balanced_subset(data.train, options.parity_images), data)
         else:
             model = _quantised(model, data, options.target, output)
-    candidate = output.with_name(f".{output.stem}.{os.getpid()}.candidate.onnx")
-    try:
+    artifacts.make_folder(output.parent)
+    with artifacts.folder_beside(output) as folder:
+        candidate = folder / "candidate.onnx"
         artifacts.write_bytes(candidate, model.SerializeToString())
         parity = compare(parent.network, candidate, _parity_batches(data, info, options.parity_images))
         _check(parity, options, output)
         artifacts.remove_sidecar(output)
         os.replace(candidate, output)
-    finally:
-        candidate.unlink(missing_ok=True)
     side = info.preprocessing.size
     precision = next(entry.value for entry in model.metadata_props if entry.key == "precision")
     description = {
@@ -134,7 +133,7 @@ def _parity_batches(data: Dataset | Iterable[Batch], info: ModelInfo, images: in
 def _half(model: onnx.ModelProto, images: Split, dataset: Dataset) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """The model in FP16, and the layers kept in FP32 because their values overflow on `images`."""
     histograms = collect(
-        classifier(model, source="the export"), batches(images.images, dataset.preprocessing)
+        classifier(model, source="the export"), batches(images.stored, dataset.preprocessing)
     )
     kept = overflowing_layers(model, {name: h.largest for name, h in histograms.items()})
     half = to_fp16(model, float_layers=set(kept))

@@ -117,11 +117,9 @@ def bar_chart(
     *,
     y: Axis,
     marks: Sequence[tuple[int, str]],
-    overlaid: bool = False,
     note: str = "",
 ) -> Chart:
-    """One bar per category and series (the x of points is ignored), side by side or, `overlaid`, in front of
-    each other.
+    """One bar per category and series (the x of points is ignored), side by side.
 
     `marks` are the categories named below the axis: there may be too many to name all.
     """
@@ -130,13 +128,13 @@ def bar_chart(
     foot = y.low or 0.0
     to_y = scale(y, [*heights, foot], HEIGHT - BOTTOM, top)
     slot = (WIDTH - LEFT - RIGHT) / len(categories)
-    width = slot * 0.8 / (1 if overlaid else len(series))
+    width = slot * 0.8 / len(series)
     parts = [words, _y_axis(y, to_y)]
     stops: list[Stop] = []
     floor = to_y(foot)
     for n, one in enumerate(series):
         for i, (_, value) in enumerate(one.points):
-            left = LEFT + slot * (i + 0.1) + (0 if overlaid else n * width)
+            left = LEFT + slot * (i + 0.1) + n * width
             parts.append(f'<rect class="fill c{one.colour}" x="{left:.1f}" y="{to_y(value):.1f}"'
                          f' width="{width:.1f}" height="{max(0.0, floor - to_y(value)):.1f}"/>')  # fmt: skip
     rows = []

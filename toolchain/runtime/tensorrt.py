@@ -68,14 +68,18 @@ class TensorrtSession:
         self.info = record.info(str(path)) if record else None
 
         self.stream = device.stream()
+        self._events = tuple(device.event() for _ in range(4))
         self._buffers: list[Buffer] = []
-        self.input = self._tensor(image)
-        self.output = self._tensor(logits)
-        self._activations = self._allocate(activation_bytes(self._able, engine))
+        try:
+            self.input = self._tensor(image)
+            self.output = self._tensor(logits)
+            self._activations = self._allocate(activation_bytes(self._able, engine))
+            self._context = None if graphs else self._new_context()
+        except BaseException:
+            self._free_buffers()
+            raise
         self._use_graphs = graphs  # each graph is stored with the context from which it was captured
         self._graphs: dict[int, tuple[Any, Graph]] = {}
-        self._context = None if graphs else self._new_context()
-        self._events = tuple(device.event() for _ in range(4))
         self._has_run = self._closed = False
         self.enqueue_ms: float | None = None
         """Host time to launch the network in the last run (like all these figures: of its last part, if it
@@ -223,6 +227,10 @@ class TensorrtSession:
         self._buffers.append(self.device.allocate(nbytes))
         return self._buffers[-1]
 
+    def _free_buffers(self) -> None:
+        for buffer in self._buffers:
+            buffer.free()
+
     def close(self) -> None:
         """Runs in the thread that opened the device, whose context is needed to free memory."""
         if self._closed:
@@ -233,8 +241,7 @@ class TensorrtSession:
         # TensorRT frees a context before its engine; the memory of both must exist until then.
         self._graphs.clear()
         self._context = self._engine = None
-        for buffer in self._buffers:
-            buffer.free()
+        self._free_buffers()
         del self.stream, self._events, self.input, self.output
         self.device.close()
 

@@ -27,7 +27,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTensorrt:
     """A machine with a GPU and TensorRT 10.3, both fake."""
     trt = FakeTensorrt("10.3.0")
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SLIMDEPLOY_CACHE", str(tmp_path / "cache"))
 
     def device() -> Device:
         trt._device.closed = False

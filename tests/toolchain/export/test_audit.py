@@ -86,7 +86,7 @@ def test_engine_without_details_is_refused(document: dict[str, Any]) -> None:
 def test_engine_that_lost_its_int8_fails_the_audit(
     version: str, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("SLIMDEPLOY_CACHE", str(tmp_path))
     trt = FakeTensorrt(version)
     trt._loses_int8 = True
     options = EngineOptions(batch=(1, 2, 4))

@@ -53,7 +53,7 @@ def use_everything(version: str, models: dict[str, Path], folder: Path) -> set[s
 def test_all_names_are_used_and_every_version_has_its_own(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("SLIMDEPLOY_CACHE", str(tmp_path))
     used: set[str] = set()
     for version in VERSIONS:
         used |= use_everything(version, models, tmp_path)  # the fake refuses what its version lacks

@@ -50,7 +50,7 @@ def installed(version: str, patch: pytest.MonkeyPatch, cache: Path) -> FakeTenso
     patch.setattr("slimdeploy.toolchain.runtime.tensorrt.open_device", device)
     patch.setattr(lut_tensorrt, "WARM_UP_S", 0.0)
     patch.setattr(lut_backend, "RUNS_S", 0.0)
-    patch.setenv("XDG_CACHE_HOME", str(cache))
+    patch.setenv("SLIMDEPLOY_CACHE", str(cache))
     return fake
 
 

@@ -10,5 +10,5 @@ import pytest
 @pytest.fixture(autouse=True)
 def timing_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the kernel times that TensorRT measured: the test's own, not the user's."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "slimdeploy" / "timing"
+    monkeypatch.setenv("SLIMDEPLOY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "timing"
