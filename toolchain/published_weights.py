@@ -13,8 +13,8 @@ from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.torchvision import import_torchvision
 
 TRANSFORMING, TRANSFORM = ("googlenet", "inception_v3"), "transform_input"
-"""Networks that were trained with another normalisation and convert the images in their forward pass, if built
-with this argument.
+"""Networks that were trained with another normalisation, and convert the images in their forward pass if
+built with this argument.
 """
 
 

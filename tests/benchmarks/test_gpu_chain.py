@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -155,6 +157,33 @@ def test_pieces_that_run_at_once_share_the_cores(tmp_path: Path, monkeypatch: py
     call = ["run", "--work", str(tmp_path / "work"), "-o", str(tmp_path / "out"), "--jobs", "5"]
     assert CliRunner().invoke(gpu_chain.main, call).exit_code == 0
     assert told == ["3", "all"]
+
+
+def test_ctrl_c_ends_the_running_pieces(tmp_path: Path) -> None:
+    """They are in sessions of their own, which the terminal's signal doesn't reach, and begin again later."""
+    (tmp_path / "sleeping.py").write_text(
+        "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
+    )
+    script = f"""
+from slimdeploy.benchmarks import gpu_chain
+from slimdeploy.benchmarks.gpu_chain_pieces import Piece
+gpu_chain.pieces = lambda scale: (Piece("slow", 0, ("train",), module="sleeping"),)
+gpu_chain.main(["run", "--work", {str(tmp_path)!r}, "-o", {str(tmp_path / "out")!r}])
+"""
+    environment = os.environ | {"PYTHONPATH": ":".join([str(tmp_path), *filter(None, sys.path)])}
+    chain = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    try:
+        end = time.monotonic() + 60
+        while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+            assert time.monotonic() < end, "the piece has not begun"
+            time.sleep(0.05)
+        chain.send_signal(signal.SIGINT)
+        assert chain.wait(60) != 0
+    finally:
+        chain.kill()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert not (tmp_path / "done/slow.json").exists()
 
 
 def test_a_failure_is_recorded(tmp_path: Path) -> None:

@@ -69,9 +69,7 @@ def _conv(at: Importer, node: fx.Node) -> str:
 
 def _batch_norm(at: Importer, node: fx.Node) -> str:
     if argument(node, 3, None) is None:
-        raise at.refused(
-            node, "batch_norm without running statistics (track_running_stats=False) isn't supported"
-        )
+        raise at.refused(node, "batch_norm with track_running_stats=False isn't supported")
     vector = {"vector": True} if len(shape_of(node)) == 2 else {}
     return at.add(
         node, "batchnorm", at.value(node, 0), name=at.module_of(node, 3, "running_mean"),

@@ -16,6 +16,7 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ from slimdeploy.toolchain.deploy.http import Served, ServeOptions, Service
 from slimdeploy.toolchain.deploy.options import DeployOptions
 from slimdeploy.toolchain.deploy.predict import top_classes
 from slimdeploy.toolchain.deploy.store import Store
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 
@@ -154,23 +157,50 @@ def test_image_that_does_not_arrive():
                 return part
             return await asyncio.sleep(60)
 
-        headers = [(b"content-type", b"image/jpeg")]
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/classify",
-            "query_string": b"",
-            "headers": headers,
-        }
         with pytest.raises(HTTPException) as refused:
-            asyncio.run(service.classify(Request(scope, receive)))
+            asyncio.run(service.classify(Request(UPLOAD, receive)))
     assert (refused.value.status_code, refused.value.detail) == (408, "the image didn't arrive within 0.1 s")
 
 
+def test_model_that_fails_is_not_the_clients_fault(random_images):
+    """500, and the service goes on: TensorRT's own errors are SlimdeployErrors too."""
+
+    def fail(images):
+        raise SlimdeployError("TensorRT failed to run the engine")
+
+    async def receive():
+        return {"type": "http.request", "body": encoded(random_images(1)[0])}
+
+    async def ask_twice(service):
+        async with service:
+            for _ in range(2):
+                with pytest.raises(HTTPException) as failed:
+                    await service.classify(Request(UPLOAD, receive))
+                assert failed.value.status_code == 500
+                assert failed.value.detail == "the model failed: TensorRT failed to run the engine"
+
+    with ThreadPoolExecutor(1) as threads:
+        info = SimpleNamespace(preprocessing=Preprocessing(16, (0.5,) * 3, (0.25,) * 3))
+        service = Service(Served(Model(fail), info, "net", threads), threads, ServeOptions())
+        asyncio.run(ask_twice(service))
+
+
+UPLOAD = {
+    "type": "http",
+    "method": "POST",
+    "path": "/classify",
+    "query_string": b"",
+    "headers": [(b"content-type", b"image/png")],
+}
+
+
 class Model:
-    """A session that is never run."""
+    """A session that is run by `run`."""
 
     backend = precision = "none"
+
+    def __init__(self, run=None):
+        self.run = run
 
 
 def test_upload_without_an_announced_length(server):

@@ -82,6 +82,9 @@ def test_other_data_has_its_own_validation_images() -> None:
     assert (found.flip, found.validation, found.limit) == (True, 0.3, 9)
     fresh = model_info(build_graph("tiny", classes=3))
     assert as_before(TrainOptions(), fresh, given=(), data="digits") == TrainOptions()
+    unnamed = fresh.after("train", metrics={}, options=before.to_json())  # as by the library
+    found = as_before(TrainOptions(), unnamed, given=(), data="")
+    assert (found.flip, found.validation, found.limit) == (False, 0.1, None)
 
 
 @pytest.mark.parametrize(
