@@ -26,8 +26,8 @@ class OwnBatches:
 class LoaderBatches:
     """Like `TrainingBatches`, for the caller's batches: an epoch is one pass over `feed`.
 
-    Raises SlimdeployError like LoaderFeed, for a batch of one image, and if a pass has more or fewer batches
-    than the first one.
+    Raises SlimdeployError like LoaderFeed, for a batch of less than `least` images, which are 2 for BN, and if
+    a pass has more or fewer batches than the first one.
     """
 
     weight = 1.0
@@ -35,8 +35,8 @@ class LoaderBatches:
     processes.
     """
 
-    def __init__(self, feed: LoaderFeed) -> None:
-        self._feed, self._count = feed, feed.count_batches()
+    def __init__(self, feed: LoaderFeed, *, least: int) -> None:
+        self._feed, self._count, self._least = feed, feed.count_batches(), least
         self.batch_size = 0
         """Number of images in the largest batch so far."""
 
@@ -48,7 +48,7 @@ class LoaderBatches:
         """Batches of epoch `index`: images (B, 3, H, W) float32 and labels (B,) int64."""
         given = 0
         for images, labels in self._feed:
-            if len(labels) < 2:
+            if len(labels) < self._least:
                 raise SlimdeployError(
                     f"`{self._feed.name}` gives a batch of one image, and BN needs 2 (drop_last)"
                 )

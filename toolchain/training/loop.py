@@ -242,7 +242,7 @@ def _batches(
     network: GraphNetwork, data: TrainingData, options: TrainOptions, device: str, ranks: Ranks
 ) -> TrainingBatches | LoaderBatches:
     if isinstance(data.train, LoaderFeed):
-        return LoaderBatches(data.train)
+        return LoaderBatches(data.train, least=2 if network.batchnorms() else 1)
     return TrainingBatches(
         data.train,
         data.preprocessing,

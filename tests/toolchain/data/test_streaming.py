@@ -130,7 +130,13 @@ def test_large_sets_are_streamed_by_themselves(image_folder: Path, monkeypatch: 
         found = _load(image_folder, stream=None)
         assert isinstance(found.train.stored, FileImages) is streamed
     monkeypatch.setattr(files, "_free_bytes", lambda: decoded * 3)
-    torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "x"}
+    torchrun = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "x",
+    }
     for name, value in torchrun.items():
         monkeypatch.setenv(name, value)
     assert isinstance(_load(image_folder, stream=None).train.stored, FileImages), "each process holds all"

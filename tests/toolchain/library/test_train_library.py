@@ -143,6 +143,13 @@ def test_errors_name_the_parameter(module: nn.Module, keywords: dict[str, object
         slimdeploy.train(module, **{"size": SIZE, "epochs": 1, "lr": 0.01, **keywords})
 
 
+def test_only_bn_needs_two_images() -> None:
+    plain = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    assert slimdeploy.train(plain, data=[ONE], size=SIZE, epochs=1, lr=0.01).epochs == 1
+
+
 def test_a_name_needs_a_dataset() -> None:
     with pytest.raises(slimdeploy.SlimdeployError, match=r"^network is a name: pass a Dataset as data"):
         slimdeploy.train("resnet18", data=batches(), size=SIZE)
