@@ -26,7 +26,7 @@ class OwnBatches:
 class LoaderBatches:
     """Like `TrainingBatches`, for the caller's batches: an epoch is one pass over `feed`.
 
-    Raises SlimdeployError like LoaderFeed, for a batch of less than `least` images, which are 2 for BN, and if
+    Raises SlimdeployError like LoaderFeed, for a batch of less than `least` images (2 with BN), and if
     a pass has more or fewer batches than the first one.
     """
 
