@@ -13,7 +13,9 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.model_info import Preprocessing
 
 HELD_OUT = 0.1
-"""Share of the training images for selection: the validation split that training holds out by default."""
+"""Share of the training images for selection: the validation split that training holds out by default. With a
+smaller --validation or with --limit, training has seen a part of them.
+"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class CalibrateOptions:
         least=0,
     )
     sensitivity: bool = option(False, "Always measure the sensitivity of each layer.")
-    sensitivity_images: int = option(500, "Held-out images to measure the sensitivity on.", least=1)
+    sensitivity_images: int = option(500, "Selection images to measure the sensitivity on.", least=1)
     float_layers: tuple[str, ...] = option((), "Keep this layer in float. Repeatable.", flag="--keep")
     threads: int | None = option(None, "CPU threads.", least=1, most=MAX_THREADS, unset="all cores")
     timing_seconds: float = option(1.0, "Seconds to time each file.", least=0, needs="target cpu")

@@ -7,6 +7,7 @@ instant.
 from __future__ import annotations
 
 import importlib
+import io
 import keyword
 import math
 import sys
@@ -108,6 +109,8 @@ class Command(click.Command):
             output: Output = super().invoke(ctx)
         if not launch().main:
             return
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # not UTF-8: the work is done, so print what it can
         try:
             _print(output, as_json=as_json)
         except BrokenPipeError:

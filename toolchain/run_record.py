@@ -10,6 +10,9 @@ from typing import Any
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 
+OUTDATED = "outdated"
+"""Key of an entry whose stage is not in the latest recipe."""
+
 
 def read_record(path: Path) -> dict[str, dict[str, Any]]:
     """Stage -> its entry; `sha256` and `result` are missing if the stage was started but not finished.

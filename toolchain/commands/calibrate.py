@@ -32,7 +32,7 @@ SHOWN, NAMED = 12, 6
 )  # fmt: skip
 @click.option(
     "--selection-images", type=click.IntRange(min=1), default=2000, show_default=True,
-    help="Held-out images to choose method and layers with.",
+    help="Other training images to choose method and layers with.",
 )  # fmt: skip
 @click.option(
     "--parity-images",
@@ -119,7 +119,7 @@ def _text(result: Calibration) -> Any:
         parts.append(grid(columns, [
             (name, f"{m.drop:+.2f}", percent(m.top1_agreement), percent(m.relative_error))
             for name, m in result.methods.items()
-        ], title="on the held-out images"))  # fmt: skip
+        ], title="on the selection images"))  # fmt: skip
     if result.sensitivity:
         columns = [
             "layer",

@@ -62,9 +62,10 @@ def _by_class(evaluation: Evaluation, names: Sequence[str], most: int = 20) -> T
     """Precision and recall of each class, or of the `most` classes with the lowest recall."""
     columns = (names, evaluation.confusion.sum(1), evaluation.precision, evaluation.recall)
     rows = [row for row in zip(*columns, strict=True) if row[1] or row[2] is not None]
+    title = None
     if len(rows) > most:
         rows = sorted(rows, key=lambda row: -1 if row[3] is None else row[3])[:most]
-    title = None if len(rows) < most else f"the {most} classes with the lowest recall"
+        title = f"the {most} classes with the lowest recall"
 
     def share(value: float | None) -> str:
         return "–" if value is None else percent(value)

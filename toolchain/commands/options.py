@@ -80,7 +80,7 @@ def data_options(
             chosen = {name: arguments.pop(name) for name in [*_NAMES, *(_CHOICES if preprocessing else ())]}
             if data is None:
                 refuse(chosen, "needs `data`")
-            return function(data=DataOptions(data, **chosen) if data else None, **arguments)
+            return function(data=None if data is None else DataOptions(data, **chosen), **arguments)
 
         wrapped.__doc__ = function.__doc__
         wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.models.model_info import class_name
 
 TABLE_ENDINGS = {".csv": ",", ".tsv": "\t"}
 """File extension -> column separator."""
@@ -62,7 +63,7 @@ def _rows(table: Path, split: str | None) -> Iterator[tuple[str, str, str]]:
                         f"{table}, line {reader.line_num}: expected a file, a label"
                         f"{'' if split else ' and a split (train, val or test)'}"
                     )
-                yield own, str(table.parent / name), label
+                yield own, str(table.parent / name), class_name(label)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise SlimdeployError(f"{table} is not a readable table: {reason}") from error

@@ -10,7 +10,7 @@ OK, NOTE, WARNING, MISSING = "ok", "note", "warning", "missing"
 
 @dataclass(frozen=True)
 class Finding:
-    """`fix` is a complete command."""
+    """`mend` is a complete command."""
 
     name: str
     status: str

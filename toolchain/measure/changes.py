@@ -130,7 +130,7 @@ def _between_runs(old: Sequence[Row], new: Sequence[Row], metric: str) -> statis
 
 
 def _error(row: Row, metric: str) -> float:
-    """Standard error of the metric's log within a run; None for a run of one process."""
+    """Standard error of the metric's log within a run; 0 for a run of one process."""
     launches = _launches(row)
     if len(launches) < 2:
         return 0.0
@@ -140,7 +140,7 @@ def _error(row: Row, metric: str) -> float:
 def _difference_interval(old: Row, new: Row) -> statistics.Interval:
     """Newcombe's interval of the difference of two proportions, from Wilson's intervals (method 10, 1998).
 
-    It assumes independent images, so it is wider than a paired interval, never too narrow.
+    It assumes independent images, so it is usually wider than a paired interval.
     """
     a, b = old["accuracy"], new["accuracy"]
     (a_low, a_high), (b_low, b_high) = old["accuracy_ci95"], new["accuracy_ci95"]

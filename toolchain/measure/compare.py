@@ -24,11 +24,27 @@ DISPLAYED = ("latency_p50", "latency_p99", "images_per_second", "memory_peak_abo
 def judge_run(guards: Sequence[Guard], result: dict[str, Any]) -> list[dict[str, Any]]:
     """Apply every guard to every model of one run, against its baseline."""
     rows = {(row["model"], row["batch"]): row for row in result["rows"]}
-    pairs = [
-        (rows[one["baseline"], one["batch"]], rows[one["model"], one["batch"]])
+    compared = [
+        (
+            rows[one["baseline"], one["batch"]],
+            rows[one["model"], one["batch"]],
+            one.get("accuracy_difference"),
+        )
         for one in result["comparisons"]
     ]
-    return judge_all(guards, [b for _, b in pairs], lambda metric: [change(a, b, metric) for a, b in pairs])
+
+    def changes(metric: str) -> list[Change | None]:
+        return [_paired(change(old, new, metric), difference) for old, new, difference in compared]
+
+    return judge_all(guards, [new for _, new, _ in compared], changes)
+
+
+def _paired(found: Change | None, difference: dict[str, Any] | None) -> Change | None:
+    """The change of an accuracy with the interval of the paired `difference`, which is narrower."""
+    if found is None or found.metric != "accuracy" or difference is None:
+        return found
+    low, high = difference["ci95"]
+    return replace(found, value=difference["value"], ci95=(low, high))
 
 
 def compare_results(

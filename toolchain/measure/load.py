@@ -30,12 +30,19 @@ class Usage:
 def usage(pids: Sequence[int], root: Path = Path("/")) -> Usage | None:
     """Usage now; `pids` and this process are ours. None if the machine doesn't report it."""
     try:
-        fields = (root / "proc/stat").read_text().split("\n")[0].split()[1:]
-        everyone = sum(int(fields[i]) for i in BUSY_FIELDS) / TICKS
+        everyone = _busy_ticks((root / "proc/stat").read_text().splitlines()) / TICKS
         ours = sum(_process_seconds(root / f"proc/{pid}/stat") for pid in pids)
-    except (OSError, IndexError, ValueError):
+    except (OSError, IndexError, KeyError, ValueError):
         return None
     return Usage(time.monotonic(), everyone, ours + time.process_time())
+
+
+def _busy_ticks(lines: list[str]) -> int:
+    """Of the processors that this process may use: others may be busy without disturbing it."""
+    named = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("cpu")}
+    own = [f"cpu{n}" for n in os.sched_getaffinity(0)] if hasattr(os, "sched_getaffinity") else ["cpu"]
+    counted = own if all(name in named for name in own) else ["cpu"]
+    return sum(int(named[name][i]) for name in counted for i in BUSY_FIELDS)
 
 
 def stat_fields(path: Path) -> list[str]:

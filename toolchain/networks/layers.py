@@ -5,6 +5,7 @@ Costs, summaries, latency tables and reports list these layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,8 @@ class Layer:
     """Whether an activation follows, directly or after the BN."""
     summed: bool
     """Whether it ends the main branch of a residual sum, which runtimes fuse into the layer."""
+    shared: int = 0
+    """Trained values that all channels share."""
 
     @property
     def weights(self) -> int:
@@ -46,8 +49,8 @@ class Layer:
 
     @property
     def params(self) -> int:
-        """Weights and bias, and the γ and β of the BN if it has them."""
-        return self.weights + self.out_channels * (self.bias + 2 * self.affine)
+        """Weights, bias and shared values, and the γ and β of the BN if it has them."""
+        return self.weights + self.out_channels * (self.bias + 2 * self.affine) + self.shared
 
     @property
     def macs(self) -> int:
@@ -128,10 +131,12 @@ def _layer(graph: Graph, node: Node, before: Shape, after: Shape, summed: set[st
 def _without_weights(node: Node, shape: Shape) -> Layer:
     """A normalisation layer, or a parameter with one value per channel."""
     width, size = shape[0], _pair(shape[1:]) if len(shape) == 3 else (1, 1)
-    affine = bool(node.attributes.get("affine"))
+    trained = [tensor for tensor in node.op.tensors(node).values() if tensor.trained]
+    by_channel = sum("output" in tensor.axes for tensor in trained)  # γ and β, or one value
     return Layer(
         node.name, node.operator, width, width, width, (1, 1), (1, 1), size, size, batchnorm=None,
-        bias="affine" not in node.attributes, affine=affine, activation=False, summed=False,
+        bias=by_channel == 1, affine=by_channel == 2, activation=False, summed=False,
+        shared=sum(math.prod(tensor.shape) for tensor in trained if "output" not in tensor.axes),
     )  # fmt: skip
 
 

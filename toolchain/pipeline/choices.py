@@ -11,7 +11,7 @@ from slimdeploy.calibrate.qdq import FORMS
 from slimdeploy.toolchain.artifacts import sha256_file
 from slimdeploy.toolchain.declared import option
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
-from slimdeploy.toolchain.networks.architectures import build_graph, is_imported
+from slimdeploy.toolchain.networks.architectures import build_graph, is_imported, source_file
 from slimdeploy.toolchain.networks.architectures.registry import DEFAULT
 from slimdeploy.toolchain.report.write import FORMATS
 
@@ -35,8 +35,10 @@ class NetworkChoice:
             raise SlimdeployError(f"stem is for built-in architectures; {self.arch} has its own first layers")
 
     def facts(self) -> dict[str, Any]:
-        """The choices that training depends on: the content of the weights file, not its path."""
-        return {**asdict(self), "weights": sha256_file(self.weights) if self.weights else None}
+        """The choices that training depends on: the content of files, not their path alone."""
+        weights = sha256_file(self.weights) if self.weights else None
+        source = source_file(self.arch) if self.arch else None
+        return {**asdict(self), "weights": weights, **({"source": sha256_file(source)} if source else {})}
 
     def __str__(self) -> str:
         if self.weights and self.arch is None:
@@ -53,7 +55,7 @@ class CalibrateChoice(CalibrateOptions):
 
     target: str = option("cpu", "Where it will run: cpu (onnxruntime), or tensorrt.", choices=FORMS)
     images: int = option(1000, "Training images to measure activations on.", least=1)
-    selection_images: int = option(2000, "Held-out images to choose method and layers with.", least=1)
+    selection_images: int = option(2000, "Other training images to choose method and layers with.", least=1)
     parity_images: int | None = option(None, "Test images for the reported accuracy.", least=1, unset="all")
 
 

@@ -28,8 +28,8 @@ class Job:
     """A recipe, its folder, and the machine that runs it."""
 
     recipe: Recipe
-    images: str
-    """Hash of the images: each stage loads them itself."""
+    images: dict[str, Any]
+    """Identifies the images and their preprocessing, wherever they are: each stage loads them itself."""
     folder: Path
     device: str
     threads: int | None
@@ -42,7 +42,7 @@ class Job:
 
     def data(self) -> list[Any]:
         """The inputs of a stage that reads images."""
-        return [self.recipe.data.to_json(), self.images]
+        return [self.images]
 
 
 def plan(job: Job) -> list[Stage]:
@@ -101,7 +101,7 @@ def _prune(job: Job, name: str, options: PruneOptions) -> Stage:
         "prune",
         output.name,
         ("train",),
-        [job.data(), asdict(options)],
+        [job.data(), _with_contents(asdict(options), "latency_table")],
         lambda *_: prune_stage(
             job.checkpoint("sparse"),
             options=options,
@@ -139,11 +139,17 @@ def _finetune(job: Job) -> Stage:
 
 
 def _training(options: TrainOptions) -> dict[str, Any]:
-    """The inputs of training: the content of a teacher's file, not its path."""
-    teacher = options.teacher
-    if teacher not in (None, TRAINED):
-        teacher = artifacts.sha256_file(teacher)
-    return {**options.to_json(), "teacher": teacher}
+    """The inputs of training."""
+    known = options.to_json()
+    return known if options.teacher == TRAINED else _with_contents(known, "teacher")
+
+
+def _with_contents(options: dict[str, Any], *files: str) -> dict[str, Any]:
+    """`options` with the SHA-256 of these files instead of their paths."""
+    return {
+        name: artifacts.sha256_file(value) if name in files and value else value
+        for name, value in options.items()
+    }
 
 
 def _export(job: Job, name: str, parent: str, options: ExportOptions) -> Stage:
@@ -215,7 +221,7 @@ def _package(job: Job, models: list[Stage]) -> Stage:
         "package",
         output.name,
         tuple(stage.name for stage in models),
-        [job.data(), asdict(choice)],
+        [job.data(), _with_contents(asdict(choice), "ranges", "signing_key")],
         lambda *_: package(
             files,
             data=job.recipe.data,

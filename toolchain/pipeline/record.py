@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.pipeline.stage import Stage, StageResult
 from slimdeploy.toolchain.progress import log, working
-from slimdeploy.toolchain.run_record import read_record
+from slimdeploy.toolchain.run_record import OUTDATED, read_record
 from slimdeploy.toolchain.training.history import history_path
 from slimdeploy.toolchain.training.state import state_path
 
@@ -37,8 +37,17 @@ class RunRecord:
                 raise SlimdeployError(f"{error.message}; {advice}") from error
         self.results: dict[str, StageResult] = {}
 
-    def check(self, stages: Iterable[Stage]) -> None:
-        """Raises SlimdeployError if a stage would replace a file that this run did not write."""
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Mark the stages of an earlier recipe as OUTDATED. Raises SlimdeployError if a stage would replace a
+        file that this run did not write.
+        """
+        now = {stage.name for stage in stages}
+        for name, entry in self._known.items():
+            entry.pop(OUTDATED, None)
+            if name not in now:
+                entry[OUTDATED] = True
+        if self._known:
+            artifacts.write_json(self._path, self._known)
         for stage in stages:
             if stage.name in self._known:
                 continue
@@ -80,10 +89,9 @@ class RunRecord:
             self._record(stage.name, known)
         self.results[stage.name] = known["result"]
 
-    def tell_outdated(self, stages: Iterable[Stage]) -> None:
-        """Log which files in the folder an earlier recipe wrote, with a stage that is not in `stages`."""
-        now = {stage.name for stage in stages}
-        outputs = [entry.get("output", "") for name, entry in self._known.items() if name not in now]
+    def tell_outdated(self) -> None:
+        """Log which files in the folder an earlier recipe wrote, with a stage that is not in this one."""
+        outputs = [entry.get("output", "") for entry in self._known.values() if OUTDATED in entry]
         if left := [output for output in outputs if output and (self._folder / output).exists()]:
             log(f"! written by an earlier recipe, and not part of this run: {', '.join(left)}")
 

@@ -73,7 +73,7 @@ def run_recipe(
             record.forget(repeated)
         for stage in stages:
             record.do(stage)
-        record.tell_outdated(stages)
+        record.tell_outdated()
     return RunResult(folder, record.results, results.read(folder / "table.json", "table"))
 
 
@@ -120,8 +120,8 @@ def _from(command: str, stages: list[Stage]) -> list[str]:
     return [stage.name for stage in stages[first:]]
 
 
-def _checked_data(recipe: Recipe) -> str:
-    """The hash of the data of `recipe`. Raises SlimdeployError for a missing teacher or weights file,
+def _checked_data(recipe: Recipe) -> dict[str, Any]:
+    """What identifies the data of `recipe`. Raises SlimdeployError for a missing teacher or weights file,
     unreadable data, and a pruning target out of reach.
     """
     for options in (recipe.train, recipe.finetune):
@@ -131,7 +131,7 @@ def _checked_data(recipe: Recipe) -> str:
     size = dataset.preprocessing.size
     for target in (recipe.prune, *map(recipe.prune.at_ratio, recipe.compare_ratios)):
         check_reachable(graph, target, size)
-    return dataset.digest()
+    return {"images": dataset.digest(), "preprocessing": dataset.preprocessing.to_json()}
 
 
 @contextmanager

@@ -71,9 +71,10 @@ def _costs(stage: dict[str, Any], side: str) -> dict[str, Any]:
 
 
 def _accuracy_doubt(stages: Mapping[str, Any]) -> list[str]:
-    images, accuracy = stages["bench"]["rows"][0]["images"], stages["finetune"]["accuracy"]["test"]
-    if not images:
+    final = next((row for row in stages["bench"]["rows"] if row["model"].endswith("final.onnx")), None)
+    if final is None or not final["images"]:
         return []
+    images, accuracy = final["images"], final["accuracy"]
     low, high = statistics.proportion_interval(round(accuracy * images), images)
     known = f"±{50 * (high - low):.1f} points"
     return [f"95 % interval of an accuracy of {percent(accuracy)} on {images:,} test images: {known}"]

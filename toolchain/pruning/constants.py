@@ -10,8 +10,8 @@ from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.residual import batchnorm_behind
 
-CHANGING = ("dropout", "stochastic_depth", "pad")
-"""Operators after which a constant is no longer constant, unless it is 0."""
+CHANGING = ("dropout", "stochastic_depth")
+"""Operators after which a constant is no longer constant in training mode, unless it is 0."""
 
 
 class _NodeArrays(Mapping[str, np.ndarray]):
@@ -30,17 +30,25 @@ class _NodeArrays(Mapping[str, np.ndarray]):
         return len(self._tensors)
 
 
-def removed_constants(network: GraphNetwork, masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def removed_constants(
+    network: GraphNetwork, masks: dict[str, np.ndarray], *, at_border: bool = False
+) -> dict[str, np.ndarray]:
     """Value -> (channels,) float64: the constant of each channel that is False in `masks`. 0 for kept
     channels, and for removed channels that are not constant (e.g. a product with a gate that depends on the
     image).
+
+    A padding with zeros on the way makes the border of the image differ: the constant is that of the inside
+    then; with `at_border`, 0.
     """
     graph = network.graph
     found = {INPUT: np.full(graph.channels[INPUT], np.nan)}
     for node in graph.nodes:
         inputs = [found[name] for name in node.inputs]
         removed = ~masks[node.name]
-        found[node.name] = node.op.constant(node, inputs, _NodeArrays(network, node.name), removed)
+        constants = node.op.constant(node, inputs, _NodeArrays(network, node.name), removed)
+        if at_border and _pads_with_zeros(graph, node):
+            constants = np.where(constants == 0, 0.0, np.nan)
+        found[node.name] = constants
     return {
         value: np.where(masks[value] | np.isnan(constants), 0.0, constants)
         for value, constants in found.items()
@@ -60,7 +68,7 @@ def strict_constants(network: GraphNetwork, zeros: Mapping[str, np.ndarray]) -> 
         values = np.asarray(node.op.constant(node, inputs, _NodeArrays(network, node.name), zero))
         if node.operator == "batchnorm":  # in training mode it subtracts the mean of its input
             values = np.where(zero, values, np.nan)
-        if node.operator in CHANGING or (node.operator in ("conv", "avg_pool") and pads(graph, node)):
+        if node.operator in CHANGING or _pads_with_zeros(graph, node):
             values = np.where(values == 0, 0.0, np.nan)
         found[node.name] = values
     return found
@@ -70,6 +78,10 @@ def takes_constants(graph: Graph, reader: Node) -> bool:
     """Whether a constant input of `reader` can be folded exactly into its existing tensors."""
     has_shift = reader.attributes["bias"] or batchnorm_behind(graph, reader) is not None
     return bool(has_shift and not pads(graph, reader))
+
+
+def _pads_with_zeros(graph: Graph, node: Node) -> bool:
+    return node.operator == "pad" or (node.operator in ("conv", "avg_pool") and pads(graph, node))
 
 
 def pads(graph: Graph, node: Node) -> bool:

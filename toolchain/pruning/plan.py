@@ -57,7 +57,8 @@ def budget_for(
 def channel_budget(groups: list[ChannelGroup], ratio: float, removed: int) -> Budget:
     """The channels that are left without `ratio` of those in `groups` and the `removed` ones."""
     channels = removed + sum(group.width for group in groups)
-    return Budget(ChannelCount(), channels - int(channels * ratio), f"of {channels:,} prunable channels")
+    removable = int(channels * ratio + 1e-9)  # 100 × 0.29 is 28.999…
+    return Budget(ChannelCount(), channels - removable, f"of {channels:,} prunable channels")
 
 
 def plan_groups(graph: Graph, options: PruneOptions) -> list[ChannelGroup]:

@@ -51,13 +51,17 @@ def shuffled(images: Split, preprocessing: Preprocessing, *, device: str) -> Spl
 
 @contextlib.contextmanager
 def _measuring(network: GraphNetwork) -> Iterator[None]:
-    """Set training mode and reset the statistics of every BN; restore everything else at the end."""
+    """Reset the statistics of every BN and set it to training mode, the rest (dropout) to eval mode; restore
+    everything but the statistics at the end.
+    """
     flags = [(module, module.training) for module in network.modules()]
     batchnorms = network.batchnorms()
     momenta = [bn.momentum for bn in batchnorms]
     for bn in batchnorms:
         bn.reset_running_stats()
-    network.train()
+    network.eval()
+    for bn in batchnorms:
+        bn.train()
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, source_of
 from slimdeploy.toolchain.networks.cutting import Masks, cut_graph, keep_masks
-from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.graph import Graph, Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.operators.base import tensor_name
 from slimdeploy.toolchain.networks.residual import batchnorm_behind
@@ -32,8 +32,8 @@ class Folding:
     exact: tuple[str, ...]
     """Layers that absorbed the constants exactly."""
     approximate: tuple[str, ...]
-    """Padded convolutions: folding is exact inside the image, but not at the border, where they read
-    zeros.
+    """Convolutions behind a padding, their own or an earlier one: folding is exact inside the image, but not
+    at the border, which zeros have changed.
     """
 
 
@@ -48,7 +48,8 @@ def prune_network(
 
     Without `fold` it equals `network` with γ and β (without BN: filter and bias) of the removed channels set
     to zero. With `fold` it equals `network` with only γ (without BN: the filter) set to zero: the constant of
-    a removed channel is folded into the layer that reads it. This is exact unless that layer pads its input.
+    a removed channel is folded into the layer that reads it. This is exact unless there is a padding between
+    the two.
     """
     cut = _Cut(network, keep_masks(network.graph, groups, kept))
     folding = _fold_constants(network, cut, groups, kept) if fold else NOTHING_FOLDED
@@ -143,6 +144,7 @@ def _narrow(tensor: Tensor, dimension: int, stays: np.ndarray) -> Tensor:
 
 def _fold_constants(network: GraphNetwork, cut: _Cut, groups: list[ChannelGroup], kept: Kept) -> Folding:
     constants = removed_constants(network, cut.masks)
+    at_border = removed_constants(network, cut.masks, at_border=True)
     graph, touched, channels = network.graph, [], 0
     for group in groups:
         removed = np.setdiff1d(np.arange(group.width), kept[group.name])
@@ -162,8 +164,13 @@ def _fold_constants(network: GraphNetwork, cut: _Cut, groups: list[ChannelGroup]
         taps = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
         cut.add_constant(name, taps @ torch.from_numpy(values).to(weight.device))
         touched.append(node)
+
+    def exact(node: Node) -> bool:
+        value = node.inputs[0]
+        return not pads(graph, node) and bool((constants[value] == at_border[value]).all())
+
     return Folding(
         channels,
-        exact=tuple(node.name for node in touched if not pads(graph, node)),
-        approximate=tuple(node.name for node in touched if pads(graph, node)),
+        exact=tuple(node.name for node in touched if exact(node)),
+        approximate=tuple(node.name for node in touched if not exact(node)),
     )

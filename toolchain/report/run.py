@@ -17,7 +17,7 @@ from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.layers import Layer, convolutions
-from slimdeploy.toolchain.run_record import read_record
+from slimdeploy.toolchain.run_record import OUTDATED, read_record
 
 HEADER_KEY = "slimdeploy"
 """Key of the ModelInfo in a checkpoint (as in toolchain.models.checkpoint, which needs torch)."""
@@ -63,7 +63,11 @@ def read_run(folder: Path) -> Run:
             f"no run and no sweep in {folder}: slimdeploy run … --output {folder} makes one"
         )
     entries = read_record(folder / "run.json")
-    stages = {name: entry["result"] for name, entry in entries.items() if "result" in entry}
+    stages = {
+        name: entry["result"]
+        for name, entry in entries.items()
+        if "result" in entry and OUTDATED not in entry
+    }
     missing = [name for name in ("train", "pruned", "finetune", "bench") if name not in stages]
     if missing or not (folder / "table.json").is_file():
         raise SlimdeployError(

@@ -15,9 +15,10 @@ import sqlalchemy.engine
 import sqlalchemy.exc
 
 from slimdeploy import __version__
+from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import load_dataset
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.pipeline.recipe import Recipe
+from slimdeploy.toolchain.pipeline.recipe import TRAINED, Recipe
 from slimdeploy.toolchain.sweep.options import SweepOptions
 from slimdeploy.toolchain.sweep.space import Space
 
@@ -46,6 +47,10 @@ def identity(recipe: Recipe, space: Space, options: SweepOptions) -> dict[str, A
     document = {name: _plain(value) for name, value in asdict(recipe).items()}
     for name in ("name", "data", "compare_ratios", "calibrate", "package", "report"):
         del document[name]
+    document["network"] = _plain(recipe.network.facts())
+    for training in (document["train"], document["finetune"]):
+        if training["teacher"] not in (None, TRAINED):
+            training["teacher"] = artifacts.sha256_file(training["teacher"])
     for name in ("ratio", "params", "macs", "latency_ms", "align"):
         del document["prune"][name]
     del document["train"]["sparsity"]

@@ -7,6 +7,7 @@ share the folder.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -111,7 +112,8 @@ class _Worker:
             trial.suggest_float("ratio", 0, 1)
             trial.suggest_int("align", 1, 1 << 20)
             return point
-        low, high = (round(100 * value) for value in (min(space.ratio), max(space.ratio)))
+        # The whole percents in the range; the tolerance is for values like 0.29, which is 28.999… percent.
+        low, high = math.ceil(100 * min(space.ratio) - 1e-9), math.floor(100 * max(space.ratio) + 1e-9)
         point = Point(
             trial.suggest_categorical("sparsity", space.sparsity),
             trial.suggest_int("ratio_percent", low, high) / 100,

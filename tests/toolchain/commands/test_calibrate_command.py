@@ -60,7 +60,7 @@ def test_a_person_sees_tables(exported, tmp_path):
     for text in (
         "accuracy float32 / INT8",
         "int8, for cpu",
-        "on the held-out images",
+        "on the selection images",
         "one layer in float, all others in INT8",
         "batch 1 float32 / INT8",
     ):
