@@ -209,6 +209,21 @@ def test_a_process_keeps_its_standard_output_clean_to_the_end(
     assert ran.stderr.count("noise") == err, ran.stderr
 
 
+def test_a_terminal_that_is_not_utf8_gets_what_it_can_show() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "slimdeploy.toolchain", "summary", "--arch", "resnet18"],
+        capture_output=True, env=process_environment() | {"PYTHONIOENCODING": "latin-1"}, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert b"11.17 M" in ran.stdout or b"11,1" in ran.stdout
+
+
+def test_data_without_a_name_is_an_error(slimdeploy_command: Callable, tmp_path: Path) -> None:
+    ran = slimdeploy_command("train", "--data", "", "-o", tmp_path / "x.safetensors")
+    assert ran.exit_code == 2
+    assert "data" in ran.error
+
+
 def test_a_failed_check_still_prints_its_result(
     slimdeploy_command: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,6 +193,19 @@ def test_a_table_that_is_no_text_is_one_line(tmp_path: Path, content: bytes) -> 
         list_images(str(tmp_path / "missing.csv"))
 
 
+def test_labels_of_tables_are_normalised(tmp_path: Path, image_folder: Path) -> None:
+    """é as one character and as two: one class."""
+    files = sorted(image_folder.rglob("*.png"))[:6]
+    labels = ["caf\u00e9", "cafe\u0301", "tea"]
+    rows = [
+        f"{file},{label},{split}"
+        for split in ("train", "test")
+        for file, label in zip(files[:3], labels, strict=True)
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,split", *dict.fromkeys(rows)]))
+    assert list_images(f"{tmp_path}/labels.csv").class_names == ("caf\u00e9", "tea")
+
+
 def test_tables_are_a_dataset(tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same images by their folders and by a table, which names one that isn't there."""
     rows = ["file,label,split"]

@@ -100,6 +100,17 @@ def test_accuracy_is_a_difference_in_points():
     assert found.ci95 == pytest.approx((-0.1 - 0.02828, -0.1 + 0.02828), abs=1e-5)
 
 
+def test_accuracies_of_one_run_are_judged_by_their_paired_difference():
+    """Newcombe's interval of ±2.8 points would leave a loss of 1.0 ± 0.2 undecided."""
+    rows = [row("old.onnx", accuracy=0.90), row("new.onnx", accuracy=0.89)]
+    compared = {"baseline": "old.onnx", "model": "new.onnx", "batch": 1}
+    compared["accuracy_difference"] = {"value": -0.01, "ci95": [-0.012, -0.008]}
+    (verdict,) = compare.judge_run(
+        [parse_guard("accuracy < -0.5pp")], {"rows": rows, "comparisons": [compared]}
+    )
+    assert verdict["verdict"] == "fails"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

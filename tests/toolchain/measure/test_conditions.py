@@ -70,13 +70,23 @@ def test_other_work_is_counted_while_the_models_are_timed():
 def test_other_work_is_all_work_but_ours(tmp_path):
     usages = []
     for everyone, ours in ((1000, 100), (1600, 300)):  # ticks of a hundredth of a second
-        write(tmp_path, "proc/stat", f"cpu  {everyone - 50} 0 0 9999 5 0 0 50 0 0\ncpu0 …\n")
+        write(tmp_path, "proc/stat", f"cpu  {everyone - 50} 0 0 9999 5 0 0 50 0 0\n")
         write(tmp_path, "proc/7/stat", f"7 (a name (odd)) S 1 1 1 0 -1 0 0 0 0 0 {ours - 10} 10 0 0 20\n")
         usages.append(load.usage([7], tmp_path))
     before, after = (replace(one, clock=10.0 * i, ours=one.ours - time.process_time())
                      for i, one in enumerate(usages))  # fmt: skip
     assert after.others_since(before) == pytest.approx((6 - 2) / 10, abs=0.02)
     assert load.usage([8], tmp_path) is None
+
+
+def test_work_on_processors_that_we_may_not_use_is_not_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(load.os, "sched_getaffinity", lambda _: {1, 2}, raising=False)
+    lines = [
+        "cpu  9000 0 0 0",
+        *(f"cpu{n} {ticks} 0 0 9999 5 0 0 50 0 0" for n, ticks in enumerate((8000, 350, 450))),
+    ]
+    write(tmp_path, "proc/stat", "\n".join(lines))
+    assert load.usage([], tmp_path).everyone == (400 + 500) / load.TICKS
 
 
 def test_what_speaks_against_a_run_is_said():

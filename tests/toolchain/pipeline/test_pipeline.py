@@ -23,8 +23,11 @@ from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.pipeline import plan
 from slimdeploy.toolchain.pipeline.bench import bench_stage
+from slimdeploy.toolchain.pipeline.choices import NetworkChoice
+from slimdeploy.toolchain.pipeline.plan import _with_contents
 from slimdeploy.toolchain.pipeline.recipe import Recipe, load_recipe
 from slimdeploy.toolchain.pipeline.run import run_recipe
+from slimdeploy.toolchain.report.run import read_run
 from slimdeploy.toolchain.run_record import read_record
 
 # One worker runs them all: they share what the fixture `first` takes seconds to make.
@@ -203,6 +206,7 @@ def test_what_an_earlier_recipe_wrote_is_told(
 ) -> None:
     ran = _rerun(slimdeploy_command, run, "calibrate=none", "package=none")
     assert "! written by an earlier recipe, and not part of this run: final.int8.onnx, final.slim" in ran.err
+    assert "calibrate" not in read_run(run / "run").stages
     assert "earlier recipe" not in _rerun(slimdeploy_command, run).err
 
 
@@ -239,6 +243,28 @@ def test_a_lost_or_changed_output_is_made_again(
     assert ran[harmed]
     assert not any(ran[name] for name in before)
     assert not any(_stages(_rerun(slimdeploy_command, run).err).values())
+
+
+def test_the_same_images_in_another_folder_train_nothing_again(
+    slimdeploy_command: Callable, run: Path, benched: list[Path], image_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_folder, tmp_path / "moved", copy_function=shutil.copyfile)
+    ran = _stages(_rerun(slimdeploy_command, run, f"data.name=folder:{tmp_path / 'moved'}").err)
+    assert not any(ran[name] for name in STAGES[: STAGES.index("bench")])
+
+
+def test_a_stage_knows_the_files_that_it_reads_by_their_content(tmp_path: Path) -> None:
+    table, source = tmp_path / "lut.json", tmp_path / "net.py"
+    options = {"latency_table": str(table), "latency_ms": 2.0}
+    keys, facts = [], []
+    for text in ("1", "2"):
+        table.write_text(text)
+        source.write_text(f"# {text}\n")
+        keys.append(_with_contents(options, "latency_table"))
+        facts.append(NetworkChoice(arch=f"{source}:make").facts())
+    assert keys[0] != keys[1]
+    assert facts[0] != facts[1]
+    assert _with_contents({"latency_table": None}, "latency_table") == {"latency_table": None}
 
 
 def test_other_images_repeat_everything(

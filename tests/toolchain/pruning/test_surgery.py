@@ -18,9 +18,12 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, channel_groups
-from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.cost import network_cost
+from slimdeploy.toolchain.networks.graph import Graph, Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.pruning.costs import parameter_model
 from slimdeploy.toolchain.pruning.options import PruneOptions
+from slimdeploy.toolchain.pruning.plan import channel_budget
 from slimdeploy.toolchain.pruning.selection import Kept
 from slimdeploy.toolchain.pruning.surgery import Folding, prune_network
 from slimdeploy.toolchain.stages.prune import prune_stage
@@ -55,6 +58,68 @@ def _assert_same(expected: GraphNetwork, found: GraphNetwork, size: int = 16) ->
     logits = expected(images)
     error = float((logits - found(images)).abs().max())
     assert error <= 1e-5 * max(1.0, float(logits.abs().max()))
+
+
+def _behind(*between: Node) -> Graph:
+    """A 1×1 convolution with BN and ReLU, `between` (it reads "r"), and another 1×1 convolution."""
+
+    def conv(name: str, value: str, channels: int) -> Node:
+        pairs = {"kernel": [1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1]}
+        return Node(name, "conv", (value,), {"in": channels, "out": 8, "groups": 1, "bias": True, **pairs})
+
+    return Graph((
+        conv("c1", "images", 3),
+        Node("bn", "batchnorm", ("c1",), {"channels": 8, "eps": 1e-5, "affine": True, "momentum": 0.1}),
+        Node("r", "relu", ("bn",), {}), *between, conv("c2", between[-1].name if between else "r", 8),
+        Node("g", "adaptive_avg_pool", ("c2",), {"size": [1, 1]}),
+        Node("f", "flatten", ("g",), {"positions": 1}),
+        Node("fc", "linear", ("f",), {"in": 8, "out": 4, "bias": True}),
+    ))  # fmt: skip
+
+
+AVERAGED = Node("p", "avg_pool", ("r",), {"kernel": [3, 3], "stride": [1, 1], "padding": [1, 1]})
+PADDED = Node("q", "pad", ("r",), {"margins": [1, 1, 1, 1]})
+POOLED = Node("p", "max_pool", ("q",), {"kernel": [1, 1], "stride": [1, 1], "padding": [0, 0]})
+
+
+@pytest.mark.parametrize(("between", "exact"), [((), True), ((AVERAGED,), False), ((PADDED, POOLED), False)])
+def test_a_padding_anywhere_before_the_reader_makes_folding_approximate(
+    between: tuple[Node, ...], exact: bool
+) -> None:
+    network = random_network(_behind(*between)).eval()
+    (group,) = (g for g in channel_groups(network.graph) if "c1" in g.producers)
+    kept = {g.name: np.arange(g.width) for g in channel_groups(network.graph)} | {group.name: np.arange(4, 8)}
+    with torch.no_grad():
+        network.get_submodule("bn").bias.fill_(1.0)
+        network.get_submodule("bn").weight[:4] = 0
+        found, folding = prune_network(network, channel_groups(network.graph), kept)
+        images = random_images(2, 8)
+        same = torch.allclose(network(images), found(images), atol=1e-5)
+    assert (folding.exact == ("c2",)) == exact == same
+    assert (folding.approximate == ("c2",)) != exact
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        Node("z", "prelu", ("r",), {"slopes": 1}),
+        Node("z", "prelu", ("r",), {"slopes": 8}),
+        Node("z", "multiply_by", ("r",), {"shape": [1], "trained": True}),
+        Node("z", "plus", ("r",), {"shape": [8, 1, 1], "trained": True}),
+        Node("z", "plus", ("r",), {"shape": [8, 1, 1], "trained": False}),
+        Node("z", "layer_norm", ("r",), {"channels": 8, "eps": 1e-5, "affine": True}),
+    ],
+)
+def test_the_budget_counts_the_parameters_that_exist(node: Node) -> None:
+    graph = _behind(node)
+    groups = channel_groups(graph)
+    model = parameter_model(graph, groups, 8)
+    assert model.total({group.name: group.width for group in groups}) == network_cost(graph, 8).params
+
+
+def test_a_ratio_is_not_cut_off_by_rounding() -> None:
+    for ratio, left in ((0.29, 71), (0.57, 43), (0.5, 50)):
+        assert channel_budget([], ratio, removed=100).limit == left
 
 
 @given(network_specs(), seeds)
