@@ -165,7 +165,9 @@ def test_ctrl_c_ends_the_running_pieces(tmp_path: Path) -> None:
         "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
     )
     script = f"""
+import signal
 from slimdeploy.benchmarks import gpu_chain
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 from slimdeploy.benchmarks.gpu_chain_pieces import Piece
 gpu_chain.pieces = lambda scale: (Piece("slow", 0, ("train",), module="sleeping"),)
 gpu_chain.main(["run", "--work", {str(tmp_path)!r}, "-o", {str(tmp_path / "out")!r}])
