@@ -75,7 +75,8 @@ class Proximal:
 
     def _after_step(self, *_: Any) -> None:
         lr, momentum = float(self._group["lr"]), float(self._group.get("momentum", 0.0))
-        proximal_step(self._scales, threshold_of(self._strength, lr, momentum))
+        trained = [scale for scale in self._scales if scale.requires_grad]  # not those you froze
+        proximal_step(trained, threshold_of(self._strength, lr, momentum))
 
 
 @checked

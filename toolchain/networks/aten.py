@@ -203,8 +203,11 @@ def _pad(at: Importer, node: fx.Node) -> str:
 
 
 def _dropout(at: Importer, node: fx.Node) -> str:
-    operator = "stochastic_depth" if at.class_of_module(node) == StochasticDepth.__name__ else "dropout"
-    return at.add(node, operator, at.value(node, 0), share=float(argument(node, 1, 0.5)))
+    share = float(argument(node, 1, 0.5))
+    if at.class_of_module(node) == StochasticDepth.__name__:
+        return at.add(node, "stochastic_depth", at.value(node, 0), share=share)
+    channels: dict[str, Any] = {"channels": True} if at.operator(node) == "feature_dropout" else {}
+    return at.add(node, "dropout", at.value(node, 0), share=share, **channels)
 
 
 LEAVES = (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,8 @@ class _Run:
         losses = torch.zeros(steps, device=self.device)
         counts = torch.zeros(2, dtype=torch.int64, device=self.device)
         self.learner.network.train()
-        with progress_bar(f"epoch {index + 1}/{self.options.epochs}", total=steps) as advance:
+        title = f"epoch {index + 1}/{self.options.epochs}"
+        with self._random_numbers(index), progress_bar(title, total=steps) as advance:
             for step, (images, labels) in enumerate(self.batches.epoch(index)):
                 number = index * steps + step
                 self._set_lr(number)
@@ -212,6 +214,16 @@ class _Run:
                 self.learner = self.shrinking.after_step(number, self.learner)
                 advance(1)
         return self.ranks.sum(losses).div_(self.ranks.size), self.ranks.sum(counts)
+
+    @contextmanager
+    def _random_numbers(self, index: int) -> Iterator[None]:
+        """Seed dropout in epoch `index` by seed, epoch and process, so that a resumed run draws the same. The
+        caller's generators stay as they were.
+        """
+        devices = [torch.cuda.current_device()] if self.device.startswith("cuda") else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed((self.options.seed * 1_000_003 + index) * self.ranks.size + self.ranks.rank)
+            yield
 
     def _set_lr(self, number: int) -> None:
         self.learner.lr = learning_rate(self.options, number, steps_per_epoch=len(self.batches))

@@ -191,6 +191,15 @@ def test_the_penalty_makes_exact_zeros_in_a_loop_of_ones_own(module: Net, batche
     assert sparse.zero_share < zeros / 48
 
 
+def test_the_penalty_leaves_frozen_scales_alone(module: Net, batches: list[Batch]) -> None:
+    frozen = module.features[1].weight.requires_grad_(requires_grad=False)
+    before = frozen.clone()
+    optimizer = torch.optim.SGD(parameter_groups(module, 5e-4), lr=0.05, momentum=0.9)
+    Proximal(optimizer, module, strength=0.1, size=SIZE)
+    train(module, batches, optimizer, 2)
+    assert torch.equal(frozen, before)
+
+
 def test_a_step_is_that_of_our_own_training(batches: list[Batch]) -> None:
     ours, theirs = (build_network(build_graph("tiny", stem="cifar", classes=3), seed=1) for _ in range(2))
     penalty = FixedPenalty(ours, 0.01, momentum=0.9)

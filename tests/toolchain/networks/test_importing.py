@@ -101,6 +101,18 @@ def test_operators_are_taken_over(middle: nn.Module) -> None:
     assert from_module(net, size=16).relative_error < 1e-5
 
 
+@pytest.mark.parametrize("dropout", [nn.Dropout(0.5), nn.Dropout2d(0.5)], ids=str)
+@torch.no_grad()
+def test_dropout_drops_the_same_in_training(dropout: nn.Module) -> None:
+    module = _Net(dropout)
+    found, images = from_module(module, size=16).network.train(), torch.randn(4, 3, 16, 16)
+    logits = []
+    for one in (module.train(), found):
+        torch.manual_seed(5)
+        logits.append(one(images))
+    torch.testing.assert_close(*logits)
+
+
 @pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(-1)], ids=str)
 @torch.no_grad()
 def test_a_softmax_at_the_end_is_left_out(end: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import nn
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.batches import plain_batches
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
 from slimdeploy.toolchain.training import loop
 from slimdeploy.toolchain.training.evaluation import evaluate_network
@@ -64,6 +66,27 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_uninterrupted_one(
     assert _same(expected, resumed)
     assert _untimed(whole) == _untimed(history)
     assert _untimed(read_history(tmp_path / "broken")) == _untimed(history)
+
+
+def test_dropout_depends_on_the_seed_alone_and_goes_on_with_a_resumed_run(tmp_path: Path) -> None:
+    """And the caller's random numbers stay as they were."""
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.5), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 3),
+    )  # fmt: skip
+    start, options = from_module(module.eval(), size=16).network, replace(OPTIONS, epochs=2)
+    torch.manual_seed(1)
+    first, history = _fit(tmp_path / "first", options, network=copy.deepcopy(start))
+    following = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), following)
+    with _at_step(STEPS + 2, _stop), pytest.raises(Stopped):
+        _fit(tmp_path / "second", options, network=copy.deepcopy(start))
+    second, resumed = _fit(tmp_path / "second", options, network=copy.deepcopy(start), resume=True)
+    assert _same(first, second)
+    assert _untimed(resumed) == _untimed(history)
+    other, _ = _fit(tmp_path / "other", replace(options, seed=5), network=copy.deepcopy(start))
+    assert not _same(first, other)
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:

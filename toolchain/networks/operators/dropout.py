@@ -12,6 +12,7 @@ from slimdeploy.toolchain.networks.operators.base import (
     OnnxNodes,
     Operator,
     Shape,
+    flag,
     number,
 )
 
@@ -20,16 +21,18 @@ if TYPE_CHECKING:
 
 
 class Dropout(Operator):
-    """Attribute: share, of the values set to 0 during training."""
+    """Attributes: share, of the values set to 0 during training; `channels`: of whole channels instead."""
 
     attributes = MappingProxyType({"share": number})
+    optional = MappingProxyType({"channels": flag})
 
     elementwise = True
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
         from torch import nn
 
-        return nn.Dropout(float(node.attributes["share"]))
+        kind = nn.Dropout2d if node.attributes.get("channels") else nn.Dropout
+        return kind(float(node.attributes["share"]))
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
         return inputs[0]
@@ -37,6 +40,8 @@ class Dropout(Operator):
 
 class StochasticDepth(Dropout):
     """Attribute: share, of the images whose values are all set to 0 during training."""
+
+    optional = MappingProxyType({})
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
         from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth as Module
