@@ -78,7 +78,7 @@ def _train(job: Job) -> Stage:
         "train",
         output.name,
         (),
-        [job.data(), network.facts(), _training(options)],
+        [job.data(), network.facts(), training_inputs(options)],
         lambda resume, _: train_stage(
             arch=network.arch,
             arguments=parse_arguments(network.arg),
@@ -116,7 +116,7 @@ def _prune(job: Job, name: str, options: PruneOptions) -> Stage:
 def _finetune(job: Job) -> Stage:
     options, output = job.recipe.finetune, job.checkpoint("final")
     reads: tuple[str, ...] = ("pruned",)
-    known = _training(options)
+    known = training_inputs(options)
     if options.teacher == TRAINED:
         options = replace(options, teacher=str(job.checkpoint("sparse")))
         reads += ("train",)
@@ -138,7 +138,7 @@ def _finetune(job: Job) -> Stage:
     )
 
 
-def _training(options: TrainOptions) -> dict[str, Any]:
+def training_inputs(options: TrainOptions) -> dict[str, Any]:
     """The inputs of training."""
     known = options.to_json()
     return known if options.teacher == TRAINED else _with_contents(known, "teacher")

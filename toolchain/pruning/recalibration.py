@@ -28,14 +28,15 @@ def recalibrate(network: GraphNetwork, feed: Feed, *, device: str) -> None:
     within one class differs (`shuffled` mixes them). Raises SlimdeployError if no batch has two images.
     """
     place(network, device)
-    if not network.batchnorms():
+    batchnorms = network.batchnorms()
+    if not batchnorms:
         return
     counted = 0
     with _measuring(network), progress_bar("measuring BN statistics", total=feed.images) as advance:
         for batch, _ in feed:
             if len(batch) > 1:  # one image has no variance at 1×1 pixels
                 counted += len(batch)
-                for bn in network.batchnorms():
+                for bn in batchnorms:
                     bn.momentum = len(batch) / counted  # the weight of this batch: the last may be smaller
                 network(batch)
             advance(len(batch))

@@ -15,10 +15,10 @@ import sqlalchemy.engine
 import sqlalchemy.exc
 
 from slimdeploy import __version__
-from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import load_dataset
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.pipeline.recipe import TRAINED, Recipe
+from slimdeploy.toolchain.pipeline.plan import training_inputs
+from slimdeploy.toolchain.pipeline.recipe import Recipe
 from slimdeploy.toolchain.sweep.options import SweepOptions
 from slimdeploy.toolchain.sweep.space import Space
 
@@ -48,9 +48,8 @@ def identity(recipe: Recipe, space: Space, options: SweepOptions) -> dict[str, A
     for name in ("name", "data", "compare_ratios", "calibrate", "package", "report"):
         del document[name]
     document["network"] = _plain(recipe.network.facts())
-    for training in (document["train"], document["finetune"]):
-        if training["teacher"] not in (None, TRAINED):
-            training["teacher"] = artifacts.sha256_file(training["teacher"])
+    document["train"] = _plain(training_inputs(recipe.train))
+    document["finetune"] = _plain(training_inputs(recipe.finetune))
     for name in ("ratio", "params", "macs", "latency_ms", "align"):
         del document["prune"][name]
     del document["train"]["sparsity"]
