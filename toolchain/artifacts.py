@@ -22,6 +22,7 @@ MAX_TEXT_BYTES = 64 << 20
 """Maximum size of a document from a user; a bench result with all its samples has a few MiB."""
 MAX_NESTING = 32
 """Maximum nesting depth of a JSON document."""
+_TEMPORARY = ".tmp"
 
 
 @contextlib.contextmanager
@@ -36,7 +37,7 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
     _refuse_device(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
     except OSError as error:
         raise SlimdeployError(f"cannot write {path}: {error.strerror}") from error
     try:
@@ -67,8 +68,13 @@ def remove_leftovers(path: Path) -> None:
     if not path.parent.is_dir():
         return
     for entry in os.scandir(path.parent):
-        if entry.name.startswith(f".{path.name}.") and entry.name.endswith(".tmp"):
+        if entry.name.startswith(f".{path.name}.") and is_temporary(entry.name):
             locks.remove_unused(Path(entry.path))
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of this name is one of `atomic_file` or `folder_beside`."""
+    return name.startswith(".") and name.endswith(_TEMPORARY)
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
@@ -93,13 +99,15 @@ def link(source: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, for files that are renamed to it. `remove_leftovers` removes one that
-    a killed process left.
+    """A temporary folder beside `path`, to be renamed to it, or for a file that is.
+
+    `remove_leftovers` removes one that a killed process left.
     """
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY))
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         locks.mark_in_use(descriptor)
+        folder.chmod(0o777 & ~umask())
         yield folder
     finally:
         os.close(descriptor)

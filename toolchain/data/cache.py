@@ -10,9 +10,8 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +24,6 @@ from slimdeploy.toolchain.progress import log
 
 T = TypeVar("T")
 FORMAT = 4
-_PARTIAL = ".decoding-"
 _GRACE_S = 60
 """Age in seconds after which an unlocked partial entry counts as left by a killed process."""
 
@@ -92,7 +90,7 @@ def save_arrays(entry: Path, arrays: dict[str, np.ndarray]) -> None:
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(entry.parent)
-        with _partial_entry(entry.parent) as partial:
+        with artifacts.folder_beside(entry) as partial:
             for name, array in arrays.items():
                 np.save(partial / f"{name}.npy", array)
             try:
@@ -105,23 +103,9 @@ def save_arrays(entry: Path, arrays: dict[str, np.ndarray]) -> None:
         log(f"cannot write the image cache {entry}: {reason}; images will be decoded again next time")
 
 
-@contextlib.contextmanager
-def _partial_entry(folder: Path) -> Iterator[Path]:
-    """A temporary folder, removed at the end unless it was renamed. It is locked while its process lives."""
-    partial = Path(tempfile.mkdtemp(dir=folder, prefix=_PARTIAL))
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        locks.mark_in_use(descriptor)
-        partial.chmod(0o777 & ~artifacts.umask())
-        yield partial
-    finally:
-        os.close(descriptor)
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _remove_abandoned(folder: Path) -> None:
     """Remove partial entries left by killed processes."""
     for entry in os.scandir(folder):
         with contextlib.suppress(FileNotFoundError):  # its process has finished or removed it
-            if entry.name.startswith(_PARTIAL) and time.time() - entry.stat().st_mtime >= _GRACE_S:
+            if artifacts.is_temporary(entry.name) and time.time() - entry.stat().st_mtime >= _GRACE_S:
                 locks.remove_unused(Path(entry.path))

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from slimdeploy.toolchain.locks import exclusive, readers_and_writer
+from slimdeploy.toolchain.pipeline.plan import training_inputs
 from slimdeploy.toolchain.pipeline.recipe import Recipe
 from slimdeploy.toolchain.pipeline.run import RunResult, adopt_original, run_original, run_recipe
 from slimdeploy.toolchain.pipeline.start import starting_point
@@ -64,7 +65,7 @@ def training_name(recipe: Recipe) -> str:
         data.digest(),
         data.preprocessing.to_json(),
         recipe.network.facts(),
-        recipe.train.to_json(),
+        training_inputs(recipe.train),
         asdict(recipe.export),
     ]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -142,7 +142,7 @@ def test_an_entry_that_cannot_be_finished_leaves_nothing(
 def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(
     folder: Path, own_cache: Path
 ) -> None:
-    abandoned, fresh, held = (own_cache / f".decoding-{name}" for name in ("a", "b", "c"))
+    abandoned, fresh, held = (own_cache / f".{name}.tmp" for name in ("a", "b", "c"))
     for entry in (abandoned, fresh, held):
         entry.mkdir(parents=True)
         (entry / "train-images.npy").write_bytes(b"half")
