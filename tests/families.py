@@ -84,6 +84,42 @@ class _Inception(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class _LinearGate(nn.Module):
+    """Squeeze-and-excitation with linear layers, as in the first implementations of SENet."""
+
+    def __init__(self, channels: int, *, unsqueezed: bool = False) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(
+            nn.Linear(channels, 4), nn.ReLU(inplace=True), nn.Linear(4, channels), nn.Sigmoid()
+        )
+        self.unsqueezed = unsqueezed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.unsqueezed:
+            return x * self.fc(x.mean((2, 3))).unsqueeze(-1).unsqueeze(-1)
+        count, channels = x.shape[:2]
+        gate = self.fc(nn.functional.adaptive_avg_pool2d(x, 1).view(count, channels))
+        return x * gate.view(count, channels, 1, 1).expand_as(x)
+
+
+class _Senet(nn.Module):
+    """A residual block with such gates, borders that aren't zero, and the difference of two images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act = _conv_bn(3, 16, 3), nn.GELU(approximate="tanh")
+        self.first = nn.Conv2d(16, 24, 3, padding=1, padding_mode="reflect", bias=False)
+        self.norm, self.last = nn.BatchNorm2d(24), nn.Conv2d(24, 16, 2, padding="same")
+        self.inner, self.outer = _LinearGate(24, unsqueezed=True), _LinearGate(16)
+        self.end = nn.Sequential(nn.ReplicationPad2d((1, 0, 0, 1)), _conv_bn(16, 24, 3))
+        self.fc = nn.Linear(24, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.max_pool2d(self.stem(x), 2)
+        x = x - self.outer(self.last(self.inner(self.act(self.norm(self.first(x))))))
+        return self.fc(self.end(x).mean((2, 3)))
+
+
 def _conv_bn(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
@@ -107,6 +143,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "inception": _Inception,
     "convnext": _convnext,
     "custom": _Custom,
+    "senet": _Senet,
     "shufflenet": lambda: tv.ShuffleNetV2([1, 2, 1], [16, 32, 48, 64, 96], num_classes=CLASSES),
 }
 

@@ -25,6 +25,7 @@ from slimdeploy.toolchain.networks.aten_shapes import (
     argument,
     channel_shuffle,
     cut,
+    expand,
     item,
     permute,
     pieces,
@@ -32,10 +33,10 @@ from slimdeploy.toolchain.networks.aten_shapes import (
     same,
     select,
     shape_of,
-    squeeze,
     transpose,
     unsqueeze,
 )
+from slimdeploy.toolchain.networks.operators.padding import MODES
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
 from slimdeploy.toolchain.registry import Registry
 
@@ -53,16 +54,19 @@ def _conv(at: Importer, node: fx.Node) -> str:
     out, per_group, *kernel = shape_of(weight)
     stride, padding = _pair(argument(node, 3, 1)), argument(node, 4, 0)
     dilation, groups = _pair(argument(node, 5, 1)), int(argument(node, 6, 1))
-    if padding == "same" and all(k % 2 for k in kernel):
-        padding = [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
-    elif isinstance(padding, str):
-        if padding != "valid":
-            raise at.refused(node, "padding 'same' with an even kernel isn't supported")
+    images = at.value(node, 0)
+    if padding == "valid":
         padding = [0, 0]
+    elif padding == "same":
+        missing = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        padding = [m // 2 for m in missing]
+        below, right = (m % 2 for m in missing)
+        if below or right:
+            images = at.add(node, "pad", images, margins=[0, right, 0, below])
     bias = argument(node, 2, None) is not None
     channels = {"in": per_group * groups, "out": out}
     return at.add(
-        node, "conv", at.value(node, 0), name=at.module_of(node, 1), **channels, kernel=list(kernel),
+        node, "conv", images, name=at.module_of(node, 1), **channels, kernel=list(kernel),
         stride=stride, padding=_pair(padding), dilation=dilation, groups=groups, bias=bias,
     )  # fmt: skip
 
@@ -197,9 +201,13 @@ def _pad(at: Importer, node: fx.Node) -> str:
     margins = [int(n) for n in argument(node, 1, [])]
     mode = argument(node, 2, "constant") if at.operator(node) == "pad" else "constant"
     value = argument(node, 3 if at.operator(node) == "pad" else 2, 0)
-    if len(margins) != 4 or min(margins) < 0 or mode != "constant" or value != 0:
-        raise at.refused(node, "padding is supported with zeros on the four sides of an image only")
-    return at.add(node, "pad", at.value(node, 0), margins=margins)
+    if len(margins) != 4 or min(margins) < 0 or mode not in MODES or value != 0:
+        raise at.refused(
+            node,
+            "padding is supported on the four sides of an image only, with zeros, reflected or replicated",
+        )
+    other = {} if mode == "constant" else {"mode": mode}
+    return at.add(node, "pad", at.value(node, 0), margins=margins, **other)
 
 
 def _dropout(at: Importer, node: fx.Node) -> str:
@@ -267,7 +275,9 @@ READERS.update(
         "flatten": reshape,
         "view": reshape,
         "reshape": reshape,
-        "squeeze": squeeze,
+        "squeeze": reshape,
+        "expand": expand,
+        "expand_as": expand,
         "select": select,
         "unsqueeze": unsqueeze,
         "transpose": transpose,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from slimdeploy.toolchain.networks.aten_shapes import Constant, argument, shape_of
+from slimdeploy.toolchain.networks.aten_shapes import Constant, Expanded, argument, shape_of
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.importing import Importer
@@ -52,9 +52,8 @@ def leaky_relu(at: Importer, node: fx.Node) -> str:
 
 
 def gelu(at: Importer, node: fx.Node) -> str:
-    if node.kwargs.get("approximate", "none") != "none":
-        raise at.refused(node, "gelu is supported without approximation only")
-    return at.add(node, "gelu", at.value(node, 0))
+    by_tanh: dict[str, Any] = {"tanh": True} if node.kwargs.get("approximate") == "tanh" else {}
+    return at.add(node, "gelu", at.value(node, 0), **by_tanh)
 
 
 def add(at: Importer, node: fx.Node) -> str:
@@ -62,7 +61,13 @@ def add(at: Importer, node: fx.Node) -> str:
 
 
 def subtract(at: Importer, node: fx.Node) -> str:
-    return _arithmetic(at, node, "", "minus", lambda n: (1.0, -n))
+    """The difference of two images is the sum of the first one and the second one times −1."""
+    if not isinstance(node.args[1], fx.Node) or isinstance(at.values.get(node.args[1]), Constant):
+        return _arithmetic(at, node, "", "minus", lambda n: (1.0, -n))
+    _check_plain(at, node)
+    minuend, subtrahend = _operands(at, node)
+    negative = at.add(node, "affine", subtrahend, factor=-1.0, offset=0.0)
+    return at.add(node, "add", minuend, negative)
 
 
 def multiply(at: Importer, node: fx.Node) -> str:
@@ -88,8 +93,7 @@ def _arithmetic(
     `by`).
     """
     name, second = at.operator(node), node.args[1]
-    if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("rounding_mode"):
-        raise at.refused(node, f"{name} with alpha or rounding isn't supported")
+    _check_plain(at, node)
     if isinstance(second, int | float):
         if name == "div" and second == 0:
             raise at.refused(node, "div by 0")
@@ -100,7 +104,23 @@ def _arithmetic(
         return _with_constant(at, node, with_constant, constants[0])
     if constants or not of_values:
         raise at.refused(node, f"{name} of these two isn't supported")
-    return at.add(node, of_values, at.value(node, 0), at.value(node, 1))
+    return at.add(node, of_values, *_operands(at, node))
+
+
+def _check_plain(at: Importer, node: fx.Node) -> None:
+    if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("rounding_mode"):
+        raise at.refused(node, f"{at.operator(node)} with alpha or rounding isn't supported")
+
+
+def _operands(at: Importer, node: fx.Node) -> list[str]:
+    """The two values of `node`. One of them may be expanded, because arithmetic expands it anyway."""
+    found = [at.values.get(argument) for argument in node.args[:2]]  # type: ignore[arg-type]
+    expanded = [isinstance(value, Expanded) for value in found]
+    if all(expanded):
+        raise at.refused(node, f"{at.operator(node)} of two expanded images isn't supported")
+    return [
+        value.value if isinstance(value, Expanded) else at.value(node, i) for i, value in enumerate(found)
+    ]
 
 
 def _with_constant(at: Importer, node: fx.Node, operator: str, index: int) -> str:

@@ -35,6 +35,13 @@ class Squeezed:
 
 
 @dataclass(frozen=True)
+class Expanded:
+    """An image (N, C, 1, 1) that the program repeats for all pixels of another one."""
+
+    value: str
+
+
+@dataclass(frozen=True)
 class Channel:
     """One channel (N, 1, H, W) of an image, which the program holds as (N, H, W)."""
 
@@ -70,8 +77,10 @@ def reshape(at: Importer, node: fx.Node) -> Any:
     if isinstance(found, View):
         if found.transposed and len(after) == 4:
             return at.add(node, "channel_shuffle", found.value, groups=found.groups)
-    elif len(after) == len(before) and after[1:] == before[1:]:
-        return at.value(node, 0)
+    elif after[1:] == before[1:]:
+        return found
+    elif _one_pixel(before) and _one_pixel(after) and after[1] == before[1]:
+        return _as_pixel(at, node, len(after))
     elif len(before) == 4 and len(after) == 2:
         return at.add(node, "flatten", at.value(node, 0), positions=int(before[2] * before[3]))
     elif len(before) == 4 and len(after) == 5 and after[3:] == before[2:]:
@@ -79,19 +88,35 @@ def reshape(at: Importer, node: fx.Node) -> Any:
     raise at.refused(node, f"aten.{at.operator(node)} from {_told(before)} to {_told(after)} isn't supported")
 
 
+def _one_pixel(shape: list[Any]) -> bool:
+    """Whether `shape` is (N, C), (N, C, 1) or (N, C, 1, 1)."""
+    return 2 <= len(shape) <= 4 and all(n == 1 for n in shape[2:])
+
+
+def _as_pixel(at: Importer, node: fx.Node, dimensions: int) -> Any:
+    """The first argument, one value per channel, in 2, 3 or 4 dimensions."""
+    found, vector = at.values.get(node.args[0]), len(shape_of(node.args[0])) == 2  # type: ignore[arg-type]
+    value = found.value if isinstance(found, Squeezed) else at.value(node, 0)
+    if dimensions == 2:
+        return value if vector else at.add(node, "flatten", value, positions=1)
+    image = at.add(node, "unflatten", value) if vector else value
+    return Squeezed(image) if dimensions == 3 else image
+
+
+def expand(at: Importer, node: fx.Node) -> Any:
+    """`gate.expand_as(image)`, which arithmetic with the image does anyway."""
+    before, after = shape_of(node.args[0]), shape_of(node)
+    if after[1:] == before[1:]:
+        return at.value(node, 0)
+    if len(before) != 4 or before[2:] != [1, 1] or after[1] != before[1]:
+        raise at.refused(
+            node, f"aten.{at.operator(node)} from {_told(before)} to {_told(after)} isn't supported"
+        )
+    return Expanded(at.value(node, 0))
+
+
 def _told(shape: list[Any]) -> str:
     return "×".join("N" if i == 0 else str(n) for i, n in enumerate(shape))
-
-
-def squeeze(at: Importer, node: fx.Node) -> Any:
-    before, after = shape_of(node.args[0]), shape_of(node)
-    found = at.values.get(node.args[0])  # type: ignore[arg-type]
-    if isinstance(found, Squeezed) and len(after) == 2:
-        return at.add(node, "flatten", found.value, positions=1)
-    if len(before) == 4 and before[2:] == [1, 1] and after[:2] == before[:2] and len(after) in (2, 3):
-        value = at.value(node, 0)
-        return Squeezed(value) if len(after) == 3 else at.add(node, "flatten", value, positions=1)
-    return reshape(at, node)
 
 
 def select(at: Importer, node: fx.Node) -> Any:
@@ -102,16 +127,14 @@ def select(at: Importer, node: fx.Node) -> Any:
         return Channel(at.add(node, "slice", at.value(node, 0), start=start, stop=start + 1))
     if axis % len(before) < 2 or before[axis] != 1:
         raise at.refused(node, "select is supported for one channel, and on images of one pixel")
-    return squeeze(at, node)
+    return reshape(at, node)
 
 
 def unsqueeze(at: Importer, node: fx.Node) -> Any:
     found = at.values.get(node.args[0])  # type: ignore[arg-type]
-    if isinstance(found, Constant):
-        return found
     if isinstance(found, Channel) and argument(node, 1, 0) in (1, -3):
         return found.value
-    raise at.refused(node, "aten.unsqueeze isn't supported")
+    return reshape(at, node)
 
 
 def transpose(at: Importer, node: fx.Node) -> Any:

@@ -9,7 +9,7 @@ from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph
 from slimdeploy.toolchain.networks.layers import Layer, parameter_layers
 
 MB = 2**20
-NO_CALL = ("flatten", "slice")
+NO_CALL = ("flatten", "unflatten", "slice")
 """Operators that are no module call: they only change the view of a value."""
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.networks.operators.padding import pad_mode
 from slimdeploy.toolchain.networks.residual import batchnorm_behind
 
 CHANGING = ("dropout", "stochastic_depth")
@@ -81,11 +82,15 @@ def takes_constants(graph: Graph, reader: Node) -> bool:
 
 
 def _pads_with_zeros(graph: Graph, node: Node) -> bool:
-    return node.operator == "pad" or (node.operator in ("conv", "avg_pool") and pads(graph, node))
+    return _surrounds_with_zeros(node) or (node.operator in ("conv", "avg_pool") and pads(graph, node))
 
 
 def pads(graph: Graph, node: Node) -> bool:
     """Whether the windows of `node` extend over the border, where they read zeros."""
     before = graph.producer(node.inputs[0])
-    padded = before is not None and before.operator == "pad"
+    padded = before is not None and _surrounds_with_zeros(before)
     return padded or bool(node.attributes.get("padding", [0, 0]) != [0, 0])
+
+
+def _surrounds_with_zeros(node: Node) -> bool:
+    return node.operator == "pad" and pad_mode(node) == "constant"

@@ -59,7 +59,18 @@ REFUSED = {
     ),
     "by pixels": (_Net(_Function(lambda x: x * RAMP)), "a parameter that isn't one value a channel"),
     "in rows": (_Net(nn.LayerNorm((8, 16, 16))), "middle: layer_norm is supported over the channels only"),
-    "mirrored": (_Net(nn.ReflectionPad2d(1)), "middle: padding is supported with zeros"),
+    "circular": (_Net(nn.CircularPad2d(1)), "middle: padding is supported on the four sides"),
+    "alpha": (_Net(_Function(lambda x: torch.sub(x, x.relu(), alpha=2))), "sub with alpha"),
+    "both expanded": (
+        _Net(_Function(lambda x: x.mean((2, 3), True).expand_as(x) * x.amax((2, 3), True).expand_as(x))),
+        "mul of two expanded images",
+    ),
+    "repeated": (
+        _Net(
+            _Function(lambda x: torch.cat([x[:, :4], x[:, 4:].mean((2, 3), True).expand(-1, -1, 16, 16)], 1))
+        ),
+        "cat of something that isn't an image",
+    ),
     "branching": (_Net(_Branching()), "does its forward branch on the values"),
     "shared": (_Net(nn.Sequential(SHARED, nn.ReLU(), SHARED)), "is called twice: shared weights"),
     "two outputs": (_Function(lambda x: (x, x)), "the module returns 2 outputs"),
@@ -89,6 +100,9 @@ def test_what_cannot_be_said_is_refused(what: str, capfd: pytest.CaptureFixture[
         nn.Identity(), nn.Dropout2d(0.3), nn.PReLU(), nn.PReLU(8), nn.ELU(0.5), nn.Mish(),
         nn.Hardtanh(-0.5, 2), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True),
         nn.ConstantPad2d((1, 0, 2, 0), 0.0),
+        nn.ReflectionPad2d((1, 0, 2, 3)), nn.ReplicationPad2d(2), nn.GELU(approximate="tanh"),
+        nn.Conv2d(8, 8, (2, 4), padding="same"), nn.Conv2d(8, 8, 3, padding=2, padding_mode="reflect"),
+        _Function(lambda x: x.sigmoid() - x.tanh()), _Function(lambda x: x - x.mean((2, 3), True)),
         nn.AdaptiveMaxPool2d(1), _Function(lambda x: 1 - x / 3), _Function(lambda x: x.clamp(-1, 1) * 2 - 1),
         _Function(lambda x: torch.cat([x[:, 3].unsqueeze(1), x[:, 1:]], 1)),
     ],

@@ -18,12 +18,16 @@ from slimdeploy.toolchain.networks.operators.base import (
     Shape,
     Tensor,
     count,
+    flag,
     number,
     signed,
 )
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.graph import Node
+
+_CUBIC = 0.044715
+"""Factor of x³ in GELU's approximation (Hendrycks and Gimpel, arXiv 1606.08415)."""
 
 
 class Activation(Operator):
@@ -175,20 +179,48 @@ class Mish(Activation):
 
 
 class Gelu(Activation):
-    """x · Φ(x); written as basic operators before opset 20."""
+    """x · Φ(x), or with the optional attribute `tanh` its approximation x/2 · (1 + tanh(√(2/π)·(x +
+    0.044715·x³))); written as basic operators before opset 20.
+    """
+
+    optional = MappingProxyType({"tanh": flag})
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        from torch.nn import functional
+
+        return functools.partial(functional.gelu, approximate="tanh" if _by_tanh(node) else "none")
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
         if to.opset >= 20:
-            return to.node("Gelu", inputs, node.name)
-        root, one, half = (
-            to.constant(f"gelu.{name}", np.float32(v))
-            for name, v in (("root", math.sqrt(2)), ("one", 1.0), ("half", 0.5))
-        )
-        x = to.node("Div", [inputs[0], root], f"{node.name}.div")
-        x = to.node("Erf", [x], f"{node.name}.erf")
-        x = to.node("Add", [x, one], f"{node.name}.add")
+            return to.node("Gelu", inputs, node.name, **({"approximate": "tanh"} if _by_tanh(node) else {}))
+        x = (self._tanh if _by_tanh(node) else self._erf)(node, inputs[0], to)
+        x = to.node("Add", [x, to.constant("gelu.one", np.float32(1))], f"{node.name}.add")
         x = to.node("Mul", [inputs[0], x], f"{node.name}.mul")
-        return to.node("Mul", [x, half], node.name)
+        return to.node("Mul", [x, to.constant("gelu.half", np.float32(0.5))], node.name)
+
+    def _erf(self, node: Node, x: str, to: OnnxNodes) -> str:
+        root = to.constant("gelu.root", np.float32(math.sqrt(2)))
+        return to.node("Erf", [to.node("Div", [x, root], f"{node.name}.div")], f"{node.name}.erf")
+
+    def _tanh(self, node: Node, x: str, to: OnnxNodes) -> str:
+        cubic, factor = (
+            to.constant(f"gelu.{name}", np.float32(value))
+            for name, value in (("cubic", _CUBIC), ("factor", math.sqrt(2 / math.pi)))
+        )
+        squared = to.node("Mul", [x, x], f"{node.name}.squared")
+        scaled = to.node("Mul", [squared, cubic], f"{node.name}.cubic")
+        cubed = to.node("Mul", [scaled, x], f"{node.name}.cubed")
+        inner = to.node("Add", [x, cubed], f"{node.name}.inner")
+        return to.node("Tanh", [to.node("Mul", [inner, factor], f"{node.name}.scaled")], f"{node.name}.tanh")
+
+    def constant(
+        self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
+    ) -> np.ndarray:
+        return (_gelu_by_tanh if _by_tanh(node) else _gelu)(inputs[0])
+
+
+def _by_tanh(node: Node) -> bool:
+    return bool(node.attributes.get("tanh"))
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -201,6 +233,10 @@ def _hardsigmoid(x: np.ndarray) -> np.ndarray:
 
 def _gelu(x: np.ndarray) -> np.ndarray:
     return x * 0.5 * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2)))
+
+
+def _gelu_by_tanh(x: np.ndarray) -> np.ndarray:
+    return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + _CUBIC * x**3)))
 
 
 OPERATORS["relu"] = Activation("relu", lambda x: np.maximum(x, 0), "Relu", idempotent=True, inplace=True)

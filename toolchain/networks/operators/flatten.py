@@ -1,4 +1,6 @@
-"""`flatten`: an image to a vector; each channel becomes one value per pixel."""
+"""`flatten` and `unflatten`: an image to a vector, with one value per channel and pixel; and a vector to an
+image of one pixel.
+"""
 
 from __future__ import annotations
 
@@ -60,4 +62,25 @@ class Flatten(Operator):
         return np.repeat(inputs[0], node.attributes["positions"])
 
 
+class Unflatten(Operator):
+    """As in squeeze-and-excitation with linear layers, whose gates become an image of one pixel."""
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        if len(inputs[0]) != 1:
+            raise SlimdeployError(f"{node.name}: unflatten needs a vector, not an image")
+        return (*inputs[0], 1, 1)
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        return _unflatten
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        target = to.constant(f"{node.name}.shape", np.array([-1, *shape, 1, 1], np.int64))
+        return to.node("Reshape", [inputs[0], target], node.name)
+
+
+def _unflatten(x: Any) -> Any:
+    return x[:, :, None, None]
+
+
 OPERATORS["flatten"] = Flatten()
+OPERATORS["unflatten"] = Unflatten()
