@@ -21,7 +21,7 @@ from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 
 LAYERS = ("Conv", "Gemm", "GlobalAveragePool", "AveragePool", "Add")
 """Operators that can run in INT8; each can be kept in float."""
-CARRIERS = ("MaxPool", "GlobalMaxPool", "Flatten", "Pad", "Slice", "Reshape", "Transpose")
+CARRIERS = ("MaxPool", "GlobalMaxPool", "Flatten", "Pad", "Slice", "Reshape", "Transpose", "Expand")
 """Operators that only move values: their output has the range of their input."""
 RECTIFIERS = ("Relu", "Clip")
 """Operators that are equivalent to the saturation of an unsigned integer."""

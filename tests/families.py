@@ -103,7 +103,7 @@ class _LinearGate(nn.Module):
 
 
 class _Senet(nn.Module):
-    """A residual block with such gates, borders that aren't zero, and the difference of two images."""
+    """Such gates, padding with pixels, a difference, and a branch of lower resolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,13 +111,14 @@ class _Senet(nn.Module):
         self.first = nn.Conv2d(16, 24, 3, padding=1, padding_mode="reflect", bias=False)
         self.norm, self.last = nn.BatchNorm2d(24), nn.Conv2d(24, 16, 2, padding="same")
         self.inner, self.outer = _LinearGate(24, unsqueezed=True), _LinearGate(16)
+        self.low = nn.Sequential(nn.MaxPool2d(4), _conv_bn(16, 16, 3), nn.Upsample(scale_factor=4))
         self.end = nn.Sequential(nn.ReplicationPad2d((1, 0, 0, 1)), _conv_bn(16, 24, 3))
         self.fc = nn.Linear(24, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = nn.functional.max_pool2d(self.stem(x), 2)
         x = x - self.outer(self.last(self.inner(self.act(self.norm(self.first(x))))))
-        return self.fc(self.end(x).mean((2, 3)))
+        return self.fc(self.end(x + self.low(x)).mean((2, 3)))
 
 
 def _conv_bn(inputs: int, outputs: int, kernel: int) -> nn.Sequential:

@@ -210,6 +210,16 @@ def _pad(at: Importer, node: fx.Node) -> str:
     return at.add(node, "pad", at.value(node, 0), margins=margins, **other)
 
 
+def _upsample(at: Importer, node: fx.Node) -> str:
+    before, after = shape_of(node.args[0])[2:], shape_of(node)[2:]
+    if any(large % small for large, small in zip(after, before, strict=True)):
+        raise at.refused(
+            node, "upsampling from {}×{} to {}×{} isn't a whole multiple".format(*before, *after)
+        )
+    factor = [int(large // small) for large, small in zip(after, before, strict=True)]
+    return at.add(node, "upsample", at.value(node, 0), factor=factor)
+
+
 def _dropout(at: Importer, node: fx.Node) -> str:
     share = float(argument(node, 1, 0.5))
     if at.class_of_module(node) == StochasticDepth.__name__:
@@ -270,6 +280,7 @@ READERS.update(
         "mean": _mean,
         "pad": _pad,
         "constant_pad_nd": _pad,
+        "upsample_nearest2d": _upsample,
         "dropout": _dropout,
         "feature_dropout": _dropout,
         "flatten": reshape,

@@ -206,6 +206,13 @@ def _pad(node: Node, inputs: list[Shape], constants: list[Constant | None]) -> l
     return [tuple(n + pads[i] + pads[i + rank] for i, n in enumerate(inputs[0]))]
 
 
+def _expand(node: Node, inputs: list[Shape], constants: list[Constant | None]) -> list[Shape]:
+    target = tuple(_values(constants[1]))
+    if len(target) != len(inputs[0]):
+        raise ValueError(target)
+    return _broadcast(node, [inputs[0], target], constants)
+
+
 def _constant(node: Node, inputs: list[Shape], constants: list[Constant | None]) -> list[Shape]:
     value: Any = node.attributes["value"]
     return [value.shape] if value.shape else [(1,)]
@@ -233,6 +240,7 @@ OPERATORS: dict[str, Rule] = {
     "Concat": _concat,
     "Constant": _constant,
     "Conv": _conv,
+    "Expand": _expand,
     "Flatten": _flatten,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_pool,

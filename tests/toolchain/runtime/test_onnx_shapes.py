@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from families import CLASSES, FAMILIES, SIZE, family
 from onnx import TensorProto, helper, numpy_helper
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.models.model_info import METADATA_KEY
+from slimdeploy.toolchain.export.onnx import build_onnx
+from slimdeploy.toolchain.models.model_info import METADATA_KEY, ModelInfo
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.runtime.onnx_file import parse_onnx, read_onnx
 from slimdeploy.toolchain.runtime.onnx_graph import Graph, read_graph
 from slimdeploy.toolchain.runtime.onnx_shapes import activation_shapes
@@ -43,6 +46,14 @@ def test_shapes_are_those_of_onnx(kind: str, models: dict[str, Path]) -> None:
     model = onnx.load(models[kind])
     size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
     assert activation_shapes(graph_of(model), (1, 3, size, size)) == inferred(model)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_shapes_of_any_family_are_those_of_onnx(name: str) -> None:
+    network = family(name)
+    info = ModelInfo(network.graph, Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3), tuple("abcde"[:CLASSES]))
+    model = build_onnx(network, info)
+    assert activation_shapes(graph_of(model), (1, 3, SIZE, SIZE)) == inferred(model)
 
 
 def test_shapes_of_every_kind_of_operator_are_those_of_onnx() -> None:

@@ -14,6 +14,7 @@ from slimdeploy.toolchain.networks.operators import (
     padding,
     pooling,
     shuffle,
+    upsample,
 )
 from slimdeploy.toolchain.networks.operators.base import OPERATORS, Operator, Shape, Tensor
 
@@ -35,4 +36,5 @@ __all__ = [
     "padding",
     "pooling",
     "shuffle",
+    "upsample",
 ]
