@@ -102,6 +102,18 @@ class _LinearGate(nn.Module):
         return x * gate.view(count, channels, 1, 1).expand_as(x)
 
 
+class _ChannelAttention(nn.Module):
+    """ECA-Net's gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.adaptive_avg_pool2d(x, 1).squeeze(-1).transpose(-1, -2)
+        return x * self.conv(y).transpose(-1, -2).unsqueeze(-1).sigmoid().expand_as(x)
+
+
 class _Senet(nn.Module):
     """Such gates, padding with pixels, a difference, and a branch of lower resolution."""
 
@@ -111,7 +123,9 @@ class _Senet(nn.Module):
         self.first = nn.Conv2d(16, 24, 3, padding=1, padding_mode="reflect", bias=False)
         self.norm, self.last = nn.BatchNorm2d(24), nn.Conv2d(24, 16, 2, padding="same")
         self.inner, self.outer = _LinearGate(24, unsqueezed=True), _LinearGate(16)
-        self.low = nn.Sequential(nn.MaxPool2d(4), _conv_bn(16, 16, 3), nn.Upsample(scale_factor=4))
+        self.low = nn.Sequential(
+            nn.MaxPool2d(4), _conv_bn(16, 16, 3), _ChannelAttention(), nn.Upsample(scale_factor=4)
+        )
         self.end = nn.Sequential(nn.ReplicationPad2d((1, 0, 0, 1)), _conv_bn(16, 24, 3))
         self.fc = nn.Linear(24, CLASSES)
 

@@ -22,6 +22,7 @@ from slimdeploy.toolchain.networks.aten_arithmetic import (
     subtract_from,
 )
 from slimdeploy.toolchain.networks.aten_shapes import (
+    Row,
     argument,
     channel_shuffle,
     cut,
@@ -69,6 +70,19 @@ def _conv(at: Importer, node: fx.Node) -> str:
         node, "conv", images, name=at.module_of(node, 1), **channels, kernel=list(kernel),
         stride=stride, padding=_pair(padding), dilation=dilation, groups=groups, bias=bias,
     )  # fmt: skip
+
+
+def _conv_along_channels(at: Importer, node: fx.Node) -> Row:
+    """A convolution (N, 1, C) → (N, 1, C) of one filter."""
+    out, inputs, taps = shape_of(node.args[1])
+    stride, padding, dilation = (argument(node, i, default) for i, default in ((3, 1), (4, 0), (5, 1)))
+    row = isinstance(at.values.get(node.args[0]), Row)  # type: ignore[arg-type]
+    kept = (out, inputs, taps % 2) == (1, 1, 1) and padding in ("same", taps // 2, [taps // 2])
+    if not row or not kept or stride not in (1, [1]) or dilation not in (1, [1]):
+        raise at.refused(node, "conv1d is supported with one filter along the channels only")
+    bias = argument(node, 2, None) is not None
+    name = at.module_of(node, 1)
+    return Row(at.add(node, "channel_conv", at.value(node, 0), name=name, taps=int(taps), bias=bias))
 
 
 def _batch_norm(at: Importer, node: fx.Node) -> str:
@@ -238,9 +252,11 @@ LEAVES = (
 POINTWISE = (
     "linear", "layer_norm", "relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "gelu",
     "elu", "mish", "leaky_relu", "clamp", "clamp_min", "hardtanh", "dropout", "add", "sub", "mul", "div",
-    "contiguous", "clone", "alias", "detach",
 )  # fmt: skip
 """Operators that work per channel and pixel, in any memory layout."""
+
+ANY_LAYOUT = (permute, reshape, transpose, same, _conv_along_channels)
+"""Readers that also take values in the LAYOUTS of aten_shapes."""
 
 Reader = Callable[["Importer", fx.Node], Any]
 """Converts a call of an ATen operator to nodes; returns the value of the call."""
@@ -249,6 +265,7 @@ READERS: Registry[Reader] = Registry("aten", Callable)
 READERS.update(
     {
         "conv2d": _conv,
+        "conv1d": _conv_along_channels,
         "batch_norm": _batch_norm,
         "linear": _linear,
         **{

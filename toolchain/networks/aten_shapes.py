@@ -28,6 +28,17 @@ class ChannelsLast:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A vector (N, C) that the program holds as (N, 1, C)."""
+
+    value: str
+
+
+LAYOUTS = (ChannelsLast, Row)
+"""Other memory layouts of an image or a vector."""
+
+
+@dataclass(frozen=True)
 class Squeezed:
     """An image (N, C, 1, 1) that the program holds as (N, C, 1)."""
 
@@ -79,7 +90,13 @@ def reshape(at: Importer, node: fx.Node) -> Any:
             return at.add(node, "channel_shuffle", found.value, groups=found.groups)
     elif after[1:] == before[1:]:
         return found
+    elif isinstance(found, ChannelsLast):
+        pass
     elif _one_pixel(before) and _one_pixel(after) and after[1] == before[1]:
+        return _as_pixel(at, node, len(after))
+    elif len(before) == 2 and len(after) == 3 and after[1:] == [1, before[1]]:
+        return Row(at.value(node, 0))
+    elif isinstance(found, Row) and _one_pixel(after) and after[1] == before[2]:
         return _as_pixel(at, node, len(after))
     elif len(before) == 4 and len(after) == 2:
         return at.add(node, "flatten", at.value(node, 0), positions=int(before[2] * before[3]))
@@ -95,7 +112,8 @@ def _one_pixel(shape: list[Any]) -> bool:
 
 def _as_pixel(at: Importer, node: fx.Node, dimensions: int) -> Any:
     """The first argument, one value per channel, in 2, 3 or 4 dimensions."""
-    found, vector = at.values.get(node.args[0]), len(shape_of(node.args[0])) == 2  # type: ignore[arg-type]
+    found = at.values.get(node.args[0])  # type: ignore[arg-type]
+    vector = isinstance(found, Row) or len(shape_of(node.args[0])) == 2
     value = found.value if isinstance(found, Squeezed) else at.value(node, 0)
     if dimensions == 2:
         return value if vector else at.add(node, "flatten", value, positions=1)
@@ -139,8 +157,14 @@ def unsqueeze(at: Importer, node: fx.Node) -> Any:
 
 def transpose(at: Importer, node: fx.Node) -> Any:
     found = at.values.get(node.args[0])  # type: ignore[arg-type]
-    if isinstance(found, View) and {int(a) for a in node.args[1:]} == {1, 2}:  # type: ignore[arg-type]
-        return View(found.value, found.groups, transposed=True)
+    dimensions = len(shape_of(node))
+    if {int(axis) % dimensions for axis in node.args[1:]} == {1, 2}:  # type: ignore[arg-type]
+        if isinstance(found, View):
+            return View(found.value, found.groups, transposed=True)
+        if isinstance(found, Squeezed):
+            return Row(_as_pixel(at, node, 2))
+        if isinstance(found, Row):
+            return _as_pixel(at, node, 3)
     raise at.refused(node, "aten.transpose isn't supported")
 
 

@@ -17,8 +17,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.aten import LEAVES, POINTWISE, READERS
-from slimdeploy.toolchain.networks.aten_shapes import ChannelsLast, Constant, permute
+from slimdeploy.toolchain.networks.aten import ANY_LAYOUT, LEAVES, POINTWISE, READERS
+from slimdeploy.toolchain.networks.aten_shapes import LAYOUTS, ChannelsLast, Constant
 from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph, Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
@@ -251,13 +251,14 @@ class Importer:
         if reader is None:
             raise self.refused(node, f"aten.{name} isn't supported")
         inputs = [self.values.get(argument) for argument in node.all_input_nodes]
-        last = [isinstance(value, ChannelsLast) for value in inputs if not isinstance(value, Constant)]
-        if not any(last) or reader is permute:
+        kinds = {type(value) for value in inputs if not isinstance(value, Constant)}
+        layout = next((one for one in LAYOUTS if one in kinds), None)
+        if layout is None or reader in ANY_LAYOUT:
             self.values[node] = reader(self, node)
-        elif all(last) and name in POINTWISE:
-            self.values[node] = ChannelsLast(str(reader(self, node)))
+        elif kinds == {layout} and name in POINTWISE:
+            self.values[node] = layout(str(reader(self, node)))
         else:
-            raise self.refused(node, f"aten.{name} isn't supported on an image whose channels come last")
+            raise self.refused(node, f"aten.{name} isn't supported where the channels come last")
 
     def operator(self, node: fx.Node) -> str:
         """The ATen operator of a call, without namespace, overload and surrounding underscores."""
@@ -299,7 +300,7 @@ class Importer:
         found = self.values.get(argument) if isinstance(argument, fx.Node) else None
         if isinstance(found, Constant):
             raise self.refused(node, f"{node.target} of the parameter {found.name} isn't supported")
-        if isinstance(found, ChannelsLast):
+        if isinstance(found, LAYOUTS):
             return found.value
         if not isinstance(found, str):
             raise self.refused(node, f"{node.target} of something that isn't an image or a vector")

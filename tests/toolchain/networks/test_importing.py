@@ -48,6 +48,18 @@ class _Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class _RowGate(nn.Module):
+    """ECA-Net's gate as timm writes it."""
+
+    def __init__(self, taps: int = 3, filters: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, filters, taps, padding=taps // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.conv(x.mean((2, 3)).view(len(x), 1, -1)).sigmoid()
+        return x * gate[:, :1, : x.shape[1]].reshape(len(x), -1, 1, 1).expand_as(x)
+
+
 SHARED, RAMP = nn.Conv2d(8, 8, 1), torch.linspace(0, 1, 16)
 
 REFUSED = {
@@ -73,6 +85,12 @@ REFUSED = {
     ),
     "stretched": (_Net(nn.Upsample(24)), "middle: upsampling from 16×16 to 24×24 isn't a whole multiple"),
     "bilinear": (_Net(nn.Upsample(32, mode="bilinear")), "middle: aten.upsample_bilinear2d isn't supported"),
+    "even taps": (_Net(_RowGate(4)), "middle.conv: conv1d is supported with one filter along the channels"),
+    "several filters": (_Net(_RowGate(3, 2)), "middle.conv: conv1d is supported with one filter"),
+    "as a row": (
+        _Net(_Function(lambda x: x.permute(0, 2, 3, 1).reshape(len(x), -1)[:, :8, None, None] * x)),
+        "aten.reshape from N×16×16×8 to N×2048 isn't supported",
+    ),
     "branching": (_Net(_Branching()), "does its forward branch on the values"),
     "shared": (_Net(nn.Sequential(SHARED, nn.ReLU(), SHARED)), "is called twice: shared weights"),
     "two outputs": (_Function(lambda x: (x, x)), "the module returns 2 outputs"),
@@ -104,7 +122,9 @@ def test_what_cannot_be_said_is_refused(what: str, capfd: pytest.CaptureFixture[
         nn.ConstantPad2d((1, 0, 2, 0), 0.0),
         nn.ReflectionPad2d((1, 0, 2, 3)), nn.ReplicationPad2d(2), nn.GELU(approximate="tanh"),
         nn.Conv2d(8, 8, (2, 4), padding="same"), nn.Conv2d(8, 8, 3, padding=2, padding_mode="reflect"),
-        nn.Upsample(scale_factor=2), nn.Sequential(nn.MaxPool2d(4), nn.Upsample((12, 16))),
+        _RowGate(), _RowGate(5), nn.Upsample(scale_factor=2),
+        _Function(lambda x: x.permute(0, 2, 3, 1).contiguous().relu().clone().permute(0, 3, 1, 2)),
+        nn.Sequential(nn.MaxPool2d(4), nn.Upsample((12, 16))),
         _Function(lambda x: x.sigmoid() - x.tanh()), _Function(lambda x: x - x.mean((2, 3), True)),
         nn.AdaptiveMaxPool2d(1), _Function(lambda x: 1 - x / 3), _Function(lambda x: x.clamp(-1, 1) * 2 - 1),
         _Function(lambda x: torch.cat([x[:, 3].unsqueeze(1), x[:, 1:]], 1)),

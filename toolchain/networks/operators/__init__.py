@@ -3,6 +3,7 @@
 from slimdeploy.toolchain.networks.operators import (
     activation,
     batchnorm,
+    channel_conv,
     coefficients,
     concat,
     convolution,
@@ -25,6 +26,7 @@ __all__ = [
     "Tensor",
     "activation",
     "batchnorm",
+    "channel_conv",
     "coefficients",
     "concat",
     "convolution",

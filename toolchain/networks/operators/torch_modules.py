@@ -13,6 +13,13 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
+class ChannelConv1d(nn.Conv1d):
+    """(N, C) → (N, C): a convolution along the channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, None])[:, 0]
+
+
 class PixelLinear(nn.Linear):
     """(N, C, H, W) → (N, O, H, W): a linear layer (O, C) on each pixel."""
 
