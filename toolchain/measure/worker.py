@@ -72,8 +72,9 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """MB (2^20 bytes). `idle` is the process with the library loaded and no model; `growth` is the increase
-    of resident memory from the first runs of the warm-up to the last timed run.
+    """MB (2^20 bytes). `idle` is the process with the library loaded and no model; `peak` is that of loading
+    the model and of its timed runs, with one input batch; `growth` is the increase of resident memory from
+    the first runs of the warm-up to the last timed run.
     """
 
     idle: float
@@ -104,9 +105,9 @@ class Bench:
         if info is not None:
             cost = network_cost(info.graph, info.preprocessing.size)
         self._preprocessing = info.preprocessing if info else RAW
+        self._loaded_mb = memory.peak_resident_mb()
         random = np.random.default_rng(0)
-        self._images = random.integers(0, 256, (batch, height, width, channels), dtype=np.uint8)
-        self._batch = normalise(self._images, self._preprocessing)
+        self.use_images(random.integers(0, 256, (batch, height, width, channels), dtype=np.uint8))
         return Opened(
             session.backend,
             session.precision,
@@ -122,6 +123,7 @@ class Bench:
         """Use `images` (batch, H, W, 3) uint8 instead of random ones."""
         self._images = images
         self._batch = normalise(images, self._preprocessing)
+        memory.reset_peak()  # the temporary copies made here are not the model's
 
     def warm_up(self, floor_s: float, limit_s: float) -> WarmUp:
         """Run for at least `floor_s`, until the last windows agree; at most about `limit_s`.
@@ -192,7 +194,7 @@ class Bench:
         gc.collect()
         return MemoryUse(
             self._idle_mb,
-            memory.peak_resident_mb(),
+            max(self._loaded_mb, memory.peak_resident_mb()),
             memory.resident_mb() - self._warm_mb,
             gpu.device_memory(self._session),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import fake_sessions
@@ -16,6 +17,7 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure.bench import Surroundings, measure
 from slimdeploy.toolchain.measure.labelled_images import Images
 from slimdeploy.toolchain.measure.options import MeasureOptions
+from slimdeploy.toolchain.measure.process import launched
 from slimdeploy.toolchain.measure.subjects import Subject
 from slimdeploy.toolchain.networks.architectures.resnet import RESNETS, ChannelConfig
 from slimdeploy.toolchain.preprocessing import Preprocessing
@@ -115,6 +117,19 @@ def test_memory_is_what_the_model_takes_above_an_idle_process(rows):
     assert 29 <= rows["big"]["memory_mb"]["peak_above_idle"] <= 45
     assert not any("memory grew" in remark for remark in rows["big"]["remarks"])
     assert rows["right"]["memory_mb"]["peak_above_idle"] < 20
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak can only be reset on Linux")
+@pytest.mark.parametrize("with_images", [False, True])
+def test_memory_for_preparing_the_input_is_not_the_models(with_images):
+    """64 images of 256×256: 12 MB of pixels and 48 MB of floats stay, two further copies of these don't."""
+    images = np.zeros((64, 256, 256, 3), np.uint8)
+    with launched([fake("plain", input_shape=(3, 256, 256))], 64, (0,)) as (worker,):
+        if with_images:
+            worker.call("use_images", images)
+        worker.call("warm_up", 0.0, 0.0)
+        used = worker.call("memory")
+    assert 60 <= used.peak - used.idle <= 85
 
 
 def test_accuracy_and_its_paired_difference_come_from_the_same_images(rows, comparisons):
