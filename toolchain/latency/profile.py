@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 RUNS = 20
 OTHER = "other"
 _KERNEL = re.compile(r"(.+?)(?:\.out)?(?:_token_\d+)?(?:_nchwc)?_kernel_time")
-"""Fusion adds `_token_N` to the names of quantised convolutions, and `_nchwc` to those of others."""
+"""Fusion adds `_token_N` to the names of quantised convolutions, and `_nchwc` to those of others. Inserted
+nodes of one kind differ only in their token: `Transpose`, `Transpose_token_75`.
+"""
 
 
 def layer_times(path: Path, graph: Graph, *, batch: int, threads: int | None = None) -> dict[str, float]:
@@ -70,13 +72,13 @@ def sum_by_layer(events: list[dict[str, Any]], graph: Graph, *, skip: int = 0) -
     """Median ms by layer of `graph` from the events of a profile, without the first `skip` runs."""
     times: dict[str, list[float]] = defaultdict(list)
     for event in events:
-        found = _KERNEL.fullmatch(event["name"]) if event.get("cat") == "Node" else None
-        if found:
-            times[found[1]].append(event["dur"] / 1000)
+        if event.get("cat") == "Node":
+            times[event["name"]].append(event["dur"] / 1000)
     layers: dict[str, float] = defaultdict(float)
     owners = layer_of_nodes(graph)
-    for node, runs in times.items():
-        layers[layer_of(node, owners)] += float(np.median(runs[skip:]))
+    for name, runs in times.items():
+        if node := _KERNEL.fullmatch(name):
+            layers[layer_of(node[1], owners)] += float(np.median(runs[skip:]))
     return dict(layers)
 
 

@@ -46,6 +46,16 @@ def test_a_layer_takes_the_sum_of_its_nodes_medians_in_ms():
     )
 
 
+def test_nodes_that_differ_only_in_their_token_are_added():
+    names = ("Transpose_token_1", "Transpose_token_12")
+    events = [
+        {"cat": "Node", "name": f"{name}_kernel_time", "dur": microseconds}
+        for microseconds in (900, 10, 10, 10)  # the first run warms up
+        for name in names
+    ]
+    assert sum_by_layer(events, build_graph("resnet50"), skip=1) == pytest.approx({OTHER: 0.02})
+
+
 def test_every_convolution_of_an_exported_network_is_found(tmp_path):
     """Whatever onnxruntime fuses and renames, each convolution must still be one entry."""
     spec = build_graph("resnet50")
