@@ -13,8 +13,10 @@ from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest
 from slimdeploy.toolchain.deploy.engine import Choice, Engine, prepare
 from slimdeploy.toolchain.deploy.golden import MAX_ACCURACY_DROP, GoldenResult, compare, compute_logits
 from slimdeploy.toolchain.deploy.options import DeployOptions
+from slimdeploy.toolchain.deploy.trial import try_model
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
 from slimdeploy.toolchain.machine.cpu import this_cpu
+from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 from slimdeploy.toolchain.runtime.single_image import Latency, time_single_images
 
@@ -49,19 +51,24 @@ def fastest(
     options: DeployOptions,
     *,
     free_mb: float,
+    trusted: bool,
 ) -> tuple[Engine, Checked, dict[str, float]]:
     """Check and time each choice on this device; returns the fastest of those that pass, its measurements,
     and the median milliseconds of each by variant.
 
-    Raises CheckFailed if none passes.
+    A model that can't be opened or fails its check is named in the notes; one that is not `trusted` is tried
+    first in a process of its own. Raises the first error if none passes.
     """
     passed: list[tuple[Engine, Checked]] = []
-    failures: list[CheckFailed] = []
+    failures: list[SlimdeployError] = []
     for choice in choices:
-        engine = prepare(folder, choice, batch=options.batch, free_mb=free_mb)
         try:
+            if not trusted and choice.backend == "onnxruntime":
+                model = folder / choice.variant.model
+                try_model(model, read_onnx(model), batch=options.batch)
+            engine = prepare(folder, choice, batch=options.batch, free_mb=free_mb)
             passed.append((engine, check_model(folder, manifest, engine, options)))
-        except CheckFailed as error:
+        except SlimdeployError as error:
             failures.append(error)
     if not passed:
         raise failures[0]

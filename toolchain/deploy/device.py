@@ -25,12 +25,10 @@ from slimdeploy.toolchain.deploy.installed import (
 )
 from slimdeploy.toolchain.deploy.options import DeployOptions
 from slimdeploy.toolchain.deploy.store import DISK_MARGIN, Store
-from slimdeploy.toolchain.deploy.trial import try_model
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.machine.cpu import this_cpu
 from slimdeploy.toolchain.machine.sysfs import DeviceFacts, read_facts
 from slimdeploy.toolchain.models.model_info import versions
-from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 from slimdeploy.toolchain.runtime.session import Session, SessionOptions, open_session
 
 
@@ -101,11 +99,14 @@ def install(
         _check_resources(bundle.manifest, largest, store.root, facts)
         with store.new_folder() as folder:
             bundles.unpack(bundle, folder)
-            for choice in choices:
-                if signer is None and choice.backend == "onnxruntime":
-                    model = folder / choice.variant.model
-                    try_model(model, read_onnx(model), batch=options.batch)
-            engine, checked, timed = fastest(folder, bundle.manifest, choices, options, free_mb=facts.free_mb)
+            engine, checked, timed = fastest(
+                folder,
+                bundle.manifest,
+                choices,
+                options,
+                free_mb=facts.free_mb,
+                trusted=signer is not None,
+            )
             made = Deployment(
                 version=store.next_version(bundle.manifest.name),
                 bundle_sha256=sha256,

@@ -79,6 +79,37 @@ def test_a_model_that_fails_here_is_not_taken(bundle, store, milliseconds, monke
     assert str(this_cpu()) in made.notes[-1]
 
 
+def test_a_model_that_cannot_be_opened_here_is_not_taken(bundle, store, milliseconds, monkeypatch):
+    """Such as one with an operator that this device's older runtime doesn't have."""
+    genuine = check.open_session
+
+    def older(path, backend, options):
+        if "int8" in path.name:
+            raise SlimdeployError(f"{path}: onnxruntime can't load it (no DequantizeLinear(21))")
+        return genuine(path, backend, options)
+
+    monkeypatch.setattr(check, "open_session", older)
+    made = device.install(bundle, store, OPTIONS)
+    assert (made.variant, made.candidates_ms) == ("fp32", {"fp32": 2.0})
+    assert made.notes[-1].startswith("not used: ")
+    assert made.notes[-1].endswith("onnxruntime can't load it (no DequantizeLinear(21))")
+
+
+def test_a_model_that_fails_its_trial_is_not_opened(bundle, store, milliseconds, monkeypatch):
+    def refused(model, facts, *, batch):
+        if "int8" in model.name:
+            raise SlimdeployError(f"{model}: the trial run of this unsigned model failed: exit code 1")
+
+    opened, genuine = [], check.open_session
+    monkeypatch.setattr(check, "try_model", refused)
+    monkeypatch.setattr(
+        check, "open_session", lambda path, *rest: opened.append(path.name) or genuine(path, *rest)
+    )
+    made = device.install(bundle, store, OPTIONS)
+    assert (made.variant, opened) == ("fp32", ["fp32.onnx"])
+    assert made.notes[-1].endswith("the trial run of this unsigned model failed: exit code 1")
+
+
 def test_deployed_model_answers_as_on_the_host(bundle, models, images, store):
     made = device.install(bundle, store, asking(precision="fp32"))
     assert made.variant == "fp32"
