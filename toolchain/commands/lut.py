@@ -75,11 +75,17 @@ def _json(result: LutResult, output: Path) -> dict[str, Any]:
     }
 
 
+def _device(device: dict[str, Any]) -> str:
+    if "cpu" not in device:
+        return str(device["gpu"])
+    return f"{device['cpu']}, {device['threads']} thread{'s' if device['threads'] > 1 else ''}"
+
+
 def _text(result: LutResult, output: Path) -> RenderableType:
     table, device = result.table, result.table.device
     rows = [
         ("table", str(output)),
-        ("device", f"{device['cpu']}, {device['threads']} threads" if "cpu" in device else device["gpu"]),
+        ("device", _device(device)),
         ("backend", f"{device['backend']}, {table.precision}, batch {table.batch}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in device["versions"].items())),
         ("measured", f"{result.networks} networks, {len(table.shapes)} convolution shapes"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,13 @@ def open_backend(options: LutOptions) -> OnnxruntimeBackend:
     machine = conditions.machine()
     if options.threads and options.threads > machine["cores"]:
         raise SlimdeployError(f"`threads` {options.threads}: this machine has {machine['cores']} processors")
+    # By default onnxruntime uses the cores without hyper-threading; a table names the threads that it used.
+    options = replace(options, threads=options.threads or machine["cores"])
     device = {
         "cpu": machine["cpu"],
         "cores": machine["cores"],
         "backend": "onnxruntime-cpu",
-        "threads": options.threads or machine["cores"],
+        "threads": options.threads,
         **({} if options.precision == "fp32" else {"precision": options.precision}),
         "batch": options.batch,
         "versions": {"onnxruntime": onnxruntime.__version__},

@@ -54,11 +54,12 @@ def profiling_session(
     """
     import onnxruntime
 
+    from slimdeploy.toolchain.runtime.onnxruntime import thread_count
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.enable_profiling = 3, True
     options.profile_file_prefix = str(folder / "profile")
-    if threads:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = thread_count(threads)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import onnxruntime
 
 from slimdeploy.toolchain.errors import ONNXRUNTIME_ON_GPU, SlimdeployError, shorten
+from slimdeploy.toolchain.launch import cpu_count
 from slimdeploy.toolchain.models.model_info import METADATA_KEY, ModelInfo
 from slimdeploy.toolchain.runtime.onnx_file import OnnxFacts, read_onnx
 from slimdeploy.toolchain.runtime.providers import load_error, mend
@@ -112,8 +114,7 @@ def open_session(path: Path, options: SessionOptions) -> OnnxSession:
             raise SlimdeployError(f"onnxruntime's {name} can't be loaded: {reason}; {mend(reason)}")
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
-    if options.threads:
-        settings.intra_op_num_threads = options.threads
+    settings.intra_op_num_threads = thread_count(options.threads)
     if not options.spin:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if on_gpu:
@@ -136,6 +137,16 @@ def open_session(path: Path, options: SessionOptions) -> OnnxSession:
         raise SlimdeployError(f"{path}: asked for {wanted[0]}, got {session.get_providers()[0]}")
     session.disable_fallback()  # an error at run time must not move it to the CPU either
     return OnnxSession(session, path, backend, bound="cuda" if on_gpu else None)
+
+
+def thread_count(threads: int | None) -> int:
+    """Threads of a session, for `intra_op_num_threads`; 0 is onnxruntime's default, one for each core.
+
+    The default counts the cores of the machine. If this process may use only some (taskset, a container), it
+    would start more threads than can run at once, and they would wait for each other.
+    """
+    usable = cpu_count()
+    return threads or (usable if usable < (os.cpu_count() or 1) else 0)
 
 
 def _device(options: SessionOptions) -> str:

@@ -20,6 +20,7 @@ from slimdeploy.benchmarks import lut_accuracy
 from slimdeploy.toolchain.latency import backend as lut_backend
 from slimdeploy.toolchain.latency import fit as lut_fit
 from slimdeploy.toolchain.latency import measure as lut_measure
+from slimdeploy.toolchain.latency import onnxruntime as lut_onnxruntime
 from slimdeploy.toolchain.latency.backend import LutOptions, open_for_table
 from slimdeploy.toolchain.latency.onnxruntime import open_backend
 from slimdeploy.toolchain.latency.table import load_table
@@ -77,6 +78,17 @@ def test_every_convolution_has_a_time(widths, precision):
     assert sample.total_ms > 0
 
 
+def test_the_default_number_of_threads_is_the_one_that_the_table_names(monkeypatch):
+    """onnxruntime's own default leaves out hyper-threads, and the limits of a container."""
+    asked = []
+    monkeypatch.setattr(
+        lut_onnxruntime, "profiling_session", lambda *_, threads: asked.append(threads) or 1 / 0
+    )
+    with open_backend(LutOptions()) as backend, pytest.raises(ZeroDivisionError):
+        backend.profile(SMALL, 8)
+    assert asked == [backend.device["threads"]]
+
+
 def test_the_command_measures_a_table_and_goes_on_from_it(tmp_path, checkpoint, slimdeploy_command):
     path = tmp_path / "table.json"
     command = ("lut", checkpoint, "--threads", 1, "--seconds", 0, "-o", path)
@@ -93,6 +105,7 @@ def test_the_command_measures_a_table_and_goes_on_from_it(tmp_path, checkpoint, 
     done = slimdeploy_command(*command)
     assert done.exit_code == 0, done.err
     assert "not yet: run the command again" in done.out
+    assert ", 1 thread " in done.out
     assert path.read_text() == before  # no time, no change
 
 

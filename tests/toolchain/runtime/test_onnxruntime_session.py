@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -85,6 +86,26 @@ def test_cpu_session_computes_logits(models: dict[str, Path], small_batch: np.nd
         logits = session.run(small_batch)
         assert (session.backend, session.precision) == ("onnxruntime-cpu", "fp32")
         assert logits.shape == (9, 4)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_a_process_limited_to_one_processor_has_one_thread(models: dict[str, Path]) -> None:
+    program = """if True:
+        import os, sys
+        from pathlib import Path
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        from slimdeploy.toolchain.latency.profile import profiling_session
+        from slimdeploy.toolchain.runtime.session import open_session
+        count = lambda: len(os.listdir("/proc/self/task"))
+        before = count()
+        with open_session(Path(sys.argv[1])):
+            print(count() - before)
+        before, session = count(), profiling_session(sys.argv[1], Path(sys.argv[2]))
+        print(count() - before)
+    """
+    command = [sys.executable, "-c", program, str(models["fp32"]), str(models["fp32"].parent)]
+    done = subprocess.run(command, env=process_environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "0"]  # besides the caller's
 
 
 def test_bound_run_computes_the_same_for_every_batch_size(
