@@ -7,19 +7,17 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from slimdeploy.calibrate.batch_folding import fold_batch
 from slimdeploy.calibrate.classifier import Classifier
 from slimdeploy.calibrate.comparison import Comparison, compare_logits
 from slimdeploy.calibrate.histogram import Histogram
 from slimdeploy.calibrate.inference import Network
 from slimdeploy.calibrate.options import CalibrateOptions, CalibrationData
-from slimdeploy.calibrate.passes import pad_image_channels
-from slimdeploy.calibrate.qdq import FORMS, QdqOptions, insert_qdq, set_precision
+from slimdeploy.calibrate.qdq import FORMS, QdqOptions, set_precision
+from slimdeploy.calibrate.target_form import form_facts, prepare, quantise
 from slimdeploy.calibrate.thresholds import METHODS
 from slimdeploy.toolchain.data.dataset import balanced_subset
 from slimdeploy.toolchain.export.precision import overflowing_layers, to_fp16
 from slimdeploy.toolchain.measure.statistics import Z95
-from slimdeploy.toolchain.runtime.onnx_file import REDUCED_RANGE
 
 _PREBUILT_WEIGHTS_OPSET = 19
 """From this opset on, weights are stored as INT8. Lower opsets are for TensorRT 8, which needs float weights
@@ -34,7 +32,7 @@ class Quantiser:
         self, source: Classifier, histograms: dict[str, Histogram], options: CalibrateOptions
     ) -> None:
         self.source, self.histograms, self.options = source, histograms, options
-        self.prepared = pad_image_channels(source) if options.target == "cpu" else source
+        self.prepared = prepare(source, options.target)
         largest = {name: h.largest for name, h in histograms.items()}
         half = options.compute == "fp16"
         self.overflowing = overflowing_layers(source.model, largest) if half else []
@@ -54,14 +52,10 @@ class Quantiser:
     def model(self, method: str, float_layers: frozenset[str]) -> onnx.ModelProto:
         """The model as it will be written."""
         thresholds = self.thresholds(method)
-        made = insert_qdq(self.prepared, thresholds, options=self.qdq, float_layers=float_layers)
-        if self.options.target == "cpu":
-            made = fold_batch(made)
+        made = quantise(self.prepared, thresholds, options=self.qdq, float_layers=float_layers)
         if self.options.compute == "fp16":
             made = to_fp16(made, float_layers=set(self.overflowing))
-        target = self.options.target
-        facts = {"target": target, REDUCED_RANGE: str(FORMS[target].reduced_range)}
-        made = set_precision(made, self.precision(float_layers), **facts)
+        made = set_precision(made, self.precision(float_layers), **form_facts(self.options.target))
         onnx.checker.check_model(made, full_check=True)
         return made
 

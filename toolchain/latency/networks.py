@@ -44,8 +44,8 @@ def build_noise(
 ) -> bytes:
     """The network as a serialised ONNX model in `precision`, with random weights.
 
-    `int8` has Q/DQ pairs in the form for `target` (calibrate/qdq.py); for `tensorrt` the other layers run in
-    FP16 from opset 19 on.
+    `int8` has Q/DQ pairs in the form for `target` (calibrate/target_form.py); for `tensorrt` the other layers
+    run in FP16 from opset 19 on.
     """
     model = build_graph(graph, size, parameters=_noise, opset=opset)
     if precision == "int8":
@@ -59,14 +59,15 @@ def build_noise(
 
 def _quantised(model: onnx.ModelProto, target: str, *, half: bool) -> onnx.ModelProto:
     from slimdeploy.calibrate.classifier import classifier
-    from slimdeploy.calibrate.qdq import QdqOptions, insert_qdq
+    from slimdeploy.calibrate.qdq import QdqOptions, set_precision
+    from slimdeploy.calibrate.target_form import form_facts, prepare, quantise
     from slimdeploy.toolchain.export.precision import to_fp16
 
-    source = classifier(model, source="a network of noise")
+    source = prepare(classifier(model, source="a network of noise"), target)
     float_weights = target == "tensorrt" and not half  # the form for TensorRT 8
     options = QdqOptions(target, half_scales=half, float_weights=float_weights)
-    made = insert_qdq(source, dict.fromkeys(source.activations, RANGE), options=options)
-    return to_fp16(made) if half else made
+    made = quantise(source, dict.fromkeys(source.activations, RANGE), options=options)
+    return set_precision(to_fp16(made) if half else made, "int8", **form_facts(target))
 
 
 @functools.cache

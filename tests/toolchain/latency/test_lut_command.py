@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 from tiny import PREPROCESSING, random_network
 
@@ -22,6 +23,7 @@ from slimdeploy.toolchain.latency import fit as lut_fit
 from slimdeploy.toolchain.latency import measure as lut_measure
 from slimdeploy.toolchain.latency import onnxruntime as lut_onnxruntime
 from slimdeploy.toolchain.latency.backend import LutOptions, open_for_table
+from slimdeploy.toolchain.latency.networks import build_noise
 from slimdeploy.toolchain.latency.onnxruntime import open_backend
 from slimdeploy.toolchain.latency.table import load_table
 from slimdeploy.toolchain.measure import options
@@ -31,6 +33,7 @@ from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.cutting import widths_of
 from slimdeploy.toolchain.networks.layers import convolutions
+from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 
 SMALL, SIZE = lut_accuracy.scaled(build_graph("resnet18"), 0.25, 0.25, 8), 32
 
@@ -76,6 +79,20 @@ def test_every_convolution_has_a_time(widths, precision):
     assert min(sample.convs_ms.values()) > 0
     assert sample.rest_ms > 0
     assert sample.total_ms > 0
+
+
+def test_an_int8_network_of_noise_has_the_form_of_calibrated_files(tmp_path):
+    """The batch is folded, and no slow exact kernels are asked for on CPUs without VNNI."""
+    path = tmp_path / "noise.onnx"
+    graph = lut_accuracy.scaled(build_graph("resnet50"), 8 / 512, 8 / 512, 8)
+    path.write_bytes(build_noise(graph, 32, "int8", target="cpu"))
+    assert not read_onnx(path).can_overflow
+    nodes = onnx.load(path).graph.node
+    assert any(node.op_type == "Reshape" for node in nodes)
+    stem = next(node for node in nodes if node.op_type == "Conv")
+    constants = {one.name: one.dims for one in onnx.load(path).graph.initializer}
+    weights = next(node for node in nodes if node.output[0] == stem.input[1]).input[0]
+    assert constants[weights][1] == 4
 
 
 def test_the_default_number_of_threads_is_the_one_that_the_table_names(monkeypatch):
