@@ -177,5 +177,6 @@ def time_whole(
     options = SessionOptions(device=device, threads=threads)
     launch = functools.partial(launched, subjects_for(models, [backend], options), batch)
     wanted = TimingOptions(seconds=seconds, launches=LAUNCHES, ci=INTERVAL)
-    timings = time_models(launch, len(models), wanted)
+    pairs = [(0, other) for other in range(1, len(models))]
+    timings = time_models(launch, len(models), wanted, pairs=pairs)
     return [float(np.median(timing.samples())) for timing in timings]

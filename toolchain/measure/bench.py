@@ -18,7 +18,7 @@ from slimdeploy.toolchain.measure.options import MeasureOptions, TimingOptions
 from slimdeploy.toolchain.measure.power import Meter, Sensor, SensorError, find_sensor
 from slimdeploy.toolchain.measure.process import Worker, launched, settle
 from slimdeploy.toolchain.measure.rows import Measured
-from slimdeploy.toolchain.measure.subjects import Subject, baseline_of, unique
+from slimdeploy.toolchain.measure.subjects import Subject, compared, unique
 from slimdeploy.toolchain.measure.timing import time_models
 
 STAGES_S = 1.0
@@ -72,10 +72,8 @@ def measure(
             for subject, one in zip(subjects, found, strict=True)
         ]
         all_rows += own
-        for i in range(len(subjects)):
-            base = baseline_of(i, subjects)
-            if base is not None:
-                comparisons.append(rows.comparison(own[base], own[i], found[base], found[i], ci=options.ci))
+        for base, i in compared(subjects):
+            comparisons.append(rows.comparison(own[base], own[i], found[base], found[i], ci=options.ci))
     machine = conditions.machine()
     for one in measured[max(options.batches)]:
         machine["versions"] |= one.opened.versions
@@ -134,7 +132,9 @@ def _measure_batch(
             if evaluate:
                 one.evaluation = _evaluation(worker, batch, around.images, progress)
 
-    timings = time_models(launch, len(subjects), options, last=last, progress=progress)
+    timings = time_models(
+        launch, len(subjects), options, pairs=compared(subjects), last=last, progress=progress
+    )
     for one, timing in zip(found, timings, strict=True):
         one.timing = timing
     return found

@@ -60,11 +60,14 @@ def unique(subjects: Sequence[Subject]) -> list[Subject]:
     return labelled
 
 
-def baseline_of(index: int, subjects: Sequence[Subject]) -> int | None:
-    """The index of the baseline of subject `index`: the first subject on its backend; for that one, the first
-    of all.
+def compared(subjects: Sequence[Subject]) -> list[tuple[int, int]]:
+    """Indices of baseline and model of each comparison. The baseline is the first subject on the same
+    backend; for that one, the first of all.
     """
-    first = next(i for i, other in enumerate(subjects) if other.asked == subjects[index].asked)
-    if first != index:
-        return first
-    return 0 if index else None
+    firsts: dict[str, int] = {}
+    pairs = []
+    for index, subject in enumerate(subjects):
+        first = firsts.setdefault(subject.asked, index)
+        if index:
+            pairs.append((first if first != index else 0, index))
+    return pairs

@@ -47,7 +47,7 @@ class Timing:
 
 
 Launch = Callable[[Sequence[int]], AbstractContextManager[list[Worker]]]
-"""Starts a fresh process for every model in the given order (0 is the baseline), ready to run."""
+"""Starts a fresh process for every model in the given order, ready to run."""
 
 
 def time_models(
@@ -55,10 +55,13 @@ def time_models(
     models: int,
     options: TimingOptions,
     *,
+    pairs: Sequence[tuple[int, int]] = (),
     last: Callable[[list[Worker]], None] = lambda workers: None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> list[Timing]:
-    """Time the models. `last` is called with the workers of the last launch before they end."""
+    """Time the models. `pairs` are the comparisons whose intervals must be narrow as well: baseline and
+    model. `last` is called with the workers of the last launch before they end.
+    """
     timings = [Timing() for _ in range(models)]
     shuffled, order = random.Random(options.seed), list(range(models))
     spent, budget = 0.0, options.seconds * models
@@ -71,7 +74,7 @@ def time_models(
                 warm_up = workers[i].call("warm_up", options.warm_up_floor_s, options.warm_up_limit_s)
                 timings[i].warm_ups.append(warm_up)
             spent += _time_launch(workers, timings, options, shuffled)
-            width = widest(timings) if number > 1 else math.inf
+            width = widest(timings, pairs) if number > 1 else math.inf
             reached = f"±{width:.1%}, " if number > 1 else ""
             progress(f"launch {number}: {reached}timed {spent:.0f} of at most {budget:.0f} s")
             # Checking the interval too often would reduce its coverage below 95 %.
@@ -106,11 +109,11 @@ def _time_launch(
     return spent
 
 
-def widest(timings: Sequence[Timing]) -> float:
-    """The widest of all intervals, as a relative half-width: of every median, and of every ratio to the
-    baseline.
+def widest(timings: Sequence[Timing], pairs: Sequence[tuple[int, int]]) -> float:
+    """The widest of all intervals, as a relative half-width: of every median, and of the ratio of each of
+    `pairs`.
     """
     launches = [timing.by_launch() for timing in timings]
     found = [statistics.estimate(statistics.levels(own)) for own in launches]
-    found += [statistics.ratio(launches[0], own) for own in launches[1:]]
+    found += [statistics.ratio(launches[base], launches[own]) for base, own in pairs]
     return max(one.half_width() for one in found)

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from slimdeploy.toolchain.measure import statistics
+from slimdeploy.toolchain.measure.subjects import Subject, compared
+from slimdeploy.toolchain.measure.timing import Timing, widest
+from slimdeploy.toolchain.measure.worker import HOST
 
 
 def test_percentiles_of_known_samples_keep_the_outlier():
@@ -101,3 +106,18 @@ def test_no_difference_at_all_still_has_an_interval():
     value, (low, high) = statistics.paired_difference(same, same)
     assert value == 0
     assert low < 0 < high
+
+
+def test_measuring_goes_on_until_every_comparison_is_known():
+    """Two models of a second backend that are slow in turn: only their own ratio shows it."""
+    up, down = [1.0, 1.1, 1.0, 1.1], [1.1, 1.0, 1.1, 1.0]
+    timings = [
+        Timing(launches=[[{HOST: np.array([ms])}] * 2 for ms in levels])
+        for levels in ([1.0, 1.0, 1.0, 1.0], up, down)
+    ]
+    subjects = [Subject(name, backend, Mock()) for name, backend in (("a", "x"), ("a", "y"), ("b", "y"))]
+    assert compared(subjects) == [(0, 1), (1, 2)]
+    launches = [timing.by_launch() for timing in timings]
+    wanted = statistics.ratio(launches[1], launches[2]).half_width()
+    assert widest(timings, compared(subjects)) == pytest.approx(wanted)
+    assert wanted > 1.9 * widest(timings, [(0, 1), (0, 2)])
