@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -62,11 +63,10 @@ def measure(
         b: _measure_batch(subjects, b, options, around, b == max(options.batches)) for b in options.batches
     }
     after = _state(around.nvml)
-    evaluations = [found.evaluation for found in measured[max(options.batches)]]
     all_rows, comparisons = [], []
     for batch, found in measured.items():
-        for one, evaluation in zip(found, evaluations, strict=True):
-            one.evaluation = evaluation
+        for one, evaluated in zip(found, measured[max(options.batches)], strict=True):
+            one.evaluation, one.images_sha256 = evaluated.evaluation, evaluated.images_sha256
         own = [
             rows.row(subject, one, batch=batch, ci=options.ci)
             for subject, one in zip(subjects, found, strict=True)
@@ -130,7 +130,7 @@ def _measure_batch(
                 with _sensor_may_fail(progress):
                     one.power = meter.figures(worker, batch=batch, seconds=seconds)
             if evaluate:
-                one.evaluation = _evaluation(worker, batch, around.images, progress)
+                _evaluate(one, worker, batch, around.images, progress)
 
     timings = time_models(
         launch, len(subjects), options, pairs=compared(subjects), last=last, progress=progress
@@ -164,15 +164,21 @@ def _alone(
     return Measured(worker.opened, stages=stages, memory=memory)
 
 
-def _evaluation(
-    worker: Worker, batch: int, load: LoadImages | None, progress: Callable[[str], None]
-) -> accuracy.Evaluation | None:
+def _evaluate(
+    one: Measured, worker: Worker, batch: int, load: LoadImages | None, progress: Callable[[str], None]
+) -> None:
     own = _data(worker, load)
     if own is None:
-        return None
+        return
     progress(f"accuracy of {worker.label} on {len(own.labels)} images")
-    predict = functools.partial(worker.call, "logits")
-    return accuracy.evaluate(predict, own.images, own.labels, batch=batch)
+    digest = hashlib.sha256(own.labels.astype(np.int64).tobytes())
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        digest.update(images.tobytes())
+        return worker.call("logits", images)
+
+    one.evaluation = accuracy.evaluate(predict, own.images, own.labels, batch=batch)
+    one.images_sha256 = digest.hexdigest()
 
 
 def _data(worker: Worker, load: LoadImages | None) -> Images | None:

@@ -144,4 +144,20 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         (name, a["versions"].get(name), b["versions"].get(name)) for name in a["versions"] | b["versions"]
     ]
     found.append(("threads", old["options"]["threads"], new["options"]["threads"]))
-    return [f"{name} differs: {before} and {after}" for name, before, after in found if before != after]
+    said = [f"{name} differs: {before} and {after}" for name, before, after in found if before != after]
+    return said + _other_images(old, new)
+
+
+def _other_images(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """A line if an accuracy is of other test images than before, as far as the results tell."""
+    known = {_key(row): row for row in old["rows"]}
+    for b in new["rows"]:
+        a = known.get(_key(b))
+        if a is None or a["accuracy"] is None or b["accuracy"] is None:
+            continue
+        if a["images"] != b["images"]:
+            return [f"the test images differ: {a['images']:,} and {b['images']:,}"]
+        hashes = a.get("images_sha256"), b.get("images_sha256")
+        if None not in hashes and len(set(hashes)) > 1:
+            return [f"the test images, or their preprocessing, differ: {b['images']:,} in each result"]
+    return []

@@ -30,6 +30,8 @@ class Measured:
     timing: Timing = field(default_factory=Timing)
     power: dict[str, Any] | None = None
     evaluation: Evaluation | None = None
+    images_sha256: str | None = None
+    """Hash of the labels and pixels of the test images, as the model gets them before normalisation."""
 
 
 def row(subject: Subject, found: Measured, *, batch: int, ci: float) -> dict[str, Any]:
@@ -57,6 +59,7 @@ def row(subject: Subject, found: Measured, *, batch: int, ci: float) -> dict[str
         "accuracy_ci95": list(evaluation.interval) if evaluation else None,
         "loss": evaluation.loss if evaluation else None,
         "images": evaluation.images if evaluation else 0,
+        "images_sha256": found.images_sha256,
         "params": opened.params,
         "macs": opened.macs,
         "warm_up": _warm_up(timing),

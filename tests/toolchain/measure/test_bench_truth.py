@@ -135,6 +135,8 @@ def test_memory_for_preparing_the_input_is_not_the_models(with_images):
 def test_accuracy_and_its_paired_difference_come_from_the_same_images(rows, comparisons):
     assert (rows["right"]["accuracy"], rows["wrong"]["accuracy"]) == (1.0, 0.75)
     assert rows["right"]["images"] == 200
+    assert len({rows["right"]["images_sha256"], rows["wrong"]["images_sha256"]}) == 1
+    assert len(rows["right"]["images_sha256"]) == 64
     assert rows["right"]["loss"] == pytest.approx(math.log(1 + 9 * math.exp(-10)))
     difference = comparisons["wrong"]["accuracy_difference"]
     assert difference["value"] == -0.25

@@ -22,6 +22,7 @@ def row(model="m.onnx", *, level=10.0, spread=0.1, batch=1, seed=0, accuracy=0.9
     return {
         "model": model, "sha256": "ab", "remarks": [], "interval_reached": True,
         "backend": "fake-cpu", "precision": "fp32", "batch": batch, "latency_ms": latency,
+        "images": 1000, "images_sha256": "12",
         "images_per_second": batch * 1000 / latency["mean"], "accuracy": accuracy,
         "accuracy_ci95": None if accuracy is None else [accuracy - 0.02, accuracy + 0.02],
         "memory_mb": {"file": 10.0, "weights": None, "peak": peak + 50, "peak_above_idle": peak},
@@ -165,6 +166,20 @@ def test_results_are_matched_row_by_row_and_the_rest_is_named():
     p50 = next(one for one in found["changes"] if one["metric"] == "latency_p50")
     assert p50["value"] == pytest.approx(0.5, abs=0.02)
     assert found["remarks"][:2] == ["cpu differs: a CPU and another CPU", "numpy differs: None and 2.4"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"images": 364}, ["the test images differ: 1,000 and 364"]),
+        ({"images_sha256": "34"}, ["the test images, or their preprocessing, differ: 1,000 in each result"]),
+        ({"images_sha256": None}, []),  # an older result
+        ({"images": 0, "accuracy": None}, []),
+    ],
+)
+def test_accuracies_of_other_images_are_told_in_one_line(change, said):
+    old, new = result(row("a"), row("b")), result(row("a") | change, row("b") | change)
+    assert compare.compare_results([old], [new])["remarks"][:-1] == said
 
 
 def test_results_with_nothing_in_common_are_refused():
