@@ -60,8 +60,8 @@ def pareto(trials: Sequence[Trial], front: Sequence[str]) -> Chart:
 
 
 def ratios(trials: Sequence[Trial]) -> list[Chart]:
-    """Test accuracy and pruning ratio, before and after fine-tuning: one chart per λ and alignment with
-    several ratios.
+    """Test accuracy and requested pruning ratio, before and after fine-tuning: one chart per λ and alignment
+    with several ratios. Alignment and minimum widths may keep more channels.
     """
     charts = []
     aligns = {trial["align"] for trial in trials}
@@ -77,7 +77,7 @@ def ratios(trials: Sequence[Trial]) -> list[Chart]:
             for key, name, colour in steps
         ]
         title = f"λ = {sparsity:g}" + (f", align {align}" if len(aligns) > 1 else "")
-        x = Axis("share of the prunable channels removed", lambda v: f"{v:.3g}", low=0, high=1)
+        x = Axis("pruning ratio, as requested", lambda v: f"{v:.3g}", low=0, high=1)
         y = Axis("test accuracy", SHARE.write)
         charts.append(xy_chart(f"ratio-{sparsity:g}-{align}", title, series, x=x, y=y))
     return charts

@@ -50,6 +50,7 @@ def test_a_sweep_has_its_charts_and_tables(sweep_page):
     assert "Picked for latency&lt;=1ms: λ 0.001, ratio 0.5, align 8." in text
     assert "Failed: λ 0, ratio 0.9, align 8: the disk is full." in text
     assert "The trials were timed on different machines" in text
+    assert "pruning ratio, as requested" in text, "what was reached isn't in sweep.json"
     assert not re.search(r"""(src|href)=["'](?!data:)""", text)
 
 
