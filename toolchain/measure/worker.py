@@ -38,6 +38,7 @@ HOST = "host_ms"
 WINDOWS = 3
 """The warm-up ends when the medians of this number of consecutive windows agree."""
 WINDOW_AGREEMENT = 0.05
+STAGES = ("preprocess", "inference", "postprocess", "total")
 STAGE_RUNS = 3
 """Minimum number of runs whose stages are timed."""
 
@@ -175,7 +176,7 @@ class Bench:
 
     def stages(self, seconds: float) -> dict[str, np.ndarray]:
         """Time all stages of a batch, from uint8 images to class indices: ms of each stage in each run."""
-        rows: dict[str, list[float]] = {}
+        rows: dict[str, list[float]] = {name: [] for name in STAGES}
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(rows["total"]) < STAGE_RUNS:
             t0 = time.perf_counter_ns()
@@ -185,9 +186,8 @@ class Bench:
             t2 = time.perf_counter_ns()
             logits.argmax(axis=1)
             t3 = time.perf_counter_ns()
-            times = {"preprocess": t1 - t0, "inference": t2 - t1, "postprocess": t3 - t2, "total": t3 - t0}
-            for name, value in times.items():
-                rows.setdefault(name, []).append(value / 1e6)
+            for name, value in zip(STAGES, (t1 - t0, t2 - t1, t3 - t2, t3 - t0), strict=True):
+                rows[name].append(value / 1e6)
         return {name: np.array(values) for name, values in rows.items()}
 
     def memory(self) -> MemoryUse:

@@ -19,6 +19,7 @@ from slimdeploy.toolchain.measure.labelled_images import Images
 from slimdeploy.toolchain.measure.options import MeasureOptions
 from slimdeploy.toolchain.measure.process import launched
 from slimdeploy.toolchain.measure.subjects import Subject
+from slimdeploy.toolchain.measure.worker import STAGES
 from slimdeploy.toolchain.networks.architectures.resnet import RESNETS, ChannelConfig
 from slimdeploy.toolchain.preprocessing import Preprocessing
 
@@ -165,6 +166,12 @@ def test_the_stages_make_up_the_whole_way(rows):
     assert stages["total"]["mean"] == pytest.approx(
         sum(stages[name]["mean"] for name in ("preprocess", "inference", "postprocess"))
     )
+
+
+def test_stages_are_timed_three_times_however_short_the_time():
+    with launched([fake("plain")], 1, (0,)) as (worker,):
+        stages = worker.call("stages", 1e-9)
+    assert {name: len(samples) for name, samples in stages.items()} == dict.fromkeys(STAGES, 3)
 
 
 def test_every_round_runs_every_model_twice(result):
