@@ -21,7 +21,7 @@ ORIGINAL, FINAL, THIRD, PALE, FOURTH = 0, 1, 2, 3, 4
 ALIGNMENT = 8
 QUANTILES = (*range(100), 99.5, 99.9, 100)
 
-SHARE = Axis("accuracy", lambda value: f"{100 * value:.3g} %")
+SHARE = Axis("accuracy", lambda value: f"{100 * value:.4g} %")
 _LOSS = Axis("loss", lambda value: f"{value:.3g}", low=0)
 EPOCH = Axis("epoch", lambda value: f"{value:.0f}", whole=True)
 
@@ -205,7 +205,7 @@ def compact(value: float) -> str:
 
 def milliseconds(value: float) -> str:
     """`0.25 ms`, and seconds from a thousand on."""
-    return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
+    return f"{value:.4g} ms" if value < 1000 else f"{value / 1000:.4g} s"
 
 
 def _stem(model: str) -> str:

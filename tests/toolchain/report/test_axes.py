@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimdeploy.toolchain.report.axes import Axis, scale, ticks
+from slimdeploy.toolchain.report.charts import SHARE, milliseconds
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,12 @@ def test_a_scale_widens_to_what_the_axis_asks_for_and_never_has_no_width():
 def test_epochs_are_whole():
     assert scale(Axis("epoch", whole=True), [1, 3], 0, 10).ticks() == [1, 2, 3]
     assert math.isclose(scale(Axis("x"), [1, 3], 0, 10).ticks()[1], 1.5)
+
+
+def test_labels_of_a_short_axis_are_exact():
+    """They were rounded to 97 %, 97 %, 97.1 %, 97.2 %, 97.2 %."""
+    found = [SHARE.write(value) for value in scale(SHARE, [0.9700, 0.9720], 0, 10).ticks()]
+    assert found == ["97 %", "97.05 %", "97.1 %", "97.15 %", "97.2 %"]
+    time = Axis("time", milliseconds, log=True)
+    found = [milliseconds(value) for value in scale(time, [1.56, 1.58], 0, 10).ticks()]
+    assert found == ["1.56 ms", "1.565 ms", "1.57 ms", "1.575 ms", "1.58 ms"]

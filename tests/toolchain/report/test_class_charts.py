@@ -55,4 +55,4 @@ def test_confidence_beside_accuracy() -> None:
     chart = reliability_chart([("final", evaluation([0, 1, 2, 3], [0, 1, 0, 0]), 1)])
     confidence = np.e / (np.e + 3)
     assert f"final {100 * abs(0.5 - confidence):.2f} %" in chart.note
-    assert [f"{100 * confidence:.3g} %", "", "50 %"] in chart.table[1]
+    assert [f"{100 * confidence:.4g} %", "", "50 %"] in chart.table[1]
