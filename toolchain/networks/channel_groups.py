@@ -16,7 +16,6 @@ import numpy as np
 
 from slimdeploy.toolchain.errors import unknown
 from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node
-from slimdeploy.toolchain.networks.residual import exclusive_branch
 
 RESIDUAL_MODES = ("keep", "couple")
 WEIGHTED = ("conv", "linear")
@@ -51,20 +50,6 @@ def channel_groups(graph: Graph, *, residual: str = "keep") -> list[ChannelGroup
         raise unknown("residual mode", residual, RESIDUAL_MODES)
     groups = _find_groups(graph)
     return list(groups) if residual == "couple" else [group for group in groups if not group.residual]
-
-
-def removable_blocks(graph: Graph, groups: list[ChannelGroup]) -> tuple[tuple[str, ...], ...]:
-    """For each removable branch of a residual sum: the names of the groups inside it, which become 0
-    together.
-    """
-    found = []
-    for add in (node for node in graph.nodes if node.operator == "add"):
-        for end in add.inputs:
-            branch = exclusive_branch(graph, add, end)
-            inner = tuple(g.name for g in groups if not g.residual and branch.issuperset(g.producers))
-            if inner and len(add.inputs) > 1:
-                found.append(inner)
-    return tuple(found)
 
 
 def unit_channels(groups: list[ChannelGroup]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from slimdeploy.toolchain.networks.channel_groups import ChannelGroup
-from slimdeploy.toolchain.networks.graph import Graph, Node
+from slimdeploy.toolchain.networks.graph import Graph, Node, needed_for
 
 Masks = dict[str, np.ndarray]
 """Value -> (channels,) bool: True for kept channels."""
@@ -43,19 +43,26 @@ def widths_of(graph: Graph, groups: list[ChannelGroup]) -> list[int]:
     ]
 
 
+def emptied(graph: Graph, masks: Masks) -> set[str]:
+    """The values that are removed: those without channels, and what is computed from such values only."""
+    gone: set[str] = set()
+    for node in graph.nodes:
+        if gone.issuperset(node.inputs) or not masks[node.name].any():
+            gone.add(node.name)
+    return gone
+
+
 def cut_graph(graph: Graph, masks: Masks) -> Graph:
     """`graph` with only the channels that are True in `masks`. A value without channels is removed, with all
     nodes that serve only it; a sum with one input becomes that input.
     """
     made: dict[str, Node] = {}
     instead: dict[str, str] = {}
-    gone: set[str] = set()
+    gone = emptied(graph, masks)
     for node in graph.nodes:
-        left = [name for name in node.inputs if name not in gone]
-        blind = node.op.reads_all(node) and not masks[node.inputs[0]].any()
-        if not left or blind or not masks[node.name].any():
-            gone.add(node.name)
+        if node.name in gone:
             continue
+        left = [name for name in node.inputs if name not in gone]
         inputs = tuple(instead.get(name, name) for name in left)
         before = made.get(inputs[0])
         repeated = before and node.op.idempotent and before.operator == node.operator
@@ -64,4 +71,4 @@ def cut_graph(graph: Graph, masks: Masks) -> Graph:
             continue
         changes = node.op.cut(node, [masks[name] for name in left], masks[node.name])
         made[node.name] = replace(node.with_attributes(**changes), inputs=inputs)
-    return graph.with_nodes(made.values())
+    return graph.with_nodes(needed_for(instead.get(graph.output, graph.output), made.values()))

@@ -130,6 +130,16 @@ class Graph:
         readers = self.consumers.get(value, [])
         return readers[0] if len(readers) == 1 else None
 
+    @functools.cached_property
+    def single_pixels(self) -> set[str]:
+        """The images that have 1×1 pixels whatever the size of the network's input."""
+        found: set[str] = set()
+        for node in self.nodes:
+            pools = node.operator == "adaptive_avg_pool" and max(node.attributes["size"]) == 1
+            if pools or node.operator == "global_max_pool" or found.issuperset(node.inputs):
+                found.add(node.name)
+        return found
+
     def with_nodes(self, nodes: Iterable[Node]) -> Graph:
         return replace(self, nodes=tuple(nodes))
 
@@ -169,6 +179,16 @@ class Graph:
             for n in document["nodes"]
         ]
         return cls(tuple(nodes), dict(document["origin"]))
+
+
+def needed_for(output: str, nodes: Iterable[Node]) -> tuple[Node, ...]:
+    """Those of `nodes`, in order, from which `output` is computed."""
+    needed, found = {output}, []
+    for node in reversed(list(nodes)):
+        if node.name in needed:
+            needed.update(node.inputs)
+            found.append(node)
+    return tuple(reversed(found))
 
 
 def _check_node(node: Node, known: set[str]) -> None:

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.aten import ANY_LAYOUT, LEAVES, POINTWISE, READERS
 from slimdeploy.toolchain.networks.aten_shapes import LAYOUTS, ChannelsLast, Constant
-from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph, Node
+from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph, Node, needed_for
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
 
@@ -225,14 +225,10 @@ class Importer:
                 self.values[node] = Constant(self.tensors[node.name]) if node.name in self.tensors else INPUT
             elif node.op == "call_function" and not (node is output and self.behind):
                 self._call(node)
-        wanted, made = self.values[logits], self.nodes
+        wanted = self.values[logits]
         if not isinstance(wanted, str):
             raise SlimdeployError("the module's output isn't computed from the images")
-        needed = {wanted}
-        for node in reversed(made):
-            if node.name in needed:
-                needed.update(node.inputs)
-        return Graph(tuple(node for node in made if node.name in needed), {"arch": self.arch})
+        return Graph(needed_for(wanted, self.nodes), {"arch": self.arch})
 
     def _logits(self, output: fx.Node) -> fx.Node:
         """The input of the final softmax, if there is one."""

@@ -41,20 +41,3 @@ def batchnorm_behind(graph: Graph, node: Node) -> Node | None:
     """The BN that is the only reader of `node`, so that it can be folded into it."""
     reader = graph.only_consumer(node.name)
     return reader if reader and reader.operator == "batchnorm" and node.name != graph.output else None
-
-
-def exclusive_branch(graph: Graph, add: Node, end: str) -> set[str]:
-    """Names of the nodes that serve only the input `end` of a sum and are not needed without it. Empty if
-    `end` is an identity shortcut.
-    """
-    branch: set[str] = set()
-    waiting = [end]
-    while waiting:
-        node = graph.producer(waiting.pop())
-        if node is None or node.name in branch:
-            continue
-        readers = graph.consumers[node.name]
-        if all(reader.name in branch or (reader is add and node.name == end) for reader in readers):
-            branch.add(node.name)
-            waiting += node.inputs
-    return branch

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+import numpy as np
+
 from slimdeploy.toolchain.networks.channel_groups import ChannelGroup
+from slimdeploy.toolchain.networks.cutting import pruned_graph
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import Layer, parameter_layers
 
@@ -30,6 +33,7 @@ class _Part:
     """One layer at any width, with a cache of its costs."""
 
     def __init__(self, layer: Layer, inputs: _Channels, outputs: _Channels, price: Price) -> None:
+        self.name = layer.name
         self._layer, self._inputs, self._outputs, self._price = layer, inputs, outputs, price
         self._known: dict[tuple[int, int], float] = {}
         self.groups = {*inputs.parts, *outputs.parts}
@@ -41,8 +45,6 @@ class _Part:
         return self._known[key]
 
     def _cost(self, inputs: int, outputs: int) -> float:
-        if inputs == 0 or outputs == 0:  # in a removed branch
-            return 0.0
         groups = self._layer.groups * inputs // self._layer.in_channels if self._layer.groups > 1 else 1
         return self._price(
             replace(self._layer, in_channels=inputs, out_channels=outputs, groups=max(1, groups))
@@ -68,6 +70,8 @@ class CostModel:
         self._touched = {
             group.name: [part for part in self._parts if group.name in part.groups] for group in groups
         }
+        self._graph, self._groups = graph, {group.name: group for group in groups}
+        self._left: dict[frozenset[str], set[str]] = {}
 
     def total(self, widths: Widths) -> float:
         """Cost of the whole network at `widths`."""
@@ -75,11 +79,26 @@ class CostModel:
 
     def saving(self, widths: Widths, changes: Widths) -> float:
         """Saving if `widths` change to the given values."""
-        parts = {id(part): part for name in changes for part in self._touched[name]}.values()
-        return self._of(parts, widths) - self._of(parts, {**widths, **changes})
+        changed = {**widths, **changes}
+        parts = {part.name: part for name in changes for part in self._touched[name]}.values()
+        if not all(widths[name] and changes[name] for name in changes):  # a branch may have other layers too
+            return self._of(self._parts, widths) - self._of(self._parts, changed)
+        return self._of(parts, widths) - self._of(parts, changed)
 
     def _of(self, parts: Iterable[_Part], widths: Widths) -> float:
-        return sum(part.cost(widths) for part in parts)
+        removed = frozenset(name for name, width in widths.items() if not width)
+        if not removed:
+            return sum(part.cost(widths) for part in parts)
+        left = self._layers_without(removed)
+        return sum(part.cost(widths) for part in parts if part.name in left)
+
+    def _layers_without(self, removed: frozenset[str]) -> set[str]:
+        """The nodes that are left without the branches that contain the groups `removed`."""
+        if removed not in self._left:
+            groups = [self._groups[name] for name in removed]
+            cut = pruned_graph(self._graph, groups, dict.fromkeys(removed, np.arange(0)))
+            self._left[removed] = set(cut.by_name)
+        return self._left[removed]
 
 
 class ChannelCount:

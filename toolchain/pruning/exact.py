@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from slimdeploy.toolchain.networks.branches import removable_branches
 from slimdeploy.toolchain.networks.channel_groups import ChannelGroup
-from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.networks.residual import exclusive_branch
 from slimdeploy.toolchain.pruning.constants import strict_constants, takes_constants
 from slimdeploy.toolchain.pruning.selection import Kept, Rules
 
@@ -37,18 +36,13 @@ def removable_units(network: GraphNetwork, groups: list[ChannelGroup], zeros: Ze
     return found
 
 
-def removable_branches(network: GraphNetwork, groups: list[ChannelGroup], zeros: Zeros) -> tuple[str, ...]:
+def groups_of_zero_branches(
+    network: GraphNetwork, groups: list[ChannelGroup], zeros: Zeros
+) -> tuple[str, ...]:
     """Names of the groups in branches that add nothing to their sum; one input of each sum is kept."""
-    graph, constants = network.graph, strict_constants(network, zeros)
-    found: list[str] = []
-    for add in (node for node in graph.nodes if node.operator == "add"):
-        left = len(add.inputs)
-        for end in add.inputs:
-            inner = _inside(graph, groups, exclusive_branch(graph, add, end))
-            if inner and left > 1 and (constants[end] == 0).all():
-                found += inner
-                left -= 1
-    return tuple(found)
+    constants = strict_constants(network, zeros)
+    found = removable_branches(network.graph, groups, allowed=lambda end: bool((constants[end] == 0).all()))
+    return tuple(name for branch in found for name in branch.groups)
 
 
 def kept_without(
@@ -67,7 +61,3 @@ def kept_without(
         width = min(w for w in rules.widths_below(group.name, group.width) if w >= least)
         kept[group.name] = np.setdiff1d(np.arange(group.width), candidates[: group.width - width])
     return kept
-
-
-def _inside(graph: Graph, groups: list[ChannelGroup], branch: set[str]) -> tuple[str, ...]:
-    return tuple(g.name for g in groups if not g.residual and branch.issuperset(g.producers))

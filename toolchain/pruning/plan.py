@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.branches import removable_blocks
 from slimdeploy.toolchain.networks.channel_groups import (
     ChannelGroup,
     channel_groups,
-    removable_blocks,
     unit_channels,
 )
 from slimdeploy.toolchain.networks.graph import Graph

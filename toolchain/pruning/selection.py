@@ -119,12 +119,15 @@ class _Peeling:
 
     def fill_up_to(self, limit: float) -> None:
         """Undo steps that still fit in the budget, the most expensive and latest first."""
+        stays: set[str] = set()
+        """Groups with a later step that is not undone."""
         for before, after in reversed(self._steps):
-            if all(self.widths[name] == width for name, width in after.items()):
-                added = -self._costs.saving(self.widths, before)
-                if self.cost + added <= limit:
-                    self.widths.update(before)
-                    self.cost += added
+            added = -self._costs.saving(self.widths, before)
+            if stays.isdisjoint(after) and self.cost + added <= limit:
+                self.widths.update(before)
+                self.cost += added
+            else:
+                stays.update(after)
 
     def _openings(self) -> Iterator[Widths]:
         for name, ladder in self._ladder.items():
@@ -143,9 +146,12 @@ class _Peeling:
                     yield removal
 
     def _removal(self, names: tuple[str, ...]) -> Widths | None:
-        """The step that removes a block, available when all its groups have their minimum width."""
-        at_the_end = all(self.widths[name] == self._ladder[name][-1] for name in names)
-        return dict.fromkeys(names, 0) if at_the_end else None
+        """The step that removes a block, available when all its groups have their minimum width, or are
+        removed already with a branch inside the block.
+        """
+        at_the_end = all(self.widths[name] in (0, self._ladder[name][-1]) for name in names)
+        left = any(self.widths[name] for name in names)
+        return dict.fromkeys(names, 0) if at_the_end and left else None
 
     def _price(self, change: Widths) -> float:
         """Importance lost per unit of cost saved."""

@@ -19,7 +19,7 @@ from slimdeploy.toolchain.networks.cost import Cost, network_cost
 from slimdeploy.toolchain.networks.cutting import pruned_graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.progress import log
-from slimdeploy.toolchain.pruning.exact import kept_without, removable_branches, removable_units
+from slimdeploy.toolchain.pruning.exact import groups_of_zero_branches, kept_without, removable_units
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.selection import Kept, Rules
 from slimdeploy.toolchain.pruning.surgery import prune_network
@@ -98,7 +98,7 @@ def _flags(network: GraphNetwork, groups: list[ChannelGroup], zeros: Mapping[str
     branch.
     """
     units = removable_units(network, groups, zeros)
-    inside = removable_branches(network, groups, zeros)
+    inside = groups_of_zero_branches(network, groups, zeros)
     return np.concatenate([*(units[g.name] for g in groups), [g.name in inside for g in groups]]).astype(bool)
 
 

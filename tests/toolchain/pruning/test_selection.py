@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.architectures import build_graph
-from slimdeploy.toolchain.networks.channel_groups import channel_groups, removable_blocks
+from slimdeploy.toolchain.networks.branches import removable_blocks
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.networks.cutting import pruned_graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
