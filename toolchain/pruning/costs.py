@@ -111,9 +111,21 @@ class ChannelCount:
         return float(sum(widths[name] - new for name, new in changes.items()))
 
 
-def parameter_model(graph: Graph, groups: list[ChannelGroup], size: int) -> CostModel:
-    """Counts parameters."""
-    return CostModel(graph, groups, size=size, price=lambda layer: layer.params)
+def parameter_model(
+    graph: Graph, groups: list[ChannelGroup], size: int, *, folded: bool = False
+) -> CostModel:
+    """Counts parameters. `folded`: with the bias that a layer without bias and BN may get when constants of
+    removed inputs are folded into it.
+    """
+    whole = {layer.name: layer for layer in parameter_layers(graph, size)}
+
+    def price(layer: Layer) -> float:
+        before = whole[layer.name]
+        reads_fewer = layer.in_channels < before.in_channels and before.groups == 1
+        dense = layer.operator in ("conv", "linear") and layer.batchnorm is None
+        return replace(layer, bias=layer.bias or (folded and dense and reads_fewer)).params
+
+    return CostModel(graph, groups, size=size, price=price)
 
 
 def mac_model(graph: Graph, groups: list[ChannelGroup], size: int) -> CostModel:

@@ -41,7 +41,8 @@ def budget_for(
     channels, which training has removed already.
     """
     if options.params is not None:
-        return Budget(parameter_model(graph, groups, size), options.params, "parameters")
+        costs = parameter_model(graph, groups, size, folded=options.fold or options.compensate)
+        return Budget(costs, options.params, "parameters")
     if options.macs is not None:
         return Budget(mac_model(graph, groups, size), options.macs, "MACs")
     if options.latency_ms is not None and options.latency_table is not None:

@@ -46,10 +46,9 @@ def prune_network(
 ) -> tuple[GraphNetwork, Folding]:
     """A new network with only the kept channels; `network` is not changed.
 
-    Without `fold` it equals `network` with γ and β (without BN: filter and bias) of the removed channels set
-    to zero. With `fold` it equals `network` with only γ (without BN: the filter) set to zero: the constant of
-    a removed channel is folded into the layer that reads it. This is exact unless there is a padding between
-    the two.
+    Without `fold`, layers that read removed channels get zeros in their place. With `fold` it equals
+    `network` with γ (without BN: the filter) of the removed channels set to zero: the constant of a removed
+    channel is folded into the layer that reads it. This is exact unless there is a padding between the two.
     """
     cut = _Cut(network, keep_masks(network.graph, groups, kept))
     folding = _fold_constants(network, cut, groups, kept) if fold else NOTHING_FOLDED

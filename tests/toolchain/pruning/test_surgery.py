@@ -23,7 +23,13 @@ from slimdeploy.toolchain.networks.graph import Graph, Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning.costs import parameter_model
 from slimdeploy.toolchain.pruning.options import PruneOptions
-from slimdeploy.toolchain.pruning.plan import channel_budget
+from slimdeploy.toolchain.pruning.plan import (
+    budget_for,
+    channel_budget,
+    choose_channels,
+    plan_groups,
+    score_channels,
+)
 from slimdeploy.toolchain.pruning.selection import Kept
 from slimdeploy.toolchain.pruning.surgery import Folding, prune_network
 from slimdeploy.toolchain.stages.prune import prune_stage
@@ -115,6 +121,24 @@ def test_the_budget_counts_the_parameters_that_exist(node: Node) -> None:
     groups = channel_groups(graph)
     model = parameter_model(graph, groups, 8)
     assert model.total({group.name: group.width for group in groups}) == network_cost(graph, 8).params
+
+
+def test_the_biases_that_folding_adds_are_in_the_budget() -> None:
+    graph = _behind()
+    graph = graph.with_nodes(
+        n.with_attributes(bias=False) if n.name in ("c2", "fc") else n for n in graph.nodes
+    )
+    network, whole = random_network(graph), network_cost(graph, 8).params
+    with torch.no_grad():
+        network.get_submodule("bn").bias.fill_(1.0)
+    for limit in (*range(40, whole, 3), whole):
+        options = PruneOptions(params=limit, criterion="l2", align=1, min_channels=1)
+        groups = plan_groups(graph, options)
+        budget = budget_for(graph, groups, options, 8)
+        kept = choose_channels(graph, score_channels(network, None, options), options, budget)
+        pruned, _ = prune_network(network, groups, kept)
+        assert network_cost(pruned.graph, 8).params <= limit
+    assert pruned.graph == graph, "the whole network needs no more than it has"
 
 
 def test_a_ratio_is_not_cut_off_by_rounding() -> None:
