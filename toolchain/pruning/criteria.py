@@ -68,7 +68,8 @@ def taylor(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
     Molchanov et al., arXiv 1906.10771, equation 8, with a gate on each channel.
     """
     scores = [moments.taylor for _, moments in _readers(evidence, group)]
-    return torch.stack([s.unflatten(0, (group.width, -1)).sum(1) for s in scores]).sum(0).numpy()
+    by_unit = [s.unflatten(0, (group.width, -1)).sum(1) for s in scores]
+    return sum(by_unit, torch.zeros(group.width).double()).numpy()
 
 
 @criterion(needs_data=True)
@@ -77,6 +78,8 @@ def surgeon(evidence: Evidence, group: ChannelGroup) -> np.ndarray:
     `compensation.surgeon_scores`.
     """
     readers = _readers(evidence, group)
+    if not readers:  # a slice leaves these channels out: the loss doesn't depend on them
+        return np.zeros(group.width)
     channels = len(readers[0][1].mean)
     if any(len(moments.mean) != channels for _, moments in readers):  # read more than once
         readers = [reader for reader in readers if len(reader[1].mean) == channels]

@@ -9,6 +9,7 @@ from slimdeploy.toolchain.data.feed import SplitFeed
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, channel_groups
+from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning.activations import measure_inputs
 from slimdeploy.toolchain.pruning.criterion import CRITERIA, Evidence, channel_scores, criterion
@@ -24,6 +25,22 @@ def score(
 ) -> np.ndarray:
     groups = [g for g in channel_groups(network.graph, residual=residual) if g.name == group]
     return channel_scores(Evidence(network, None, 0), groups, criterion)[group]
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_channels_that_nothing_reads_have_a_score(name: str) -> None:
+    class Sliced(torch.nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self[2](self[1](self[0](x))[:, :5]).mean((2, 3))
+
+    network = from_module(
+        Sliced(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(5, 3, 1)), size=16
+    ).network
+    feed = SplitFeed(tiny.random_split(8), tiny.PREPROCESSING, "cpu")
+    moments, groups = measure_inputs(network, ["2"], feed, device="cpu"), channel_groups(network.graph)
+    scores = channel_scores(Evidence(network, moments, 0), groups, name)
+    assert [(scores[g.name].shape, g.consumers) for g in groups] == [((5,), ("2",)), ((3,), ())]
+    assert not CRITERIA[name].needs_data or not scores[groups[1].name].any()
 
 
 def test_gamma_is_the_scale_of_the_batchnorm(network: GraphNetwork) -> None:
