@@ -122,8 +122,9 @@ class _Peeling:
         stays: set[str] = set()
         """Groups with a later step that is not undone."""
         for before, after in reversed(self._steps):
-            added = -self._costs.saving(self.widths, before)
-            if stays.isdisjoint(after) and self.cost + added <= limit:
+            undoable = stays.isdisjoint(after)
+            added = -self._costs.saving(self.widths, before) if undoable else math.inf
+            if self.cost + added <= limit:
                 self.widths.update(before)
                 self.cost += added
             else:

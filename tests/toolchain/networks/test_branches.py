@@ -52,6 +52,11 @@ class _Gated(_Block):
         return x + self.a[2](x[:, :6]) * self.b(x.mean((2, 3), keepdim=True)).sigmoid()
 
 
+class _GateInside(_Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.a(x * self.b(x.mean((2, 3), keepdim=True)).sigmoid())
+
+
 class _HalfOfAConcat(_Block):
     """`b` normalises its inner channels together, so that they stay."""
 
@@ -101,6 +106,7 @@ def _without(network: GraphNetwork, end: str, images: Tensor) -> Tensor:
         (_OfThree, [("1.a.0",), ("1.a.0", "1.b.0")]),
         (_LargeAndPixel, [("1.b.0",)]),
         (_Gated, []),
+        (_GateInside, [("1.b.0", "1.a.0")]),
         (_HalfOfAConcat, []),
         (_Nested, [("1.b.0",), ("1.a.0", "1.b.0", "1.c.0")]),
         (_BatchNormFirst, [("1.a.0",)]),
@@ -123,7 +129,7 @@ def test_a_removed_branch_is_missing_and_all_else_is_there(
         assert mac_model(graph, groups, SIZE).total(widths) == cost.macs
 
 
-@pytest.mark.parametrize("block", [_OfThree, _Nested])
+@pytest.mark.parametrize("block", [_OfThree, _Nested, _GateInside])
 def test_branches_inside_branches_go_first_and_come_back_last(block: type[_Block]) -> None:
     graph = _network(block).graph
     groups = channel_groups(graph)
@@ -135,7 +141,7 @@ def test_branches_inside_branches_go_first_and_come_back_last(block: type[_Block
         kept = select(scores, costs, limit, Rules(removable=removable), unit="parameters")
         widths = {name: len(own) for name, own in kept.items()}
         assert costs.total(widths) <= limit
-        inner, outer = removable[0], removable[-1]
+        inner, outer = removable[0] if len(removable) > 1 else (), removable[-1]
         rest = {widths[name] > 0 for name in set(outer) - set(inner)}
         assert len(rest) == 1, "the groups of a branch go together"
         assert rest == {True} or not any(widths[name] for name in inner)
