@@ -139,7 +139,7 @@ def _visible_stochastic_depth(module: nn.Module) -> Iterator[None]:
     found = [
         (parent, name, child)
         for parent in module.modules()
-        for name, child in parent.named_children()
+        for name, child in parent._modules.items()  # a shared one has several names
         if type(child).__name__ in ("StochasticDepth", "DropPath") and getattr(child, "mode", "row") == "row"
     ]
     try:

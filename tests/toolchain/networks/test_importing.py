@@ -177,6 +177,19 @@ def test_constants_pass_through_arithmetic_and_norms() -> None:
     assert folding.exact == ("fc",)
 
 
+def test_a_stochastic_depth_with_two_names_is_taken_over_twice() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = self.other = import_torchvision().ops.StochasticDepth(0.5, "row")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.one(x.relu()) + self.other(x.sigmoid())
+
+    graph = from_module(_Net(Shared()), size=16).network.graph
+    assert [node.operator for node in graph.nodes].count("stochastic_depth") == 2
+
+
 def test_stochastic_depth_is_taken_over() -> None:
     module = import_torchvision().models.efficientnet.MBConv(
         *_mbconv_settings(), stochastic_depth_prob=0.25, norm_layer=nn.BatchNorm2d
