@@ -67,7 +67,8 @@ class Learner:
     def __init__(self, network: GraphNetwork, course: Course) -> None:
         options, ranks, device = course.options, course.ranks, course.device
         self.course = course
-        self.network = place(network, device).train()
+        # Also what the caller froze: after pruning every layer has to adapt.
+        self.network = place(network, device).train().requires_grad_()
         synchronise(network, ranks)
         self.precision = resolve_precision(options.precision, device)
         self.optimizer = build_optimizer(network, options)

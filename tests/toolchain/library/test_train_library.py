@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -153,3 +154,13 @@ def test_only_bn_needs_two_images() -> None:
 def test_a_name_needs_a_dataset() -> None:
     with pytest.raises(slimdeploy.SlimdeployError, match=r"^network is a name: pass a Dataset as data"):
         slimdeploy.train("resnet18", data=batches(), size=SIZE)
+
+
+def test_frozen_parameters_are_trained_too(module: nn.Module) -> None:
+    start = slimdeploy.from_module(module, size=SIZE)
+    expected = slimdeploy.train(start, data=batches(), epochs=1)
+    frozen = copy.deepcopy(start.network).requires_grad_(requires_grad=False)
+    found = slimdeploy.train(frozen, data=batches(), size=SIZE, epochs=1)
+    state = found.network.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in expected.network.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
