@@ -68,9 +68,9 @@ def fit(
     The trained network is `network` itself, unless channels were removed during training. With `options.ema`
     it is the average of the weights, with `options.patience` that of the best epoch.
 
-    `setup` identifies the run: `resume` refuses a state of another set-up. Raises SlimdeployError if the loss
-    becomes NaN or infinite, or if another process of the run ends; the state of the last complete epoch is
-    kept. With several `ranks` the first one writes, and all return the same.
+    `setup` identifies the run: `resume` refuses a state of another set-up. Raises SlimdeployError if a loss
+    or the weights become NaN or infinite, or if another process of the run ends; the state of the last
+    complete epoch is kept. With several `ranks` the first one writes, and all return the same.
     """
     run = _Run(network, data, options, device, ranks, teacher)
     state = TrainingState(setup or {})
@@ -169,6 +169,7 @@ class _Run:
         mean_loss = losses.mean().item()  # synchronises with the device, so that the time below is correct
         seconds = time.perf_counter() - started
         learner, validation = self.learner, self._validated()
+        self._check_result(validation, index)
         return EpochRecord(
             epoch=index + 1,
             lr=learner.lr,
@@ -241,13 +242,20 @@ class _Run:
         if len(bad):
             step = int(bad[0])
             self._set_lr(index * len(self.batches) + step)
-            lr = self.learner.lr
-            # Not --resume: the saved state requires the same learning rate, and would fail here again.
-            again = " and start again with `force`" if index else ""
-            raise SlimdeployError(
-                f"the loss is {losses[step].item()} at epoch {index + 1}, step {step + 1} (lr {lr:.3g}): "
-                f"lower `lr`{again}"
-            )
+            loss = losses[step].item()
+            raise self._diverged(f"the loss is {loss} at epoch {index + 1}, step {step + 1}", index)
+
+    def _check_result(self, validation: Evaluation | None, index: int) -> None:
+        """Check what the last step has made: the losses of an epoch are those before each step."""
+        if validation and not math.isfinite(validation.loss):
+            raise self._diverged(f"the validation loss is {validation.loss} after epoch {index + 1}", index)
+        if not all(torch.isfinite(tensor).all() for tensor in self.learner.judged.state_dict().values()):
+            raise self._diverged(f"the weights are not finite after epoch {index + 1}", index)
+
+    def _diverged(self, what: str, index: int) -> SlimdeployError:
+        # Not --resume: the saved state requires the same learning rate, and would fail here again.
+        again = " and start again with `force`" if index else ""
+        return SlimdeployError(f"{what} (lr {self.learner.lr:.3g}): lower `lr`{again}")
 
 
 def _batches(

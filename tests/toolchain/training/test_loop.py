@@ -242,6 +242,18 @@ def test_a_later_one_keeps_the_last_whole_epoch(tmp_path: Path) -> None:
     assert state_path(tmp_path / "later").exists()
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_nor_is_a_network_kept_that_the_last_step_has_made_infinite(tmp_path: Path, ema: float) -> None:
+    """The loss of each step is computed before it: that of the last one is finite."""
+    with _at_step(STEPS, _poison), pytest.raises(SlimdeployError) as raised:
+        _fit(tmp_path / "x", replace(OPTIONS, epochs=1, ema=ema))
+    assert str(raised.value) == "the validation loss is nan after epoch 1 (lr 0.0156): lower lr"
+    assert not history_path(tmp_path / "x").exists()
+    unvalidated = replace(DATA, validation=None)
+    with _at_step(STEPS, _poison), pytest.raises(SlimdeployError, match=r"^the weights are not finite after"):
+        loop.fit(build_network(SPEC, seed=0), unvalidated, replace(OPTIONS, epochs=1, ema=ema), device="cpu")
+
+
 def _with_validation(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> list[GraphNetwork]:
     """Epoch i validates with accuracies[i]; returns the networks as they were then."""
     epoch, networks = loop._Run.epoch, []
