@@ -285,7 +285,8 @@ def _judged(record: EpochRecord) -> float:
 def _out_of_patience(history: list[EpochRecord], patience: int | None) -> bool:
     if not patience or not history:
         return False
-    best = max(range(len(history)), key=lambda i: (_judged(history[i]), i))
+    # The first of the best: one that is as good is not better.
+    best = max(range(len(history)), key=lambda i: _judged(history[i]))
     return len(history) - 1 - best >= patience
 
 

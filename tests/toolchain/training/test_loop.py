@@ -287,6 +287,15 @@ def test_the_best_epoch_is_kept_even_where_patience_never_runs_out(
     assert _same(network, networks[1])
 
 
+def test_an_equal_accuracy_does_not_prolong_the_run_but_its_network_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = _with_validation(monkeypatch, [0.5, 1.0, 1.0, 1.0, 1.0])
+    network, history = _fit(tmp_path / "x", replace(OPTIONS, epochs=5, patience=2))
+    assert len(history) == 4
+    assert _same(network, networks[3])
+
+
 def test_without_patience_the_last_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     networks = _with_validation(monkeypatch, [0.9, 0.1])
     network, _ = _fit(tmp_path / "x", replace(OPTIONS, epochs=2))
