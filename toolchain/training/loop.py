@@ -98,7 +98,9 @@ def fit(
                 _keep(output, state, run, board)
             if ranks.main:
                 log(_line(record, options.epochs))
-    return without_zeros(run.learner.trained(state.best), options, ranks), state.history
+    trained = run.learner.trained(state.best)
+    # Without an epoch no γ is zero because of the penalty: the last BN of a new block begins with zeros.
+    return without_zeros(trained, options, ranks) if state.history else trained, state.history
 
 
 def _keep(output: Path, state: TrainingState, run: _Run, board: TensorBoardLog) -> None:

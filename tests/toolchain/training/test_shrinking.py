@@ -236,3 +236,11 @@ def test_prune_counts_what_training_removed(
     again = slimdeploy_command("prune", output, "--ratio", 0.0, "-o", tmp_path / "again", "--json")
     assert again.json["removed_in_training"] == 0, "of what was pruned since, ratios count anew"
     assert not state_path(sparse).exists()
+
+
+def test_without_epochs_nothing_is_removed(tmp_path: Path) -> None:
+    """The last γ of each block are zero at first, so that the block adds nothing."""
+    network = build_network(build_graph("tiny-deep", stem="cifar", classes=3), seed=0)
+    found, history = run(tmp_path / "x", replace(ALIGNED, epochs=0, sparse_layers="all"), network=network)
+    assert found.graph == network.graph
+    assert not history
