@@ -144,16 +144,18 @@ def _train(
 
 
 def _check_run(output: Path, options: TrainOptions, ranks: Ranks, *, resume: bool, force: bool) -> None:
-    """Refuse to replace a finished checkpoint or an unfinished run without --force; else remove leftovers."""
+    """Refuse to replace a finished checkpoint or an unfinished run without --force. It is replaced only when
+    the new run begins: its input may be unusable.
+    """
     cache = Path(options.teacher_cache) if options.teacher_cache else None
     for path in (output, state_path(output), history_path(output), tensorboard_path(output)):
         check_apart([("the run's file", path, OutputPath()), ("`teacher_cache`", cache, InputPath())])
     if ranks.main:
-        _clear(output, resume=resume, force=force)
+        _check_output(output, resume=resume, force=force)
     ranks.wait()
 
 
-def _clear(output: Path, *, resume: bool, force: bool) -> None:
+def _check_output(output: Path, *, resume: bool, force: bool) -> None:
     for other in (output.with_name(f"{output.name}.safetensors"), output.with_suffix("")):
         if (
             other != output
@@ -179,8 +181,6 @@ def _clear(output: Path, *, resume: bool, force: bool) -> None:
             f"an unfinished run is beside {output}: `resume` continues it, `force` starts again"
         )
     artifacts.check_output(history_path(output), force=force)
-    for leftover in (state_path(output), history_path(output)):
-        leftover.unlink(missing_ok=True)
 
 
 def _others(output: Path) -> str:

@@ -28,7 +28,7 @@ from slimdeploy.toolchain.training.compiling import compile_errors_explained
 from slimdeploy.toolchain.training.distillation import Teacher
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks, peers_explained
 from slimdeploy.toolchain.training.evaluation import Evaluation, evaluate_network
-from slimdeploy.toolchain.training.history import TensorBoardLog, write_history
+from slimdeploy.toolchain.training.history import TensorBoardLog, history_path, write_history
 from slimdeploy.toolchain.training.interruption import resumable, workers_explained
 from slimdeploy.toolchain.training.learner import Course, Learner
 from slimdeploy.toolchain.training.options import EpochRecord, TrainOptions
@@ -63,7 +63,7 @@ def fit(
     teacher: Teacher | None = None,
 ) -> tuple[GraphNetwork, list[EpochRecord]]:
     """Train `network`; returns the trained network and the history. With `output`, state and history are
-    saved beside it after every epoch.
+    saved beside it after every epoch, in place of those of an earlier run.
 
     The trained network is `network` itself, unless channels were removed during training. With `options.ema`
     it is the average of the weights, with `options.patience` that of the best epoch.
@@ -86,6 +86,9 @@ def fit(
         )
     writes: AbstractContextManager[TensorBoardLog | None] = nullcontext()
     if output and ranks.main:
+        if not state.epochs_done:  # not before: the set-up of the run may fail
+            for earlier in (state_path(output), history_path(output)):
+                earlier.unlink(missing_ok=True)
         writes = TensorBoardLog(output, epochs_done=state.epochs_done)
     with writes as board:
         while state.epochs_done < options.epochs and not _out_of_patience(state.history, options.patience):

@@ -72,6 +72,21 @@ def test_an_unfinished_run_is_not_thrown_away_unasked(
     assert not state_path(interrupted).exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [(["--weights", "typo"], "no weights at typo"), (["--cutout", 16], "cutout must be less than")],
+)
+def test_force_keeps_the_unfinished_run_if_the_new_one_cannot_begin(
+    slimdeploy_command: Callable, image_folder: Path, interrupted: Path, changed: list[object], message: str
+) -> None:
+    ran = slimdeploy_command(*train_arguments(image_folder, interrupted, "--force", *changed))
+    assert ran.exit_code == 2
+    assert message in ran.error
+    ran = slimdeploy_command(*train_arguments(image_folder, interrupted, "--resume"))
+    assert ran.exit_code == 0, ran.err
+    assert "resuming after epoch 1 of 2" in ran.err
+
+
 def test_force_starts_again(slimdeploy_command: Callable, image_folder: Path, interrupted: Path) -> None:
     ran = slimdeploy_command(*train_arguments(image_folder, interrupted, "--force", epochs=1))
     assert ran.exit_code == 0, ran.err
