@@ -67,7 +67,7 @@ class TrainingBatches:
         """`classes` is for mixed labels. Raises SlimdeployError if the cutout covers a whole image."""
         if augmentation.cutout >= split.stored.shape[1]:
             raise SlimdeployError(
-                f"cutout must be less than the image side of {split.stored.shape[1]} pixels, "
+                f"`cutout` must be less than the image side of {split.stored.shape[1]} pixels, "
                 f"not {augmentation.cutout}"
             )
         self._normalise = Normalise(preprocessing, device)

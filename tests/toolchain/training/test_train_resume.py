@@ -74,7 +74,7 @@ def test_an_unfinished_run_is_not_thrown_away_unasked(
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [(["--weights", "typo"], "no weights at typo"), (["--cutout", 16], "cutout must be less than")],
+    [(["--weights", "typo"], "no weights at typo"), (["--cutout", 16], "--cutout must be less than")],
 )
 def test_force_keeps_the_unfinished_run_if_the_new_one_cannot_begin(
     slimdeploy_command: Callable, image_folder: Path, interrupted: Path, changed: list[object], message: str
