@@ -169,9 +169,11 @@ class _Run:
                 raise
         if trained_on is None:
             raise self._out_of_memory(index)
-        losses, (correct, trained) = trained_on[0], trained_on[1].tolist()
+        losses, sizes, correct = trained_on
         self._check_finite(losses, index)
-        mean_loss = losses.mean().item()  # synchronises with the device, so that the time below is correct
+        trained = int(sizes.sum())
+        # Synchronises with the device, so that the time below is correct.
+        mean_loss = float((losses.double() * sizes).sum() / trained)
         seconds = time.perf_counter() - started
         learner, validation = self.learner, self._validated()
         self._check_result(validation, index)
@@ -179,7 +181,7 @@ class _Run:
             epoch=index + 1,
             lr=learner.lr,
             train_loss=mean_loss,
-            train_accuracy=correct / trained,
+            train_accuracy=int(correct) / trained,
             val_loss=validation.loss if validation else None,
             val_accuracy=validation.accuracy if validation else None,
             zero_share=zero_share(learner.penalty.scales, removed=learner.removed_scales),
@@ -200,14 +202,15 @@ class _Run:
             ranks=self.ranks,
         )
 
-    def _train(self, index: int) -> tuple[Tensor, Tensor]:
-        """Run the steps of an epoch. Returns the loss of each step, the number of correct predictions and the
-        number of images, all over all processes and on the device. For mixed images the class with the larger
-        share counts.
+    def _train(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the steps of an epoch. Returns the loss and the number of images of each step, and the number
+        of correct predictions, all over all processes and on the device. For mixed images the class with the
+        larger share counts.
         """
         steps = len(self.batches)
         losses = torch.zeros(steps, device=self.device)
-        counts = torch.zeros(2, dtype=torch.int64, device=self.device)
+        sizes = torch.zeros(steps, dtype=torch.int64, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.learner.network.train()
         title = f"epoch {index + 1}/{self.options.epochs}"
         with self._random_numbers(index), progress_bar(title, total=steps) as advance:
@@ -215,11 +218,12 @@ class _Run:
                 number = index * steps + step
                 self._set_lr(number)
                 losses[step], logits = self.learner.take_step(images, labels, number)
-                counts[0] += (logits.argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))).sum()
-                counts[1] += len(labels)
+                sizes[step] = len(labels)
+                correct += (logits.argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))).sum()
                 self.learner = self.shrinking.after_step(number, self.learner)
                 advance(1)
-        return self.ranks.sum(losses).div_(self.ranks.size), self.ranks.sum(counts)
+        losses, sizes, correct = (self.ranks.sum(total) for total in (losses, sizes, correct))
+        return losses / self.ranks.size, sizes, correct
 
     @contextmanager
     def _random_numbers(self, index: int) -> Iterator[None]:

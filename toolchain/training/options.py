@@ -280,6 +280,7 @@ class EpochRecord:
     epoch: int
     lr: float
     train_loss: float
+    """Mean over the images of the epoch."""
     train_accuracy: float
     val_loss: float | None
     val_accuracy: float | None

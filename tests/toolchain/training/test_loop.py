@@ -21,6 +21,7 @@ from torch import nn
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.batches import plain_batches
+from slimdeploy.toolchain.data.feed import LoaderFeed
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
@@ -50,6 +51,18 @@ def test_the_same_seed_trains_the_same_network_and_another_another(tmp_path: Pat
     assert _untimed(history) == _untimed(again)
     other, _ = _fit(tmp_path / "other", replace(OPTIONS, seed=1), network=build_network(SPEC, seed=0))
     assert not _same(one, other)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images() -> None:
+    """A loader's last batch may be smaller."""
+    (images, labels), *_ = plain_batches(DATA.train, PREPROCESSING, batch_size=60, device="cpu")
+    batches = [(images[::2], labels[::2]), (images[1:5], labels[1:5])]
+    network = build_network(SPEC, seed=0)
+    losses = [nn.functional.cross_entropy(copy.deepcopy(network).train()(x), y).item() for x, y in batches]
+    data = replace(DATA, train=LoaderFeed(batches, "cpu", size=16, classes=3))
+    _, (record,) = loop.fit(network, data, replace(OPTIONS, epochs=1, lr=1e-9, sparsity=0.0), device="cpu")
+    assert abs(losses[0] - losses[1]) > 0.01
+    assert record.train_loss == pytest.approx((30 * losses[0] + 4 * losses[1]) / 34, rel=1e-4)
 
 
 @pytest.mark.parametrize(("epoch", "patience"), [(1, None), (2, None), (4, None), (3, 4)])
