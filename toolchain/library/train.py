@@ -235,7 +235,8 @@ def trained(
         accuracy["train"] = history[-1].train_accuracy
     seconds = time.perf_counter() - started
     metrics = {"accuracy": accuracy, "loss": {name: evaluation.loss for name, evaluation in found.items()}}
-    if removed := removed_from(info.graph, network.graph, preprocessing.size):
+    residual = options.sparse_residual
+    if removed := removed_from(info.graph, network.graph, preprocessing.size, residual=residual):
         facts["removed"] = removed.to_json()
     after = info.after(run.stage, graph=network.graph, metrics=metrics, epochs=len(history), **facts)
     gone = penalised_count(info.graph, options.sparse_layers)

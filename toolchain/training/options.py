@@ -201,6 +201,11 @@ class TrainOptions:
         """Whether γ is penalised."""
         return self.sparsity != 0
 
+    @property
+    def sparse_residual(self) -> str:
+        """The mode of `channel_groups` with the channels that training can remove."""
+        return "couple" if self.sparse_layers == "all" else "keep"
+
     def _check_sparsity(self) -> None:
         if not isinstance(self.sparsity, str):
             return

@@ -13,10 +13,11 @@ from slimdeploy.toolchain.networks.graph import Graph
 
 @dataclass(frozen=True)
 class Removed:
-    """Number of removed prunable channels, their total, and the savings."""
+    """Number of removed channels, and the savings."""
 
     channels: int
     of: int
+    """Number of channels that could be removed: with `sparse_layers` all, those of residual sums too."""
     params: dict[str, int]
     macs: dict[str, int]
     """MACs of one image, `before` and `after` like `params`."""
@@ -25,14 +26,16 @@ class Removed:
         return dict(vars(self))
 
 
-def removed_from(before: Graph, after: Graph, size: int) -> Removed | None:
-    """The difference between two graphs, on images of `size` pixels; None if there is none."""
+def removed_from(before: Graph, after: Graph, size: int, *, residual: str) -> Removed | None:
+    """The difference between two graphs, on images of `size` pixels; None if there is none. `residual` is the
+    mode of `channel_groups` in which the channels were removed.
+    """
     if before == after:
         return None
     costs = network_cost(before, size), network_cost(after, size)
     return Removed(
         channels=_prunable(before, "couple") - _prunable(after, "couple"),
-        of=_prunable(before, "keep"),
+        of=_prunable(before, residual),
         params={"before": costs[0].params, "after": costs[1].params},
         macs={"before": costs[0].macs, "after": costs[1].macs},
     )

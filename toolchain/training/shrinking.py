@@ -76,7 +76,7 @@ def cut_of(
     whose γ are zero where `zeros` is True; None if all are kept. All `ranks` get the same result.
     """
     graph = networks[0].graph
-    groups = channel_groups(graph, residual="couple" if options.sparse_layers == "all" else "keep")
+    groups = channel_groups(graph, residual=options.sparse_residual)
     masks = {name: mask.cpu().numpy() for name, mask in zeros.items()}
     if ranks.size == 1 and not any(mask.any() for mask in masks.values()):
         return None

@@ -19,11 +19,14 @@ from tiny_runs import OPTIONS, STEPS, Stopped, at_step, run, same, stop, untimed
 
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.networks.architectures import build_graph, channel_numbers
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
+from slimdeploy.toolchain.networks.cutting import pruned_graph
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
 from slimdeploy.toolchain.training.distributed import ALONE
 from slimdeploy.toolchain.training.learner import Course, Learner
 from slimdeploy.toolchain.training.options import TrainOptions
+from slimdeploy.toolchain.training.removed import removed_from
 from slimdeploy.toolchain.training.shrinking import Shrinking, cut_of
 from slimdeploy.toolchain.training.sparsity import FixedPenalty, penalised_batchnorms
 from slimdeploy.toolchain.training.state import state_path
@@ -244,3 +247,15 @@ def test_without_epochs_nothing_is_removed(tmp_path: Path) -> None:
     found, history = run(tmp_path / "x", replace(ALIGNED, epochs=0, sparse_layers="all"), network=network)
     assert found.graph == network.graph
     assert not history
+
+
+def test_the_total_counts_the_same_channels_as_the_removed_ones() -> None:
+    before = build_graph("tiny-basic", stem="cifar", classes=3)
+    groups = channel_groups(before, residual="couple")
+    sums = [g.width for g in groups if g.residual]
+    after = pruned_graph(before, groups, {g.name: np.arange(3 if g.residual else g.width) for g in groups})
+    found = removed_from(before, after, 16, residual=replace(ALIGNED, sparse_layers="all").sparse_residual)
+    assert found.channels == sum(sums) - 3 * len(sums)
+    assert found.of == sum(g.width for g in groups)
+    inside = removed_from(before, after, 16, residual=ALIGNED.sparse_residual)
+    assert inside.of == found.of - sum(sums)
