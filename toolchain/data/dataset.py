@@ -21,10 +21,21 @@ from slimdeploy.toolchain.registry import Registry
 
 @dataclass(frozen=True)
 class Split:
-    """`stored` (N, H, W, 3) uint8, in memory or in files, and `labels` (N,) int64."""
+    """`stored` (N, H, W, 3) uint8, in memory or in files, and `labels` (N,) int64. Raises SlimdeployError for
+    arrays of another shape or type.
+    """
 
     stored: np.ndarray | FileImages
     labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.stored.shape, self.stored.dtype
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
+            raise SlimdeployError(f"`stored` must be images (N, H, W, 3) uint8, not {shape} {dtype}")
+        if self.labels.dtype.kind not in "iu" or self.labels.shape != shape[:1]:
+            given = f"{self.labels.shape} {self.labels.dtype}"
+            raise SlimdeployError(f"`labels` must be integers {shape[:1]}, one for each image, not {given}")
+        object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
 
     @property
     def images(self) -> np.ndarray:
@@ -47,6 +58,8 @@ class Split:
 class Dataset:
     """Square images of one size. `test` is for the final result. `validation` is None if the data has no
     validation split; a share of `train` is then held out.
+
+    Raises SlimdeployError for a split without images or with labels beyond `class_names`.
     """
 
     class_names: tuple[str, ...]
@@ -56,6 +69,19 @@ class Dataset:
     validation: Split | None = None
     contents: Callable[[], str] | None = None
     """Hash of the files that the images are decoded from; None: the images themselves are hashed."""
+
+    def __post_init__(self) -> None:
+        for name, split in (("train", self.train), ("test", self.test), ("validation", self.validation)):
+            if split is None:
+                continue
+            if not len(split):
+                raise SlimdeployError(f"`{name}` contains no images")
+            low, high = split.labels.min(), split.labels.max()
+            if low < 0 or high >= len(self.class_names):
+                raise SlimdeployError(
+                    f"`{name}` contains the label {low if low < 0 else high}, but there are "
+                    f"{len(self.class_names)} `class_names`"
+                )
 
     def held_out(self, share: float, *, limit: int | None = None) -> tuple[Split, Split]:
         """Training and validation images: the data's own validation split, or else `share` of the training

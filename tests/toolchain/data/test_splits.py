@@ -123,7 +123,7 @@ def test_an_unknown_source_suggests_the_nearest() -> None:
 def test_another_source_is_one_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     def stripes(argument: str, options: DataOptions) -> Dataset:
         names = tuple(argument.split(","))
-        split = _numbered([0, 1])
+        split = _numbered(list(range(len(names))))
         return Dataset(names, split, split, Preprocessing(1, (0.0,) * 3, (1.0,) * 3))
 
     monkeypatch.setitem(SOURCES, "stripes", stripes)
@@ -132,3 +132,29 @@ def test_another_source_is_one_registration(monkeypatch: pytest.MonkeyPatch) -> 
         SlimdeployError, match=r"stripes:wide: only one class \(wide\); at least 2 are needed"
     ):
         load_dataset(DataOptions("stripes:wide"))
+
+
+@pytest.mark.parametrize(
+    ("stored", "labels", "message"),
+    [
+        (np.zeros((2, 4, 4, 3), np.float32), np.arange(2), r"^stored must be images .* float32$"),
+        (np.zeros((2, 3, 4, 4), np.uint8), np.arange(2), r"^stored must be images .* \(2, 3, 4, 4\) uint8$"),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.arange(3), r"^labels must be integers \(2,\), one for each"),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2), r"^labels must be integers \(2,\), one for each"),
+    ],
+)
+def test_a_split_of_other_arrays_is_refused(stored: np.ndarray, labels: np.ndarray, message: str) -> None:
+    with pytest.raises(SlimdeployError, match=message):
+        Split(stored, labels)
+
+
+def test_a_dataset_needs_images_and_known_labels() -> None:
+    good, preprocessing = _numbered([0, 1]), Preprocessing(1, (0.0,) * 3, (1.0,) * 3)
+    assert Split(good.stored, good.labels.astype(np.int32)).labels.dtype == np.int64
+    for test, message in (
+        (good.take(np.arange(0)), "^test contains no images$"),
+        (_numbered([0, 2]), "^test contains the label 2, but there are 2 class_names$"),
+        (_numbered([0, -100]), "^test contains the label -100, but"),
+    ):
+        with pytest.raises(SlimdeployError, match=message):
+            Dataset(("a", "b"), good, test, preprocessing)

@@ -10,7 +10,7 @@ import torch
 
 import slimdeploy
 from slimdeploy.toolchain.data.batches import plain_batches
-from slimdeploy.toolchain.data.dataset import Dataset
+from slimdeploy.toolchain.data.dataset import Dataset, Split
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.preprocessing import Preprocessing
 
@@ -70,7 +70,7 @@ def test_threads_are_those_of_the_caller_again(
 
 
 OTHER = Dataset(tiny.CLASSES, TEST, TEST, Preprocessing(SIZE, (0.1, 0.1, 0.1), (1, 1, 1)))
-TWO = Dataset(tiny.CLASSES[:2], TEST, TEST, tiny.PREPROCESSING)
+TWO = Dataset(tiny.CLASSES[:2], *[Split(TEST.stored, TEST.labels % 2)] * 2, tiny.PREPROCESSING)
 
 
 @pytest.mark.parametrize(
