@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from families import CLASSES, FAMILIES, SIZE, family
+from torch import nn
 
 from slimdeploy.calibrate.classifier import classifier
 from slimdeploy.calibrate.collect import collect, collect_widths
@@ -16,6 +20,8 @@ from slimdeploy.calibrate.qdq import quantised_layers
 from slimdeploy.calibrate.quantiser import Quantiser
 from slimdeploy.toolchain.export.onnx import build_onnx
 from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.networks.importing import from_module
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.preprocessing import Preprocessing
 
 
@@ -23,17 +29,52 @@ from slimdeploy.toolchain.preprocessing import Preprocessing
 @pytest.mark.parametrize("name", FAMILIES)
 def test_int8_of_any_family(name: str, target: str) -> None:
     network = family(name).eval()
-    info = ModelInfo(network.graph, Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3), tuple("abcde"[:CLASSES]))
-    model = build_onnx(network, info, opset=17)
-    images = torch.randn(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
-    source, batch = classifier(model, source="it"), images.numpy()
-    even = equalise(source, collect_widths(source, tensors_to_equalise(source), [batch]))
-    quantiser = Quantiser(even, collect(even, [batch]), CalibrateOptions(target=target))
-    made = quantiser.model("minmax", frozenset())
+    model, made, batch = _quantised(network, target)
     weighted = [node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
     assert quantised_layers(made) == weighted
-    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": batch})
+    assert _error(_run(made, batch), network, batch) < 0.15
+
+
+def _classifier(*layers: nn.Module, channels: int) -> nn.Module:
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
+
+
+RARE: dict[str, Callable[[], nn.Module]] = {
+    "windows beyond the border": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+        nn.Conv2d(8, 8, 1), nn.ReLU(), nn.AvgPool2d(2, 3, 1, ceil_mode=True),
+        nn.Flatten(), nn.Linear(8 * 6 * 6, CLASSES),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("name", RARE)
+def test_int8_of_rare_layers(name: str, target: str) -> None:
+    torch.manual_seed(0)
+    network = from_module(RARE[name]().eval(), size=SIZE, arch="rare").network
+    _, made, batch = _quantised(network, target)
+    assert _error(_run(made, batch), network, batch) < 0.05
+
+
+def _quantised(network: GraphNetwork, target: str) -> tuple[onnx.ModelProto, onnx.ModelProto, np.ndarray]:
+    """The network as ONNX, in INT8, and the images that it was calibrated on."""
+    info = ModelInfo(network.graph, Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3), tuple("abcde"[:CLASSES]))
+    model = build_onnx(network, info, opset=17)
+    batch = torch.randn(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3)).numpy()
+    source = classifier(model, source="it")
+    even = equalise(source, collect_widths(source, tensors_to_equalise(source), [batch]))
+    quantiser = Quantiser(even, collect(even, [batch]), CalibrateOptions(target=target))
+    return model, quantiser.model("minmax", frozenset()), batch
+
+
+def _run(model: onnx.ModelProto, batch: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": batch})[0]
+
+
+def _error(found: np.ndarray, network: GraphNetwork, batch: np.ndarray) -> float:
+    """RMS of the logit differences, relative to the logits."""
     with torch.no_grad():
-        expected = network(images).numpy()
-    assert np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()) < 0.15
+        expected = network(torch.from_numpy(batch)).numpy()
+    return float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()))

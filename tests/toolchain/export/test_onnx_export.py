@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from strategies import network_specs
 from tiny import PREPROCESSING, model_info, random_images, random_network, random_split, write_checkpoint
+from torch import nn
 
 from slimdeploy.toolchain.artifacts import sha256_file
 from slimdeploy.toolchain.data.dataset import DataOptions
@@ -27,6 +28,7 @@ from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.graph import Graph, Node
+from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.runtime.session import SessionOptions, open_session
 from slimdeploy.toolchain.stages.export import export_stage
@@ -99,6 +101,25 @@ def test_the_range_of_opsets() -> None:
             ExportOptions(opset=opset)
     with pytest.raises(SlimdeployError, match="parity_images must be at least 1, not 0"):
         ExportOptions(parity_images=0)
+
+
+@pytest.mark.parametrize("opset", [13, 22])
+def test_pooling_windows_beyond_the_border(opset: int) -> None:
+    torch.manual_seed(0)
+    pools = [
+        nn.MaxPool2d(2, 2, 1, ceil_mode=True),  # one window less than ONNX's ceil_mode: it starts in padding
+        nn.MaxPool2d((3, 2), (2, 1), (1, 0), ceil_mode=True),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+        nn.AvgPool2d((2, 5), 3, (1, 2), ceil_mode=True, count_include_pad=False),
+    ]
+    images = torch.randn(2, 3, 17, 17)
+    for pool in pools:
+        module = nn.Sequential(nn.Conv2d(3, 4, 1), pool, nn.Flatten())
+        module.append(nn.Linear(module(images).shape[1], 5)).eval()
+        graph = from_module(module, size=17, arch="pools").network
+        info = ModelInfo(graph.graph, replace(PREPROCESSING, size=17), tuple("abcde"))
+        found = _run(build_onnx(graph, info, opset=opset), images.numpy())
+        np.testing.assert_allclose(found, module(images).detach().numpy(), atol=1e-5, err_msg=str(pool))
 
 
 @torch.no_grad()

@@ -60,12 +60,27 @@ class Pool(Operator):
         )  # fmt: skip
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
-        optional = {"ceil_mode": 1} if node.attributes.get("ceil") else {}
+        # Windows beyond the border become padding at the end, not ceil_mode: onnx and onnxruntime disagree on
+        # its output size, and onnxruntime divides the last means of an INT8 pooling by too much.
+        kernel, stride, padding = (pair(node, name) for name in ("kernel", "stride", "padding"))
+        output, image = self.shape(node, [shape])[1:], inputs[0]
+        beyond = [
+            max(0, (output[i] - 1) * stride[i] + kernel[i] - shape[i + 1] - 2 * padding[i]) for i in (0, 1)
+        ]
+        optional: dict[str, Any] = {}
         if self.onnx == "AveragePool":
-            optional["count_include_pad"] = int(node.attributes.get("count_padding", True))
+            counted = bool(node.attributes.get("count_padding", True))
+            if counted and any(beyond):  # the mean counts the padding, but nothing beyond it
+                margins = np.array([0, 0, *padding, 0, 0, *padding], np.int64)
+                image = to.node(
+                    "Pad", [image, to.constant(f"{node.name}.pads", margins)], f"{node.name}.padded"
+                )
+                padding, counted = (0, 0), False
+            optional["count_include_pad"] = int(counted)
+        ends = [padding[i] + beyond[i] for i in (0, 1)]
         return to.node(
-            self.onnx, inputs, node.name, kernel_shape=list(pair(node, "kernel")),
-            strides=list(pair(node, "stride")), pads=[*pair(node, "padding")] * 2, **optional,
+            self.onnx, [image], node.name, kernel_shape=list(kernel), strides=list(stride),
+            pads=[*padding, *ends], **optional,
         )  # fmt: skip
 
 
