@@ -79,11 +79,13 @@ def pad_image_channels(source: Classifier, multiple: int = 4) -> Classifier:
     """Pad the images with channels of zeros to a multiple of `multiple` before the first convolution.
 
     onnxruntime's fast INT8 convolution reads input channels in groups of four: with three channels it first
-    copies every patch of the image.
+    copies every patch of the image. Images that anything but a dense convolution reads stay as they are.
     """
     channels = source.image_shape[0]
     missing = -channels % multiple
-    if not missing or any(node.op_type != "Conv" for node in source.consumers[source.input]):
+    readers = source.consumers[source.input]
+    dense = all(node.op_type == "Conv" and attributes(node).get("group", 1) == 1 for node in readers)
+    if not missing or not dense:
         return source
     writer = GraphWriter(constants=dict(source.constants))
     pads = writer.constant(f"{source.input}.pads", np.array([0, 0, 0, 0, 0, missing, 0, 0], np.int64))
@@ -93,7 +95,7 @@ def pad_image_channels(source: Classifier, multiple: int = 4) -> Classifier:
             writer.copy(node)
             continue
         weight = source.constants[node.input[1]]
-        extended = np.concatenate([weight, np.zeros_like(weight[:, :missing])], axis=1)
+        extended = np.pad(weight, [(0, 0), (0, missing), (0, 0), (0, 0)])
         name = writer.constant(f"{node.input[1]}.padded", extended)
         writer.copy(node, [padded, name, *node.input[2:]])
     return classifier(writer.model(source.model), source="the model with its images padded")

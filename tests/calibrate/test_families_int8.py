@@ -40,6 +40,9 @@ def _classifier(*layers: nn.Module, channels: int) -> nn.Module:
 
 
 RARE: dict[str, Callable[[], nn.Module]] = {
+    "depthwise on the image": lambda: _classifier(
+        nn.Conv2d(3, 12, 3, 2, 1, groups=3), nn.ReLU(), nn.Conv2d(12, 16, 1), nn.ReLU(), channels=16
+    ),
     "windows beyond the border": lambda: nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(3, 2, 1, ceil_mode=True),
         nn.Conv2d(8, 8, 1), nn.ReLU(), nn.AvgPool2d(2, 3, 1, ceil_mode=True),
