@@ -72,7 +72,9 @@ class _Folding:
         if not self._becomes_int8(node.output[0]):
             return False
         if node.op_type == "Add":
-            return all(self._is_pair(t) and self.producers[t].input[0] in self.folded for t in node.input)
+            pairs = [t for t in node.input if self._is_pair(t) and self.producers[t].input[0] in self.folded]
+            shapes = {self.shapes[self._source(t)] for t in pairs}  # two if one value per channel is added
+            return len(pairs) == len(node.input) and len(shapes) == 1
         if node.op_type != "Conv" or not self._is_pair(node.input[0]):
             return False
         found, height = attributes(node), self.shapes[self._source(node.input[0])][1]

@@ -35,6 +35,17 @@ def test_int8_of_any_family(name: str, target: str) -> None:
     assert _error(_run(made, batch), network, batch) < 0.15
 
 
+class _SumOfPooled(nn.Module):
+    """Adds one value per channel, from a 1×1 convolution of the pooled image, to an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pixels, self.pooled = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pixels(x) + self.pooled(x.mean((2, 3), keepdim=True))
+
+
 def _classifier(*layers: nn.Module, channels: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
 
@@ -42,6 +53,9 @@ def _classifier(*layers: nn.Module, channels: int) -> nn.Module:
 RARE: dict[str, Callable[[], nn.Module]] = {
     "depthwise on the image": lambda: _classifier(
         nn.Conv2d(3, 12, 3, 2, 1, groups=3), nn.ReLU(), nn.Conv2d(12, 16, 1), nn.ReLU(), channels=16
+    ),
+    "sum of an image and one value per channel": lambda: _classifier(
+        nn.Conv2d(3, 16, 3, 4, 1), nn.ReLU(), _SumOfPooled(), nn.ReLU(), nn.Conv2d(16, 16, 1), channels=16
     ),
     "windows beyond the border": lambda: nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(3, 2, 1, ceil_mode=True),
