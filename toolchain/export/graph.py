@@ -7,6 +7,7 @@ calibration, sensitivity tables and latency tables refer to.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph, Node
 from slimdeploy.toolchain.networks.residual import batchnorm_behind
 
@@ -63,6 +65,12 @@ def _write(graph: Graph, size: int, parameters: Parameters, opset: int) -> _Onnx
     return written
 
 
+@functools.cache
+def _first_opset(operator: str) -> int:
+    schemas = onnx.defs.get_all_schemas_with_history()
+    return min(s.since_version for s in schemas if s.name == operator and not s.domain)
+
+
 class _OnnxNodes:
     """Collects nodes and constants; implements operators.base.OnnxNodes."""
 
@@ -72,6 +80,12 @@ class _OnnxNodes:
         self.constants: dict[str, np.ndarray] = {}
 
     def node(self, operator: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        needed = _first_opset(operator)
+        if needed > self.opset:
+            raise SlimdeployError(
+                f"{name}: ONNX has {operator} since opset {needed}: `opset` must be at least {needed}, "
+                f"not {self.opset}"
+            )
         output = f"{name}.out"
         self.nodes.append(helper.make_node(operator, list(inputs), [output], name=name, **attributes))
         return output

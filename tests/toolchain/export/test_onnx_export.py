@@ -103,6 +103,27 @@ def test_the_range_of_opsets() -> None:
         ExportOptions(parity_images=0)
 
 
+class _ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels, as in ConvNeXt."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "operator", "first"),
+    [(nn.Hardswish(), "HardSwish", 14), (_ChannelNorm(4), "LayerNormalization", 17)],
+)
+def test_operators_that_an_opset_lacks(layer: nn.Module, operator: str, first: int) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = from_module(module.eval(), size=16, arch="it").network
+    info = ModelInfo(network.graph, PREPROCESSING, tuple("abcd"))
+    message = f": ONNX has {operator} since opset {first}: opset must be at least {first}, not {first - 1}$"
+    with pytest.raises(SlimdeployError, match=message):
+        build_onnx(network, info, opset=first - 1)
+    build_onnx(network, info, opset=first)
+
+
 @pytest.mark.parametrize("opset", [13, 22])
 def test_pooling_windows_beyond_the_border(opset: int) -> None:
     torch.manual_seed(0)
