@@ -6,6 +6,7 @@ signed INT8, 255 for unsigned). A new method is one more function under `@METHOD
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -85,8 +86,10 @@ def _rounded(values: np.ndarray, step: float, steps: int) -> np.ndarray:
 
 def _divergence(counts: np.ndarray, kept: int, levels: int) -> float:
     """KL divergence in nats between the first `kept` bins (clipped values added to the last one) and the same
-    counts spread evenly within `levels` groups of bins.
+    counts spread evenly within `levels` groups of bins. Infinite if every value is clipped.
     """
+    if not counts[:kept].any():
+        return math.inf
     clipped = counts[:kept].astype(np.float64)
     clipped[-1] += counts[kept:].sum()
     filled = clipped > 0

@@ -121,6 +121,13 @@ def test_an_outlier_is_clipped_by_all_but_minmax(steps):
     assert all(found[name] < 90 for name in ("percentile", "entropy", "mse"))
 
 
+@each_steps
+@pytest.mark.parametrize("name", list(METHODS))
+def test_values_far_from_zero_are_not_clipped(name, steps):
+    values = np.random.default_rng(0).uniform(4, 6, 5_000).astype(np.float32)
+    assert METHODS[name](histogram(values), steps) > 5.9
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_all_zeros(name):
     assert METHODS[name](histogram(np.zeros(100, np.float32)), 127) == 0
