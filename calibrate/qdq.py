@@ -164,8 +164,8 @@ class _QdqWriter(GraphWriter):
         return float(self.rounded(np.asarray(threshold / steps if threshold > 0 else 1.0)))
 
     def rounded(self, scales: np.ndarray) -> np.ndarray:
-        """Scales as stored: rounded to FP16 if requested, and never 0."""
-        kind, least = (np.float16, 2.0**-20) if self.options.half_scales else (np.float32, 2.0**-100)
+        """Scales as stored: rounded to FP16 if requested, and never 0, nor are products of two in float32."""
+        kind, least = (np.float16, 2.0**-20) if self.options.half_scales else (np.float32, 2.0**-60)
         return np.maximum(scales, least).astype(kind).astype(np.float32)
 
     def weighted(self, node: onnx.NodeProto, image: str) -> list[str]:

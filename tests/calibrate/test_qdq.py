@@ -120,6 +120,21 @@ def test_a_dead_channel_keeps_its_bias_in_int32(bottleneck):
     np.testing.assert_allclose(stored, bias, rtol=1e-3, atol=1e-3)
 
 
+def test_the_step_of_a_bias_is_never_zero():
+    tiny = {"w": np.full((4, 3, 1, 1), 1e-30), "b": np.zeros(4)}
+    model = small_model(
+        node("Conv", ["x", "w", "b"], "conv", kernel_shape=[1, 1]),
+        node("GlobalAveragePool", ["conv"], "pool"),
+        node("Flatten", ["pool"], "y"),
+        constants=tiny,
+    )
+    source = classifier(model, source="tiny")
+    thresholds = dict.fromkeys(source.activations, 1e-30)
+    found = constants(insert_qdq(source, thresholds, options=QdqOptions("cpu")))
+    assert (found["b.scale"] > 0).all()
+    np.testing.assert_array_equal(found["b.q"], np.zeros(4))
+
+
 def test_maxpool_carries_the_scale_of_what_it_pools():
     example = make_example("resnet50", stem="cifar-pool")
     found = constants(quantised(example, "cpu"))
