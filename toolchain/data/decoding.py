@@ -30,7 +30,7 @@ def decode(file: Path | str, geometry: Geometry | None) -> np.ndarray:
             rgb = upright_rgb(image)
             return np.asarray(rgb) if geometry is None else fit(rgb, geometry)
     except Exception as error:  # PIL raises many types of errors for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).replace(repr(os.fspath(file)), "").split()) or type(error).__name__
         raise Unreadable(f"{file}: not a readable image ({reason})") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 import hashlib
 import os
@@ -61,9 +60,13 @@ def read_folder(
     return listing.class_names, splits, contents
 
 
+def _paths(listing: Listing) -> list[str]:
+    return [path for files in listing.splits.values() for path in files.paths]
+
+
 def _hash_of(listing: Listing) -> str:
     """Hash of the bytes of all files, in order. It doesn't depend on their paths and times."""
-    paths = [path for files in listing.splits.values() for path in files.paths]
+    paths = _paths(listing)
     found = hashlib.blake2b(digest_size=16)
     with ThreadPoolExecutor() as pool, progress_bar("hashing images", total=len(paths)) as advance:
         for content in pool.map(_content, paths):
@@ -74,8 +77,15 @@ def _hash_of(listing: Listing) -> str:
 
 def _without_unreadable(root: str, listing: Listing, name: str) -> Listing:
     """Drop the files that can't be read; raises SlimdeployError if a class loses all images of a split."""
-    paths = [path for files in listing.splits.values() for path in files.paths]
-    unreadable = cache.remembered("unreadable", name, lambda: find_unreadable(paths), _texts)
+    paths = _paths(listing)
+
+    def find() -> dict[str, str]:
+        reasons = find_unreadable(paths)
+        return {str(i): reasons[path].removeprefix(path) for i, path in enumerate(paths) if path in reasons}
+
+    # By position: another process may write the paths differently, e.g. relative to another folder.
+    places = cache.remembered("unreadable", name, find, _texts_by_place)
+    unreadable = {paths[int(i)]: paths[int(i)] + reason for i, reason in places.items()}
     tell_skipped(unreadable)
     splits = {split: files.without(list(unreadable)) for split, files in listing.splits.items()}
     for split in ("train", "test"):
@@ -101,8 +111,13 @@ def _text(document: Any) -> str:
     return document
 
 
-def _texts(document: Any) -> dict[str, str]:
-    return {str(name): str(text) for name, text in document.items()}
+def _texts_by_place(document: Any) -> dict[str, str]:
+    """Position of a file -> text."""
+    return {str(int(place)): str(text) for place, text in document.items()}
+
+
+def _pairs(document: Any) -> list[tuple[int, int]]:
+    return [(int(first), int(second)) for first, second in document]
 
 
 def _decode(listing: Listing, geometry: Geometry | None) -> dict[str, np.ndarray]:
@@ -155,30 +170,26 @@ def _own_side(entry: Path, listing: Listing) -> int:
 
 def _tell_twins(root: str, listing: Listing, name: str) -> None:
     """Warn if the same file is in the training split and in another one: accuracy on it is meaningless."""
-    twins = cache.remembered(
-        "twins", name, lambda: find_twins(listing.splits), lambda found: [(str(a), str(b)) for a, b in found]
-    )
+    paths = _paths(listing)
+    twins = cache.remembered("twins", name, lambda: find_twins(listing.splits), _pairs)
     if twins:
-        ours, theirs = twins[0]
+        ours, theirs = (paths[i] for i in twins[0])
         more = f" and {len(twins) - 1} more" if len(twins) > 1 else ""
         log(f"warning: {root}: the same image is in training and test or validation: {ours}, {theirs}{more}")
 
 
-def find_twins(splits: dict[str, Files]) -> list[tuple[str, str]]:
-    """(training file, other file) for each file of another split whose content is in the training split."""
-    sizes: dict[int, list[str]] = collections.defaultdict(list)
-    for path in splits["train"].paths:
-        if os.path.isfile(path):
-            sizes[os.path.getsize(path)].append(path)
-    others = [
-        p for split, files in splits.items() if split != "train" for p in files.paths if os.path.isfile(p)
-    ]
-    others = [path for path in others if os.path.getsize(path) in sizes]
-    hashed: dict[str, str] = {}
-    for size in {os.path.getsize(path) for path in others}:
-        hashed |= {_content(path): path for path in sizes[size]}
-    found = ((hashed.get(_content(path)), path) for path in others)
-    return [(ours, theirs) for ours, theirs in found if ours]
+def find_twins(splits: dict[str, Files]) -> list[tuple[int, int]]:
+    """(training file, other file) for each file of another split whose content is in the training split, as
+    positions in the files of all splits.
+    """
+    listed = [(split, path) for split, files in splits.items() for path in files.paths]
+    sizes = {i: os.path.getsize(path) for i, (_, path) in enumerate(listed) if os.path.isfile(path)}
+    ours = {i for i in sizes if listed[i][0] == "train"}
+    others = sizes.keys() - ours
+    alike = {sizes[i] for i in ours} & {sizes[i] for i in others}
+    contents = {i: _content(listed[i][1]) for i in sorted(sizes) if sizes[i] in alike}
+    hashed = {content: i for i, content in contents.items() if i in ours and content}
+    return [(hashed[content], i) for i, content in contents.items() if i in others and content in hashed]
 
 
 def _content(path: str) -> str:

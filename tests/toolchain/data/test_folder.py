@@ -194,6 +194,28 @@ def test_unreadable_images_are_all_named_and_left_out_on_request(
         load_dataset(DataOptions(f"folder:{folder}", stream=stream, skip_unreadable=True))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_cached_of_files_holds_for_paths_written_another_way(
+    folder: Path,
+    own_cache: Path,
+    stream: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (broken,) = _break(folder, "train/red/aaa.png")
+    shutil.copy(folder / "train/red/0006.png", folder / "test/red/copy.png")
+    counts, said = [], []
+    for place, name in ((folder.parent, folder.name), (folder, f"../{folder.name}"), (folder, str(folder))):
+        monkeypatch.chdir(place)
+        data = load_dataset(DataOptions(f"folder:{name}", stream=stream, skip_unreadable=True))
+        counts.append(len(data.train.images))
+        said.append(" ".join(capsys.readouterr().err.split()))
+        assert f"skipped: {name}/train/red/aaa.png" in said[-1]
+        assert f"{name}/train/red/0006.png, {name}/test/red/copy.png" in said[-1]
+    assert broken.exists()
+    assert len(set(counts)) == 1
+
+
 def test_the_same_image_in_training_and_test_is_told(
     folder: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
