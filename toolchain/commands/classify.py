@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 @command("classify")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--model", type=InputPath(), help="An ONNX file or an engine. [default: the deployed version]")
+@click.option(
+    "--model",
+    type=InputPath(),
+    help="An ONNX file, an engine or a checkpoint. [default: the deployed version]",
+)
 @click.option("--root", type=InputPath(), help="Where versions are kept. [default: $SLIMDEPLOY_HOME or "
               "~/.local/share/slimdeploy]")  # fmt: skip
 @click.option(

@@ -14,7 +14,11 @@ COUNT = click.IntRange(min=1)
 
 
 @command("serve")
-@click.option("--model", type=InputPath(), help="An ONNX file or an engine. [default: the deployed version]")
+@click.option(
+    "--model",
+    type=InputPath(),
+    help="An ONNX file, an engine or a checkpoint. [default: the deployed version]",
+)
 @click.option("--root", type=InputPath(), help="Folder of the installed versions. [default: "
                                                "$SLIMDEPLOY_HOME or "
               "~/.local/share/slimdeploy]")  # fmt: skip

@@ -99,7 +99,7 @@ def save_arrays(entry: Path, arrays: dict[str, np.ndarray]) -> None:
                 if not entry.is_dir():  # else another process has stored the same
                     raise
     except OSError as error:
-        reason = error.strerror or str(error)  # numpy's error of a full disk has no strerror
+        reason = error.strerror or f"the disk may be full ({error})"  # numpy tells only the bytes
         log(f"cannot write the image cache {entry}: {reason}; images will be decoded again next time")
 
 

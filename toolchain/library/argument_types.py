@@ -14,25 +14,30 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from slimdeploy.toolchain.errors import SlimdeployError, nearest, shorten
+from slimdeploy.toolchain.library.isolation import isolated
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_NAME_BYTES = 255
 """Maximum length of a file name on Linux."""
 
 
-def checked(function: Callable[..., R]) -> Callable[..., R]:
-    """Decorator: an argument of another type than its annotation raises SlimdeployError, which names it."""
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: an argument of another type than its annotation raises SlimdeployError, which names it. The
+    call is `isolated`.
+    """
 
     signature = inspect.signature(function)
 
     @functools.wraps(function)
-    def called(*arguments: Any, **keywords: Any) -> R:
+    def called(*arguments: P.args, **keywords: P.kwargs) -> R:
         check_types(annotated(function), bound(function, signature, arguments, keywords))
-        return function(*arguments, **keywords)
+        with isolated():
+            return function(*arguments, **keywords)
 
     return called
 

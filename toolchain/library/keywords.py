@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from slimdeploy.toolchain.declared import Declaration, declarations, user_fields
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.library.argument_types import annotated, bound, check_types
+from slimdeploy.toolchain.library.isolation import isolated
 
 R = TypeVar("R")
 
@@ -26,7 +27,7 @@ def takes(
     also be given as keyword arguments. Signature and docstring are extended from the declarations of `kind`.
     `defaults` override those of the fields. A parameter `given` receives the names of the fields that the
     caller gave, all with an object. Arguments of another type than annotated are refused, and options given
-    without the one that they need.
+    without the one that they need. The call is `isolated`.
     """
     names = [f.name for f in user_fields(kind)]
 
@@ -47,7 +48,8 @@ def takes(
             options = options or kind(**{**(defaults or {}), **own})
             _check_needs(own, {**given, **vars(options)}, given, declarations(kind))
             keywords[into] = options
-            return function(*arguments, **keywords)
+            with isolated():
+                return function(*arguments, **keywords)
 
         called.__signature__ = signature  # type: ignore[attr-defined]
         called.__doc__ = _documented(inspect.cleandoc(function.__doc__ or ""), kind, into)

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.aten import ANY_LAYOUT, LEAVES, POINTWISE, READERS
@@ -28,6 +31,12 @@ SOFTMAX = {
     "log_softmax": torch.log_softmax,
 }
 """ATen operators that may follow the logits; they are removed, since a classifier returns logits."""
+WEIGHT_HOOKS: dict[type, str] = {
+    WeightNorm: "remove_weight_norm",
+    SpectralNorm: "remove_spectral_norm",
+    BasePruningMethod: "prune.remove",
+}
+"""Hooks that compute weights before each forward pass -> the function of torch.nn.utils that removes them."""
 TOLERANCE = 1e-5
 """Largest difference of a logit between the module and its graph, relative to the largest logit."""
 
@@ -91,6 +100,11 @@ def _check_parts(module: nn.Module) -> None:
                 f"{label} is parametrized (weight_norm, spectral_norm, …): make its weights plain with "
                 "torch.nn.utils.parametrize.remove_parametrizations"
             )
+        for kind, remedy in WEIGHT_HOOKS.items():
+            if any(isinstance(hook, kind) for hook in part._forward_pre_hooks.values()):
+                raise SlimdeployError(
+                    f"{label} computes its weights in a hook: make them plain with torch.nn.utils.{remedy}"
+                )
         if part._backward_hooks or part._backward_pre_hooks:
             raise SlimdeployError(f"{label} has backward hooks, which can't be traced: remove them first")
 

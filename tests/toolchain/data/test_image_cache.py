@@ -136,7 +136,10 @@ def test_an_entry_that_cannot_be_finished_leaves_nothing(
     monkeypatch.setattr(np, "save", full)
     assert len(_load(folder).train) == 9
     assert not list(own_cache.iterdir())
-    assert ": 147456 requested and 4096 written; images will be decoded again" in capsys.readouterr().err
+    assert (
+        ": the disk may be full (147456 requested and 4096 written); images will be decoded again"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(

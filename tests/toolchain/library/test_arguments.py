@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 import slimdeploy
@@ -52,6 +53,16 @@ def _optimizer(module: nn.Module) -> torch.optim.Optimizer:
 
 def _weight_norm(module: nn.Sequential) -> nn.Module:
     torch.nn.utils.parametrizations.weight_norm(module[0])
+    return module
+
+
+def _hook_pruned(module: nn.Sequential) -> nn.Module:
+    torch.nn.utils.prune.l1_unstructured(module[0], "weight", 0.5)
+    return module
+
+
+def _hook_normed(module: nn.Sequential) -> nn.Module:
+    torch.nn.utils.spectral_norm(module[0])
     return module
 
 
@@ -163,6 +174,8 @@ def _exported(module: nn.Module) -> nn.Module:
         (lambda module: _prune()(module.double()), r"^the module's 0\.weight is float64"),
         (lambda module: _prune()(module.to("meta")), r"^the module's 0\.weight is on the meta device"),
         (lambda module: _prune()(nn.Sequential(module[:-1], nn.LazyLinear(3))), "^the module's 1"),
+        (lambda module: _prune()(_hook_pruned(module)), "^0 computes its weights .*utils.prune.remove"),
+        (lambda module: _prune()(_hook_normed(module)), r"with torch.nn.utils.remove_spectral_norm$"),
         (lambda module: _prune()(_weight_norm(module)), r"^0 is parametrized \(weight_norm, spectral_norm"),
         (lambda module: _prune()(_hooked(module)), "^0 has backward hooks"),
         (lambda module: _prune()(_exported(module)), "^the module was exported by torch.export"),
