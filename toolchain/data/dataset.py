@@ -37,6 +37,10 @@ class Split:
             raise SlimdeployError(f"`labels` must be integers {shape[:1]}, one for each image, not {given}")
         object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
 
+    def __repr__(self) -> str:
+        height, width = self.stored.shape[1:3]
+        return f"Split({len(self):,} images of {width}×{height} pixels)"
+
     @property
     def images(self) -> np.ndarray:
         """All images in memory. Code that can handle sets in files reads parts of `stored` instead."""

@@ -49,6 +49,9 @@ class BenchResult:
 
     document: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"BenchResult(rows={self.rows}, comparisons={self.comparisons})"
+
     @property
     def rows(self) -> tuple[BenchRow, ...]:
         """One row per model and batch size."""

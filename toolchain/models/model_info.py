@@ -69,7 +69,7 @@ class ModelInfo:
     class_names: tuple[str, ...]
     metrics: dict[str, Any] = field(default_factory=dict)
     """Latest results, e.g. `{"accuracy": {"val": …, "test": …}}`."""
-    provenance: tuple[dict[str, Any], ...] = ()
+    provenance: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     """One entry per stage, oldest first: command, options, parent's SHA-256, seed, versions."""
 
     def __post_init__(self) -> None:

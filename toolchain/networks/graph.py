@@ -67,6 +67,9 @@ class Graph:
         if not any(node.operator == "conv" for node in self.nodes):
             raise SlimdeployError("the network has no convolution: slimdeploy works on CNNs")
 
+    def __repr__(self) -> str:
+        return f"Graph({self.arch}, {len(self.nodes)} nodes)"
+
     def __hash__(self) -> int:  # attributes can be compared, but not hashed
         return hash(tuple((node.name, node.operator, node.inputs) for node in self.nodes))
 

@@ -318,3 +318,10 @@ def test_options_of_the_last_training_are_the_defaults_of_the_next(module: nn.Mo
     with_batches = _last_options(slimdeploy.finetune(pruned, data=BATCHES, epochs=1))
     assert with_batches["momentum"] == 0.8
     assert "flip" not in with_batches
+
+
+def test_results_are_short_in_a_notebook(module: nn.Module) -> None:
+    start = slimdeploy.from_module(module, preprocessing=tiny.PREPROCESSING)
+    assert repr(DATASET.train) == f"Split({len(DATASET.train)} images of {SIZE}×{SIZE} pixels)"
+    for result in (DATASET, slimdeploy.prune(start, ratio=0.5).checkpoint.info):
+        assert len(repr(result)) < 600, result
