@@ -30,7 +30,7 @@ def deploy_output(result: DeployResult, root: Path) -> Output:
 def _text(result: DeployResult, root: Path) -> RenderableType:
     from slimdeploy.toolchain.deploy.device import Deployment, Restored
 
-    match result.deployment:
+    match result.here:
         case Deployment() as made:
             return _installed(made, root, result.servers)
         case Restored(version, golden):

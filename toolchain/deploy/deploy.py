@@ -22,27 +22,46 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class DeployResult:
-    """The installed versions: on this device `deployment`, with the running servers; over SSH one entry in
-    `hosts` per device.
+    """The installed versions: on this device `deployment`, after a rollback `restored`, with the running
+    servers; over SSH one entry in `hosts` per device.
     """
 
-    deployment: Deployment | Restored | None = None
+    here: Deployment | Restored | None = None
+    """What was done on this device."""
     servers: tuple[ServerState, ...] = ()
     hosts: tuple[HostResult, ...] = ()
+
+    @property
+    def deployment(self) -> Deployment:
+        """The version that was installed on this device. Raises SlimdeployError after a rollback, or with
+        `hosts`.
+        """
+        if not isinstance(self.here, Deployment):
+            raise SlimdeployError("nothing was installed on this device: see `restored` or `hosts`")
+        return self.here
+
+    @property
+    def restored(self) -> Restored:
+        """The version that is in use again on this device. Raises SlimdeployError if it wasn't a rollback
+        here.
+        """
+        if not isinstance(self.here, Restored):
+            raise SlimdeployError("nothing was rolled back on this device: see `deployment` or `hosts`")
+        return self.here
 
     @property
     def failed(self) -> str | None:
         """The error of a device, or of a server that serves another version; None if there is none."""
         if lost := [result for result in self.hosts if result.problem]:
             return f"{len(lost)} of {len(self.hosts)} hosts failed"
-        version = self.deployment.version if self.deployment else ""
+        version = self.here.version if self.here else ""
         behind = [server for server in self.servers if server.error]
         return "; ".join(f"{version} is installed, but {server}" for server in behind) or None
 
     def to_json(self) -> dict[str, Any]:
-        if self.deployment is None:
+        if self.here is None:
             return {"hosts": [result.to_json() for result in self.hosts]}
-        return {**self.deployment.to_json(), "servers": [asdict(server) for server in self.servers]}
+        return {**self.here.to_json(), "servers": [asdict(server) for server in self.servers]}
 
 
 @takes(SshOptions, into="ssh")

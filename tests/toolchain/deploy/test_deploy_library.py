@@ -22,7 +22,11 @@ def test_here_and_back_again(bundle, store):
     options = slimdeploy.DeployOptions(precision="int8", threads=1, seconds=0.01)
     assert slimdeploy.deploy(bundle, root=str(store.root), options=options).deployment.version == "0002-net"
     back = slimdeploy.rollback(root=store.root, threads=1, seconds=0.01)
-    assert back.deployment.version == "0001-net"
+    assert back.restored.version == "0001-net"
+    with pytest.raises(SlimdeployError, match="^nothing was installed on this device: see restored or hosts$"):
+        _ = back.deployment
+    with pytest.raises(SlimdeployError, match="^nothing was rolled back on this device"):
+        _ = first.restored
     assert back.to_json()["golden"]["max_error"] == 0.0
     assert store.active() == ["0001-net"]
 
