@@ -17,8 +17,6 @@ from slimdeploy.toolchain.deploy.store import Store
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.library.keywords import takes
 
-Progress = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class DeployResult:
@@ -71,7 +69,7 @@ def deploy(
     *,
     root: str | Path | None = None,
     hosts: str | Sequence[str] = (),
-    progress: Progress = lambda line: None,
+    progress: Callable[[str], None] = lambda line: None,
     ssh: SshOptions,
     options: DeployOptions,
 ) -> DeployResult:
@@ -115,7 +113,7 @@ def rollback(
     hosts: str | Sequence[str] = (),
     threads: int | None = None,
     seconds: float = DeployOptions.seconds,
-    progress: Progress = lambda line: None,
+    progress: Callable[[str], None] = lambda line: None,
     ssh: SshOptions,
 ) -> DeployResult:
     """Go back to the previous version, after checking it against its golden outputs.
@@ -161,7 +159,7 @@ def _there(
     root: str | Path | None,
     options: DeployOptions,
     ssh: SshOptions,
-    progress: Progress,
+    progress: Callable[[str], None],
 ) -> DeployResult:
     """Run on `hosts`, with the options that differ from the defaults."""
     values = {"root": root, **vars(options)}

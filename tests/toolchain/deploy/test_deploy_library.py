@@ -23,9 +23,9 @@ def test_here_and_back_again(bundle, store):
     assert slimdeploy.deploy(bundle, root=str(store.root), options=options).deployment.version == "0002-net"
     back = slimdeploy.rollback(root=store.root, threads=1, seconds=0.01)
     assert back.restored.version == "0001-net"
-    with pytest.raises(SlimdeployError, match="^nothing was installed on this device: see restored or hosts$"):
+    with pytest.raises(SlimdeployError, match=r"^nothing was installed on this device: see"):
         _ = back.deployment
-    with pytest.raises(SlimdeployError, match="^nothing was rolled back on this device"):
+    with pytest.raises(SlimdeployError, match=r"^nothing was rolled back on this device"):
         _ = first.restored
     assert back.to_json()["golden"]["max_error"] == 0.0
     assert store.active() == ["0001-net"]
