@@ -32,6 +32,7 @@ class Quantiser:
         self, source: Classifier, histograms: dict[str, Histogram], options: CalibrateOptions
     ) -> None:
         self.source, self.histograms, self.options = source, histograms, options
+        self._thresholds: dict[str, dict[str, float]] = {}
         self.prepared = prepare(source, options.target)
         largest = {name: h.largest for name, h in histograms.items()}
         half = options.compute == "fp16"
@@ -43,11 +44,13 @@ class Quantiser:
         )
 
     def thresholds(self, method: str) -> dict[str, float]:
-        form, choose = FORMS[self.options.target], METHODS.find(method)
-        return {
-            name: choose(histogram, form.steps(rectified=self.source.is_rectified(name)))
-            for name, histogram in self.histograms.items()
-        }
+        if method not in self._thresholds:  # entropy takes seconds, and every trial asks for them
+            form, choose = FORMS[self.options.target], METHODS.find(method)
+            self._thresholds[method] = {
+                name: choose(histogram, form.steps(rectified=self.source.is_rectified(name)))
+                for name, histogram in self.histograms.items()
+            }
+        return self._thresholds[method]
 
     def model(self, method: str, float_layers: frozenset[str]) -> onnx.ModelProto:
         """The model as it will be written."""

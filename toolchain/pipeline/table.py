@@ -99,10 +99,10 @@ def table_text(table: dict[str, Any]) -> RenderableType:
         [
             [
                 row["step"],
-                "" if row["file_mb"] is None else f"{row['file_mb']:.1f}",
+                "" if row["file_mb"] is None else _fixed(row["file_mb"], 1),
                 "" if row["accuracy"] is None else percent(row["accuracy"]),
                 str(row["batch"]),
-                f"{_noisy(row)}{row['latency_p50_ms']:.2f}",
+                f"{_noisy(row)}{_fixed(row['latency_p50_ms'], 2)}",
                 "" if row["speedup"] is None else _interval(row),
             ]
             for row in speeds
@@ -118,6 +118,11 @@ def _noisy(row: dict[str, Any]) -> str:
 def _interval(row: dict[str, Any]) -> str:
     speedup, low, high = map(_digits, (row["speedup"], row["speedup_ci95_low"], row["speedup_ci95_high"]))
     return f"{_noisy(row)}{speedup}× [{low}, {high}]"
+
+
+def _fixed(value: float, decimals: int) -> str:
+    """With this number of decimals; a small value with three significant digits."""
+    return f"{value:.{decimals}f}" if value >= 10.0 ** (1 - decimals) else _digits(value)
 
 
 def _digits(value: float) -> str:

@@ -97,7 +97,7 @@ def test_without_class_names_the_option_is_named(
     made = slimdeploy_command("import", f"{model_file}:build", "--classes", 3, "--size", 16, "-o", net)
     assert made.exit_code == 0, made.err
     ran = slimdeploy_command("evaluate", net, "--data", f"folder:{folder}")
-    expected = f"than {net} (class 0, class 1, class 2): the network has no class names (slimdeploy import …"
+    expected = f"than {net} (class 0, class 1, class 2): the network has no class names; import it with "
     assert (ran.exit_code, expected in ran.error) == (2, True), ran.error
 
 

@@ -45,3 +45,11 @@ def test_a_figure_that_is_not_known_well_says_so():
     assert "~8.70× [8.00, 12.3]" in shown({"title": "t", "rows": [row(), known], "remarks": []})
     steady = row(**speed, realised=2.0, interval_reached=True)
     assert "~" not in shown({"title": "t", "rows": [row(), steady], "remarks": []})
+
+
+def test_small_figures_keep_their_digits():
+    small = {"latency_p50_ms": 0.01534, "file_mb": 0.02671, "speedup": 2.0, "speedup_ci95_low": 1.9}
+    known = row(**small, batch=1, speedup_ci95_high=2.1, interval_reached=True)
+    text = shown({"title": "t", "rows": [row(), known], "remarks": []})
+    assert "0.0153" in text
+    assert "0.0267" in text
