@@ -10,7 +10,7 @@ from slimdeploy.toolchain.checks import MAX_THREADS
 from slimdeploy.toolchain.data.dataset import Dataset, Split, balanced_subset
 from slimdeploy.toolchain.declared import check_declared, option
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.models.model_info import Preprocessing
+from slimdeploy.toolchain.preprocessing import Preprocessing
 
 HELD_OUT = 0.1
 """Share of the training images for selection: the validation split that training holds out by default. With a

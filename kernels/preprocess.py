@@ -9,7 +9,7 @@ import numpy as np
 from slimdeploy.kernels import compile, resize
 from slimdeploy.kernels.image_layout import LUMA, ImageLayout
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.models.model_info import Preprocessing
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.runtime.device import Buffer, Device, Stream
 
 # Constants with which preprocess.cu is compiled.

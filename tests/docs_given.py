@@ -15,9 +15,10 @@ from PIL import Image
 
 from slimdeploy.benchmarks import own_model
 from slimdeploy.toolchain.models.checkpoint import save_checkpoint
-from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.architectures.resnet import ResNet
 from slimdeploy.toolchain.networks.module import build_network
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.torchvision import import_torchvision
 
 CHAIN = """

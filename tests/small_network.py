@@ -19,9 +19,10 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from slimdeploy.toolchain.models.checkpoint import save_checkpoint
-    from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
+    from slimdeploy.toolchain.models.model_info import ModelInfo
     from slimdeploy.toolchain.networks.architectures import build_graph
     from slimdeploy.toolchain.networks.module import build_network
+    from slimdeploy.toolchain.preprocessing import Preprocessing
 
     flat = [8, *[8, 8] * 2, *[8, 16] * 2, *[8, 16] * 2, *[8, 24] * 2]
     network = build_network(build_graph("resnet18", classes=len(CLASSES), channels=flat), seed=0).train()

@@ -13,12 +13,13 @@ from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.latency.table import LatencyTable
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.models.checkpoint import save_checkpoint
-from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.architectures import build_graph, channel_numbers
 from slimdeploy.toolchain.networks.architectures.resnet import ResNet, register
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import priced_layers
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.preprocessing import Preprocessing
 
 WIDTHS = (4, 6, 8, 8)
 TINY = register(ResNet("tiny", True, (1, 1, 1, 1), stem_width=8, widths=WIDTHS))

@@ -37,6 +37,7 @@ from slimdeploy.calibrate.options import CalibrationData, calibration_data
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.cli import run_program
 from slimdeploy.toolchain.data.dataset import DataOptions
+from slimdeploy.toolchain.data.of_model import dataset_for
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export import trt_cpu
 from slimdeploy.toolchain.measure import results
@@ -46,7 +47,6 @@ from slimdeploy.toolchain.measure.subjects import subjects_for
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import SessionOptions
-from slimdeploy.toolchain.stages.train import dataset_for
 
 COLUMNS = {
     "tool": "tool and settings",

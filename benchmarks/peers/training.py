@@ -31,10 +31,10 @@ from slimdeploy.toolchain.data.batches import TrainingBatches
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.launch import cpu_count
 from slimdeploy.toolchain.measure import results
-from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.torchvision import import_torchvision
 from slimdeploy.toolchain.training.compiling import compiled
 from slimdeploy.toolchain.training.options import TrainOptions

@@ -20,10 +20,11 @@ from slimdeploy.calibrate.inference import Network, batches
 from slimdeploy.calibrate.options import CalibrationData
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.export.onnx import build_onnx
-from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.architectures.resnet import ChannelConfig
 from slimdeploy.toolchain.networks.module import build_network
+from slimdeploy.toolchain.preprocessing import Preprocessing
 
 SIZE, CLASSES = 16, 5
 PREPROCESSING = Preprocessing(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

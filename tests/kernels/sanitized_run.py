@@ -13,7 +13,7 @@ from slimdeploy.kernels import compile
 from slimdeploy.kernels.classify import Accuracy, TopK
 from slimdeploy.kernels.image_layout import ImageLayout
 from slimdeploy.kernels.preprocess import Preprocess
-from slimdeploy.toolchain.models.model_info import Preprocessing
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.runtime.devices.fake import FakeDevice
 
 FAULTY = r"""

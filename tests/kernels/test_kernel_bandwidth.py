@@ -7,7 +7,7 @@ from slimdeploy.kernels import bandwidth
 from slimdeploy.kernels.classify import Accuracy, TopK
 from slimdeploy.kernels.image_layout import ImageLayout
 from slimdeploy.kernels.preprocess import Preprocess
-from slimdeploy.toolchain.models.model_info import Preprocessing
+from slimdeploy.toolchain.preprocessing import Preprocessing
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ def doctor(role: str | None) -> Output:
     from rich.markup import escape
     from rich.table import Table
 
-    from slimdeploy.toolchain.deploy.doctor import MISSING, examine, report, works
+    from slimdeploy.toolchain.deploy.doctor import examine, report, works
+    from slimdeploy.toolchain.deploy.findings import MISSING
     from slimdeploy.toolchain.deploy.machine import this_machine
 
     machine = this_machine(role)

@@ -23,7 +23,7 @@ from slimdeploy.toolchain.data.mixing import draw_mixes
 from slimdeploy.toolchain.data.streaming import Crop, Reader
 from slimdeploy.toolchain.data.views import Views, cut_out, draw_views, jittered, resized_crops
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.models.model_info import Preprocessing
+from slimdeploy.toolchain.preprocessing import Preprocessing
 
 
 class Normalise:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimdeploy.toolchain.models.model_info import Preprocessing
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import Session
 

@@ -9,10 +9,10 @@ from onnx import helper
 from torch import Tensor
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.export.graph import INPUT, build_graph
+from slimdeploy.toolchain.export.graph import build_graph
 from slimdeploy.toolchain.export.options import DEFAULT_OPSET
 from slimdeploy.toolchain.models.model_info import METADATA_KEY, ModelInfo
-from slimdeploy.toolchain.networks.graph import Node
+from slimdeploy.toolchain.networks.graph import INPUT, Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
 
 __all__ = ["INPUT", "build_onnx", "folded_parameters"]

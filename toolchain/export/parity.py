@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from slimdeploy.toolchain.data.dataset import Split
-from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import open_session
 

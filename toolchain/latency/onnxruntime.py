@@ -13,13 +13,12 @@ import numpy as np
 import onnxruntime
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.export.graph import INPUT
 from slimdeploy.toolchain.latency.backend import WARM_UP_RUNS, LutOptions, run_times, sample, time_whole
 from slimdeploy.toolchain.latency.fit import Sample
 from slimdeploy.toolchain.latency.networks import build_noise
 from slimdeploy.toolchain.latency.profile import end_profile, profiling_session, sum_by_layer
 from slimdeploy.toolchain.measure import conditions
-from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.graph import INPUT, Graph
 from slimdeploy.toolchain.networks.layers import priced_layers
 
 

@@ -14,7 +14,8 @@ from slimdeploy.toolchain.measure.accuracy import Answered, Evaluation, judge
 from slimdeploy.toolchain.measure.gpu_accuracy import Count, count_correct
 from slimdeploy.toolchain.measure.labelled_images import Images, LoadImages, dataset_images, images_for
 from slimdeploy.toolchain.measure.options import EvaluateOptions
-from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.models.model_info import ModelInfo
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.progress import progress_bar
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import Session

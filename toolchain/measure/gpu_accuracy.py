@@ -19,7 +19,7 @@ from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import statistics
 from slimdeploy.toolchain.measure.accuracy import check_labels
-from slimdeploy.toolchain.models.model_info import Preprocessing
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.runtime.tensorrt import TensorrtSession
 
 PRECISIONS = {np.dtype(np.float32): "fp32", np.dtype(np.float16): "fp16"}

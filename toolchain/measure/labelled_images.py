@@ -10,7 +10,8 @@ import numpy as np
 from slimdeploy.toolchain.data.dataset import DataOptions, balanced_subset, load_dataset
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.models.model_info import Preprocessing, check_class_names
+from slimdeploy.toolchain.models.model_info import check_class_names
+from slimdeploy.toolchain.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

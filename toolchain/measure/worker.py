@@ -18,8 +18,9 @@ import numpy as np
 from slimdeploy.toolchain.errors import SlimdeployError, missing_library
 from slimdeploy.toolchain.measure import gpu
 from slimdeploy.toolchain.measure import process_memory as memory
-from slimdeploy.toolchain.models.model_info import Preprocessing, versions
+from slimdeploy.toolchain.models.model_info import versions
 from slimdeploy.toolchain.networks.cost import network_cost
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.runtime.preprocess import normalise
 from slimdeploy.toolchain.runtime.session import Session
 

@@ -11,9 +11,9 @@ import torch
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.data.feed import Feed, SplitFeed
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.progress import progress_bar
 
 BATCH_SIZE = 256

@@ -16,11 +16,11 @@ from slimdeploy.toolchain.data.of_model import data_of, dataset_for
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.library.train import Run, TrainResult, trained
 from slimdeploy.toolchain.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.models.named_networks import named_network
 from slimdeploy.toolchain.networks.architectures import source_file
 from slimdeploy.toolchain.paths import InputPath, OutputPath, check_apart
-from slimdeploy.toolchain.preprocessing import Triple
+from slimdeploy.toolchain.preprocessing import Preprocessing, Triple
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.stages.written import Written
 from slimdeploy.toolchain.training.continuing import as_before, from_weights

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
-from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.preprocessing import Triple
+from slimdeploy.toolchain.preprocessing import Preprocessing, Triple
 from slimdeploy.toolchain.training.teacher_cache import TeacherCache
 
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.data.feed import TEST_BATCH_SIZE, Feed, LoaderFeed, SplitFeed
-from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.progress import progress_bar
 from slimdeploy.toolchain.training.distributed import ALONE, Ranks
 from slimdeploy.toolchain.training.precision import autocast

@@ -18,10 +18,10 @@ from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.data.feed import LoaderFeed
 from slimdeploy.toolchain.data.loader_batches import LoaderBatches
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.networks.gradients import with_gradients
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.progress import log, progress_bar
 from slimdeploy.toolchain.training.batch_memory import attempt_step, is_out_of_memory, out_of_memory
 from slimdeploy.toolchain.training.compiling import compile_errors_explained

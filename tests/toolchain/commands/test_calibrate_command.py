@@ -10,10 +10,11 @@ from click.testing import CliRunner
 from slimdeploy.toolchain.cli import cli
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.onnx import build_onnx
-from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.architectures.resnet import ChannelConfig
 from slimdeploy.toolchain.networks.module import build_network
+from slimdeploy.toolchain.preprocessing import Preprocessing
 
 CHANNELS = ChannelConfig(4, ((4, 4),) * 2 + ((4, 8),) * 2 + ((4, 8),) * 2 + ((4, 8),) * 2)
 FEW = ["--images", "20", "--selection-images", "20", "--parity-images", "30", "--threads", "1"]

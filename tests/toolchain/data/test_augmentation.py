@@ -12,7 +12,7 @@ from slimdeploy.toolchain.data.augmentation import Augmentation
 from slimdeploy.toolchain.data.batches import TrainingBatches
 from slimdeploy.toolchain.data.mixing import Mix, draw_mixes
 from slimdeploy.toolchain.data.views import draw_views, jittered, resized_crops
-from slimdeploy.toolchain.models.model_info import Preprocessing
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.torchvision import import_torchvision
 
 import_torchvision()

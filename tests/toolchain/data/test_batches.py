@@ -14,7 +14,7 @@ from slimdeploy.toolchain.data.batches import Normalise, TrainingBatches, plain_
 from slimdeploy.toolchain.data.dataset import Split
 from slimdeploy.toolchain.data.views import cut_out
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.models.model_info import Preprocessing
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.runtime.preprocess import normalise
 
 RAW = Preprocessing(8, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))

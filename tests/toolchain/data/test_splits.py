@@ -17,7 +17,7 @@ from slimdeploy.toolchain.data.dataset import (
     split_validation,
 )
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.models.model_info import Preprocessing
+from slimdeploy.toolchain.preprocessing import Preprocessing
 
 label_lists = st.lists(st.integers(0, 5), min_size=2, max_size=80)
 

@@ -16,10 +16,11 @@ from slimdeploy.toolchain.cli import cli
 from slimdeploy.toolchain.export import options
 from slimdeploy.toolchain.library import export as stage
 from slimdeploy.toolchain.models.checkpoint import save_checkpoint
-from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.architectures.resnet import ChannelConfig
 from slimdeploy.toolchain.networks.module import build_network
+from slimdeploy.toolchain.preprocessing import Preprocessing
 
 CHANNELS = ChannelConfig(4, ((4, 4),) * 2 + ((4, 8),) * 2 + ((4, 8),) * 2 + ((4, 8),) * 2)
 

@@ -5,10 +5,11 @@ import pytest
 
 from slimdeploy.toolchain.export.onnx import build_onnx
 from slimdeploy.toolchain.latency.profile import OTHER, layer_of, layer_times, sum_by_layer
-from slimdeploy.toolchain.models.model_info import ModelInfo, Preprocessing
+from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.layers import convolutions, layer_of_nodes
 from slimdeploy.toolchain.networks.module import build_network
+from slimdeploy.toolchain.preprocessing import Preprocessing
 
 
 @pytest.mark.parametrize(

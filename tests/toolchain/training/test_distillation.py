@@ -13,8 +13,8 @@ from tiny import PREPROCESSING, model_info, random_images, random_network, write
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import save_checkpoint
-from slimdeploy.toolchain.models.model_info import Preprocessing
 from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.training.distillation import Teacher, distillation_loss, load_teacher
 from slimdeploy.toolchain.training.options import TrainOptions
 from slimdeploy.toolchain.training.step import Objective
