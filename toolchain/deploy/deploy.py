@@ -35,7 +35,7 @@ class DeployResult:
         `hosts`.
         """
         if not isinstance(self.here, Deployment):
-            raise SlimdeployError("nothing was installed on this device: see `restored` or `hosts`")
+            raise SlimdeployError("nothing was installed on this device: see .restored and .hosts")
         return self.here
 
     @property
@@ -44,7 +44,7 @@ class DeployResult:
         here.
         """
         if not isinstance(self.here, Restored):
-            raise SlimdeployError("nothing was rolled back on this device: see `deployment` or `hosts`")
+            raise SlimdeployError("nothing was rolled back on this device: see .deployment and .hosts")
         return self.here
 
     @property
