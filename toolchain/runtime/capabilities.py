@@ -30,7 +30,7 @@ class Capabilities:
     """Has plans for all GPUs of one compute capability."""
     progress: bool
     """IProgressMonitor."""
-    allocation_strategy: bool
+    sized_device_memory: bool
     """Contexts without own memory are created by a strategy, and receive the memory with its size."""
     highest_opset: int | None
     """Highest ONNX opset of the parser; None if it is above all of ours."""
@@ -44,7 +44,7 @@ _V8_5 = Capabilities(
     builder_levels=False,
     same_capability_plans=False,
     progress=False,
-    allocation_strategy=False,
+    sized_device_memory=False,
     highest_opset=17,
 )
 _V8_6 = replace(_V8_5, builder_levels=True)
@@ -54,10 +54,10 @@ _V10_0 = replace(
     strongly_typed=True,
     typing_incomplete=True,
     progress=True,
-    allocation_strategy=True,
     highest_opset=None,
 )
-_V10_12 = replace(_V10_0, typing_incomplete=False)
+_V10_1 = replace(_V10_0, sized_device_memory=True)
+_V10_12 = replace(_V10_1, typing_incomplete=False)
 _V10_13 = replace(_V10_12, same_capability_plans=True)
 _V11_0 = replace(_V10_13, precision_flags=False)
 
@@ -65,6 +65,7 @@ TABLE: dict[tuple[int, int], Capabilities] = {
     (8, 5): _V8_5,
     (8, 6): _V8_6,
     (10, 0): _V10_0,
+    (10, 1): _V10_1,
     (10, 12): _V10_12,
     (10, 13): _V10_13,
     (11, 0): _V11_0,

@@ -189,14 +189,14 @@ class TensorrtSession:
 
     def _new_context(self) -> Any:
         address, size = self._activations.address, self._activations.nbytes
-        if self._able.allocation_strategy:
+        if self._able.sized_device_memory:
             managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
             context = self._engine.create_execution_context(managed)
         else:
             context = self._engine.create_execution_context_without_device_memory()
         if context is None:
             raise SlimdeployError("TensorRT can't create an execution context: too little GPU memory?")
-        if self._able.allocation_strategy:
+        if self._able.sized_device_memory:
             context.set_device_memory(address, size)
         else:
             context.device_memory = address

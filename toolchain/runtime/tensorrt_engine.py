@@ -38,4 +38,4 @@ def single_tensor(trt: ModuleType, engine: Any, mode: str, dimensions: int, path
 
 def activation_bytes(able: Capabilities, engine: Any) -> int:
     """Bytes of the activations at the maximum batch size."""
-    return int(engine.device_memory_size_v2 if able.allocation_strategy else engine.device_memory_size)
+    return int(engine.device_memory_size_v2 if able.sized_device_memory else engine.device_memory_size)

@@ -178,7 +178,7 @@ def test_batches_are_parsed_and_checked() -> None:
 
 
 def test_capabilities_are_looked_up_by_version() -> None:
-    assert capabilities("10.3.0.30") is TABLE[(10, 0)]
+    assert capabilities("10.3.0.30") is TABLE[(10, 1)]
     assert capabilities("10.13.3") is TABLE[(10, 13)]
     assert capabilities("12.0.1") is TABLE[(11, 0)], "a newer one is taken for the newest known"
     with pytest.raises(SlimdeployError, match=r"TensorRT 8.4.1 is too old: 8.5 or newer"):

@@ -74,13 +74,13 @@ def test_table_agrees_with_the_names_of_the_version(version: str) -> None:
     assert able.builder_levels == ("VERSION_COMPATIBLE" in api["BuilderFlag"])
     assert able.same_capability_plans == ("SAME_COMPUTE_CAPABILITY" in api["HardwareCompatibilityLevel"])
     assert able.progress == ("IProgressMonitor" in api)
-    assert able.allocation_strategy == ("ExecutionContextAllocationStrategy" in api)
-    assert able.allocation_strategy == ("device_memory_size_v2" in api["ICudaEngine"])
+    assert able.sized_device_memory == ("set_device_memory" in api["IExecutionContext"])
+    assert able.sized_device_memory == ("device_memory_size_v2" in api["ICudaEngine"])
 
 
 def test_every_row_from_8_6_on_is_checked_by_a_version() -> None:
     covered = {max(since for since in TABLE if since <= parse_version(v)[:2]) for v in VERSIONS}
-    # 10.12 differs from 10.0 by NVIDIA's word alone (strong typing complete); of 8.5 there are no bindings.
+    # 10.12 differs from 10.1 by NVIDIA's word alone (strong typing complete); of 8.5 there are no bindings.
     assert set(TABLE) - covered == {(8, 5), (10, 12)}
 
 
