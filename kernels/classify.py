@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from slimdeploy.kernels import compile
+from slimdeploy.toolchain.checks import check_range
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.runtime.device import Buffer, Device, Stream
 
@@ -34,6 +35,7 @@ class TopK:
         """(batch, classes) logits → (batch, k) float32 probabilities, descending, and int32 classes; of equal
         ones the lower class first.
         """
+        check_range("batch", batch, 1)
         _check_room(logits, batch * self.classes * self._item_bytes, "logits")
         _check_room(probabilities, batch * self.k * 4, "probabilities")
         _check_room(indices, batch * self.k * 4, "classes")
@@ -59,6 +61,7 @@ class Accuracy:
         """Add to `correct`, one uint32 initialised by the caller, the number of images whose (batch, classes)
         logits agree with the (batch,) int32 `labels`.
         """
+        check_range("batch", batch, 1)
         _check_room(logits, batch * self.classes * self._item_bytes, "logits")
         _check_room(labels, batch * 4, "labels")
         _check_room(correct, 4, "the count")

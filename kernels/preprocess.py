@@ -8,6 +8,7 @@ import numpy as np
 
 from slimdeploy.kernels import compile, resize
 from slimdeploy.kernels.image_layout import LUMA, ImageLayout
+from slimdeploy.toolchain.checks import MAX_BATCH, check_range
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.runtime.device import Buffer, Device, Stream
@@ -139,10 +140,11 @@ class Preprocess:
         """Queue the kernel: `images` holds `batch` images of the layout, `output` gets (batch, 3, size,
         size).
 
-        Raises SlimdeployError if a buffer is too small.
+        Raises SlimdeployError if a buffer is too small, or `batch` is not from 1 to MAX_BATCH.
         """
+        check_range("batch", batch, 1, MAX_BATCH)
         needed = self.layout.stride * (batch - 1) + self.layout.nbytes
-        if batch < 1 or images.nbytes < needed or output.nbytes < self.output_bytes(batch):
+        if images.nbytes < needed or output.nbytes < self.output_bytes(batch):
             raise SlimdeployError(
                 f"{batch} images need {needed} bytes in and {self.output_bytes(batch)} out; "
                 f"the buffers have {images.nbytes} and {output.nbytes}"

@@ -10,7 +10,8 @@ from slimdeploy.toolchain.errors import SlimdeployError
 MAX_SEED = 2**63 - 1
 MAX_IMAGE_SIZE = 4096
 """Side of the network's input in pixels."""
-MAX_BATCH = 1 << 16
+MAX_BATCH = (1 << 16) - 1
+"""CUDA's limit for the blocks of a grid along z, where the preprocessing kernel has its images."""
 MAX_THREADS = 1024
 """Beyond these limits the libraries crash instead of raising an error."""
 MAX_RATE = 1e4

@@ -121,4 +121,8 @@ def test_refuses_what_it_cannot_do(fake):
     buffer = fake.allocate(8)
     with pytest.raises(SlimdeployError, match="logits need 40 bytes; the buffer has 8"):
         TopK(fake, classes=10, k=1).queue(buffer, buffer, buffer, 1, fake.stream())
+    with pytest.raises(SlimdeployError, match="batch must be at least 1, not 0"):
+        TopK(fake, classes=1, k=1).queue(buffer, buffer, buffer, 0, fake.stream())
+    with pytest.raises(SlimdeployError, match="batch must be at least 1, not 0"):
+        Accuracy(fake, classes=1).queue(buffer, buffer, buffer, 0, fake.stream())
     buffer.free()

@@ -9,6 +9,7 @@ from PIL import Image
 
 from slimdeploy.kernels.image_layout import ImageLayout
 from slimdeploy.kernels.preprocess import Preprocess, yuv_to_rgb
+from slimdeploy.toolchain.checks import MAX_BATCH
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.images import fit_pixels
 from slimdeploy.toolchain.preprocessing import Preprocessing
@@ -248,6 +249,25 @@ def test_white_stays_white_in_every_standard():
     for standard in TO_RGB:
         for full_range, white in ((False, (235, 128, 128, 1)), (True, (255, 128, 128, 1))):
             np.testing.assert_allclose(yuv_to_rgb(standard, full_range=full_range) @ white, 255, rtol=1e-5)
+
+
+def test_the_largest_batch_that_options_allow_can_be_launched(device, memory):
+    """One block a pixel; a CUDA grid has at most 65,535 of them along z."""
+    layout = ImageLayout("rgb", 1, 1)
+    raw = noise(layout, MAX_BATCH)
+    got = run(device, memory, raw, layout, plain(1))
+    np.testing.assert_allclose(got.reshape(raw.shape), raw, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("batch", [0, MAX_BATCH + 1])
+def test_refuses_batches_that_no_grid_holds(fake, batch):
+    kernel = Preprocess(fake, ImageLayout("rgb", 1, 1), plain(1))
+    images, output = fake.allocate(3 * batch), fake.allocate(12 * batch)
+    with pytest.raises(SlimdeployError, match=r"batch must be at (least 1|most 65535), not"):
+        kernel.queue(images, output, batch, fake.stream())
+    kernel.close()
+    images.free()
+    output.free()
 
 
 def test_refuses_buffers_that_are_too_small(fake):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from slimdeploy.toolchain.checks import MAX_BATCH
 from slimdeploy.toolchain.declared import Form, check_declared, option
 from slimdeploy.toolchain.errors import SlimdeployError
 
@@ -57,5 +58,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         check_declared(self)
         least, best, greatest = self.batch
-        if not 1 <= least <= best <= greatest:
-            raise SlimdeployError(f"`batch` {least},{best},{greatest}: expected 1 ≤ MIN ≤ OPT ≤ MAX")
+        if not 1 <= least <= best <= greatest <= MAX_BATCH:
+            raise SlimdeployError(
+                f"`batch` {least},{best},{greatest}: expected 1 ≤ MIN ≤ OPT ≤ MAX ≤ {MAX_BATCH}"
+            )

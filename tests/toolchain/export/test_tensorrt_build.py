@@ -173,6 +173,8 @@ def test_batches_are_parsed_and_checked() -> None:
             parse_batch(text)
     with pytest.raises(SlimdeployError, match="1 ≤ MIN ≤ OPT ≤ MAX"):
         EngineOptions(batch=(8, 1, 64))
+    with pytest.raises(SlimdeployError, match=r"batch 1,1,65536: expected .* MAX ≤ 65535"):
+        EngineOptions(batch=(1, 1, 65536))
     with pytest.raises(SlimdeployError, match=r"unknown hardware compatible 'all'; known: ampere\+"):
         EngineOptions(hardware_compatible="all")
 

@@ -168,6 +168,20 @@ def test_copies_that_a_driver_would_get_wrong_are_refused(fake):
         fake.upload(buffer, np.zeros(1), stream)
 
 
+@pytest.mark.parametrize(
+    ("grid", "block"),
+    [
+        ((0, 1, 1), (1, 1, 1)),
+        ((1, 65536, 1), (1, 1, 1)),
+        ((1, 1, 65536), (1, 1, 1)),
+        ((1, 1, 1), (1025, 1, 1)),
+    ],
+)
+def test_launches_that_a_driver_refuses(fake, grid, block):
+    with pytest.raises(SlimdeployError, match="can't be launched"):
+        fake.launch((None, 1), grid, block, np.zeros((), np.uint8), fake.stream())
+
+
 def test_events_measure_time(fake):
     stream, start, end = fake.stream(), fake.event(), fake.event()
     with pytest.raises(SlimdeployError, match="the event was never recorded"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import tempfile
 import threading
 import time
@@ -32,6 +33,8 @@ Work = Callable[[], object]
 ALIGNMENT = 256
 """Bytes: cuMemAlloc's guarantee."""
 UNINITIALISED = 0xA5
+MAX_GRID, MAX_BLOCK = ((1 << 31) - 1, 65535, 65535), 1024
+"""Limits of a launch in the CUDA programming guide: blocks along x, y and z, and threads of a block."""
 
 
 class FakeBuffer:
@@ -213,6 +216,9 @@ class FakeDevice:
         function, size = kernel
         if parameters.nbytes != size:
             raise SlimdeployError(f"the kernel's parameters have {size} bytes, not {parameters.nbytes}")
+        within = all(1 <= blocks <= most for blocks, most in zip(grid, MAX_GRID, strict=True))
+        if not within or not 1 <= math.prod(block) <= MAX_BLOCK:
+            raise SlimdeployError(f"a grid of {grid} blocks of {block} threads can't be launched")
         kept = parameters.copy()  # the driver copies the parameters when the launch is queued
 
         def run() -> None:
