@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +21,7 @@ from slimdeploy.calibrate.options import CalibrateOptions
 from slimdeploy.calibrate.qdq import quantised_layers
 from slimdeploy.calibrate.quantiser import Quantiser
 from slimdeploy.toolchain.export.onnx import build_onnx
+from slimdeploy.toolchain.export.precision import to_fp16
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.networks.module import GraphNetwork
@@ -68,16 +71,40 @@ RARE: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
 @pytest.mark.parametrize("name", RARE)
 def test_int8_of_rare_layers(name: str, target: str) -> None:
-    torch.manual_seed(0)
-    network = from_module(RARE[name]().eval(), size=SIZE, arch="rare").network
+    network = _rare(name)
     _, made, batch = _quantised(network, target)
     assert _error(_run(made, batch), network, batch) < 0.05
 
 
-def _quantised(network: GraphNetwork, target: str) -> tuple[onnx.ModelProto, onnx.ModelProto, np.ndarray]:
+@pytest.mark.parametrize("name", [*FAMILIES, *RARE])
+def test_nvidia_s_parser_and_builder_accept(
+    name: str, trt_builder: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    """Among others Pad with pixels, Reshape to six dimensions, Gelu, Expand, a convolution along channels,
+    and pooling with ceil_mode as a Pad and a pool.
+    """
+    network = family(name).eval() if name in FAMILIES else _rare(name)
+    model, made, _ = _quantised(network, "tensorrt", opset=20)
+    convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    for kind, file in (("fp32", model), ("fp16", to_fp16(model)), ("int8", made)):
+        onnx.save(file, tmp_path / f"{kind}.onnx")
+        built = trt_builder(tmp_path / f"{kind}.onnx")
+        assert {built.fed_by[name] == "DEQUANTIZE" for name in convolutions} == {kind == "int8"}
+        wanted = ("HALF",) if kind == "fp16" else ("FLOAT",)
+        assert {built.types[name] for name in convolutions} == {wanted}, kind
+
+
+def _rare(name: str) -> GraphNetwork:
+    torch.manual_seed(0)
+    return from_module(RARE[name]().eval(), size=SIZE, arch="rare").network
+
+
+def _quantised(
+    network: GraphNetwork, target: str, *, opset: int = 17
+) -> tuple[onnx.ModelProto, onnx.ModelProto, np.ndarray]:
     """The network as ONNX, in INT8, and the images that it was calibrated on."""
     info = ModelInfo(network.graph, Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3), tuple("abcde"[:CLASSES]))
-    model = build_onnx(network, info, opset=17)
+    model = build_onnx(network, info, opset=opset)
     batch = torch.randn(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3)).numpy()
     source = classifier(model, source="it")
     even = equalise(source, collect_widths(source, tensors_to_equalise(source), [batch]))
