@@ -31,6 +31,7 @@ class FakeTensorrt:
         self._used: set[str] = set()
         self._fails_strongly_typed = self._loses_int8 = False
         self._dla_cores = 0
+        self._cuda_fails = False
         self._classes = {name: self._make(name, members) for name, members in self._api.items()}
 
     def __getattr__(self, name: str) -> Any:
@@ -38,6 +39,11 @@ class FakeTensorrt:
             self._used.add(name)
             return self._classes[name]
         raise AttributeError(f"TensorRT {self.__version__} has no {name} that this fake knows")
+
+    def _initialise_cuda(self, logger: Any) -> None:
+        if self._cuda_fails:
+            logger.log(Logger.ERROR, "Error Code 6: CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
 
     @property
     def _major(self) -> int:

@@ -15,6 +15,7 @@ from slimdeploy.toolchain.runtime.onnx_file import parse_onnx
 class Builder(Restricted):
     def __init__(self, logger: Any) -> None:
         self._logger = logger
+        self._trt._initialise_cuda(logger)
 
     @property
     def num_DLA_cores(self) -> int:

@@ -19,6 +19,7 @@ NUMPY_TYPES = {"FLOAT": np.float32, "HALF": np.float16}
 class Runtime(Restricted):
     def __init__(self, logger: Any) -> None:
         self._logger = logger
+        self._trt._initialise_cuda(logger)
 
     engine_host_code_allowed = property(None, lambda self, allowed: setattr(self, "_host_code", allowed))
 

@@ -17,7 +17,13 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.export.engine_options import HARDWARE_LEVELS, EngineOptions
 from slimdeploy.toolchain.runtime.capabilities import Capabilities, capabilities
 from slimdeploy.toolchain.runtime.onnx_file import OnnxFacts, read_onnx
-from slimdeploy.toolchain.runtime.tensorrt_callbacks import Progress, error_log, one_line, progress_monitor
+from slimdeploy.toolchain.runtime.tensorrt_callbacks import (
+    Progress,
+    error_log,
+    one_line,
+    progress_monitor,
+    start,
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class _Build:
     def run(self, *, strong: bool) -> Plan:
         started = time.perf_counter()
         log = error_log(self.trt)
-        builder = self.trt.Builder(log)
+        builder = start(self.trt.Builder, log)
         network = self.parse(builder, log, strong=strong)
         config = self.configure(builder, network, strong=strong)
         monitor = progress_monitor(self.trt, self.progress) if self.progress and self.able.progress else None

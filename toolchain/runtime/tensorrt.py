@@ -21,7 +21,7 @@ from slimdeploy.toolchain.runtime.engine_record import (
     read_engine_record,
 )
 from slimdeploy.toolchain.runtime.session import SessionOptions
-from slimdeploy.toolchain.runtime.tensorrt_callbacks import layer_profiler
+from slimdeploy.toolchain.runtime.tensorrt_callbacks import CannotStart, layer_profiler
 from slimdeploy.toolchain.runtime.tensorrt_engine import activation_bytes, deserialize, single_tensor
 
 _DTYPES = {"FLOAT": np.float32, "HALF": np.float16}
@@ -279,6 +279,8 @@ def load(trt: ModuleType, path: Path, device: Device, *, graphs: bool) -> Tensor
     host_code = record is not None and record.version_compatible
     try:
         engine = deserialize(trt, path.read_bytes(), host_code=host_code)
+    except CannotStart:
+        raise
     except SlimdeployError as error:
         raise SlimdeployError(f"{path}: {error}; build it on this machine: {rebuild}") from error
     return TensorrtSession(trt, engine, device, path=path, record=record, graphs=graphs)

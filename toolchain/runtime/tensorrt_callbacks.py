@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from slimdeploy.toolchain.errors import SlimdeployError
+
 Progress = Callable[[str, int, int], None]
 """Called with a phase of the build, the steps done and the total number of steps."""
 
@@ -29,6 +31,24 @@ def error_log(trt: ModuleType) -> Any:
             return self.errors[-1] if self.errors else "no message"
 
     return ErrorLog()
+
+
+class CannotStart(SlimdeployError):
+    """TensorRT finds no usable CUDA."""
+
+
+def start(kind: type, log: Any) -> Any:
+    """`trt.Builder` or `trt.Runtime` with this logger; raises CannotStart if TensorRT can't initialise CUDA.
+
+    The bindings raise a TypeError ("factory function returned nullptr") there.
+    """
+    try:
+        return kind(log)
+    except TypeError as error:
+        raise CannotStart(
+            f"TensorRT can't start on this GPU ({log.last_error()}): it may need a newer driver, "
+            "or more memory; see slimdeploy doctor"
+        ) from error
 
 
 def progress_monitor(trt: ModuleType, report: Progress) -> Any:

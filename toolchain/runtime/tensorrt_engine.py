@@ -8,16 +8,16 @@ from typing import Any
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.runtime.capabilities import Capabilities
-from slimdeploy.toolchain.runtime.tensorrt_callbacks import error_log
+from slimdeploy.toolchain.runtime.tensorrt_callbacks import error_log, start
 
 
 def deserialize(trt: ModuleType, plan: bytes, *, host_code: bool) -> Any:
-    """Deserialise a plan; raises SlimdeployError with TensorRT's message.
+    """Deserialise a plan; raises SlimdeployError with TensorRT's message, CannotStart if it can load none.
 
     `host_code` allows the plan to contain its own runtime library, as version-compatible plans do.
     """
     log = error_log(trt)
-    runtime = trt.Runtime(log)
+    runtime = start(trt.Runtime, log)
     if host_code:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)

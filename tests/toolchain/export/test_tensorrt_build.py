@@ -135,6 +135,13 @@ def test_what_a_version_or_device_lacks_is_named(
         build_plan(FakeTensorrt(version), models["fp32"], options)
 
 
+def test_a_driver_that_is_too_old_is_named(models: dict[str, Path]) -> None:
+    trt = FakeTensorrt("10.3.0")
+    trt._cuda_fails = True
+    with pytest.raises(SlimdeployError, match=r"can't start .*error: 35\): it may need a newer driver"):
+        build_plan(trt, models["fp32"], OPTIONS)
+
+
 def test_levels_are_refused_on_8_5(monkeypatch: pytest.MonkeyPatch, models: dict[str, Path]) -> None:
     trt = FakeTensorrt("8.6.1")
     trt.__version__ = "8.5.2"

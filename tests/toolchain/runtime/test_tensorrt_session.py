@@ -154,6 +154,14 @@ def test_wrong_image_size_is_refused(
         session.run(small_batch[:, :, :8, :8])
 
 
+def test_a_driver_that_is_too_old_is_named(models: dict[str, Path], tmp_path: Path) -> None:
+    trt = FakeTensorrt("10.3.0")
+    path = build(trt, models["fp32"], tmp_path)
+    trt._cuda_fails = True
+    with pytest.raises(SlimdeployError, match=r"^TensorRT can't start .*error: 35\): .* slimdeploy doctor$"):
+        runtime.load(trt, path, trt._device, graphs=True)
+
+
 def test_engine_opens_by_its_ending(
     models: dict[str, Path], small_batch: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
