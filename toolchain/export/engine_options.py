@@ -45,7 +45,7 @@ class EngineOptions:
     )
     tf32: bool = option(False, "Engine: allow TF32 in FP32 layers.")
     dla: int | None = option(None, "Engine: index of the DLA core to build for.", least=0)
-    """DLA core; layers that it can't run use the GPU."""
+    """DLA core; layers that it can't run use the GPU. It takes no range of batch sizes."""
     version_compatible: bool = option(
         False, "Engine: can be loaded by later TensorRT versions of the same major version."
     )
@@ -61,4 +61,8 @@ class EngineOptions:
         if not 1 <= least <= best <= greatest <= MAX_BATCH:
             raise SlimdeployError(
                 f"`batch` {least},{best},{greatest}: expected 1 ≤ MIN ≤ OPT ≤ MAX ≤ {MAX_BATCH}"
+            )
+        if self.dla is not None and least != greatest:  # every layer would use the GPU
+            raise SlimdeployError(
+                f"`dla`: a DLA runs one batch size only, not {least},{best},{greatest}: pass `batch` {best}"
             )

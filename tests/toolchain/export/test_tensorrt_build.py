@@ -22,7 +22,7 @@ from slimdeploy.toolchain.stages import engine as engine_stage
 
 OPTIONS = EngineOptions(batch=(1, 2, 4))
 EVERYTHING = EngineOptions(
-    batch=(1, 2, 4),
+    batch=(2, 2, 2),
     workspace_mb=64,
     optimization_level=1,
     dla=0,
@@ -120,7 +120,7 @@ def test_ctrl_c_cancels_the_build(models: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("version", "options", "message"),
     [
-        ("11.4.0", replace(OPTIONS, dla=1), "DLA core 1: this device has none"),
+        ("11.4.0", EngineOptions(dla=1), "DLA core 1: this device has none"),
         (
             "10.7.0",
             replace(OPTIONS, hardware_compatible="same-capability"),
@@ -182,6 +182,8 @@ def test_batches_are_parsed_and_checked() -> None:
         EngineOptions(batch=(8, 1, 64))
     with pytest.raises(SlimdeployError, match=r"batch 1,1,65536: expected .* MAX ≤ 65535"):
         EngineOptions(batch=(1, 1, 65536))
+    with pytest.raises(SlimdeployError, match="dla: a DLA runs one batch size only, not 1,2,4: pass batch 2"):
+        EngineOptions(batch=(1, 2, 4), dla=0)
     with pytest.raises(SlimdeployError, match=r"unknown hardware compatible 'all'; known: ampere\+"):
         EngineOptions(hardware_compatible="all")
 

@@ -18,7 +18,7 @@ from slimdeploy.toolchain.runtime import tensorrt_callbacks as callbacks
 from slimdeploy.toolchain.runtime.capabilities import TABLE, capabilities, parse_version
 
 EVERYTHING = EngineOptions(
-    batch=(1, 2, 4), workspace_mb=64, optimization_level=1, dla=0, version_compatible=True,
+    batch=(2, 2, 2), workspace_mb=64, optimization_level=1, dla=0, version_compatible=True,
     hardware_compatible="ampere+",
 )  # fmt: skip
 
