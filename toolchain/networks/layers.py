@@ -40,6 +40,8 @@ class Layer:
     """Whether it ends the main branch of a residual sum, which runtimes fuse into the layer."""
     shared: int = 0
     """Trained values that all channels share."""
+    macs_each: int = 0
+    """Multiply-accumulates for each output value, apart from those of the weights."""
 
     @property
     def weights(self) -> int:
@@ -55,7 +57,7 @@ class Layer:
     @property
     def macs(self) -> int:
         """Multiply-accumulates for one image."""
-        return self.weights * self.out_size[0] * self.out_size[1]
+        return (self.weights + self.out_channels * self.macs_each) * self.out_size[0] * self.out_size[1]
 
 
 def parameter_layers(graph: Graph, size: int) -> list[Layer]:
@@ -137,6 +139,7 @@ def _without_weights(node: Node, shape: Shape) -> Layer:
         node.name, node.operator, width, width, width, (1, 1), (1, 1), size, size, batchnorm=None,
         bias=by_channel == 1, affine=by_channel == 2, activation=False, summed=False,
         shared=sum(math.prod(tensor.shape) for tensor in trained if "output" not in tensor.axes),
+        macs_each=node.op.macs(node, shape) // math.prod(shape),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.residual import batchnorm_behind
 from slimdeploy.toolchain.preprocessing import Preprocessing
+from slimdeploy.toolchain.pruning.costs import mac_model, parameter_model
 from slimdeploy.toolchain.pruning.options import PruneOptions
 from slimdeploy.toolchain.pruning.plan import budget_for, choose_channels, plan_groups, score_channels
 from slimdeploy.toolchain.pruning.selection import Kept
@@ -100,6 +101,16 @@ def test_a_pruned_network_is_the_same_in_onnx_and_from_its_description(name: str
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"images": _images(3).numpy()})
     _assert_same(torch.from_numpy(found), pruned(_images(3)), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_budgets_count_what_the_network_costs(name: str) -> None:
+    network = family(name)
+    groups, kept = channel_groups(network.graph, residual="couple"), _half(network)
+    pruned, _ = prune_network(network, groups, kept, fold=False)
+    cost, widths = network_cost(pruned.graph, SIZE, alignment=1), {n: len(own) for n, own in kept.items()}
+    assert mac_model(network.graph, groups, SIZE).total(widths) == cost.macs == cost.padded_macs
+    assert parameter_model(network.graph, groups, SIZE).total(widths) == cost.params
 
 
 @pytest.mark.parametrize("name", FAMILIES)
