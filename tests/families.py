@@ -114,12 +114,25 @@ class _ChannelAttention(nn.Module):
         return x * self.conv(y).transpose(-1, -2).unsqueeze(-1).sigmoid().expand_as(x)
 
 
+class _Blur(nn.Module):
+    """The filter of anti-aliased networks, one for each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
+        self.register_buffer("filt", kernel.repeat(channels, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.pad(x, (1, 1, 1, 1), mode="reflect")
+        return nn.functional.conv2d(x, self.filt, stride=2, groups=len(self.filt))
+
+
 class _Senet(nn.Module):
     """Such gates, padding with pixels, a difference, and a branch of lower resolution."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.act = _conv_bn(3, 16, 3), nn.GELU(approximate="tanh")
+        self.stem, self.blur, self.act = _conv_bn(3, 16, 3), _Blur(16), nn.GELU(approximate="tanh")
         self.first = nn.Conv2d(16, 24, 3, padding=1, padding_mode="reflect", bias=False)
         self.norm, self.last = nn.BatchNorm2d(24), nn.Conv2d(24, 16, 2, padding="same")
         self.inner, self.outer = _LinearGate(24, unsqueezed=True), _LinearGate(16)
@@ -130,7 +143,7 @@ class _Senet(nn.Module):
         self.fc = nn.Linear(24, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = nn.functional.max_pool2d(self.stem(x), 2)
+        x = self.blur(self.stem(x))
         x = x - self.outer(self.last(self.inner(self.act(self.norm(self.first(x))))))
         return self.fc(self.end(x + self.low(x)).mean((2, 3)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,16 @@ from slimdeploy.toolchain.networks.aten_arithmetic import (
     hardtanh,
     leaky_relu,
     multiply,
+    negate,
     prelu,
     subtract,
     subtract_from,
 )
 from slimdeploy.toolchain.networks.aten_shapes import (
+    Constant,
+    Pixels,
     Row,
+    Squeezed,
     argument,
     channel_shuffle,
     cut,
@@ -30,6 +35,7 @@ from slimdeploy.toolchain.networks.aten_shapes import (
     item,
     permute,
     pieces,
+    repeat,
     reshape,
     same,
     select,
@@ -52,6 +58,8 @@ def _pair(value: Any) -> list[int]:
 
 def _conv(at: Importer, node: fx.Node) -> str:
     weight = node.args[1]
+    if isinstance(filters := at.values.get(weight), Constant) and not at.is_trained(filters.name):  # type: ignore[arg-type]
+        return _fixed_filter(at, node, filters.name)
     out, per_group, *kernel = shape_of(weight)
     stride, padding = _pair(argument(node, 3, 1)), argument(node, 4, 0)
     dilation, groups = _pair(argument(node, 5, 1)), int(argument(node, 6, 1))
@@ -69,6 +77,24 @@ def _conv(at: Importer, node: fx.Node) -> str:
     return at.add(
         node, "conv", images, name=at.module_of(node, 1), **channels, kernel=list(kernel),
         stride=stride, padding=_pair(padding), dilation=dilation, groups=groups, bias=bias,
+    )  # fmt: skip
+
+
+def _fixed_filter(at: Importer, node: fx.Node, name: str) -> str:
+    """A depthwise convolution with a buffer, possibly expanded or repeated for all channels."""
+    out, per_group, *kernel = shape_of(node.args[1])
+    stride, padding, dilation = (_pair(argument(node, i, default)) for i, default in ((3, 1), (4, 0), (5, 1)))
+    channels, shape = int(shape_of(node.args[0])[1]), list(at.tensor(name).shape)
+    each, values = math.prod(kernel), math.prod(shape)
+    alike = values == each or (values == each * channels and shape[0] == channels)
+    bias = argument(node, 2, None) is not None
+    if (out, per_group, argument(node, 6, 1)) != (channels, 1, channels) or bias or not alike:
+        raise at.refused(node, "a buffer as the weight is supported as one filter per channel, without bias")
+    if dilation != [1, 1]:
+        raise at.refused(node, "a dilated convolution with a buffer isn't supported")
+    return at.add(
+        node, "fixed_filter", at.value(node, 0), name=name, shape=shape, kernel=list(kernel), stride=stride,
+        padding=padding,
     )  # fmt: skip
 
 
@@ -188,21 +214,28 @@ def _adaptive_avg_pool(at: Importer, node: fx.Node) -> str:
     return at.add(node, "adaptive_avg_pool", at.value(node, 0), size=[int(n) for n in shape_of(node)[2:]])
 
 
-def _mean(at: Importer, node: fx.Node) -> str:
-    shape, axes = shape_of(node.args[0]), argument(node, 1, [])
-    if len(shape) != 4 or sorted(axis % 4 for axis in axes) != [2, 3]:
-        raise at.refused(node, f"mean over the axes {list(axes)} isn't supported, only over height and width")
-    pooled = at.add(node, "adaptive_avg_pool", at.value(node, 0), size=[1, 1])
-    return pooled if argument(node, 2, False) else at.add(node, "flatten", pooled, positions=1)
+def _over_image(operator: str, **attributes: Any) -> Reader:
+    """A reduction over height and width, at once or one after the other, or over flattened pixels."""
 
+    def read(at: Importer, node: fx.Node) -> Any:
+        shape, found = shape_of(node.args[0]), at.values.get(node.args[0])  # type: ignore[arg-type]
+        axes = sorted(axis % len(shape) for axis in argument(node, 1, []))
+        if isinstance(found, Pixels) and found.reduced in ("", operator) and axes == [found.left]:
+            value = found.value
+        elif len(shape) == 4 and axes == [2, 3]:
+            value = at.value(node, 0)
+        elif len(shape) == 4 and axes in ([2], [3]):
+            kept_width = axes == [2] and argument(node, 2, False)
+            return Pixels(at.value(node, 0), left=3 if kept_width else 2, reduced=operator)
+        else:
+            name = at.operator(node)
+            raise at.refused(node, f"{name} over the axes {axes} isn't supported, only over height and width")
+        image, dimensions = at.add(node, operator, value, **attributes), len(shape_of(node))
+        if dimensions == 2:
+            return at.add(node, "flatten", image, positions=1)
+        return Squeezed(image) if dimensions == 3 else image
 
-def _max_over_image(at: Importer, node: fx.Node) -> str:
-    """`amax` over height and width."""
-    axes = argument(node, 1, [])
-    if len(shape_of(node.args[0])) != 4 or sorted(axis % 4 for axis in axes) != [2, 3]:
-        raise at.refused(node, f"amax over the axes {list(axes)} isn't supported, only over height and width")
-    pooled = at.add(node, "global_max_pool", at.value(node, 0))
-    return pooled if argument(node, 2, False) else at.add(node, "flatten", pooled, positions=1)
+    return read
 
 
 def _adaptive_max_pool(at: Importer, node: fx.Node) -> str:
@@ -234,6 +267,16 @@ def _upsample(at: Importer, node: fx.Node) -> str:
     return at.add(node, "upsample", at.value(node, 0), factor=factor)
 
 
+def _gated_linear_unit(at: Importer, node: fx.Node) -> str:
+    """`glu`: the first half of the channels times the sigmoid of the second one."""
+    channels, half = int(shape_of(node.args[0])[1]), int(shape_of(node)[1])
+    if 2 * half != channels:
+        raise at.refused(node, "glu is supported along the channels only")
+    first = at.add(node, "slice", at.value(node, 0), start=0, stop=half)
+    gate = at.add(node, "slice", at.value(node, 0), start=half, stop=channels)
+    return at.add(node, "multiply", first, at.add(node, "sigmoid", gate))
+
+
 def _dropout(at: Importer, node: fx.Node) -> str:
     share = float(argument(node, 1, 0.5))
     if at.class_of_module(node) == StochasticDepth.__name__:
@@ -251,11 +294,12 @@ LEAVES = (
 
 POINTWISE = (
     "linear", "layer_norm", "relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "gelu",
-    "elu", "mish", "leaky_relu", "clamp", "clamp_min", "hardtanh", "dropout", "add", "sub", "mul", "div",
+    "elu", "mish", "leaky_relu", "clamp", "clamp_min", "hardtanh", "dropout", "add", "sub", "neg", "mul",
+    "div",
 )  # fmt: skip
 """Operators that work per channel and pixel, in any memory layout."""
 
-ANY_LAYOUT = (permute, reshape, transpose, same, _conv_along_channels)
+ANY_LAYOUT = (permute, reshape, select, transpose, unsqueeze, same, _conv_along_channels)
 """Readers that also take values in the LAYOUTS of aten_shapes."""
 
 Reader = Callable[["Importer", fx.Node], Any]
@@ -285,6 +329,7 @@ READERS.update(
         "instance_norm": _instance_norm,
         "add": add,
         "sub": subtract,
+        "neg": negate,
         "rsub": subtract_from,
         "mul": multiply,
         "div": divide,
@@ -293,11 +338,12 @@ READERS.update(
         "avg_pool2d": _avg_pool,
         "adaptive_avg_pool2d": _adaptive_avg_pool,
         "adaptive_max_pool2d": _adaptive_max_pool,
-        "amax": _max_over_image,
-        "mean": _mean,
+        "amax": _over_image("global_max_pool"),
+        "mean": _over_image("adaptive_avg_pool", size=[1, 1]),
         "pad": _pad,
         "constant_pad_nd": _pad,
         "upsample_nearest2d": _upsample,
+        "glu": _gated_linear_unit,
         "dropout": _dropout,
         "feature_dropout": _dropout,
         "flatten": reshape,
@@ -306,6 +352,7 @@ READERS.update(
         "squeeze": reshape,
         "expand": expand,
         "expand_as": expand,
+        "repeat": repeat,
         "select": select,
         "unsqueeze": unsqueeze,
         "transpose": transpose,

@@ -61,13 +61,23 @@ def add(at: Importer, node: fx.Node) -> str:
 
 
 def subtract(at: Importer, node: fx.Node) -> str:
-    """The difference of two images is the sum of the first one and the second one times −1."""
-    if not isinstance(node.args[1], fx.Node) or isinstance(at.values.get(node.args[1]), Constant):
+    """a − b, which is a + (−1)·b unless b is a number or a parameter."""
+    minuend, subtrahend = node.args[:2]
+    if not isinstance(subtrahend, fx.Node) or isinstance(at.values.get(subtrahend), Constant):
         return _arithmetic(at, node, "", "minus", lambda n: (1.0, -n))
     _check_plain(at, node)
-    minuend, subtrahend = _operands(at, node)
-    negative = at.add(node, "affine", subtrahend, factor=-1.0, offset=0.0)
-    return at.add(node, "add", minuend, negative)
+    if isinstance(minuend, fx.Node) and isinstance(at.values.get(minuend), Constant):
+        return _with_constant(at, node, "plus", 0, _times(at, node, at.value(node, 1), -1))
+    first, second = _operands(at, node)
+    return at.add(node, "add", first, _times(at, node, second, -1))
+
+
+def negate(at: Importer, node: fx.Node) -> str:
+    return _times(at, node, at.value(node, 0), -1)
+
+
+def _times(at: Importer, node: fx.Node, value: str, factor: float) -> str:
+    return at.add(node, "affine", value, factor=float(factor), offset=0.0)
 
 
 def multiply(at: Importer, node: fx.Node) -> str:
@@ -101,7 +111,7 @@ def _arithmetic(
         return at.add(node, "affine", at.value(node, 0), factor=factor, offset=offset)
     constants = [i for i in (0, 1) if isinstance(at.values.get(node.args[i]), Constant)]  # type: ignore[arg-type]
     if constants == [1] or (constants == [0] and of_values):
-        return _with_constant(at, node, with_constant, constants[0])
+        return _with_constant(at, node, with_constant, constants[0], at.value(node, 1 - constants[0]))
     if constants or not of_values:
         raise at.refused(node, f"{name} of these two isn't supported")
     return at.add(node, of_values, *_operands(at, node))
@@ -123,9 +133,11 @@ def _operands(at: Importer, node: fx.Node) -> list[str]:
     ]
 
 
-def _with_constant(at: Importer, node: fx.Node, operator: str, index: int) -> str:
-    """Arithmetic with a parameter that has one value per channel, or one value."""
-    constant, value = node.args[index], at.value(node, 1 - index)
+def _with_constant(at: Importer, node: fx.Node, operator: str, index: int, value: str) -> str:
+    """Arithmetic of `value` with the argument `index`, a parameter that has one value per channel, or one
+    value.
+    """
+    constant = node.args[index]
     shape = shape_of(constant)
     axis = 3 if at.has_channels_last(node.args[1 - index]) else 1
     aligned = [1] * (len(shape_of(node)) - len(shape)) + shape

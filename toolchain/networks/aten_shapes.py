@@ -34,15 +34,26 @@ class Row:
     value: str
 
 
-LAYOUTS = (ChannelsLast, Row)
-"""Other memory layouts of an image or a vector."""
-
-
 @dataclass(frozen=True)
 class Squeezed:
     """An image (N, C, 1, 1) that the program holds as (N, C, 1)."""
 
     value: str
+
+
+LAYOUTS = (ChannelsLast, Row, Squeezed)
+"""Other memory layouts of an image or a vector."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An image whose pixels are in one dimension, (N, C, H·W), or whose rows or columns were `reduced` by an
+    operator. The same over the dimensions `left` makes one value per channel.
+    """
+
+    value: str
+    left: int
+    reduced: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,8 @@ def reshape(at: Importer, node: fx.Node) -> Any:
         return _as_pixel(at, node, len(after))
     elif len(before) == 4 and len(after) == 2:
         return at.add(node, "flatten", at.value(node, 0), positions=int(before[2] * before[3]))
+    elif len(before) == 4 and len(after) == 3 and after[1:] == [before[1], before[2] * before[3]]:
+        return Pixels(at.value(node, 0), left=2)
     elif len(before) == 4 and len(after) == 5 and after[3:] == before[2:]:
         return View(at.value(node, 0), int(after[1]))
     raise at.refused(node, f"aten.{at.operator(node)} from {_told(before)} to {_told(after)} isn't supported")
@@ -124,6 +137,9 @@ def _as_pixel(at: Importer, node: fx.Node, dimensions: int) -> Any:
 def expand(at: Importer, node: fx.Node) -> Any:
     """`gate.expand_as(image)`, which arithmetic with the image does anyway."""
     before, after = shape_of(node.args[0]), shape_of(node)
+    found = at.values.get(node.args[0])  # type: ignore[arg-type]
+    if isinstance(found, Constant):
+        return found
     if after[1:] == before[1:]:
         return at.value(node, 0)
     if len(before) != 4 or before[2:] != [1, 1] or after[1] != before[1]:
@@ -131,6 +147,14 @@ def expand(at: Importer, node: fx.Node) -> Any:
             node, f"aten.{at.operator(node)} from {_told(before)} to {_told(after)} isn't supported"
         )
     return Expanded(at.value(node, 0))
+
+
+def repeat(at: Importer, node: fx.Node) -> Any:
+    """A buffer repeated, as the filter of every channel."""
+    found = at.values.get(node.args[0])  # type: ignore[arg-type]
+    if isinstance(found, Constant):
+        return found
+    raise at.refused(node, "aten.repeat isn't supported")
 
 
 def _told(shape: list[Any]) -> str:
@@ -156,20 +180,29 @@ def unsqueeze(at: Importer, node: fx.Node) -> Any:
 
 
 def transpose(at: Importer, node: fx.Node) -> Any:
-    found = at.values.get(node.args[0])  # type: ignore[arg-type]
     dimensions = len(shape_of(node))
-    if {int(axis) % dimensions for axis in node.args[1:]} == {1, 2}:  # type: ignore[arg-type]
-        if isinstance(found, View):
-            return View(found.value, found.groups, transposed=True)
-        if isinstance(found, Squeezed):
-            return Row(_as_pixel(at, node, 2))
-        if isinstance(found, Row):
-            return _as_pixel(at, node, 3)
-    raise at.refused(node, "aten.transpose isn't supported")
+    if {int(axis) % dimensions for axis in node.args[1:]} != {1, 2}:  # type: ignore[arg-type]
+        raise at.refused(node, "aten.transpose isn't supported")
+    return _swapped(at, node)
+
+
+def _swapped(at: Importer, node: fx.Node) -> Any:
+    """The first argument with its dimensions 1 and 2 swapped."""
+    found = at.values.get(node.args[0])  # type: ignore[arg-type]
+    if isinstance(found, View):
+        return View(found.value, found.groups, transposed=True)
+    if isinstance(found, Squeezed):
+        return Row(_as_pixel(at, node, 2))
+    if isinstance(found, Row):
+        return _as_pixel(at, node, 3)
+    raise at.refused(node, f"aten.{at.operator(node)} isn't supported")
 
 
 def permute(at: Importer, node: fx.Node) -> Any:
-    found, order = at.values.get(node.args[0]), [axis % 4 for axis in argument(node, 1, [])]  # type: ignore[arg-type]
+    found, dimensions = at.values.get(node.args[0]), len(shape_of(node))  # type: ignore[arg-type]
+    order = [axis % dimensions for axis in argument(node, 1, [])]
+    if order == [0, 2, 1]:
+        return _swapped(at, node)
     if isinstance(found, str) and order == [0, 2, 3, 1]:
         return ChannelsLast(found)
     if isinstance(found, ChannelsLast) and order == [0, 3, 1, 2]:

@@ -82,7 +82,9 @@ def takes_constants(graph: Graph, reader: Node) -> bool:
 
 
 def _pads_with_zeros(graph: Graph, node: Node) -> bool:
-    return _surrounds_with_zeros(node) or (node.operator in ("conv", "avg_pool") and pads(graph, node))
+    return _surrounds_with_zeros(node) or (
+        node.operator in ("conv", "fixed_filter", "avg_pool") and pads(graph, node)
+    )
 
 
 def pads(graph: Graph, node: Node) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.importing import from_module
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.pruning.surgery import prune_network
 from slimdeploy.toolchain.torchvision import import_torchvision
 
@@ -60,6 +61,55 @@ class _RowGate(nn.Module):
         return x * gate[:, :1, : x.shape[1]].reshape(len(x), -1, 1, 1).expand_as(x)
 
 
+class _GatedBy(nn.Module):
+    """One value per channel, pooled in any of the ways that people write, times the image."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.spelling = spelling
+
+    def extra_repr(self) -> str:
+        return self.spelling
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c = x.shape[:2]
+        return x * eval(self.spelling, {"x": x, "n": n, "c": c, "F": nn.functional}).view(n, c, 1, 1)
+
+
+SPELLINGS = (
+    "x.mean(-1).mean(-1)", "x.mean(3, keepdim=True).mean(2, keepdim=True)", "x.flatten(2).mean(2)",
+    "x.mean(2, keepdim=True).mean(3)", "x.view(n, c, -1).mean(-1, keepdim=True)", "x.amax(2).amax(-1)",
+    "x.flatten(2).amax(-1)", "F.adaptive_avg_pool2d(x, 1).squeeze(-1).sigmoid().squeeze(-1)",
+    "F.adaptive_avg_pool2d(x, 1).flatten(2).permute(0, 2, 1).permute(0, 2, 1)",
+    "-F.adaptive_max_pool2d(x, 1).view(n, c)",
+)  # fmt: skip
+
+
+class _Blur(nn.Module):
+    """A fixed filter: one kernel, expanded as in timm, or one for each channel, as in antialiased-cnns."""
+
+    def __init__(self, *, each: bool = False, bias: bool = False) -> None:
+        super().__init__()
+        kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
+        self.each, self.bias = each, torch.zeros(8) if bias else None
+        self.register_buffer(
+            "filt", kernel.repeat(8, 1, 1, 1) if each else kernel[None, None], persistent=each
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.filt if self.each else self.filt.expand(8, -1, -1, -1)
+        return nn.functional.conv2d(x, weight, self.bias, stride=2, padding=(1, 0), groups=8)
+
+
+class _Offset(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.rand(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([nn.functional.glu(self.offset - x, 1), x[:, :4]], 1)
+
+
 SHARED, RAMP = nn.Conv2d(8, 8, 1), torch.linspace(0, 1, 16)
 
 REFUSED = {
@@ -86,11 +136,18 @@ REFUSED = {
     "stretched": (_Net(nn.Upsample(24)), "middle: upsampling from 16×16 to 24×24 isn't a whole multiple"),
     "bilinear": (_Net(nn.Upsample(32, mode="bilinear")), "middle: aten.upsample_bilinear2d isn't supported"),
     "even taps": (_Net(_RowGate(4)), "middle.conv: conv1d is supported with one filter along the channels"),
+    "mean, then max": (
+        _Net(_Function(lambda x: x * x.mean(3).amax(2)[..., None, None])),
+        "amax over the axes",
+    ),
+    "one mean": (_Net(_Function(lambda x: x.mean(3)[..., None] * x)), "isn't supported"),
     "several filters": (_Net(_RowGate(3, 2)), "middle.conv: conv1d is supported with one filter"),
     "as a row": (
         _Net(_Function(lambda x: x.permute(0, 2, 3, 1).reshape(len(x), -1)[:, :8, None, None] * x)),
         "aten.reshape from N×16×16×8 to N×2048 isn't supported",
     ),
+    "biased blur": (_Net(_Blur(bias=True)), "a buffer as the weight is supported as one filter per channel"),
+    "tiled": (_Net(_Function(lambda x: x.repeat(1, 1, 2, 2))), "middle: aten.repeat isn't supported"),
     "branching": (_Net(_Branching()), "does its forward branch on the values"),
     "shared": (_Net(nn.Sequential(SHARED, nn.ReLU(), SHARED)), "is called twice: shared weights"),
     "two outputs": (_Function(lambda x: (x, x)), "the module returns 2 outputs"),
@@ -122,6 +179,7 @@ def test_what_cannot_be_said_is_refused(what: str, capfd: pytest.CaptureFixture[
         nn.ConstantPad2d((1, 0, 2, 0), 0.0),
         nn.ReflectionPad2d((1, 0, 2, 3)), nn.ReplicationPad2d(2), nn.GELU(approximate="tanh"),
         nn.Conv2d(8, 8, (2, 4), padding="same"), nn.Conv2d(8, 8, 3, padding=2, padding_mode="reflect"),
+        *map(_GatedBy, SPELLINGS), _Offset(), _Blur(), _Blur(each=True),
         _RowGate(), _RowGate(5), nn.Upsample(scale_factor=2),
         _Function(lambda x: x.permute(0, 2, 3, 1).contiguous().relu().clone().permute(0, 3, 1, 2)),
         nn.Sequential(nn.MaxPool2d(4), nn.Upsample((12, 16))),
@@ -175,6 +233,24 @@ def test_constants_pass_through_arithmetic_and_norms() -> None:
     images = torch.randn(3, 3, 16, 16)
     torch.testing.assert_close(pruned(images), network(images))
     assert folding.exact == ("fc",)
+
+
+def test_rounding_that_a_network_amplifies_is_told_from_another_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, forward = _Net(nn.ReLU()), GraphNetwork.forward
+
+    def rounded(network: GraphNetwork, images: Tensor) -> Tensor:
+        found = forward(network, images)
+        return found * (1 + 1e-3) if found.dtype == torch.float32 else found
+
+    monkeypatch.setattr(GraphNetwork, "forward", rounded)
+    assert from_module(module, size=16).relative_error == pytest.approx(1e-3, rel=0.1)
+    monkeypatch.setattr(
+        GraphNetwork, "forward", lambda network, images: forward(network, images) * (1 + 1e-3)
+    )
+    with pytest.raises(SlimdeployError, match=r"logits differ from the module's by 1\.0e-03"):
+        from_module(module, size=16)
 
 
 def test_a_stochastic_depth_with_two_names_is_taken_over_twice() -> None:
