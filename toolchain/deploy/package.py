@@ -61,7 +61,7 @@ def package(
         models: One file for each precision.
         output: The bundle to write; its name should end in `.slim.tar`.
         data: Source of the golden and evaluation images, as for `--data`. Default: the data that the network
-            was trained on.
+            was trained on; if that is unknown, noise.
         force: Replace `output` if it exists.
 
     Raises:

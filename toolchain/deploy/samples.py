@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.runtime.onnx_file import carried_info, read_onnx
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ def images_for(
 
     info = carried_info(model, read_onnx(model))
     if data is None and not any(entry.get("data") for entry in info.provenance):
+        log(
+            f"{model} doesn't say what data it was trained on: the golden images are noise, and the device "
+            "measures no accuracy; `data` gives images"
+        )
         return noise_images(model, golden, seed=seed)
     data = data or data_of(info, model)
     test = dataset_for(info, data, model).test

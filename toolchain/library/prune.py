@@ -97,9 +97,13 @@ def prune(
         **(provenance or {"data": None}),
     )
     if pruned.graph == graph and options.ratio != 0:
-        met = "it is as fast already" if options.latency_ms is not None else "it is as small already"
-        before = f"training has removed {removed:,} channels already" if removed else met
-        log(f"nothing left to prune: {before}")
+        if removed:
+            why = f"training has removed {removed:,} channels already"
+        elif options.ratio:
+            why = f"`ratio` {options.ratio:g} is less than one step of `align` {options.alignment} channels"
+        else:
+            why = "the network meets the target already"
+        log(f"nothing left to prune: {why}")
     return PruneResult(
         checkpoint=Checkpoint(pruned, info, ""),
         channels=channel_numbers(pruned.graph),

@@ -32,7 +32,7 @@ def _clip(at: Importer, node: fx.Node, low: Any, high: Any) -> str:
     if low == 0 and high in (None, 6):
         return at.add(node, "relu" if high is None else "relu6", at.value(node, 0))
     if not isinstance(low, int | float) or not isinstance(high, int | float):
-        raise at.refused(node, f"a clamp to {low} … {high} isn't supported")
+        raise at.refused(node, "a clamp with one limit is supported at 0 only, as ReLU")
     return at.add(node, "clip", at.value(node, 0), low=float(low), high=float(high))
 
 

@@ -135,16 +135,22 @@ def _logits(module: nn.Module, images: Tensor) -> Tensor:
         found = module(images)
     except Exception as error:  # whatever a foreign forward raises
         raise SlimdeployError(
-            f"the module doesn't accept images {tuple(images.shape)}: {_first_line(error)}"
+            f"the module doesn't accept images {tuple(images.shape)}, with 3 channels: {_first_line(error)}"
         ) from error
     if not isinstance(found, Tensor):
         if isinstance(found, dict):
-            given = f"a dict ({', '.join(map(str, found))})"
+            given = f"dict ({', '.join(map(str, found))})"
         else:
-            given = f"{len(found)} outputs" if isinstance(found, tuple | list) else type(found).__name__
-        raise SlimdeployError(f"the module returns {given}; expected one tensor of logits")
+            given = type(found).__name__
+            given += f" of {len(found)} outputs" if isinstance(found, tuple | list) else ""
+        raise SlimdeployError(
+            f"the module returns a {given}; expected one tensor of logits: wrap it in a module that returns "
+            "only these"
+        )
     if found.dim() != 2:
         raise SlimdeployError(f"the module returns {tuple(found.shape)}; expected (N, classes) logits")
+    if found.shape[1] < 2:
+        raise SlimdeployError("the module returns one value per image; expected a logit for each class")
     return found
 
 
@@ -315,7 +321,7 @@ class Importer:
         """Add a node with a unique name; returns the name."""
         wanted = name or self._free_name(node, operator)
         if wanted in self.used:
-            raise self.refused(node, f"{wanted} is called twice: shared weights aren't supported")
+            raise SlimdeployError(f"{wanted} is called twice: shared weights aren't supported")
         self.used.add(wanted)
         self.nodes.append(Node(wanted, operator, inputs, attributes))
         return wanted

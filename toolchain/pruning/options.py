@@ -31,7 +31,7 @@ def parse_alignment(text: str) -> int | None:
 
 
 AMOUNT = Form(parse_amount, "a number such as 3.94M", "AMOUNT")
-ALIGNMENT = Form(parse_alignment, "auto or a whole number such as 1, 8, 16 or 32", "auto|N")
+ALIGNMENT = Form(parse_alignment, "auto or a whole number from 1, such as 8, 16 or 32", "auto|N")
 BUDGETS = ("ratio", "params", "macs", "latency_ms")
 """The possible targets of a pruning."""
 

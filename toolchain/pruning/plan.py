@@ -86,23 +86,35 @@ def choose_channels(graph: Graph, scores: Scores, options: PruneOptions, budget:
     try:
         return everything | select(scores, costs, budget.limit, rules, unit=budget.unit)
     except SlimdeployError as error:
-        why = _what_rounds(rules, options, scored) or _what_holds(graph, options, groups, scored)
+        why = _what_rounds(rules, options, scored)
+        if not why:
+            why = _default_alignment(rules, options, scored) + _what_holds(graph, options, groups, scored)
         raise SlimdeployError(f"{error.message}{why}") from error
 
 
 def _what_rounds(rules: Rules, options: PruneOptions, scored: list[ChannelGroup]) -> str:
     """The given options without which the narrowest layers would be narrower."""
+    usual = PruneOptions.min_channels
+    found = []
+    if options.min_channels > usual and _narrower(replace(rules, min_channels=usual), rules, scored):
+        found.append(f"`min_channels` below {options.min_channels}")
+    if options.align is not None and _narrower(replace(rules, align=1), rules, scored):
+        found.append(f"`align` below {options.align}")
+    return f"; {' and '.join(found)} allows narrower layers" if found else ""
 
+
+def _default_alignment(rules: Rules, options: PruneOptions, scored: list[ChannelGroup]) -> str:
+    """The same for the alignment that the target sets, which may matter less than what holds channels."""
+    if not _narrower(replace(rules, align=1), rules, scored):
+        return ""
+    return f"; `align` below {rules.align}, the default for `target` {options.target}, allows narrower layers"
+
+
+def _narrower(other: Rules, rules: Rules, scored: list[ChannelGroup]) -> bool:
     def narrowest(rules: Rules) -> int:
         return sum(rules.widths_below(group.name, group.width)[-1] for group in scored)
 
-    usual = PruneOptions.min_channels
-    found = []
-    if options.min_channels > usual and narrowest(replace(rules, min_channels=usual)) < narrowest(rules):
-        found.append(f"`min_channels` below {options.min_channels}")
-    if options.align is not None and narrowest(replace(rules, align=1)) < narrowest(rules):
-        found.append(f"`align` below {options.align}")
-    return f"; {' and '.join(found)} allows narrower layers" if found else ""
+    return narrowest(other) < narrowest(rules)
 
 
 def _what_holds(
@@ -114,7 +126,7 @@ def _what_holds(
     tied = [group for group in channel_groups(graph, residual="couple") if group.residual]
     if options.residual == "keep" and tied:
         layers = _some(list(max(tied, key=lambda group: len(group.producers)).producers))
-        return f"; `residual` keep excludes residual sums ({layers}, …): `residual` couple prunes them"
+        return f"; `residual` keep excludes residual sums ({layers}): `residual` couple prunes them"
     return ""
 
 

@@ -51,9 +51,9 @@ def short_run(options: TrainOptions, images: int) -> str | None:
     sizes = [size for size in (64, 32, 16) if size < batch and images // size * options.epochs >= FEW_STEPS]
     advice = f"`epochs` {-(-FEW_STEPS // (images // batch))}"
     if sizes:
-        advice = f"`batch_size` {sizes[0]} makes {images // sizes[0] * options.epochs} of them, or {advice}"
-    plural = "s" if steps > 1 else ""
-    return f"only {steps} step{plural}, which is too few for a fresh network (`lr` {options.lr:g}): {advice}"
+        advice = f"`batch_size` {sizes[0]} ({images // sizes[0] * options.epochs} steps) or {advice}"
+    few = f"{steps} steps are" if steps > 1 else "1 step is"
+    return f"warning: {few} too few for a new network at `lr` {options.lr:g}: use {advice}"
 
 
 def small_crop(options: TrainOptions, size: int) -> str | None:

@@ -166,7 +166,11 @@ def test_auto_alignment_comes_from_the_target() -> None:
         ({"min_channels": 9999}, "; min_channels below 9999 allows narrower layers$"),
         ({"align": 4096}, "; align below 4096 allows narrower layers$"),
         ({}, "residual keep excludes residual sums"),
-        ({"residual": "couple"}, "prunable channels$"),
+        (
+            {"residual": "couple", "target": "tensorrt-int8"},
+            "; align below 32, the default for target tensorrt-int8,",
+        ),
+        ({"residual": "couple"}, "; align below 8, the default for target cpu, allows narrower layers$"),
     ],
 )
 def test_an_impossible_budget_names_the_option_that_binds(options: dict[str, Any], why: str) -> None:

@@ -93,9 +93,9 @@ def test_automatic_precision_goes_by_the_hardware(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("options", "images", "message"),
     [
-        ({"epochs": 8}, 1300, "only 80 steps, which is too few for a fresh network (`lr` 0.1): "
-                              "`batch_size` 32 makes 320 of them, or `epochs` 20"),
-        ({"epochs": 1}, 60, "only 1 step, which is too few for a fresh network (`lr` 0.1): `epochs` 200"),
+        ({"epochs": 8}, 1300, "warning: 80 steps are too few for a new network at `lr` 0.1: "
+                              "use `batch_size` 32 (320 steps) or `epochs` 20"),
+        ({"epochs": 1}, 60, "warning: 1 step is too few for a new network at `lr` 0.1: use `epochs` 200"),
         ({"epochs": 20}, 1300, None),
         ({"epochs": 0}, 1300, None),
     ],
