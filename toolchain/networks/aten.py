@@ -61,40 +61,45 @@ def _conv(at: Importer, node: fx.Node) -> str:
     if isinstance(filters := at.values.get(weight), Constant) and not at.is_trained(filters.name):  # type: ignore[arg-type]
         return _fixed_filter(at, node, filters.name)
     out, per_group, *kernel = shape_of(weight)
-    stride, padding = _pair(argument(node, 3, 1)), argument(node, 4, 0)
-    dilation, groups = _pair(argument(node, 5, 1)), int(argument(node, 6, 1))
-    images = at.value(node, 0)
+    stride, groups = _pair(argument(node, 3, 1)), int(argument(node, 6, 1))
+    images, padding, dilation = _padded(at, node, kernel)
+    bias = argument(node, 2, None) is not None
+    channels = {"in": per_group * groups, "out": out}
+    return at.add(
+        node, "conv", images, name=at.module_of(node, 1), **channels, kernel=list(kernel),
+        stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias,
+    )  # fmt: skip
+
+
+def _padded(at: Importer, node: fx.Node, kernel: list[int]) -> tuple[str, list[int], list[int]]:
+    """The images of a convolution, its padding and its dilation. "same" adds a `pad` if the sides differ."""
+    images, padding, dilation = at.value(node, 0), argument(node, 4, 0), _pair(argument(node, 5, 1))
     if padding == "valid":
-        padding = [0, 0]
+        padding = 0
     elif padding == "same":
         missing = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         padding = [m // 2 for m in missing]
         below, right = (m % 2 for m in missing)
         if below or right:
             images = at.add(node, "pad", images, margins=[0, right, 0, below])
-    bias = argument(node, 2, None) is not None
-    channels = {"in": per_group * groups, "out": out}
-    return at.add(
-        node, "conv", images, name=at.module_of(node, 1), **channels, kernel=list(kernel),
-        stride=stride, padding=_pair(padding), dilation=dilation, groups=groups, bias=bias,
-    )  # fmt: skip
+    return images, _pair(padding), dilation
 
 
 def _fixed_filter(at: Importer, node: fx.Node, name: str) -> str:
     """A depthwise convolution with a buffer, possibly expanded or repeated for all channels."""
     out, per_group, *kernel = shape_of(node.args[1])
-    stride, padding, dilation = (_pair(argument(node, i, default)) for i, default in ((3, 1), (4, 0), (5, 1)))
     channels, shape = int(shape_of(node.args[0])[1]), list(at.tensor(name).shape)
     each, values = math.prod(kernel), math.prod(shape)
     alike = values == each or (values == each * channels and shape[0] == channels)
     bias = argument(node, 2, None) is not None
     if (out, per_group, argument(node, 6, 1)) != (channels, 1, channels) or bias or not alike:
         raise at.refused(node, "a buffer as the weight is supported as one filter per channel, without bias")
+    images, padding, dilation = _padded(at, node, kernel)
     if dilation != [1, 1]:
         raise at.refused(node, "a dilated convolution with a buffer isn't supported")
     return at.add(
-        node, "fixed_filter", at.value(node, 0), name=name, shape=shape, kernel=list(kernel), stride=stride,
-        padding=padding,
+        node, "fixed_filter", images, name=name, shape=shape, kernel=list(kernel),
+        stride=_pair(argument(node, 3, 1)), padding=padding,
     )  # fmt: skip
 
 

@@ -101,6 +101,18 @@ class _Blur(nn.Module):
         return nn.functional.conv2d(x, weight, self.bias, stride=2, padding=(1, 0), groups=8)
 
 
+class _Smooth(nn.Module):
+    """A fixed filter with padding by name."""
+
+    def __init__(self, padding: str, rows: int = 3) -> None:
+        super().__init__()
+        self.padding = padding
+        self.register_buffer("filt", torch.rand(8, 1, rows, 3, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.filt, padding=self.padding, groups=8)
+
+
 class _Offset(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -180,6 +192,7 @@ def test_what_cannot_be_said_is_refused(what: str, capfd: pytest.CaptureFixture[
         nn.ReflectionPad2d((1, 0, 2, 3)), nn.ReplicationPad2d(2), nn.GELU(approximate="tanh"),
         nn.Conv2d(8, 8, (2, 4), padding="same"), nn.Conv2d(8, 8, 3, padding=2, padding_mode="reflect"),
         *map(_GatedBy, SPELLINGS), _Offset(), _Blur(), _Blur(each=True),
+        _Smooth("same"), _Smooth("same", 4), _Smooth("valid"),
         _RowGate(), _RowGate(5), nn.Upsample(scale_factor=2),
         _Function(lambda x: x.permute(0, 2, 3, 1).contiguous().relu().clone().permute(0, 3, 1, 2)),
         nn.Sequential(nn.MaxPool2d(4), nn.Upsample((12, 16))),
