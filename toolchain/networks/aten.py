@@ -66,7 +66,7 @@ def _conv(at: Importer, node: fx.Node) -> str:
     bias = argument(node, 2, None) is not None
     channels = {"in": per_group * groups, "out": out}
     return at.add(
-        node, "conv", images, name=at.module_of(node, 1), **channels, kernel=list(kernel),
+        node, "conv", images, name=at.module_of(node, weight=1, bias=2), **channels, kernel=list(kernel),
         stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias,
     )  # fmt: skip
 
@@ -112,16 +112,19 @@ def _conv_along_channels(at: Importer, node: fx.Node) -> Row:
     if not row or not kept or stride not in (1, [1]) or dilation not in (1, [1]):
         raise at.refused(node, "conv1d is supported with one filter along the channels only")
     bias = argument(node, 2, None) is not None
-    name = at.module_of(node, 1)
+    name = at.module_of(node, weight=1, bias=2)
     return Row(at.add(node, "channel_conv", at.value(node, 0), name=name, taps=int(taps), bias=bias))
 
 
 def _batch_norm(at: Importer, node: fx.Node) -> str:
     if argument(node, 3, None) is None:
         raise at.refused(node, "batch_norm with track_running_stats=False isn't supported")
+    if (argument(node, 1, None) is None) != (argument(node, 2, None) is None):
+        raise at.refused(node, "batch_norm with a weight and no bias isn't supported")
+    name = at.module_of(node, weight=1, bias=2, running_mean=3, running_var=4)
     vector = {"vector": True} if len(shape_of(node)) == 2 else {}
     return at.add(
-        node, "batchnorm", at.value(node, 0), name=at.module_of(node, 3, "running_mean"),
+        node, "batchnorm", at.value(node, 0), name=name,
         channels=shape_of(node.args[3])[0], eps=float(argument(node, 7, 1e-5)),
         momentum=_momentum(node), affine=argument(node, 1, None) is not None, **vector,
     )  # fmt: skip
@@ -142,7 +145,7 @@ def _linear(at: Importer, node: fx.Node) -> str:
     parts = {"in": count, "out": out, "bias": argument(node, 2, None) is not None}
     if pixels:
         parts["pixels"] = True
-    return at.add(node, "linear", at.value(node, 0), name=at.module_of(node, 1), **parts)
+    return at.add(node, "linear", at.value(node, 0), name=at.module_of(node, weight=1, bias=2), **parts)
 
 
 def _layer_norm(at: Importer, node: fx.Node) -> str:
@@ -169,7 +172,7 @@ def _norm(at: Importer, node: fx.Node, operator: str, weight: int, *, eps: float
     if affine != (argument(node, weight + 1, None) is not None):
         raise at.refused(node, f"{operator} with a weight and no bias isn't supported")
     channels = at.channels(node)
-    name = at.module_of(node, weight) if affine else ""
+    name = at.module_of(node, weight=weight, bias=weight + 1) if affine else ""
     return at.add(
         node,
         operator,

@@ -38,7 +38,7 @@ def _clip(at: Importer, node: fx.Node, low: Any, high: Any) -> str:
 
 def prelu(at: Importer, node: fx.Node) -> str:
     slopes = int(shape_of(node.args[1])[0])
-    return at.add(node, "prelu", at.value(node, 0), name=at.module_of(node, 1), slopes=slopes)
+    return at.add(node, "prelu", at.value(node, 0), name=at.module_of(node, weight=1), slopes=slopes)
 
 
 def elu(at: Importer, node: fx.Node) -> str:

@@ -369,10 +369,19 @@ class Importer:
     def is_trained(self, name: str) -> bool:
         return name in self._trained
 
-    def module_of(self, node: fx.Node, index: int, part: str = "weight") -> str:
-        """The module that owns the tensor given as argument `index`."""
-        argument = node.args[index]
-        name = self.tensors.get(argument.name, "") if isinstance(argument, fx.Node) else ""
-        if not name.endswith(f".{part}"):
-            raise self.refused(node, f"{node.target} without a parameter of its own called {part}")
-        return name.removesuffix(f".{part}")
+    def module_of(self, node: fx.Node, **parts: int) -> str:
+        """The module that owns the tensors given as arguments: name of each in the module -> its index.
+        Arguments that are omitted or None don't count.
+        """
+        owners = set()
+        for part, index in parts.items():
+            argument = node.args[index] if len(node.args) > index else None
+            if argument is None:
+                continue
+            name = self.tensors.get(argument.name, "") if isinstance(argument, fx.Node) else ""
+            if not name.endswith(f".{part}"):
+                raise self.refused(node, f"{node.target} without a parameter of its own called {part}")
+            owners.add(name.removesuffix(f".{part}"))
+        if len(owners) != 1:
+            raise self.refused(node, f"{node.target} with parameters of several modules isn't supported")
+        return str(owners.pop())

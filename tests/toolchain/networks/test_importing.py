@@ -113,6 +113,17 @@ class _Smooth(nn.Module):
         return nn.functional.conv2d(x, self.filt, padding=self.padding, groups=8)
 
 
+class _Borrowing(nn.Module):
+    """A layer called with a tensor that isn't the layer's own."""
+
+    def __init__(self, layer: nn.Module, call: str) -> None:
+        super().__init__()
+        self.layer, self.call, self.extra = layer, call, nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return eval(self.call, {"x": x, "layer": self.layer, "extra": self.extra, "F": nn.functional})
+
+
 class _Offset(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -160,6 +171,36 @@ REFUSED = {
     ),
     "biased blur": (_Net(_Blur(bias=True)), "a buffer as the weight is supported as one filter per channel"),
     "tiled": (_Net(_Function(lambda x: x.repeat(1, 1, 2, 2))), "middle: aten.repeat isn't supported"),
+    "another bias": (
+        _Net(_Borrowing(nn.Conv2d(8, 8, 1, bias=False), "F.conv2d(x, layer.weight, extra)")),
+        "middle: aten.conv2d.default without a parameter of its own called bias",
+    ),
+    "another γ": (
+        _Net(
+            _Borrowing(
+                nn.BatchNorm2d(8, affine=False),
+                "F.batch_norm(x, layer.running_mean, layer.running_var, extra, extra)",
+            )
+        ),
+        "middle: aten.batch_norm.default without a parameter of its own called weight",
+    ),
+    "another module's bias": (
+        _Net(
+            _Borrowing(
+                nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)]),
+                "x * F.linear(x.mean((2, 3)), layer[0].weight, layer[1].bias)[:, :, None, None]",
+            )
+        ),
+        "middle: aten.linear.default with parameters of several modules",
+    ),
+    "no β": (
+        _Net(
+            _Borrowing(
+                nn.BatchNorm2d(8), "F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight)"
+            )
+        ),
+        "middle: batch_norm with a weight and no bias isn't supported",
+    ),
     "branching": (_Net(_Branching()), "does its forward branch on the values"),
     "shared": (_Net(nn.Sequential(SHARED, nn.ReLU(), SHARED)), "is called twice: shared weights"),
     "two outputs": (_Function(lambda x: (x, x)), "the module returns a tuple of 2 outputs"),
