@@ -57,7 +57,7 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom") -> Import
 
     `arch` becomes the network's name. Raises SlimdeployError for a module that can't be traced or takes
     another input, for unsupported operators, for weights that are not finite float32, and if the logits
-    differ.
+    differ, also with other values of parameters that are all equal, such as a γ of 0.
     A softmax or log-softmax at the end is removed.
     """
     _check_parts(module)
@@ -66,13 +66,23 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom") -> Import
     try:
         module.eval()
         images = torch.randn(2, IMAGE_CHANNELS, size, size, generator=torch.Generator().manual_seed(0))
-        expected = _logits(module, images)
+        if not _logits(module, images).isfinite().all():
+            raise SlimdeployError(
+                "the module's logits are not finite on random images: are its weights intact?"
+            )
         importer = Importer(_traced(module, images), arch)
         with torch.random.fork_rng(devices=()):  # its random weights are replaced
             network = GraphNetwork(importer.graph()).eval()
-        tensors = {**importer.program.constants, **module.state_dict()}
-        network.load_state_dict({name: tensors[name] for name in network.state_dict()})
-        return Imported(network, _difference(module, expected, network, images, importer.behind))
+
+        def difference() -> float:
+            tensors = {**importer.program.constants, **module.state_dict()}
+            network.load_state_dict({name: tensors[name] for name in network.state_dict()})
+            return _difference(module, network, images, importer.behind)
+
+        with _varied(module):
+            if _logits(module, images).isfinite().all():
+                difference()
+        return Imported(network, difference())
     except NotImplementedError as error:  # of eval()
         raise SlimdeployError(
             "the module was exported by torch.export: give the nn.Module that it was made from"
@@ -198,17 +208,31 @@ def _traced(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
         ) from error
 
 
+@contextlib.contextmanager
+def _varied(module: nn.Module) -> Iterator[None]:
+    """Replace parameters whose values are all equal, as before training, by random ones: a branch that is
+    scaled by 0 (the last γ of a block) or 1e-6 (ConvNeXt's layer scale) would not be compared.
+    """
+    random = torch.Generator().manual_seed(0)
+    found = [
+        (p, p.data)
+        for p in module.parameters()
+        if p.is_floating_point() and p.numel() and bool((p == p.flatten()[0]).all())
+    ]
+    try:
+        for parameter, values in found:
+            parameter.data = torch.empty_like(values).uniform_(0.5, 1.5, generator=random)
+        yield
+    finally:
+        for parameter, values in found:
+            parameter.data = values
+
+
 @torch.no_grad()
 def _difference(
-    module: nn.Module,
-    expected: Tensor,
-    network: GraphNetwork,
-    images: Tensor,
-    behind: Callable[..., Tensor] | None,
+    module: nn.Module, network: GraphNetwork, images: Tensor, behind: Callable[..., Tensor] | None
 ) -> float:
-    if not expected.isfinite().all():
-        raise SlimdeployError("the module's logits are not finite on random images: are its weights intact?")
-    error = _relative_error(expected, network, images, behind)
+    error = _relative_error(_logits(module, images), network, images, behind)
     if not error <= TOLERANCE and not _same_in_float64(module, network, images, behind):
         raise SlimdeployError(f"the imported network's logits differ from the module's by {error:.1e}")
     return error

@@ -307,6 +307,32 @@ def test_rounding_that_a_network_amplifies_is_told_from_another_function(
         from_module(module, size=16)
 
 
+@pytest.mark.parametrize("gamma", [0, 1e-6])
+@pytest.mark.parametrize("same", [True, False])
+def test_a_branch_that_is_scaled_by_almost_nothing_is_compared(gamma: float, same: bool) -> None:
+    """Repeating one pixel before a padded convolution isn't taken over: only the logits tell it."""
+
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+            nn.init.constant_(self.norm.weight, gamma)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate = x.mean((2, 3), True).expand_as(x) * (x if same else x.amax((2, 3), True))
+            return x + self.norm(self.conv(gate))
+
+    module = _Net(Branch())
+    weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    if same:
+        network = from_module(module, size=16).network
+        assert torch.all(network.get_submodule("middle.norm").weight == gamma)  # type: ignore[arg-type]
+    else:
+        with pytest.raises(SlimdeployError, match="logits differ"):
+            from_module(module, size=16)
+    torch.testing.assert_close(module.state_dict(), weights, rtol=0, atol=0)
+
+
 def test_a_stochastic_depth_with_two_names_is_taken_over_twice() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
