@@ -97,7 +97,7 @@ def test_fine_tuning_is_like_training_where_the_recipe_does_not_say(tmp_path: Pa
         ("[data]\nname = 'digits'\n[prune]\nparams = '3X'",
          "prune.params must be a number such as 3.94M, not '3X'"),
         ("[data]\nname = 'digits'\n[prune]\nmacs = 'nan'", "prune.macs must be a finite number, not nan"),
-        (MINIMAL + "align = 'automatic'", "prune.align must be auto or a whole number such as "),
+        (MINIMAL + "align = 'automatic'", "prune.align must be auto or a whole number from 1, such as "),
     ],
 )  # fmt: skip
 def test_every_mistake_is_named_by_its_key(tmp_path: Path, text: str, message: str) -> None:

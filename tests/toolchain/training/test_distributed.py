@@ -133,7 +133,7 @@ def test_a_killed_process_ends_the_run_with_one_line_and_another_number_goes_on(
     lines = [
         line
         for line in processes[1 - killed].err.splitlines()
-        if not line.startswith(("epoch ", "preprocessing: ", "only "))
+        if not line.startswith(("epoch ", "preprocessing: ", "warning: "))
     ]
     assert lines == [
         "slimdeploy: another process of the run ended, or torchrun was stopped: the same command with "
@@ -153,7 +153,7 @@ def _one_error(processes: list[Forked]) -> str:
     assert 2 in codes
     assert codes <= {1, 2}, "1 where one of the others ended first"
     lines = "".join(process.err for process in processes).splitlines()
-    (line,) = (line for line in lines if not line.startswith(("preprocessing: ", "only ")))
+    (line,) = (line for line in lines if not line.startswith(("preprocessing: ", "warning: ")))
     return line.removeprefix("slimdeploy: ")
 
 
