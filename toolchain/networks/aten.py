@@ -48,7 +48,7 @@ from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDept
 from slimdeploy.toolchain.registry import Registry
 
 if TYPE_CHECKING:
-    from slimdeploy.toolchain.networks.importing import Importer
+    from slimdeploy.toolchain.networks.importer import Importer
 
 
 def _pair(value: Any) -> list[int]:

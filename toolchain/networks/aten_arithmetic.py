@@ -10,7 +10,7 @@ from torch import fx
 from slimdeploy.toolchain.networks.aten_shapes import Constant, Expanded, argument, shape_of
 
 if TYPE_CHECKING:
-    from slimdeploy.toolchain.networks.importing import Importer
+    from slimdeploy.toolchain.networks.importer import Importer
 
 
 def activation(operator: str) -> Callable[[Importer, fx.Node], str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 if TYPE_CHECKING:
-    from slimdeploy.toolchain.networks.importing import Importer
+    from slimdeploy.toolchain.networks.importer import Importer
 
 
 @dataclass(frozen=True)

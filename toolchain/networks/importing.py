@@ -9,11 +9,10 @@ import copy
 import io
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
@@ -21,17 +20,11 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.aten import ANY_LAYOUT, LEAVES, POINTWISE, READERS
-from slimdeploy.toolchain.networks.aten_shapes import LAYOUTS, ChannelsLast, Constant
-from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph, Node, needed_for
+from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS
+from slimdeploy.toolchain.networks.importer import Importer
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
 
-SOFTMAX = {
-    "softmax": torch.softmax,
-    "log_softmax": torch.log_softmax,
-}
-"""ATen operators that may follow the logits; they are removed, since a classifier returns logits."""
 WEIGHT_HOOKS: dict[type, str] = {
     WeightNorm: "remove_weight_norm",
     SpectralNorm: "remove_spectral_norm",
@@ -66,7 +59,8 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom") -> Import
     try:
         module.eval()
         images = torch.randn(2, IMAGE_CHANNELS, size, size, generator=torch.Generator().manual_seed(0))
-        if not _logits(module, images).isfinite().all():
+        expected = _logits(module, images)
+        if not expected.isfinite().all():
             raise SlimdeployError(
                 "the module's logits are not finite on random images: are its weights intact?"
             )
@@ -74,15 +68,16 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom") -> Import
         with torch.random.fork_rng(devices=()):  # its random weights are replaced
             network = GraphNetwork(importer.graph()).eval()
 
-        def difference() -> float:
+        def difference(expected: Tensor) -> float:
             tensors = {**importer.program.constants, **module.state_dict()}
             network.load_state_dict({name: tensors[name] for name in network.state_dict()})
-            return _difference(module, network, images, importer.behind)
+            return _difference(module, expected, network, images, importer.behind)
 
         with _varied(module):
-            if _logits(module, images).isfinite().all():
-                difference()
-        return Imported(network, difference())
+            varied = _logits(module, images)
+            if varied.isfinite().all():
+                difference(varied)
+        return Imported(network, difference(expected))
     except NotImplementedError as error:  # of eval()
         raise SlimdeployError(
             "the module was exported by torch.export: give the nn.Module that it was made from"
@@ -230,9 +225,13 @@ def _varied(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _difference(
-    module: nn.Module, network: GraphNetwork, images: Tensor, behind: Callable[..., Tensor] | None
+    module: nn.Module,
+    expected: Tensor,
+    network: GraphNetwork,
+    images: Tensor,
+    behind: Callable[..., Tensor] | None,
 ) -> float:
-    error = _relative_error(_logits(module, images), network, images, behind)
+    error = _relative_error(expected, network, images, behind)
     if not error <= TOLERANCE and not _same_in_float64(module, network, images, behind):
         raise SlimdeployError(f"the imported network's logits differ from the module's by {error:.1e}")
     return error
@@ -261,151 +260,3 @@ def _same_in_float64(
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-@dataclass
-class Importer:
-    """Walks through a traced program and converts each operator to a node."""
-
-    program: torch.export.ExportedProgram
-    arch: str
-    nodes: list[Node] = field(default_factory=list)
-    values: dict[fx.Node, Any] = field(default_factory=dict)
-    """Node of the program -> its value: a name, several names, or a class of aten_shapes."""
-    behind: Callable[..., Tensor] | None = None
-    """The softmax or log-softmax after the logits."""
-
-    def __post_init__(self) -> None:
-        signature = self.program.graph_signature
-        self.tensors = {
-            **signature.inputs_to_parameters,
-            **signature.inputs_to_buffers,
-            **signature.inputs_to_lifted_tensor_constants,
-        }
-        self._trained = set(signature.inputs_to_parameters.values())
-        self.used: set[str] = set()
-
-    def graph(self) -> Graph:
-        output = next(node for node in self.program.graph.nodes if node.op == "output").args[0][0]
-        logits = self._logits(output)
-        for node in self.program.graph.nodes:
-            if node.op == "placeholder":
-                self.values[node] = Constant(self.tensors[node.name]) if node.name in self.tensors else INPUT
-            elif node.op == "call_function" and not (node is output and self.behind):
-                self._call(node)
-        wanted = self.values[logits]
-        if not isinstance(wanted, str):
-            raise SlimdeployError("the module's output isn't computed from the images")
-        return Graph(needed_for(wanted, self.nodes), {"arch": self.arch})
-
-    def _logits(self, output: fx.Node) -> fx.Node:
-        """The input of the final softmax, if there is one."""
-        function = SOFTMAX.get(self.operator(output))
-        if function is None or len(output.args) < 2 or output.args[1] not in (1, -1):
-            return output
-        self.behind, logits = function, output.args[0]
-        assert isinstance(logits, fx.Node)
-        return logits
-
-    def _call(self, node: fx.Node) -> None:
-        if not isinstance(node.meta.get("val"), Tensor | list | tuple):
-            return  # arithmetic on sizes and checks, not on pixels
-        name = self.operator(node)
-        reader = READERS.get(name)
-        if reader is None:
-            raise self.refused(node, f"aten.{name} isn't supported")
-        inputs = [self.values.get(argument) for argument in node.all_input_nodes]
-        kinds = {type(value) for value in inputs if not isinstance(value, Constant)}
-        layout = next((one for one in LAYOUTS if one in kinds), None)
-        if layout is None or reader in ANY_LAYOUT:
-            self.values[node] = reader(self, node)
-        elif kinds == {layout} and name in POINTWISE:
-            self.values[node] = layout(str(reader(self, node)))
-        else:
-            raise self.refused(node, f"aten.{name} isn't supported where the channels come last")
-
-    def operator(self, node: fx.Node) -> str:
-        """The ATen operator of a call, without namespace, overload and surrounding underscores."""
-        return str(getattr(node.target, "__name__", node.target)).partition(".")[0].strip("_")
-
-    def refused(self, node: fx.Node, why: str) -> SlimdeployError:
-        """The error for `node`, with the path of its module."""
-        return SlimdeployError(f"{self._path(node) or 'the module'}: {why}")
-
-    def class_of_module(self, node: fx.Node) -> str:
-        """The class name of the module whose forward calls `node`."""
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
-        return str(stack[-1][1]).rpartition(".")[2] if stack else ""
-
-    def _path(self, node: fx.Node) -> str:
-        stack = node.meta.get("nn_module_stack") or {}
-        return str(list(stack.values())[-1][0]) if stack else ""
-
-    def add(self, node: fx.Node, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """Add a node with a unique name; returns the name."""
-        wanted = name or self._free_name(node, operator)
-        if wanted in self.used:
-            raise SlimdeployError(f"{wanted} is called twice: shared weights aren't supported")
-        self.used.add(wanted)
-        self.nodes.append(Node(wanted, operator, inputs, attributes))
-        return wanted
-
-    def _free_name(self, node: fx.Node, operator: str) -> str:
-        path, own = self._path(node), self.class_of_module(node).lower().replace("2d", "")
-        base = path if path and own in LEAVES else f"{path}.{operator}" if path else operator
-        number = 1
-        while (f"{base}.{number}" if number > 1 else base) in self.used:
-            number += 1
-        return f"{base}.{number}" if number > 1 else base
-
-    def value(self, node: fx.Node, index: int) -> str:
-        """The value named by argument `index`."""
-        argument = node.args[index]
-        found = self.values.get(argument) if isinstance(argument, fx.Node) else None
-        if isinstance(found, Constant):
-            raise self.refused(node, f"{node.target} of the parameter {found.name} isn't supported")
-        if isinstance(found, LAYOUTS):
-            return found.value
-        if not isinstance(found, str):
-            raise self.refused(node, f"{node.target} of something that isn't an image or a vector")
-        return found
-
-    def channels(self, node: fx.Node) -> int:
-        """Number of channels of `node`, which equals that of its first argument."""
-        return int(node.meta["val"].shape[-1 if self.has_channels_last(node.args[0]) else 1])
-
-    def has_channels_last(self, argument: Any) -> bool:
-        """Whether `argument` of a call is an image in the layout (N, H, W, C)."""
-        return isinstance(self.values.get(argument), ChannelsLast)
-
-    def constant(self, argument: Any) -> str:
-        """The name of the parameter, buffer or constant given as `argument`."""
-        found = self.values[argument]
-        assert isinstance(found, Constant)
-        return found.name
-
-    def tensor(self, name: str) -> Tensor:
-        """The values of a parameter, buffer or constant."""
-        found = {**self.program.constants, **self.program.state_dict}[name]
-        assert isinstance(found, Tensor)
-        return found
-
-    def is_trained(self, name: str) -> bool:
-        return name in self._trained
-
-    def module_of(self, node: fx.Node, **parts: int) -> str:
-        """The module that owns the tensors given as arguments: name of each in the module -> its index.
-        Arguments that are omitted or None don't count.
-        """
-        owners = set()
-        for part, index in parts.items():
-            argument = node.args[index] if len(node.args) > index else None
-            if argument is None:
-                continue
-            name = self.tensors.get(argument.name, "") if isinstance(argument, fx.Node) else ""
-            if not name.endswith(f".{part}"):
-                raise self.refused(node, f"{node.target} without a parameter of its own called {part}")
-            owners.add(name.removesuffix(f".{part}"))
-        if len(owners) != 1:
-            raise self.refused(node, f"{node.target} with parameters of several modules isn't supported")
-        return str(owners.pop())

@@ -1,0 +1,169 @@
+"""Walk through a program of torch.export and make the nodes of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.aten import ANY_LAYOUT, LEAVES, POINTWISE, READERS
+from slimdeploy.toolchain.networks.aten_shapes import LAYOUTS, ChannelsLast, Constant
+from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node, needed_for
+
+SOFTMAX = {
+    "softmax": torch.softmax,
+    "log_softmax": torch.log_softmax,
+}
+"""ATen operators that may follow the logits; they are removed, since a classifier returns logits."""
+
+
+@dataclass
+class Importer:
+    """Walks through a traced program and converts each operator to a node."""
+
+    program: torch.export.ExportedProgram
+    arch: str
+    nodes: list[Node] = field(default_factory=list)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    """Node of the program -> its value: a name, several names, or a class of aten_shapes."""
+    behind: Callable[..., Tensor] | None = None
+    """The softmax or log-softmax after the logits."""
+
+    def __post_init__(self) -> None:
+        signature = self.program.graph_signature
+        self.tensors = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        self._trained = set(signature.inputs_to_parameters.values())
+        self.used: set[str] = set()
+
+    def graph(self) -> Graph:
+        output = next(node for node in self.program.graph.nodes if node.op == "output").args[0][0]
+        logits = self._logits(output)
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node] = Constant(self.tensors[node.name]) if node.name in self.tensors else INPUT
+            elif node.op == "call_function" and not (node is output and self.behind):
+                self._call(node)
+        wanted = self.values[logits]
+        if not isinstance(wanted, str):
+            raise SlimdeployError("the module's output isn't computed from the images")
+        return Graph(needed_for(wanted, self.nodes), {"arch": self.arch})
+
+    def _logits(self, output: fx.Node) -> fx.Node:
+        """The input of the final softmax, if there is one."""
+        function = SOFTMAX.get(self.operator(output))
+        if function is None or len(output.args) < 2 or output.args[1] not in (1, -1):
+            return output
+        self.behind, logits = function, output.args[0]
+        assert isinstance(logits, fx.Node)
+        return logits
+
+    def _call(self, node: fx.Node) -> None:
+        if not isinstance(node.meta.get("val"), Tensor | list | tuple):
+            return  # arithmetic on sizes and checks, not on pixels
+        name = self.operator(node)
+        reader = READERS.get(name)
+        if reader is None:
+            raise self.refused(node, f"aten.{name} isn't supported")
+        inputs = [self.values.get(argument) for argument in node.all_input_nodes]
+        kinds = {type(value) for value in inputs if not isinstance(value, Constant)}
+        layout = next((one for one in LAYOUTS if one in kinds), None)
+        if layout is None or reader in ANY_LAYOUT:
+            self.values[node] = reader(self, node)
+        elif kinds == {layout} and name in POINTWISE:
+            self.values[node] = layout(str(reader(self, node)))
+        else:
+            raise self.refused(node, f"aten.{name} isn't supported where the channels come last")
+
+    def operator(self, node: fx.Node) -> str:
+        """The ATen operator of a call, without namespace, overload and surrounding underscores."""
+        return str(getattr(node.target, "__name__", node.target)).partition(".")[0].strip("_")
+
+    def refused(self, node: fx.Node, why: str) -> SlimdeployError:
+        """The error for `node`, with the path of its module."""
+        return SlimdeployError(f"{self._path(node) or 'the module'}: {why}")
+
+    def class_of_module(self, node: fx.Node) -> str:
+        """The class name of the module whose forward calls `node`."""
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        return str(stack[-1][1]).rpartition(".")[2] if stack else ""
+
+    def _path(self, node: fx.Node) -> str:
+        stack = node.meta.get("nn_module_stack") or {}
+        return str(list(stack.values())[-1][0]) if stack else ""
+
+    def add(self, node: fx.Node, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """Add a node with a unique name; returns the name."""
+        wanted = name or self._free_name(node, operator)
+        if wanted in self.used:
+            raise SlimdeployError(f"{wanted} is called twice: shared weights aren't supported")
+        self.used.add(wanted)
+        self.nodes.append(Node(wanted, operator, inputs, attributes))
+        return wanted
+
+    def _free_name(self, node: fx.Node, operator: str) -> str:
+        path, own = self._path(node), self.class_of_module(node).lower().replace("2d", "")
+        base = path if path and own in LEAVES else f"{path}.{operator}" if path else operator
+        number = 1
+        while (f"{base}.{number}" if number > 1 else base) in self.used:
+            number += 1
+        return f"{base}.{number}" if number > 1 else base
+
+    def value(self, node: fx.Node, index: int) -> str:
+        """The value named by argument `index`."""
+        argument = node.args[index]
+        found = self.values.get(argument) if isinstance(argument, fx.Node) else None
+        if isinstance(found, Constant):
+            raise self.refused(node, f"{node.target} of the parameter {found.name} isn't supported")
+        if isinstance(found, LAYOUTS):
+            return found.value
+        if not isinstance(found, str):
+            raise self.refused(node, f"{node.target} of something that isn't an image or a vector")
+        return found
+
+    def channels(self, node: fx.Node) -> int:
+        """Number of channels of `node`, which equals that of its first argument."""
+        return int(node.meta["val"].shape[-1 if self.has_channels_last(node.args[0]) else 1])
+
+    def has_channels_last(self, argument: Any) -> bool:
+        """Whether `argument` of a call is an image in the layout (N, H, W, C)."""
+        return isinstance(self.values.get(argument), ChannelsLast)
+
+    def constant(self, argument: Any) -> str:
+        """The name of the parameter, buffer or constant given as `argument`."""
+        found = self.values[argument]
+        assert isinstance(found, Constant)
+        return found.name
+
+    def tensor(self, name: str) -> Tensor:
+        """The values of a parameter, buffer or constant."""
+        found = {**self.program.constants, **self.program.state_dict}[name]
+        assert isinstance(found, Tensor)
+        return found
+
+    def is_trained(self, name: str) -> bool:
+        return name in self._trained
+
+    def module_of(self, node: fx.Node, **parts: int) -> str:
+        """The module that owns the tensors given as arguments: name of each in the module -> its index.
+        Arguments that are omitted or None don't count.
+        """
+        owners = set()
+        for part, index in parts.items():
+            argument = node.args[index] if len(node.args) > index else None
+            if argument is None:
+                continue
+            name = self.tensors.get(argument.name, "") if isinstance(argument, fx.Node) else ""
+            if not name.endswith(f".{part}"):
+                raise self.refused(node, f"{node.target} without a parameter of its own called {part}")
+            owners.add(name.removesuffix(f".{part}"))
+        if len(owners) != 1:
+            raise self.refused(node, f"{node.target} with parameters of several modules isn't supported")
+        return str(owners.pop())
