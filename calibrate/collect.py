@@ -21,7 +21,7 @@ def collect(
     threads: int | None = None,
     advance: Callable[[int], object] = lambda images: None,
 ) -> dict[str, Histogram]:
-    """Histograms of every activation of `classifier` over `batches` of (n, 3, H, W) float32 images.
+    """Histograms of every activation of `classifier` over `batches` of (n, C, H, W) float32 images.
 
     Only one batch of activations is in memory at a time. Raises SlimdeployError if there are no images, or if
     an activation is NaN or infinite, naming its layer.

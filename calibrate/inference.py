@@ -55,7 +55,7 @@ class Network:
         self._input = self._session.get_inputs()[0].name
 
     def run(self, batch: np.ndarray) -> list[np.ndarray]:
-        """All outputs for `batch` (n, 3, H, W) float32."""
+        """All outputs for `batch` (n, C, H, W) float32."""
         return self._session.run(None, {self._input: batch})
 
     def logits(self, images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:

@@ -35,7 +35,7 @@ def measure(
 ) -> tuple[dict[str, np.ndarray], dict[str, Histogram]]:
     """Channel ranges of `source`, and histograms of `source` after equalisation by them.
 
-    `stream` returns the batches, (n, 3, H, W) float32; it is called twice. Raises like `collect`.
+    `stream` returns the batches, (n, C, H, W) float32; it is called twice. Raises like `collect`.
     """
     widths = collect_widths(source, tensors_to_equalise(source), stream(), threads=threads, advance=advance)
     return widths, collect(equalise(source, widths), stream(), threads=threads, advance=advance)

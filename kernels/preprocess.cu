@@ -1,5 +1,5 @@
 // Images to network input in one pass: uint8 → bilinear resize (half-pixel centres, antialiased when shrinking,
-// as PIL does) → colour conversion (NV12) → normalise → NCHW, float or half.
+// as PIL does) → colour conversion (from NV12, to gray) → normalise → NCHW, float or half.
 //
 // The resize is separable. A block makes a tile of output rows and columns, two rows at a time:
 //   1. vertically: each thread owns 16 neighbouring bytes of the source row, whatever their channel, and sums
@@ -39,11 +39,12 @@ struct Plane {
 };
 
 struct Output {
-    void* data;  // (images, 3, height, width)
+    void* data;  // (images, 3, height, width), or (images, 1, height, width) for gray
     int width, height;
     int tile;  // columns that a block makes
     int band;  // rows that a block makes, even
     float scale[3], shift[3];
+    float gray[3];  // weights of the colours, in the order of the source
 };
 
 struct alignas(8) Pair {  // of values in neighbouring output rows
@@ -202,10 +203,10 @@ __device__ __forceinline__ float of_channel(const float* values, int channel) {
     return channel == 0 ? values[0] : channel == 1 ? values[1] : values[2];
 }
 
-template <typename T>
+template <typename T, int CHANNELS>
 __device__ __forceinline__ void write_pair(const Output& out, int row, int x, int channel, Pair value) {
     const float scale = of_channel(out.scale, channel), shift = of_channel(out.shift, channel);
-    const long long at = ((blockIdx.z * 3ll + channel) * out.height + row) * out.width + x;
+    const long long at = ((blockIdx.z * static_cast<long long>(CHANNELS) + channel) * out.height + row) * out.width + x;
     T* data = static_cast<T*>(out.data);
     store(data, at, value.upper * scale + shift);
     if (row + 1 < out.height) store(data, at + out.width, value.lower * scale + shift);
@@ -217,9 +218,10 @@ struct HwcParameters {
     int bgr;
 };
 
-// All threads filter the one plane, then each makes channels of columns.
-template <typename T>
+// All threads filter the one plane, then each makes channels of columns; for gray, a column from all three colours.
+template <typename T, bool GRAY>
 __device__ __forceinline__ void preprocess_hwc(const HwcParameters& p) {
+    const int channels = GRAY ? 1 : 3;
     SHARED(Pair, filtered, SLOTS);
     const Range range = tile_bytes(p.image, p.out, 3, SPAN);
     const int tile_start = blockIdx.x * p.out.tile, band_start = blockIdx.y * p.out.band;
@@ -232,12 +234,21 @@ __device__ __forceinline__ void preprocess_hwc(const HwcParameters& p) {
             const int base = range.start + go * SPAN;
             filter_rows(p.image, p.out, range, base, threadIdx.x, row, band_start, carry, filtered);
             SYNC();
-            for (int i = threadIdx.x; i < 3 * columns; i += THREADS) {
-                const int x = tile_start + i / 3, channel = i % 3;
+            for (int i = threadIdx.x; i < channels * columns; i += THREADS) {
+                const int x = tile_start + i / channels, channel = i % channels;
                 const Tap column = p.image.columns[x];
-                filter_columns<3, 1>(filtered, column, p.image.column_step, channel, base, SPAN, &sum);
+                if (GRAY) {
+#pragma unroll
+                    for (int c = 0; c < 3; ++c) {
+                        Pair colour = {0, 0};
+                        filter_columns<3, 1>(filtered, column, p.image.column_step, c, base, SPAN, &colour);
+                        sum = add(sum, colour, p.out.gray[c]);
+                    }
+                } else {
+                    filter_columns<3, 1>(filtered, column, p.image.column_step, channel, base, SPAN, &sum);
+                }
                 if (go + 1 < range.goes) continue;
-                write_pair<T>(p.out, row, x, p.bgr ? 2 - channel : channel, sum);
+                write_pair<T, channels>(p.out, row, x, !GRAY && p.bgr ? 2 - channel : channel, sum);
                 sum.upper = sum.lower = 0;
             }
             SYNC();  // filtered is written again
@@ -252,7 +263,7 @@ struct Nv12Parameters {
 };
 
 // Half of the threads filter luma, the others chroma; then each makes columns.
-template <typename T>
+template <typename T, bool GRAY>
 __device__ __forceinline__ void preprocess_nv12(const Nv12Parameters& p) {
     SHARED(Pair, filtered, SLOTS);
     const int half = THREADS / 2, span = SPAN / 2, thread = threadIdx.x;
@@ -278,14 +289,19 @@ __device__ __forceinline__ void preprocess_nv12(const Nv12Parameters& p) {
                 filter_columns<1, 1>(filtered, of_luma, p.luma.column_step, 0, luma_base, span, &y);
                 filter_columns<2, 2>(filtered_chroma, of_chroma, p.chroma.column_step, 0, chroma_base, span, uv);
                 if (go + 1 < goes) continue;
+                Pair gray = {0, 0};
 #pragma unroll
                 for (int c = 0; c < 3; ++c) {
                     Pair rgb = {p.to_rgb[c][3], p.to_rgb[c][3]};
                     rgb = add(add(add(rgb, y, p.to_rgb[c][0]), uv[0], p.to_rgb[c][1]), uv[1], p.to_rgb[c][2]);
                     rgb.upper = fminf(fmaxf(rgb.upper, 0.0f), 255.0f);
                     rgb.lower = fminf(fmaxf(rgb.lower, 0.0f), 255.0f);
-                    write_pair<T>(p.out, row, x, c, rgb);
+                    if (GRAY)
+                        gray = add(gray, rgb, p.out.gray[c]);
+                    else
+                        write_pair<T, 3>(p.out, row, x, c, rgb);
                 }
+                if (GRAY) write_pair<T, 1>(p.out, row, x, 0, gray);
                 y.upper = y.lower = uv[0].upper = uv[0].lower = uv[1].upper = uv[1].lower = 0;
             }
             SYNC();  // filtered is written again
@@ -293,7 +309,11 @@ __device__ __forceinline__ void preprocess_nv12(const Nv12Parameters& p) {
     }
 }
 
-KERNEL(preprocess_hwc_fp32, HwcParameters, THREADS, 2) { preprocess_hwc<float>(p); }
-KERNEL(preprocess_hwc_fp16, HwcParameters, THREADS, 2) { preprocess_hwc<half_bits>(p); }
-KERNEL(preprocess_nv12_fp32, Nv12Parameters, THREADS, 2) { preprocess_nv12<float>(p); }
-KERNEL(preprocess_nv12_fp16, Nv12Parameters, THREADS, 2) { preprocess_nv12<half_bits>(p); }
+KERNEL(preprocess_hwc_fp32, HwcParameters, THREADS, 2) { preprocess_hwc<float, false>(p); }
+KERNEL(preprocess_hwc_fp16, HwcParameters, THREADS, 2) { preprocess_hwc<half_bits, false>(p); }
+KERNEL(preprocess_nv12_fp32, Nv12Parameters, THREADS, 2) { preprocess_nv12<float, false>(p); }
+KERNEL(preprocess_nv12_fp16, Nv12Parameters, THREADS, 2) { preprocess_nv12<half_bits, false>(p); }
+KERNEL(preprocess_hwc_gray_fp32, HwcParameters, THREADS, 2) { preprocess_hwc<float, true>(p); }
+KERNEL(preprocess_hwc_gray_fp16, HwcParameters, THREADS, 2) { preprocess_hwc<half_bits, true>(p); }
+KERNEL(preprocess_nv12_gray_fp32, Nv12Parameters, THREADS, 2) { preprocess_nv12<float, true>(p); }
+KERNEL(preprocess_nv12_gray_fp16, Nv12Parameters, THREADS, 2) { preprocess_nv12<half_bits, true>(p); }

@@ -10,7 +10,7 @@ from slimdeploy.kernels import compile, resize
 from slimdeploy.kernels.image_layout import LUMA, ImageLayout
 from slimdeploy.toolchain.checks import MAX_BATCH, check_range
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.preprocessing import Preprocessing
+from slimdeploy.toolchain.preprocessing import GRAY_WEIGHTS, Preprocessing
 from slimdeploy.toolchain.runtime.device import Buffer, Device, Stream
 
 # Constants with which preprocess.cu is compiled.
@@ -33,7 +33,7 @@ PLANE = np.dtype(
 )  # fmt: skip
 OUTPUT = np.dtype(
     [("data", "<u8"), ("width", "<i4"), ("height", "<i4"), ("tile", "<i4"), ("band", "<i4"),
-     ("scale", "<f4", 3), ("shift", "<f4", 3)],
+     ("scale", "<f4", 3), ("shift", "<f4", 3), ("gray", "<f4", 3)],
     align=True,
 )  # fmt: skip
 HWC = np.dtype([("image", PLANE), ("out", OUTPUT), ("bgr", "<i4")], align=True)
@@ -60,8 +60,9 @@ class Preprocess:
         self._geometry = preprocessing.geometry
         self._check_geometry()
         self._item_bytes = 4 if precision == "fp32" else 2
-        name = f"preprocess_{'nv12' if layout.format == 'nv12' else 'hwc'}_{precision}"
-        self._kernel = compile.kernel(device, "preprocess", name)
+        self._channels = len(preprocessing.mean)
+        source, gray = "nv12" if layout.format == "nv12" else "hwc", "_gray" if self._channels == 1 else ""
+        self._kernel = compile.kernel(device, "preprocess", f"preprocess_{source}{gray}_{precision}")
         self._tables: list[Buffer] = []
         self._parameters = self._prepare(preprocessing)
 
@@ -103,7 +104,9 @@ class Preprocess:
         out = parameters["out"]
         out["width"], out["height"], out["tile"] = size, size, tile
         mean, std = (np.array(v[::-1] if reverse else v) for v in (preprocessing.mean, preprocessing.std))
-        out["scale"], out["shift"] = 1 / (255 * std), -mean / std
+        out["scale"][: self._channels], out["shift"][: self._channels] = 1 / (255 * std), -mean / std
+        weights = np.array(GRAY_WEIGHTS) / sum(GRAY_WEIGHTS)
+        out["gray"] = weights[::-1] if layout.format == "bgr" else weights
         return parameters
 
     def _plane(
@@ -137,8 +140,8 @@ class Preprocess:
         return buffer.address
 
     def queue(self, images: Buffer, output: Buffer, batch: int, stream: Stream) -> None:
-        """Queue the kernel: `images` holds `batch` images of the layout, `output` gets (batch, 3, size,
-        size).
+        """Queue the kernel: `images` holds `batch` images of the layout, `output` gets (batch,
+        channels, size, size).
 
         Raises SlimdeployError if a buffer is too small, or `batch` is not from 1 to MAX_BATCH.
         """
@@ -165,7 +168,7 @@ class Preprocess:
         plane["aligned"] = not any(n % BYTES for n in (address, self.layout.row_pitch, self.layout.stride))
 
     def output_bytes(self, batch: int) -> int:
-        return batch * 3 * self._size**2 * self._item_bytes
+        return batch * self._channels * self._size**2 * self._item_bytes
 
     def bytes_moved(self, batch: int) -> int:
         """Minimum traffic: samples read once, results written once."""

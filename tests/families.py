@@ -153,6 +153,27 @@ def _conv_bn(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
+class _PlainShortcuts(nn.Module):
+    """A ResNet for CIFAR as in its paper: shortcuts without weights, of every second pixel, with zeros as new
+    channels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.same = _conv_bn(3, 8, 3), _conv_bn(8, 8, 3)
+        self.wider, self.widest = _conv_bn(8, 16, 3), _conv_bn(16, 24, 3)
+        self.fc = nn.Linear(24, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = torch.relu(x + self.same(x))
+        around = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+        x = torch.relu(around + self.wider(x)[..., ::2, ::2])
+        behind = nn.functional.pad(nn.functional.avg_pool2d(x, 2), (0, 0, 0, 0, 0, 8), "constant", 0)
+        x = torch.relu(behind + nn.functional.max_pool2d(self.widest(x), 2))
+        return self.fc(x.mean((2, 3)))
+
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "resnet": lambda: tv.ResNet(tv.resnet.BasicBlock, [1, 1, 1, 1], num_classes=CLASSES),
     "resnext": lambda: tv.ResNet(
@@ -172,6 +193,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "convnext": _convnext,
     "custom": _Custom,
     "senet": _Senet,
+    "plain_shortcuts": _PlainShortcuts,
     "shufflenet": lambda: tv.ShuffleNetV2([1, 2, 1], [16, 32, 48, 64, 96], num_classes=CLASSES),
 }
 

@@ -21,6 +21,7 @@ import click
 
 from slimdeploy import __version__
 from slimdeploy.toolchain.artifacts import json_text
+from slimdeploy.toolchain.channel_values import ChannelValues, joined
 from slimdeploy.toolchain.errors import (
     CheckFailed,
     SlimdeployError,
@@ -93,8 +94,11 @@ class Command(click.Command):
         write_options(self, ctx, formatter)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        options = [
+            name for param in self.params if isinstance(param.type, ChannelValues) for name in param.opts
+        ]
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, joined(args, options))
         except click.UsageError as error:
             error.ctx = error.ctx or ctx  # click's parser doesn't name the command
             raise

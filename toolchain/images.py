@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.preprocessing import Geometry
+from slimdeploy.toolchain.preprocessing import GRAY_WEIGHTS, Geometry
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -119,3 +119,9 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF may raise any error; the pixels are valid
         return 1
+
+
+def grayscale(images: np.ndarray) -> np.ndarray:
+    """(…, 3) uint8 in red, green, blue → (…, 1) uint8, as PIL converts."""
+    weighted = images @ np.array(GRAY_WEIGHTS, np.uint32)
+    return ((weighted + (1 << 15)) >> 16).astype(np.uint8)[..., None]

@@ -8,18 +8,23 @@ The definition is that of torchvision on PIL images (`Resize`, `CenterCrop`, `No
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 
 INTERPOLATIONS = ("bilinear", "bicubic")
-CHANNEL_ORDERS = ("rgb", "bgr")
+CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
+"""The channels of a network's images, by their order -> how many they are."""
+GRAY_WEIGHTS = (19595, 38470, 7471)
+"""Gray is the sum of red, green and blue with these weights ÷ 65536 (ITU-R BT.601), rounded: as in PIL and in
+torchvision's `Grayscale`.
+"""
 
-Triple = tuple[float, float, float]
+PerChannel = tuple[float, ...]
+"""One number for each channel."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -85,37 +90,39 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The pixels selected by `geometry`, scaled to 0…1, then (x − mean) ÷ std per channel, in the order of
-    `channels`.
+    """The pixels selected by `geometry`, scaled to 0…1, then (x − mean) ÷ std per channel. `channels`: red,
+    green and blue (`rgb`), the reverse (`bgr`), or one channel (`gray`). Mean and std are always in the order
+    red, green, blue.
 
     Raises SlimdeployError like `Geometry`, and for an impossible mean or standard deviation.
     """
 
     size: int
-    mean: Triple
-    std: Triple
+    mean: PerChannel
+    std: PerChannel
     resize: int | tuple[int, int] | None = None
     interpolation: str = "bilinear"
     channels: str = "rgb"
 
     def __post_init__(self) -> None:
-        if self.channels not in CHANNEL_ORDERS:
-            raise unknown("order of channels", self.channels, CHANNEL_ORDERS)
+        if self.channels not in CHANNELS:
+            raise unknown("`channels`", str(self.channels), CHANNELS)
         object.__setattr__(self, "resize", self.geometry.resize)
         for name in ("mean", "std"):
-            given = getattr(self, name)
-            try:
-                object.__setattr__(self, name, triple(given))
-            except (TypeError, ValueError) as error:
-                raise SlimdeployError(f"`{name}` must be three numbers, not {given!r}") from error
-        check_statistics(self.mean, self.std)
+            object.__setattr__(self, name, per_channel(getattr(self, name), name))
+        check_statistics(self.mean, self.std, self.channels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, size, size) of an image as the network takes it."""
+        return CHANNELS[self.channels], self.size, self.size
 
     @property
     def geometry(self) -> Geometry:
         return Geometry(self.size, self.resize, self.interpolation)
 
     def __str__(self) -> str:
-        colours = "" if self.channels == "rgb" else f", {self.channels.upper()}"
+        colours = {"rgb": "", "bgr": ", BGR", "gray": ", gray"}[self.channels]
         mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
         return f"{self.geometry}{colours}; mean {mean}, std {std}"
 
@@ -136,26 +143,42 @@ class Preprocessing:
         Raises SlimdeployError for invalid values, and KeyError, TypeError or ValueError for an invalid form.
         """
         resize = document.get("resize")
-        mean, std = triple(document["mean"]), triple(document["std"])
         return cls(
             int(document["size"]),
-            mean,
-            std,
+            tuple(map(float, document["mean"])),
+            tuple(map(float, document["std"])),
             tuple(map(int, resize)) if isinstance(resize, list) else resize and int(resize),  # type: ignore[arg-type]
             str(document.get("interpolation", "bilinear")),
             str(document.get("channels", "rgb")),
         )
 
 
-def triple(values: Sequence[Any]) -> Triple:
-    """Three numbers, for red, green and blue."""
-    red, green, blue = (float(v) for v in values)
-    return red, green, blue
+def default_preprocessing(size: int, channels: int) -> Preprocessing:
+    """The preprocessing of a network that doesn't tell its own: ImageNet's mean and standard deviation for
+    colour images; pixels in 0…1 for gray ones, which have no common values.
+    """
+    if channels == 1:
+        return Preprocessing(size, (0.0,), (1.0,), channels="gray")
+    return Preprocessing(size, IMAGENET_MEAN, IMAGENET_STD)
 
 
-def check_statistics(mean: Triple | None, std: Triple | None) -> None:
-    """Raise SlimdeployError for a mean or deviation that is impossible for pixels in 0…1."""
+def per_channel(values: Any, name: str) -> PerChannel:
+    """`values`, the mean or std called `name`: three numbers or one. Raises SlimdeployError for others."""
+    try:
+        found = tuple(map(float, (values,) if isinstance(values, Real) else values))
+    except (TypeError, ValueError):
+        found = ()
+    if len(found) not in CHANNELS.values():
+        raise SlimdeployError(f"`{name}` must be three numbers, or one for gray images, not {values!r}")
+    return found
+
+
+def check_statistics(mean: PerChannel | None, std: PerChannel | None, channels: str) -> None:
+    """Raise SlimdeployError for a mean or deviation that is impossible for `channels` with pixels in 0…1."""
     for name, values in (("mean", mean), ("std", std)):
+        if values and len(values) != CHANNELS[channels]:
+            wanted = "one number" if channels == "gray" else "three numbers"
+            raise SlimdeployError(f"`{name}` must be {wanted} for {channels} images, not {values}")
         for value in values or ():
             if math.isfinite(value) and abs(value) <= 1 and (name == "mean" or value > 0):
                 continue

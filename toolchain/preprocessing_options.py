@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, check_range
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.preprocessing import (
-    CHANNEL_ORDERS,
+    CHANNELS,
     IMAGENET_MEAN,
     IMAGENET_STD,
     INTERPOLATIONS,
     Geometry,
+    PerChannel,
     Preprocessing,
-    Triple,
     check_statistics,
-    triple,
+    per_channel,
 )
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,8 @@ class Preset:
 
     geometry: Geometry
     about: str
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
+    mean: PerChannel = IMAGENET_MEAN
+    std: PerChannel = IMAGENET_STD
 
 
 PRESETS = {
@@ -53,15 +57,16 @@ class PreprocessingOptions:
     """The chosen parts of the preprocessing.
 
     None leaves a part to the preset `preprocessing`, to the model, or to the data (size, mean and deviation
-    of its images). Raises SlimdeployError for invalid values.
+    of its images). One number as `mean` or `std` means gray images. Raises SlimdeployError for invalid
+    values.
     """
 
     size: int | None = None
     preprocessing: str | None = None
     resize: int | str | None = None
     interpolation: str | None = None
-    mean: Triple | None = None
-    std: Triple | None = None
+    mean: PerChannel | None = None
+    std: PerChannel | None = None
     channels: str | None = None
 
     def __post_init__(self) -> None:
@@ -69,17 +74,16 @@ class PreprocessingOptions:
         for name, known in (
             ("preprocessing", PRESETS),
             ("interpolation", INTERPOLATIONS),
-            ("channels", CHANNEL_ORDERS),
+            ("channels", CHANNELS),
         ):
             if (given := getattr(self, name)) not in (None, *known):
                 raise unknown(f"`{name}`", str(given), known)
         for name in ("mean", "std"):
             if (given := getattr(self, name)) is not None:
-                try:
-                    object.__setattr__(self, name, triple(given))
-                except (TypeError, ValueError) as error:
-                    raise SlimdeployError(f"`{name}` must be three numbers, not {given!r}") from error
-        check_statistics(self.mean, self.std)
+                object.__setattr__(self, name, per_channel(given, name))
+        if self.channels is None and 1 in (len(values) for values in (self.mean, self.std) if values):
+            object.__setattr__(self, "channels", "gray")
+        check_statistics(self.mean, self.std, self.channels or "rgb")
         self.geometry  # noqa: B018  (refuses what can't be)
 
     @property
@@ -100,9 +104,9 @@ class PreprocessingOptions:
         return Geometry(size, resize, self.interpolation or own.interpolation)
 
     @property
-    def statistics(self) -> tuple[Triple | None, Triple | None]:
-        """The chosen mean and deviation."""
-        preset = self._preset
+    def statistics(self) -> tuple[PerChannel | None, PerChannel | None]:
+        """The chosen mean and deviation. Those of the presets are for colour images only."""
+        preset = None if self.channels == "gray" else self._preset
         return self.mean or (preset.mean if preset else None), self.std or (preset.std if preset else None)
 
     @property
@@ -113,16 +117,28 @@ class PreprocessingOptions:
         """The chosen geometry, else `size`×`size` pixels."""
         return self.geometry or Geometry(size)
 
-    def completed(self, size: int, measure: Callable[[], tuple[Triple, Triple]]) -> Preprocessing:
-        """The preprocessing for images of `size`×`size` pixels; `measure` computes mean and deviation if they
-        aren't chosen.
+    def completed(self, size: int, measure: Callable[[str], tuple[PerChannel, PerChannel]]) -> Preprocessing:
+        """The preprocessing for images of `size`×`size` pixels; `measure` computes mean and deviation of the
+        channels, `rgb`, `bgr` or `gray`, if they aren't chosen.
         """
         geometry, (mean, std) = self.geometry_or(size), self.statistics
+        channels = self.channels or "rgb"
         if mean is None or std is None:
-            own_mean, own_std = measure()
+            own_mean, own_std = measure(channels)
             mean, std = mean or own_mean, std or own_std
-        return Preprocessing(
-            size, mean, std, geometry.resize, geometry.interpolation, self.channels or CHANNEL_ORDERS[0]
+        return Preprocessing(size, mean, std, geometry.resize, geometry.interpolation, channels)
+
+    def for_network(self, name: str, image_channels: int) -> Self:
+        """The same options for the network `name`, which takes images of `image_channels` channels: gray
+        images for one. Raises SlimdeployError if others were chosen.
+        """
+        if CHANNELS[self.channels or "rgb"] == image_channels:
+            return self
+        if self.channels is None:
+            return replace(self, channels="gray")
+        raise SlimdeployError(
+            f"{name} takes images with {image_channels} channel{'s'[: image_channels - 1]}; `channels` is "
+            f"{self.channels}"
         )
 
     def applied_to(self, default: Preprocessing) -> Preprocessing:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from slimdeploy.toolchain.preprocessing import Preprocessing, triple
+from slimdeploy.toolchain.preprocessing import Preprocessing
 from slimdeploy.toolchain.preprocessing_options import PRESETS
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.torchvision import import_torchvision
@@ -61,8 +61,8 @@ def _published(model: str, weights: Enum) -> PublishedWeights:
     transforms = described.transforms()
     preprocessing = Preprocessing(
         size=transforms.crop_size[0],
-        mean=triple(transforms.mean),
-        std=triple(transforms.std),
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
         resize=transforms.resize_size[0],
         interpolation=transforms.interpolation.value,
     )

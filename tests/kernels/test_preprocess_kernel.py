@@ -80,7 +80,7 @@ def run(device, memory, raw, layout, preprocessing, precision="fp32", offset=0):
         output.free()
     assert (content[-guard:] == 0x5A).all()
     dtype = np.float32 if precision == "fp32" else np.float16
-    return content[:-guard].view(dtype).reshape(batch, 3, preprocessing.size, preprocessing.size)
+    return content[:-guard].view(dtype).reshape(batch, *preprocessing.image_shape)
 
 
 def plain(size):
@@ -168,6 +168,21 @@ def test_the_centre_of_the_resized_image_as_the_host_takes_it(
     if kind == "rgb":
         pixels = fit_pixels(raw.reshape(2, height, width, 3), preprocessing.geometry)
         assert np.abs(got - normalise(pixels, preprocessing)).max() <= 1.01 / 255 / min(std)
+
+
+@settings(max_examples=30, deadline=None)
+@given(case=cases(), seed=st.integers(0, 99), fp16=st.booleans())
+def test_gray_is_the_sum_of_the_colours(device, memory, case, seed, fp16):
+    layout, size, batch, offset = case
+    preprocessing = Preprocessing(size, (0.25,), (0.5,), (size, size), channels="gray")
+    raw = noise(layout, batch, seed)
+    got = run(device, memory, raw, layout, preprocessing, "fp16" if fp16 else "fp32", offset)
+    gray = np.einsum("c,ncyx->nyx", (0.299, 0.587, 0.114), expected(raw, layout, size))[:, None]
+    wanted = (gray / 255 - 0.25) / 0.5
+    np.testing.assert_allclose(got, wanted, rtol=2**-11 if fp16 else 0, atol=1e-3 if fp16 else 2e-4)
+    if layout.format == "rgb" and size == layout.width == layout.height and layout.pitch == 3 * size:
+        pixels = raw[:, : layout.nbytes].reshape(batch, size, size, 3)
+        assert np.abs(got - normalise(pixels, preprocessing)).max() <= 0.51 / 255 / 0.5 + 1e-3
 
 
 def test_what_only_the_host_does_is_refused(fake):

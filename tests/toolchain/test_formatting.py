@@ -74,7 +74,7 @@ def test_description_round_trip() -> None:
     [
         ("format", 0, "format 0; this slimdeploy reads up to 2"),
         ("preprocessing", {"size": 16}, "damaged description of the network (KeyError('mean'))"),
-        ("preprocessing", {"size": 16, "mean": [1, 2], "std": [1, 1, 1]}, "damaged description of "),
+        ("preprocessing", {"size": 16, "mean": [1, 2], "std": [1, 1, 1]}, "mean must be three numbers"),
         ("class_names", 3, "damaged description of the network ("),
         ("network", {"arch": "tiny"}, "damaged description of the network (KeyError("),
         ("network", None, "damaged description of the network ("),

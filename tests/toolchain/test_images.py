@@ -170,7 +170,7 @@ def test_survives_json_and_reads_the_form_of_old() -> None:
         ({"resize": [5, 0]}, "1 to 4096 pixels, not 0"),
         ({"resize": 0}, "1 to 4096 pixels, not 0"),
         ({"interpolation": "nearest"}, "unknown interpolation 'nearest'; known: bilinear, bicubic"),
-        ({"channels": "rbg"}, "unknown order of channels 'rbg'"),
+        ({"channels": "rbg"}, "unknown channels 'rbg'"),
         (
             {"mean": [123.6, 116.3, 103.5]},
             r"mean 123.6 is not possible for pixels in 0…1: divide by 255, 0\.4847",
@@ -188,7 +188,7 @@ def test_options_go_before_the_preset_and_the_preset_before_the_data() -> None:
     def chosen(**options: object) -> Preprocessing:
         data = DataOptions("digits", **options)  # type: ignore[arg-type]
         geometry = data.geometry_or(32)
-        return data.completed(geometry.size, lambda: ((0.5,) * 3, (0.25,) * 3))
+        return data.completed(geometry.size, lambda _: ((0.5,) * 3, (0.25,) * 3))
 
     assert chosen() == Preprocessing(32, (0.5,) * 3, (0.25,) * 3)
     assert (
@@ -201,7 +201,7 @@ def test_options_go_before_the_preset_and_the_preset_before_the_data() -> None:
     assert chosen(resize=40).geometry == Geometry(40)
     model = Preprocessing(24, (0.1,) * 3, (0.2,) * 3, 30, "bicubic", "bgr")
     fed = DataOptions("digits", preprocessing="imagenet").fed_to(model)
-    assert fed.completed(24, lambda: pytest.fail("nothing to measure")) == model
+    assert fed.completed(24, lambda _: pytest.fail("nothing to measure")) == model
     with pytest.raises(
         SlimdeployError, match=r"unknown preprocessing 'imagnet'; known: .*Did you mean 'imagenet'"
     ):
@@ -219,8 +219,8 @@ def test_resize_is_a_side_or_two(text: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mean": (0.5,)}, "mean must be three numbers, not (0.5,)"),
-        ({"std": 0.5}, "std must be three numbers, not 0.5"),
+        ({"mean": (0.5,)}, "mean must be three numbers for rgb images, not (0.5,)"),
+        ({"std": 0.5}, "std must be three numbers for rgb images, not (0.5,)"),
         ({"std": (0, 0.5, 0.5)}, "std must be above 0"),
         ({"std": (math.nan, 0.5, 0.5)}, "std must be above 0"),
         ({"mean": (127, 127, 127)}, "mean 127 is not possible for pixels in 0…1: divide by 255, 0.498"),

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 import click
 
+from slimdeploy.toolchain.channel_values import ChannelValues
 from slimdeploy.toolchain.checks import MAX_IMAGE_SIZE, MAX_THREADS
 from slimdeploy.toolchain.commands.flags import refuse
 from slimdeploy.toolchain.paths import InputPath, OutputPath
-from slimdeploy.toolchain.preprocessing import CHANNEL_ORDERS, INTERPOLATIONS
+from slimdeploy.toolchain.preprocessing import CHANNELS, INTERPOLATIONS
 from slimdeploy.toolchain.preprocessing_options import PRESETS, PreprocessingOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -136,12 +137,13 @@ def _preprocessing_options(*, unknown: str) -> tuple[Callable[[F], F], ...]:
             help="Resize the shorter side to N, or to H×W ignoring the aspect ratio. [default: --size]",
         ),
         click.option("--interpolation", type=click.Choice(INTERPOLATIONS), help="[default: bilinear]"),
-        click.option("--mean", type=float, nargs=3, metavar="R G B",
-                     help=f"Mean of the pixels in 0…1. [default: the weights', or {unknown}]"),
-        click.option("--std", type=float, nargs=3, metavar="R G B",
+        click.option("--mean", type=ChannelValues(), metavar="R G B|V",
+                     help="Mean of the pixels in 0…1; one number for gray images. "
+                          f"[default: the weights', or {unknown}]"),
+        click.option("--std", type=ChannelValues(), metavar="R G B|V",
                      help=f"Standard deviation of the pixels. [default: the weights', or {unknown}]"),
-        click.option("--channels", type=click.Choice(CHANNEL_ORDERS),
-                     help="Order of the colour channels in the input. [default: rgb]"),
+        click.option("--channels", type=click.Choice(list(CHANNELS)),
+                     help="Colour channels of the input. [default: rgb, or gray if the network takes one]"),
     )  # fmt: skip
 
 

@@ -23,11 +23,11 @@ from slimdeploy.toolchain.data.mixing import draw_mixes
 from slimdeploy.toolchain.data.streaming import Crop, Reader
 from slimdeploy.toolchain.data.views import Views, cut_out, draw_views, jittered, resized_crops
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.preprocessing import Preprocessing
+from slimdeploy.toolchain.preprocessing import GRAY_WEIGHTS, Preprocessing
 
 
 class Normalise:
-    """(N, H, W, 3) uint8 → (N, 3, H, W) float32 in channels-last layout, (x/255 − mean) ÷ std, in the
+    """(N, H, W, 3) uint8 → (N, channels, H, W) float32 in channels-last layout, (x/255 − mean) ÷ std, in the
     network's order of channels: `runtime.preprocess.normalise` on the device.
     """
 
@@ -36,13 +36,22 @@ class Normalise:
         std = torch.tensor(preprocessing.std, device=device)
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self._reverse = preprocessing.channels == "bgr"
+        self._gray = preprocessing.channels == "gray"
 
     def __call__(self, images: Tensor) -> Tensor:
+        if self._gray:
+            images = _grayscale(images)
         scaled = torch.addcmul(self._shift, images.float(), self._scale)
         if self._reverse:
             scaled = scaled.flip(-1)
         # A permuted NHWC tensor is channels-last already: no copy is needed.
         return scaled.permute(0, 3, 1, 2)
+
+
+def _grayscale(images: Tensor) -> Tensor:
+    """`images.grayscale` on the device."""
+    red, green, blue = (images[..., i].int() * weight for i, weight in enumerate(GRAY_WEIGHTS))
+    return ((red + green + blue + (1 << 15)) >> 16)[..., None]
 
 
 class TrainingBatches:
@@ -107,7 +116,7 @@ class TrainingBatches:
         return len(range(self._rank, self.batch_size, self._ranks)) * self._ranks / self.batch_size
 
     def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of epoch `index`: images (B, 3, H, W) float32 and labels: (B,) int64, or for mixed images
+        """Batches of epoch `index`: images (B, C, H, W) float32 and labels: (B,) int64, or for mixed images
         (B, classes) float32.
         """
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + index)
@@ -134,7 +143,7 @@ class TrainingBatches:
             yield mixed, mix.labels(labels[mine], labels[theirs], self._classes)
 
     def _batches(self, batches: Tensor, views: Views) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, 3, H, W) float32 and labels (B,) for each row of `batches`, which are image indices."""
+        """Images (B, C, H, W) float32 and labels (B,) for each row of `batches`, which are image indices."""
         read = self._read if self._reader else self._gather
         centres = views.centres.to(self._device)
         for chosen, images in read(batches, views):

@@ -21,14 +21,17 @@ from slimdeploy.toolchain.registry import Registry
 
 @dataclass(frozen=True)
 class Split:
-    """`stored` (N, H, W, 3) uint8, in memory or in files, and `labels` (N,) int64. Raises SlimdeployError for
-    arrays of another shape or type.
+    """`stored` (N, H, W, 3) uint8, in memory or in files, and `labels` (N,) int64. Gray images, (N, H, W) or
+    (N, H, W, 1), are stored with three equal channels. Raises SlimdeployError for arrays of another shape or
+    type.
     """
 
     stored: np.ndarray | FileImages
     labels: np.ndarray
 
     def __post_init__(self) -> None:
+        if isinstance(self.stored, np.ndarray):
+            object.__setattr__(self, "stored", _in_colour(self.stored))
         shape, dtype = self.stored.shape, self.stored.dtype
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
             raise SlimdeployError(f"`stored` must be images (N, H, W, 3) uint8, not {shape} {dtype}")
@@ -56,6 +59,13 @@ class Split:
     def take(self, indices: np.ndarray) -> Split:
         """The images at `indices`, in that order."""
         return Split(self.stored.take(indices, 0), self.labels[indices])
+
+
+def _in_colour(images: np.ndarray) -> np.ndarray:
+    """Gray images with three equal channels; others as they are."""
+    if images.ndim == 3:
+        images = images[..., None]
+    return images.repeat(3, -1) if images.ndim == 4 and images.shape[3] == 1 else images
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.preprocessing import Preprocessing
 
 Batch = tuple[Tensor, Tensor]
-"""Images (N, 3, H, W) float32, normalised, and labels (N,) int64."""
+"""Images (N, C, H, W) float32, normalised, and labels (N,) int64."""
 TEST_BATCH_SIZE = 250
 ALL = 2**62
 
@@ -61,13 +61,13 @@ class LoaderFeed:
     in errors.
 
     Raises SlimdeployError if `source` can be iterated only once, or yields anything but pairs of images
-    (N, 3, size, size) and labels (N,) below `classes`.
+    (N, *shape) and labels (N,) below `classes`.
     """
 
     source: Iterable[Batch]
     device: str
-    size: int
-    """Side of the images in pixels."""
+    shape: tuple[int, int, int]
+    """(channels, size, size) of an image."""
     classes: int
     images: int = ALL
     name: str = "data"
@@ -112,17 +112,17 @@ class LoaderFeed:
                     return self._usable(images.detach().to(torch.float32)), self._known(labels.long())
                 given = f"{tuple(images.shape)} {images.dtype} and {tuple(labels.shape)} {labels.dtype}"
                 raise SlimdeployError(
-                    f"`{self.name}` yields {given}; pairs of images (N, 3, H, W) float32 and labels (N,) "
+                    f"`{self.name}` yields {given}; pairs of images (N, C, H, W) float32 and labels (N,) "
                     "int64 are needed"
                 )
         raise SlimdeployError(
-            f"`{self.name}` yields {type(batch).__name__}s that are not pairs of images (N, 3, H, W) and "
+            f"`{self.name}` yields {type(batch).__name__}s that are not pairs of images (N, C, H, W) and "
             "labels (N,), both tensors"
         )
 
     def _usable(self, images: Tensor) -> Tensor:
-        if images.shape[1:] != (wanted := (3, self.size, self.size)):
-            given, taken = (" × ".join(map(str, shape)) for shape in (images.shape[1:], wanted))
+        if images.shape[1:] != self.shape:
+            given, taken = (" × ".join(map(str, shape)) for shape in (images.shape[1:], self.shape))
             raise SlimdeployError(f"`{self.name}` yields images of {given}, but the network takes {taken}")
         if not len(images):
             raise SlimdeployError(f"`{self.name}` yields a batch without images")

@@ -45,7 +45,7 @@ class LoaderBatches:
         return self._count
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        """Batches of epoch `index`: images (B, 3, H, W) float32 and labels (B,) int64."""
+        """Batches of epoch `index`: images (B, C, H, W) float32 and labels (B,) int64."""
         given = 0
         for images, labels in self._feed:
             if len(labels) < self._least:

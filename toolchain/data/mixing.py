@@ -21,7 +21,7 @@ class Mix:
     box: tuple[slice, slice] | None = None
 
     def images(self, own: Tensor, others: Tensor) -> Tensor:
-        """Mix two (N, 3, H, W) tensors; returns a new tensor in the same layout."""
+        """Mix two (N, C, H, W) tensors; returns a new tensor in the same layout."""
         if self.box is None:
             return own * self.share + others * (1 - self.share)
         mixed = own.clone()

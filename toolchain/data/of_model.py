@@ -7,6 +7,7 @@ from pathlib import Path
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, load_dataset
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.model_info import ModelInfo, check_class_names
+from slimdeploy.toolchain.networks.graph import Graph
 
 
 def data_of(info: ModelInfo, source: Path) -> DataOptions:
@@ -23,6 +24,16 @@ def data_of(info: ModelInfo, source: Path) -> DataOptions:
                 source,
             )
     raise SlimdeployError(f"{source} doesn't say what data it was trained on: pass `data`")
+
+
+def for_network(
+    name: str | None, graph: Graph, data: DataOptions, dataset: Dataset
+) -> tuple[DataOptions, Dataset]:
+    """`data` and its `dataset` for the network called `name`: in gray if it takes one channel. Raises
+    SlimdeployError if other channels were chosen.
+    """
+    fitting = data.for_network(name or graph.arch, graph.image_channels)
+    return (data, dataset) if fitting == data else (fitting, load_dataset(fitting))
 
 
 def trained_on(info: ModelInfo, data: DataOptions) -> bool:

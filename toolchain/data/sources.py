@@ -14,8 +14,8 @@ from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, Split
 from slimdeploy.toolchain.data.files import FileImages
 from slimdeploy.toolchain.data.folder import read_folder
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.images import fit_pixels
-from slimdeploy.toolchain.preprocessing import Triple, check_statistics, triple
+from slimdeploy.toolchain.images import fit_pixels, grayscale
+from slimdeploy.toolchain.preprocessing import CHANNELS, PerChannel, check_statistics
 from slimdeploy.toolchain.torchvision import import_torchvision
 
 DIGITS_SIZE = 16
@@ -39,7 +39,7 @@ def digits(argument: str, options: DataOptions) -> Dataset:
     for label in range(10):
         is_test[np.flatnonzero(labels == label)[::5]] = True
     train, test = Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
-    preprocessing = options.completed(images.shape[1], lambda: statistics(train.images))
+    preprocessing = options.completed(images.shape[1], lambda channels: statistics(train.images, channels))
     return Dataset(tuple(str(i) for i in range(10)), train, test, preprocessing)
 
 
@@ -57,7 +57,12 @@ def cifar10(argument: str, options: DataOptions) -> Dataset:
             ) from error
         images = fit_pixels(read.data, options.geometry_or(32))
         splits.append(Split(images, np.asarray(read.targets, dtype=np.int64)))
-    preprocessing = options.completed(splits[0].images.shape[1], lambda: (CIFAR10_MEAN, CIFAR10_STD))
+    colours = splits[0].images
+
+    def measured(channels: str) -> tuple[PerChannel, PerChannel]:
+        return statistics(colours, channels) if channels == "gray" else (CIFAR10_MEAN, CIFAR10_STD)
+
+    preprocessing = options.completed(colours.shape[1], measured)
     return Dataset(tuple(read.classes), splits[0], splits[1], preprocessing)
 
 
@@ -72,36 +77,44 @@ def folder(argument: str, options: DataOptions) -> Dataset:
         skip_unreadable=options.skip_unreadable,
     )
     train = splits["train"]
-    preprocessing = options.completed(train.stored.shape[1], lambda: _remembered(train.stored))
+    preprocessing = options.completed(
+        train.stored.shape[1], lambda channels: _remembered(train.stored, channels)
+    )
     return Dataset(class_names, train, splits["test"], preprocessing, splits.get("val"), contents)
 
 
-def statistics(images: np.ndarray | FileImages) -> tuple[Triple, Triple]:
-    """Mean and standard deviation of each colour over `images` (N, H, W, 3) uint8, at most 10,000 of them."""
+def statistics(images: np.ndarray | FileImages, channels: str) -> tuple[PerChannel, PerChannel]:
+    """Mean and standard deviation of each colour, or of gray, over at most 10,000 of `images`, (N, H, W, 3)
+    uint8.
+    """
     every = max(1, len(images) // 10_000)
-    pixels, total, squares = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
+    count = CHANNELS[channels]
+    pixels, total, squares = 0, np.zeros(count, np.int64), np.zeros(count, np.int64)
     for start in range(0, len(images), 256 * every):
         sample = images[start : start + 256 * every : every].reshape(-1, 3)
+        if channels == "gray":
+            sample = grayscale(sample)
         # In exact integer arithmetic: the same images give the same numbers on every machine.
         pixels += len(sample)
         total += sample.sum(0, dtype=np.int64)
         squares += (sample.astype(np.uint16) ** 2).sum(0, dtype=np.int64)
     mean = total / pixels / 255
     std = np.sqrt(np.maximum(squares / pixels / 255**2 - mean**2, 1e-6))
-    return triple(np.round(mean, 4).tolist()), triple(np.round(std, 4).tolist())
+    return tuple(np.round(mean, 4).tolist()), tuple(np.round(std, 4).tolist())
 
 
-def _remembered(images: np.ndarray | FileImages) -> tuple[Triple, Triple]:
+def _remembered(images: np.ndarray | FileImages, channels: str) -> tuple[PerChannel, PerChannel]:
     """`statistics`, cached for images in files."""
     if not isinstance(images, FileImages):
-        return statistics(images)
-    return cache.remembered("statistics", images.fingerprint(), lambda: statistics(images), _statistics)
+        return statistics(images, channels)
+    key = images.fingerprint() + ("-gray" if channels == "gray" else "")
 
+    def read(document: Any) -> tuple[PerChannel, PerChannel]:
+        mean, std = (tuple(map(float, values)) for values in document)
+        check_statistics(mean, std, channels)
+        return mean, std
 
-def _statistics(document: Any) -> tuple[Triple, Triple]:
-    mean, std = map(triple, document)
-    check_statistics(mean, std)
-    return mean, std
+    return cache.remembered("statistics", key, lambda: statistics(images, channels), read)
 
 
 def _no_argument(name: str, argument: str) -> None:

@@ -84,9 +84,9 @@ def check_model(folder: Path, manifest: BundleManifest, engine: Engine, options:
     """
     variant, prep = engine.variant, manifest.info.preprocessing
     with open_session(engine.path, engine.backend, SessionOptions(threads=options.threads)) as session:
-        if session.input_shape != (3, prep.size, prep.size):
+        if session.input_shape != prep.image_shape:
             raise SlimdeployError(
-                f"{engine.path.name} expects {session.input_shape}, but the manifest says {prep.size}"
+                f"{engine.path.name} expects {session.input_shape}, but the manifest says {prep.image_shape}"
             )
         batch = options.batch
         logits = compute_logits(session, bundles.golden_images(folder, manifest), prep, batch=batch)

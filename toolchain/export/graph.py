@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph, Node
+from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node
 from slimdeploy.toolchain.networks.residual import batchnorm_behind
 
 OUTPUT = "logits"
@@ -29,14 +29,18 @@ weight and bias, with the given BN folded in.
 
 
 def build_graph(graph: Graph, size: int, *, parameters: Parameters, opset: int) -> onnx.ModelProto:
-    """The ONNX model of `graph` with the parameters given: input `images` (N, 3, size, size) float32, output
-    `logits` (N, classes).
+    """The ONNX model of `graph` with the parameters given: input `images` (N, channels, size, size)
+    float32, output `logits` (N, classes).
     """
     written = _write(graph, size, parameters, opset)
     proto = helper.make_graph(
         written.nodes,
         f"slimdeploy-{graph.arch}",
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", IMAGE_CHANNELS, size, size])],
+        [
+            helper.make_tensor_value_info(
+                INPUT, TensorProto.FLOAT, ["batch", graph.image_channels, size, size]
+            )
+        ],
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", graph.classes])],
         [numpy_helper.from_array(values, name) for name, values in written.constants.items()],
     )

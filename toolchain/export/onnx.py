@@ -19,7 +19,7 @@ __all__ = ["INPUT", "build_onnx", "folded_parameters"]
 
 
 def build_onnx(network: GraphNetwork, info: ModelInfo, *, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
-    """The ONNX model of `network`: input `images` (N, 3, size, size) float32, output `logits` (N, classes).
+    """The ONNX model of `network`: input `images` (N, C, size, size) float32, output `logits` (N, classes).
 
     `info` is stored in the model's metadata. Raises SlimdeployError for weights that are NaN or infinite.
     """

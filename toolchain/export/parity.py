@@ -29,13 +29,13 @@ class Parity:
 
 
 def normalised(images: Split, preprocessing: Preprocessing) -> Iterator[np.ndarray]:
-    """Batches of `images`, (N, 3, H, W) float32."""
+    """Batches of `images`, (N, C, H, W) float32."""
     for start in range(0, len(images), BATCH_SIZE):
         yield normalise(images.stored[start : start + BATCH_SIZE], preprocessing)
 
 
 def compare(network: GraphNetwork, model: Path, batches: Iterable[np.ndarray]) -> Parity:
-    """Run `network` in torch and `model` in its runtime on the same images (N, 3, H, W) float32, on
+    """Run `network` in torch and `model` in its runtime on the same images (N, C, H, W) float32, on
     the CPU.
     """
     network = copy.deepcopy(network).cpu().eval()

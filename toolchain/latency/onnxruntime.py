@@ -31,7 +31,8 @@ class OnnxruntimeBackend:
     revisits: bool = True
 
     def profile(self, graph: Graph, size: int) -> Sample:
-        images = np.random.default_rng(0).random((self.options.batch, 3, size, size), dtype=np.float32)
+        shape = (self.options.batch, graph.image_channels, size, size)
+        images = np.random.default_rng(0).random(shape, dtype=np.float32)
         with tempfile.TemporaryDirectory() as folder:
             session = profiling_session(self._build(graph, size), Path(folder), threads=self.options.threads)
             run = functools.partial(session.run, None, {INPUT: images})

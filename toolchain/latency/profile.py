@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 RUNS = 20
 OTHER = "other"
-_KERNEL = re.compile(r"(.+?)(?:\.out)?(?:_token_\d+)?(?:_nchwc)?_kernel_time")
-"""Fusion adds `_token_N` to the names of quantised convolutions, and `_nchwc` to those of others. Inserted
-nodes of one kind differ only in their token: `Transpose`, `Transpose_token_75`.
+_KERNEL = re.compile(r"(?:fused )?(.+?)(?:\.out)?(?:_token_\d+)?(?:_nchwc)?_kernel_time")
+"""Fusion adds `_token_N` to the names of quantised convolutions, `_nchwc` to those of others, and `fused ` to
+those of linear layers. Inserted nodes of one kind differ only in their token: `Transpose`,
+`Transpose_token_75`.
 """
 
 

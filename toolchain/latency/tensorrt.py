@@ -69,7 +69,8 @@ class TensorrtBackend:
                 raise
             del engine  # owned by the session, which frees it before its memory
             with session:
-                images = np.random.default_rng(0).random((batch, 3, size, size), dtype=np.float32)
+                shape = (batch, graph.image_channels, size, size)
+                images = np.random.default_rng(0).random(shape, dtype=np.float32)
                 total_ms = float(
                     np.median(run_times(functools.partial(session.run, images), warm_up_s=WARM_UP_S))
                 )

@@ -33,9 +33,9 @@ def evaluate(
 
     Args:
         model: A file (checkpoint, ONNX file or engine), a checkpoint, or a module that takes images
-            (N, 3, size, size) float32 and returns logits (N, classes).
+            (N, C, size, size) float32 and returns logits (N, classes).
         data: A dataset, or its name as for `--data`, whose test images are used; or batches of images
-            (N, 3, size, size) float32, normalised, and labels (N,). Default: the data that the network was
+            (N, C, size, size) float32, normalised, and labels (N,). Default: the data that the network was
             trained on.
         size: Side of the images in pixels. Required for a module with batches.
 

@@ -68,10 +68,10 @@ def export(
     """Write `network` as ONNX with BN folded, and compare both on `data` (the test images of a dataset).
 
     Args:
-        network: A checkpoint, or a module that takes images (N, 3, size, size) float32 and returns
+        network: A checkpoint, or a module that takes images (N, C, size, size) float32 and returns
             logits (N, classes).
         output: The ONNX file to write; a JSON file with hashes, shapes and versions is written beside it.
-        data: A dataset, or batches of images (N, 3, size, size) float32, normalised, and labels (N,). FP16
+        data: A dataset, or batches of images (N, C, size, size) float32, normalised, and labels (N,). FP16
             and INT8 require a dataset.
         size: Side of the images in pixels. Required for a module.
         force: Replace `output` if it exists.
@@ -108,14 +108,13 @@ def export(
         _check(parity, options, output)
         artifacts.remove_sidecar(output)
         os.replace(candidate, output)
-    side = info.preprocessing.size
     precision = next(entry.value for entry in model.metadata_props if entry.key == "precision")
     description = {
         "parent_sha256": parent.sha256,
         "precision": precision,
         "fp32_layers": list(fp32_layers),
         "opset": options.opset,
-        "shapes": {INPUT: ["batch", 3, side, side]},
+        "shapes": {INPUT: ["batch", *info.preprocessing.image_shape]},
         "parity": asdict(parity),
         "versions": versions(),
     }
@@ -126,7 +125,7 @@ def export(
 def _parity_batches(data: Dataset | Iterable[Batch], info: ModelInfo, images: int) -> Iterator[np.ndarray]:
     if isinstance(data, Dataset):
         return normalised(balanced_subset(data.test, images), data.preprocessing)
-    feed = LoaderFeed(data, "cpu", info.preprocessing.size, info.graph.classes, images)
+    feed = LoaderFeed(data, "cpu", info.preprocessing.image_shape, info.graph.classes, images)
     return (batch.numpy() for batch, _ in feed)
 
 

@@ -15,7 +15,7 @@ from slimdeploy.toolchain.models.checkpoint import Checkpoint
 from slimdeploy.toolchain.models.model_info import ModelInfo, unknown_class_names
 from slimdeploy.toolchain.networks import importing
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from slimdeploy.toolchain.preprocessing import Geometry, Preprocessing, default_preprocessing
 
 
 @checked
@@ -30,10 +30,12 @@ def from_module(
     """Convert `module` in eval mode, with a copy of its weights, to a slimdeploy network.
 
     Args:
-        module: Takes images (N, 3, size, size) float32 and returns logits (N, classes).
+        module: Takes images (N, 3, size, size) float32, or (N, 1, size, size) if they are gray, and returns
+            logits (N, classes).
         size: Side of the images in pixels. Not needed with `preprocessing`.
         preprocessing: Preprocessing of the module's images. Default: resize the shorter side to `size`, crop
-            the centre, normalise with ImageNet's mean and standard deviation.
+            the centre, normalise with ImageNet's mean and standard deviation; pixels of gray images are only
+            scaled to 0…1.
         class_names: One for each logit. Default: `class 0`, `class 1`, ….
         name: Name of the network in reports.
 
@@ -44,16 +46,15 @@ def from_module(
     if preprocessing is None:
         if size is None:
             raise SlimdeployError("`size` is needed: the side in pixels of the images that the module takes")
-        preprocessing = Preprocessing(size, IMAGENET_MEAN, IMAGENET_STD)
-    elif size not in (None, preprocessing.size):
-        raise SlimdeployError(
-            f"`size` is {size}, but `preprocessing` makes {preprocessing.size}×{preprocessing.size}"
-        )
+        side = Geometry(size).size  # refuses impossible ones
+    elif size not in (None, side := preprocessing.size):
+        raise SlimdeployError(f"`size` is {size}, but `preprocessing` makes {side}×{side}")
     module = importing.unwrapped(module)
     if isinstance(module, GraphNetwork):
         network = copy.deepcopy(module)
     else:
-        network = importing.from_module(module, size=preprocessing.size, arch=name).network
+        network = importing.from_module(module, size=side, arch=name).network
+    preprocessing = preprocessing or default_preprocessing(side, network.graph.image_channels)
     if class_names is None:
         class_names = unknown_class_names(network.graph.classes)
     names = tuple(map(str, class_names))

@@ -52,10 +52,10 @@ def prune(
     these images. Without `data`, channels are only removed.
 
     Args:
-        network: A checkpoint, or a module that takes images (N, 3, size, size) float32 and returns
+        network: A checkpoint, or a module that takes images (N, C, size, size) float32 and returns
             logits (N, classes).
         data: A dataset, or batches that can be iterated repeatedly (a DataLoader, a list), shuffled:
-            images (N, 3, size, size) float32, normalised, and labels (N,).
+            images (N, C, size, size) float32, normalised, and labels (N,).
         test: Batches in the same form, to report accuracies on. Default: the test images of a dataset.
         size: Side of the images in pixels. Required for a module.
         device: Device to compute on, e.g. `cuda`. Default: the network's device.

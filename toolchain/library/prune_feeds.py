@@ -46,7 +46,7 @@ def pruning_feeds(
     """
 
     def feed(batches: Iterable[Batch], images: int = ALL, name: str = "data") -> LoaderFeed:
-        return LoaderFeed(batches, device, info.preprocessing.size, info.graph.classes, images, name)
+        return LoaderFeed(batches, device, info.preprocessing.image_shape, info.graph.classes, images, name)
 
     tested: Feed | None = None if test is None else feed(test, name="test")
     if not isinstance(data, Dataset):

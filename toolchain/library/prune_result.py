@@ -47,7 +47,7 @@ class PruneResult:
 
     @property
     def network(self) -> GraphNetwork:
-        """The pruned network, a `torch.nn.Module`: (N, 3, size, size) → (N, classes)."""
+        """The pruned network, a `torch.nn.Module`: (N, C, size, size) → (N, classes)."""
         return self.checkpoint.network
 
     def to_json(self) -> dict[str, Any]:

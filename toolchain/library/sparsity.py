@@ -38,7 +38,7 @@ class Proximal:
 
     Args:
         optimizer: Optimiser whose parameters include the γ of `network`.
-        network: A network of slimdeploy, or a module that takes images (N, 3, size, size).
+        network: A network of slimdeploy, or a module that takes images (N, C, size, size).
         strength: λ of the penalty λ·‖γ‖₁.
         layers: `prunable` acts on the γ of channels that can be removed, `all` on every γ.
         size: Side of the images in pixels. Required unless the network is slimdeploy's.
@@ -84,7 +84,7 @@ def gammas(network: nn.Module, *, layers: str = "prunable", size: int | None = N
     """The γ (C,) of `network` to penalise, for a penalty of your own. They are its parameters, not copies.
 
     Args:
-        network: A network of slimdeploy, or a module that takes images (N, 3, size, size).
+        network: A network of slimdeploy, or a module that takes images (N, C, size, size).
         layers: `prunable` returns the γ of channels that can be removed, `all` every γ.
         size: Side of the images in pixels. Required unless the network is slimdeploy's.
 

@@ -60,7 +60,7 @@ class TrainResult:
 
     @property
     def network(self) -> GraphNetwork:
-        """The trained network, a `torch.nn.Module`: (N, 3, size, size) → (N, classes)."""
+        """The trained network, a `torch.nn.Module`: (N, C, size, size) → (N, classes)."""
         return self.checkpoint.network
 
     def to_json(self) -> dict[str, Any]:
@@ -99,12 +99,12 @@ def train(
     given default to those of its last training, and `lr` to 3e-3, like with `slimdeploy train --weights`.
 
     Args:
-        network: A checkpoint, a module that takes images (N, 3, size, size) float32 and returns
+        network: A checkpoint, a module that takes images (N, C, size, size) float32 and returns
             logits (N, classes), or, with a dataset, the name of an architecture, such as `resnet18` or
             `torchvision:resnet18`, for random weights.
         data: A dataset, whose images are augmented for training; a share of them is held out for validation,
             and the test images are used once, at the end. Or batches that can be iterated repeatedly
-            (a DataLoader, a list), once per epoch: images (N, 3, size, size) float32, normalised and
+            (a DataLoader, a list), once per epoch: images (N, C, size, size) float32, normalised and
             augmented, and labels (N,).
         val: Batches in the same form, to validate on after each epoch. Only with batches as `data`.
         test: Batches in the same form, to evaluate on once, at the end. Only with batches as `data`.
@@ -180,7 +180,8 @@ def _start(network: Checkpoint | nn.Module | str, images: Given, options: TrainO
         if dataset is None:
             raise SlimdeployError("`network` is a name: pass a Dataset as `data`, or a module as `network`")
         size, classes = dataset.preprocessing.size, len(dataset.class_names)
-        fresh = named_network(network, size=size, classes=classes, seed=options.seed)
+        channels = len(dataset.preprocessing.mean)
+        fresh = named_network(network, size=size, classes=classes, seed=options.seed, image_channels=channels)
         return Checkpoint(fresh, ModelInfo(fresh.graph, dataset.preprocessing, dataset.class_names), "")
     found = as_checkpoint(network, size=images.size)
     info = found.info if dataset is None else described_by(dataset, found)

@@ -54,7 +54,7 @@ class Given:
             raise SlimdeployError("`patience` needs `val`, batches to validate on")
 
         def feed(source: Iterable[Batch], name: str) -> LoaderFeed:
-            return LoaderFeed(source, device, info.preprocessing.size, info.graph.classes, name=name)
+            return LoaderFeed(source, device, info.preprocessing.image_shape, info.graph.classes, name=name)
 
         return OwnBatches(
             feed(self.data, "data"),

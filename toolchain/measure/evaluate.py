@@ -123,7 +123,7 @@ def _to_images(session: Session, found: Images, preprocessing: Preprocessing) ->
 def _to_batches(session: Session, data: Iterable[Batch], info: ModelInfo) -> Iterator[Answered]:
     from slimdeploy.toolchain.data.feed import LoaderFeed  # brings torch, which batches are of
 
-    for images, labels in LoaderFeed(data, "cpu", info.preprocessing.size, len(info.class_names)):
+    for images, labels in LoaderFeed(data, "cpu", info.preprocessing.image_shape, len(info.class_names)):
         yield session.run(images.numpy()), labels.numpy()
 
 

@@ -27,7 +27,10 @@ from slimdeploy.toolchain.runtime.session import Session
 Opener = Callable[[], Session]
 """Opens the session to measure. It is sent to the process, so it must be picklable."""
 
-RAW = Preprocessing(1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+RAW = {
+    3: Preprocessing(1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    1: Preprocessing(1, (0.0,), (1.0,), channels="gray"),
+}
 """For a model without preprocessing: pixels scaled to 0…1. Its time is right, its accuracy is not. The size
 isn't used.
 """
@@ -106,10 +109,12 @@ class Bench:
         cost = None
         if info is not None:
             cost = network_cost(info.graph, info.preprocessing.size)
-        self._preprocessing = info.preprocessing if info else RAW
+        if channels not in RAW:
+            raise SlimdeployError(f"the model takes images with {channels} channels: slimdeploy has 3, or 1")
+        self._preprocessing = info.preprocessing if info else RAW[channels]
         self._loaded_mb = memory.peak_resident_mb()
         random = np.random.default_rng(0)
-        self.use_images(random.integers(0, 256, (batch, height, width, channels), dtype=np.uint8))
+        self.use_images(random.integers(0, 256, (batch, height, width, 3), dtype=np.uint8))
         return Opened(
             session.backend,
             session.precision,

@@ -10,12 +10,20 @@ from slimdeploy.toolchain.networks.graph import Graph
 
 
 def network_graph(
-    arch: str | None, *, arguments: Sequence[str], stem: str | None, classes: int, size: int
+    arch: str | None,
+    *,
+    arguments: Sequence[str],
+    stem: str | None,
+    classes: int,
+    size: int,
+    image_channels: int = 3,
 ) -> Graph:
-    """The graph of the unpruned network that `network_options` name."""
+    """The graph of the unpruned network that `network_options` name; a built-in one is made for images with
+    `image_channels`.
+    """
     if arch is None or not is_imported(arch):
         refuse_arguments(arch, arguments)
-        return build_graph(arch, stem=stem, classes=classes)
+        return build_graph(arch, stem=stem, classes=classes, image_channels=image_channels)
     from slimdeploy.toolchain.models.named_networks import named_network, parse_arguments
 
     given = parse_arguments(arguments)

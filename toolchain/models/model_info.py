@@ -16,7 +16,7 @@ from slimdeploy.toolchain.artifacts import json_text, parse_json
 from slimdeploy.toolchain.errors import SlimdeployError, shorten
 from slimdeploy.toolchain.networks.architectures import read_network
 from slimdeploy.toolchain.networks.graph import Graph
-from slimdeploy.toolchain.preprocessing import Preprocessing
+from slimdeploy.toolchain.preprocessing import CHANNELS, Preprocessing
 
 T = TypeVar("T")
 
@@ -75,6 +75,13 @@ class ModelInfo:
     def __post_init__(self) -> None:
         if len(self.class_names) != self.graph.classes:
             raise SlimdeployError(f"{self.graph.classes} classes, but {len(self.class_names)} class names")
+        own, given = self.graph.image_channels, len(self.preprocessing.mean)
+        if own != given:
+            fitting = " or ".join(name for name, count in CHANNELS.items() if count == own)
+            raise SlimdeployError(
+                f"the network takes images with {own} channel{'s'[: own - 1]}, but the preprocessing makes "
+                f"{given}: `channels` must be {fitting}"
+            )
 
     def after(
         self, stage: str, *, graph: Graph | None = None, metrics: dict[str, Any], **facts: Any

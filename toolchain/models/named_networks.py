@@ -35,16 +35,18 @@ def named_network(
     stem: str | None = None,
     seed: int = 0,
     arguments: Mapping[str, Any] | None = None,
+    image_channels: int = 3,
 ) -> GraphNetwork:
     """The network called `name` (default: ResNet-50) with random weights, which depend only on `seed`.
 
-    `classes` is passed as `num_classes`, to a user's function only if it has a parameter of that name. Raises
-    SlimdeployError for an unknown name, a file that fails to run, an unsupported network, and one with
-    another number of classes than `classes`.
+    A built-in network is made for images with `image_channels`. `classes` is passed as `num_classes`, to a
+    user's function only if it has a parameter of that name. Raises SlimdeployError for an unknown name, a
+    file that fails to run, an unsupported network, and one with another number of classes than `classes`.
     """
     if name is None or not is_imported(name):
         refuse_arguments(name, arguments or ())
-        return build_network(build_graph(name, stem=stem, classes=classes or 10), seed=seed)
+        graph = build_graph(name, stem=stem, classes=classes or 10, image_channels=image_channels)
+        return build_network(graph, seed=seed)
     if stem is not None:
         raise SlimdeployError(f"`stem` is for {', '.join(ARCHITECTURES)}; {name} has its own first layers")
     return imported_network(name, size=size, classes=classes, arguments=arguments, seed=seed).network

@@ -256,10 +256,18 @@ def _pad(at: Importer, node: fx.Node) -> str:
     margins = [int(n) for n in argument(node, 1, [])]
     mode = argument(node, 2, "constant") if at.operator(node) == "pad" else "constant"
     value = argument(node, 3 if at.operator(node) == "pad" else 2, 0)
+    if (
+        len(margins) == 6
+        and margins[:4] == [0] * 4
+        and min(margins) >= 0
+        and (mode, value) == ("constant", 0)
+    ):
+        return at.add(node, "pad_channels", at.value(node, 0), before=margins[4], after=margins[5])
     if len(margins) != 4 or min(margins) < 0 or mode not in MODES or value != 0:
         raise at.refused(
             node,
-            "padding is supported on the four sides of an image only, with zeros, reflected or replicated",
+            "padding is supported on the four sides of an image with zeros, reflected or replicated pixels, "
+            "and along the channels with zeros",
         )
     other = {} if mode == "constant" else {"mode": mode}
     return at.add(node, "pad", at.value(node, 0), margins=margins, **other)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from slimdeploy.toolchain.networks.graph import INPUT
+
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.importer import Importer
 
@@ -150,10 +152,12 @@ def expand(at: Importer, node: fx.Node) -> Any:
 
 
 def repeat(at: Importer, node: fx.Node) -> Any:
-    """A buffer repeated, as the filter of every channel."""
-    found = at.values.get(node.args[0])  # type: ignore[arg-type]
+    """A buffer repeated, as the filter of every channel, or gray images, as three equal colours."""
+    found, times = at.values.get(node.args[0]), argument(node, 1, [])  # type: ignore[arg-type]
     if isinstance(found, Constant):
         return found
+    if found == INPUT and len(times) == 4 and (times[0], *times[2:]) == (1, 1, 1):
+        return at.add(node, "concat", *[INPUT] * int(times[1]))
     raise at.refused(node, "aten.repeat isn't supported")
 
 
@@ -229,10 +233,30 @@ def cut(at: Importer, node: fx.Node) -> Any:
     before, after = shape_of(node.args[0]), shape_of(node)
     if before[1:] == after[1:]:  # x[:, :]: all of it
         return at.values[node.args[0]]  # type: ignore[index]
-    if argument(node, 1, 0) != 1 or argument(node, 4, 1) != 1:
-        raise at.refused(node, "slices are supported along the channels only, without a step")
-    start = int(argument(node, 2, 0)) % int(before[1])
+    axis, start, step = (int(argument(node, i, default)) for i, default in ((1, 0), (2, 0), (4, 1)))
+    if len(before) == 4 and axis in (2, 3) and start == 0 and after[axis] == -(-before[axis] // step):
+        return _every(at, node, step, axis)
+    if axis != 1 or step != 1:
+        raise at.refused(
+            node, "slices are supported along the channels without a step, and of whole images with a step"
+        )
+    start %= int(before[1])
     return at.add(node, "slice", at.value(node, 0), start=start, stop=start + int(after[1]))
+
+
+def _every(at: Importer, node: fx.Node, step: int, axis: int) -> str:
+    """`x[:, :, ::2, ::2]`, which is two slices: a pooling of single pixels. The second replaces the first."""
+    value, stride = at.value(node, 0), [1, 1]
+    earlier = at.nodes[-1] if at.nodes else None
+    if (
+        earlier
+        and earlier.name == value
+        and earlier.operator == "max_pool"
+        and earlier.attributes["kernel"] == [1, 1]
+    ):
+        (value,), stride = earlier.inputs, list(earlier.attributes["stride"])
+    stride[axis - 2] *= step
+    return at.add(node, "max_pool", value, kernel=[1, 1], stride=stride, padding=[0, 0])
 
 
 def item(at: Importer, node: fx.Node) -> str:

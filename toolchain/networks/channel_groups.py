@@ -115,7 +115,11 @@ def _find_groups(graph: Graph) -> tuple[ChannelGroup, ...]:
     stay = [channels[INPUT], channels[graph.output], *ties.fixed]
     fixed = {*places[roots[np.concatenate(stay)]].tolist()}
     positions = _positions(classes, places, fixed)
-    groups = [_group(graph, found, bool(summed[unit])) for unit, found in positions.values()]
+    groups = [
+        _group(graph, found, bool(summed[unit]))
+        for unit, found in positions.values()
+        if any(graph.by_name[value].operator in WEIGHTED for value in found)  # else zeros of pad_channels
+    ]
     order = {name: number for number, name in enumerate(graph.by_name)}
 
     def first_made(group: ChannelGroup) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph
+from slimdeploy.toolchain.networks.graph import INPUT, Graph
 from slimdeploy.toolchain.networks.layers import Layer, parameter_layers
 
 MB = 2**20
@@ -47,7 +47,7 @@ def network_cost(graph: Graph, size: int, *, alignment: int = 8) -> Cost:
     shapes, params = graph.shapes(size), parameter_count(graph)
     calls = [math.prod(shapes[node.name]) for node in graph.nodes if node.operator not in NO_CALL]
     macs = sum(node.op.macs(node, shapes[node.name]) for node in graph.nodes)
-    memory = Memory(IMAGE_CHANNELS * size * size * 4 / MB, sum(calls) * 4 * 2 / MB, params * 4 / MB)
+    memory = Memory(graph.image_channels * size * size * 4 / MB, sum(calls) * 4 * 2 / MB, params * 4 / MB)
     return Cost(params, macs, _padded_macs(graph, size, alignment), alignment, len(calls), memory)
 
 

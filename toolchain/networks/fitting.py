@@ -16,17 +16,27 @@ TensorShapes = Mapping[str, tuple[int, ...]]
 
 def fit_to_tensors(graph: Graph, shapes: TensorShapes) -> Graph:
     """`graph` with the widths of the tensors, which may be pruned or have other classes. The tensors also
-    decide whether a layer has a bias, and a BN γ and β.
+    decide whether a layer has a bias, a BN γ and β, and whether the images are gray.
 
     Raises SlimdeployError if a weight is missing or can't belong to the layer.
     """
     nodes = []
-    channels = {INPUT: IMAGE_CHANNELS}
+    image_channels = _image_channels(graph, shapes)
+    channels = {INPUT: image_channels}
     for node in graph.nodes:
         found = _fitted(node, channels[node.inputs[0]], shapes)
         nodes.append(found)
         channels[node.name] = found.op.channels(found, [channels[name] for name in found.inputs])
-    return graph.with_nodes(nodes)
+    return replace(graph, nodes=tuple(nodes), image_channels=image_channels)
+
+
+def _image_channels(graph: Graph, shapes: TensorShapes) -> int:
+    """The channels that the first convolution reads, if it reads the images."""
+    for node in graph.consumers[INPUT]:
+        if node.operator == "conv" and node.attributes["groups"] == 1:
+            inputs = _shape(node, "weight", shapes)[1]
+            return inputs if inputs in IMAGE_CHANNELS else graph.image_channels
+    return graph.image_channels
 
 
 def _fitted(node: Node, inputs: int, shapes: TensorShapes) -> Node:

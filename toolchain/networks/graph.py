@@ -17,7 +17,8 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.operators import OPERATORS, Operator, Shape
 
 INPUT = "images"
-IMAGE_CHANNELS = 3
+IMAGE_CHANNELS = (1, 3)
+"""The numbers of channels that images can have: gray or colour."""
 MINIMUM_SIZE = 8
 """Smallest image side accepted, in pixels."""
 MAX_NODES, MAX_NUMBER = 10_000, 1 << 20
@@ -46,16 +47,20 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """An image classifier: images (N, 3, size, size) in; the last node returns logits (N, classes).
+    """An image classifier: images (N, image_channels, size, size) in; the last node returns logits
+    (N, classes).
 
-    `origin` tells where the network came from: `{"arch": "resnet50", "stem": "cifar-pool"}`. Raises
-    SlimdeployError for nodes that contradict each other.
+    `image_channels` is 3, or 1 for gray images. `origin` tells where the network came from:
+    `{"arch": "resnet50", "stem": "cifar-pool"}`. Raises SlimdeployError for nodes that contradict each other.
     """
 
     nodes: tuple[Node, ...]
     origin: Mapping[str, Any] = field(default_factory=dict)
+    image_channels: int = 3
 
     def __post_init__(self) -> None:
+        if self.image_channels not in IMAGE_CHANNELS:
+            raise SlimdeployError(f"images have 3 channels, or 1, not {self.image_channels!r}")
         if not 0 < len(self.nodes) <= MAX_NODES:
             raise SlimdeployError(f"a network has 1 to {MAX_NODES} nodes, not {len(self.nodes)}")
         known = {INPUT}
@@ -102,7 +107,7 @@ class Graph:
     @functools.cached_property
     def channels(self) -> dict[str, int]:
         """Value -> its number of channels. Raises SlimdeployError if a node can't read its inputs."""
-        found = {INPUT: IMAGE_CHANNELS}
+        found = {INPUT: self.image_channels}
         for node in self.nodes:
             found[node.name] = node.op.channels(node, [found[name] for name in node.inputs])
         return found
@@ -114,7 +119,7 @@ class Graph:
         """
         if size < MINIMUM_SIZE:
             raise SlimdeployError(f"images of {size}×{size} are too small: the minimum is {MINIMUM_SIZE}")
-        found: dict[str, Shape] = {INPUT: (IMAGE_CHANNELS, size, size)}
+        found: dict[str, Shape] = {INPUT: (self.image_channels, size, size)}
         for node in self.nodes:
             shape = node.op.shape(node, [found[name] for name in node.inputs])
             if min(shape) < 1:
@@ -157,8 +162,10 @@ class Graph:
         return keeps and self._is_flat(node.inputs[0])
 
     def to_json(self) -> dict[str, Any]:
+        gray = {"image_channels": self.image_channels} if self.image_channels != 3 else {}
         return {
             "origin": dict(self.origin),
+            **gray,
             "nodes": [
                 {
                     "name": node.name,
@@ -181,7 +188,7 @@ class Graph:
             Node(str(n["name"]), str(n["operator"]), tuple(map(str, n["inputs"])), dict(n["attributes"]))
             for n in document["nodes"]
         ]
-        return cls(tuple(nodes), dict(document["origin"]))
+        return cls(tuple(nodes), dict(document["origin"]), document.get("image_channels", 3))
 
 
 def needed_for(output: str, nodes: Iterable[Node]) -> tuple[Node, ...]:

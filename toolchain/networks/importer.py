@@ -46,15 +46,18 @@ class Importer:
     def graph(self) -> Graph:
         output = next(node for node in self.program.graph.nodes if node.op == "output").args[0][0]
         logits = self._logits(output)
+        image_channels = 0
         for node in self.program.graph.nodes:
-            if node.op == "placeholder":
-                self.values[node] = Constant(self.tensors[node.name]) if node.name in self.tensors else INPUT
+            if node.op == "placeholder" and node.name in self.tensors:
+                self.values[node] = Constant(self.tensors[node.name])
+            elif node.op == "placeholder":
+                self.values[node], image_channels = INPUT, int(node.meta["val"].shape[1])
             elif node.op == "call_function" and not (node is output and self.behind):
                 self._call(node)
         wanted = self.values[logits]
         if not isinstance(wanted, str):
             raise SlimdeployError("the module's output isn't computed from the images")
-        return Graph(needed_for(wanted, self.nodes), {"arch": self.arch})
+        return Graph(needed_for(wanted, self.nodes), {"arch": self.arch}, image_channels)
 
     def _logits(self, output: fx.Node) -> fx.Node:
         """The input of the final softmax, if there is one."""

@@ -20,7 +20,6 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS
 from slimdeploy.toolchain.networks.importer import Importer
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
@@ -46,7 +45,8 @@ class Imported:
 
 
 def from_module(module: nn.Module, *, size: int, arch: str = "custom") -> Imported:
-    """Convert `module` in eval mode, with its weights, for images (N, 3, size, size).
+    """Convert `module` in eval mode, with its weights, for images (N, 3, size, size), or (N, 1, size, size)
+    if it takes only those.
 
     `arch` becomes the network's name. Raises SlimdeployError for a module that can't be traced or takes
     another input, for unsupported operators, for weights that are not finite float32, and if the logits
@@ -58,7 +58,7 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom") -> Import
     modes = [(part, part.training) for part in module.modules()]
     try:
         module.eval()
-        images = torch.randn(2, IMAGE_CHANNELS, size, size, generator=torch.Generator().manual_seed(0))
+        images = _images_for(module, size)
         expected = _logits(module, images)
         if not expected.isfinite().all():
             raise SlimdeployError(
@@ -132,6 +132,18 @@ def _check_weights(module: nn.Module) -> None:
             raise SlimdeployError(f"the module's {name} is {kind}: convert the module with .float()")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise SlimdeployError(f"the module's {name} contains NaN or infinite values")
+
+
+@torch.no_grad()
+def _images_for(module: nn.Module, size: int) -> Tensor:
+    """Random images (2, channels, size, size): in colour, or gray if the module takes only those."""
+    random = torch.Generator().manual_seed(0)
+    colour, gray = (torch.randn(2, channels, size, size, generator=random) for channels in (3, 1))
+    for images in (colour, gray):
+        with contextlib.suppress(Exception):  # whatever a foreign forward raises
+            module(images)
+            return images
+    return colour
 
 
 @torch.no_grad()

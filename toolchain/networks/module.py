@@ -38,7 +38,7 @@ class _WithTensor:
 
 
 class GraphNetwork(nn.Module):
-    """Image classifier: (N, 3, H, W) float → (N, classes) logits, as described by `graph`.
+    """Image classifier: (N, C, H, W) float → (N, classes) logits, as described by `graph`.
 
     Parameters are named after their nodes, so state dicts can be exchanged with the original network.
     """

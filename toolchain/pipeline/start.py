@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from slimdeploy.toolchain.data.dataset import Dataset, load_dataset
+from slimdeploy.toolchain.data.of_model import for_network
 from slimdeploy.toolchain.models.graphs import network_graph
 from slimdeploy.toolchain.models.named_networks import parse_arguments
 from slimdeploy.toolchain.networks.fitting import with_classes
@@ -21,9 +22,15 @@ def starting_point(recipe: Recipe) -> tuple[Dataset, Graph]:
     if network.weights is None:
         dataset = load_dataset(recipe.data)
         size, classes = dataset.preprocessing.size, len(dataset.class_names)
-        return dataset, network_graph(
-            network.arch, arguments=network.arg, stem=network.stem, classes=classes, size=size
+        graph = network_graph(
+            network.arch,
+            arguments=network.arg,
+            stem=network.stem,
+            classes=classes,
+            size=size,
+            image_channels=len(dataset.preprocessing.mean),
         )
+        return for_network(network.arch, graph, recipe.data, dataset)[1], graph
     weights = read_weights(
         Path(network.weights),
         arch=network.arch,

@@ -169,9 +169,9 @@ def _check_own(graph: Graph, metadata: dict[str, str], source: str) -> int:
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise DamagedError("not one input and one output")
     (image,), ((output, logits),) = graph.inputs.values(), graph.outputs.items()
-    size = info.preprocessing.size
-    if image[1:] != (3, size, size) or not 0 <= image[0] <= MAX_BATCH:
-        raise DamagedError(f"an input of {_by(image[1:])} values; its description says 3×{size}×{size}")
+    described = info.preprocessing.image_shape
+    if image[1:] != described or not 0 <= image[0] <= MAX_BATCH:
+        raise DamagedError(f"an input of {_by(image[1:])} values; its description says {_by(described)}")
     shapes = activation_shapes(graph, (1, *image[1:]))
     if shapes.get(output, ())[1:] != (info.graph.classes,) or logits[1:] != (info.graph.classes,):
         wanted = info.graph.classes

@@ -35,7 +35,7 @@ class TorchSession:
         self.device = torch.device(device)
         self.precision = options.precision or "fp32"
         self.info: ModelInfo | None = info
-        self.input_shape = (3, info.preprocessing.size, info.preprocessing.size)
+        self.input_shape = info.preprocessing.image_shape
         self._dtype = DTYPES[self.precision]
         self._layout = torch.channels_last if options.channels_last else torch.contiguous_format
         network = network.to(self.device, self._dtype).eval()

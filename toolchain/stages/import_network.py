@@ -16,20 +16,20 @@ from slimdeploy.toolchain.models.named_networks import imported_network
 from slimdeploy.toolchain.networks.architectures import ARCHITECTURES, is_imported, source_file
 from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.paths import InputPath, OutputPath, check_apart
-from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from slimdeploy.toolchain.preprocessing import default_preprocessing
 from slimdeploy.toolchain.preprocessing_options import PreprocessingOptions
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.published_weights import PublishedWeights, published_weights, tell_of_transform
 from slimdeploy.toolchain.training.pretrained import read_tensors
 
-DEFAULT_PREPROCESSING = Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD)
-"""Default for networks without known preprocessing."""
+DEFAULT_SIZE = 224
+"""Default size of the images of networks without known preprocessing."""
 
 
 @dataclass(frozen=True)
 class ImportOptions:
     """What to import, and its preprocessing. Options that are not given are those of `weights` if torchvision
-    published them, else DEFAULT_PREPROCESSING.
+    published them, else those of `default_preprocessing`.
     """
 
     name: str
@@ -80,16 +80,20 @@ def import_stage(
     published = _published(options.name, weights) if weights else None
     if weights and not published:
         tell_of_transform(options.name, options.arguments)
-    preprocessing = options.images.applied_to(published.preprocessing if published else DEFAULT_PREPROCESSING)
+    geometry = options.images.geometry or (published.preprocessing.geometry if published else None)
+    size = geometry.size if geometry else DEFAULT_SIZE
     found = imported_network(
         options.name,
-        size=preprocessing.size,
+        size=size,
         classes=options.classes,
         arguments={**(published.arguments if published else {}), **options.arguments},
         tensors=tensors,
     )
-    log(f"preprocessing: {preprocessing}, {_origin(options.images, published)}")
     graph = found.network.graph
+    images = options.images.for_network(options.name, graph.image_channels)
+    default = published.preprocessing if published else default_preprocessing(size, graph.image_channels)
+    preprocessing = images.applied_to(default)
+    log(f"preprocessing: {preprocessing}, {_origin(images, published)}")
     names = _class_names(class_names, graph.classes, published)
     info = ModelInfo(graph, preprocessing, names).after(
         "import",

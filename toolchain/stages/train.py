@@ -12,7 +12,7 @@ from slimdeploy.toolchain.data.dataset import (
     Dataset,
     load_dataset,
 )
-from slimdeploy.toolchain.data.of_model import data_of, dataset_for
+from slimdeploy.toolchain.data.of_model import data_of, dataset_for, for_network
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.library.train import Run, TrainResult, trained
 from slimdeploy.toolchain.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -20,7 +20,7 @@ from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.models.named_networks import named_network
 from slimdeploy.toolchain.networks.architectures import source_file
 from slimdeploy.toolchain.paths import InputPath, OutputPath, check_apart
-from slimdeploy.toolchain.preprocessing import Preprocessing, Triple
+from slimdeploy.toolchain.preprocessing import PerChannel, Preprocessing
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.stages.written import Written
 from slimdeploy.toolchain.training.continuing import as_before, from_weights
@@ -71,8 +71,15 @@ def train_stage(
     else:
         size, classes = dataset.preprocessing.size, len(dataset.class_names)
         network = named_network(
-            arch, size=size, classes=classes, stem=stem, arguments=arguments, seed=options.seed
+            arch,
+            size=size,
+            classes=classes,
+            stem=stem,
+            arguments=arguments,
+            seed=options.seed,
+            image_channels=len(dataset.preprocessing.mean),
         )
+        data, dataset = for_network(arch, network.graph, data, dataset)
         info = ModelInfo(network.graph, dataset.preprocessing, dataset.class_names)
         start = Checkpoint(network, info, "")
     if ranks.main:
@@ -111,7 +118,7 @@ def finetune_stage(
 
 
 def _described(
-    preprocessing: Preprocessing, given: tuple[Triple | None, Triple | None], weights: Weights | None
+    preprocessing: Preprocessing, given: tuple[PerChannel | None, PerChannel | None], weights: Weights | None
 ) -> str:
     """One line: the preprocessing of the images, and where mean and deviation come from."""
     origin = (weights and weights.source) or "of the training data"

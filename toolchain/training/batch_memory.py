@@ -33,13 +33,15 @@ def out_of_memory(batch_size: int, attempt: Callable[[int], None], *, force: boo
     )
 
 
-def attempt_step(step: TrainingStep, network: GraphNetwork, images: int, *, size: int) -> None:
-    """Allocate the memory of `step` for `images` images of `size`×`size` pixels. The network is in eval mode
+def attempt_step(
+    step: TrainingStep, network: GraphNetwork, images: int, *, image_shape: tuple[int, int, int]
+) -> None:
+    """Allocate the memory of `step` for `images` images (channels, size, size). The network is in eval mode
     afterwards, in which BN does not wait for other processes.
     """
     step.optimizer.zero_grad(set_to_none=True)
     network.eval()
-    batch = torch.zeros(images, 3, size, size, device=step.device).to(memory_format=torch.channels_last)
+    batch = torch.zeros(images, *image_shape, device=step.device).to(memory_format=torch.channels_last)
     labels = torch.zeros(images, dtype=torch.int64, device=step.device)
     loss, _ = step.forward(network, batch, labels)
     loss.backward()

@@ -16,7 +16,7 @@ from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.memory_layout import place
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.preprocessing import Preprocessing, Triple
+from slimdeploy.toolchain.preprocessing import PerChannel, Preprocessing
 from slimdeploy.toolchain.training.teacher_cache import TeacherCache
 
 
@@ -33,7 +33,7 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, images: Tensor, normalised_by: Preprocessing) -> Tensor:
-        """(N, classes) logits for images (N, 3, H, W) normalised for the student."""
+        """(N, classes) logits for images (N, C, H, W) normalised for the student."""
         images = _renormalised(images, normalised_by, self.preprocessing)
         return self.cache.logits(images, self.network) if self.cache else self.network(images)
 
@@ -50,6 +50,9 @@ def load_teacher(path: Path, student: ModelInfo, *, device: str, cache: str | No
         )
     if size != wanted:
         raise SlimdeployError(f"the teacher {path} takes {size}×{size}, the data is {wanted}×{wanted}")
+    own, given = found.info.preprocessing, student.preprocessing
+    if len(own.mean) != len(given.mean):
+        raise SlimdeployError(f"the teacher {path} takes {own.channels} images, the student {given.channels}")
     network = place(found.network, device).eval().requires_grad_(requires_grad=False)
     kept = TeacherCache(Path(cache), found.sha256) if cache else None
     return Teacher(network, found.info.preprocessing, found.sha256, kept)
@@ -71,7 +74,7 @@ def _renormalised(images: Tensor, own: Preprocessing, wanted: Preprocessing) -> 
     if (own.mean, own.std) == (wanted.mean, wanted.std):
         return images
 
-    def of_channels(values: Triple) -> Tensor:
+    def of_channels(values: PerChannel) -> Tensor:
         ordered = values[::-1] if wanted.channels == "bgr" else values
         return torch.tensor(ordered, device=images.device)[:, None, None]
 

@@ -242,7 +242,9 @@ class _Run:
         def attempt(batch_size: int) -> None:
             images = -(-batch_size // self.ranks.size)
             learner = self.learner
-            attempt_step(learner.step, learner.network, images, size=self.data.preprocessing.size)
+            attempt_step(
+                learner.step, learner.network, images, image_shape=self.data.preprocessing.image_shape
+            )
 
         return out_of_memory(self.batches.batch_size, attempt, force=index > 0)
 

@@ -71,7 +71,8 @@ class Weights:
             return data.or_else(self.info.preprocessing)
         if self.published:
             return data.or_else(self.published.preprocessing)
-        if self._has_imagenet_stem:
+        data = data.for_network(str(self.path), self.network.graph.image_channels)
+        if self._has_imagenet_stem and data.channels != "gray":
             mean, std = data.statistics
             return replace(data, mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD)
         return data

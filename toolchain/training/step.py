@@ -34,7 +34,7 @@ class Objective:
 
 
 class TrainingStep:
-    """Call it with images (B, 3, H, W), their labels and the step number, counted from 0 over all epochs. The
+    """Call it with images (B, C, H, W), their labels and the step number, counted from 0 over all epochs. The
     network, the optimiser and the γ of `penalty` are changed in place. `weight` is that of the images' mean
     loss.
     """

@@ -62,7 +62,7 @@ class TeacherCache:
             ) from error
 
     def logits(self, images: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """(N, classes) float32 logits for images (N, 3, H, W), on their device: from the file, else
+        """(N, classes) float32 logits for images (N, C, H, W), on their device: from the file, else
         by `compute`, whose result is added to the file.
         """
         digest = self._digest(images)

@@ -127,4 +127,6 @@ def test_cifar10_is_downloaded_where_it_is_missing(
 def test_mean_and_deviation_are_exact() -> None:
     images = np.zeros((2, 2, 2, 3), dtype=np.uint8)
     images[0, ..., 0], images[..., 1] = 255, 51
-    assert statistics(images) == ((0.5, 0.2, 0.0), (0.5, 0.001, 0.001))
+    assert statistics(images, "rgb") == ((0.5, 0.2, 0.0), (0.5, 0.001, 0.001))
+    gray = (106 + 30) / 2 / 255  # 0.299 × 255 + 0.587 × 51, and the second alone
+    assert statistics(images, "gray") == ((round(gray, 4),), (round((106 - 30) / 2 / 255, 4),))

@@ -148,7 +148,7 @@ def _exported(module: nn.Module) -> nn.Module:
         (lambda module: slimdeploy.from_module("resnet18", size=8), "^module must be Module, not str"),
         (lambda module: slimdeploy.DataOptions(5), "^data must be a string, not 5"),
         (lambda module: slimdeploy.DataOptions("digits", size="16"), "^size must be a number, not '16'"),
-        (lambda module: slimdeploy.DataOptions("digits", mean=5), "^mean must be three numbers, not 5"),
+        (lambda module: slimdeploy.DataOptions("digits", mean=(1, 2)), "^mean must be three numbers, or one"),
         (lambda module: slimdeploy.Preprocessing("16", (0, 0, 0), (1, 1, 1)), "1 to 4096 pixels, not '16'"),
         (lambda module: slimdeploy.Preprocessing(16, (0, 0, 0), (1, 1, 1), resize=[8, 8]), "not \\[8, 8\\]"),
         (lambda module: slimdeploy.sparsity.gammas(module, layers="most", size=SIZE), "^unknown layers"),

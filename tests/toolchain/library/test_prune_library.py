@@ -159,7 +159,7 @@ def _once(batches: list[Batch]) -> Iterator[Batch]:
         ({"ratio": 0.5, "size": SIZE, "data": [torch.zeros(2, 3, 16, 16)]}, "data yields Tensors that are "
                                                                             "not"),
         ({"ratio": 0.5, "size": SIZE, "data": [(torch.zeros(2, 16, 16, 3).byte(), torch.zeros(2))]},
-         r"data yields \(2, 16, 16, 3\) torch.uint8 and \(2,\) torch.float32; pairs of images \(N, 3, H, "
+         r"data yields \(2, 16, 16, 3\) torch.uint8 and \(2,\) torch.float32; pairs of images \(N, C, H, "
           r"W\)"),
     ],
 )  # fmt: skip

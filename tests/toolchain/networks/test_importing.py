@@ -205,7 +205,7 @@ REFUSED = {
     "shared": (_Net(nn.Sequential(SHARED, nn.ReLU(), SHARED)), "is called twice: shared weights"),
     "two outputs": (_Function(lambda x: (x, x)), "the module returns a tuple of 2 outputs"),
     "a map": (nn.Conv2d(3, 2, 1), "returns (2, 2, 16, 16); expected (N, classes) logits"),
-    "other images": (nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten()), "doesn't accept images (2, 3, 16, 16)"),
+    "other images": (nn.Sequential(nn.Conv2d(2, 2, 1), nn.Flatten()), "doesn't accept images (2, 3, 16, 16)"),
     "no convolution": (nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), "the network has no convolution"),
 }
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import onnx
 import pytest
+from torch import nn
 
 from slimdeploy.toolchain.export.onnx import build_onnx
 from slimdeploy.toolchain.latency.profile import OTHER, layer_of, layer_times, sum_by_layer
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.networks.layers import convolutions, layer_of_nodes
 from slimdeploy.toolchain.networks.module import build_network
 from slimdeploy.toolchain.preprocessing import Preprocessing
@@ -66,3 +68,11 @@ def test_every_convolution_of_an_exported_network_is_found(tmp_path):
     names = {conv.name for conv in convolutions(spec, 16)}
     assert set(times) >= names | {"fc"}
     assert min(times.values()) > 0
+
+
+def test_a_linear_layer_is_found_with_the_relu_that_onnxruntime_fuses_into_it(tmp_path):
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 2))
+    network = from_module(module, size=8).network
+    info = ModelInfo(network.graph, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), ("a", "b"))
+    onnx.save(build_onnx(network.eval(), info), tmp_path / "m.onnx")
+    assert {"0", "2", "4"} <= set(layer_times(tmp_path / "m.onnx", network.graph, batch=1, threads=1))

@@ -59,7 +59,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_images() -> None:
     batches = [(images[::2], labels[::2]), (images[1:5], labels[1:5])]
     network = build_network(SPEC, seed=0)
     losses = [nn.functional.cross_entropy(copy.deepcopy(network).train()(x), y).item() for x, y in batches]
-    data = replace(DATA, train=LoaderFeed(batches, "cpu", size=16, classes=3))
+    data = replace(DATA, train=LoaderFeed(batches, "cpu", shape=(3, 16, 16), classes=3))
     _, (record,) = loop.fit(network, data, replace(OPTIONS, epochs=1, lr=1e-9, sparsity=0.0), device="cpu")
     assert abs(losses[0] - losses[1]) > 0.01
     assert record.train_loss == pytest.approx((30 * losses[0] + 4 * losses[1]) / 34, rel=1e-4)

@@ -15,7 +15,7 @@ DEFAULT = "resnet50"
 
 Builder = Callable[..., Graph]
 """Builds the unpruned network for `classes`. Further keywords depend on the architecture; for ResNets: stem,
-channels, shortcut_affine.
+channels, shortcut_affine, image_channels.
 """
 ARCHITECTURES: Registry[Builder] = Registry("arch", Callable)
 
@@ -37,11 +37,15 @@ def refuse_arguments(arch: str | None, arguments: Collection[str]) -> None:
         raise SlimdeployError(f"`arguments` is for imported networks; {arch or DEFAULT} is built in")
 
 
-def build_graph(arch: str | None = None, *, classes: int = 10, **options: Any) -> Graph:
+def build_graph(
+    arch: str | None = None, *, classes: int = 10, image_channels: int = 3, **options: Any
+) -> Graph:
     """The graph of an architecture, by default ResNet-50. Options that are None keep the defaults of the
     architecture. Raises SlimdeployError for unknown names and invalid values.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    if image_channels != 3:  # an architecture without gray images need not know it
+        given["image_channels"] = image_channels
     name = DEFAULT if arch is None else arch
     if name.endswith(".py"):
         raise SlimdeployError(f"`arch` {name}: name the function too, {name}:FUNCTION")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
 from slimdeploy.toolchain.networks.architectures.registry import ARCHITECTURES
-from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS, INPUT, Graph, Node
+from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ class ResNet:
         stem: str = "cifar-pool",
         channels: ChannelConfig | Sequence[int] | None = None,
         shortcut_affine: bool | None = None,
+        image_channels: int = 3,
     ) -> Graph:
         """The network at `channels` (default: unpruned). `shortcut_affine` overrides the stem's default.
         Raises SlimdeployError for contradicting values.
@@ -138,7 +139,7 @@ class ResNet:
             channels = ChannelConfig.from_flat(self, channels) if channels else self.full_channels()
         channels.check(self)
         affine = STEMS[stem].shortcut_affine if shortcut_affine is None else shortcut_affine
-        nodes = _Nodes()
+        nodes = _Nodes(image_channels)
         x = nodes.stem(STEMS[stem], channels.stem)
         for name, widths in zip(self.block_names(), channels.blocks, strict=True):
             stride = 2 if name.endswith(".0") and not name.startswith("layer1.") else 1
@@ -146,16 +147,17 @@ class ResNet:
         x = nodes.add("avgpool", "adaptive_avg_pool", x, size=[1, 1])
         x = nodes.add("flatten", "flatten", x, positions=1)
         nodes.add("fc", "linear", x, **{"in": channels.blocks[-1][-1], "out": classes, "bias": True})
-        return Graph(tuple(nodes.made), {"arch": self.name, "stem": stem, "shortcut_affine": affine})
+        origin = {"arch": self.name, "stem": stem, "shortcut_affine": affine}
+        return Graph(tuple(nodes.made), origin, image_channels)
 
 
 class _Nodes:
     """Collects the nodes of a ResNet while it is built."""
 
-    def __init__(self) -> None:
+    def __init__(self, image_channels: int) -> None:
         self.made: list[Node] = []
-        self.width = IMAGE_CHANNELS
-        """Channels of the residual sum."""
+        self.width = image_channels
+        """Channels of the residual sum; at the start, of the images."""
 
     def add(self, name: str, operator: str, *inputs: str, **attributes: object) -> str:
         self.made.append(Node(name, operator, inputs, attributes))
@@ -182,7 +184,7 @@ class _Nodes:
         return self.add(bn, "batchnorm", x, channels=second, eps=1e-5, momentum=0.1, affine=affine)
 
     def stem(self, stem: Stem, width: int) -> str:
-        x = self.conv(INPUT, "conv1", "bn1", (IMAGE_CHANNELS, width), stem.kernel, stem.stride)
+        x = self.conv(INPUT, "conv1", "bn1", (self.width, width), stem.kernel, stem.stride)
         x = self.add("relu", "relu", x)
         if stem.max_pool:
             x = self.add("maxpool", "max_pool", x, kernel=[3, 3], stride=[2, 2], padding=[1, 1])
