@@ -22,6 +22,11 @@ def short(value: float) -> str:
     return f"{value:g}"
 
 
+def digits(value: float) -> str:
+    """Three significant digits: `8.70`, `12.3`, `127`."""
+    return f"{value:#.3g}".rstrip(".") if value < 1000 else count(value)
+
+
 def percent(share: float) -> str:
     """`91.42 %` from 0.9142"""
     return f"{share * 100:.2f} %"

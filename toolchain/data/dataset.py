@@ -173,6 +173,8 @@ SOURCES: Registry[Source] = Registry(
 def load_dataset(options: DataOptions) -> Dataset:
     """Load the data of `options`. Raises SlimdeployError for an unknown name and for unusable data."""
     name, _, argument = options.name.partition(":")
+    if name not in SOURCES and Path(options.name).expanduser().is_dir():
+        raise SlimdeployError(f"`data` {options.name} is a folder: write folder:{options.name}")
     dataset = SOURCES.find(name)(argument, options)
     if options.stream and not isinstance(dataset.train.stored, FileImages):
         raise SlimdeployError(f"{name} can't be streamed: only folder:PATH can")

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from slimdeploy.toolchain.formatting import percent, short
+from slimdeploy.toolchain.formatting import digits, percent, short
 
 NOISY = "~"
 
@@ -108,14 +108,17 @@ def _latencies(rows: list[dict[str, Any]], letters: dict[str, str]) -> Table:
 
 def _comparisons(comparisons: list[dict[str, Any]], letters: dict[str, str]) -> Table:
     accuracy = any(one["accuracy_difference"] for one in comparisons)
-    names = ["batch", "speed-up", "95 %", "MAC ratio", "realised", *(["accuracy, pp"] if accuracy else [])]
-    table = _table("Speed-up with its 95 % interval; realised = speed-up ÷ MAC ratio", [""], names)
+    names = ["batch", "speed-up", "95 %", "MACs", "realised", *(["accuracy, pp"] if accuracy else [])]
+    table = _table("Speed-up with its 95 % interval; realised = speed-up ÷ ratio of the MACs", [""], names)
     for one in comparisons:
         low, high = one["ci95"]
         cells = [f"{letters[one['model']]} vs {letters[one['baseline']]}", str(one["batch"])]
-        cells.append(f"{'' if one['interval_reached'] else NOISY}{one['speedup']:.2f}×")
-        cells += [f"{low:.2f}–{high:.2f}", "–" if one["mac_ratio"] is None else f"{one['mac_ratio']:.2f}×"]
-        cells.append("–" if one["realised"] is None else f"{one['realised']:.2f}")
+        cells.append(f"{'' if one['interval_reached'] else NOISY}{digits(one['speedup'])}×")
+        cells += [
+            f"{digits(low)}–{digits(high)}",
+            "–" if one["mac_ratio"] is None else f"{digits(one['mac_ratio'])}×",
+        ]
+        cells.append("–" if one["realised"] is None else digits(one["realised"]))
         if accuracy:
             cells.append(_difference(one["accuracy_difference"]))
         table.add_row(*cells)

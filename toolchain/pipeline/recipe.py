@@ -100,7 +100,8 @@ def load_recipe(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
             document = default(document)
         return build(Recipe, {"name": path.stem, **document}, "")
     except SlimdeployError as error:
-        raise SlimdeployError(f"{path}: {error}") from error
+        changed = f" with `settings` {' '.join(settings)}" if settings else ""
+        raise SlimdeployError(f"{path}{changed}: {error}") from error
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from slimdeploy.toolchain.formatting import grid, percent, short
+from slimdeploy.toolchain.formatting import digits, grid, percent, short
 from slimdeploy.toolchain.measure import bench_table, results, statistics
 from slimdeploy.toolchain.pipeline.recipe import Recipe
 from slimdeploy.toolchain.report.steps import COLUMNS, latency_rows, step_row
@@ -116,15 +116,10 @@ def _noisy(row: dict[str, Any]) -> str:
 
 
 def _interval(row: dict[str, Any]) -> str:
-    speedup, low, high = map(_digits, (row["speedup"], row["speedup_ci95_low"], row["speedup_ci95_high"]))
+    speedup, low, high = map(digits, (row["speedup"], row["speedup_ci95_low"], row["speedup_ci95_high"]))
     return f"{_noisy(row)}{speedup}× [{low}, {high}]"
 
 
 def _fixed(value: float, decimals: int) -> str:
     """With this number of decimals; a small value with three significant digits."""
-    return f"{value:.{decimals}f}" if value >= 10.0 ** (1 - decimals) else _digits(value)
-
-
-def _digits(value: float) -> str:
-    """Three significant digits: `8.70`, `12.3`, `127`."""
-    return f"{value:#.3g}".rstrip(".")
+    return f"{value:.{decimals}f}" if value >= 10.0 ** (1 - decimals) else digits(value)

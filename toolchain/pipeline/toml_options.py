@@ -41,7 +41,8 @@ def build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
                 f"{section}.{key}" for section, own_keys in _sections(hints).items() if key in own_keys
             ]
             hint = f" Did you mean {' or '.join(sections)}?" if sections else nearest(key, list(known))
-            raise SlimdeployError(f"unknown key {prefix + key!r}.{hint}")
+            what = f"section [{prefix}{key}]" if isinstance(value, dict) else f"key {prefix + key!r}"
+            raise SlimdeployError(f"unknown {what}.{hint}")
         name = known[key]
         built[name] = _convert(hints[name], value, prefix + key, declared.get(name))
     for f in fields(kind):

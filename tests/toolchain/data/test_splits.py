@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -118,6 +120,11 @@ def test_an_unknown_source_suggests_the_nearest() -> None:
         SlimdeployError, match=r"unknown data 'cifar1O'; known: .*\. Did you mean 'cifar10'\?"
     ):
         load_dataset(DataOptions("cifar1O"))
+
+
+def test_a_folder_without_its_prefix_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(SlimdeployError, match=f"data {tmp_path} is a folder: write folder:{tmp_path}"):
+        load_dataset(DataOptions(str(tmp_path)))
 
 
 def test_another_source_is_one_registration(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def test_fine_tuning_is_like_training_where_the_recipe_does_not_say(tmp_path: Pa
         ("[data", "is not TOML: "),
         ("", "data is missing"),
         ("[data]\nsize = 32", "data.name is missing"),
-        (MINIMAL + "[trian]\nepochs = 1", "unknown key 'trian'. Did you mean 'train'?"),
+        (MINIMAL + "[trian]\nepochs = 1", "unknown section [trian]. Did you mean 'train'?"),
         (MINIMAL + "[train]\nepoch = 1", "unknown key 'train.epoch'. Did you mean 'epochs'?"),
         (MINIMAL + "[train]\nxyzzy = 1", "unknown key 'train.xyzzy'."),
         (MINIMAL + "[train]\nepochs = 1.5", "train.epochs must be a whole number, not 1.5"),
@@ -147,17 +147,30 @@ def test_settings_on_the_command_line_win(tmp_path: Path) -> None:
         ("train.epochs", "settings train.epochs: write it as section.key=value, e.g. train.epochs=2"),
         ("=2", "settings =2: write it as section.key=value, e.g. train.epochs=2"),
         ("name.x=2", "settings name.x=2: name is not a section"),
-        ("train.epoch=2", "{path}: unknown key 'train.epoch'. Did you mean 'epochs'?"),
-        ("train.epochs=many", "{path}: train.epochs must be a whole number, not 'many'"),
-        ("train=2", "{path}: train must be a section, [train]"),
-        ("train=none", "{path}: [train] can't be left out"),
-        ("epochs=2", "{path}: unknown key 'epochs'. Did you mean train.epochs or finetune.epochs?"),
-        ("network.arch=net.py", "{path}: [network] arch net.py: name the function too, net.py:FUNCTION"),
+        (
+            "train.epoch=2",
+            "{there}: unknown key 'train.epoch'. Did you mean 'epochs'?",
+        ),
+        (
+            "train.epochs=many",
+            "{there}: train.epochs must be a whole number, not 'many'",
+        ),
+        ("train=2", "{there}: train must be a section, [train]"),
+        ("train=none", "{there}: [train] can't be left out"),
+        (
+            "epochs=2",
+            "{there}: unknown key 'epochs'. Did you mean train.epochs or finetune.epochs?",
+        ),
+        (
+            "network.arch=net.py",
+            "{there}: [network] arch net.py: name the function too, net.py:FUNCTION",
+        ),
     ],
 )
 def test_wrong_settings_are_named(tmp_path: Path, setting: str, message: str) -> None:
     path = _write(tmp_path, 'name = "x"\n' + MINIMAL)
-    with pytest.raises(SlimdeployError, match=f"^{re.escape(message.format(path=path))}$"):
+    expected = message.format(there=f"{path} with settings {setting}")
+    with pytest.raises(SlimdeployError, match=f"^{re.escape(expected)}$"):
         load_recipe(path, (setting,))
 
 
