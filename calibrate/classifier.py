@@ -94,6 +94,13 @@ class Classifier:
             node = self.producers.get(self.origin(node.input[0]))
         return node is not None and self.is_layer(node) and node.name not in float_layers
 
+    def concatenated(self, tensor: str) -> list[str]:
+        """What a Concat joins to `tensor`, perhaps with carriers behind it; without one, `tensor` itself."""
+        node = self.producers.get(self.origin(tensor))
+        if node is None or node.op_type != "Concat":
+            return [tensor]
+        return [part for joined in self.read_by(node) for part in self.concatenated(joined)]
+
     def origin(self, tensor: str) -> str:
         """The tensor whose values `tensor` has: itself, or the input of the CARRIERS before it."""
         while (node := self.producers.get(tensor)) is not None and node.op_type in CARRIERS:

@@ -24,6 +24,7 @@ from slimdeploy.calibrate.classifier import CARRIERS, RECTIFIERS, Classifier, at
 from slimdeploy.calibrate.passes import GraphWriter
 
 WEIGHTED = ("Conv", "Gemm")
+POOLINGS = ("MaxPool", "GlobalMaxPool")
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,13 @@ def quantised_inputs(
     everywhere = FORMS[target].everywhere
     if not source.is_layer(node):
         # The inputs of a float operator are quantised if a layer produced them: else that layer couldn't end
-        # in integers.
-        return [t for t in source.read_by(node) if everywhere and source.from_layer(t, float_layers)]
+        # in integers. For a pooling, layers behind a Concat count too: GoogLeNet then stays in integers.
+        parts = source.concatenated if node.op_type in POOLINGS else lambda tensor: [tensor]
+        return [
+            tensor
+            for tensor in source.read_by(node)
+            if everywhere and all(source.from_layer(part, float_layers) for part in parts(tensor))
+        ]
     if node.op_type == "Add":
         return list(node.input) if everywhere else [_skip_branch(source, node)]
     return [node.input[0]]

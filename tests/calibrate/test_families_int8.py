@@ -49,6 +49,20 @@ class _SumOfPooled(nn.Module):
         return self.pixels(x) + self.pooled(x.mean((2, 3), keepdim=True))
 
 
+class _PooledConcat(nn.Module):
+    """A block of GoogLeNet: a pooling and convolutions read what others joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(16, 8, 1), nn.Conv2d(16, 8, 3, padding=1)
+        self.pooled, self.last = nn.Conv2d(16, 8, 1), nn.Conv2d(16, 8, 1)
+        self.pool = nn.MaxPool2d(3, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.first(x).relu(), self.second(x).relu()], 1)
+        return torch.cat([self.pooled(self.pool(x)).relu(), self.last(x).relu()], 1)
+
+
 def _classifier(*layers: nn.Module, channels: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
 
@@ -60,12 +74,27 @@ RARE: dict[str, Callable[[], nn.Module]] = {
     "sum of an image and one value per channel": lambda: _classifier(
         nn.Conv2d(3, 16, 3, 4, 1), nn.ReLU(), _SumOfPooled(), nn.ReLU(), nn.Conv2d(16, 16, 1), channels=16
     ),
+    "a pooling behind a concat": lambda: _classifier(
+        nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), _PooledConcat(), nn.Conv2d(16, 16, 1), channels=16
+    ),
     "windows beyond the border": lambda: nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(3, 2, 1, ceil_mode=True),
         nn.Conv2d(8, 8, 1), nn.ReLU(), nn.AvgPool2d(2, 3, 1, ceil_mode=True),
         nn.Flatten(), nn.Linear(8 * 6 * 6, CLASSES),
     ),
 }  # fmt: skip
+
+
+def test_a_pooling_behind_a_concat_is_computed_with_integers(tmp_path: Path) -> None:
+    """Otherwise it and the Concat are computed in float, between conversions."""
+    network = _rare("a pooling behind a concat")
+    _, made, _ = _quantised(network, "cpu")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert not {"MaxPool", "Concat", "Conv"}.intersection(operators)
+    assert operators.count("QLinearConcat") == 2
 
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
