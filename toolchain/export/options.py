@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from slimdeploy.toolchain.declared import check_declared, option
 
@@ -16,15 +16,15 @@ OPSETS = (13, 22)
 class Tolerance:
     """Allowed difference between an export and torch."""
 
-    max_abs_error: float
-    """Of a logit."""
+    relative_error: float
+    """Difference of a logit, relative to the largest logit."""
     min_agreement: float
     """Share of images with the same top-1 class."""
 
 
 PRECISIONS = {
-    "fp32": Tolerance(1e-3, 0.999),
-    "fp16": Tolerance(0.1, 0.99),
+    "fp32": Tolerance(1e-4, 0.999),
+    "fp16": Tolerance(0.01, 0.99),
     "int8": Tolerance(float("inf"), 0.9),  # limited by its loss of accuracy instead
 }
 
@@ -48,19 +48,19 @@ class ExportOptions:
         needs="precision int8",
     )
     parity_images: int = option(512, "Number of test images for the comparison.", least=1)
-    max_abs_error: float | None = option(None, "Maximum logit difference.", least=0, unset="by the precision")
+    max_abs_error: float | None = option(
+        None,
+        "Maximum logit difference.",
+        least=0,
+        unset="0.01 % of the largest logit in fp32, 1 % in fp16",
+    )
     min_agreement: float | None = option(
         None,
         "Minimum share of images with the same top-1 class.",
         least=0,
         most=1,
-        unset="by the precision",
+        unset="0.999 in fp32, 0.99 in fp16, 0.9 in int8",
     )
-
-    @property
-    def tolerance(self) -> Tolerance:
-        own = {"max_abs_error": self.max_abs_error, "min_agreement": self.min_agreement}
-        return replace(PRECISIONS[self.precision], **{k: v for k, v in own.items() if v is not None})
 
     def __post_init__(self) -> None:
         check_declared(self)

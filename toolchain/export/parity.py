@@ -21,11 +21,15 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest logit difference, share of images with the same top-1 class, and number of compared images."""
+    """Comparison of an export with torch."""
 
     max_abs_error: float
+    """Largest difference of a logit."""
     top1_agreement: float
+    """Share of images with the same top-1 class."""
     images: int
+    largest_logit: float
+    """Largest absolute value of torch's logits."""
 
 
 def normalised(images: Split, preprocessing: Preprocessing) -> Iterator[np.ndarray]:
@@ -39,12 +43,13 @@ def compare(network: GraphNetwork, model: Path, batches: Iterable[np.ndarray]) -
     the CPU.
     """
     network = copy.deepcopy(network).cpu().eval()
-    errors, agreements = [], []
+    errors, agreements, logits = [], [], []
     with open_session(model) as session, torch.no_grad():
         for batch in batches:
             expected, found = network(torch.from_numpy(batch)).numpy(), session.run(batch)
             errors.append(np.abs(expected - found).max())
             agreements.append(expected.argmax(1) == found.argmax(1))
+            logits.append(np.abs(expected).max())
     # A NaN on either side makes the maximum NaN, which exceeds every tolerance.
     same = np.concatenate(agreements)
-    return Parity(float(np.max(errors)), float(same.mean()), len(same))
+    return Parity(float(np.max(errors)), float(same.mean()), len(same), float(np.max(logits)))

@@ -23,7 +23,7 @@ from slimdeploy.toolchain.data.dataset import Dataset, Split, balanced_subset
 from slimdeploy.toolchain.data.feed import Batch, LoaderFeed
 from slimdeploy.toolchain.errors import CheckFailed, SlimdeployError
 from slimdeploy.toolchain.export.onnx import INPUT, build_onnx
-from slimdeploy.toolchain.export.options import ExportOptions
+from slimdeploy.toolchain.export.options import PRECISIONS, ExportOptions
 from slimdeploy.toolchain.export.parity import Parity, compare, normalised
 from slimdeploy.toolchain.export.precision import overflowing_layers, to_fp16
 from slimdeploy.toolchain.library.from_module import checkpoint_for
@@ -156,14 +156,19 @@ def _quantised(model: onnx.ModelProto, dataset: Dataset, target: str, output: Pa
 
 
 def _check(parity: Parity, options: ExportOptions, output: Path) -> None:
-    allowed = options.tolerance
-    if not parity.max_abs_error <= allowed.max_abs_error:  # not `>`: NaN must fail too
+    default = PRECISIONS[options.precision]
+    allowed, needed = options.max_abs_error, options.min_agreement
+    if allowed is None:
+        allowed = default.relative_error * parity.largest_logit
+    if needed is None:
+        needed = default.min_agreement
+    if not parity.max_abs_error <= allowed:  # not `>`: NaN must fail too
         raise CheckFailed(
             f"{output}: the ONNX logits differ by {parity.max_abs_error:.2g} on {parity.images} images "
-            f"({allowed.max_abs_error:g} allowed); no file written"
+            f"({allowed:.2g} allowed); no file written"
         )
-    if parity.top1_agreement < allowed.min_agreement:
+    if parity.top1_agreement < needed:
         raise CheckFailed(
             f"{output}: ONNX and torch agree on {parity.top1_agreement:.2%} of {parity.images} images "
-            f"({allowed.min_agreement:.2%} needed); no file written"
+            f"({needed:.2%} needed); no file written"
         )

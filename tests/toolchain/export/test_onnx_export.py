@@ -227,6 +227,23 @@ def test_past_tolerance_no_file_is_left(
     assert not existing or output.read_text() == "the one before"
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_the_limit_goes_by_the_size_of_the_logits(tmp_path: Path, scale: float) -> None:
+    spec = build_graph("tiny", stem="cifar", classes=3)
+    network = random_network(spec)
+    with torch.no_grad():
+        network.get_submodule("fc").weight.mul_(scale)
+        network.get_submodule("fc").bias.mul_(scale)
+    batches = list(normalised(random_split(8), PREPROCESSING))
+    onnx.save(build_onnx(network, model_info(spec)), tmp_path / "net.onnx")
+    same = compare(network, tmp_path / "net.onnx", batches)
+    _check(same, ExportOptions(), tmp_path / "net.onnx")
+    with torch.no_grad():
+        network.get_submodule("fc").bias[1] += 0.001 * same.largest_logit
+    with pytest.raises(CheckFailed, match="the ONNX logits differ by"):
+        _check(compare(network, tmp_path / "net.onnx", batches), ExportOptions(), tmp_path / "net.onnx")
+
+
 def test_nan_is_past_every_tolerance(tmp_path: Path) -> None:
     network = random_network(build_graph("tiny", stem="cifar", classes=3))
     onnx.save(build_onnx(network, model_info(network.graph)), tmp_path / "net.onnx")
