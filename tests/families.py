@@ -161,7 +161,7 @@ class _PlainShortcuts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.same = _conv_bn(3, 8, 3), _conv_bn(8, 8, 3)
-        self.wider, self.widest = _conv_bn(8, 16, 3), _conv_bn(16, 24, 3)
+        self.wider, self.widest = _conv_bn(8, 16, 3), _conv_bn(24, 24, 3)
         self.fc = nn.Linear(24, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -169,7 +169,8 @@ class _PlainShortcuts(nn.Module):
         x = torch.relu(x + self.same(x))
         around = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
         x = torch.relu(around + self.wider(x)[..., ::2, ::2])
-        behind = nn.functional.pad(nn.functional.avg_pool2d(x, 2), (0, 0, 0, 0, 0, 8), "constant", 0)
+        x = torch.cat([x, torch.zeros(len(x), 8, *x.shape[2:], device=x.device)], 1)
+        behind = nn.functional.avg_pool2d(x, 2)
         x = torch.relu(behind + nn.functional.max_pool2d(self.widest(x), 2))
         return self.fc(x.mean((2, 3)))
 

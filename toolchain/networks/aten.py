@@ -28,6 +28,7 @@ from slimdeploy.toolchain.networks.aten_shapes import (
     Pixels,
     Row,
     Squeezed,
+    Zeros,
     argument,
     channel_shuffle,
     cut,
@@ -42,6 +43,7 @@ from slimdeploy.toolchain.networks.aten_shapes import (
     shape_of,
     transpose,
     unsqueeze,
+    zeros,
 )
 from slimdeploy.toolchain.networks.operators.padding import MODES
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
@@ -190,6 +192,13 @@ def _cat(at: Importer, node: fx.Node) -> str:
         raise at.refused(node, "cat is supported along the channels only")
     parts = [at.values.get(part) for part in argument(node, 0, [])]
     names = [part for part in parts if isinstance(part, str)]
+    zeros_beside = [part for part in parts if isinstance(part, Zeros)]
+    if len(names) == 1 and zeros_beside and len(parts) == 1 + len(zeros_beside):
+        position = parts.index(names[0])
+        before, after = (
+            sum(part.channels for part in some) for some in (zeros_beside[:position], zeros_beside[position:])
+        )
+        return at.add(node, "pad_channels", names[0], before=before, after=after)
     if len(names) != len(parts):
         raise at.refused(node, "cat of something that isn't an image or a vector")
     return at.add(node, "concat", *names)
@@ -377,6 +386,9 @@ READERS.update(
         "chunk": pieces,
         "split": pieces,
         "split_with_sizes": pieces,
+        "zeros": zeros,
+        "zeros_like": zeros,
+        "new_zeros": zeros,
         "slice": cut,
         "getitem": item,
         "contiguous": same,

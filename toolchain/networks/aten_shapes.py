@@ -73,6 +73,13 @@ class Channel:
 
 
 @dataclass(frozen=True)
+class Zeros:
+    """An image of zeros, which the program makes to join it to another one."""
+
+    channels: int
+
+
+@dataclass(frozen=True)
 class Constant:
     """A parameter, buffer or constant of the module by name, possibly reshaped."""
 
@@ -207,11 +214,20 @@ def permute(at: Importer, node: fx.Node) -> Any:
     order = [axis % dimensions for axis in argument(node, 1, [])]
     if order == [0, 2, 1]:
         return _swapped(at, node)
+    if isinstance(found, View) and order == [0, 2, 1, 3, 4]:
+        return _swapped(at, node)
     if isinstance(found, str) and order == [0, 2, 3, 1]:
         return ChannelsLast(found)
     if isinstance(found, ChannelsLast) and order == [0, 3, 1, 2]:
         return found.value
     raise at.refused(node, "aten.permute is supported from (N, C, H, W) to (N, H, W, C) and back only")
+
+
+def zeros(at: Importer, node: fx.Node) -> Zeros:
+    shape = shape_of(node)
+    if len(shape) != 4:
+        raise at.refused(node, f"aten.{at.operator(node)} is supported for images only")
+    return Zeros(int(shape[1]))
 
 
 def channel_shuffle(at: Importer, node: fx.Node) -> str:

@@ -201,6 +201,11 @@ REFUSED = {
         ),
         "middle: batch_norm with a weight and no bias isn't supported",
     ),
+    "from the second row": (_Net(_Function(lambda x: x[:, :, 1::2])), "middle: slices are supported along"),
+    "zeros alone": (
+        _Net(_Function(lambda x: x + torch.zeros_like(x))),
+        "aten.add.Tensor of something that isn't",
+    ),
     "branching": (_Net(_Branching()), "does its forward branch on the values"),
     "shared": (_Net(nn.Sequential(SHARED, nn.ReLU(), SHARED)), "is called twice: shared weights"),
     "two outputs": (_Function(lambda x: (x, x)), "the module returns a tuple of 2 outputs"),
@@ -240,6 +245,10 @@ def test_what_cannot_be_said_is_refused(what: str, capfd: pytest.CaptureFixture[
         _Function(lambda x: x.sigmoid() - x.tanh()), _Function(lambda x: x - x.mean((2, 3), True)),
         nn.AdaptiveMaxPool2d(1), _Function(lambda x: 1 - x / 3), _Function(lambda x: x.clamp(-1, 1) * 2 - 1),
         _Function(lambda x: torch.cat([x[:, 3].unsqueeze(1), x[:, 1:]], 1)),
+        _Function(lambda x: x.view(-1, 2, 4, 16, 16).permute(0, 2, 1, 3, 4).reshape(x.shape)),
+        _Function(lambda x: torch.cat([torch.zeros_like(x[:, :2]), x[:, :4], x.new_zeros(2, 2, 16, 16)], 1)),
+        _Function(lambda x: x[:, :, ::2, ::2]), _Function(lambda x: x[..., ::3, :].relu()[..., ::5]),
+        _Function(lambda x: nn.functional.pad(x[:, 1:6], (0, 0, 0, 0, 2, 1))),
     ],
     ids=str,
 )  # fmt: skip
