@@ -158,7 +158,7 @@ class Graph:
             return False
         if node.operator in ("flatten", "linear"):
             return not node.attributes.get("pixels")
-        keeps = node.op.elementwise or node.operator in ("batchnorm", "layer_norm")
+        keeps = node.op.elementwise or node.operator in ("batchnorm", "layer_norm", "concat", "slice")
         return keeps and self._is_flat(node.inputs[0])
 
     def to_json(self) -> dict[str, Any]:

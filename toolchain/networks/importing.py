@@ -167,7 +167,10 @@ def _logits(module: nn.Module, images: Tensor) -> Tensor:
     if found.dim() != 2:
         raise SlimdeployError(f"the module returns {tuple(found.shape)}; expected (N, classes) logits")
     if found.shape[1] < 2:
-        raise SlimdeployError("the module returns one value per image; expected a logit for each class")
+        raise SlimdeployError(
+            "the module returns one value x per image; expected a logit for each class: wrap it in a module "
+            "that returns torch.cat([-x / 2, x / 2], 1), which has the probabilities of sigmoid(x)"
+        )
     return found
 
 

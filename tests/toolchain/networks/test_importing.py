@@ -206,6 +206,7 @@ REFUSED = {
         _Net(_Function(lambda x: x + torch.zeros_like(x))),
         "aten.add.Tensor of something that isn't",
     ),
+    "one logit": (nn.Sequential(nn.Conv2d(3, 1, 16), nn.Flatten()), "returns torch.cat([-x / 2, x / 2], 1)"),
     "branching": (_Net(_Branching()), "does its forward branch on the values"),
     "shared": (_Net(nn.Sequential(SHARED, nn.ReLU(), SHARED)), "is called twice: shared weights"),
     "two outputs": (_Function(lambda x: (x, x)), "the module returns a tuple of 2 outputs"),
@@ -257,6 +258,16 @@ def test_operators_are_taken_over(middle: nn.Module) -> None:
     if isinstance(middle, nn.Conv2d) and middle.out_channels == 12:
         net.fc = nn.Linear(12, 2)
     assert from_module(net, size=16).relative_error < 1e-5
+
+
+def test_one_logit_is_taken_as_two() -> None:
+    """As the error for a binary classifier advises."""
+    single = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1)
+    )
+    both = nn.Sequential(single, _Function(lambda x: torch.cat([-x / 2, x / 2], 1)))
+    network, images = from_module(both, size=16).network, torch.randn(4, 3, 16, 16)
+    torch.testing.assert_close(network(images).softmax(1)[:, 1:], single(images).sigmoid())
 
 
 @pytest.mark.parametrize("dropout", [nn.Dropout(0.5), nn.Dropout2d(0.5)], ids=str)
