@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from slimdeploy.toolchain.networks.aten_shapes import Constant, Expanded, argument, shape_of
+from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.importer import Importer
@@ -147,3 +148,21 @@ def _with_constant(at: Importer, node: fx.Node, operator: str, index: int, value
     return at.add(
         node, operator, value, name=name, shape=list(at.tensor(name).shape), trained=at.is_trained(name)
     )
+
+
+def gated_linear_unit(at: Importer, node: fx.Node) -> str:
+    """`glu`: the first half of the channels times the sigmoid of the second one."""
+    channels, half = int(shape_of(node.args[0])[1]), int(shape_of(node)[1])
+    if 2 * half != channels:
+        raise at.refused(node, "glu is supported along the channels only")
+    first = at.add(node, "slice", at.value(node, 0), start=0, stop=half)
+    gate = at.add(node, "slice", at.value(node, 0), start=half, stop=channels)
+    return at.add(node, "multiply", first, at.add(node, "sigmoid", gate))
+
+
+def dropout(at: Importer, node: fx.Node) -> str:
+    share = float(argument(node, 1, 0.5))
+    if at.class_of_module(node) == StochasticDepth.__name__:
+        return at.add(node, "stochastic_depth", at.value(node, 0), share=share)
+    channels: dict[str, Any] = {"channels": True} if at.operator(node) == "feature_dropout" else {}
+    return at.add(node, "dropout", at.value(node, 0), share=share, **channels)

@@ -92,6 +92,11 @@ def argument(node: fx.Node, index: int, default: Any) -> Any:
     return default if found is None else found
 
 
+def pair(value: Any) -> list[int]:
+    values = [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)]
+    return values * 2 if len(values) == 1 else values
+
+
 def shape_of(node: Any) -> list[Any]:
     return list(node.meta["val"].shape)
 
@@ -278,3 +283,20 @@ def _every(at: Importer, node: fx.Node, step: int, axis: int) -> str:
 def item(at: Importer, node: fx.Node) -> str:
     found = at.values[node.args[0]]  # type: ignore[index]
     return found if isinstance(found, str) else str(found[node.args[1]])
+
+
+def cat(at: Importer, node: fx.Node) -> str:
+    if argument(node, 1, 0) % len(shape_of(node)) != 1:
+        raise at.refused(node, "cat is supported along the channels only")
+    parts = [at.values.get(part) for part in argument(node, 0, [])]
+    names = [part for part in parts if isinstance(part, str)]
+    zeros_beside = [part for part in parts if isinstance(part, Zeros)]
+    if len(names) == 1 and zeros_beside and len(parts) == 1 + len(zeros_beside):
+        position = parts.index(names[0])
+        before, after = (
+            sum(part.channels for part in some) for some in (zeros_beside[:position], zeros_beside[position:])
+        )
+        return at.add(node, "pad_channels", names[0], before=before, after=after)
+    if len(names) != len(parts):
+        raise at.refused(node, "cat of something that isn't an image or a vector")
+    return at.add(node, "concat", *names)
