@@ -79,6 +79,9 @@ def _noise(node: Node, batchnorm: Node | None) -> dict[str, np.ndarray]:
     """Weights that keep activations near 1, so that denormal or infinite numbers don't affect the time."""
     shapes = {name: tensor.shape for name, tensor in node.op.tensors(node).items()}
     found = {name: np.resize(_pool(), shape) for name, shape in shapes.items()}
+    if "" in found:  # factors, summands and fixed filters; not exactly 1, which a runtime may leave out
+        taps = math.prod(node.attributes.get("kernel", ()))
+        return {"": (1 + found[""] / 8) / np.float32(taps)}
     if node.operator == "batchnorm":
         return found | {"running_var": np.ones(shapes["running_var"], np.float32)}
     weight = found["weight"] / np.float32(math.sqrt(math.prod(shapes["weight"][1:])))

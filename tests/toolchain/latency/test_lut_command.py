@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from families import FAMILIES, family
+from families import SIZE as FAMILY_SIZE
 from tiny import PREPROCESSING, random_network
 
 pytest.importorskip("onnxruntime", reason="latency tables are measured on onnxruntime")
@@ -32,7 +35,7 @@ from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.cutting import widths_of
-from slimdeploy.toolchain.networks.layers import convolutions
+from slimdeploy.toolchain.networks.layers import convolutions, priced_layers
 from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 
 SMALL, SIZE = lut_accuracy.scaled(build_graph("resnet18"), 0.25, 0.25, 8), 32
@@ -93,6 +96,26 @@ def test_an_int8_network_of_noise_has_the_form_of_calibrated_files(tmp_path):
     constants = {one.name: one.dims for one in onnx.load(path).graph.initializer}
     weights = next(node for node in nodes if node.output[0] == stem.input[1]).input[0]
     assert constants[weights][1] == 4
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_networks_of_every_family_are_measured(name, precision):
+    graph = family(name).graph
+    with open_backend(LutOptions(threads=1, precision=precision)) as backend:
+        sample = backend.profile(graph, FAMILY_SIZE)
+    assert list(sample.convs_ms) == [layer.name for layer in priced_layers(graph, FAMILY_SIZE)]
+
+
+@pytest.mark.parametrize("name", ["convnext", "custom", "senet"])
+def test_noise_keeps_activations_near_1(name):
+    """The factors and filters of a network are made up, too: a division by almost 0 would give infinities."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(build_noise(family(name).graph, FAMILY_SIZE))
+    images = np.random.default_rng(0).random((2, 3, FAMILY_SIZE, FAMILY_SIZE), dtype=np.float32)
+    (logits,) = session.run(None, {"images": images})
+    assert 1e-3 < np.abs(logits).max() < 1e3
 
 
 def test_the_default_number_of_threads_is_the_one_that_the_table_names(monkeypatch):
