@@ -95,7 +95,7 @@ def _fit(samples: Sequence[Sample], size: int, device: dict[str, Any]) -> Latenc
     # A cache that holds every network is as good as no limit.
     caches = [mb for mb in CACHES_MB if mb is None or mb < largest]
     tables = [_fit_table(networks, measured, rest, device, granularity, megabytes) for megabytes in caches]
-    return min(tables, key=lambda table: float(np.abs(_errors(table, networks)).mean()))
+    return _best(tables, networks)
 
 
 def _fit_table(
@@ -111,10 +111,18 @@ def _fit_table(
         shape: _fit_shape(own, granularity, cache_mb, rounds=ROUNDS)[0] for shape, own in measured.items()
     }
     raw = _table(device, granularity, cache_mb, shapes, rest)
-    scale, each = _fit_totals(networks, raw)
-    shapes = {shape: scale * found for shape, found in shapes.items()}
-    rest = np.maximum(scale * rest + np.array([each, 0, 0]), 0)
-    return _table(device, granularity, cache_mb, shapes, rest, each)
+
+    def converted(scale: float, each: float) -> LatencyTable:
+        unprofiled = {shape: scale * found for shape, found in shapes.items()}
+        other = np.maximum(scale * rest + np.array([each, 0, 0]), 0)
+        return _table(device, granularity, cache_mb, unprofiled, other, each)
+
+    return _best([converted(*found) for found in _fit_totals(networks, raw)], networks)
+
+
+def _best(tables: Sequence[LatencyTable], networks: Sequence[_Network]) -> LatencyTable:
+    """The table that explains whole runs best."""
+    return min(tables, key=lambda table: float(np.abs(_errors(table, networks)).mean()))
 
 
 def prediction_errors(table: LatencyTable, samples: Sequence[Sample], size: int) -> np.ndarray:
@@ -244,19 +252,19 @@ def _fit_rest(samples: Sequence[Sample]) -> np.ndarray:
     return least_absolute(np.array(widths, dtype=float), np.array([sample.rest_ms for sample in samples]))
 
 
-def _fit_totals(networks: Sequence[_Network], raw: LatencyTable) -> tuple[float, float]:
-    """Conversion from layer times to a run without profiling: a factor, and ms per layer.
+def _fit_totals(networks: Sequence[_Network], raw: LatencyTable) -> list[tuple[float, float]]:
+    """Candidates for the conversion from layer times to a run without profiling: a factor, and ms per layer.
 
-    The factor alone, and 0 ms, if no factor in FACTORS fits best.
+    The factor alone, and 0 ms, is one of them: the only one if the factor of the other isn't in FACTORS, and
+    the better one where most layers would take less than 0 ms, which the table counts as 0.
     """
     predicted = np.array([raw.layers_ms(network.convs, network.ends) for network in networks])
     nodes = np.array([len(network.convs) + 1.0 for network in networks])
     total = np.array([network.sample.total_ms for network in networks])
+    (alone,) = least_absolute(predicted[:, None], total)
     scale, each = least_absolute(np.stack([predicted, nodes], axis=1), total, signed=(1,))
-    if FACTORS[0] <= scale <= FACTORS[1]:
-        return float(scale), float(each)
-    (scale,) = least_absolute(predicted[:, None], total)
-    return float(scale), 0.0
+    both = [(float(scale), float(each))] if FACTORS[0] <= scale <= FACTORS[1] else []
+    return [*both, (float(alone), 0.0)]
 
 
 def _table(

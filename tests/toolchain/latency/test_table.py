@@ -146,6 +146,18 @@ def test_layers_cost_time_even_if_whole_runs_were_all_disturbed(tmp_path):
     assert table.layer_ms == 0
 
 
+def test_layers_that_take_no_longer_than_the_profiler_are_not_worth_less_than_nothing(tmp_path):
+    """Of a network of some 0.1 ms, profiling is most of each layer's time."""
+
+    def profile(spec: Graph, size: int) -> Sample:
+        convs = {name: 0.004 + 1e-3 * ms for name, ms in true_ms(spec, size)[0].items()}
+        return Sample(spec, convs, 0.1, 1.9 * (sum(convs.values()) + 0.1) - 0.015 * (len(convs) + 1))
+
+    table = measure_table(profile, tmp_path / "t.json", seconds=0).table
+    samples = lut_measure.samples_of(results.read(tmp_path / "t.json", "lut"), tmp_path / "t.json")
+    assert np.median(np.abs(lut_fit.prediction_errors(table, samples, 32))) < 0.2
+
+
 def test_work_that_slows_a_machine_for_a_while_does_not_count(tmp_path):
     truth, calls = device(), []
 
