@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 
 RUNS = 20
 OTHER = "other"
-_KERNEL = re.compile(r"(?:fused )?(.+?)(?:\.out)?(?:_token_\d+)?(?:_nchwc)?_kernel_time")
-"""Fusion adds `_token_N` to the names of quantised convolutions, `_nchwc` to those of others, and `fused ` to
-those of linear layers. Inserted nodes of one kind differ only in their token: `Transpose`,
-`Transpose_token_75`.
+_KERNEL = re.compile(r"(?:fused )?(.+)_kernel_time")
+"""Fusion adds `fused ` to the names of linear layers."""
+_PART = re.compile(r"[./]|_token_|_nchwc")
+"""What follows the name of a node of the network in the names of its ONNX nodes (`….sigmoid`, `….out.dq`),
+and in those that onnxruntime gives them: `….out_nchwc`, `…/QuickGeluFusion/`, `…_token_N`.
+"""
+_REWRITTEN = re.compile(r"(?:Gelu|HardSigmoid|Mul)(?:(?:_token)?_\d+)?")
+"""The names that the parts of a GELU or Hardswish get, whatever the name of the node; they run right after
+its layer.
 """
 
 
@@ -33,7 +38,7 @@ def layer_times(path: Path, graph: Graph, *, batch: int, threads: int | None = N
     CPU.
 
     Keys are the convolutions and the classifier by their names in the network, and OTHER for the rest
-    (pooling, sums, reordering). A ReLU or sum fused into a convolution counts as part of it.
+    (pooling, sums, reordering). An activation, or a sum fused into a convolution, counts as part of it.
     """
     read_onnx(path)
     with tempfile.TemporaryDirectory() as folder:
@@ -77,15 +82,19 @@ def sum_by_layer(events: list[dict[str, Any]], graph: Graph, *, skip: int = 0) -
         if event.get("cat") == "Node":
             times[event["name"]].append(event["dur"] / 1000)
     layers: dict[str, float] = defaultdict(float)
-    owners = layer_of_nodes(graph)
-    for name, runs in times.items():
+    owners = dict.fromkeys((node.name for node in graph.nodes), OTHER) | layer_of_nodes(graph)
+    layer = OTHER
+    for name, runs in times.items():  # in the order of execution
         if node := _KERNEL.fullmatch(name):
-            layers[layer_of(node[1], owners)] += float(np.median(runs[skip:]))
+            if not _REWRITTEN.fullmatch(node[1]):
+                layer = layer_of(node[1], owners)
+            layers[layer] += float(np.median(runs[skip:]))
     return dict(layers)
 
 
 def layer_of(node: str, owners: Mapping[str, str]) -> str:
-    """The layer of an ONNX node: by its own name, or as part of an activation written as several nodes
-    (`….sigmoid`).
+    """The layer of an ONNX node: that of the node of the network that its name begins with; of several, the
+    longest. OTHER for nodes that onnxruntime inserted (`Transpose_token_75`).
     """
-    return owners.get(node) or owners.get(node.rpartition(".")[0]) or OTHER
+    ends = [len(node), *(part.start() for part in reversed([*_PART.finditer(node)]))]
+    return next((owners[node[:end]] for end in ends if node[:end] in owners), OTHER)

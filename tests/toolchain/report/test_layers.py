@@ -1,11 +1,23 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import onnx
 import pytest
+import torch
 from torch import nn
 
 from slimdeploy.toolchain.export.onnx import build_onnx
-from slimdeploy.toolchain.latency.profile import OTHER, layer_of, layer_times, sum_by_layer
+from slimdeploy.toolchain.latency.networks import build_noise
+from slimdeploy.toolchain.latency.profile import (
+    OTHER,
+    end_profile,
+    layer_of,
+    layer_times,
+    profiling_session,
+    sum_by_layer,
+)
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.importing import from_module
@@ -27,6 +39,10 @@ from slimdeploy.toolchain.preprocessing import Preprocessing
         ("layer1.0.relu", "layer1.0.conv3"),
         ("maxpool", OTHER),
         ("ReorderOutput", OTHER),
+        ("layer1.0.conv1_token_7", "layer1.0.conv1"),
+        ("layer1.0.relu.out_nchwc", "layer1.0.conv3"),
+        ("layer1.0.relu/QuickGeluFusion/", "layer1.0.conv3"),
+        ("layer1.0.conv3.out.dq.unfolded/duplicated_token_1", "layer1.0.conv3"),
     ],
 )
 def test_nodes_belong_to_layers(node, layer):
@@ -76,3 +92,48 @@ def test_a_linear_layer_is_found_with_the_relu_that_onnxruntime_fuses_into_it(tm
     info = ModelInfo(network.graph, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), ("a", "b"))
     onnx.save(build_onnx(network.eval(), info), tmp_path / "m.onnx")
     assert {"0", "2", "4"} <= set(layer_times(tmp_path / "m.onnx", network.graph, batch=1, threads=1))
+
+
+class _Names(nn.Module):
+    """Names as onnxruntime gives them to its own nodes, and of a network that reads another's start."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 8, 3), activation
+        self.conv_nchwc, self.fused = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3)
+        self.fc1, self.fc1_token_1, self.fc = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for conv in (self.conv, self.conv_nchwc, self.fused):
+            x = self.act(conv(x))
+        x = x.mean((2, 3))
+        return self.fc(self.act(self.fc1_token_1(self.act(self.fc1(x)))))
+
+
+LAYERS = {"conv", "conv_nchwc", "fused", "fc1", "fc1_token_1", "fc"}
+NOT_OF_A_LAYER = {
+    "Flatten", "GlobalAveragePool", "Pad", "QLinearGlobalAveragePool", "ReorderInput", "ReorderOutput",
+    "Reshape", "Transpose",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU(), nn.LeakyReLU(), nn.Hardswish(), nn.Sigmoid(), nn.SiLU(), nn.GELU(), nn.GELU("tanh")],
+    ids=str,
+)
+def test_activations_belong_to_their_layers_whatever_onnxruntime_makes_of_them(
+    tmp_path: Path, activation: nn.Module, precision: str
+) -> None:
+    graph = from_module(_Names(activation), size=8).network.graph
+    session = profiling_session(build_noise(graph, 8, precision, target="cpu"), tmp_path, threads=1)
+    session.run(None, {"images": np.zeros((1, 3, 8, 8), np.float32)})
+    nodes = [event for event in end_profile(session) if event["cat"] == "Node"]
+    found = sum_by_layer(
+        [event | {"dur": 1000 * (event["args"]["op_name"] not in NOT_OF_A_LAYER)} for event in nodes], graph
+    )
+    elsewhere = found.pop(OTHER)
+    assert set(found) == LAYERS
+    assert min(found.values()) > 0
+    assert elsewhere <= (precision == "int8"), "the images are quantised before the first layer"
