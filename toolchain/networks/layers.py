@@ -89,20 +89,19 @@ def priced_layers(graph: Graph, size: int) -> list[Layer]:
 
 
 def layer_of_nodes(graph: Graph) -> dict[str, str]:
-    """Name of each node that runtimes fuse into a layer -> that layer: its BN, activation and the residual
-    sum that it ends.
+    """Name of each node that runtimes fuse into a layer -> that layer: BN, activations and arithmetic with
+    constants behind it, and the residual sum that it ends.
     """
-    sums = {end.name: name for name, end in main_branches(graph).items()}
+    ends = main_branches(graph)
     found = {}
     for node in graph.nodes:
         if node.operator not in ("conv", "linear"):
             continue
-        last = batchnorm_behind(graph, node) or node
-        chain = [node.name, last.name]
-        if last.name in sums:
-            chain.append(sums[last.name])
-        after = graph.only_consumer(chain[-1])
-        if after is not None and _is_activation(after):
+        chain = [node.name]
+        while after := graph.only_consumer(chain[-1]):
+            ends_here = after.name in ends and ends[after.name].name in chain
+            if not (after.operator == "batchnorm" or _is_activation(after) or ends_here):
+                break
             chain.append(after.name)
         found.update(dict.fromkeys(chain, node.name))
     return found

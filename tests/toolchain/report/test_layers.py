@@ -137,3 +137,21 @@ def test_activations_belong_to_their_layers_whatever_onnxruntime_makes_of_them(
     assert set(found) == LAYERS
     assert min(found.values()) > 0
     assert elsewhere <= (precision == "int8"), "the images are quantised before the first layer"
+
+
+def test_what_follows_a_layer_belongs_to_it() -> None:
+    """onnxruntime names a fused convolution after the last node."""
+    layer = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout2d(), nn.ReLU(), nn.BatchNorm2d(4))
+    ends = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    graph = from_module(nn.Sequential(layer, ends), size=8).network.graph
+    assert layer_of_nodes(graph) == {"1.2": "1.2"} | {f"0.{place}": "0.0" for place in range(5)}
+
+
+def test_a_convolution_is_found_with_the_dropout_before_its_relu(tmp_path: Path) -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Dropout2d(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    network = from_module(module, size=8).network
+    info = ModelInfo(network.graph, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), ("a", "b"))
+    onnx.save(build_onnx(network.eval(), info), tmp_path / "m.onnx")
+    assert "0" in layer_times(tmp_path / "m.onnx", network.graph, batch=1, threads=1)
