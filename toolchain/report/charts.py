@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from slimdeploy.toolchain.formatting import file_name
-from slimdeploy.toolchain.latency.profile import OTHER
 from slimdeploy.toolchain.networks.cost import round_up
 from slimdeploy.toolchain.report.axes import Axis
 from slimdeploy.toolchain.report.layer_bars import Kept, kept_charts
@@ -98,12 +97,14 @@ def _counts(values: np.ndarray, edges: np.ndarray) -> list[tuple[float, float]]:
 
 
 def kept_channels(original: Model, final: Model) -> list[Chart]:
-    """Output channels of every convolution: kept, and kept rounded up to the alignment of hardware."""
-    full, kept = original.convs(), final.convs()
+    """Output channels of every layer but the classifier: kept, and kept rounded up to the alignment of
+    hardware.
+    """
+    full, kept = original.layers(), final.layers()
     layers = []
-    for name, conv in full.items():
+    for name, layer in full.items():
         width = kept[name].out_channels if name in kept else 0
-        layers.append(Kept(name, conv.out_channels, width, round_up(width, ALIGNMENT)))
+        layers.append(Kept(name, layer.out_channels, width, round_up(width, ALIGNMENT)))
     note = (
         f"{sum(layer.kept for layer in layers):,} of {sum(layer.full for layer in layers):,} output channels "
         f"kept; the lighter part is added by rounding up to a multiple of {ALIGNMENT}."
@@ -167,18 +168,19 @@ def latencies(run: Run) -> list[Chart]:
 
 
 def layer_scatter(run: Run, times: dict[str, dict[str, float]], *, batch: int) -> Chart:
-    """MACs of each convolution against its time. `times`: `original` and `final` -> layer -> ms."""
-    series = []
+    """MACs of each layer but the classifier against its time. `times`: `original` and `final` -> layer ->
+    ms.
+    """
+    series, rest = [], {}
     for colour, (name, model) in enumerate((("original", run.original), ("final", run.final))):
-        convs = [conv for conv in model.convs().values() if conv.name in times[name]]
-        points = [(conv.macs * batch, times[name][conv.name]) for conv in convs]
-        series.append(Series(name, points, colour, "dots", [conv.name for conv in convs]))
-    total = {name: sum(layers.values()) for name, layers in times.items()}
-    rest = {name: layers.get(OTHER, 0.0) / total[name] for name, layers in times.items()}
+        layers = [layer for layer in model.layers().values() if layer.name in times[name]]
+        points = [(layer.macs * batch, times[name][layer.name]) for layer in layers]
+        series.append(Series(name, points, colour, "dots", [layer.name for layer in layers]))
+        rest[name] = 1 - sum(ms for _, ms in points) / sum(times[name].values())
     note = (
-        f"Batch {batch}, onnxruntime on the CPU, each convolution with its ReLU. On a diagonal the "
-        "speed is the same; layers above it are slower per MAC. Not shown: pooling and "
-        f"reordering, {rest['original']:.0%} of the original's time and {rest['final']:.0%} of the final's."
+        f"Batch {batch}, onnxruntime on the CPU, each layer with its activation. On a diagonal the "
+        "speed is the same; layers above it are slower per MAC. Not shown: pooling, reordering and the "
+        f"classifier, {rest['original']:.0%} of the original's time and {rest['final']:.0%} of the final's."
     )
     x, y = Axis("MACs", compact, log=True), Axis("time", milliseconds, log=True)
     return xy_chart("layers", "MACs against measured time, layer by layer", series, x=x, y=y, note=note)

@@ -16,7 +16,7 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.channel_groups import channel_groups
-from slimdeploy.toolchain.networks.layers import Layer, convolutions
+from slimdeploy.toolchain.networks.layers import Layer, priced_layers
 from slimdeploy.toolchain.run_record import OUTDATED, read_record
 
 HEADER_KEY = "slimdeploy"
@@ -30,9 +30,9 @@ class Model:
     info: ModelInfo
     scales: np.ndarray
 
-    def convs(self) -> dict[str, Layer]:
-        """Its convolutions by name, in order."""
-        return {conv.name: conv for conv in convolutions(self.info.graph, self.info.preprocessing.size)}
+    def layers(self) -> dict[str, Layer]:
+        """Its convolutions and hidden linear layers by name, in order."""
+        return {layer.name: layer for layer in priced_layers(self.info.graph, self.info.preprocessing.size)}
 
 
 @dataclass(frozen=True)
