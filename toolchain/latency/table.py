@@ -116,9 +116,10 @@ class LatencyTable:
     def _coefficients(self, conv: Layer) -> tuple[float, ...]:
         shape = shape_of(conv)
         if shape not in self.shapes:
+            kind = "linear layer" if conv.operator == "linear" else f"{shape} convolution"
             raise SlimdeployError(
-                f"the latency table has no {shape} convolution ({conv.name}): measure one of this network "
-                "with slimdeploy lut CHECKPOINT"
+                f"the latency table has no {kind} ({conv.name}): measure one of this network with slimdeploy "
+                "lut CHECKPOINT"
             )
         return self.shapes[shape]
 

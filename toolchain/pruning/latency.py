@@ -50,11 +50,12 @@ class LatencyBudget:
 
 
 class LatencyCosts:
-    """Prices widths in ms as `LatencyTable.network_ms` does. The cost of weights that do not fit in the cache
-    is no sum over layers: it depends on the size of the whole network.
+    """Prices widths in ms as `LatencyTable.network_ms` does, and raises what it raises. The cost of weights
+    that do not fit in the cache is no sum over layers: it depends on the size of the whole network.
     """
 
     def __init__(self, table: LatencyTable, graph: Graph, groups: list[ChannelGroup], size: int) -> None:
+        table.network_ms(graph, size)
         layers = priced_layers(graph, size)
         priced = {layer.name for layer in layers}
         self._fit = table.streamed(weights_mb(layers, table.device)) == 0

@@ -50,6 +50,25 @@ def test_pruning_prices_a_network_as_the_table_does(
     assert costs.saving(full, changes) == pytest.approx(table.network_ms(SPEC, 32) - pruned)
 
 
+def test_a_table_of_another_network_is_told_from_a_budget_out_of_reach(table: LatencyTable) -> None:
+    """No other width, alignment or criterion would help."""
+    shapes = dict(table.shapes)
+    del shapes["3x3/2@16"]
+    table = replace(table, shapes=shapes)
+    with pytest.raises(SlimdeployError) as refused:
+        latency.LatencyCosts(table, SPEC, channel_groups(SPEC, residual="keep"), 32)
+    assert str(refused.value) == (
+        "the latency table has no 3x3/2@16 convolution (layer2.0.conv2): measure one of this network with "
+        "slimdeploy lut CHECKPOINT"
+    )
+
+
+def test_a_table_without_linear_layers_says_so(table: LatencyTable) -> None:
+    (hidden, *_) = convolutions(SPEC, 32)
+    with pytest.raises(SlimdeployError, match=r"^the latency table has no linear layer \(fc1\): measure"):
+        table.conv_ms(replace(hidden, name="fc1", operator="linear"))
+
+
 def another(budget: float) -> Graph:
     """A network of its own for each budget."""
     return replace(SPEC, origin={"budget": budget})
