@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 RUNS = 20
-OTHER = "other"
+OTHER = ""
+"""In place of a layer's name: no layer has this one."""
 _KERNEL = re.compile(r"(?:fused )?(.+)_kernel_time")
 """Fusion adds `fused ` to the names of linear layers."""
 _PART = re.compile(r"[./]|_token_|_nchwc")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,15 @@ def test_nodes_that_differ_only_in_their_token_are_added():
         for name in names
     ]
     assert sum_by_layer(events, build_graph("resnet50"), skip=1) == pytest.approx({OTHER: 0.02})
+
+
+def test_a_layer_may_have_any_name() -> None:
+    parts = {"other": nn.Conv2d(3, 4, 3), "rest": nn.AdaptiveAvgPool2d(1), "end": nn.Flatten()}
+    module = nn.Sequential(OrderedDict(parts))
+    graph = from_module(module, size=8).network.graph
+    names = {"other.out_nchwc": 3000, "rest": 1000}
+    events = [{"cat": "Node", "name": f"{name}_kernel_time", "dur": dur} for name, dur in names.items()]
+    assert sum_by_layer(events, graph) == {"other": 3.0, OTHER: 1.0}
 
 
 def test_every_convolution_of_an_exported_network_is_found(tmp_path):
