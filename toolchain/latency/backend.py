@@ -25,6 +25,8 @@ from slimdeploy.toolchain.registry import Registry
 
 PRECISIONS = ("fp32", "fp16", "int8")
 WARM_UP_RUNS, MINIMUM_RUNS, MAXIMUM_RUNS, RUNS_S = 2, 3, 50, 0.15
+LEAST_MS = 0.5e-3
+"""The time of a layer that a profiler, which counts whole microseconds, reports as 0."""
 LAUNCHES, INTERVAL = 4, 0.025
 """For the timing of whole networks: fewer launches than `bench`, with which each network would take minutes;
 the interval is half the tolerance of `prune --latency-ms`.
@@ -151,17 +153,17 @@ def run_times(run: Callable[[], Any], *, warm_up_s: float = 0.0) -> list[float]:
 def sample(
     graph: Graph, convs: Sequence[Layer], layers: dict[str, float], total_ms: float, runtime: str
 ) -> Sample:
-    """The Sample of `layers`: ms by convolution name, and other layers.
+    """The Sample of `layers`: ms by convolution name, and other layers; LEAST_MS in place of 0.
 
     Raises SlimdeployError if one of `convs` is missing.
     """
-    if missing := [conv.name for conv in convs if not layers.get(conv.name)]:
+    if missing := [conv.name for conv in convs if conv.name not in layers]:
         raise SlimdeployError(
             f"{runtime} doesn't report the time of {missing[0]}: it can't measure a latency table"
         )
-    convs_ms = {conv.name: layers[conv.name] for conv in convs}
+    convs_ms = {conv.name: layers[conv.name] or LEAST_MS for conv in convs}
     rest_ms = sum(ms for name, ms in layers.items() if name not in convs_ms)
-    return Sample(graph, convs_ms, rest_ms, total_ms)
+    return Sample(graph, convs_ms, rest_ms or LEAST_MS, total_ms)
 
 
 def time_whole(

@@ -21,6 +21,7 @@ from tiny import PREPROCESSING, random_network
 pytest.importorskip("onnxruntime", reason="latency tables are measured on onnxruntime")
 
 from slimdeploy.benchmarks import lut_accuracy
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.latency import backend as lut_backend
 from slimdeploy.toolchain.latency import fit as lut_fit
 from slimdeploy.toolchain.latency import measure as lut_measure
@@ -82,6 +83,15 @@ def test_every_convolution_has_a_time(widths, precision):
     assert min(sample.convs_ms.values()) > 0
     assert sample.rest_ms > 0
     assert sample.total_ms > 0
+
+
+def test_layers_faster_than_the_profiler_counts_are_no_missing_ones():
+    """A relative error of a time of 0 is infinite."""
+    convs = convolutions(SMALL, SIZE)
+    found = lut_backend.sample(SMALL, convs, {conv.name: 0.0 for conv in convs}, 0.02, "onnxruntime 1.0")
+    assert min(found.convs_ms.values()) == found.rest_ms == lut_backend.LEAST_MS
+    with pytest.raises(SlimdeployError, match=r"onnxruntime 1\.0 doesn't report the time of conv1: "):
+        lut_backend.sample(SMALL, convs, {}, 0.02, "onnxruntime 1.0")
 
 
 def test_an_int8_network_of_noise_has_the_form_of_calibrated_files(tmp_path):
