@@ -60,7 +60,7 @@ class Preprocess:
         self._geometry = preprocessing.geometry
         self._check_geometry()
         self._item_bytes = 4 if precision == "fp32" else 2
-        self._channels = len(preprocessing.mean)
+        self._channels = preprocessing.image_channels
         source, gray = "nv12" if layout.format == "nv12" else "hwc", "_gray" if self._channels == 1 else ""
         self._kernel = compile.kernel(device, "preprocess", f"preprocess_{source}{gray}_{precision}")
         self._tables: list[Buffer] = []

@@ -113,9 +113,14 @@ class Preprocessing:
         check_statistics(self.mean, self.std, self.channels)
 
     @property
+    def image_channels(self) -> int:
+        """Number of channels of an image as the network takes it."""
+        return CHANNELS[self.channels]
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, size, size) of an image as the network takes it."""
-        return CHANNELS[self.channels], self.size, self.size
+        return self.image_channels, self.size, self.size
 
     @property
     def geometry(self) -> Geometry:

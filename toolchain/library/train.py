@@ -180,7 +180,7 @@ def _start(network: Checkpoint | nn.Module | str, images: Given, options: TrainO
         if dataset is None:
             raise SlimdeployError("`network` is a name: pass a Dataset as `data`, or a module as `network`")
         size, classes = dataset.preprocessing.size, len(dataset.class_names)
-        channels = len(dataset.preprocessing.mean)
+        channels = dataset.preprocessing.image_channels
         fresh = named_network(network, size=size, classes=classes, seed=options.seed, image_channels=channels)
         return Checkpoint(fresh, ModelInfo(fresh.graph, dataset.preprocessing, dataset.class_names), "")
     found = as_checkpoint(network, size=images.size)

@@ -75,7 +75,7 @@ class ModelInfo:
     def __post_init__(self) -> None:
         if len(self.class_names) != self.graph.classes:
             raise SlimdeployError(f"{self.graph.classes} classes, but {len(self.class_names)} class names")
-        own, given = self.graph.image_channels, len(self.preprocessing.mean)
+        own, given = self.graph.image_channels, self.preprocessing.image_channels
         if own != given:
             fitting = " or ".join(name for name, count in CHANNELS.items() if count == own)
             raise SlimdeployError(

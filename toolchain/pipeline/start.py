@@ -28,7 +28,7 @@ def starting_point(recipe: Recipe) -> tuple[Dataset, Graph]:
             stem=network.stem,
             classes=classes,
             size=size,
-            image_channels=len(dataset.preprocessing.mean),
+            image_channels=dataset.preprocessing.image_channels,
         )
         return for_network(network.arch, graph, recipe.data, dataset)[1], graph
     weights = read_weights(

@@ -77,7 +77,7 @@ def train_stage(
             stem=stem,
             arguments=arguments,
             seed=options.seed,
-            image_channels=len(dataset.preprocessing.mean),
+            image_channels=dataset.preprocessing.image_channels,
         )
         data, dataset = for_network(arch, network.graph, data, dataset)
         info = ModelInfo(network.graph, dataset.preprocessing, dataset.class_names)

@@ -51,7 +51,7 @@ def load_teacher(path: Path, student: ModelInfo, *, device: str, cache: str | No
     if size != wanted:
         raise SlimdeployError(f"the teacher {path} takes {size}×{size}, the data is {wanted}×{wanted}")
     own, given = found.info.preprocessing, student.preprocessing
-    if len(own.mean) != len(given.mean):
+    if own.image_channels != given.image_channels:
         raise SlimdeployError(f"the teacher {path} takes {own.channels} images, the student {given.channels}")
     network = place(found.network, device).eval().requires_grad_(requires_grad=False)
     kept = TeacherCache(Path(cache), found.sha256) if cache else None
