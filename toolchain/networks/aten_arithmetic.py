@@ -145,6 +145,8 @@ def _with_constant(at: Importer, node: fx.Node, operator: str, index: int, value
     if [i for i, n in enumerate(aligned) if n > 1] not in ([], [axis]):
         raise at.refused(node, f"aten.{at.operator(node)} of a parameter that isn't one value a channel")
     name = at.constant(constant)
+    if axis == 1 and aligned[1] > 1 and shape_of(node.args[1 - index])[1] == 1:  # gray images, by colour
+        value = at.add(node, "concat", *[value] * int(aligned[1]))
     return at.add(
         node, operator, value, name=name, shape=list(at.tensor(name).shape), trained=at.is_trained(name)
     )

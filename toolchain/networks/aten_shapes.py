@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from slimdeploy.toolchain.networks.graph import INPUT
-
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.importer import Importer
 
@@ -149,13 +147,17 @@ def _as_pixel(at: Importer, node: fx.Node, dimensions: int) -> Any:
 
 
 def expand(at: Importer, node: fx.Node) -> Any:
-    """`gate.expand_as(image)`, which arithmetic with the image does anyway."""
+    """`gate.expand_as(image)`, which arithmetic with the image does anyway; or a gray image as equal colours,
+    `x.expand(-1, 3, -1, -1)`.
+    """
     before, after = shape_of(node.args[0]), shape_of(node)
     found = at.values.get(node.args[0])  # type: ignore[arg-type]
     if isinstance(found, Constant):
         return found
     if after[1:] == before[1:]:
         return at.value(node, 0)
+    if len(before) == 4 and (before[1], after[1]) == (1, 3) and after[2:] == before[2:]:
+        return at.add(node, "concat", *[at.value(node, 0)] * 3)
     if len(before) != 4 or before[2:] != [1, 1] or after[1] != before[1]:
         raise at.refused(
             node, f"aten.{at.operator(node)} from {_told(before)} to {_told(after)} isn't supported"
@@ -164,12 +166,14 @@ def expand(at: Importer, node: fx.Node) -> Any:
 
 
 def repeat(at: Importer, node: fx.Node) -> Any:
-    """A buffer repeated, as the filter of every channel, or gray images, as three equal colours."""
+    """A buffer repeated, as the filter of every channel, or the channels of images, such as a gray one as
+    three equal colours.
+    """
     found, times = at.values.get(node.args[0]), argument(node, 1, [])  # type: ignore[arg-type]
     if isinstance(found, Constant):
         return found
-    if found == INPUT and len(times) == 4 and (times[0], *times[2:]) == (1, 1, 1):
-        return at.add(node, "concat", *[INPUT] * int(times[1]))
+    if isinstance(found, str) and len(times) == 4 and (times[0], *times[2:]) == (1, 1, 1):
+        return at.add(node, "concat", *[found] * int(times[1]))
     raise at.refused(node, "aten.repeat isn't supported")
 
 
