@@ -104,6 +104,11 @@ class PreprocessingOptions:
         return Geometry(size, resize, self.interpolation or own.interpolation)
 
     @property
+    def image_channels(self) -> int:
+        """The channels of the images, 3 unless gray is chosen."""
+        return CHANNELS[self.channels or "rgb"]
+
+    @property
     def statistics(self) -> tuple[PerChannel | None, PerChannel | None]:
         """The chosen mean and deviation. Those of the presets are for colour images only."""
         preset = None if self.channels == "gray" else self._preset
@@ -132,7 +137,7 @@ class PreprocessingOptions:
         """The same options for the network `name`, which takes images of `image_channels` channels: gray
         images for one. Raises SlimdeployError if others were chosen.
         """
-        if CHANNELS[self.channels or "rgb"] == image_channels:
+        if self.image_channels == image_channels:
             return self
         if self.channels is None:
             return replace(self, channels="gray")

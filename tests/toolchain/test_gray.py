@@ -18,7 +18,7 @@ from torch import nn
 import slimdeploy
 from slimdeploy.toolchain.channel_values import joined
 from slimdeploy.toolchain.data.batches import Normalise
-from slimdeploy.toolchain.data.dataset import DataOptions, Split
+from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, Split
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.images import grayscale
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint, save_checkpoint
@@ -43,6 +43,7 @@ class Net(nn.Sequential):
             nn.Flatten(), nn.Linear(36 * width, 10), nn.LogSoftmax(1),
         )
 """
+MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
 GRAY = Preprocessing(16, (0.3,), (0.4,), channels="gray")
 
 
@@ -128,7 +129,14 @@ def test_a_module_for_gray_images_is_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    "in_colours", [lambda gray: gray.repeat(1, 3, 1, 1), lambda gray: torch.cat([gray] * 3, 1)]
+    "in_colours",
+    [
+        lambda gray: gray.repeat(1, 3, 1, 1),
+        lambda gray: ((gray - 0.13) / 0.31).repeat(1, 3, 1, 1),
+        lambda gray: gray.expand(-1, 3, -1, -1),
+        lambda gray: torch.cat([gray] * 3, 1),
+        lambda gray: (gray - MEAN) / 0.22,
+    ],
 )
 def test_gray_images_repeated_for_a_colour_network(
     in_colours: Callable[[torch.Tensor], torch.Tensor],
@@ -148,9 +156,47 @@ def test_gray_images_repeated_for_a_colour_network(
             return found
 
     module, images = Repeating().eval(), torch.randn(2, 1, 16, 16)
-    network = from_module(module, size=16).network
+    network = from_module(module, size=16, image_channels=1).network
     assert network.graph.image_channels == 1
     torch.testing.assert_close(network(images), module(images))
+
+
+class _Expanding(nn.Module):
+    """Takes images with one channel and with three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(8, 10),
+        )  # fmt: skip
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.body(images.expand(-1, 3, -1, -1))
+        return found
+
+
+def test_a_module_for_gray_and_colour_images_takes_the_chosen_ones() -> None:
+    module = _Expanding()
+    assert slimdeploy.from_module(module, size=16).network.graph.image_channels == 3
+    assert slimdeploy.from_module(module, preprocessing=GRAY).network.graph.image_channels == 1
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 16), dtype=np.uint8)
+    split = Split(images, np.arange(20) % 10)
+    dataset = Dataset(tuple("0123456789"), split, split, GRAY)
+    for result in (
+        slimdeploy.train(module, data=dataset, epochs=1, batch_size=4),
+        slimdeploy.prune(module, data=dataset, ratio=0.5, align=1),
+    ):
+        assert result.checkpoint.info.graph.image_channels == 1
+
+
+def test_a_module_that_takes_no_images_of_the_size_is_refused_with_both_reasons() -> None:
+    with pytest.raises(
+        SlimdeployError,
+        match=r"images \(2, 3, 20, 20\) \(RuntimeError: .*, nor \(2, 1, 20, 20\) \(RuntimeError: "
+        r"mat1 and mat2 shapes .*; size is 20",
+    ):
+        from_module(_net(), size=20)
 
 
 def test_a_colour_network_has_the_description_that_it_had() -> None:

@@ -53,7 +53,8 @@ def from_module(
     if isinstance(module, GraphNetwork):
         network = copy.deepcopy(module)
     else:
-        network = importing.from_module(module, size=side, arch=name).network
+        channels = len(preprocessing.mean) if preprocessing else 3
+        network = importing.from_module(module, size=side, arch=name, image_channels=channels).network
     preprocessing = preprocessing or default_preprocessing(side, network.graph.image_channels)
     if class_names is None:
         class_names = unknown_class_names(network.graph.classes)
@@ -87,7 +88,7 @@ def checkpoint_for(network: Checkpoint | nn.Module, data: object, *, size: int |
     own = data.preprocessing
     check_size(size, data)
     if not isinstance(network, Checkpoint):
-        found = as_checkpoint(network, size=own.size)
+        found = from_module(network, preprocessing=own)
         return replace(found, info=described_by(data, found))
     described_by(data, network)
     if own != network.info.preprocessing:

@@ -17,7 +17,7 @@ from slimdeploy.toolchain.data.dataset import Dataset, Split, balanced_subset
 from slimdeploy.toolchain.data.feed import Batch, Feed, LoaderFeed
 from slimdeploy.toolchain.data.loader_batches import OwnBatches
 from slimdeploy.toolchain.errors import SlimdeployError
-from slimdeploy.toolchain.library.from_module import as_checkpoint, described_by
+from slimdeploy.toolchain.library.from_module import as_checkpoint, described_by, from_module
 from slimdeploy.toolchain.library.keywords import takes
 from slimdeploy.toolchain.library.training_images import Given
 from slimdeploy.toolchain.models.checkpoint import Checkpoint
@@ -183,6 +183,8 @@ def _start(network: Checkpoint | nn.Module | str, images: Given, options: TrainO
         channels = dataset.preprocessing.image_channels
         fresh = named_network(network, size=size, classes=classes, seed=options.seed, image_channels=channels)
         return Checkpoint(fresh, ModelInfo(fresh.graph, dataset.preprocessing, dataset.class_names), "")
+    if dataset is not None and isinstance(network, nn.Module):
+        network = from_module(network, preprocessing=dataset.preprocessing)
     found = as_checkpoint(network, size=images.size)
     info = found.info if dataset is None else described_by(dataset, found)
     return Checkpoint(copy.deepcopy(found.network), info, found.sha256)

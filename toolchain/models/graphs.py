@@ -18,8 +18,8 @@ def network_graph(
     size: int,
     image_channels: int = 3,
 ) -> Graph:
-    """The graph of the unpruned network that `network_options` name; a built-in one is made for images with
-    `image_channels`.
+    """The graph of the unpruned network that `network_options` name, for images with `image_channels`; an
+    imported one may take only others.
     """
     if arch is None or not is_imported(arch):
         refuse_arguments(arch, arguments)
@@ -27,7 +27,10 @@ def network_graph(
     from slimdeploy.toolchain.models.named_networks import named_network, parse_arguments
 
     given = parse_arguments(arguments)
-    return named_network(arch, size=size, classes=classes, stem=stem, arguments=given).graph
+    network = named_network(
+        arch, size=size, classes=classes, stem=stem, arguments=given, image_channels=image_channels
+    )
+    return network.graph
 
 
 def network_or_checkpoint(

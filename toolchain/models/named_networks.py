@@ -39,7 +39,8 @@ def named_network(
 ) -> GraphNetwork:
     """The network called `name` (default: ResNet-50) with random weights, which depend only on `seed`.
 
-    A built-in network is made for images with `image_channels`. `classes` is passed as `num_classes`, to a
+    A built-in network is made for images with `image_channels`; an imported one gets them if it takes them.
+    `classes` is passed as `num_classes`, to a
     user's function only if it has a parameter of that name. Raises SlimdeployError for an unknown name, a
     file that fails to run, an unsupported network, and one with another number of classes than `classes`.
     """
@@ -49,7 +50,10 @@ def named_network(
         return build_network(graph, seed=seed)
     if stem is not None:
         raise SlimdeployError(f"`stem` is for {', '.join(ARCHITECTURES)}; {name} has its own first layers")
-    return imported_network(name, size=size, classes=classes, arguments=arguments, seed=seed).network
+    imported = imported_network(
+        name, size=size, classes=classes, arguments=arguments, seed=seed, image_channels=image_channels
+    )
+    return imported.network
 
 
 def imported_network(
@@ -60,8 +64,10 @@ def imported_network(
     arguments: Mapping[str, Any] | None = None,
     tensors: Mapping[str, torch.Tensor] | None = None,
     seed: int = 0,
+    image_channels: int = 3,
 ) -> Imported:
-    """The imported network called `name` with the state dict `tensors`, or with its own weights.
+    """The imported network called `name` with the state dict `tensors`, or with its own weights, for images
+    with `image_channels` if it takes them.
 
     Raises SlimdeployError like named_network, and for tensors that don't fit, naming the first.
     """
@@ -69,9 +75,9 @@ def imported_network(
     try:
         if tensors is not None:
             _load(module, tensors)
-        imported = from_module(module, size=size, arch=name)
+        imported = from_module(module, size=size, arch=name, image_channels=image_channels)
     except SlimdeployError as error:
-        raise SlimdeployError(f"{name}: {error}") from error
+        raise SlimdeployError(f"{name}: {error.message}") from error
     found = imported.network.graph.classes
     if classes not in (None, found):
         raise SlimdeployError(

@@ -20,6 +20,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS
 from slimdeploy.toolchain.networks.importer import Importer
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
@@ -44,9 +45,9 @@ class Imported:
     relative_error: float
 
 
-def from_module(module: nn.Module, *, size: int, arch: str = "custom") -> Imported:
-    """Convert `module` in eval mode, with its weights, for images (N, 3, size, size), or (N, 1, size, size)
-    if it takes only those.
+def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_channels: int = 3) -> Imported:
+    """Convert `module` in eval mode, with its weights, for images (N, image_channels, size, size), or for
+    those of another number of channels, 1 or 3, if it takes only these.
 
     `arch` becomes the network's name. Raises SlimdeployError for a module that can't be traced or takes
     another input, for unsupported operators, for weights that are not finite float32, and if the logits
@@ -58,7 +59,7 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom") -> Import
     modes = [(part, part.training) for part in module.modules()]
     try:
         module.eval()
-        images = _images_for(module, size)
+        images = _images_for(module, size, image_channels)
         expected = _logits(module, images)
         if not expected.isfinite().all():
             raise SlimdeployError(
@@ -135,15 +136,23 @@ def _check_weights(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _images_for(module: nn.Module, size: int) -> Tensor:
-    """Random images (2, channels, size, size): in colour, or gray if the module takes only those."""
-    random = torch.Generator().manual_seed(0)
-    colour, gray = (torch.randn(2, channels, size, size, generator=random) for channels in (3, 1))
-    for images in (colour, gray):
-        with contextlib.suppress(Exception):  # whatever a foreign forward raises
+def _images_for(module: nn.Module, size: int, wanted: int) -> Tensor:
+    """Random images (2, channels, size, size) that the module takes; if it takes both, with `wanted`
+    channels.
+    """
+    refusals = []
+    for channels in sorted(IMAGE_CHANNELS, key=lambda n: n != wanted):
+        images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+        try:
             module(images)
+        except Exception as error:  # whatever a foreign forward raises
+            refusals.append((error, f"{tuple(images.shape)} ({_first_line(error)})"))
+        else:
             return images
-    return colour
+    (error, first), (_, second) = refusals
+    raise SlimdeployError(
+        f"the module doesn't accept images {first}, nor {second}; `size` is {size}"
+    ) from error
 
 
 @torch.no_grad()
@@ -152,7 +161,7 @@ def _logits(module: nn.Module, images: Tensor) -> Tensor:
         found = module(images)
     except Exception as error:  # whatever a foreign forward raises
         raise SlimdeployError(
-            f"the module doesn't accept images {tuple(images.shape)}, with 3 channels: {_first_line(error)}"
+            f"the module doesn't accept images {tuple(images.shape)}: {_first_line(error)}"
         ) from error
     if not isinstance(found, Tensor):
         if isinstance(found, dict):

@@ -37,6 +37,7 @@ def starting_point(recipe: Recipe) -> tuple[Dataset, Graph]:
         arguments=parse_arguments(network.arg),
         stem=network.stem,
         size=geometry.size if geometry else None,
+        image_channels=recipe.data.image_channels,
     )
     dataset = load_dataset(weights.prepared(recipe.data))
     return dataset, with_classes(weights.network.graph, len(dataset.class_names))

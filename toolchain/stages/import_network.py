@@ -88,6 +88,7 @@ def import_stage(
         classes=options.classes,
         arguments={**(published.arguments if published else {}), **options.arguments},
         tensors=tensors,
+        image_channels=options.images.image_channels,
     )
     graph = found.network.graph
     images = options.images.for_network(options.name, graph.image_channels)

@@ -62,7 +62,14 @@ def train_stage(
     found = None
     if weights:
         size = data.geometry.size if data.geometry else None
-        found = read_weights(weights, arch=arch, arguments=arguments, stem=stem, size=size)
+        found = read_weights(
+            weights,
+            arch=arch,
+            arguments=arguments,
+            stem=stem,
+            size=size,
+            image_channels=data.image_channels,
+        )
     data = found.prepared(data) if found else data
     with first_on_machine(ranks):
         dataset = load_dataset(data)

@@ -105,8 +105,10 @@ def read_weights(
     arguments: Mapping[str, Any] | None = None,
     stem: str | None = None,
     size: int | None = None,
+    image_channels: int = 3,
 ) -> Weights:
-    """The network in `path`.
+    """The network in `path`. `image_channels` are those of the images, for an imported network that takes
+    several.
 
     The widths, whether the shortcut BN has γ and β, and for a ResNet also `arch` and an ImageNet `stem` if
     not given, are derived from the tensors, so that pruned networks can be read. The stem of a checkpoint may
@@ -125,7 +127,9 @@ def read_weights(
         arguments = {**published.arguments, **(arguments or {})}
     else:
         tell_of_transform(arch, arguments or {})
-    fresh = named_network(arch, size=size or IMPORT_SIZE, stem=stem, arguments=arguments)
+    fresh = named_network(
+        arch, size=size or IMPORT_SIZE, stem=stem, arguments=arguments, image_channels=image_channels
+    )
     classifier = classifier_of(fresh.graph).name
     names = [n for n in fresh.state_dict() if not n.startswith(classifier) and not n.endswith(_COUNTER)]
     tensors = _as_float32(unwrapped(tensors, names, classifier, path))
