@@ -170,7 +170,7 @@ def samples_of(document: dict[str, Any], path: Path) -> list[Sample]:
     try:
         full = full_network(document)
         return [_sample(row, full, int(document["network"]["size"])) for row in document["samples"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise SlimdeployError(f"{path}: damaged latency table ({error!r}): remove it") from error
 
 
@@ -209,7 +209,7 @@ def _write(output: Path, full: Graph, size: int, samples: list[Sample], result: 
     groups = channel_groups(full, residual="couple")
     rows = [
         {
-            "widths": widths_of(sample.graph, groups),
+            "widths": widths_of(sample.graph, full, groups),
             "total_ms": _rounded(sample.total_ms),
             "rest_ms": _rounded(sample.rest_ms),
             "convs_ms": [_rounded(ms) for ms in sample.convs_ms.values()],

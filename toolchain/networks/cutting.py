@@ -35,12 +35,19 @@ def at_widths(graph: Graph, groups: list[ChannelGroup], widths: Mapping[str, int
     return pruned_graph(graph, groups, {name: np.arange(width) for name, width in widths.items()})
 
 
-def widths_of(graph: Graph, groups: list[ChannelGroup]) -> list[int]:
-    """How many units of each group of the unpruned network remain in `graph`."""
-    return [
-        graph.channels.get(group.producers[0], 0) // group.positions[group.producers[0]].shape[1]
-        for group in groups
-    ]
+def widths_of(graph: Graph, full: Graph, groups: list[ChannelGroup]) -> list[int]:
+    """How many units of each of `groups`, of the unpruned network `full`, remain in `graph`, at least one
+    of each. A value may have channels of several groups, so the numbers of channels of all values are solved
+    for them.
+    """
+    values = [name for name in full.channels if name in graph.channels]
+    of_unit = np.zeros((len(values), len(groups)))
+    for column, group in enumerate(groups):
+        for row, name in enumerate(values):
+            of_unit[row, column] = group.positions[name].shape[1] if name in group.positions else 0
+    removed = np.array([full.channels[name] - graph.channels[name] for name in values], float)
+    units = np.rint(np.linalg.lstsq(of_unit, removed, rcond=None)[0]).astype(int).tolist()
+    return [group.width - count for group, count in zip(groups, units, strict=True)]
 
 
 def emptied(graph: Graph, masks: Masks) -> set[str]:

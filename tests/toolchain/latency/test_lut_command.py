@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import random
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.latency import backend as lut_backend
 from slimdeploy.toolchain.latency import fit as lut_fit
 from slimdeploy.toolchain.latency import measure as lut_measure
+from slimdeploy.toolchain.latency import networks as lut_networks
 from slimdeploy.toolchain.latency import onnxruntime as lut_onnxruntime
 from slimdeploy.toolchain.latency.backend import LutOptions, open_for_table
 from slimdeploy.toolchain.latency.networks import build_noise
@@ -35,7 +37,7 @@ from slimdeploy.toolchain.models.checkpoint import save_checkpoint
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.networks.architectures import build_graph
 from slimdeploy.toolchain.networks.channel_groups import channel_groups
-from slimdeploy.toolchain.networks.cutting import widths_of
+from slimdeploy.toolchain.networks.cutting import at_widths, widths_of
 from slimdeploy.toolchain.networks.layers import convolutions, priced_layers
 from slimdeploy.toolchain.runtime.onnx_file import read_onnx
 
@@ -115,6 +117,17 @@ def test_networks_of_every_family_are_measured(name, precision):
     with open_backend(LutOptions(threads=1, precision=precision)) as backend:
         sample = backend.profile(graph, FAMILY_SIZE)
     assert list(sample.convs_ms) == [layer.name for layer in priced_layers(graph, FAMILY_SIZE)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_widths_in_a_table_make_its_networks_again(name):
+    """Also where a layer has channels of several groups: shortcuts without weights, ShuffleNets."""
+    full = family(name).graph
+    groups = channel_groups(full, residual="couple")
+    for seed in range(4):
+        narrow = lut_networks.random_network(full, random.Random(seed))
+        widths = widths_of(narrow, full, groups)
+        assert at_widths(full, groups, {g.name: n for g, n in zip(groups, widths, strict=True)}) == narrow
 
 
 @pytest.mark.parametrize("name", ["convnext", "custom", "senet"])
@@ -245,7 +258,8 @@ def test_a_device_that_became_slower_is_told_from_a_wrong_table(table, monkeypat
 
         def whole_ms(self, specs, size, *, seconds):
             return [
-                2 * then.get(tuple(widths_of(one, groups)), predicted.network_ms(one, size)) for one in specs
+                2 * then.get(tuple(widths_of(one, full, groups)), predicted.network_ms(one, size))
+                for one in specs
             ]
 
     monkeypatch.setattr(lut_accuracy, "open_for_table", lambda device: Slowed())
