@@ -223,6 +223,17 @@ def test_the_library_prunes_and_exports_with_batches_of_ones_own(tmp_path: Path)
         )
 
 
+def test_quantize_refuses_data_with_the_preprocessing_of_another_network(tmp_path: Path) -> None:
+    """They ended in onnxruntime's error for colour images, and in wrong ranges for another mean."""
+    start = slimdeploy.from_module(_net(), preprocessing=GRAY, class_names=list("0123456789"))
+    own = slimdeploy.load_data(DataOptions("digits").fed_to(GRAY))
+    slimdeploy.export(start, data=own, output=tmp_path / "net.onnx")
+    for other in ({}, {"mean": 0.5, "std": 0.5}):
+        data = slimdeploy.load_data(DataOptions("digits", **other))  # type: ignore[arg-type]
+        with pytest.raises(SlimdeployError, match=r"made with .* but .*net.onnx takes .*gray; mean 0.3, std"):
+            slimdeploy.quantize(tmp_path / "net.onnx", data=data, output=tmp_path / "int8.onnx")
+
+
 def test_gray_arrays_make_a_split() -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8)
     for given in (images, images[..., None]):

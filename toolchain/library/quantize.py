@@ -250,6 +250,11 @@ def _check_data(source: Classifier, data: CalibrationData, options: CalibrateOpt
             raise SlimdeployError(
                 f"the images are {given_width}×{given_height}, but {model} takes {width}×{height}"
             )
+    if data.preprocessing != (wanted := model_info(source, model).preprocessing):
+        raise SlimdeployError(
+            f"the images of `data` are made with {data.preprocessing}, but {model} takes {wanted}: load the "
+            "data with the preprocessing of the model"
+        )
     for name in options.float_layers:
         if name not in source.layers():
             raise unknown("layer", name, source.layers())
