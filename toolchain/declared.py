@@ -141,7 +141,8 @@ def typed(value: Any, hint: Any, label: str, declared: Declaration | None = None
     if typing.get_origin(kinds[0]) is tuple:
         if isinstance(value, list | tuple):
             return tuple(typed(item, typing.get_args(kinds[0])[0], label) for item in value)
-        raise SlimdeployError(f"{label} must be a list, not {shorten(repr(value))}")
+        if float not in kinds or isinstance(value, bool) or not isinstance(value, Real):
+            raise SlimdeployError(f"{label} must be a list, not {shorten(repr(value))}")
     if isinstance(value, Integral) and not isinstance(value, bool):
         if not -(2**63) <= int(value) < 2**63:
             raise SlimdeployError(f"{label} must be a 64-bit number, not {shorten(value, 40)}")

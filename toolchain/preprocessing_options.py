@@ -65,8 +65,8 @@ class PreprocessingOptions:
     preprocessing: str | None = None
     resize: int | str | None = None
     interpolation: str | None = None
-    mean: PerChannel | None = None
-    std: PerChannel | None = None
+    mean: PerChannel | float | None = None
+    std: PerChannel | float | None = None
     channels: str | None = None
 
     def __post_init__(self) -> None:
@@ -81,9 +81,10 @@ class PreprocessingOptions:
         for name in ("mean", "std"):
             if (given := getattr(self, name)) is not None:
                 object.__setattr__(self, name, per_channel(given, name))
-        if self.channels is None and 1 in (len(values) for values in (self.mean, self.std) if values):
+        chosen = self._own_statistics
+        if self.channels is None and 1 in (len(values) for values in chosen if values):
             object.__setattr__(self, "channels", "gray")
-        check_statistics(self.mean, self.std, self.channels or "rgb")
+        check_statistics(*chosen, self.channels or "rgb")
         self.geometry  # noqa: B018  (refuses what can't be)
 
     @property
@@ -112,7 +113,14 @@ class PreprocessingOptions:
     def statistics(self) -> tuple[PerChannel | None, PerChannel | None]:
         """The chosen mean and deviation. Those of the presets are for colour images only."""
         preset = None if self.channels == "gray" else self._preset
-        return self.mean or (preset.mean if preset else None), self.std or (preset.std if preset else None)
+        mean, std = self._own_statistics
+        return mean or (preset.mean if preset else None), std or (preset.std if preset else None)
+
+    @property
+    def _own_statistics(self) -> tuple[PerChannel | None, PerChannel | None]:
+        mean = None if self.mean is None else per_channel(self.mean, "mean")
+        std = None if self.std is None else per_channel(self.std, "std")
+        return mean, std
 
     @property
     def _preset(self) -> Preset | None:

@@ -95,7 +95,7 @@ def test_what_contradicts_itself_is_refused(options: dict[str, object], message:
 
 
 def test_one_number_means_gray() -> None:
-    assert PreprocessingOptions(mean=0.13).channels == "gray"  # type: ignore[arg-type]
+    assert PreprocessingOptions(mean=0.13).channels == "gray"
     chosen = PreprocessingOptions(mean=(0.13,), preprocessing="imagenet")
     assert (chosen.channels, chosen.statistics) == ("gray", ((0.13,), None))
 

@@ -32,6 +32,17 @@ def test_a_recipe_needs_little(tmp_path: Path) -> None:
     assert recipe.finetune.lr == 1e-3
 
 
+def test_mean_and_deviation_of_gray_images_are_one_number(tmp_path: Path) -> None:
+    """As on the command line."""
+    for mean, std in (("0", "0.3"), ("[0]", "[0.3]")):
+        data = MINIMAL.replace("[prune]", f"mean = {mean}\nstd = {std}\n[prune]")
+        found = load_recipe(_write(tmp_path, data)).data
+        assert (found.channels, found.statistics) == ("gray", ((0.0,), (0.3,)))
+    for wrong in ("true", '"0.3"'):
+        with pytest.raises(SlimdeployError, match=r"data.mean must be a list, not"):
+            load_recipe(_write(tmp_path, MINIMAL.replace("[prune]", f"mean = {wrong}\n[prune]")))
+
+
 def test_fine_tuning_is_like_training_where_the_recipe_does_not_say(tmp_path: Path) -> None:
     train = "[train]\nflip = false\nbatch_size = 32\nlr = 0.5\nsparsity = 1e-3\nepochs = 7\n"
     found = load_recipe(_write(tmp_path, MINIMAL + train + "[finetune]\nbatch_size = 64\n")).finetune
