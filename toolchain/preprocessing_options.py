@@ -149,9 +149,10 @@ class PreprocessingOptions:
             return self
         if self.channels is None:
             return replace(self, channels="gray")
+        told = " (one number as `mean` or `std` means gray)" if any(self._own_statistics) else ""
         raise SlimdeployError(
             f"{name} takes images with {image_channels} channel{'s'[: image_channels - 1]}; `channels` is "
-            f"{self.channels}"
+            f"{self.channels}{told if self.channels == 'gray' else ''}"
         )
 
     def applied_to(self, default: Preprocessing) -> Preprocessing:

@@ -98,6 +98,8 @@ def test_one_number_means_gray() -> None:
     assert PreprocessingOptions(mean=0.13).channels == "gray"
     chosen = PreprocessingOptions(mean=(0.13,), preprocessing="imagenet")
     assert (chosen.channels, chosen.statistics) == ("gray", ((0.13,), None))
+    with pytest.raises(SlimdeployError, match=r"3 channels; channels is gray .one number as mean or std"):
+        chosen.for_network("net", 3)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +281,9 @@ def test_a_built_in_network_for_gray_images(slimdeploy_command: Callable[..., An
     weights = read_weights(tmp_path / "t.pth", arch="tiny-basic", stem="cifar-pool")
     assert weights.network.graph == found.info.graph
     assert weights.prepared(DataOptions("digits")).channels == "gray"
+    for start in (weights, read_weights(tmp_path / "t.safetensors")):
+        with pytest.raises(SlimdeployError, match="takes images with 1 channel; channels is rgb"):
+            start.prepared(DataOptions("digits", channels="rgb"))
 
 
 def test_a_network_and_images_that_do_not_fit(

@@ -67,11 +67,11 @@ class Weights:
 
     def prepared(self, data: DataOptions) -> DataOptions:
         """`data` with the preprocessing and options of the weights as defaults."""
+        data = data.for_network(str(self.path), self.network.graph.image_channels)
         if self.info:
             return data.or_else(self.info.preprocessing)
         if self.published:
             return data.or_else(self.published.preprocessing)
-        data = data.for_network(str(self.path), self.network.graph.image_channels)
         if self._has_imagenet_stem and data.channels != "gray":
             mean, std = data.statistics
             return replace(data, mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD)
