@@ -293,6 +293,8 @@ def test_a_network_and_images_that_do_not_fit(
     for command in (["train", "--data", "digits", "--arch"], ["import", "--size", 16]):
         done = slimdeploy_command(*command, f"{model_file}:Net", "--channels", "rgb", *new)
         assert (done.exit_code, done.err.count("takes images with 1 channel; --channels is rgb")) == (2, 1)
+    done = slimdeploy_command("import", f"{model_file}:Net", *new)
+    assert "images (2, 1, 224, 224), with 1 channel and --size 224: RuntimeError: mat1" in done.err
     done = slimdeploy_command("import", f"{model_file}:Net", "--size", 16, "--mean", ".1", ".2", *new)
     assert "Invalid value for '--mean': '.1 .2' is not three numbers, or one for gray images" in done.err
     done = slimdeploy_command("import", f"{model_file}:Net", "--size", 16, "--mean", "0.1307", *new)
