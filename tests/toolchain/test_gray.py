@@ -201,6 +201,21 @@ def test_a_module_that_takes_no_images_of_the_size_is_refused_with_both_reasons(
         from_module(_net(), size=20)
 
 
+def test_a_module_that_makes_one_channel_by_view_is_for_gray_images() -> None:
+    """Colour images would be three times as many for it."""
+
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = _net()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.body(x.view(-1, 1, 16, 16))
+            return found
+
+    assert from_module(Viewing(), size=16).network.graph.image_channels == 1
+
+
 def test_a_colour_network_has_the_description_that_it_had() -> None:
     assert "image_channels" not in build_graph("resnet18").to_json()
 
@@ -294,7 +309,7 @@ def test_a_network_and_images_that_do_not_fit(
         done = slimdeploy_command(*command, f"{model_file}:Net", "--channels", "rgb", *new)
         assert (done.exit_code, done.err.count("takes images with 1 channel; --channels is rgb")) == (2, 1)
     done = slimdeploy_command("import", f"{model_file}:Net", *new)
-    assert "images (2, 1, 224, 224), with 1 channel and --size 224: RuntimeError: mat1" in done.err
+    assert "nor (2, 1, 224, 224) (RuntimeError: mat1" in done.err
     done = slimdeploy_command("import", f"{model_file}:Net", "--size", 16, "--mean", ".1", ".2", *new)
     assert "Invalid value for '--mean': '.1 .2' is not three numbers, or one for gray images" in done.err
     done = slimdeploy_command("import", f"{model_file}:Net", "--size", 16, "--mean", "0.1307", *new)

@@ -140,19 +140,21 @@ def _images_for(module: nn.Module, size: int, wanted: int) -> Tensor:
     """Random images (2, channels, size, size) that the module takes; if it takes both, with `wanted`
     channels.
     """
-    refusals = []
+    refusals: dict[tuple[int, ...], Exception] = {}
     for channels in sorted(IMAGE_CHANNELS, key=lambda n: n != wanted):
         images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
         try:
-            module(images)
+            found = module(images)
+            if isinstance(found, Tensor) and len(found) != len(images):  # x.view(-1, 1, 28, 28)
+                raise ValueError(f"it returns {tuple(found.shape)}")
         except Exception as error:  # whatever a foreign forward raises
-            refusals.append((error, f"{tuple(images.shape)} ({_first_line(error)})"))
+            refusals[tuple(images.shape)] = error
         else:
             return images
-    (error, first), (_, second) = refusals
-    raise SlimdeployError(
-        f"the module doesn't accept images {first}, nor {second}; `size` is {size}"
-    ) from error
+    reasons = ", nor ".join(f"{shape} ({_first_line(error)})" for shape, error in refusals.items())
+    raise SlimdeployError(f"the module doesn't accept images {reasons}; `size` is {size}") from next(
+        iter(refusals.values())
+    )
 
 
 @torch.no_grad()
