@@ -185,6 +185,12 @@ def load_dataset(options: DataOptions) -> Dataset:
     return dataset
 
 
+def image_side(options: DataOptions) -> int:
+    """The side in pixels of the images that `options` make: as chosen, else their own."""
+    geometry = options.geometry
+    return geometry.size if geometry else load_dataset(options).preprocessing.size
+
+
 def split_validation(split: Split, fraction: float, *, seed: int = 0) -> tuple[Split, Split]:
     """Hold out `fraction` of the images as validation, in every class; reproducible by `seed`.
 

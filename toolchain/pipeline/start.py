@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from slimdeploy.toolchain.data.dataset import Dataset, load_dataset
+from slimdeploy.toolchain.data.dataset import Dataset, image_side, load_dataset
 from slimdeploy.toolchain.data.of_model import for_network
 from slimdeploy.toolchain.models.graphs import network_graph
 from slimdeploy.toolchain.models.named_networks import parse_arguments
@@ -18,7 +19,7 @@ def starting_point(recipe: Recipe) -> tuple[Dataset, Graph]:
     """The recipe's images, by default with the preprocessing of its weights, and the network to train. Raises
     SlimdeployError if one of them is missing.
     """
-    network, geometry = recipe.network, recipe.data.geometry
+    network = recipe.network
     if network.weights is None:
         dataset = load_dataset(recipe.data)
         size, classes = dataset.preprocessing.size, len(dataset.class_names)
@@ -36,7 +37,7 @@ def starting_point(recipe: Recipe) -> tuple[Dataset, Graph]:
         arch=network.arch,
         arguments=parse_arguments(network.arg),
         stem=network.stem,
-        size=geometry.size if geometry else None,
+        size=partial(image_side, recipe.data),
         image_channels=recipe.data.image_channels,
     )
     dataset = load_dataset(weights.prepared(recipe.data))

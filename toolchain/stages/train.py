@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import (
     DataOptions,
     Dataset,
+    image_side,
     load_dataset,
 )
 from slimdeploy.toolchain.data.of_model import data_of, dataset_for, for_network
@@ -61,16 +63,15 @@ def train_stage(
     chosen = data.statistics
     found = None
     if weights:
-        size = data.geometry.size if data.geometry else None
         found = read_weights(
             weights,
             arch=arch,
             arguments=arguments,
             stem=stem,
-            size=size,
+            size=partial(_image_side, data, ranks),
             image_channels=data.image_channels,
         )
-    data = found.prepared(data) if found else data
+        data = found.prepared(data)
     with first_on_machine(ranks):
         dataset = load_dataset(data)
     if found:
@@ -122,6 +123,11 @@ def finetune_stage(
         dataset = dataset_for(parent.info, data, checkpoint)
     options = as_before(options, parent.info, given=given, data=data.name)
     return _train(parent, dataset, data, options, "finetune", output, device, resume, ranks)
+
+
+def _image_side(data: DataOptions, ranks: Ranks) -> int:
+    with first_on_machine(ranks):
+        return image_side(data)
 
 
 def _described(

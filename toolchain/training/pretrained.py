@@ -4,7 +4,7 @@ checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from slimdeploy.toolchain.models import checkpoint
 from slimdeploy.toolchain.models.checkpoint import Checkpoint, load_checkpoint, load_state
 from slimdeploy.toolchain.models.model_info import ModelInfo
 from slimdeploy.toolchain.models.named_networks import named_network
-from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.architectures import build_graph, is_imported
 from slimdeploy.toolchain.networks.architectures.resnet import STEMS, channel_config
 from slimdeploy.toolchain.networks.fitting import classifier_of, fit_to_tensors, with_classes
 from slimdeploy.toolchain.networks.graph import Graph
@@ -35,7 +35,7 @@ from slimdeploy.toolchain.training.state_dicts import (
 
 _COUNTER = ".num_batches_tracked"
 IMPORT_SIZE = 224
-"""Image side for tracing an imported network if that of the data isn't known yet."""
+"""Image side for tracing a network of torchvision, whose graph is the same for other sizes."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,11 @@ def read_weights(
     arch: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     stem: str | None = None,
-    size: int | None = None,
+    size: Callable[[], int] = lambda: IMPORT_SIZE,
     image_channels: int = 3,
 ) -> Weights:
-    """The network in `path`. `image_channels` are those of the images, for an imported network that takes
-    several.
+    """The network in `path`. `size` and `image_channels` are those of the images, for an imported network,
+    whose graph may depend on them.
 
     The widths, whether the shortcut BN has γ and β, and for a ResNet also `arch` and an ImageNet `stem` if
     not given, are derived from the tensors, so that pruned networks can be read. The stem of a checkpoint may
@@ -127,9 +127,8 @@ def read_weights(
         arguments = {**published.arguments, **(arguments or {})}
     else:
         tell_of_transform(arch, arguments or {})
-    fresh = named_network(
-        arch, size=size or IMPORT_SIZE, stem=stem, arguments=arguments, image_channels=image_channels
-    )
+    side = size() if is_imported(arch) and not published else IMPORT_SIZE
+    fresh = named_network(arch, size=side, stem=stem, arguments=arguments, image_channels=image_channels)
     classifier = classifier_of(fresh.graph).name
     names = [n for n in fresh.state_dict() if not n.startswith(classifier) and not n.endswith(_COUNTER)]
     tensors = _as_float32(unwrapped(tensors, names, classifier, path))

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
+from torch import nn
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
@@ -298,3 +299,28 @@ def test_errors_are_one_line_each(convert: Command, tmp_path: Path) -> None:
 def _saved(path: Path, state: dict[str, torch.Tensor]) -> Path:
     torch.save(state, path)
     return path
+
+
+def test_a_network_whose_graph_depends_on_the_size_is_traced_at_that_of_the_data(
+    slimdeploy_command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Its pooling covers the whole image, 16×16 pixels here; without --size it was traced at 224×224."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes=10):\n"
+        "        super().__init__()\n"
+        "        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, num_classes)\n\n"
+        "    def forward(self, x):\n"
+        "        x = self.conv(x).relu()\n"
+        "        return self.fc(nn.functional.avg_pool2d(x, x.size(3)).flatten(1))\n"
+    )
+    module = nn.Sequential()
+    module.conv, module.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+    torch.save(module.state_dict(), tmp_path / "net.pth")
+    done = slimdeploy_command(
+        "train", "--arch", f"{tmp_path / 'net.py'}:Net", "--weights", tmp_path / "net.pth",
+        "--data", "digits", "--epochs", 0, "-o", tmp_path / "out.safetensors",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.err
+    assert torch.equal(load_checkpoint(tmp_path / "out.safetensors").network.conv.weight, module.conv.weight)
