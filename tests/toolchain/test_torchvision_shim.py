@@ -71,3 +71,14 @@ def test_a_missing_torchvision_is_named(fresh_python: Callable) -> None:
     )
     assert ran.exit_code == 2
     assert ran.error == "this needs torchvision, which is not installed: pip install 'slimdeploy[host]'"
+
+
+def test_a_user_s_file_may_import_it(fresh_python: Callable, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("import torchvision\n\nbuild = torchvision.models.squeezenet1_1\n")
+    ran = fresh_python(
+        "import sys\n"
+        "from slimdeploy.toolchain.models.named_networks import foreign_module\n"
+        "print(type(foreign_module(sys.argv[1] + ':build', classes=4)).__name__)",
+        str(tmp_path / "net.py"),
+    )
+    assert (ran.exit_code, ran.out.strip()) == (0, "SqueezeNet"), ran.err

@@ -153,6 +153,7 @@ def _of_file(path: Path, function: str, classes: int | None, arguments: dict[str
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise SlimdeployError(f"{path} is not a Python file")
+    import_torchvision()  # the file may import it; with a CPU-only torch only this way works
     user = importlib.util.module_from_spec(spec)
     with _importable(path.resolve().parent, root):
         sys.modules[name] = user  # dataclasses look there
