@@ -99,7 +99,7 @@ def read_frames(stream: BinaryIO, frame: FrameFormat, *, geometry: Geometry) -> 
     while content := _read_exactly(stream, frame.bytes):
         if len(content) != frame.bytes:
             raise SlimdeployError(
-                f"frame {number}: {len(content)} bytes, not {frame.bytes}: check the size of a frame"
+                f"frame {number}: {len(content)} bytes, not {frame.bytes}: check its size and pixel format"
             )
         number += 1
         pixels = np.frombuffer(content, np.uint8).reshape(frame.height, frame.width, -1)

@@ -264,7 +264,10 @@ def test_command_line(bundle, models, random_images, tmp_path):
     done = call("-", "--frames", "16x16", "--root", store.root, "--json", input=frames[:-5])
     cut = json.loads(done.stdout)["results"]
     assert (cut[:2], done.returncode) == (raw["results"][:2], 1)
-    assert cut[2] == {"image": "frame 2", "error": "frame 2: 763 bytes, not 768: check the size of a frame"}
+    assert cut[2] == {
+        "image": "frame 2",
+        "error": "frame 2: 763 bytes, not 768: check its size and pixel format",
+    }
     done = call("-", "--frames", "16x16", "--root", store.root, input=b"")
     assert (done.returncode, done.stderr) == (2, b"slimdeploy: no frame on standard input\n")
     done = call("broken.png", "--model", models["fp32"], text=True, cwd=tmp_path)
