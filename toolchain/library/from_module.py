@@ -53,7 +53,7 @@ def from_module(
     if isinstance(module, GraphNetwork):
         network = copy.deepcopy(module)
     else:
-        channels = len(preprocessing.mean) if preprocessing else 3
+        channels = preprocessing.image_channels if preprocessing else 3
         network = importing.from_module(module, size=side, arch=name, image_channels=channels).network
     preprocessing = preprocessing or default_preprocessing(side, network.graph.image_channels)
     if class_names is None:

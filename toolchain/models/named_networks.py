@@ -40,9 +40,9 @@ def named_network(
     """The network called `name` (default: ResNet-50) with random weights, which depend only on `seed`.
 
     A built-in network is made for images with `image_channels`; an imported one gets them if it takes them.
-    `classes` is passed as `num_classes`, to a
-    user's function only if it has a parameter of that name. Raises SlimdeployError for an unknown name, a
-    file that fails to run, an unsupported network, and one with another number of classes than `classes`.
+    `classes` is passed as `num_classes`, to a user's function only if it has a parameter of that name. Raises
+    SlimdeployError for an unknown name, a file that fails to run, an unsupported network, and one with
+    another number of classes than `classes`.
     """
     if name is None or not is_imported(name):
         refuse_arguments(name, arguments or ())

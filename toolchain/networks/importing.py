@@ -59,8 +59,8 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
     modes = [(part, part.training) for part in module.modules()]
     try:
         module.eval()
-        images = _images_for(module, size, image_channels)
-        expected = _logits(module, images)
+        images, found = _accepted(module, size, image_channels)
+        expected = _logits(found)
         if not expected.isfinite().all():
             raise SlimdeployError(
                 "the module's logits are not finite on random images: are its weights intact?"
@@ -75,7 +75,7 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
             return _difference(module, expected, network, images, importer.behind)
 
         with _varied(module):
-            varied = _logits(module, images)
+            varied = _logits(_run(module, images))
             if varied.isfinite().all():
                 difference(varied)
         return Imported(network, difference(expected))
@@ -136,9 +136,9 @@ def _check_weights(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _images_for(module: nn.Module, size: int, wanted: int) -> Tensor:
-    """Random images (2, channels, size, size) that the module takes; if it takes both, with `wanted`
-    channels.
+def _accepted(module: nn.Module, size: int, wanted: int) -> tuple[Tensor, object]:
+    """Random images (2, channels, size, size) that the module takes, with `wanted` channels if it takes both,
+    and what it returns for them.
     """
     refusals: dict[tuple[int, ...], Exception] = {}
     for channels in sorted(IMAGE_CHANNELS, key=lambda n: n != wanted):
@@ -150,7 +150,7 @@ def _images_for(module: nn.Module, size: int, wanted: int) -> Tensor:
         except Exception as error:  # whatever a foreign forward raises
             refusals[tuple(images.shape)] = error
         else:
-            return images
+            return images, found
     reasons = ", nor ".join(f"{shape} ({_first_line(error)})" for shape, error in refusals.items())
     raise SlimdeployError(f"the module doesn't accept images {reasons}; `size` is {size}") from next(
         iter(refusals.values())
@@ -158,13 +158,17 @@ def _images_for(module: nn.Module, size: int, wanted: int) -> Tensor:
 
 
 @torch.no_grad()
-def _logits(module: nn.Module, images: Tensor) -> Tensor:
+def _run(module: nn.Module, images: Tensor) -> object:
     try:
-        found = module(images)
+        return module(images)
     except Exception as error:  # whatever a foreign forward raises
         raise SlimdeployError(
             f"the module doesn't accept images {tuple(images.shape)}: {_first_line(error)}"
         ) from error
+
+
+def _logits(found: object) -> Tensor:
+    """`found`, which a module returns; raises SlimdeployError if it isn't (N, classes) logits."""
     if not isinstance(found, Tensor):
         if isinstance(found, dict):
             given = f"dict ({', '.join(map(str, found))})"
