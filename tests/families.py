@@ -175,6 +175,52 @@ class _PlainShortcuts(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class _Attention(nn.Module):
+    """CBAM's attention: one gate per channel, from a perceptron that reads both means and maxima, and one per
+    pixel.
+    """
+
+    def __init__(self, channels: int, *, linear: bool) -> None:
+        super().__init__()
+        layer = nn.Linear if linear else functools.partial(nn.Conv2d, kernel_size=1)
+        self.mlp = nn.Sequential(layer(channels, 6), nn.ReLU(), layer(6, channels))
+        if linear:
+            self.mlp.insert(0, nn.Flatten())
+        self.conv = nn.Conv2d(2, 1, 5, padding=2, bias=False)
+        self.bn = nn.BatchNorm2d(1)
+        self.linear = linear
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, most = nn.functional.adaptive_avg_pool2d(x, 1), nn.functional.adaptive_max_pool2d(x, 1)
+        gate = torch.sigmoid(self.mlp(mean) + self.mlp(most))
+        if self.linear:
+            x = x * gate.unsqueeze(2).unsqueeze(3).expand_as(x)
+            both = torch.cat((torch.max(x, 1)[0].unsqueeze(1), torch.mean(x, 1).unsqueeze(1)), dim=1)
+        else:
+            x = x * gate
+            both = torch.cat([x.amax(1, keepdim=True), x.mean(dim=1, keepdim=True)], 1)
+        return x * torch.sigmoid(self.bn(self.conv(both)))
+
+
+class _Cbam(nn.Module):
+    """Attention in residual blocks, behind a stem that makes pixels channels, and a halving in two paths with
+    different pixels (DARTS).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = _conv_bn(12, 16, 3), _conv_bn(16, 16, 3), _conv_bn(16, 16, 3)
+        self.one, self.other = _Attention(16, linear=True), _Attention(24, linear=False)
+        self.even, self.odd = nn.Conv2d(16, 12, 1, stride=2), nn.Conv2d(16, 12, 1, stride=2)
+        self.last, self.fc = _conv_bn(24, 24, 3), nn.Linear(24, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(torch.cat([x[..., i::2, j::2] for j in (0, 1) for i in (0, 1)], 1))
+        x = torch.relu(x + self.one(self.second(self.first(x))))
+        x = torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], 1)
+        return self.fc(self.other(self.last(x)).mean((2, 3)))
+
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "resnet": lambda: tv.ResNet(tv.resnet.BasicBlock, [1, 1, 1, 1], num_classes=CLASSES),
     "resnext": lambda: tv.ResNet(
@@ -195,6 +241,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "custom": _Custom,
     "senet": _Senet,
     "plain_shortcuts": _PlainShortcuts,
+    "cbam": _Cbam,
     "shufflenet": lambda: tv.ShuffleNetV2([1, 2, 1], [16, 32, 48, 64, 96], num_classes=CLASSES),
 }
 

@@ -124,10 +124,10 @@ def _check_plain(at: Importer, node: fx.Node) -> None:
 
 
 def _operands(at: Importer, node: fx.Node) -> list[str]:
-    """The two values of `node`. One of them may be expanded, because arithmetic expands it anyway."""
+    """The two values of `node`. They may be expanded, because arithmetic expands them to the same shape."""
     found = [at.values.get(argument) for argument in node.args[:2]]  # type: ignore[arg-type]
-    expanded = [isinstance(value, Expanded) for value in found]
-    if all(expanded):
+    shapes = [value.shape for value in found if isinstance(value, Expanded)]
+    if len(shapes) == 2 and list(map(max, *shapes)) != shape_of(node)[1:]:
         raise at.refused(node, f"{at.operator(node)} of two expanded images isn't supported")
     return [
         value.value if isinstance(value, Expanded) else at.value(node, i) for i, value in enumerate(found)

@@ -12,6 +12,8 @@ from slimdeploy.toolchain.networks.aten_shapes import Constant, Row, argument, p
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.importer import Importer
 
+SHARED = "a layer that is called several times is supported on vectors and on images of one pixel only"
+
 
 def conv(at: Importer, node: fx.Node) -> str:
     weight = node.args[1]
@@ -20,12 +22,16 @@ def conv(at: Importer, node: fx.Node) -> str:
     out, per_group, *kernel = shape_of(weight)
     stride, groups = pair(argument(node, 3, 1)), int(argument(node, 6, 1))
     images, padding, dilation = _padded(at, node, kernel)
-    bias = argument(node, 2, None) is not None
-    channels = {"in": per_group * groups, "out": out}
-    return at.add(
-        node, "conv", images, name=at.module_of(node, weight=1, bias=2), **channels, kernel=list(kernel),
-        stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias,
-    )  # fmt: skip
+    parts = {
+        "in": per_group * groups, "out": out, "kernel": list(kernel), "stride": stride, "padding": padding,
+        "dilation": dilation, "groups": groups, "bias": argument(node, 2, None) is not None,
+    }  # fmt: skip
+    name = at.module_of(node, weight=1, bias=2)
+    if at.calls[name] > 1:
+        if shape_of(node.args[0])[2:] != [1, 1] or shape_of(node)[2:] != [1, 1] or kernel != [1, 1]:
+            raise at.refused(node, SHARED)
+        return at.call_shared(node, "conv", images, name, **parts)
+    return at.add(node, "conv", images, name=name, **parts)
 
 
 def _padded(at: Importer, node: fx.Node, kernel: list[int]) -> tuple[str, list[int], list[int]]:
@@ -100,9 +106,15 @@ def linear(at: Importer, node: fx.Node) -> str:
         raise at.refused(node, "linear on an image isn't supported: flatten it first")
     out, count = shape_of(node.args[1])
     parts = {"in": count, "out": out, "bias": argument(node, 2, None) is not None}
-    if pixels:
-        parts["pixels"] = True
-    return at.add(node, "linear", at.value(node, 0), name=at.module_of(node, weight=1, bias=2), **parts)
+    name, value = at.module_of(node, weight=1, bias=2), at.value(node, 0)
+    if at.calls[name] > 1 and pixels:
+        raise at.refused(node, SHARED)
+    if at.calls[name] > 1:
+        image = at.add(node, "unflatten", value)
+        return at.add(
+            node, "flatten", at.call_shared(node, "linear", image, name, **parts, pixels=True), positions=1
+        )
+    return at.add(node, "linear", value, name=name, **parts, **({"pixels": True} if pixels else {}))
 
 
 def layer_norm(at: Importer, node: fx.Node) -> str:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import fx
+from torch import Tensor, fx
 
-from slimdeploy.toolchain.networks.aten_shapes import Pixels, Squeezed, argument, pair, shape_of
+from slimdeploy.toolchain.networks.aten_shapes import (
+    Channel,
+    Pixels,
+    Several,
+    Squeezed,
+    argument,
+    pair,
+    shape_of,
+)
 from slimdeploy.toolchain.networks.operators.padding import MODES
 
 if TYPE_CHECKING:
@@ -41,28 +49,60 @@ def adaptive_avg_pool(at: Importer, node: fx.Node) -> str:
     return at.add(node, "adaptive_avg_pool", at.value(node, 0), size=[int(n) for n in shape_of(node)[2:]])
 
 
-def over_image(operator: str, **attributes: Any) -> Callable[[Importer, fx.Node], Any]:
-    """A reduction over height and width, at once or one after the other, or over flattened pixels."""
+def reduction(over_pixels: str, over_channels: str, **attributes: Any) -> Callable[[Importer, fx.Node], Any]:
+    """A reduction over the channels, or over height and width, at once or one after the other, or over
+    flattened pixels. `attributes` are those of `over_pixels`.
+    """
 
     def read(at: Importer, node: fx.Node) -> Any:
         shape, found = shape_of(node.args[0]), at.values.get(node.args[0])  # type: ignore[arg-type]
-        axes = sorted(axis % len(shape) for axis in argument(node, 1, []))
-        if isinstance(found, Pixels) and found.reduced in ("", operator) and axes == [found.left]:
+        axes = sorted(axis % len(shape) for axis in _axes(node))
+        if isinstance(found, Several) and (at.operator(node), axes) == ("mean", [0]):
+            summed = at.add(node, "add", *found.values)
+            return at.add(node, "affine", summed, factor=1 / len(found.values), offset=0.0)
+        if len(shape) == 4 and axes == [1]:
+            pixels = at.add(node, over_channels, at.value(node, 0))
+            return pixels if argument(node, 2, False) else Channel(pixels)
+        if isinstance(found, Pixels) and found.reduced in ("", over_pixels) and axes == [found.left]:
             value = found.value
         elif len(shape) == 4 and axes == [2, 3]:
             value = at.value(node, 0)
         elif len(shape) == 4 and axes in ([2], [3]):
             kept_width = axes == [2] and argument(node, 2, False)
-            return Pixels(at.value(node, 0), left=3 if kept_width else 2, reduced=operator)
+            return Pixels(at.value(node, 0), left=3 if kept_width else 2, reduced=over_pixels)
         else:
             name = at.operator(node)
-            raise at.refused(node, f"{name} over the axes {axes} isn't supported, only over height and width")
-        image, dimensions = at.add(node, operator, value, **attributes), len(shape_of(node))
+            raise at.refused(
+                node,
+                f"{name} over the axes {axes} isn't supported, only over the channels, or height and width",
+            )
+        image, dimensions = at.add(node, over_pixels, value, **attributes), _dimensions(node)
         if dimensions == 2:
             return at.add(node, "flatten", image, positions=1)
         return Squeezed(image) if dimensions == 3 else image
 
     return read
+
+
+def _axes(node: fx.Node) -> list[int]:
+    axes = argument(node, 1, [])
+    return axes if isinstance(axes, list) else [axes]
+
+
+def _dimensions(node: fx.Node) -> int:
+    """Of the result, the first one if there are several."""
+    result = node.meta["val"]
+    return len(result.shape if isinstance(result, Tensor) else result[0].shape)
+
+
+maximum = reduction("global_max_pool", "channel_max")
+
+
+def maximum_and_position(at: Importer, node: fx.Node) -> list[Any]:
+    """`torch.max(x, dim)`; where the maximum is can't be used."""
+    if not isinstance(argument(node, 1, None), int):
+        raise at.refused(node, "max of two images, or of all values, isn't supported")
+    return [maximum(at, node), None]
 
 
 def adaptive_max_pool(at: Importer, node: fx.Node) -> str:

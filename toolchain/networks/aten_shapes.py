@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
@@ -41,6 +41,11 @@ class Squeezed:
     value: str
 
 
+BLOCK_ORDERS = {(0, 1, 3, 5, 2, 4): True, (0, 3, 5, 1, 2, 4): False}
+"""Order of the dimensions of Blocks before they become channels -> whether the pixels of one channel stay
+together, as in torch's pixel_unshuffle.
+"""
+
 LAYOUTS = (ChannelsLast, Row, Squeezed)
 """Other memory layouts of an image or a vector."""
 
@@ -57,10 +62,25 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Expanded:
-    """An image (N, C, 1, 1) that the program repeats for all pixels of another one."""
+class Blocks:
+    """An image whose pixels are in blocks of `side`×`side`: (N, C, H/side, side, W/side, side), or with the
+    dimensions in another order.
+    """
 
     value: str
+    side: int
+    order: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """An image (N, C, 1, 1) or (N, 1, H, W) that the program repeats for all pixels or channels of another
+    one.
+    """
+
+    value: str
+    shape: tuple[int, ...]
+    """Without the batch."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,13 @@ class Channel:
     """One channel (N, 1, H, W) of an image, which the program holds as (N, H, W)."""
 
     value: str
+
+
+@dataclass(frozen=True)
+class Several:
+    """Values of equal shape in a new first dimension, of which the program takes the mean."""
+
+    values: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -127,6 +154,15 @@ def reshape(at: Importer, node: fx.Node) -> Any:
         return Pixels(at.value(node, 0), left=2)
     elif len(before) == 4 and len(after) == 5 and after[3:] == before[2:]:
         return View(at.value(node, 0), int(after[1]))
+    elif len(before) == 4 and len(after) == 6 and after[3] == after[5] and after[1] == before[1]:
+        return Blocks(at.value(node, 0), int(after[3]))
+    elif (
+        isinstance(found, Blocks)
+        and found.order in BLOCK_ORDERS
+        and len(after) == 4
+        and after[2:] == before[-2:]
+    ):
+        return _space_to_depth(at, node, found.value, found.side, channels_first=BLOCK_ORDERS[found.order])
     raise at.refused(node, f"aten.{at.operator(node)} from {_told(before)} to {_told(after)} isn't supported")
 
 
@@ -147,8 +183,8 @@ def _as_pixel(at: Importer, node: fx.Node, dimensions: int) -> Any:
 
 
 def expand(at: Importer, node: fx.Node) -> Any:
-    """`gate.expand_as(image)`, which arithmetic with the image does anyway; or a gray image as equal colours,
-    `x.expand(-1, 3, -1, -1)`.
+    """`gate.expand_as(image)`, with one value per channel or per pixel, which arithmetic with the image does
+    anyway; or a gray image as equal colours, `x.expand(-1, 3, -1, -1)`.
     """
     before, after = shape_of(node.args[0]), shape_of(node)
     found = at.values.get(node.args[0])  # type: ignore[arg-type]
@@ -158,11 +194,11 @@ def expand(at: Importer, node: fx.Node) -> Any:
         return at.value(node, 0)
     if len(before) == 4 and (before[1], after[1]) == (1, 3) and after[2:] == before[2:]:
         return at.add(node, "concat", *[at.value(node, 0)] * 3)
-    if len(before) != 4 or before[2:] != [1, 1] or after[1] != before[1]:
+    if len(before) != 4 or any(a != b for a, b in zip(before[1:], after[1:], strict=True) if a != 1):
         raise at.refused(
             node, f"aten.{at.operator(node)} from {_told(before)} to {_told(after)} isn't supported"
         )
-    return Expanded(at.value(node, 0))
+    return Expanded(at.value(node, 0), tuple(map(int, before[1:])))
 
 
 def repeat(at: Importer, node: fx.Node) -> Any:
@@ -225,6 +261,8 @@ def permute(at: Importer, node: fx.Node) -> Any:
         return _swapped(at, node)
     if isinstance(found, View) and order == [0, 2, 1, 3, 4]:
         return _swapped(at, node)
+    if isinstance(found, Blocks):
+        return replace(found, order=tuple(found.order[i] for i in order))
     if isinstance(found, str) and order == [0, 2, 3, 1]:
         return ChannelsLast(found)
     if isinstance(found, ChannelsLast) and order == [0, 3, 1, 2]:
@@ -259,34 +297,66 @@ def cut(at: Importer, node: fx.Node) -> Any:
     if before[1:] == after[1:]:  # x[:, :]: all of it
         return at.values[node.args[0]]  # type: ignore[index]
     axis, start, step = (int(argument(node, i, default)) for i, default in ((1, 0), (2, 0), (4, 1)))
-    if len(before) == 4 and axis in (2, 3) and start == 0 and after[axis] == -(-before[axis] // step):
-        return _every(at, node, step, axis)
+    start = max(0, start + int(before[axis])) if start < 0 else start
+    if len(before) == 4 and axis in (2, 3):
+        stop = min(argument(node, 3, before[axis]), before[axis])
+        after_it = before[axis] - stop if stop >= 0 else -stop
+        return _window(at, node, at.value(node, 0), axis, (start, int(after_it)), step)
     if axis != 1 or step != 1:
-        raise at.refused(
-            node, "slices are supported along the channels without a step, and of whole images with a step"
-        )
-    start %= int(before[1])
+        raise at.refused(node, "slices are supported along the channels without a step, and of images")
     return at.add(node, "slice", at.value(node, 0), start=start, stop=start + int(after[1]))
 
 
-def _every(at: Importer, node: fx.Node, step: int, axis: int) -> str:
-    """`x[:, :, ::2, ::2]`, which is two slices: a pooling of single pixels. The second replaces the first."""
-    value, stride = at.value(node, 0), [1, 1]
-    earlier = at.nodes[-1] if at.nodes else None
-    if (
-        earlier
-        and earlier.name == value
-        and earlier.operator == "max_pool"
-        and earlier.attributes["kernel"] == [1, 1]
-    ):
-        (value,), stride = earlier.inputs, list(earlier.attributes["stride"])
-    stride[axis - 2] *= step
-    return at.add(node, "max_pool", value, kernel=[1, 1], stride=stride, padding=[0, 0])
+def _window(at: Importer, node: fx.Node, value: str, axis: int, ends: tuple[int, int], step: int) -> str:
+    """Every `step`-th row or column of `value` without those at the `ends`: a crop, and a pooling of single
+    pixels. If `value` is such a window along the other axis, one of both replaces it.
+    """
+    margins, stride, made = [0] * 4, [1, 1], {one.name: one for one in at.nodes}
+    earlier, before = made.get(value), value
+    if earlier and earlier.operator == "max_pool" and earlier.attributes["kernel"] == [1, 1]:
+        stride, before = list(earlier.attributes["stride"]), earlier.inputs[0]
+        earlier = made.get(before)
+    if earlier and earlier.operator == "crop":
+        margins, before = list(earlier.attributes["margins"]), earlier.inputs[0]
+    own = slice(0, 2) if axis == 3 else slice(2, 4)
+    if stride[axis - 2] != 1 or any(margins[own]):
+        margins, stride, before = [0] * 4, [1, 1], value
+    margins[own], stride[axis - 2] = ends, step
+    if any(margins):
+        before = at.add(node, "crop", before, margins=margins)
+    if stride != [1, 1]:
+        before = at.add(node, "max_pool", before, kernel=[1, 1], stride=stride, padding=[0, 0])
+    return before
 
 
-def item(at: Importer, node: fx.Node) -> str:
+def pixel_unshuffle(at: Importer, node: fx.Node) -> str:
+    return _space_to_depth(at, node, at.value(node, 0), int(argument(node, 1, 1)), channels_first=True)
+
+
+def _space_to_depth(at: Importer, node: fx.Node, value: str, side: int, *, channels_first: bool) -> str:
+    """The pixels of each block of `side`×`side` as channels; with `channels_first` those of one channel stay
+    together.
+    """
+    windows = [
+        _window(at, node, _window(at, node, value, 2, (top, 0), side), 3, (left, 0), side)
+        for top in range(side)
+        for left in range(side)
+    ]
+    joined = at.add(node, "concat", *windows)
+    return at.add(node, "channel_shuffle", joined, groups=side * side) if channels_first else joined
+
+
+def item(at: Importer, node: fx.Node) -> Any:
     found = at.values[node.args[0]]  # type: ignore[index]
-    return found if isinstance(found, str) else str(found[node.args[1]])
+    return found[node.args[1]] if isinstance(found, list) else found  # type: ignore[index]
+
+
+def stack(at: Importer, node: fx.Node) -> Several:
+    parts = [at.values.get(part) for part in argument(node, 0, [])]
+    names = [part for part in parts if isinstance(part, str)]
+    if argument(node, 1, 0) != 0 or len(names) != len(parts):
+        raise at.refused(node, "stack is supported for a mean of images or vectors only")
+    return Several(tuple(names))
 
 
 def cat(at: Importer, node: fx.Node) -> str:

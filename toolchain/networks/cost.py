@@ -9,7 +9,7 @@ from slimdeploy.toolchain.networks.graph import INPUT, Graph
 from slimdeploy.toolchain.networks.layers import Layer, parameter_layers
 
 MB = 2**20
-NO_CALL = ("flatten", "unflatten", "slice")
+NO_CALL = ("flatten", "unflatten", "slice", "crop", "stack")
 """Operators that are no module call: they only change the view of a value."""
 
 

@@ -141,12 +141,18 @@ class Graph:
     @functools.cached_property
     def single_pixels(self) -> set[str]:
         """The images that have 1×1 pixels whatever the size of the network's input."""
-        found: set[str] = set()
+        heights: dict[str, int] = {}
+        """Of the images with a width of one pixel."""
         for node in self.nodes:
             pools = node.operator == "adaptive_avg_pool" and max(node.attributes["size"]) == 1
-            if pools or node.operator == "global_max_pool" or found.issuperset(node.inputs):
-                found.add(node.name)
-        return found
+            if pools or node.operator == "global_max_pool":
+                heights[node.name] = 1
+            elif heights.keys() >= set(node.inputs):
+                combine = sum if node.operator == "stack" else max
+                heights[node.name] = combine(heights[name] for name in node.inputs)
+                if node.operator == "crop":
+                    heights[node.name] -= sum(node.attributes["margins"])
+        return {name for name, height in heights.items() if height == 1}
 
     def with_nodes(self, nodes: Iterable[Node]) -> Graph:
         return replace(self, nodes=tuple(nodes))

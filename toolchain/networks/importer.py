@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class Importer:
     """Node of the program -> its value: a name, several names, or a class of aten_shapes."""
     behind: Callable[..., Tensor] | None = None
     """The softmax or log-softmax after the logits."""
+    stacks: dict[str, str] = field(default_factory=dict)
+    """Layer that is called several times -> the `stack` of its inputs."""
 
     def __post_init__(self) -> None:
         signature = self.program.graph_signature
@@ -41,6 +44,13 @@ class Importer:
             **signature.inputs_to_lifted_tensor_constants,
         }
         self._trained = set(signature.inputs_to_parameters.values())
+        weights = [
+            self.tensors.get(node.args[1].name, "")
+            for node in self.program.graph.nodes
+            if node.op == "call_function" and len(node.args) > 1 and isinstance(node.args[1], fx.Node)
+        ]
+        self.calls = Counter(name.removesuffix(".weight") for name in weights)
+        """How often each layer is called."""
         self.used: set[str] = set()
 
     def graph(self) -> Graph:
@@ -57,7 +67,7 @@ class Importer:
         wanted = self.values[logits]
         if not isinstance(wanted, str):
             raise SlimdeployError("the module's output isn't computed from the images")
-        return Graph(needed_for(wanted, self.nodes), {"arch": self.arch}, image_channels)
+        return Graph(needed_for(wanted, self._in_order()), {"arch": self.arch}, image_channels)
 
     def _logits(self, output: fx.Node) -> fx.Node:
         """The input of the final softmax, if there is one."""
@@ -110,6 +120,36 @@ class Importer:
         self.used.add(wanted)
         self.nodes.append(Node(wanted, operator, inputs, attributes))
         return wanted
+
+    def call_shared(self, node: fx.Node, operator: str, image: str, name: str, **attributes: Any) -> str:
+        """One of several calls of a layer, on images of one pixel: its output. The images of all calls are
+        stacked and become one call, so that the layer exists once and is trained and pruned as one.
+        """
+        if name not in self.stacks:
+            self.stacks[name] = self.add(node, "stack")
+            self.add(node, operator, self.stacks[name], name=name, **attributes)
+        place = next(i for i, one in enumerate(self.nodes) if one.name == self.stacks[name])
+        stack = self.nodes[place]
+        self.nodes[place] = replace(stack, inputs=(*stack.inputs, image))
+        above = len(stack.inputs)
+        return self.add(node, "crop", name, margins=[0, 0, above, self.calls[name] - 1 - above])
+
+    def _in_order(self) -> list[Node]:
+        """The nodes in order of execution: a `stack` is behind its last input."""
+        ordered: dict[str, Node] = {}
+        waiting = self.nodes
+        while waiting:
+            ready: list[Node] = []
+            later: list[Node] = []
+            for node in waiting:
+                done = all(name == INPUT or name in ordered for name in node.inputs)
+                (ready if done else later).append(node)
+                if done:
+                    ordered[node.name] = node
+            if not ready:
+                raise SlimdeployError(f"{later[0].name}: a layer that reads its own output isn't supported")
+            waiting = later
+        return list(ordered.values())
 
     def _free_name(self, node: fx.Node, operator: str) -> str:
         path, own = self._path(node), self.class_of_module(node).lower().replace("2d", "")

@@ -133,7 +133,7 @@ class _Offset(nn.Module):
         return torch.cat([nn.functional.glu(self.offset - x, 1), x[:, :4]], 1)
 
 
-SHARED, RAMP = nn.Conv2d(8, 8, 1), torch.linspace(0, 1, 16)
+SHARED, NORM, RAMP = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), torch.linspace(0, 1, 16)
 
 REFUSED = {
     "rolled": (_Net(_Function(lambda x: x.roll(1, 1))), "middle: aten.roll isn't supported"),
@@ -164,6 +164,16 @@ REFUSED = {
         "amax over the axes",
     ),
     "one mean": (_Net(_Function(lambda x: x.mean(3)[..., None] * x)), "isn't supported"),
+    "of two": (_Net(_Function(lambda x: torch.max(x, -x))), "middle: max of two images, or of all values"),
+    "where": (_Net(_Function(lambda x: x * x.max(1, True)[1])), "of something that isn't an image"),
+    "mixed blocks": (
+        _Net(
+            _Function(
+                lambda x: x.view(-1, 8, 8, 2, 8, 2).permute(0, 5, 1, 3, 2, 4).reshape(-1, 32, 8, 8)[:, :8]
+            )
+        ),
+        "from N×2×8×2×8×8 to",
+    ),
     "several filters": (_Net(_RowGate(3, 2)), "middle.conv: conv1d is supported with one filter"),
     "as a row": (
         _Net(_Function(lambda x: x.permute(0, 2, 3, 1).reshape(len(x), -1)[:, :8, None, None] * x)),
@@ -201,19 +211,43 @@ REFUSED = {
         ),
         "middle: batch_norm with a weight and no bias isn't supported",
     ),
-    "from the second row": (_Net(_Function(lambda x: x[:, :, 1::2])), "middle: slices are supported along"),
+    "every second channel": (
+        _Net(_Function(lambda x: x[:, ::2].repeat(1, 2, 1, 1))),
+        "middle: slices are supported along",
+    ),
     "zeros alone": (
         _Net(_Function(lambda x: x + torch.zeros_like(x))),
         "aten.add.Tensor of something that isn't",
     ),
     "one logit": (nn.Sequential(nn.Conv2d(3, 1, 16), nn.Flatten()), "returns torch.cat([-x / 2, x / 2], 1)"),
     "branching": (_Net(_Branching()), "does its forward branch on the values"),
-    "shared": (_Net(nn.Sequential(SHARED, nn.ReLU(), SHARED)), "is called twice: shared weights"),
+    "shared": (
+        _Net(nn.Sequential(SHARED, nn.ReLU(), SHARED)),
+        "middle.0: a layer that is called several times",
+    ),
+    "shared norm": (_Net(nn.Sequential(NORM, nn.ReLU(), NORM)), "is called twice: shared weights"),
+    "recurrent": (
+        _Net(nn.Sequential(nn.AdaptiveAvgPool2d(1), SHARED, nn.ReLU(), SHARED)),
+        "a layer that reads its own output",
+    ),
     "two outputs": (_Function(lambda x: (x, x)), "the module returns a tuple of 2 outputs"),
     "a map": (nn.Conv2d(3, 2, 1), "returns (2, 2, 16, 16); expected (N, classes) logits"),
     "other images": (nn.Sequential(nn.Conv2d(2, 2, 1), nn.Flatten()), "doesn't accept images (2, 3, 16, 16)"),
     "no convolution": (nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), "the network has no convolution"),
 }
+
+
+WINDOWS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: x[:, :, 1::2, 1::2],
+    lambda x: x[..., 3:, :-2],
+    lambda x: x[:, :, -4:, 2:100],
+    lambda x: x[:, :, 1:15:3][:, :, 1:],
+    lambda x: x[..., 1:][..., 1:][..., ::2, 3:9],
+    lambda x: nn.functional.pixel_unshuffle(x, 2)[:, 3:11],
+    lambda x: x.view(-1, 8, 4, 4, 4, 4).permute(0, 3, 5, 1, 2, 4).reshape(-1, 128, 4, 4)[:, 70:78],
+    lambda x: x.view(-1, 8, 8, 2, 8, 2).permute(0, 1, 3, 5, 2, 4).reshape(-1, 32, 8, 8)[:, 5:13],
+)
+"""Slices of images, and pixels that become channels."""
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -250,6 +284,9 @@ def test_what_cannot_be_said_is_refused(what: str, capfd: pytest.CaptureFixture[
         _Function(lambda x: torch.cat([torch.zeros_like(x[:, :2]), x[:, :4], x.new_zeros(2, 2, 16, 16)], 1)),
         _Function(lambda x: x[:, :, ::2, ::2]), _Function(lambda x: x[..., ::3, :].relu()[..., ::5]),
         _Function(lambda x: nn.functional.pad(x[:, 1:6], (0, 0, 0, 0, 2, 1))),
+        *map(_Function, WINDOWS), _Function(lambda x: x * x.mean(1, True).sigmoid()),
+        _Function(lambda x: x * x.max(1)[0][:, None].expand_as(x)),
+        _Function(lambda x: x.mean((2, 3), True).expand_as(x) * x.mean(1, True).expand_as(x) + x),
     ],
     ids=str,
 )  # fmt: skip
@@ -258,6 +295,23 @@ def test_operators_are_taken_over(middle: nn.Module) -> None:
     if isinstance(middle, nn.Conv2d) and middle.out_channels == 12:
         net.fc = nn.Linear(12, 2)
     assert from_module(net, size=16).relative_error < 1e-5
+
+
+def test_a_layer_of_several_calls_is_one_layer() -> None:
+    """Multi-sample dropout (Inoue, arXiv 1905.09788): the last layer is called on several dropouts."""
+
+    class Samples(_Net):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x).relu().mean((2, 3))
+            samples = [self.fc(self.middle(x)) for _ in range(4)]
+            return (torch.stack(samples).mean(0) + sum(samples) / 4) / 2
+
+    module = Samples(nn.Dropout())
+    network = from_module(module, size=16).network
+    assert network.state_dict().keys() == module.state_dict().keys()
+    images = torch.randn(2, 3, 16, 16)
+    network.train()
+    assert not torch.equal(network(images), network(images))
 
 
 def test_one_logit_is_taken_as_two() -> None:

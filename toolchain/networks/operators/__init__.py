@@ -5,9 +5,11 @@ from slimdeploy.toolchain.networks.operators import (
     batchnorm,
     channel_conv,
     channel_padding,
+    channel_reduction,
     coefficients,
     concat,
     convolution,
+    cropping,
     dropout,
     elementwise,
     fixed_filter,
@@ -17,6 +19,7 @@ from slimdeploy.toolchain.networks.operators import (
     padding,
     pooling,
     shuffle,
+    stack,
     upsample,
 )
 from slimdeploy.toolchain.networks.operators.base import OPERATORS, Operator, Shape, Tensor
@@ -30,9 +33,11 @@ __all__ = [
     "batchnorm",
     "channel_conv",
     "channel_padding",
+    "channel_reduction",
     "coefficients",
     "concat",
     "convolution",
+    "cropping",
     "dropout",
     "elementwise",
     "fixed_filter",
@@ -42,5 +47,6 @@ __all__ = [
     "padding",
     "pooling",
     "shuffle",
+    "stack",
     "upsample",
 ]

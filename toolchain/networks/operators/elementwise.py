@@ -1,4 +1,6 @@
-"""`add` and `multiply`: element-wise, for inputs with equal channels; one of them may be 1×1."""
+"""`add` and `multiply`: element-wise. An input with one channel, one row or one column is repeated for all of
+the others.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
 
 class Elementwise(Operator):
-    """Ties the channels of its inputs: they must be removed together."""
+    """Ties the channels of its inputs: they must be removed together. A single channel, which is repeated for
+    those of the others, is kept.
+    """
 
     arity = (2, None)
     elementwise = True
@@ -33,17 +37,17 @@ class Elementwise(Operator):
         self.onnx, self.function, self.summed = onnx, function, summed
 
     def channels(self, node: Node, inputs: Sequence[int]) -> int:
-        if len(set(inputs)) > 1:
+        if len(set(inputs) - {1}) > 1:
             counts = " and ".join(map(str, inputs))
             raise SlimdeployError(f"{node.name}: {node.operator} needs equal channels, not {counts}")
-        return inputs[0]
+        return max(inputs)
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
-        largest = max(inputs)
-        for shape in inputs:
-            if shape != largest and (len(shape) != len(largest) or shape[1:] != (1, 1)):
-                raise SlimdeployError(f"{node.name}: {node.operator} of {largest} and {shape}")
-        return largest
+        if len({len(shape) for shape in inputs}) == 1:
+            largest = tuple(map(max, zip(*inputs, strict=True)))
+            if all(n in (1, most) for shape in inputs for n, most in zip(shape, largest, strict=True)):
+                return largest
+        raise SlimdeployError(f"{node.name}: {node.operator} of {' and '.join(map(str, inputs))}")
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
         return self._fold if len(node.inputs) > 2 else self.function
@@ -58,16 +62,20 @@ class Elementwise(Operator):
         return to.node(self.onnx, [left, last], node.name)
 
     def spread(self, node: Node, inputs: Sequence[np.ndarray], ties: Ties) -> np.ndarray:
-        for other in inputs[1:]:
-            ties.tie(inputs[0], other, summed=self.summed)
-        return inputs[0]
+        first, *others = sorted(inputs, key=len, reverse=True)
+        for other in others:
+            if len(other) == len(first):
+                ties.tie(first, other, summed=self.summed)
+            else:
+                ties.fix(other)
+        return first
 
     def constant(
         self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
     ) -> np.ndarray:
         found = np.asarray(self._fold(*inputs))
         if not self.summed:  # 0 times any value
-            found = np.where(np.any([value == 0 for value in inputs], axis=0), 0.0, found)
+            found = np.where(np.any(np.broadcast_arrays(*[v == 0 for v in inputs]), axis=0), 0.0, found)
         return found
 
     def _fold(self, *values: Any) -> Any:

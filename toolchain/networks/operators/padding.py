@@ -27,7 +27,7 @@ MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 """torch's name of a mode -> ONNX's."""
 
 
-def _margins(value: Any) -> bool:
+def margins(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 4 and all(map(index, value))
 
 
@@ -40,7 +40,7 @@ class Pad(Operator):
     `reflect` or `replicate`.
     """
 
-    attributes = MappingProxyType({"margins": _margins})
+    attributes = MappingProxyType({"margins": margins})
     optional = MappingProxyType({"mode": _mode})
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
