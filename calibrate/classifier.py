@@ -27,8 +27,8 @@ RECTIFIERS = ("Relu", "Clip")
 """Operators that are equivalent to the saturation of an unsigned integer."""
 FLOAT = (
     "BatchNormalization", "Concat", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish",
-    "InstanceNormalization", "LayerNormalization", "LeakyRelu", "MatMul", "Mul", "PRelu", "ReduceMax",
-    "ReduceMean", "Sigmoid", "Softplus", "Sub", "Tanh",
+    "InstanceNormalization", "LayerNormalization", "LeakyRelu", "MatMul", "Mul", "PRelu", "ReduceL2",
+    "ReduceMax", "ReduceMean", "Sigmoid", "Softplus", "Sub", "Tanh",
 )  # fmt: skip
 """Operators that run in float between the others."""
 OPERATORS = (*LAYERS, *CARRIERS, *RECTIFIERS, *FLOAT)

@@ -221,6 +221,42 @@ class _Cbam(nn.Module):
         return self.fc(self.other(self.last(x)).mean((2, 3)))
 
 
+class _Responses(nn.Module):
+    """ConvNeXt V2's global response normalisation, (N, H, W, C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.rand(channels)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        each = x.norm(p=2, dim=(1, 2), keepdim=True)
+        each = each / (each.mean(dim=-1, keepdim=True) + 1e-6)
+        return x + torch.addcmul(self.bias, self.weight, x * each)
+
+
+class _ConvNextV2(nn.Module):
+    """Its block, MambaOut's gated one, and NASNet's padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.depthwise = nn.Conv2d(3, 16, 4, stride=4), nn.Conv2d(16, 16, 7, padding=3, groups=16)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(16), nn.Linear(16, 40), nn.GELU(), _Responses(40), nn.Linear(40, 16)
+        )
+        self.into, self.mixed, self.out = nn.Linear(16, 48), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(24, 16)
+        self.norm, self.down, self.fc = nn.LayerNorm(16), _conv_bn(16, 24, 3), nn.Linear(24, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.mlp(self.depthwise(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = x.permute(0, 2, 3, 1)
+        gate, same, mixed = self.into(self.norm(x)).split((24, 16, 8), dim=-1)
+        mixed = self.mixed(mixed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x + self.out(nn.functional.gelu(gate) * torch.cat((same, mixed), dim=-1))
+        x = nn.functional.pad(x.permute(0, 3, 1, 2), (-1, 1, -1, 1))
+        return self.fc(self.down(x).mean((2, 3)))
+
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "resnet": lambda: tv.ResNet(tv.resnet.BasicBlock, [1, 1, 1, 1], num_classes=CLASSES),
     "resnext": lambda: tv.ResNet(
@@ -242,6 +278,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "senet": _Senet,
     "plain_shortcuts": _PlainShortcuts,
     "cbam": _Cbam,
+    "convnext_v2": _ConvNextV2,
     "shufflenet": lambda: tv.ShuffleNetV2([1, 2, 1], [16, 32, 48, 64, 96], num_classes=CLASSES),
 }
 

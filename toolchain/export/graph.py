@@ -21,6 +21,8 @@ from slimdeploy.toolchain.networks.residual import batchnorm_behind
 
 OUTPUT = "logits"
 WEIGHTED = ("conv", "linear")
+AXES_AS_INPUT = 18
+"""From this opset on, the axes of ONNX's reductions are an input and no attribute."""
 
 Parameters = Callable[[Node, Node | None], Mapping[str, np.ndarray]]
 """The float32 tensors of a node, by their names in Operator.tensors; for convolutions and linear layers
@@ -93,6 +95,11 @@ class _OnnxNodes:
         output = f"{name}.out"
         self.nodes.append(helper.make_node(operator, list(inputs), [output], name=name, **attributes))
         return output
+
+    def reduce(self, operator: str, value: str, name: str, axes: list[int]) -> str:
+        if self.opset < AXES_AS_INPUT:
+            return self.node(operator, [value], name, axes=axes)
+        return self.node(operator, [value, self.constant(f"{name}.axes", np.array(axes, np.int64))], name)
 
     def constant(self, name: str, values: np.ndarray | np.generic) -> str:
         self.constants[name] = np.asarray(values)

@@ -27,7 +27,7 @@ LEAVES = (
 POINTWISE = (
     "linear", "layer_norm", "relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "gelu",
     "elu", "mish", "leaky_relu", "clamp", "clamp_min", "hardtanh", "dropout", "add", "sub", "neg", "mul",
-    "div",
+    "div", "addcmul",
 )  # fmt: skip
 """Operators that work per channel and pixel, in any memory layout."""
 
@@ -36,7 +36,8 @@ ACTIVATIONS = ("relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "
 
 ANY_LAYOUT = (
     shapes.permute, shapes.reshape, shapes.select, shapes.transpose, shapes.unsqueeze, shapes.same,
-    layers.conv_along_channels,
+    shapes.pieces, shapes.cut, shapes.item, shapes.cat,
+    layers.conv_along_channels, pooling.mean, pooling.maximum, pooling.maximum_and_position, pooling.norm,
 )  # fmt: skip
 """Readers that also take values in the LAYOUTS of aten_shapes."""
 
@@ -67,6 +68,7 @@ READERS.update(
         "rsub": arithmetic.subtract_from,
         "mul": arithmetic.multiply,
         "div": arithmetic.divide,
+        "addcmul": arithmetic.add_product,
         "cat": shapes.cat,
         "stack": shapes.stack,
         "max_pool2d": pooling.max_pool,
@@ -75,7 +77,8 @@ READERS.update(
         "adaptive_max_pool2d": pooling.adaptive_max_pool,
         "amax": pooling.maximum,
         "max": pooling.maximum_and_position,
-        "mean": pooling.reduction("adaptive_avg_pool", "channel_mean", size=[1, 1]),
+        "mean": pooling.mean,
+        "linalg_vector_norm": pooling.norm,
         "pad": pooling.pad,
         "constant_pad_nd": pooling.pad,
         "upsample_nearest2d": pooling.upsample,

@@ -68,7 +68,7 @@ def subtract(at: Importer, node: fx.Node) -> str:
         return _arithmetic(at, node, "", "minus", lambda n: (1.0, -n))
     _check_plain(at, node)
     if isinstance(minuend, fx.Node) and isinstance(at.values.get(minuend), Constant):
-        return _with_constant(at, node, "plus", 0, _times(at, node, at.value(node, 1), -1))
+        return _with_constant(at, node, "plus", minuend, subtrahend, _times(at, node, at.value(node, 1), -1))
     first, second = _operands(at, node)
     return at.add(node, "add", first, _times(at, node, second, -1))
 
@@ -86,7 +86,17 @@ def multiply(at: Importer, node: fx.Node) -> str:
 
 
 def divide(at: Importer, node: fx.Node) -> str:
-    return _arithmetic(at, node, "", "divide_by", lambda n: (1 / n, 0.0))
+    return _arithmetic(at, node, "divide", "divide_by", lambda n: (1 / n, 0.0))
+
+
+def add_product(at: Importer, node: fx.Node) -> str:
+    """`addcmul` of an offset, a factor and a value."""
+    offset, factor, value = node.args[:3]
+    constants = [isinstance(at.values.get(one), Constant) for one in (offset, factor)]  # type: ignore[arg-type]
+    if not all(constants) or node.kwargs.get("value", 1) != 1:
+        raise at.refused(node, "addcmul is supported for two parameters and an image")
+    scaled = _with_constant(at, node, "multiply_by", factor, value, at.value(node, 2))
+    return _with_constant(at, node, "plus", offset, value, scaled)
 
 
 def subtract_from(at: Importer, node: fx.Node) -> str:
@@ -111,8 +121,9 @@ def _arithmetic(
         factor, offset = by(float(second))
         return at.add(node, "affine", at.value(node, 0), factor=factor, offset=offset)
     constants = [i for i in (0, 1) if isinstance(at.values.get(node.args[i]), Constant)]  # type: ignore[arg-type]
-    if constants == [1] or (constants == [0] and of_values):
-        return _with_constant(at, node, with_constant, constants[0], at.value(node, 1 - constants[0]))
+    if constants == [1] or (constants == [0] and of_values in ("add", "multiply")):
+        constant, other = node.args[constants[0]], node.args[1 - constants[0]]
+        return _with_constant(at, node, with_constant, constant, other, at.value(node, 1 - constants[0]))
     if constants or not of_values:
         raise at.refused(node, f"{name} of these two isn't supported")
     return at.add(node, of_values, *_operands(at, node))
@@ -134,18 +145,17 @@ def _operands(at: Importer, node: fx.Node) -> list[str]:
     ]
 
 
-def _with_constant(at: Importer, node: fx.Node, operator: str, index: int, value: str) -> str:
-    """Arithmetic of `value` with the argument `index`, a parameter that has one value per channel, or one
-    value.
+def _with_constant(at: Importer, node: fx.Node, operator: str, constant: Any, other: Any, value: str) -> str:
+    """Arithmetic of `value`, which has the layout of the argument `other`, with the argument `constant`, a
+    parameter that has one value per channel, or one value.
     """
-    constant = node.args[index]
     shape = shape_of(constant)
-    axis = 3 if at.has_channels_last(node.args[1 - index]) else 1
+    axis = 3 if at.has_channels_last(other) else 1
     aligned = [1] * (len(shape_of(node)) - len(shape)) + shape
     if [i for i, n in enumerate(aligned) if n > 1] not in ([], [axis]):
         raise at.refused(node, f"aten.{at.operator(node)} of a parameter that isn't one value a channel")
     name = at.constant(constant)
-    if axis == 1 and aligned[1] > 1 and shape_of(node.args[1 - index])[1] == 1:  # gray images, by colour
+    if axis == 1 and aligned[1] > 1 and shape_of(other)[1] == 1:  # gray images, by colour
         value = at.add(node, "concat", *[value] * int(aligned[1]))
     return at.add(
         node, operator, value, name=name, shape=list(at.tensor(name).shape), trained=at.is_trained(name)

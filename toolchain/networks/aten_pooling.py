@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from slimdeploy.toolchain.networks.aten_shapes import (
     Channel,
+    ChannelsLast,
     Pixels,
     Several,
     Squeezed,
@@ -49,60 +52,74 @@ def adaptive_avg_pool(at: Importer, node: fx.Node) -> str:
     return at.add(node, "adaptive_avg_pool", at.value(node, 0), size=[int(n) for n in shape_of(node)[2:]])
 
 
-def reduction(over_pixels: str, over_channels: str, **attributes: Any) -> Callable[[Importer, fx.Node], Any]:
-    """A reduction over the channels, or over height and width, at once or one after the other, or over
-    flattened pixels. `attributes` are those of `over_pixels`.
-    """
-
-    def read(at: Importer, node: fx.Node) -> Any:
-        shape, found = shape_of(node.args[0]), at.values.get(node.args[0])  # type: ignore[arg-type]
-        axes = sorted(axis % len(shape) for axis in _axes(node))
-        if isinstance(found, Several) and (at.operator(node), axes) == ("mean", [0]):
-            summed = at.add(node, "add", *found.values)
-            return at.add(node, "affine", summed, factor=1 / len(found.values), offset=0.0)
-        if len(shape) == 4 and axes == [1]:
-            pixels = at.add(node, over_channels, at.value(node, 0))
-            return pixels if argument(node, 2, False) else Channel(pixels)
-        if isinstance(found, Pixels) and found.reduced in ("", over_pixels) and axes == [found.left]:
-            value = found.value
-        elif len(shape) == 4 and axes == [2, 3]:
-            value = at.value(node, 0)
-        elif len(shape) == 4 and axes in ([2], [3]):
-            kept_width = axes == [2] and argument(node, 2, False)
-            return Pixels(at.value(node, 0), left=3 if kept_width else 2, reduced=over_pixels)
-        else:
-            name = at.operator(node)
-            raise at.refused(
-                node,
-                f"{name} over the axes {axes} isn't supported, only over the channels, or height and width",
-            )
-        image, dimensions = at.add(node, over_pixels, value, **attributes), _dimensions(node)
-        if dimensions == 2:
-            return at.add(node, "flatten", image, positions=1)
-        return Squeezed(image) if dimensions == 3 else image
-
-    return read
+def mean(at: Importer, node: fx.Node) -> Any:
+    found, axes = at.values.get(node.args[0]), argument(node, 1, [])  # type: ignore[arg-type]
+    if isinstance(found, Several) and axes == [0]:
+        summed = at.add(node, "add", *found.values)
+        return at.add(node, "affine", summed, factor=1 / len(found.values), offset=0.0)
+    return _reduced(at, node, axes, bool(argument(node, 2, False)), "adaptive_avg_pool", {"size": [1, 1]})
 
 
-def _axes(node: fx.Node) -> list[int]:
-    axes = argument(node, 1, [])
-    return axes if isinstance(axes, list) else [axes]
-
-
-def _dimensions(node: fx.Node) -> int:
-    """Of the result, the first one if there are several."""
-    result = node.meta["val"]
-    return len(result.shape if isinstance(result, Tensor) else result[0].shape)
-
-
-maximum = reduction("global_max_pool", "channel_max")
+def maximum(at: Importer, node: fx.Node) -> Any:
+    return _reduced(at, node, argument(node, 1, []), bool(argument(node, 2, False)), "global_max_pool")
 
 
 def maximum_and_position(at: Importer, node: fx.Node) -> list[Any]:
     """`torch.max(x, dim)`; where the maximum is can't be used."""
-    if not isinstance(argument(node, 1, None), int):
+    axis = argument(node, 1, None)
+    if not isinstance(axis, int):
         raise at.refused(node, "max of two images, or of all values, isn't supported")
-    return [maximum(at, node), None]
+    return [_reduced(at, node, [axis], bool(argument(node, 2, False)), "global_max_pool"), None]
+
+
+def norm(at: Importer, node: fx.Node) -> Any:
+    if argument(node, 1, 2) != 2:
+        raise at.refused(node, "norms other than the Euclidean one aren't supported")
+    return _reduced(at, node, argument(node, 2, []), bool(argument(node, 3, False)), "global_norm")
+
+
+OVER_CHANNELS = {"adaptive_avg_pool": "channel_mean", "global_max_pool": "channel_max"}
+"""Operator that reduces each channel -> the one that reduces each pixel."""
+
+
+def _reduced(
+    at: Importer,
+    node: fx.Node,
+    axes: list[int],
+    keep: bool,
+    operator: str,
+    attributes: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
+    """A reduction over the channels, or by `operator` over height and width, at once or one after the other,
+    or over flattened pixels.
+    """
+    found, shape = at.values.get(node.args[0]), shape_of(node.args[0])  # type: ignore[arg-type]
+    last = isinstance(found, ChannelsLast)
+    axes = sorted(axis % len(shape) for axis in axes)
+    of_image = sorted((0, 2, 3, 1)[axis] for axis in axes) if last else axes if len(shape) == 4 else []
+    if of_image == [1] and operator in OVER_CHANNELS:
+        count: dict[str, Any] = {}
+        if operator == "adaptive_avg_pool":
+            count["count"] = int(shape[3 if last else 1])
+        pixels = at.add(node, OVER_CHANNELS[operator], at.value(node, 0), **count)
+        return (ChannelsLast(pixels) if last else pixels) if keep else Channel(pixels)
+    if isinstance(found, Pixels) and found.reduced in ("", operator) and axes == [found.left]:
+        value = found.value
+    elif of_image == [2, 3]:
+        value = at.value(node, 0)
+    elif of_image in ([2], [3]) and not last:
+        return Pixels(at.value(node, 0), left=3 if axes == [2] and keep else 2, reduced=operator)
+    else:
+        name = at.operator(node)
+        raise at.refused(
+            node, f"{name} over the axes {axes} isn't supported, only over the channels, or height and width"
+        )
+    image, dimensions = at.add(node, operator, value, **attributes), len(shape) - (0 if keep else len(axes))
+    if dimensions == 2:
+        return at.add(node, "flatten", image, positions=1)
+    if dimensions == 3:
+        return Squeezed(image)
+    return ChannelsLast(image) if last else image
 
 
 def adaptive_max_pool(at: Importer, node: fx.Node) -> str:
@@ -114,22 +131,29 @@ def adaptive_max_pool(at: Importer, node: fx.Node) -> str:
 def pad(at: Importer, node: fx.Node) -> str:
     margins = [int(n) for n in argument(node, 1, [])]
     mode = argument(node, 2, "constant") if at.operator(node) == "pad" else "constant"
-    value = argument(node, 3 if at.operator(node) == "pad" else 2, 0)
+    filling = argument(node, 3 if at.operator(node) == "pad" else 2, 0)
     if (
         len(margins) == 6
         and margins[:4] == [0] * 4
         and min(margins) >= 0
-        and (mode, value) == ("constant", 0)
+        and (mode, filling) == ("constant", 0)
     ):
         return at.add(node, "pad_channels", at.value(node, 0), before=margins[4], after=margins[5])
-    if len(margins) != 4 or min(margins) < 0 or mode not in MODES or value != 0:
+    if filling == -math.inf and all(at.operator(user) == "max_pool2d" for user in node.users):
+        mode, filling = "replicate", 0  # pixels that each window has already don't change its maximum
+    if len(margins) != 4 or mode not in MODES or filling != 0:
         raise at.refused(
             node,
             "padding is supported on the four sides of an image with zeros, reflected or replicated pixels, "
             "and along the channels with zeros",
         )
+    image, outer = at.value(node, 0), [max(0, n) for n in margins]
+    if min(margins) < 0:
+        image = at.add(node, "crop", image, margins=[max(0, -n) for n in margins])
+    if not any(outer):
+        return image
     other = {} if mode == "constant" else {"mode": mode}
-    return at.add(node, "pad", at.value(node, 0), margins=margins, **other)
+    return at.add(node, "pad", image, margins=outer, **other)
 
 
 def upsample(at: Importer, node: fx.Node) -> str:

@@ -281,15 +281,25 @@ def channel_shuffle(at: Importer, node: fx.Node) -> str:
     return at.add(node, "channel_shuffle", at.value(node, 0), groups=int(argument(node, 1, 1)))
 
 
-def pieces(at: Importer, node: fx.Node) -> list[str]:
-    if argument(node, 2, 0) % len(shape_of(node.args[0])) != 1:
+def pieces(at: Importer, node: fx.Node) -> list[Any]:
+    if argument(node, 2, 0) % len(shape_of(node.args[0])) != _channel_axis(at, node.args[0]):
         raise at.refused(node, "chunk and split are supported along the channels only")
     found, start = [], 0
     for piece in node.meta["val"]:
-        stop = start + int(piece.shape[1])
-        found.append(at.add(node, "slice", at.value(node, 0), start=start, stop=stop))
+        stop = start + int(piece.shape[_channel_axis(at, node.args[0])])
+        found.append(_channels(at, node, start, stop))
         start = stop
     return found
+
+
+def _channel_axis(at: Importer, image: Any) -> int:
+    return 3 if at.has_channels_last(image) else 1
+
+
+def _channels(at: Importer, node: fx.Node, start: int, stop: int) -> Any:
+    """A range of the channels of the first argument."""
+    part = at.add(node, "slice", at.value(node, 0), start=start, stop=stop)
+    return ChannelsLast(part) if at.has_channels_last(node.args[0]) else part
 
 
 def cut(at: Importer, node: fx.Node) -> Any:
@@ -298,13 +308,13 @@ def cut(at: Importer, node: fx.Node) -> Any:
         return at.values[node.args[0]]  # type: ignore[index]
     axis, start, step = (int(argument(node, i, default)) for i, default in ((1, 0), (2, 0), (4, 1)))
     start = max(0, start + int(before[axis])) if start < 0 else start
-    if len(before) == 4 and axis in (2, 3):
+    if len(before) == 4 and axis in (2, 3) and not at.has_channels_last(node.args[0]):
         stop = min(argument(node, 3, before[axis]), before[axis])
         after_it = before[axis] - stop if stop >= 0 else -stop
         return _window(at, node, at.value(node, 0), axis, (start, int(after_it)), step)
-    if axis != 1 or step != 1:
+    if axis != _channel_axis(at, node.args[0]) or step != 1:
         raise at.refused(node, "slices are supported along the channels without a step, and of images")
-    return at.add(node, "slice", at.value(node, 0), start=start, stop=start + int(after[1]))
+    return _channels(at, node, start, start + int(after[axis]))
 
 
 def _window(at: Importer, node: fx.Node, value: str, axis: int, ends: tuple[int, int], step: int) -> str:
@@ -359,10 +369,14 @@ def stack(at: Importer, node: fx.Node) -> Several:
     return Several(tuple(names))
 
 
-def cat(at: Importer, node: fx.Node) -> str:
-    if argument(node, 1, 0) % len(shape_of(node)) != 1:
-        raise at.refused(node, "cat is supported along the channels only")
+def cat(at: Importer, node: fx.Node) -> Any:
     parts = [at.values.get(part) for part in argument(node, 0, [])]
+    last = [part.value for part in parts if isinstance(part, ChannelsLast)]
+    axis = argument(node, 1, 0) % len(shape_of(node))
+    if len(last) == len(parts) and axis == 3:
+        return ChannelsLast(at.add(node, "concat", *last))
+    if axis != 1 or last:
+        raise at.refused(node, "cat is supported along the channels only")
     names = [part for part in parts if isinstance(part, str)]
     zeros_beside = [part for part in parts if isinstance(part, Zeros)]
     if len(names) == 1 and zeros_beside and len(parts) == 1 + len(zeros_beside):

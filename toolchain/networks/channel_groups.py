@@ -71,12 +71,14 @@ class _Ties:
         return made
 
     def tie(self, first: np.ndarray, second: np.ndarray, *, summed: bool = False) -> None:
-        if summed:
-            self._summed.append(first)
+        apart = False
         for one, other in zip(first.tolist(), second.tolist(), strict=True):
             a, b = self._root(one), self._root(other)
             if a != b:
+                apart = True
                 self._parents[max(a, b)] = min(a, b)
+        if summed and apart:  # x + x·gate is no sum of branches: both are the channels of one layer
+            self._summed.append(first)
 
     def fix(self, channels: np.ndarray) -> None:
         self.fixed.append(channels)

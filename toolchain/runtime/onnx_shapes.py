@@ -247,6 +247,7 @@ OPERATORS: dict[str, Rule] = {
     "GlobalMaxPool": _global_pool,
     "MatMul": _matmul,
     "Pad": _pad,
+    "ReduceL2": _reduce,
     "ReduceMax": _reduce,
     "ReduceMean": _reduce,
     "Reshape": _reshape,

@@ -144,6 +144,14 @@ REFUSED = {
     ),
     "by pixels": (_Net(_Function(lambda x: x * RAMP)), "a parameter that isn't one value a channel"),
     "in rows": (_Net(nn.LayerNorm((8, 16, 16))), "middle: layer_norm is supported over the channels only"),
+    "1-norm": (
+        _Net(_Function(lambda x: x / x.norm(p=1, dim=(2, 3), keepdim=True))),
+        "middle: norms other than the Euclidean one",
+    ),
+    "infinite borders": (
+        _Net(_Function(lambda x: nn.functional.pad(x, (1, 0, 0, 0), value=-torch.inf).relu())),
+        "middle: padding is supported on the four sides",
+    ),
     "circular": (_Net(nn.CircularPad2d(1)), "middle: padding is supported on the four sides"),
     "alpha": (_Net(_Function(lambda x: torch.sub(x, x.relu(), alpha=2))), "sub with alpha"),
     "both expanded": (
@@ -240,6 +248,9 @@ REFUSED = {
 WINDOWS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x[:, :, 1::2, 1::2],
     lambda x: x[..., 3:, :-2],
+    lambda x: nn.functional.pad(x, (-1, 2, 0, -3)),
+    lambda x: nn.functional.pad(x, (-1, -2, 0, -3)),
+    lambda x: nn.functional.max_pool2d(nn.functional.pad(x - 9, (0, 1, 1, 0), value=-torch.inf), 3, 2),
     lambda x: x[:, :, -4:, 2:100],
     lambda x: x[:, :, 1:15:3][:, :, 1:],
     lambda x: x[..., 1:][..., 1:][..., ::2, 3:9],
@@ -248,6 +259,31 @@ WINDOWS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x.view(-1, 8, 8, 2, 8, 2).permute(0, 1, 3, 5, 2, 4).reshape(-1, 32, 8, 8)[:, 5:13],
 )
 """Slices of images, and pixels that become channels."""
+
+
+def _joined(x: Tensor) -> Tensor:
+    """Channel slices and their concatenation where the channels come last."""
+    first, second, third = x.split([2, 4, 2], dim=-1)
+    return torch.cat([second.relu(), third * x[..., 3:5], first], -1)
+
+
+class _Normalised(nn.Module):
+    """ConvNeXt V2's normalisation of responses, as in its paper or as in timm."""
+
+    def __init__(self, *, last: bool) -> None:
+        super().__init__()
+        self.last, shape = last, (1, 1, 1, 8) if last else (8,)
+        self.weight, self.bias = nn.Parameter(torch.rand(shape)), nn.Parameter(torch.rand(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.last:
+            x = x.permute(0, 2, 3, 1)
+            each = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
+            x = self.weight * (x * (each / (each.mean(dim=-1, keepdim=True) + 1e-6))) + self.bias + x
+            return x.permute(0, 3, 1, 2)
+        each = x.norm(p=2, dim=(2, 3), keepdim=True)
+        each = each / (each.mean(dim=1, keepdim=True) + 1e-6)
+        return x + torch.addcmul(self.bias.view(1, -1, 1, 1), self.weight.view(1, -1, 1, 1), x * each)
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -284,7 +320,9 @@ def test_what_cannot_be_said_is_refused(what: str, capfd: pytest.CaptureFixture[
         _Function(lambda x: torch.cat([torch.zeros_like(x[:, :2]), x[:, :4], x.new_zeros(2, 2, 16, 16)], 1)),
         _Function(lambda x: x[:, :, ::2, ::2]), _Function(lambda x: x[..., ::3, :].relu()[..., ::5]),
         _Function(lambda x: nn.functional.pad(x[:, 1:6], (0, 0, 0, 0, 2, 1))),
-        *map(_Function, WINDOWS), _Function(lambda x: x * x.mean(1, True).sigmoid()),
+        _Normalised(last=True), _Normalised(last=False), *map(_Function, WINDOWS),
+        _Function(lambda x: x * x.mean(1, True).sigmoid()),
+        _Function(lambda x: _joined(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
         _Function(lambda x: x * x.max(1)[0][:, None].expand_as(x)),
         _Function(lambda x: x.mean((2, 3), True).expand_as(x) * x.mean(1, True).expand_as(x) + x),
     ],

@@ -63,6 +63,10 @@ class OnnxNodes(Protocol):
         """Add a node; returns the name of its output."""
         ...
 
+    def reduce(self, operator: str, value: str, name: str, axes: list[int]) -> str:
+        """Add a reduction that keeps the reduced dimensions; returns the name of its output."""
+        ...
+
     def constant(self, name: str, values: np.ndarray | np.generic) -> str:
         """Add an initializer; returns its name."""
         ...

@@ -1,11 +1,12 @@
 """`channel_mean` and `channel_max`: one value for all channels of a pixel, as in the spatial attention of
-CBAM (Woo et al., arXiv 1807.06521).
+CBAM (Woo et al., arXiv 1807.06521) and in ConvNeXt V2 (arXiv 2301.00808).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,19 +18,15 @@ from slimdeploy.toolchain.networks.operators.base import (
     Operator,
     Shape,
     Ties,
+    count,
     sides,
 )
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.graph import Node
 
-AXES_AS_INPUT = 18
-"""From this opset on, the axes of ONNX's reductions are an input and no attribute."""
-
 
 class ChannelReduction(Operator):
-    """Its channels are kept: removing one would change the result."""
-
     def __init__(self, function: str, onnx: str) -> None:
         self.function, self.onnx = function, onnx
 
@@ -45,14 +42,9 @@ class ChannelReduction(Operator):
         return functools.partial(getattr(torch, self.function), dim=1, keepdim=True)
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
-        if to.opset < AXES_AS_INPUT:
-            return to.node(self.onnx, inputs, node.name, axes=[1])
-        return to.node(
-            self.onnx, [inputs[0], to.constant("channel.axis", np.array([1], np.int64))], node.name
-        )
+        return to.reduce(self.onnx, inputs[0], node.name, [1])
 
     def spread(self, node: Node, inputs: Sequence[np.ndarray], ties: Ties) -> np.ndarray:
-        ties.fix(inputs[0])
         return ties.new(1)
 
     def constant(
@@ -61,5 +53,35 @@ class ChannelReduction(Operator):
         return np.full(1, np.nan)
 
 
-OPERATORS["channel_mean"] = ChannelReduction("mean", "ReduceMean")
-OPERATORS["channel_max"] = ChannelReduction("amax", "ReduceMax")
+class ChannelMax(ChannelReduction):
+    """Its channels are kept: the others may all be negative."""
+
+    def spread(self, node: Node, inputs: Sequence[np.ndarray], ties: Ties) -> np.ndarray:
+        ties.fix(inputs[0])
+        return super().spread(node, inputs, ties)
+
+
+class ChannelMean(ChannelReduction):
+    """The sum of the channels divided by the attribute `count`, their number before pruning: a channel of
+    zeros can be removed, and nothing changes.
+    """
+
+    attributes = MappingProxyType({"count": count})
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        return functools.partial(_mean, count=node.attributes["count"])
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        if shape[0] == node.attributes["count"]:
+            return super().write(node, inputs, to, arrays, shape)
+        mean = to.reduce(self.onnx, inputs[0], f"{node.name}.kept", [1])
+        share = to.constant(f"{node.name}.share", np.float32(shape[0] / node.attributes["count"]))
+        return to.node("Mul", [mean, share], node.name)
+
+
+def _mean(x: Any, *, count: int) -> Any:
+    return x.sum(1, keepdim=True) / count
+
+
+OPERATORS["channel_mean"] = ChannelMean("mean", "ReduceMean")
+OPERATORS["channel_max"] = ChannelMax("amax", "ReduceMax")

@@ -1,5 +1,5 @@
-"""`add` and `multiply`: element-wise. An input with one channel, one row or one column is repeated for all of
-the others.
+"""`add`, `multiply` and `divide`: element-wise. An input with one channel, row or column is repeated for all
+of the others.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Elementwise(Operator):
     those of the others, is kept.
     """
 
-    arity = (2, None)
+    arity: tuple[int, int | None] = (2, None)
     elementwise = True
 
     def __init__(self, onnx: str, function: Callable[[Any, Any], Any], *, summed: bool) -> None:
@@ -82,5 +82,17 @@ class Elementwise(Operator):
         return functools.reduce(self.function, values)
 
 
+class Division(Elementwise):
+    arity = (2, 2)
+
+    def constant(
+        self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
+    ) -> np.ndarray:
+        dividend, divisor = np.broadcast_arrays(*inputs)
+        quotient = dividend / np.where(divisor == 0, np.nan, divisor)
+        return np.where((dividend == 0) & (divisor != 0), 0.0, quotient)
+
+
 OPERATORS["add"] = Elementwise("Add", operator.add, summed=True)
 OPERATORS["multiply"] = Elementwise("Mul", operator.mul, summed=False)
+OPERATORS["divide"] = Division("Div", operator.truediv, summed=False)

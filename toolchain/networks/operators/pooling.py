@@ -1,4 +1,4 @@
-"""`max_pool`, `avg_pool`, `adaptive_avg_pool` and `global_max_pool`: pooling of each channel."""
+"""Pooling of channels: `max_pool`, `avg_pool`, `adaptive_avg_pool`, `global_max_pool` and `global_norm`."""
 
 from __future__ import annotations
 
@@ -132,6 +132,26 @@ class GlobalMaxPool(Operator):
         return to.node("GlobalMaxPool", inputs, node.name)
 
 
+class GlobalNorm(Operator):
+    """The Euclidean norm of each channel, (C, 1, 1), as in ConvNeXt V2 (Woo et al., arXiv 2301.00808)."""
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        return (sides(node, inputs[0])[0], 1, 1)
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        import torch
+
+        return functools.partial(torch.linalg.vector_norm, dim=(2, 3), keepdim=True)
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        return to.reduce("ReduceL2", inputs[0], node.name, [2, 3])
+
+    def constant(
+        self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
+    ) -> np.ndarray:
+        return np.where(inputs[0] == 0, 0.0, np.nan)  # others depend on the size of the image
+
+
 def _means(size: int, count: int) -> np.ndarray:
     """(count, size) float32: row i computes the mean of window i."""
     found = np.zeros((count, size), np.float32)
@@ -145,3 +165,4 @@ OPERATORS["max_pool"] = Pool("max_pool2d", "MaxPool")
 OPERATORS["avg_pool"] = Pool("avg_pool2d", "AveragePool")
 OPERATORS["adaptive_avg_pool"] = AdaptiveAveragePool()
 OPERATORS["global_max_pool"] = GlobalMaxPool()
+OPERATORS["global_norm"] = GlobalNorm()
