@@ -32,14 +32,16 @@ BLOCK = 4
 
 def shape_of(conv: Layer) -> str:
     """Key of the layers that share coefficients: `3x3/2@16` has stride 2 and an input of 16×16; `3x3/1@16 of
-    1` is depthwise, with one input channel per group.
+    1` is depthwise, with one input channel per group; `3x3/1@16 dilated 2` has a dilation of 2.
     """
     if conv.operator == "linear":
         return "linear"
     height, width = conv.kernel
-    grouped = f" of {conv.in_channels // conv.groups}" if conv.groups > 1 else ""
+    kind = f" of {conv.in_channels // conv.groups}" if conv.groups > 1 else ""
+    if conv.dilation != (1, 1):
+        kind += f" dilated {_side(conv.dilation)}"
     key = f"{height}x{width}/{_side(conv.stride)}@{_side(conv.in_size)}"
-    return f"{key}{grouped}{'+sum' if conv.summed else ''}"
+    return f"{key}{kind}{'+sum' if conv.summed else ''}"
 
 
 def _side(pair: tuple[int, int]) -> str:

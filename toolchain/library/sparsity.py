@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ __all__ = ["Proximal", "gammas", "parameter_groups"]
 
 parameter_groups = checked(sparsity.parameter_groups)
 
+_PENALISED: WeakKeyDictionary[torch.optim.Optimizer, set[int]] = WeakKeyDictionary()
+"""Optimiser -> the ids of the γ that a Proximal shrinks after its steps."""
+
 
 class Proximal:
     """Soft-thresholds γ by lr·strength/(1 − momentum) after every step of `optimizer`. This form of the
@@ -44,7 +48,8 @@ class Proximal:
         size: Side of the images in pixels. Required unless the network is slimdeploy's.
 
     Raises:
-        SlimdeployError: The network has no γ, `optimizer` doesn't contain it, or the module can't be traced.
+        SlimdeployError: The network has no γ, `optimizer` doesn't contain it or penalises it already, or the
+            module can't be traced.
     """
 
     @checked
@@ -62,6 +67,12 @@ class Proximal:
         if not self._scales:
             raise SlimdeployError("`network` has no BN scales γ that the penalty could act on")
         self._group, self._strength = _group_of(optimizer, self._scales), strength
+        self._ids, self._penalised = {id(s) for s in self._scales}, _PENALISED.setdefault(optimizer, set())
+        if self._penalised & self._ids:
+            raise SlimdeployError(
+                "`optimizer` has a penalty on these γ already: call remove() of the earlier Proximal first"
+            )
+        self._penalised |= self._ids
         self._hook = optimizer.register_step_post_hook(self._after_step)
 
     @property
@@ -72,6 +83,7 @@ class Proximal:
     def remove(self) -> None:
         """Remove the penalty from the optimiser."""
         self._hook.remove()
+        self._penalised -= self._ids
 
     def _after_step(self, *_: Any) -> None:
         lr, momentum = float(self._group["lr"]), float(self._group.get("momentum", 0.0))

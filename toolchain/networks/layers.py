@@ -40,6 +40,7 @@ class Layer:
     """Whether it ends the main branch of a residual sum, which runtimes fuse into the layer."""
     shared: int = 0
     """Trained values that all channels share."""
+    dilation: tuple[int, int] = (1, 1)
     macs_each: int = 0
     """Multiply-accumulates for each output value, apart from those of the weights."""
 
@@ -119,6 +120,7 @@ def _layer(graph: Graph, node: Node, before: Shape, after: Shape, summed: set[st
         groups=a["groups"] if is_conv else 1,
         kernel=_pair(a["kernel"]) if is_conv else (1, 1),
         stride=_pair(a["stride"]) if is_conv else (1, 1),
+        dilation=_pair(a["dilation"]) if is_conv else (1, 1),
         in_size=_pair(before[1:]) if len(before) == 3 else (1, 1),
         out_size=_pair(after[1:]) if len(after) == 3 else (1, 1),
         bias=bool(a["bias"]),

@@ -51,6 +51,13 @@ def test_shapes_tell_the_sum_apart():
     assert shapes["layer2.0.conv2"] == "3x3/2@16"
 
 
+def test_shapes_tell_dilations_and_groups_apart():
+    conv = convolutions(RESNET18, 32)[3]
+    assert shape_of(replace(conv, dilation=(2, 2), summed=False)) == "3x3/1@16 dilated 2"
+    depthwise = replace(conv, groups=conv.in_channels, dilation=(1, 3), summed=False)
+    assert shape_of(depthwise) == "3x3/1@16 of 1 dilated 1x3"
+
+
 @settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_random_networks_are_aligned_and_no_wider(seed):

@@ -186,9 +186,12 @@ def test_the_penalty_makes_exact_zeros_in_a_loop_of_ones_own(module: Net, batche
     train(module, batches, optimizer, 10)
     zeros = sum(int((scale == 0).sum()) for scale in (module.features[1].weight, module.features[4].weight))
     assert 0 < zeros / 48 == pytest.approx(sparse.zero_share)
+    with pytest.raises(slimdeploy.SlimdeployError, match="a penalty on these γ already"):
+        Proximal(optimizer, module, strength=0.1, size=SIZE)
     sparse.remove()
     train(module, batches, optimizer, 2)
     assert sparse.zero_share < zeros / 48
+    Proximal(optimizer, module, strength=0.1, size=SIZE).remove()
 
 
 def test_the_penalty_leaves_frozen_scales_alone(module: Net, batches: list[Batch]) -> None:
