@@ -11,6 +11,7 @@ from slimdeploy.toolchain.networks import aten_arithmetic as arithmetic
 from slimdeploy.toolchain.networks import aten_layers as layers
 from slimdeploy.toolchain.networks import aten_pooling as pooling
 from slimdeploy.toolchain.networks import aten_shapes as shapes
+from slimdeploy.toolchain.networks import aten_slices as slices
 from slimdeploy.toolchain.registry import Registry
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ ACTIVATIONS = ("relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "
 
 ANY_LAYOUT = (
     shapes.permute, shapes.reshape, shapes.select, shapes.transpose, shapes.unsqueeze, shapes.same,
-    shapes.pieces, shapes.cut, shapes.item, shapes.cat,
+    slices.pieces, slices.cut, slices.item, slices.cat,
     layers.conv_along_channels, pooling.mean, pooling.maximum, pooling.maximum_and_position, pooling.norm,
 )  # fmt: skip
-"""Readers that also take values in the LAYOUTS of aten_shapes."""
+"""Readers that also take values in the LAYOUTS of aten_values."""
 
 Reader = Callable[["Importer", fx.Node], Any]
 """Converts a call of an ATen operator to nodes; returns the value of the call."""
@@ -69,8 +70,8 @@ READERS.update(
         "mul": arithmetic.multiply,
         "div": arithmetic.divide,
         "addcmul": arithmetic.add_product,
-        "cat": shapes.cat,
-        "stack": shapes.stack,
+        "cat": slices.cat,
+        "stack": slices.stack,
         "max_pool2d": pooling.max_pool,
         "avg_pool2d": pooling.avg_pool,
         "adaptive_avg_pool2d": pooling.adaptive_avg_pool,
@@ -97,15 +98,15 @@ READERS.update(
         "transpose": shapes.transpose,
         "permute": shapes.permute,
         "channel_shuffle": shapes.channel_shuffle,
-        "pixel_unshuffle": shapes.pixel_unshuffle,
-        "chunk": shapes.pieces,
-        "split": shapes.pieces,
-        "split_with_sizes": shapes.pieces,
+        "pixel_unshuffle": slices.pixel_unshuffle,
+        "chunk": slices.pieces,
+        "split": slices.pieces,
+        "split_with_sizes": slices.pieces,
         "zeros": shapes.zeros,
         "zeros_like": shapes.zeros,
         "new_zeros": shapes.zeros,
-        "slice": shapes.cut,
-        "getitem": shapes.item,
+        "slice": slices.cut,
+        "getitem": slices.item,
         "contiguous": shapes.same,
         "clone": shapes.same,
         "alias": shapes.same,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from slimdeploy.toolchain.networks.aten_shapes import Constant, Expanded, argument, shape_of
+from slimdeploy.toolchain.networks.aten_values import Constant, Expanded, argument, shape_of
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from slimdeploy.toolchain.networks.aten_shapes import Constant, Row, argument, pair, shape_of
+from slimdeploy.toolchain.networks.aten_values import Constant, Row, argument, pair, shape_of
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.importer import Importer

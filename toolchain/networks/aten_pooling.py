@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from slimdeploy.toolchain.networks.aten_shapes import (
+from slimdeploy.toolchain.networks.aten_values import (
     Channel,
     ChannelsLast,
     Pixels,

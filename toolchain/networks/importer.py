@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.aten import ANY_LAYOUT, LEAVES, POINTWISE, READERS
-from slimdeploy.toolchain.networks.aten_shapes import LAYOUTS, ChannelsLast, Constant
+from slimdeploy.toolchain.networks.aten_values import LAYOUTS, ChannelsLast, Constant
 from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node, needed_for
 
 SOFTMAX = {
@@ -30,7 +30,7 @@ class Importer:
     arch: str
     nodes: list[Node] = field(default_factory=list)
     values: dict[fx.Node, Any] = field(default_factory=dict)
-    """Node of the program -> its value: a name, several names, or a class of aten_shapes."""
+    """Node of the program -> its value: a name, several names, or a class of aten_values."""
     behind: Callable[..., Tensor] | None = None
     """The softmax or log-softmax after the logits."""
     stacks: dict[str, str] = field(default_factory=dict)
