@@ -15,9 +15,10 @@ from slimdeploy.toolchain.networks.aten import ANY_LAYOUT, LEAVES, POINTWISE, RE
 from slimdeploy.toolchain.networks.aten_values import LAYOUTS, ChannelsLast, Constant
 from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node, needed_for
 
-SOFTMAX = {
-    "softmax": torch.softmax,
-    "log_softmax": torch.log_softmax,
+ENDINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda logits: logits.softmax(1),
+    "log_softmax": lambda logits: logits.log_softmax(1),
+    "sigmoid": torch.sigmoid,
 }
 """ATen operators that may follow the logits; they are removed, since a classifier returns logits."""
 
@@ -31,8 +32,8 @@ class Importer:
     nodes: list[Node] = field(default_factory=list)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     """Node of the program -> its value: a name, several names, or a class of aten_values."""
-    behind: Callable[..., Tensor] | None = None
-    """The softmax or log-softmax after the logits."""
+    ending: str = ""
+    """The one of ENDINGS after the logits."""
     stacks: dict[str, str] = field(default_factory=dict)
     """Layer that is called several times -> the `stack` of its inputs."""
 
@@ -62,7 +63,7 @@ class Importer:
                 self.values[node] = Constant(self.tensors[node.name])
             elif node.op == "placeholder":
                 self.values[node], image_channels = INPUT, int(node.meta["val"].shape[1])
-            elif node.op == "call_function" and not (node is output and self.behind):
+            elif node.op == "call_function" and not (node is output and self.ending):
                 self._call(node)
         wanted = self.values[logits]
         if not isinstance(wanted, str):
@@ -70,11 +71,11 @@ class Importer:
         return Graph(needed_for(wanted, self._in_order()), {"arch": self.arch}, image_channels)
 
     def _logits(self, output: fx.Node) -> fx.Node:
-        """The input of the final softmax, if there is one."""
-        function = SOFTMAX.get(self.operator(output))
-        if function is None or len(output.args) < 2 or output.args[1] not in (1, -1):
+        """The input of the final one of ENDINGS, if there is one."""
+        name = self.operator(output)
+        if name not in ENDINGS or (name != "sigmoid" and output.args[1:2] not in ((1,), (-1,))):
             return output
-        self.behind, logits = function, output.args[0]
+        self.ending, logits = name, output.args[0]
         assert isinstance(logits, fx.Node)
         return logits
 

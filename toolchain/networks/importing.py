@@ -21,9 +21,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS
-from slimdeploy.toolchain.networks.importer import Importer
+from slimdeploy.toolchain.networks.importer import ENDINGS, Importer
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
+from slimdeploy.toolchain.progress import log
 
 WEIGHT_HOOKS: dict[type, str] = {
     WeightNorm: "remove_weight_norm",
@@ -52,7 +53,7 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
     `arch` becomes the network's name. Raises SlimdeployError for a module that can't be traced or takes
     another input, for unsupported operators, for weights that are not finite float32, and if the logits
     differ, also with other values of parameters that are all equal, such as a γ of 0.
-    A softmax or log-softmax at the end is removed.
+    A softmax, log-softmax or sigmoid at the end is removed.
     """
     _check_parts(module)
     _check_weights(module)
@@ -72,13 +73,19 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
         def difference(expected: Tensor) -> float:
             tensors = {**importer.program.constants, **module.state_dict()}
             network.load_state_dict({name: tensors[name] for name in network.state_dict()})
-            return _difference(module, expected, network, images, importer.behind)
+            return _difference(module, expected, network, images, ENDINGS.get(importer.ending))
 
         with _varied(module):
             varied = _logits(_run(module, images))
             if varied.isfinite().all():
                 difference(varied)
-        return Imported(network, difference(expected))
+        imported = Imported(network, difference(expected))
+        if importer.ending == "sigmoid":
+            log(
+                "! the sigmoid at the end is removed: probabilities are now those of softmax, and training "
+                "and accuracy are for one class per image"
+            )
+        return imported
     except NotImplementedError as error:  # of eval()
         raise SlimdeployError(
             "the module was exported by torch.export: give the nn.Module that it was made from"
@@ -259,32 +266,32 @@ def _difference(
     expected: Tensor,
     network: GraphNetwork,
     images: Tensor,
-    behind: Callable[..., Tensor] | None,
+    ending: Callable[[Tensor], Tensor] | None,
 ) -> float:
-    error = _relative_error(expected, network, images, behind)
-    if not error <= TOLERANCE and not _same_in_float64(module, network, images, behind):
+    error = _relative_error(expected, network, images, ending)
+    if not error <= TOLERANCE and not _same_in_float64(module, network, images, ending):
         raise SlimdeployError(f"the imported network's logits differ from the module's by {error:.1e}")
     return error
 
 
 def _relative_error(
-    expected: Tensor, network: nn.Module, images: Tensor, behind: Callable[..., Tensor] | None
+    expected: Tensor, network: nn.Module, images: Tensor, ending: Callable[[Tensor], Tensor] | None
 ) -> float:
     found = network(images)
-    if behind:
-        found = behind(found, dim=1)
+    if ending:
+        found = ending(found)
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
 def _same_in_float64(
-    module: nn.Module, network: nn.Module, images: Tensor, behind: Callable[..., Tensor] | None
+    module: nn.Module, network: nn.Module, images: Tensor, ending: Callable[[Tensor], Tensor] | None
 ) -> bool:
     """Whether the logits differ by rounding only, which some networks amplify."""
     try:
         expected = copy.deepcopy(module).double()(images.double())
     except Exception:  # whatever a foreign forward raises, for example for its own float32 constants
         return False
-    return _relative_error(expected, copy.deepcopy(network).double(), images.double(), behind) <= TOLERANCE**2
+    return _relative_error(expected, copy.deepcopy(network).double(), images.double(), ending) <= TOLERANCE**2
 
 
 def _first_line(error: BaseException) -> str:
