@@ -28,9 +28,9 @@ def conv(at: Importer, node: fx.Node) -> str:
     }  # fmt: skip
     name = at.module_of(node, weight=1, bias=2)
     if at.calls[name] > 1:
-        if shape_of(node.args[0])[2:] != [1, 1] or shape_of(node)[2:] != [1, 1] or kernel != [1, 1]:
+        if shape_of(node.args[0])[2:] != [1, 1] or (kernel, padding) != ([1, 1], [0, 0]):
             raise at.refused(node, SHARED)
-        return at.call_shared(node, "conv", images, name, **parts)
+        return at.call_shared(node, "conv", images, name, **parts | {"stride": [1, 1]})
     return at.add(node, "conv", images, name=name, **parts)
 
 

@@ -352,6 +352,13 @@ def test_a_layer_of_several_calls_is_one_layer() -> None:
     assert not torch.equal(network(images), network(images))
 
 
+def test_the_stride_of_a_layer_of_several_calls_skips_none_of_them() -> None:
+    layer = nn.Conv2d(8, 8, 1, stride=2)
+    both = _Function(lambda x: layer(x.mean((2, 3), True)) + layer(x.amax((2, 3), True)))
+    both.layer = layer
+    assert from_module(_Net(both), size=16).relative_error < 1e-5
+
+
 def test_one_logit_is_taken_as_two() -> None:
     """As the error for a binary classifier advises."""
     single = nn.Sequential(
