@@ -359,6 +359,16 @@ def test_the_stride_of_a_layer_of_several_calls_skips_none_of_them() -> None:
     assert from_module(_Net(both), size=16).relative_error < 1e-5
 
 
+def test_a_layer_of_several_calls_needs_single_pixels_at_every_size() -> None:
+    """Its images have one pixel at the size of the import only: elsewhere the calls would be mixed."""
+    layer = nn.Conv2d(8, 8, 1)
+    both = _Function(lambda x: layer(x) + layer(x.relu()))
+    both.layer = layer
+    graph = from_module(_Net(nn.Sequential(nn.MaxPool2d(16), both)), size=16).network.graph
+    with pytest.raises(SlimdeployError, match="expects another image size: 2×2 pixels"):
+        graph.shapes(32)
+
+
 def test_one_logit_is_taken_as_two() -> None:
     """As the error for a binary classifier advises."""
     single = nn.Sequential(

@@ -1,4 +1,4 @@
-"""`stack`: images below each other, so that one layer reads them all."""
+"""`stack`: images of one pixel below each other, so that one layer reads them all."""
 
 from __future__ import annotations
 
@@ -35,10 +35,13 @@ class Stack(Operator):
         return inputs[0]
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
-        images = [sides(node, shape) for shape in inputs]
-        if len({width for _, _, width in images}) > 1:
-            raise SlimdeployError(f"{node.name}: stack of {' and '.join(map(str, inputs))}")
-        return images[0][0], sum(height for _, height, _ in images), images[0][2]
+        for _, height, width in (sides(node, shape) for shape in inputs):
+            if (height, width) != (1, 1):
+                raise SlimdeployError(
+                    f"{node.name}: the network expects another image size: {height}×{width} pixels arrive "
+                    "here, not 1"
+                )
+        return inputs[0][0], len(inputs), 1
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
         return _stack
