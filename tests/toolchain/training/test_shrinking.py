@@ -22,7 +22,9 @@ from slimdeploy.toolchain.networks.architectures import build_graph, channel_num
 from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.cutting import pruned_graph
 from slimdeploy.toolchain.networks.graph import Graph
+from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
+from slimdeploy.toolchain.pruning.surgery import prune_network
 from slimdeploy.toolchain.training.distributed import ALONE
 from slimdeploy.toolchain.training.learner import Course, Learner
 from slimdeploy.toolchain.training.options import TrainOptions
@@ -114,6 +116,26 @@ def test_a_constant_moves_where_nothing_is_padded_and_stays_elsewhere() -> None:
     assert removed["layer1.0.conv1"] == [1], "ReLU makes nothing of -0.5; 0.5 differs at the border"
     own = network.graph.channels[plain]
     assert len(removed["layer1.0.conv2"]) == min(2, own - 3), "at least three stay"
+
+
+def test_a_constant_that_a_mean_over_the_channels_reads_stays() -> None:
+    class WithMean(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)
+            self.mix, self.fc = torch.nn.Conv2d(9, 8, 1), torch.nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.norm(self.conv(x))
+            return self.fc(self.mix(torch.cat([x, x.mean(1, keepdim=True)], 1)).relu().mean((2, 3)))
+
+    network = from_module(WithMean(), size=16).network
+    with torch.no_grad():
+        network.weight("norm")[2:4] = 0
+        network.tensors("norm")["bias"][2:4] = torch.tensor([0.0, 0.5])
+    groups, kept = cut_of([network], {"norm": network.weight("norm") == 0}, ALIGNED, ALONE) or ([], {})
+    assert kept["conv"].tolist() == [0, 1, 3, 4, 5, 6, 7]
+    _assert_same(network, prune_network(network, groups, kept)[0])
 
 
 def test_momenta_go_with_their_channels() -> None:
