@@ -44,6 +44,9 @@ def reshape(at: Importer, node: fx.Node) -> Any:
         return found
     elif isinstance(found, ChannelsLast):
         pass
+    elif isinstance(found, Channel):
+        if after[1:] == [1, *before[1:]]:
+            return found.value
     elif _one_pixel(before) and _one_pixel(after) and after[1] == before[1]:
         return _as_pixel(at, node, len(after))
     elif len(before) == 2 and len(after) == 3 and after[1:] == [1, before[1]]:

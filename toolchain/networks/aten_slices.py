@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from slimdeploy.toolchain.networks.aten_values import ChannelsLast, Several, Zeros, argument, shape_of
+from slimdeploy.toolchain.networks.aten_values import (
+    Channel,
+    ChannelsLast,
+    Several,
+    Zeros,
+    argument,
+    shape_of,
+)
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.importer import Importer
@@ -92,8 +99,11 @@ def item(at: Importer, node: fx.Node) -> Any:
     return found[node.args[1]] if isinstance(found, list) else found  # type: ignore[index]
 
 
-def stack(at: Importer, node: fx.Node) -> Several:
+def stack(at: Importer, node: fx.Node) -> Any:
     parts = [at.values.get(part) for part in argument(node, 0, [])]
+    channels = [part.value for part in parts if isinstance(part, Channel)]
+    if argument(node, 1, 0) in (1, -3) and len(channels) == len(parts):
+        return at.add(node, "concat", *channels)
     names = [part for part in parts if isinstance(part, str)]
     if argument(node, 1, 0) != 0 or len(names) != len(parts):
         raise at.refused(node, "stack is supported for a mean of images or vectors only")

@@ -324,6 +324,8 @@ def test_what_cannot_be_said_is_refused(what: str, capfd: pytest.CaptureFixture[
         _Function(lambda x: x * x.mean(1, True).sigmoid()),
         _Function(lambda x: _joined(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
         _Function(lambda x: x * x.max(1)[0][:, None].expand_as(x)),
+        _Function(lambda x: x * x.mean(1).view(len(x), 1, 16, 16).sigmoid()),
+        _Function(lambda x: torch.stack([x.mean(1), x[:, 3], x.amax(1)], 1).repeat(1, 3, 1, 1)[:, :8]),
         _Function(lambda x: x.mean((2, 3), True).expand_as(x) * x.mean(1, True).expand_as(x) + x),
     ],
     ids=str,
