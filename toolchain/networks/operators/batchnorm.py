@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.operators.base import (
     OPERATORS,
     Arrays,
@@ -31,6 +32,14 @@ class BatchNorm(Normalisation):
 
     attributes = MappingProxyType({**Normalisation.attributes, "momentum": number})
     optional = MappingProxyType({"vector": flag})
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        if len(inputs[0]) != (1 if node.attributes.get("vector") else 3):
+            expected, found = (
+                ("a vector", "an image") if node.attributes.get("vector") else ("an image", "a vector")
+            )
+            raise SlimdeployError(f"{node.name}: batchnorm needs {expected}, not {found}")
+        return super().shape(node, inputs)
 
     def tensors(self, node: Node) -> dict[str, Tensor]:
         shape, axes = (node.attributes["channels"],), ("output",)

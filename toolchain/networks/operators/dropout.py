@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.graph import Node
 
 
+def _share(value: Any) -> bool:
+    return number(value) and value <= 1
+
+
 class Dropout(Operator):
     """Attributes: share, of the values set to 0 during training; `channels`: of whole channels instead."""
 
-    attributes = MappingProxyType({"share": number})
+    attributes = MappingProxyType({"share": _share})
     optional = MappingProxyType({"channels": flag})
 
     elementwise = True
