@@ -16,6 +16,7 @@ from slimdeploy.toolchain.models.model_info import ModelInfo, unknown_class_name
 from slimdeploy.toolchain.networks import importing
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.preprocessing import Geometry, Preprocessing, default_preprocessing
+from slimdeploy.toolchain.progress import log
 
 
 @checked
@@ -54,7 +55,10 @@ def from_module(
         network = copy.deepcopy(module)
     else:
         channels = preprocessing.image_channels if preprocessing else 3
-        network = importing.from_module(module, size=side, arch=name, image_channels=channels).network
+        imported = importing.from_module(module, size=side, arch=name, image_channels=channels)
+        if imported.remark:
+            log(f"! {imported.remark}")
+        network = imported.network
     preprocessing = preprocessing or default_preprocessing(side, network.graph.image_channels)
     if class_names is None:
         class_names = unknown_class_names(network.graph.classes)

@@ -24,6 +24,7 @@ from slimdeploy.toolchain.networks.architectures import (
 )
 from slimdeploy.toolchain.networks.importing import Imported, from_module
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
+from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.torchvision import import_torchvision
 
 
@@ -84,6 +85,8 @@ def imported_network(
             f"{name} gives a network of {found} classes, not {classes}: pass the number in `arguments`, or "
             "change the function"
         )
+    if imported.remark:
+        log(f"! {name}: {imported.remark}")
     return imported
 
 

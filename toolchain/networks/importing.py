@@ -24,7 +24,6 @@ from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS
 from slimdeploy.toolchain.networks.importer import ENDINGS, Importer
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
-from slimdeploy.toolchain.progress import log
 
 WEIGHT_HOOKS: dict[type, str] = {
     WeightNorm: "remove_weight_norm",
@@ -37,13 +36,22 @@ TOLERANCE = 1e-5
 is accepted if the difference in float64 is at most its square.
 """
 
+REMARKS = {
+    "sigmoid": "the sigmoid at the end is removed: probabilities are now those of softmax, and training and "
+    "accuracy are for one class per image"
+}
+"""Operator after the logits, which is removed -> the remark."""
+
 
 @dataclass(frozen=True)
 class Imported:
-    """A network, and its largest logit difference to the original, relative to the largest logit."""
+    """A network, and its largest logit difference to the original, relative to the largest logit. `remark`
+    tells what the user should know of the conversion.
+    """
 
     network: GraphNetwork
     relative_error: float
+    remark: str | None = None
 
 
 def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_channels: int = 3) -> Imported:
@@ -79,13 +87,7 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
             varied = _logits(_run(module, images))
             if varied.isfinite().all():
                 difference(varied)
-        imported = Imported(network, difference(expected))
-        if importer.ending == "sigmoid":
-            log(
-                "! the sigmoid at the end is removed: probabilities are now those of softmax, and training "
-                "and accuracy are for one class per image"
-            )
-        return imported
+        return Imported(network, difference(expected), REMARKS.get(importer.ending))
     except NotImplementedError as error:  # of eval()
         raise SlimdeployError(
             "the module was exported by torch.export: give the nn.Module that it was made from"
