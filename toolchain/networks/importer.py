@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -53,6 +54,10 @@ class Importer:
         self.calls = Counter(name.removesuffix(".weight") for name in weights)
         """How often each layer is called."""
         self.used: set[str] = set()
+        self._own = {
+            path for name in self.tensors.values() for path in accumulate(name.split("."), "{}.{}".format)
+        }
+        """Names of the module's tensors and of the modules around them, which no other node may take."""
 
     def graph(self) -> Graph:
         output = next(node for node in self.program.graph.nodes if node.op == "output").args[0][0]
@@ -156,7 +161,7 @@ class Importer:
         path, own = self._path(node), self.class_of_module(node).lower().replace("2d", "")
         base = path if path and own in LEAVES else f"{path}.{operator}" if path else operator
         number = 1
-        while (f"{base}.{number}" if number > 1 else base) in self.used:
+        while (f"{base}.{number}" if number > 1 else base) in self.used | self._own:
             number += 1
         return f"{base}.{number}" if number > 1 else base
 

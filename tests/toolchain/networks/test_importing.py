@@ -371,6 +371,22 @@ def test_a_layer_of_several_calls_needs_single_pixels_at_every_size() -> None:
         graph.shapes(32)
 
 
+def test_a_layer_may_be_called_like_an_operator() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add, self.concat = nn.Conv2d(3, 8, 1), nn.Conv2d(16, 8, 1)
+            self.dropout = nn.Sequential(nn.Linear(8, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.add(x + x)
+            x = self.concat(torch.cat([x, x.sigmoid()], 1))
+            return nn.functional.dropout(self.dropout(x.mean((2, 3))), training=self.training)
+
+    module = Named()
+    assert from_module(module, size=16).network.state_dict().keys() == module.state_dict().keys()
+
+
 def test_one_logit_is_taken_as_two() -> None:
     """As the error for a binary classifier advises."""
     single = nn.Sequential(
