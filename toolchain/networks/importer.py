@@ -160,10 +160,11 @@ class Importer:
     def _free_name(self, node: fx.Node, operator: str) -> str:
         path, own = self._path(node), self.class_of_module(node).lower().replace("2d", "")
         base = path if path and own in LEAVES else f"{path}.{operator}" if path else operator
-        number = 1
-        while (f"{base}.{number}" if number > 1 else base) in self.used | self._own:
+        name, number = base, 1
+        while name in self.used or name in self._own:
             number += 1
-        return f"{base}.{number}" if number > 1 else base
+            name = f"{base}.{number}"
+        return name
 
     def value(self, node: fx.Node, index: int) -> str:
         """The value named by argument `index`."""
