@@ -150,7 +150,7 @@ def _with_constant(at: Importer, node: fx.Node, operator: str, constant: Any, ot
     parameter that has one value per channel, or one value.
     """
     shape = shape_of(constant)
-    axis = 3 if at.has_channels_last(other) else 1
+    axis = at.channel_axis(other)
     aligned = [1] * (len(shape_of(node)) - len(shape)) + shape
     if [i for i, n in enumerate(aligned) if n > 1] not in ([], [axis]):
         raise at.refused(node, f"aten.{at.operator(node)} of a parameter that isn't one value a channel")

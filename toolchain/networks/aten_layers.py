@@ -107,14 +107,12 @@ def linear(at: Importer, node: fx.Node) -> str:
     out, count = shape_of(node.args[1])
     parts = {"in": count, "out": out, "bias": argument(node, 2, None) is not None}
     name, value = at.module_of(node, weight=1, bias=2), at.value(node, 0)
-    if at.calls[name] > 1 and pixels:
+    if at.calls[name] == 1:
+        return at.add(node, "linear", value, name=name, **parts, **({"pixels": True} if pixels else {}))
+    if pixels:
         raise at.refused(node, SHARED)
-    if at.calls[name] > 1:
-        image = at.add(node, "unflatten", value)
-        return at.add(
-            node, "flatten", at.call_shared(node, "linear", image, name, **parts, pixels=True), positions=1
-        )
-    return at.add(node, "linear", value, name=name, **parts, **({"pixels": True} if pixels else {}))
+    image = at.call_shared(node, "linear", at.add(node, "unflatten", value), name, **parts, pixels=True)
+    return at.add(node, "flatten", image, positions=1)
 
 
 def layer_norm(at: Importer, node: fx.Node) -> str:
@@ -140,7 +138,7 @@ def _norm(at: Importer, node: fx.Node, operator: str, weight: int, *, eps: float
     affine = argument(node, weight, None) is not None
     if affine != (argument(node, weight + 1, None) is not None):
         raise at.refused(node, f"{operator} with a weight and no bias isn't supported")
-    channels = at.channels(node)
+    channels = int(shape_of(node)[at.channel_axis(node.args[0])])
     name = at.module_of(node, weight=weight, bias=weight + 1) if affine else ""
     return at.add(
         node,

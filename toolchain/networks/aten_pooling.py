@@ -100,7 +100,7 @@ def _reduced(
     if of_image == [1] and operator in OVER_CHANNELS:
         count: dict[str, Any] = {}
         if operator == "adaptive_avg_pool":
-            count["count"] = int(shape[3 if last else 1])
+            count["count"] = int(shape[at.channel_axis(node.args[0])])
         pixels = at.add(node, OVER_CHANNELS[operator], at.value(node, 0), **count)
         return (ChannelsLast(pixels) if last else pixels) if keep else Channel(pixels)
     if isinstance(found, Pixels) and found.reduced in ("", operator) and axes == [found.left]:

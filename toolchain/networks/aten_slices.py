@@ -20,18 +20,15 @@ if TYPE_CHECKING:
 
 
 def pieces(at: Importer, node: fx.Node) -> list[Any]:
-    if argument(node, 2, 0) % len(shape_of(node.args[0])) != _channel_axis(at, node.args[0]):
+    axis = at.channel_axis(node.args[0])
+    if argument(node, 2, 0) % len(shape_of(node.args[0])) != axis:
         raise at.refused(node, "chunk and split are supported along the channels only")
     found, start = [], 0
     for piece in node.meta["val"]:
-        stop = start + int(piece.shape[_channel_axis(at, node.args[0])])
+        stop = start + int(piece.shape[axis])
         found.append(_channels(at, node, start, stop))
         start = stop
     return found
-
-
-def _channel_axis(at: Importer, image: Any) -> int:
-    return 3 if at.has_channels_last(image) else 1
 
 
 def _channels(at: Importer, node: fx.Node, start: int, stop: int) -> Any:
@@ -50,7 +47,7 @@ def cut(at: Importer, node: fx.Node) -> Any:
         stop = min(argument(node, 3, before[axis]), before[axis])
         after_it = before[axis] - stop if stop >= 0 else -stop
         return _window(at, node, at.value(node, 0), axis, (start, int(after_it)), step)
-    if axis != _channel_axis(at, node.args[0]) or step != 1:
+    if axis != at.channel_axis(node.args[0]) or step != 1:
         raise at.refused(node, "slices are supported along the channels without a step, and of images")
     return _channels(at, node, start, start + int(after[axis]))
 
@@ -59,11 +56,11 @@ def _window(at: Importer, node: fx.Node, value: str, axis: int, ends: tuple[int,
     """Every `step`-th row or column of `value` without those at the `ends`: a crop, and a pooling of single
     pixels. If `value` is such a window along the other axis, one of both replaces it.
     """
-    margins, stride, made = [0] * 4, [1, 1], {one.name: one for one in at.nodes}
-    earlier, before = made.get(value), value
+    margins, stride = [0] * 4, [1, 1]
+    earlier, before = at.nodes.get(value), value
     if earlier and earlier.operator == "max_pool" and earlier.attributes["kernel"] == [1, 1]:
         stride, before = list(earlier.attributes["stride"]), earlier.inputs[0]
-        earlier = made.get(before)
+        earlier = at.nodes.get(before)
     if earlier and earlier.operator == "crop":
         margins, before = list(earlier.attributes["margins"]), earlier.inputs[0]
     own = slice(0, 2) if axis == 3 else slice(2, 4)

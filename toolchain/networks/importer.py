@@ -30,7 +30,8 @@ class Importer:
 
     program: torch.export.ExportedProgram
     arch: str
-    nodes: list[Node] = field(default_factory=list)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    """Name -> node."""
     values: dict[fx.Node, Any] = field(default_factory=dict)
     """Node of the program -> its value: a name, several names, or a class of aten_values."""
     ending: str = ""
@@ -53,7 +54,6 @@ class Importer:
         ]
         self.calls = Counter(name.removesuffix(".weight") for name in weights)
         """How often each layer is called."""
-        self.used: set[str] = set()
         self._own = {
             path for name in self.tensors.values() for path in accumulate(name.split("."), "{}.{}".format)
         }
@@ -121,10 +121,9 @@ class Importer:
     def add(self, node: fx.Node, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Add a node with a unique name; returns the name."""
         wanted = name or self._free_name(node, operator)
-        if wanted in self.used:
+        if wanted in self.nodes:
             raise SlimdeployError(f"{wanted} is called twice: shared weights aren't supported")
-        self.used.add(wanted)
-        self.nodes.append(Node(wanted, operator, inputs, attributes))
+        self.nodes[wanted] = Node(wanted, operator, inputs, attributes)
         return wanted
 
     def call_shared(self, node: fx.Node, operator: str, image: str, name: str, **attributes: Any) -> str:
@@ -134,16 +133,15 @@ class Importer:
         if name not in self.stacks:
             self.stacks[name] = self.add(node, "stack")
             self.add(node, operator, self.stacks[name], name=name, **attributes)
-        place = next(i for i, one in enumerate(self.nodes) if one.name == self.stacks[name])
-        stack = self.nodes[place]
-        self.nodes[place] = replace(stack, inputs=(*stack.inputs, image))
+        stack = self.nodes[self.stacks[name]]
+        self.nodes[stack.name] = replace(stack, inputs=(*stack.inputs, image))
         above = len(stack.inputs)
         return self.add(node, "crop", name, margins=[0, 0, above, self.calls[name] - 1 - above])
 
     def _in_order(self) -> list[Node]:
         """The nodes in order of execution: a `stack` is behind its last input."""
         ordered: dict[str, Node] = {}
-        waiting = self.nodes
+        waiting = list(self.nodes.values())
         while waiting:
             ready: list[Node] = []
             later: list[Node] = []
@@ -161,7 +159,7 @@ class Importer:
         path, own = self._path(node), self.class_of_module(node).lower().replace("2d", "")
         base = path if path and own in LEAVES else f"{path}.{operator}" if path else operator
         name, number = base, 1
-        while name in self.used or name in self._own:
+        while name in self.nodes or name in self._own:
             number += 1
             name = f"{base}.{number}"
         return name
@@ -178,9 +176,9 @@ class Importer:
             raise self.refused(node, f"{node.target} of something that isn't an image or a vector")
         return found
 
-    def channels(self, node: fx.Node) -> int:
-        """Number of channels of `node`, which equals that of its first argument."""
-        return int(node.meta["val"].shape[-1 if self.has_channels_last(node.args[0]) else 1])
+    def channel_axis(self, argument: Any) -> int:
+        """The dimension of the channels in `argument` of a call."""
+        return 3 if self.has_channels_last(argument) else 1
 
     def has_channels_last(self, argument: Any) -> bool:
         """Whether `argument` of a call is an image in the layout (N, H, W, C)."""

@@ -27,19 +27,14 @@ if TYPE_CHECKING:
 
 
 class ChannelReduction(Operator):
-    def __init__(self, function: str, onnx: str) -> None:
-        self.function, self.onnx = function, onnx
+    def __init__(self, onnx: str) -> None:
+        self.onnx = onnx
 
     def channels(self, node: Node, inputs: Sequence[int]) -> int:
         return 1
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
         return (1, *sides(node, inputs[0])[1:])
-
-    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
-        import torch
-
-        return functools.partial(getattr(torch, self.function), dim=1, keepdim=True)
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
         return to.reduce(self.onnx, inputs[0], node.name, [1])
@@ -55,6 +50,11 @@ class ChannelReduction(Operator):
 
 class ChannelMax(ChannelReduction):
     """Its channels are kept: the others may all be negative."""
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        import torch
+
+        return functools.partial(torch.amax, dim=1, keepdim=True)
 
     def spread(self, node: Node, inputs: Sequence[np.ndarray], ties: Ties) -> np.ndarray:
         ties.fix(inputs[0])
@@ -83,5 +83,5 @@ def _mean(x: Any, *, count: int) -> Any:
     return x.sum(1, keepdim=True) / count
 
 
-OPERATORS["channel_mean"] = ChannelMean("mean", "ReduceMean")
-OPERATORS["channel_max"] = ChannelMax("amax", "ReduceMax")
+OPERATORS["channel_mean"] = ChannelMean("ReduceMean")
+OPERATORS["channel_max"] = ChannelMax("ReduceMax")
