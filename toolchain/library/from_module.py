@@ -56,8 +56,8 @@ def from_module(
     else:
         channels = preprocessing.image_channels if preprocessing else 3
         imported = importing.from_module(module, size=side, arch=name, image_channels=channels)
-        if imported.remark:
-            log(f"! {imported.remark}")
+        for remark in imported.remarks:
+            log(f"! {remark}")
         network = imported.network
     preprocessing = preprocessing or default_preprocessing(side, network.graph.image_channels)
     if class_names is None:

@@ -85,8 +85,8 @@ def imported_network(
             f"{name} gives a network of {found} classes, not {classes}: pass the number in `arguments`, or "
             "change the function"
         )
-    if imported.remark:
-        log(f"! {name}: {imported.remark}")
+    for remark in imported.remarks:
+        log(f"! {name}: {remark}")
     return imported
 
 

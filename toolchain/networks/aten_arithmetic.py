@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from slimdeploy.toolchain.networks.aten_values import Constant, Expanded, argument, shape_of
+from slimdeploy.toolchain.networks.aten_values import Constant, Expanded, argument, operator_of, shape_of
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _arithmetic(
     """Arithmetic of two values, a value and a parameter, or a value and a number (factor and offset from
     `by`).
     """
-    name, second = at.operator(node), node.args[1]
+    name, second = operator_of(node), node.args[1]
     _check_plain(at, node)
     if isinstance(second, int | float):
         if name == "div" and second == 0:
@@ -131,7 +131,7 @@ def _arithmetic(
 
 def _check_plain(at: Importer, node: fx.Node) -> None:
     if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("rounding_mode"):
-        raise at.refused(node, f"{at.operator(node)} with alpha or rounding isn't supported")
+        raise at.refused(node, f"{operator_of(node)} with alpha or rounding isn't supported")
 
 
 def _operands(at: Importer, node: fx.Node) -> list[str]:
@@ -139,7 +139,7 @@ def _operands(at: Importer, node: fx.Node) -> list[str]:
     found = [at.values.get(argument) for argument in node.args[:2]]  # type: ignore[arg-type]
     shapes = [value.shape for value in found if isinstance(value, Expanded)]
     if len(shapes) == 2 and list(map(max, *shapes)) != shape_of(node)[1:]:
-        raise at.refused(node, f"{at.operator(node)} of two expanded images isn't supported")
+        raise at.refused(node, f"{operator_of(node)} of two expanded images isn't supported")
     return [
         value.value if isinstance(value, Expanded) else at.value(node, i) for i, value in enumerate(found)
     ]
@@ -153,7 +153,7 @@ def _with_constant(at: Importer, node: fx.Node, operator: str, constant: Any, ot
     axis = at.channel_axis(other)
     aligned = [1] * (len(shape_of(node)) - len(shape)) + shape
     if [i for i, n in enumerate(aligned) if n > 1] not in ([], [axis]):
-        raise at.refused(node, f"aten.{at.operator(node)} of a parameter that isn't one value a channel")
+        raise at.refused(node, f"aten.{operator_of(node)} of a parameter that isn't one value a channel")
     name = at.constant(constant)
     if axis == 1 and aligned[1] > 1 and shape_of(other)[1] == 1:  # gray images, by colour
         value = at.add(node, "concat", *[value] * int(aligned[1]))
@@ -176,5 +176,5 @@ def dropout(at: Importer, node: fx.Node) -> str:
     share = float(argument(node, 1, 0.5))
     if at.class_of_module(node) == StochasticDepth.__name__:
         return at.add(node, "stochastic_depth", at.value(node, 0), share=share)
-    channels: dict[str, Any] = {"channels": True} if at.operator(node) == "feature_dropout" else {}
+    channels: dict[str, Any] = {"channels": True} if operator_of(node) == "feature_dropout" else {}
     return at.add(node, "dropout", at.value(node, 0), share=share, **channels)

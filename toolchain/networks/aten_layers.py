@@ -18,7 +18,7 @@ SHARED = "a layer that is called several times is supported on vectors and on im
 def conv(at: Importer, node: fx.Node) -> str:
     weight = node.args[1]
     if isinstance(filters := at.values.get(weight), Constant) and not at.is_trained(filters.name):  # type: ignore[arg-type]
-        return fixed_filter(at, node, filters.name)
+        return fixed_filter(at, node)
     out, per_group, *kernel = shape_of(weight)
     stride, groups = pair(argument(node, 3, 1)), int(argument(node, 6, 1))
     images, padding, dilation = _padded(at, node, kernel)
@@ -48,8 +48,9 @@ def _padded(at: Importer, node: fx.Node, kernel: list[int]) -> tuple[str, list[i
     return images, pair(padding), dilation
 
 
-def fixed_filter(at: Importer, node: fx.Node, name: str) -> str:
+def fixed_filter(at: Importer, node: fx.Node) -> str:
     """A depthwise convolution with a buffer, possibly expanded or repeated for all channels."""
+    name = at.constant(node.args[1])
     out, per_group, *kernel = shape_of(node.args[1])
     channels, shape = int(shape_of(node.args[0])[1]), list(at.tensor(name).shape)
     each, values = math.prod(kernel), math.prod(shape)

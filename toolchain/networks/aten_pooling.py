@@ -16,6 +16,7 @@ from slimdeploy.toolchain.networks.aten_values import (
     Several,
     Squeezed,
     argument,
+    operator_of,
     pair,
     shape_of,
 )
@@ -110,7 +111,7 @@ def _reduced(
     elif of_image in ([2], [3]) and not last:
         return Pixels(at.value(node, 0), left=3 if axes == [2] and keep else 2, reduced=operator)
     else:
-        name = at.operator(node)
+        name = operator_of(node)
         raise at.refused(
             node, f"{name} over the axes {axes} isn't supported, only over the channels, or height and width"
         )
@@ -130,8 +131,8 @@ def adaptive_max_pool(at: Importer, node: fx.Node) -> str:
 
 def pad(at: Importer, node: fx.Node) -> str:
     margins = [int(n) for n in argument(node, 1, [])]
-    mode = argument(node, 2, "constant") if at.operator(node) == "pad" else "constant"
-    filling = argument(node, 3 if at.operator(node) == "pad" else 2, 0)
+    mode = argument(node, 2, "constant") if operator_of(node) == "pad" else "constant"
+    filling = argument(node, 3 if operator_of(node) == "pad" else 2, 0)
     if (
         len(margins) == 6
         and margins[:4] == [0] * 4
@@ -139,7 +140,7 @@ def pad(at: Importer, node: fx.Node) -> str:
         and (mode, filling) == ("constant", 0)
     ):
         return at.add(node, "pad_channels", at.value(node, 0), before=margins[4], after=margins[5])
-    if filling == -math.inf and all(at.operator(user) == "max_pool2d" for user in node.users):
+    if filling == -math.inf and all(operator_of(user) == "max_pool2d" for user in node.users):
         mode, filling = "replicate", 0  # pixels that each window has already don't change its maximum
     if len(margins) != 4 or mode not in MODES or filling != 0:
         raise at.refused(

@@ -13,7 +13,6 @@ from slimdeploy.toolchain.networks.aten_values import (
     Blocks,
     Channel,
     ChannelsLast,
-    Constant,
     Expanded,
     Pixels,
     Row,
@@ -21,6 +20,7 @@ from slimdeploy.toolchain.networks.aten_values import (
     View,
     Zeros,
     argument,
+    operator_of,
     shape_of,
 )
 
@@ -35,8 +35,6 @@ def same(at: Importer, node: fx.Node) -> Any:
 def reshape(at: Importer, node: fx.Node) -> Any:
     before, after = shape_of(node.args[0]), shape_of(node)
     found = at.values.get(node.args[0])  # type: ignore[arg-type]
-    if isinstance(found, Constant):
-        return found
     if isinstance(found, View):
         if found.transposed and len(after) == 4:
             return at.add(node, "channel_shuffle", found.value, groups=found.groups)
@@ -68,7 +66,7 @@ def reshape(at: Importer, node: fx.Node) -> Any:
         and after[2:] == before[-2:]
     ):
         return space_to_depth(at, node, found.value, found.side, channels_first=BLOCK_ORDERS[found.order])
-    raise at.refused(node, f"aten.{at.operator(node)} from {_told(before)} to {_told(after)} isn't supported")
+    raise at.refused(node, f"aten.{operator_of(node)} from {_told(before)} to {_told(after)} isn't supported")
 
 
 def _one_pixel(shape: list[Any]) -> bool:
@@ -92,27 +90,20 @@ def expand(at: Importer, node: fx.Node) -> Any:
     anyway; or a gray image as equal colours, `x.expand(-1, 3, -1, -1)`.
     """
     before, after = shape_of(node.args[0]), shape_of(node)
-    found = at.values.get(node.args[0])  # type: ignore[arg-type]
-    if isinstance(found, Constant):
-        return found
     if after[1:] == before[1:]:
         return at.value(node, 0)
     if len(before) == 4 and (before[1], after[1]) == (1, 3) and after[2:] == before[2:]:
         return at.add(node, "concat", *[at.value(node, 0)] * 3)
     if len(before) != 4 or any(a != b for a, b in zip(before[1:], after[1:], strict=True) if a != 1):
         raise at.refused(
-            node, f"aten.{at.operator(node)} from {_told(before)} to {_told(after)} isn't supported"
+            node, f"aten.{operator_of(node)} from {_told(before)} to {_told(after)} isn't supported"
         )
     return Expanded(at.value(node, 0), tuple(map(int, before[1:])))
 
 
 def repeat(at: Importer, node: fx.Node) -> Any:
-    """A buffer repeated, as the filter of every channel, or the channels of images, such as a gray one as
-    three equal colours.
-    """
+    """The channels of images repeated, such as a gray one as three equal colours."""
     found, times = at.values.get(node.args[0]), argument(node, 1, [])  # type: ignore[arg-type]
-    if isinstance(found, Constant):
-        return found
     if isinstance(found, str) and len(times) == 4 and (times[0], *times[2:]) == (1, 1, 1):
         return at.add(node, "concat", *[found] * int(times[1]))
     raise at.refused(node, "aten.repeat isn't supported")
@@ -156,7 +147,7 @@ def _swapped(at: Importer, node: fx.Node) -> Any:
         return Row(_as_pixel(at, node, 2))
     if isinstance(found, Row):
         return _as_pixel(at, node, 3)
-    raise at.refused(node, f"aten.{at.operator(node)} isn't supported")
+    raise at.refused(node, f"aten.{operator_of(node)} isn't supported")
 
 
 def permute(at: Importer, node: fx.Node) -> Any:
@@ -178,7 +169,7 @@ def permute(at: Importer, node: fx.Node) -> Any:
 def zeros(at: Importer, node: fx.Node) -> Zeros:
     shape = shape_of(node)
     if len(shape) != 4:
-        raise at.refused(node, f"aten.{at.operator(node)} is supported for images only")
+        raise at.refused(node, f"aten.{operator_of(node)} is supported for images only")
     return Zeros(int(shape[1]))
 
 

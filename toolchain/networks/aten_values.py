@@ -104,15 +104,23 @@ class Zeros:
 
 @dataclass(frozen=True)
 class Constant:
-    """A parameter, buffer or constant of the module by name, possibly reshaped."""
+    """A parameter, buffer or constant of the module by name, possibly reshaped; or the value that takes its
+    place, `computed_by` a node of the program.
+    """
 
     name: str
+    computed_by: fx.Node | None = None
 
 
 def argument(node: fx.Node, index: int, default: Any) -> Any:
     """Argument `index` of the call; `default` if it is omitted or None."""
     found = node.args[index] if len(node.args) > index else default
     return default if found is None else found
+
+
+def operator_of(node: fx.Node) -> str:
+    """The ATen operator of a call, without namespace, overload and surrounding underscores."""
+    return str(getattr(node.target, "__name__", node.target)).partition(".")[0].strip("_")
 
 
 def pair(value: Any) -> list[int]:

@@ -13,8 +13,9 @@ from torch import Tensor, fx
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.aten import ANY_LAYOUT, LEAVES, POINTWISE, READERS
-from slimdeploy.toolchain.networks.aten_values import LAYOUTS, ChannelsLast, Constant
+from slimdeploy.toolchain.networks.aten_values import LAYOUTS, ChannelsLast, Constant, operator_of
 from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node, needed_for
+from slimdeploy.toolchain.networks.program_constants import ProgramConstants
 
 ENDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits: logits.softmax(1),
@@ -40,22 +41,17 @@ class Importer:
     """Layer that is called several times -> the `stack` of its inputs."""
 
     def __post_init__(self) -> None:
-        signature = self.program.graph_signature
-        self.tensors = {
-            **signature.inputs_to_parameters,
-            **signature.inputs_to_buffers,
-            **signature.inputs_to_lifted_tensor_constants,
-        }
-        self._trained = set(signature.inputs_to_parameters.values())
+        self.constants = ProgramConstants(self.program)
+        self.values |= self.constants.of
         weights = [
-            self.tensors.get(node.args[1].name, "")
+            self.constants.of.get(node.args[1])
             for node in self.program.graph.nodes
-            if node.op == "call_function" and len(node.args) > 1 and isinstance(node.args[1], fx.Node)
+            if node.op == "call_function" and operator_of(node) in ("conv2d", "linear")
         ]
-        self.calls = Counter(name.removesuffix(".weight") for name in weights)
+        self.calls = Counter(weight.name.removesuffix(".weight") for weight in weights if weight)
         """How often each layer is called."""
         self._own = {
-            path for name in self.tensors.values() for path in accumulate(name.split("."), "{}.{}".format)
+            path for name in self.constants.names for path in accumulate(name.split("."), "{}.{}".format)
         }
         """Names of the module's tensors and of the modules around them, which no other node may take."""
 
@@ -64,20 +60,23 @@ class Importer:
         logits = self._logits(output)
         image_channels = 0
         for node in self.program.graph.nodes:
-            if node.op == "placeholder" and node.name in self.tensors:
-                self.values[node] = Constant(self.tensors[node.name])
-            elif node.op == "placeholder":
+            if node in self.constants.of:
+                continue
+            if node.op == "placeholder":
                 self.values[node], image_channels = INPUT, int(node.meta["val"].shape[1])
             elif node.op == "call_function" and not (node is output and self.ending):
                 self._call(node)
         wanted = self.values[logits]
         if not isinstance(wanted, str):
             raise SlimdeployError("the module's output isn't computed from the images")
-        return Graph(needed_for(wanted, self._in_order()), {"arch": self.arch}, image_channels)
+        origin: dict[str, Any] = {"arch": self.arch}
+        if computed := self.constants.computed():
+            origin["computed"] = computed
+        return Graph(needed_for(wanted, self._in_order()), origin, image_channels)
 
     def _logits(self, output: fx.Node) -> fx.Node:
         """The input of the final one of ENDINGS, if there is one."""
-        name = self.operator(output)
+        name = operator_of(output)
         if name not in ENDINGS or (name != "sigmoid" and output.args[1:2] not in ((1,), (-1,))):
             return output
         self.ending, logits = name, output.args[0]
@@ -87,7 +86,7 @@ class Importer:
     def _call(self, node: fx.Node) -> None:
         if not isinstance(node.meta.get("val"), Tensor | list | tuple):
             return  # arithmetic on sizes and checks, not on pixels
-        name = self.operator(node)
+        name = operator_of(node)
         reader = READERS.get(name)
         if reader is None:
             raise self.refused(node, f"aten.{name} isn't supported")
@@ -100,10 +99,6 @@ class Importer:
             self.values[node] = layout(str(reader(self, node)))
         else:
             raise self.refused(node, f"aten.{name} isn't supported where the channels come last")
-
-    def operator(self, node: fx.Node) -> str:
-        """The ATen operator of a call, without namespace, overload and surrounding underscores."""
-        return str(getattr(node.target, "__name__", node.target)).partition(".")[0].strip("_")
 
     def refused(self, node: fx.Node, why: str) -> SlimdeployError:
         """The error for `node`, with the path of its module."""
@@ -186,18 +181,14 @@ class Importer:
 
     def constant(self, argument: Any) -> str:
         """The name of the parameter, buffer or constant given as `argument`."""
-        found = self.values[argument]
-        assert isinstance(found, Constant)
-        return found.name
+        return self.constants.use(argument)
 
     def tensor(self, name: str) -> Tensor:
         """The values of a parameter, buffer or constant."""
-        found = {**self.program.constants, **self.program.state_dict}[name]
-        assert isinstance(found, Tensor)
-        return found
+        return self.constants.tensors()[name]
 
     def is_trained(self, name: str) -> bool:
-        return name in self._trained
+        return name in self.constants.trained
 
     def module_of(self, node: fx.Node, **parts: int) -> str:
         """The module that owns the tensors given as arguments: name of each in the module -> its index.
@@ -208,7 +199,9 @@ class Importer:
             argument = node.args[index] if len(node.args) > index else None
             if argument is None:
                 continue
-            name = self.tensors.get(argument.name, "") if isinstance(argument, fx.Node) else ""
+            name = ""
+            if isinstance(argument, fx.Node) and argument in self.constants.of:
+                name = self.constants.use(argument, reshaped=False)
             if not name.endswith(f".{part}"):
                 raise self.refused(node, f"{node.target} without a parameter of its own called {part}")
             owners.add(name.removesuffix(f".{part}"))

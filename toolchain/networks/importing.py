@@ -36,22 +36,21 @@ TOLERANCE = 1e-5
 is accepted if the difference in float64 is at most its square.
 """
 
-REMARKS = {
-    "sigmoid": "the sigmoid at the end is removed: probabilities are now those of softmax, and training and "
-    "accuracy are for one class per image"
-}
-"""Operator after the logits, which is removed -> the remark."""
+SIGMOID_REMOVED = (
+    "the sigmoid at the end is removed: probabilities are now those of softmax, and training and accuracy "
+    "are for one class per image"
+)
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A network, and its largest logit difference to the original, relative to the largest logit. `remark`
-    tells what the user should know of the conversion.
+    """A network, and its largest logit difference to the original, relative to the largest logit. `remarks`
+    tell what the user should know of the conversion.
     """
 
     network: GraphNetwork
     relative_error: float
-    remark: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_channels: int = 3) -> Imported:
@@ -79,7 +78,7 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
             network = GraphNetwork(importer.graph()).eval()
 
         def difference(expected: Tensor) -> float:
-            tensors = {**importer.program.constants, **module.state_dict()}
+            tensors = importer.constants.tensors(module.state_dict())
             network.load_state_dict({name: tensors[name] for name in network.state_dict()})
             return _difference(module, expected, network, images, ENDINGS.get(importer.ending))
 
@@ -87,7 +86,7 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
             varied = _logits(_run(module, images))
             if varied.isfinite().all():
                 difference(varied)
-        return Imported(network, difference(expected), REMARKS.get(importer.ending))
+        return Imported(network, difference(expected), tuple(_remarks(importer)))
     except NotImplementedError as error:  # of eval()
         raise SlimdeployError(
             "the module was exported by torch.export: give the nn.Module that it was made from"
@@ -95,6 +94,17 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
     finally:
         for part, training in modes:  # one by one: some, such as a frozen BN, may be in eval mode
             part.training = training
+
+
+def _remarks(importer: Importer) -> Iterator[str]:
+    if importer.ending == "sigmoid":
+        yield SIGMOID_REMOVED
+    if computed := importer.constants.computed():
+        more = f" and {len(computed) - 1} more" if len(computed) > 1 else ""
+        yield (
+            f"{computed[0]}{more}: the module computes the values in every forward pass (weight "
+            "standardisation, for example); the imported network has the results as plain weights"
+        )
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -129,6 +129,11 @@ def read_weights(
         tell_of_transform(arch, arguments or {})
     side = size() if is_imported(arch) and not published else IMPORT_SIZE
     fresh = named_network(arch, size=side, stem=stem, arguments=arguments, image_channels=image_channels)
+    if computed := fresh.graph.origin.get("computed"):
+        raise SlimdeployError(
+            f"{path}: {arch} computes its weights, such as {computed[0]}, in every forward pass: import it "
+            "with this file, and pass the imported checkpoint"
+        )
     classifier = classifier_of(fresh.graph).name
     names = [n for n in fresh.state_dict() if not n.startswith(classifier) and not n.endswith(_COUNTER)]
     tensors = _as_float32(unwrapped(tensors, names, classifier, path))

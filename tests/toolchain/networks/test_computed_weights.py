@@ -1,0 +1,126 @@
+"""Weights that a module computes in every forward pass become plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from slimdeploy.tests.toolchain.networks.example_modules import Function, Net
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.importing import from_module
+from slimdeploy.toolchain.training.pretrained import read_weights
+
+
+class _Computing(nn.Module):
+    """A layer whose weight, or other parameter, is `computed` of its own."""
+
+    def __init__(self, own: nn.Module, computed: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.own, self.computed = own, computed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.computed(self.own, x)
+
+
+def _by_batch_norm(own: nn.Module, x: Tensor) -> Tensor:
+    """Weight standardisation (Qiao et al., arXiv 1903.10520) as timm writes it."""
+    rows = own.weight.reshape(1, own.out_channels, -1)
+    weight = functional.batch_norm(rows, None, None, training=True, momentum=0.0)
+    return functional.conv2d(x, weight.reshape_as(own.weight), own.bias, padding=1)
+
+
+def _by_hand(own: nn.Module, x: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(own.weight, (1, 2, 3), keepdim=True)
+    weight = own.weight - mean
+    weight /= (variance + 1e-5).sqrt()
+    return functional.conv2d(x, weight, own.bias, padding=1)
+
+
+def _scaled() -> nn.Module:
+    layer = nn.Conv2d(8, 8, 1, bias=False)
+    layer.gain = nn.Parameter(torch.ones(8, 1, 1, 1))
+    return layer
+
+
+def _flat() -> nn.Module:
+    layer = nn.Module()
+    layer.weight = nn.Parameter(torch.randn(8, 72))
+    return layer
+
+
+def _vectors(**tensors: Tensor) -> nn.Module:
+    layer = nn.Module()
+    for name, tensor in tensors.items():
+        layer.register_buffer(name, tensor)
+    return layer
+
+
+COMPUTING = {
+    "by batch norm": _Computing(nn.Conv2d(8, 8, 3), _by_batch_norm),
+    "by hand": _Computing(nn.Conv2d(8, 8, 3), _by_hand),
+    "scaled": _Computing(_scaled(), lambda own, x: functional.conv2d(x, own.gain * own.weight.tanh() / 3)),
+    "flat": _Computing(_flat(), lambda own, x: functional.conv2d(x, own.weight.view(8, 8, 3, 3))),
+    "transposed": _Computing(
+        nn.Linear(8, 8), lambda own, x: x * functional.linear(x.mean((2, 3)), own.weight.t())[..., None, None]
+    ),
+    "PReLU": _Computing(nn.PReLU(8), lambda own, x: functional.prelu(x, own.weight.abs())),
+    "β": _Computing(nn.GroupNorm(2, 8), lambda own, x: functional.group_norm(x, 2, own.weight, own.bias * 2)),
+    "255": _Computing(_vectors(mean=torch.rand(8, 1, 1)), lambda own, x: (x - own.mean * 255) / 255),
+    "crossed": _Computing(
+        _vectors(taps=torch.rand(3)),
+        lambda own, x: functional.conv2d(x, torch.outer(own.taps, own.taps).expand(8, 1, 3, 3), groups=8),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", COMPUTING)
+@torch.no_grad()
+def test_computed_weights_become_plain_ones(what: str) -> None:
+    module = Net(COMPUTING[what])
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    found, images = from_module(module, size=16), torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(found.network(images), module(images))
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
+    assert found.network.state_dict().keys() <= before.keys()
+    (remark,) = found.remarks
+    assert remark.startswith("middle.own.")
+
+
+def test_a_weight_has_one_value() -> None:
+    layer = nn.Conv2d(8, 8, 1)
+    both = _Computing(layer, lambda own, x: own(x) * own.weight.mean())
+    with pytest.raises(SlimdeployError, match=r"middle\.own\.weight is used as it is and in a computation"):
+        from_module(Net(both), size=16)
+
+
+def test_a_computation_of_the_images_is_no_constant() -> None:
+    module = Net(Function(lambda x: functional.conv2d(x, x[:1, :, :3, :3].expand(8, 8, 3, 3))))
+    with pytest.raises(SlimdeployError, match="middle: "):
+        from_module(module, size=16)
+
+
+STANDARDISED = """
+from torch import nn
+from torch.nn import functional
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        return functional.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+def build():
+    return nn.Sequential(Standardised(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+"""
+
+
+def test_a_state_dict_with_the_weights_before_the_computation_is_refused(tmp_path: Path) -> None:
+    source, weights = tmp_path / "net.py", tmp_path / "net.pth"
+    source.write_text(STANDARDISED)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    torch.save(module.state_dict(), weights)
+    with pytest.raises(SlimdeployError, match=r"computes its weights, such as 0\.weight, .*: import it"):
+        read_weights(weights, arch=f"{source}:build", size=lambda: 16)

@@ -1,0 +1,147 @@
+"""What the import refuses, by operator and module path."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from slimdeploy.tests.toolchain.networks.example_modules import Blur, Function, Net, RowGate
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.importing import from_module
+
+
+class _Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class _Borrowing(nn.Module):
+    """A layer called with a tensor that isn't the layer's own."""
+
+    def __init__(self, layer: nn.Module, call: str) -> None:
+        super().__init__()
+        self.layer, self.call, self.extra = layer, call, nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return eval(self.call, {"x": x, "layer": self.layer, "extra": self.extra, "F": nn.functional})
+
+
+SHARED, NORM, RAMP = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), torch.linspace(0, 1, 16)
+
+REFUSED = {
+    "rolled": (Net(Function(lambda x: x.roll(1, 1))), "middle: aten.roll isn't supported"),
+    "flipped": (Net(Function(lambda x: x.transpose(2, 3))), "middle: aten.transpose isn't supported"),
+    "upside down": (
+        Net(Function(lambda x: x.permute(0, 1, 3, 2))),
+        "middle: aten.permute is supported from",
+    ),
+    "by pixels": (Net(Function(lambda x: x * RAMP)), "a parameter that isn't one value a channel"),
+    "in rows": (Net(nn.LayerNorm((8, 16, 16))), "middle: layer_norm is supported over the channels only"),
+    "1-norm": (
+        Net(Function(lambda x: x / x.norm(p=1, dim=(2, 3), keepdim=True))),
+        "middle: norms other than the Euclidean one",
+    ),
+    "infinite borders": (
+        Net(Function(lambda x: nn.functional.pad(x, (1, 0, 0, 0), value=-torch.inf).relu())),
+        "middle: padding is supported on the four sides",
+    ),
+    "circular": (Net(nn.CircularPad2d(1)), "middle: padding is supported on the four sides"),
+    "alpha": (Net(Function(lambda x: torch.sub(x, x.relu(), alpha=2))), "sub with alpha"),
+    "both expanded": (
+        Net(Function(lambda x: x.mean((2, 3), True).expand_as(x) * x.amax((2, 3), True).expand_as(x))),
+        "mul of two expanded images",
+    ),
+    "repeated": (
+        Net(Function(lambda x: torch.cat([x[:, :4], x[:, 4:].mean((2, 3), True).expand(-1, -1, 16, 16)], 1))),
+        "cat of something that isn't an image",
+    ),
+    "stretched": (Net(nn.Upsample(24)), "middle: upsampling from 16×16 to 24×24 isn't a whole multiple"),
+    "bilinear": (Net(nn.Upsample(32, mode="bilinear")), "middle: aten.upsample_bilinear2d isn't supported"),
+    "even taps": (Net(RowGate(4)), "middle.conv: conv1d is supported with one filter along the channels"),
+    "mean, then max": (
+        Net(Function(lambda x: x * x.mean(3).amax(2)[..., None, None])),
+        "amax over the axes",
+    ),
+    "one mean": (Net(Function(lambda x: x.mean(3)[..., None] * x)), "isn't supported"),
+    "of two": (Net(Function(lambda x: torch.max(x, -x))), "middle: max of two images, or of all values"),
+    "where": (Net(Function(lambda x: x * x.max(1, True)[1])), "of something that isn't an image"),
+    "mixed blocks": (
+        Net(
+            Function(
+                lambda x: x.view(-1, 8, 8, 2, 8, 2).permute(0, 5, 1, 3, 2, 4).reshape(-1, 32, 8, 8)[:, :8]
+            )
+        ),
+        "from N×2×8×2×8×8 to",
+    ),
+    "several filters": (Net(RowGate(3, 2)), "middle.conv: conv1d is supported with one filter"),
+    "as a row": (
+        Net(Function(lambda x: x.permute(0, 2, 3, 1).reshape(len(x), -1)[:, :8, None, None] * x)),
+        "aten.reshape from N×16×16×8 to N×2048 isn't supported",
+    ),
+    "biased blur": (Net(Blur(bias=True)), "a buffer as the weight is supported as one filter per channel"),
+    "tiled": (Net(Function(lambda x: x.repeat(1, 1, 2, 2))), "middle: aten.repeat isn't supported"),
+    "another bias": (
+        Net(_Borrowing(nn.Conv2d(8, 8, 1, bias=False), "F.conv2d(x, layer.weight, extra)")),
+        "middle: aten.conv2d.default without a parameter of its own called bias",
+    ),
+    "another γ": (
+        Net(
+            _Borrowing(
+                nn.BatchNorm2d(8, affine=False),
+                "F.batch_norm(x, layer.running_mean, layer.running_var, extra, extra)",
+            )
+        ),
+        "middle: aten.batch_norm.default without a parameter of its own called weight",
+    ),
+    "another module's bias": (
+        Net(
+            _Borrowing(
+                nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)]),
+                "x * F.linear(x.mean((2, 3)), layer[0].weight, layer[1].bias)[:, :, None, None]",
+            )
+        ),
+        "middle: aten.linear.default with parameters of several modules",
+    ),
+    "no β": (
+        Net(
+            _Borrowing(
+                nn.BatchNorm2d(8), "F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight)"
+            )
+        ),
+        "middle: batch_norm with a weight and no bias isn't supported",
+    ),
+    "every second channel": (
+        Net(Function(lambda x: x[:, ::2].repeat(1, 2, 1, 1))),
+        "middle: slices are supported along",
+    ),
+    "zeros alone": (
+        Net(Function(lambda x: x + torch.zeros_like(x))),
+        "aten.add.Tensor of something that isn't",
+    ),
+    "one logit": (nn.Sequential(nn.Conv2d(3, 1, 16), nn.Flatten()), "returns torch.cat([-x / 2, x / 2], 1)"),
+    "branching": (Net(_Branching()), "does its forward branch on the values"),
+    "shared": (
+        Net(nn.Sequential(SHARED, nn.ReLU(), SHARED)),
+        "middle.0: a layer that is called several times",
+    ),
+    "shared norm": (Net(nn.Sequential(NORM, nn.ReLU(), NORM)), "is called twice: shared weights"),
+    "recurrent": (
+        Net(nn.Sequential(nn.AdaptiveAvgPool2d(1), SHARED, nn.ReLU(), SHARED)),
+        "a layer that reads its own output",
+    ),
+    "two outputs": (Function(lambda x: (x, x)), "the module returns a tuple of 2 outputs"),
+    "a map": (nn.Conv2d(3, 2, 1), "returns (2, 2, 16, 16); expected (N, classes) logits"),
+    "other images": (nn.Sequential(nn.Conv2d(2, 2, 1), nn.Flatten()), "doesn't accept images (2, 3, 16, 16)"),
+    "no convolution": (nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), "the network has no convolution"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_said_is_refused(what: str, capfd: pytest.CaptureFixture[str]) -> None:
+    module, message = REFUSED[what]
+    with pytest.raises(SlimdeployError) as refused:
+        from_module(module, size=16)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert capfd.readouterr() == ("", ""), "torch.export's logs and graphs are suppressed"

@@ -1,0 +1,160 @@
+"""The operators that the import takes over, in the spellings that people use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from slimdeploy.tests.toolchain.networks.example_modules import Blur, Function, Net, RowGate
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
+from slimdeploy.toolchain.networks.importing import from_module
+from slimdeploy.toolchain.pruning.surgery import prune_network
+
+
+class _GatedBy(nn.Module):
+    """One value per channel, pooled in any of the ways that people write, times the image."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.spelling = spelling
+
+    def extra_repr(self) -> str:
+        return self.spelling
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c = x.shape[:2]
+        return x * eval(self.spelling, {"x": x, "n": n, "c": c, "F": nn.functional}).view(n, c, 1, 1)
+
+
+SPELLINGS = (
+    "x.mean(-1).mean(-1)", "x.mean(3, keepdim=True).mean(2, keepdim=True)", "x.flatten(2).mean(2)",
+    "x.mean(2, keepdim=True).mean(3)", "x.view(n, c, -1).mean(-1, keepdim=True)", "x.amax(2).amax(-1)",
+    "x.flatten(2).amax(-1)", "F.adaptive_avg_pool2d(x, 1).squeeze(-1).sigmoid().squeeze(-1)",
+    "F.adaptive_avg_pool2d(x, 1).flatten(2).permute(0, 2, 1).permute(0, 2, 1)",
+    "-F.adaptive_max_pool2d(x, 1).view(n, c)",
+)  # fmt: skip
+
+
+class _Smooth(nn.Module):
+    """A fixed filter with padding by name."""
+
+    def __init__(self, padding: str, rows: int = 3) -> None:
+        super().__init__()
+        self.padding = padding
+        self.register_buffer("filt", torch.rand(8, 1, rows, 3, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.filt, padding=self.padding, groups=8)
+
+
+class _Offset(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.rand(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([nn.functional.glu(self.offset - x, 1), x[:, :4]], 1)
+
+
+WINDOWS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: x[:, :, 1::2, 1::2],
+    lambda x: x[..., 3:, :-2],
+    lambda x: nn.functional.pad(x, (-1, 2, 0, -3)),
+    lambda x: nn.functional.pad(x, (-1, -2, 0, -3)),
+    lambda x: nn.functional.max_pool2d(nn.functional.pad(x - 9, (0, 1, 1, 0), value=-torch.inf), 3, 2),
+    lambda x: x[:, :, -4:, 2:100],
+    lambda x: x[:, :, 1:15:3][:, :, 1:],
+    lambda x: x[..., 1:][..., 1:][..., ::2, 3:9],
+    lambda x: nn.functional.pixel_unshuffle(x, 2)[:, 3:11],
+    lambda x: x.view(-1, 8, 4, 4, 4, 4).permute(0, 3, 5, 1, 2, 4).reshape(-1, 128, 4, 4)[:, 70:78],
+    lambda x: x.view(-1, 8, 8, 2, 8, 2).permute(0, 1, 3, 5, 2, 4).reshape(-1, 32, 8, 8)[:, 5:13],
+)
+"""Slices of images, and pixels that become channels."""
+
+
+def _joined(x: Tensor) -> Tensor:
+    """Channel slices and their concatenation where the channels come last."""
+    first, second, third = x.split([2, 4, 2], dim=-1)
+    return torch.cat([second.relu(), third * x[..., 3:5], first], -1)
+
+
+class _Normalised(nn.Module):
+    """ConvNeXt V2's normalisation of responses, as in its paper or as in timm."""
+
+    def __init__(self, *, last: bool) -> None:
+        super().__init__()
+        self.last, shape = last, (1, 1, 1, 8) if last else (8,)
+        self.weight, self.bias = nn.Parameter(torch.rand(shape)), nn.Parameter(torch.rand(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.last:
+            x = x.permute(0, 2, 3, 1)
+            each = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
+            x = self.weight * (x * (each / (each.mean(dim=-1, keepdim=True) + 1e-6))) + self.bias + x
+            return x.permute(0, 3, 1, 2)
+        each = x.norm(p=2, dim=(2, 3), keepdim=True)
+        each = each / (each.mean(dim=1, keepdim=True) + 1e-6)
+        return x + torch.addcmul(self.bias.view(1, -1, 1, 1), self.weight.view(1, -1, 1, 1), x * each)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        nn.Conv2d(8, 8, 3, padding="same"), nn.Conv2d(8, 8, (3, 1), padding=(1, 0)),
+        nn.Conv2d(8, 12, 3, dilation=2, groups=4), nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
+        nn.MaxPool2d(3, 2, ceil_mode=True), nn.GELU(), nn.Hardswish(), nn.Sigmoid(), nn.Tanh(), nn.ReLU6(),
+        nn.ChannelShuffle(2), nn.Sequential(nn.BatchNorm2d(8, affine=False), nn.SiLU(inplace=True)),
+        nn.Identity(), nn.Dropout2d(0.3), nn.PReLU(), nn.PReLU(8), nn.ELU(0.5), nn.Mish(),
+        nn.Hardtanh(-0.5, 2), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True),
+        nn.ConstantPad2d((1, 0, 2, 0), 0.0),
+        nn.ReflectionPad2d((1, 0, 2, 3)), nn.ReplicationPad2d(2), nn.GELU(approximate="tanh"),
+        nn.Conv2d(8, 8, (2, 4), padding="same"), nn.Conv2d(8, 8, 3, padding=2, padding_mode="reflect"),
+        *map(_GatedBy, SPELLINGS), _Offset(), Blur(), Blur(each=True),
+        _Smooth("same"), _Smooth("same", 4), _Smooth("valid"),
+        RowGate(), RowGate(5), nn.Upsample(scale_factor=2),
+        Function(lambda x: x.permute(0, 2, 3, 1).contiguous().relu().clone().permute(0, 3, 1, 2)),
+        nn.Sequential(nn.MaxPool2d(4), nn.Upsample((12, 16))),
+        Function(lambda x: x.sigmoid() - x.tanh()), Function(lambda x: x - x.mean((2, 3), True)),
+        nn.AdaptiveMaxPool2d(1), Function(lambda x: 1 - x / 3), Function(lambda x: x.clamp(-1, 1) * 2 - 1),
+        Function(lambda x: torch.cat([x[:, 3].unsqueeze(1), x[:, 1:]], 1)),
+        Function(lambda x: x.view(-1, 2, 4, 16, 16).permute(0, 2, 1, 3, 4).reshape(x.shape)),
+        Function(lambda x: torch.cat([torch.zeros_like(x[:, :2]), x[:, :4], x.new_zeros(2, 2, 16, 16)], 1)),
+        Function(lambda x: x[:, :, ::2, ::2]), Function(lambda x: x[..., ::3, :].relu()[..., ::5]),
+        Function(lambda x: nn.functional.pad(x[:, 1:6], (0, 0, 0, 0, 2, 1))),
+        _Normalised(last=True), _Normalised(last=False), *map(Function, WINDOWS),
+        Function(lambda x: x * x.mean(1, True).sigmoid()),
+        Function(lambda x: _joined(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
+        Function(lambda x: x * x.max(1)[0][:, None].expand_as(x)),
+        Function(lambda x: x * x.mean(1).view(len(x), 1, 16, 16).sigmoid()),
+        Function(lambda x: torch.stack([x.mean(1), x[:, 3], x.amax(1)], 1).repeat(1, 3, 1, 1)[:, :8]),
+        Function(lambda x: x.mean((2, 3), True).expand_as(x) * x.mean(1, True).expand_as(x) + x),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_operators_are_taken_over(middle: nn.Module) -> None:
+    net = Net(middle)
+    if isinstance(middle, nn.Conv2d) and middle.out_channels == 12:
+        net.fc = nn.Linear(12, 2)
+    assert from_module(net, size=16).relative_error < 1e-5
+
+
+@torch.no_grad()
+def test_constants_pass_through_arithmetic_and_norms() -> None:
+    """A removed channel is f(β) of everything behind it: 1 − x makes a 1 of a 0."""
+    torch.manual_seed(0)
+    middle = nn.Sequential(
+        nn.BatchNorm2d(8), nn.PReLU(8), Function(lambda x: 1 - x / 3), nn.InstanceNorm2d(8, affine=True)
+    )
+    network = from_module(Net(middle), size=16).network
+    for norm in (network.get_submodule("middle.0"), network.get_submodule("middle.3")):
+        norm.weight.uniform_(0.5, 1), norm.bias.uniform_(-1, 1)  # type: ignore[union-attr, operator]
+    (group,) = channel_groups(network.graph)
+    pruned, folding = prune_network(network, [group], {group.name: np.array([0, 2, 3])})
+    network.get_submodule("middle.0").weight[[1, 4, 5, 6, 7]] = 0  # type: ignore[index, operator]
+    images = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(pruned(images), network(images))
+    assert folding.exact == ("fc",)

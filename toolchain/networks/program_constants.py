@@ -1,0 +1,107 @@
+"""Parameters, buffers and constants of a program of torch.export, and what it computes of these alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.aten_values import Constant, operator_of, shape_of
+
+RESHAPES = (
+    "view", "reshape", "flatten", "squeeze", "unsqueeze", "expand", "expand_as", "repeat", "contiguous",
+    "clone", "alias", "detach", "lift_fresh_copy",
+)  # fmt: skip
+"""ATen operators after which a constant still is the module's tensor: its values are the same."""
+
+
+class ProgramConstants:
+    """The constants of a program.
+
+    A value that is computed of constants alone is a constant too: a weight that is standardised in every
+    forward pass. It is called like the largest tensor of which it is computed, and takes its place.
+    """
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        signature = program.graph_signature
+        self._program = program
+        placeholders = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        self.names = tuple(placeholders.values())
+        """Names of all tensors of the module."""
+        self.trained = frozenset(signature.inputs_to_parameters.values())
+        """Names of its parameters."""
+        self.of: dict[fx.Node, Constant] = {}
+        """Node of the program -> the constant that it is."""
+        self._used: dict[str, Constant] = {}
+        for node in program.graph.nodes:
+            if node.op == "placeholder" and node.name in placeholders:
+                self.of[node] = Constant(placeholders[node.name])
+            elif node.op == "call_function" and (found := self._computed(node)):
+                self.of[node] = found
+
+    def _computed(self, node: fx.Node) -> Constant | None:
+        sources = node.all_input_nodes
+        if not sources or not all(source in self.of for source in sources):
+            return None
+        main = self.of[max(sources, key=lambda one: (_count(one), self.of[one].name.endswith(".weight")))]
+        reshaped = operator_of(node) in RESHAPES and main.computed_by is None
+        return main if reshaped else Constant(main.name, node)
+
+    def use(self, node: fx.Node, *, reshaped: bool = True) -> str:
+        """The name of the tensor that `node` is; with its own shape if it is not to be `reshaped`.
+
+        Raises SlimdeployError if the program uses two values of this name.
+        """
+        found = self.of[node]
+        if not reshaped and shape_of(node) != list(self._tensors()[found.name].shape):
+            found = Constant(found.name, node)
+        if self._used.setdefault(found.name, found) != found:
+            raise SlimdeployError(f"{found.name} is used as it is and in a computation: this isn't supported")
+        return found.name
+
+    def computed(self) -> list[str]:
+        """Names of the tensors whose place a computed value takes."""
+        return [name for name, constant in self._used.items() if constant.computed_by]
+
+    def tensors(self, own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The values of all constants by name, for a module with the tensors `own`. Default: with those that
+        it has been traced with.
+        """
+        found = self._tensors(own)
+        computed = {name: one.computed_by for name, one in self._used.items() if one.computed_by}
+        values = self._run(computed.values(), found)
+        return found | {name: values[node] for name, node in computed.items()}
+
+    def _tensors(self, own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        found = {**self._program.constants, **(self._program.state_dict if own is None else own)}
+        return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+
+    @torch.no_grad()
+    def _run(self, wanted: Iterable[fx.Node], tensors: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
+        """The values of the nodes `wanted`, and of those before them."""
+        needed = set(wanted)
+        for node in reversed(self.of):
+            if node in needed:
+                needed.update(node.all_input_nodes)
+        found: dict[fx.Node, Any] = {}
+        for node in self.of:  # in order of execution, because of operators in place
+            if node in needed and node.op == "placeholder":
+                found[node] = tensors[self.of[node].name].clone()
+            elif node in needed:
+                arguments, options = fx.map_arg((node.args, node.kwargs), found.__getitem__)
+                found[node] = node.target(*arguments, **options)  # type: ignore[operator]
+        return found
+
+
+def _count(node: fx.Node) -> int:
+    """How many values `node` has; of several tensors, the first."""
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, tuple | list) and value else value
+    return first.numel() if isinstance(first, Tensor) else 0
