@@ -22,15 +22,15 @@ def removable_units(network: GraphNetwork, groups: list[ChannelGroup], zeros: Ze
     """The units whose output is zero, or a constant that the next layers can absorb exactly.
 
     This depends on the readers of the channel: a sum is constant if all its branches are; a convolution can
-    absorb a constant if it doesn't pad its input; a mean over the channels can't.
+    absorb a constant if it doesn't pad its input; a sum over the channels can't.
     """
     graph, constants = network.graph, strict_constants(network, zeros)
-    means = [node for node in graph.nodes if node.operator == "channel_mean"]
+    sums = [node for node in graph.nodes if node.op.sums_channels]
     found = {}
     for group in groups:
         removable = np.full(group.width, bool(group.consumers))
         layers = [graph.by_name[name] for name in group.consumers]
-        for reader in layers + [mean for mean in means if mean.inputs[0] in group.positions]:
+        for reader in layers + [one for one in sums if one.inputs[0] in group.positions]:
             values = constants[reader.inputs[0]][group.positions[reader.inputs[0]]]
             absorbs = reader in layers and takes_constants(graph, reader)
             exact = np.isfinite(values) if absorbs else values == 0

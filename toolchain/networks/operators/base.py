@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -122,6 +122,10 @@ class Operator:
     """Whether applying it twice equals applying it once."""
     elementwise = False
     """Whether each output value depends only on the values at the same position of the inputs."""
+    sums_channels = False
+    """Whether it adds its channels without weights: a removed one must be zero, another constant can't be
+    absorbed.
+    """
 
     def reads_all(self, node: Node) -> bool:
         """Whether every output channel depends on all input channels, as in a dense convolution."""
@@ -194,6 +198,15 @@ def window(
     if ceil and steps * stride >= size + padding:  # a window that starts in the padding doesn't count
         steps -= 1
     return steps + 1
+
+
+def equal_channels(node: Node, counts: Collection[int]) -> int:
+    """The one of `counts`; raises SlimdeployError if they differ."""
+    if len(set(counts)) > 1:
+        raise SlimdeployError(
+            f"{node.name}: {node.operator} needs equal channels, not {' and '.join(map(str, counts))}"
+        )
+    return next(iter(counts))
 
 
 def sides(node: Node, shape: Shape) -> tuple[int, int, int]:

@@ -67,6 +67,7 @@ class ChannelMean(ChannelReduction):
     """
 
     attributes = MappingProxyType({"count": count})
+    sums_channels = True
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
         return functools.partial(_mean, count=node.attributes["count"])

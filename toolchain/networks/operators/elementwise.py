@@ -19,6 +19,7 @@ from slimdeploy.toolchain.networks.operators.base import (
     Operator,
     Shape,
     Ties,
+    equal_channels,
 )
 
 if TYPE_CHECKING:
@@ -37,10 +38,7 @@ class Elementwise(Operator):
         self.onnx, self.function, self.summed = onnx, function, summed
 
     def channels(self, node: Node, inputs: Sequence[int]) -> int:
-        if len(set(inputs) - {1}) > 1:
-            counts = " and ".join(map(str, inputs))
-            raise SlimdeployError(f"{node.name}: {node.operator} needs equal channels, not {counts}")
-        return max(inputs)
+        return equal_channels(node, [count for count in inputs if count > 1] or [1])
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
         if len({len(shape) for shape in inputs}) == 1:

@@ -15,6 +15,7 @@ from slimdeploy.toolchain.networks.operators.base import (
     Operator,
     Shape,
     Ties,
+    equal_channels,
     sides,
 )
 
@@ -28,11 +29,7 @@ class Stack(Operator):
     arity = (1, None)
 
     def channels(self, node: Node, inputs: Sequence[int]) -> int:
-        if len(set(inputs)) > 1:
-            raise SlimdeployError(
-                f"{node.name}: stack needs equal channels, not {' and '.join(map(str, inputs))}"
-            )
-        return inputs[0]
+        return equal_channels(node, inputs)
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
         for _, height, width in (sides(node, shape) for shape in inputs):
