@@ -45,6 +45,8 @@ class ProgramConstants:
                 self.of[node] = Constant(placeholders[node.name])
             elif node.op == "call_function" and (found := self._computed(node)):
                 self.of[node] = found
+                if _writes(node):
+                    self._note_written(node)
 
     def _computed(self, node: fx.Node) -> Constant | None:
         sources = node.all_input_nodes
@@ -53,6 +55,13 @@ class ProgramConstants:
         main = self.of[max(sources, key=lambda one: (_count(one), self.of[one].name.endswith(".weight")))]
         reshaped = operator_of(node) in RESHAPES and main.computed_by is None
         return main if reshaped else Constant(main.name, node)
+
+    def _note_written(self, operator: fx.Node) -> None:
+        """All views of what `operator` overwrites have computed values: w[:, :, 1, 1] = 0."""
+        memory = _memory(operator.args[0])
+        for node, constant in self.of.items():
+            if _memory(node) == memory:
+                self.of[node] = Constant(constant.name, node)
 
     def use(self, node: fx.Node, *, reshaped: bool = True) -> str:
         """The name of the tensor that `node` is; with its own shape if it is not to be `reshaped`.
@@ -84,20 +93,40 @@ class ProgramConstants:
         return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
 
     @torch.no_grad()
-    def _run(self, wanted: Iterable[fx.Node], tensors: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
-        """The values of the nodes `wanted`, and of those before them."""
-        needed = set(wanted)
+    def _run(self, wanted: Iterable[fx.Node], tensors: Mapping[str, Tensor]) -> dict[fx.Node, Tensor]:
+        """The values of the nodes `wanted`, as the first operator outside of the constants reads them: later
+        ones may overwrite them.
+        """
+        wanted = set(wanted)
+        needed = wanted | {node for node in self.of if _writes(node)}
         for node in reversed(self.of):
             if node in needed:
                 needed.update(node.all_input_nodes)
         found: dict[fx.Node, Any] = {}
-        for node in self.of:  # in order of execution, because of operators in place
-            if node in needed and node.op == "placeholder":
+        read: dict[fx.Node, Tensor] = {}
+        for node in self._program.graph.nodes:
+            if node not in self.of:
+                read |= {
+                    one: found[one].clone() for one in node.all_input_nodes if one in wanted - read.keys()
+                }
+            elif node in needed and node.op == "placeholder":
                 found[node] = tensors[self.of[node].name].clone()
             elif node in needed:
                 arguments, options = fx.map_arg((node.args, node.kwargs), found.__getitem__)
-                found[node] = node.target(*arguments, **options)  # type: ignore[operator]
-        return found
+                found[node] = node.target(*arguments, **options)
+        return read
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether `node` is an operator in place."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _memory(node: Any) -> int | None:
+    """A number that `node` has in common with its views."""
+    value = node.meta.get("val")
+    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
 
 
 def _count(node: fx.Node) -> int:

@@ -41,6 +41,16 @@ def _by_hand(own: nn.Module, x: Tensor) -> Tensor:
     return functional.conv2d(x, weight, own.bias, padding=1)
 
 
+def _through_views(own: nn.Module, x: Tensor) -> Tensor:
+    """Operators in place on views of the weight, before and after its use."""
+    weight = own.weight.clone()
+    weight[:, :, 1, 1] = 0
+    weight.view(8, -1)[:4].mul_(2)
+    y = functional.conv2d(x, weight, own.bias, padding=1)
+    weight.view(8, -1).mul_(3)
+    return y
+
+
 def _scaled() -> nn.Module:
     layer = nn.Conv2d(8, 8, 1, bias=False)
     layer.gain = nn.Parameter(torch.ones(8, 1, 1, 1))
@@ -63,6 +73,7 @@ def _vectors(**tensors: Tensor) -> nn.Module:
 COMPUTING = {
     "by batch norm": _Computing(nn.Conv2d(8, 8, 3), _by_batch_norm),
     "by hand": _Computing(nn.Conv2d(8, 8, 3), _by_hand),
+    "through views": _Computing(nn.Conv2d(8, 8, 3), _through_views),
     "scaled": _Computing(_scaled(), lambda own, x: functional.conv2d(x, own.gain * own.weight.tanh() / 3)),
     "flat": _Computing(_flat(), lambda own, x: functional.conv2d(x, own.weight.view(8, 8, 3, 3))),
     "transposed": _Computing(
