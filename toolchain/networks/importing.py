@@ -241,6 +241,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+@torch.no_grad()  # else a `with torch.no_grad()` in the module becomes an operator around its part
 def _traced(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     try:
         with _visible_stochastic_depth(module), _quiet():
