@@ -77,10 +77,21 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
         with torch.random.fork_rng(devices=()):  # its random weights are replaced
             network = GraphNetwork(importer.graph()).eval()
 
-        def difference(expected: Tensor) -> float:
-            tensors = importer.constants.tensors(module.state_dict())
+        def take(network: GraphNetwork, module: nn.Module) -> None:
+            """Give `network` the weights of `module`."""
+            buffers = dict(module.named_buffers(remove_duplicate=False))  # those that aren't saved, too
+            tensors = importer.constants.tensors(module.state_dict() | buffers)
             network.load_state_dict({name: tensors[name] for name in network.state_dict()})
-            return _difference(module, expected, network, images, ENDINGS.get(importer.ending))
+
+        def difference(expected: Tensor) -> float:
+            take(network, module)
+            ending = ENDINGS.get(importer.ending)
+            error = _relative_error(expected, network, images, ending)
+            if not error <= TOLERANCE and not _same_in_float64(module, network, images, ending, take):
+                raise SlimdeployError(
+                    f"the imported network's logits differ from the module's by {error:.1e}"
+                )
+            return error
 
         with _varied(module):
             varied = _logits(_run(module, images))
@@ -274,19 +285,6 @@ def _varied(module: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _difference(
-    module: nn.Module,
-    expected: Tensor,
-    network: GraphNetwork,
-    images: Tensor,
-    ending: Callable[[Tensor], Tensor] | None,
-) -> float:
-    error = _relative_error(expected, network, images, ending)
-    if not error <= TOLERANCE and not _same_in_float64(module, network, images, ending):
-        raise SlimdeployError(f"the imported network's logits differ from the module's by {error:.1e}")
-    return error
-
-
 def _relative_error(
     expected: Tensor, network: nn.Module, images: Tensor, ending: Callable[[Tensor], Tensor] | None
 ) -> float:
@@ -296,15 +294,24 @@ def _relative_error(
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
+@torch.no_grad()
 def _same_in_float64(
-    module: nn.Module, network: nn.Module, images: Tensor, ending: Callable[[Tensor], Tensor] | None
+    module: nn.Module,
+    network: GraphNetwork,
+    images: Tensor,
+    ending: Callable[[Tensor], Tensor] | None,
+    take: Callable[[GraphNetwork, nn.Module], None],
 ) -> bool:
-    """Whether the logits differ by rounding only, which some networks amplify."""
+    """Whether the logits differ by rounding only, which some networks amplify. `take` gives a network the
+    weights of a module: those that are computed are computed in float64 too.
+    """
+    exact, made = copy.deepcopy(module).double(), copy.deepcopy(network).double()
     try:
-        expected = copy.deepcopy(module).double()(images.double())
+        expected = exact(images.double())
+        take(made, exact)
     except Exception:  # whatever a foreign forward raises, for example for its own float32 constants
         return False
-    return _relative_error(expected, copy.deepcopy(network).double(), images.double(), ending) <= TOLERANCE**2
+    return _relative_error(expected, made, images.double(), ending) <= TOLERANCE**2
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from slimdeploy.tests.toolchain.networks.example_modules import Function, Net
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.importing import from_module
+from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.training.pretrained import read_weights
 
 
@@ -107,6 +108,19 @@ def test_computed_weights_become_plain_ones(what: str) -> None:
     assert found.network.state_dict().keys() <= before.keys()
     (remark,) = found.remarks
     assert remark.startswith("middle.own.")
+
+
+def test_computed_weights_are_compared_in_float64_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network that amplifies rounding: rounded to float32, the weights would be others."""
+    forward = GraphNetwork.forward
+
+    def rounded(network: GraphNetwork, images: Tensor) -> Tensor:
+        found = forward(network, images)
+        return found * (1 + 1e-3) if found.dtype == torch.float32 else found
+
+    monkeypatch.setattr(GraphNetwork, "forward", rounded)
+    found = from_module(Net(_Computing(nn.Conv2d(8, 8, 3), _by_hand)), size=16)
+    assert found.relative_error == pytest.approx(1e-3, rel=0.1)
 
 
 def test_a_weight_has_one_value() -> None:
