@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -155,11 +156,24 @@ def _with_constant(at: Importer, node: fx.Node, operator: str, constant: Any, ot
     if [i for i, n in enumerate(aligned) if n > 1] not in ([], [axis]):
         raise at.refused(node, f"aten.{operator_of(node)} of a parameter that isn't one value a channel")
     name = at.constant(constant)
+    if operator == "plus" and len(other.users) == 1 and _is_bias(at, name, value, math.prod(shape)):
+        at.nodes[value] = at.nodes[value].with_attributes(bias=True)
+        return value
     if axis == 1 and aligned[1] > 1 and shape_of(other)[1] == 1:  # gray images, by colour
         value = at.add(node, "concat", *[value] * int(aligned[1]))
     return at.add(
         node, operator, value, name=name, shape=list(at.tensor(name).shape), trained=at.is_trained(name)
     )
+
+
+def _is_bias(at: Importer, name: str, value: str, count: int) -> bool:
+    """Whether the parameter `name` is the bias of the layer that made `value`, as in
+    conv2d(x, weight) + bias.view(1, -1, 1, 1).
+    """
+    layer = at.nodes.get(value)
+    if layer is None or layer.operator not in ("conv", "linear") or not at.is_trained(name):
+        return False
+    return name == f"{value}.bias" and not layer.attributes["bias"] and layer.attributes["out"] == count
 
 
 def gated_linear_unit(at: Importer, node: fx.Node) -> str:

@@ -66,6 +66,12 @@ class Importer:
                 self.values[node], image_channels = INPUT, int(node.meta["val"].shape[1])
             elif node.op == "call_function" and not (node is output and self.ending):
                 self._call(node)
+        for node in self.nodes.values():
+            layer = node.name.rpartition(".")[0]
+            if layer in self.nodes and "" in node.op.tensors(node):  # it would become the layer's parameter
+                raise SlimdeployError(
+                    f"{node.name} is used outside of its layer {layer}: this isn't supported"
+                )
         wanted = self.values[logits]
         if not isinstance(wanted, str):
             raise SlimdeployError("the module's output isn't computed from the images")

@@ -121,6 +121,28 @@ def test_rounding_that_a_network_amplifies_is_told_from_another_function(
         from_module(module, size=16)
 
 
+class _Apart(nn.Conv2d):
+    """A convolution that adds its bias in another call, to its output or, if not `alone`, to another one."""
+
+    def __init__(self, *, alone: bool) -> None:
+        super().__init__(8, 8, 1)
+        self.alone = alone
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, bias = nn.functional.conv2d(x, self.weight), self.bias.view(1, -1, 1, 1)
+        return y + bias if self.alone else y * (y + bias)
+
+
+@torch.no_grad()
+def test_a_bias_that_is_added_in_another_call_belongs_to_its_layer() -> None:
+    module, images = Net(_Apart(alone=True)), torch.randn(3, 3, 16, 16)
+    network = from_module(module, size=16).network
+    torch.testing.assert_close(network(images), module(images))
+    assert network.graph.by_name["middle"].attributes["bias"]
+    with pytest.raises(SlimdeployError, match=r"middle\.bias is used outside of its layer middle"):
+        from_module(Net(_Apart(alone=False)), size=16)
+
+
 @pytest.mark.parametrize("gamma", [0, 1e-6])
 @pytest.mark.parametrize("same", [True, False])
 def test_a_branch_that_is_scaled_by_almost_nothing_is_compared(gamma: float, same: bool) -> None:
