@@ -108,7 +108,7 @@ def linear(at: Importer, node: fx.Node) -> str:
     out, count = shape_of(node.args[1])
     parts = {"in": count, "out": out, "bias": argument(node, 2, None) is not None}
     name, value = at.module_of(node, weight=1, bias=2), at.value(node, 0)
-    if at.calls[name] == 1:
+    if at.calls[name] <= 1:  # 0 if its weight is computed of tensors with other names
         return at.add(node, "linear", value, name=name, **parts, **({"pixels": True} if pixels else {}))
     if pixels:
         raise at.refused(node, SHARED)

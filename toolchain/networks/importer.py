@@ -23,6 +23,8 @@ ENDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
 }
 """ATen operators that may follow the logits; they are removed, since a classifier returns logits."""
+PARTS = ("weight", "bias", "running_mean", "running_var")
+"""Names that the layers give their tensors."""
 
 
 @dataclass
@@ -67,8 +69,9 @@ class Importer:
             elif node.op == "call_function" and not (node is output and self.ending):
                 self._call(node)
         for node in self.nodes.values():
-            layer = node.name.rpartition(".")[0]
-            if layer in self.nodes and "" in node.op.tensors(node):  # it would become the layer's parameter
+            layer, _, part = node.name.rpartition(".")
+            own = "" in node.op.tensors(node)  # it would become the layer's parameter
+            if own and layer in self.nodes and part in PARTS:
                 raise SlimdeployError(
                     f"{node.name} is used outside of its layer {layer}: this isn't supported"
                 )
@@ -194,23 +197,29 @@ class Importer:
         return self.constants.tensors()[name]
 
     def is_trained(self, name: str) -> bool:
-        return name in self.constants.trained
+        return self.constants.is_trained(name)
 
     def module_of(self, node: fx.Node, **parts: int) -> str:
         """The module that owns the tensors given as arguments: name of each in the module -> its index.
-        Arguments that are omitted or None don't count.
+        Arguments that are omitted or None don't count. One that is computed of other tensors belongs to the
+        module of the others, or else to that of these tensors.
         """
-        owners = set()
+        given: dict[str, fx.Node] = {}
+        owners = {True: set[str](), False: set[str]()}
+        """Whether the tensors have the names of the module's parts -> modules with such tensors."""
         for part, index in parts.items():
             argument = node.args[index] if len(node.args) > index else None
             if argument is None:
                 continue
-            name = ""
-            if isinstance(argument, fx.Node) and argument in self.constants.of:
-                name = self.constants.use(argument, reshaped=False)
-            if not name.endswith(f".{part}"):
+            found = self.constants.of.get(argument) if isinstance(argument, fx.Node) else None
+            owner, _, name = found.name.rpartition(".") if found else ("", "", "")
+            if not found or not owner or (name != part and not found.computed_by):
                 raise self.refused(node, f"{node.target} without a parameter of its own called {part}")
-            owners.add(name.removesuffix(f".{part}"))
-        if len(owners) != 1:
+            given[part] = argument
+            owners[name == part].add(owner)
+        if len(owners[True] or owners[False]) != 1:
             raise self.refused(node, f"{node.target} with parameters of several modules isn't supported")
-        return str(owners.pop())
+        (owner,) = owners[True] or owners[False]
+        for part, argument in given.items():
+            self.constants.use_as(f"{owner}.{part}", argument)
+        return owner

@@ -17,12 +17,16 @@ RESHAPES = (
 )  # fmt: skip
 """ATen operators after which a constant still is the module's tensor: its values are the same."""
 
+LAYERS = ("conv1d", "conv2d", "linear", "batch_norm", "group_norm", "layer_norm", "instance_norm", "prelu")
+"""ATen operators whose parameters belong to one module."""
+
 
 class ProgramConstants:
     """The constants of a program.
 
     A value that is computed of constants alone is a constant too: a weight that is standardised in every
-    forward pass. It is called like the largest tensor of which it is computed, and takes its place.
+    forward pass. It is called like the largest tensor of which it is computed, and takes its place, unless
+    the tensor is used otherwise too: then it gets a new name.
     """
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
@@ -47,14 +51,34 @@ class ProgramConstants:
                 self.of[node] = found
                 if _writes(node):
                     self._note_written(node)
+        self._taken = {
+            self.of[one].name
+            for node in program.graph.nodes
+            for one in node.all_input_nodes
+            if node not in self.of and one in self.of
+            if self.of[one].computed_by is None or self._is_of_layer(node, self.of[one])
+        }
+        """Names of the tensors that are used as they are or by layers, whose parameters have fixed names."""
 
     def _computed(self, node: fx.Node) -> Constant | None:
         sources = node.all_input_nodes
         if not sources or not all(source in self.of for source in sources):
             return None
-        main = self.of[max(sources, key=lambda one: (_count(one), self.of[one].name.endswith(".weight")))]
+
+        def rank(source: fx.Node) -> tuple[int, bool, bool]:
+            name = self.of[source].name
+            return _count(source), name in self.trained, name.endswith(".weight")
+
+        main = self.of[max(sources, key=rank)]
         reshaped = operator_of(node) in RESHAPES and main.computed_by is None
         return main if reshaped else Constant(main.name, node)
+
+    def _is_of_layer(self, reader: fx.Node, constant: Constant) -> bool:
+        """Whether `constant` is a parameter of the layer that reads it. A filter that isn't trained has its
+        own node.
+        """
+        operator = operator_of(reader)
+        return operator in LAYERS and (operator != "conv2d" or constant.name in self.trained)
 
     def _note_written(self, operator: fx.Node) -> None:
         """All views of what `operator` overwrites have computed values: w[:, :, 1, 1] = 0."""
@@ -63,21 +87,43 @@ class ProgramConstants:
             if _memory(node) == memory:
                 self.of[node] = Constant(constant.name, node)
 
-    def use(self, node: fx.Node, *, reshaped: bool = True) -> str:
-        """The name of the tensor that `node` is; with its own shape if it is not to be `reshaped`.
+    def use(self, node: fx.Node) -> str:
+        """The name of the tensor that `node` is, possibly reshaped."""
+        found = self.of[node]
+        name = found.name
+        taken = found.computed_by is not None and name in self._taken
+        if taken or self._used.get(name, found) != found:
+            name = self._new_name(found)
+        self._used[name] = found
+        return name
 
-        Raises SlimdeployError if the program uses two values of this name.
+    def _new_name(self, constant: Constant) -> str:
+        """A name for one of several values of a tensor: the same if it is used again."""
+        number, name = 2, f"{constant.name}_2"
+        while name in self.names or self._used.get(name, constant) != constant:
+            number += 1
+            name = f"{constant.name}_{number}"
+        return name
+
+    def use_as(self, name: str, node: fx.Node) -> None:
+        """Use the tensor that `node` is, with its own shape, as the parameter `name` of a layer.
+
+        Raises SlimdeployError if the layer has two values of it.
         """
         found = self.of[node]
-        if not reshaped and shape_of(node) != list(self._tensors()[found.name].shape):
+        if shape_of(node) != list(self._tensors()[found.name].shape):
             found = Constant(found.name, node)
-        if self._used.setdefault(found.name, found) != found:
-            raise SlimdeployError(f"{found.name} is used as it is and in a computation: this isn't supported")
-        return found.name
+        occupied = name != found.name and name in self.names
+        if occupied or self._used.setdefault(name, found) != found:
+            raise SlimdeployError(f"{name} has several values in one forward pass: this isn't supported")
+
+    def is_trained(self, name: str) -> bool:
+        """Whether the tensor of this name is a parameter, or computed of one."""
+        return (self._used[name].name if name in self._used else name) in self.trained
 
     def computed(self) -> list[str]:
         """Names of the tensors whose place a computed value takes."""
-        return [name for name, constant in self._used.items() if constant.computed_by]
+        return [name for name, one in self._used.items() if one.computed_by or one.name != name]
 
     def tensors(self, own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The values of all constants by name, for a module with the tensors `own`. Default: with those that
@@ -86,7 +132,8 @@ class ProgramConstants:
         found = self._tensors(own)
         computed = {name: one.computed_by for name, one in self._used.items() if one.computed_by}
         values = self._run(computed.values(), found)
-        return found | {name: values[node] for name, node in computed.items()}
+        plain = {name: found[one.name] for name, one in self._used.items() if not one.computed_by}
+        return found | plain | {name: values[node] for name, node in computed.items()}
 
     def _tensors(self, own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         found = {**self._program.constants, **(self._program.state_dict if own is None else own)}

@@ -123,11 +123,77 @@ def test_computed_weights_are_compared_in_float64_too(monkeypatch: pytest.Monkey
     assert found.relative_error == pytest.approx(1e-3, rel=0.1)
 
 
-def test_a_weight_has_one_value() -> None:
-    layer = nn.Conv2d(8, 8, 1)
-    both = _Computing(layer, lambda own, x: own(x) * own.weight.mean())
-    with pytest.raises(SlimdeployError, match=r"middle\.own\.weight is used as it is and in a computation"):
-        from_module(Net(both), size=16)
+def test_a_weight_of_a_layer_has_one_value() -> None:
+    def both(own: nn.Module, x: Tensor) -> Tensor:
+        pooled = x.mean((2, 3))
+        return x * (own(pooled) + functional.linear(pooled, own.weight * 2))[..., None, None]
+
+    with pytest.raises(SlimdeployError, match=r"middle\.own\.weight has several values in one forward pass"):
+        from_module(Net(_Computing(nn.Linear(8, 8), both)), size=16)
+
+
+def _opposite_gates(own: nn.Module, x: Tensor) -> Tensor:
+    gate = own.gate.sigmoid()
+    return x.relu() * gate + x.tanh() * (1 - gate)
+
+
+def _frozen_bn(own: nn.Module, x: Tensor) -> Tensor:
+    """As torchvision writes it."""
+    weight, bias, mean, variance = (
+        tensor.reshape(1, -1, 1, 1) for tensor in (own.weight, own.bias, own.running_mean, own.running_var)
+    )
+    scale = weight * (variance + 1e-5).rsqrt()
+    return x * scale + (bias - mean * scale)
+
+
+def _folded(own: nn.Module, x: Tensor) -> Tensor:
+    """A convolution with its BN folded in every forward pass: the convolution has no bias of its own."""
+    scale = own[1].weight / (own[1].running_var + 1e-5).sqrt()
+    bias = own[1].bias - own[1].running_mean * scale
+    return functional.conv2d(x, own[0].weight * scale[:, None, None, None], bias, padding=1)
+
+
+SEVERAL_VALUES = {
+    "gates": (_Computing(_vectors(gate=torch.randn(8, 1, 1)), _opposite_gates), {"gate", "gate_2"}),
+    "plain too": (
+        _Computing(_vectors(s=torch.rand(8, 1, 1)), lambda own, x: (x * own.s.exp()).relu() * own.s),
+        {"s", "s_2"},
+    ),
+    "mean": (
+        _Computing(nn.Conv2d(8, 8, 1), lambda own, x: own(x) * own.weight.mean()),
+        {"weight", "bias", "weight_2"},
+    ),
+    "frozen BN": (
+        _Computing(
+            _vectors(**{part: torch.rand(8) for part in ("weight", "bias", "running_mean", "running_var")}),
+            _frozen_bn,
+        ),
+        {"weight", "weight_2"},
+    ),
+    "masked": (
+        _Computing(
+            _vectors(mask=torch.randint(2, (8, 8, 1, 1)), bias=torch.rand(8)),
+            lambda own, x: functional.conv2d(x, own.mask * own.weight_orig, own.bias),
+        ),
+        {"weight", "bias"},
+    ),
+    "folded BN": (
+        _Computing(nn.Sequential(nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8)), _folded),
+        {"0.weight", "0.bias"},
+    ),
+}
+SEVERAL_VALUES["masked"][0].own.weight_orig = nn.Parameter(torch.randn(8, 8, 1, 1))
+
+
+@pytest.mark.parametrize("what", SEVERAL_VALUES)
+@torch.no_grad()
+def test_several_values_of_a_parameter_have_several_names(what: str) -> None:
+    middle, expected = SEVERAL_VALUES[what]
+    module, images = Net(middle).eval(), torch.randn(3, 3, 16, 16)
+    network = from_module(module, size=16).network
+    torch.testing.assert_close(network(images), module(images))
+    prefix = "middle.own."
+    assert {name.removeprefix(prefix) for name in network.state_dict() if prefix in name} == expected
 
 
 def test_a_computation_of_the_images_is_no_constant() -> None:
