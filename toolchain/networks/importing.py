@@ -36,6 +36,8 @@ TOLERANCE = 1e-5
 is accepted if the difference in float64 is at most its square.
 """
 
+COUNTER = "num_batches_tracked"
+"""Buffer of a BN, which a module of its own that calls batch_norm need not have."""
 SIGMOID_REMOVED = (
     "the sigmoid at the end is removed: probabilities are now those of softmax, and training and accuracy "
     "are for one class per image"
@@ -81,7 +83,9 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
             """Give `network` the weights of `module`."""
             buffers = dict(module.named_buffers(remove_duplicate=False))  # those that aren't saved, too
             tensors = importer.constants.tensors(module.state_dict() | buffers)
-            network.load_state_dict({name: tensors[name] for name in network.state_dict()})
+            own = network.state_dict()
+            counters = {name: own[name] for name in own if name.endswith(COUNTER)}
+            network.load_state_dict({name: (counters | tensors)[name] for name in own})
 
         def difference(expected: Tensor) -> float:
             take(network, module)

@@ -121,6 +121,14 @@ def test_rounding_that_a_network_amplifies_is_told_from_another_function(
         from_module(module, size=16)
 
 
+def test_a_bn_without_a_counter_of_batches() -> None:
+    norm, images = nn.BatchNorm2d(8), torch.randn(3, 3, 16, 16)
+    del norm.num_batches_tracked
+    norm.num_batches_tracked = None
+    module = Net(norm).eval()
+    torch.testing.assert_close(from_module(module, size=16).network(images), module(images))
+
+
 class _Apart(nn.Conv2d):
     """A convolution that adds its bias in another call, to its output or, if not `alone`, to another one."""
 
