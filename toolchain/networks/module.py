@@ -47,16 +47,26 @@ class GraphNetwork(nn.Module):
         super().__init__()
         self.graph = graph
         self._steps: list[_Step] = []
+        places: dict[str, tuple[Mapping[str, Any], str]] = {}
         for node, done in _with_last_uses(graph):
-            made = node.op.run(node, inplace=_may_overwrite(graph, node))
-            if own := node.op.tensors(node).get(""):
-                made = _WithTensor(*_attach(self, node.name, _parameter(own)), made)
-            if isinstance(made, nn.Module):
-                # Looked up at each call: the module may be replaced.
-                container, key = _attach(self, node.name, made)
-                self._steps.append(_Step(container._modules, key, node, done))
-            else:
-                self._steps.append(_Step({node.name: made}, node.name, node, done))
+            self._place(node, places)
+            self._steps.append(_Step(*places[node.name], node, done))
+
+    def _place(self, node: Node, places: dict[str, tuple[Mapping[str, Any], str]]) -> None:
+        """Make the function of `node`, and note where it is found, unless this is done."""
+        if node.name in places:
+            return
+        made = node.op.run(node, inplace=_may_overwrite(self.graph, node))
+        if own := node.op.tensors(node).get(""):
+            if layer := self.graph.by_name.get(node.name.rpartition(".")[0]):
+                self._place(layer, places)  # first, since it becomes the parent of the tensor
+            made = _WithTensor(*_attach(self, node.name, _parameter(own)), made)
+        if isinstance(made, nn.Module):
+            # Looked up at each call: the module may be replaced.
+            container, key = _attach(self, node.name, made)
+            places[node.name] = container._modules, key
+        else:
+            places[node.name] = {node.name: made}, node.name
 
     def forward(self, images: Tensor) -> Tensor:
         values = {INPUT: images}

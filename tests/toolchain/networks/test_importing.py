@@ -129,6 +129,20 @@ def test_a_bn_without_a_counter_of_batches() -> None:
     torch.testing.assert_close(from_module(module, size=16).network(images), module(images))
 
 
+class _ScaledBefore(nn.Conv2d):
+    def __init__(self) -> None:
+        super().__init__(8, 8, 1)
+        self.scale = nn.Parameter(torch.rand(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * self.scale)
+
+
+def test_a_layer_may_scale_its_input_by_a_parameter_of_its_own() -> None:
+    module, images = Net(_ScaledBefore()), torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(from_module(module, size=16).network(images), module(images))
+
+
 class _Apart(nn.Conv2d):
     """A convolution that adds its bias in another call, to its output or, if not `alone`, to another one."""
 
