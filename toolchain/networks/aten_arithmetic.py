@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -155,10 +154,10 @@ def _with_constant(at: Importer, node: fx.Node, operator: str, constant: Any, ot
     aligned = [1] * (len(shape_of(node)) - len(shape)) + shape
     if [i for i, n in enumerate(aligned) if n > 1] not in ([], [axis]):
         raise at.refused(node, f"aten.{operator_of(node)} of a parameter that isn't one value a channel")
-    name = at.constant(constant)
-    if operator == "plus" and len(other.users) == 1 and _is_bias(at, name, value, math.prod(shape)):
+    if operator == "plus" and len(other.users) == 1 and _is_bias(at, at.values[constant], value):
         at.nodes[value] = at.nodes[value].with_attributes(bias=True)
         return value
+    name = at.constant(constant)
     if axis == 1 and aligned[1] > 1 and shape_of(other)[1] == 1:  # gray images, by colour
         value = at.add(node, "concat", *[value] * int(aligned[1]))
     return at.add(
@@ -166,14 +165,15 @@ def _with_constant(at: Importer, node: fx.Node, operator: str, constant: Any, ot
     )
 
 
-def _is_bias(at: Importer, name: str, value: str, count: int) -> bool:
-    """Whether the parameter `name` is the bias of the layer that made `value`, as in
+def _is_bias(at: Importer, constant: Constant, value: str) -> bool:
+    """Whether `constant` is the bias of the layer that made `value`, as in
     conv2d(x, weight) + bias.view(1, -1, 1, 1).
     """
-    layer = at.nodes.get(value)
-    if layer is None or layer.operator not in ("conv", "linear") or not at.is_trained(name):
+    layer, name = at.nodes.get(value), constant.name
+    if layer is None or layer.operator not in ("conv", "linear") or layer.attributes["bias"]:
         return False
-    return name == f"{value}.bias" and not layer.attributes["bias"] and layer.attributes["out"] == count
+    plain = constant.computed_by is None and at.is_trained(name)
+    return plain and name == f"{value}.bias" and list(at.tensor(name).shape) == [layer.attributes["out"]]
 
 
 def gated_linear_unit(at: Importer, node: fx.Node) -> str:

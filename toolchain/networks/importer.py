@@ -23,8 +23,6 @@ ENDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
 }
 """ATen operators that may follow the logits; they are removed, since a classifier returns logits."""
-PARTS = ("weight", "bias", "running_mean", "running_var")
-"""Names that the layers give their tensors."""
 
 
 @dataclass
@@ -68,13 +66,6 @@ class Importer:
                 self.values[node], image_channels = INPUT, int(node.meta["val"].shape[1])
             elif node.op == "call_function" and not (node is output and self.ending):
                 self._call(node)
-        for node in self.nodes.values():
-            layer, _, part = node.name.rpartition(".")
-            own = "" in node.op.tensors(node)  # it would become the layer's parameter
-            if own and layer in self.nodes and part in PARTS:
-                raise SlimdeployError(
-                    f"{node.name} is used outside of its layer {layer}: this isn't supported"
-                )
         wanted = self.values[logits]
         if not isinstance(wanted, str):
             raise SlimdeployError("the module's output isn't computed from the images")

@@ -19,6 +19,8 @@ RESHAPES = (
 
 LAYERS = ("conv1d", "conv2d", "linear", "batch_norm", "group_norm", "layer_norm", "instance_norm", "prelu")
 """ATen operators whose parameters belong to one module."""
+PARTS = ("weight", "bias", "running_mean", "running_var")
+"""Names that these modules give their tensors."""
 
 
 class ProgramConstants:
@@ -51,14 +53,18 @@ class ProgramConstants:
                 self.of[node] = found
                 if _writes(node):
                     self._note_written(node)
-        self._taken = {
-            self.of[one].name
+        read = [
+            (node, self.of[one])
             for node in program.graph.nodes
             for one in node.all_input_nodes
             if node not in self.of and one in self.of
-            if self.of[one].computed_by is None or self._is_of_layer(node, self.of[one])
-        }
+        ]
+        of_layers = {one.name for node, one in read if self._is_of_layer(node, one)}
+        layers = {name.rpartition(".")[0] for name in of_layers}
+        self._taken = of_layers | {one.name for _, one in read if one.computed_by is None}
         """Names of the tensors that are used as they are or by layers, whose parameters have fixed names."""
+        self._parts = {f"{layer}.{part}" for layer in layers for part in PARTS}
+        """Names that the layers may need for their own tensors."""
 
     def _computed(self, node: fx.Node) -> Constant | None:
         sources = node.all_input_nodes
@@ -88,10 +94,10 @@ class ProgramConstants:
                 self.of[node] = Constant(constant.name, node)
 
     def use(self, node: fx.Node) -> str:
-        """The name of the tensor that `node` is, possibly reshaped."""
+        """The name of the tensor that `node` is, possibly reshaped, for a node of its own."""
         found = self.of[node]
         name = found.name
-        taken = found.computed_by is not None and name in self._taken
+        taken = name in self._parts or (found.computed_by is not None and name in self._taken)
         if taken or self._used.get(name, found) != found:
             name = self._new_name(found)
         self._used[name] = found

@@ -153,6 +153,10 @@ def _folded(own: nn.Module, x: Tensor) -> Tensor:
     return functional.conv2d(x, own[0].weight * scale[:, None, None, None], bias, padding=1)
 
 
+def _column(vector: Tensor) -> Tensor:
+    return vector[:, None, None]
+
+
 SEVERAL_VALUES = {
     "gates": (_Computing(_vectors(gate=torch.randn(8, 1, 1)), _opposite_gates), {"gate", "gate_2"}),
     "plain too": (
@@ -162,6 +166,12 @@ SEVERAL_VALUES = {
     "mean": (
         _Computing(nn.Conv2d(8, 8, 1), lambda own, x: own(x) * own.weight.mean()),
         {"weight", "bias", "weight_2"},
+    ),
+    "bias apart": (
+        _Computing(
+            nn.Conv2d(8, 8, 1), lambda own, x: functional.conv2d(x, own.weight) + _column(own.bias * 2)
+        ),
+        {"weight", "bias_2"},
     ),
     "frozen BN": (
         _Computing(
