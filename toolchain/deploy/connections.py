@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -33,6 +34,10 @@ class Connection(H11Protocol):
     _head: asyncio.TimerHandle | None = None
     _ending = False
     _opened = 0.0
+
+    @staticmethod
+    def count(code: int) -> None:
+        """Called with the status of each answer that the application doesn't know of."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -69,8 +74,9 @@ class Connection(H11Protocol):
         if self.cycle.response_started:
             self.transport.close()
         else:
-            self.cycle.disconnected = True  # the application's answer is no longer sent
-            self._refuse(HTTPStatus.BAD_REQUEST, "the request's body is not HTTP/1.1")
+            # The application answers too, and counts its answer, which is no longer sent.
+            self.cycle.disconnected = True
+            self._send(HTTPStatus.BAD_REQUEST, "the request's body is not HTTP/1.1")
 
     def shutdown(self) -> None:
         """Called when the server shuts down."""
@@ -119,6 +125,11 @@ class Connection(H11Protocol):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections: try again later")
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        """Answer what never reaches the application, and close the connection."""
+        self.count(status.value)
+        self._send(status, reason)
+
+    def _send(self, status: HTTPStatus, reason: str) -> None:
         """Send a response without a request, and close the connection."""
         headers: list[Any] = [(b"content-type", b"application/json"), _CLOSE]
         if status is HTTPStatus.SERVICE_UNAVAILABLE:
@@ -129,3 +140,10 @@ class Connection(H11Protocol):
         for event in (head, h11.Data(data=content), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+
+def counted(count: Callable[[int], None]) -> type[Connection]:
+    """Connections that call `count` with the status of each answer that the application doesn't know of.
+    A class, because uvicorn makes the connections.
+    """
+    return type("CountedConnection", (Connection,), {"count": staticmethod(count)})

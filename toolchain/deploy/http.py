@@ -201,7 +201,7 @@ class Service:
         return time.monotonic() - self.lag.seconds()
 
     def _reply(self, code: int, document: dict, headers: object = None) -> Response:
-        self.metrics.requests.labels(str(code)).inc()
+        self.metrics.count_answer(code)
         return JSONResponse(document, code, headers=headers)  # type: ignore[arg-type]
 
     def _top(self, request: Request) -> int:

@@ -52,6 +52,10 @@ class Metrics:
         """Set the served model."""
         self._about.info({"model": model, "backend": backend, "precision": precision})
 
+    def count_answer(self, code: int) -> None:
+        """Count an answer with the status `code`."""
+        self.requests.labels(str(code)).inc()
+
     def observe_batch(self, images: int, seconds: float) -> None:
         self.batch.observe(images)
         self.inference.observe(seconds)

@@ -15,7 +15,7 @@ from typing import Any
 
 import uvicorn
 
-from slimdeploy.toolchain.deploy.connections import Connection
+from slimdeploy.toolchain.deploy.connections import counted
 from slimdeploy.toolchain.deploy.heap import return_large_blocks
 from slimdeploy.toolchain.deploy.http import ServeOptions, Service, build_app
 from slimdeploy.toolchain.deploy.images import decode_image
@@ -70,7 +70,7 @@ def serve(
             decode.submit(decode_one, _an_image(), "image").result()
             config = uvicorn.Config(
                 build_app(service, reloading(source, registration, lambda line: say(f"{url} {line}"))),
-                http=Connection,
+                http=counted(service.metrics.count_answer),
                 ws="none",
                 loop="asyncio",
                 lifespan="on",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import signal
 import socket
 import threading
@@ -75,6 +76,24 @@ def test_a_body_that_is_not_http_is_told_in_json(server):
         code, headers, document = answer(connection)
     assert (code, headers["connection"]) == (400, "close")
     assert document == {"error": "the request's body is not HTTP/1.1"}
+
+
+def test_answers_without_a_request_are_counted_once(server):
+    """The application doesn't see them; a request whose body breaks off, it does."""
+
+    def counted() -> float:
+        text = ask(server, "GET", "/metrics")[1].decode()
+        found = re.search(r'^slimdeploy_requests_total\{code="400"\} (\S+)', text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+    head += b"Transfer-Encoding: chunked\r\n\r\n"
+    for sent in (b"nonsense\r\n\r\n", head + b"no length\r\n"):
+        before = counted()
+        with connect(server) as connection:
+            connection.sendall(sent)
+            assert answer(connection)[0] == 400
+        assert counted() == before + 1
 
 
 def test_a_client_in_the_middle_of_its_requests_gets_each_answered_at_the_end(models, random_images):
