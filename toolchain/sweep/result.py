@@ -28,15 +28,20 @@ PICKED = ("picked.safetensors", "picked.onnx", "picked.onnx.json")
 def sweep_document(
     job: Job, rows: Sequence[Row], failed: dict[Point, str], picked: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """A `sweep` document (toolchain/measure/schemas/sweep-1.json)."""
-    recipe, options = job.recipe, job.options
+    """A `sweep` document (toolchain/measure/schemas/sweep-1.json).
+
+    `rows` also has trials of earlier calls and other machines: the space of a grid includes their values.
+    """
+    recipe, options, space = job.recipe, job.options, job.space
+    if options.trials is None:
+        space = space.including(Point(row["sparsity"], row["ratio"], row["align"]) for row in rows)
     return results.document(
         "sweep",
         command=command_line(options.storage),
         title=f"{recipe.name}: {recipe.network}, on {recipe.data.name}",
         recipe=recipe.name,
         study={"name": options.study, "storage": masked(options.storage), "method": options.method},
-        space=job.space.to_json(),
+        space=space.to_json(),
         trials=list(rows),
         failed=[{"name": point.name, **point.to_json(), "error": why} for point, why in failed.items()],
         front=[row["name"] for row in choice.pareto_front(rows)],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -54,6 +54,15 @@ class Space:
         instead of waiting for the same one.
         """
         return [Point(s, r, a) for r in self.ratio for a in self.align for s in self.sparsity]
+
+    def including(self, points: Iterable[Point]) -> Space:
+        """The space with the values of `points` added, in increasing order."""
+        found = [*self.points(), *points]
+        return Space(
+            tuple(sorted({point.sparsity for point in found})),
+            tuple(sorted({point.ratio for point in found})),
+            tuple(sorted({point.align for point in found})),
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {name: list(values) for name, values in asdict(self).items()}

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from slimdeploy.tests.toolchain.report import sweep_example
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.pipeline.recipe import find_recipe, load_recipe
+from slimdeploy.toolchain.sweep.options import SweepOptions
+from slimdeploy.toolchain.sweep.result import sweep_document
 from slimdeploy.toolchain.sweep.space import Point, read_space
+from slimdeploy.toolchain.sweep.worker import Job
 
 RECIPE = load_recipe(find_recipe("digits"))
 
@@ -60,3 +66,13 @@ def test_a_recipe_that_steers_its_sparsity_needs_a_list_of_it():
     with pytest.raises(SlimdeployError, match=r"digits steers λ \(auto:0.9\): give sparsity"):
         read_space(recipe, sparsity=None, ratio="0.9", align=None)
     assert read_space(recipe, sparsity="1e-4", ratio="0.9", align=None).points()[0].sparsity == 1e-4
+
+
+@pytest.mark.parametrize(("trials", "ratios"), [(None, [0.5, 0.6, 0.7]), (8, [0.6])])
+def test_the_space_of_a_grid_has_the_values_of_earlier_calls(trials, ratios):
+    """A sampler's space is the range that it chose from."""
+    recipe = load_recipe(find_recipe("digits"))
+    space = read_space(recipe, sparsity="0,1e-3", ratio="0.6", align="1,8")
+    options = SweepOptions(trials=trials).named("digits", Path())
+    written = sweep_document(Job(recipe, space, Path(), options), sweep_example.TRIALS, {}, None)
+    assert written["space"] == {"sparsity": [0.0, 1e-3], "ratio": ratios, "align": [1, 8]}
