@@ -24,6 +24,7 @@ from slimdeploy.toolchain.networks.architectures import (
 )
 from slimdeploy.toolchain.networks.importing import Imported, from_module
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
+from slimdeploy.toolchain.networks.operators.batchnorm import COUNTER
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.torchvision import import_torchvision
 
@@ -207,7 +208,7 @@ def _importable(*folders: Path) -> Iterator[None]:
 def _load(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Load the tensors into `module`; raises SlimdeployError with the first three that don't fit."""
     own = module.state_dict()
-    wrong = [f"{n} is missing" for n in own if n not in tensors and not n.endswith("num_batches_tracked")]
+    wrong = [f"{n} is missing" for n in own if n not in tensors and not n.endswith(COUNTER)]
     wrong += [f"{n} isn't part of the network" for n in tensors if n not in own]
     wrong += [
         f"{n} has shape {tuple(tensors[n].shape)}, expected {tuple(tensor.shape)}"

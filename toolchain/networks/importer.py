@@ -192,25 +192,24 @@ class Importer:
 
     def module_of(self, node: fx.Node, **parts: int) -> str:
         """The module that owns the tensors given as arguments: name of each in the module -> its index.
-        Arguments that are omitted or None don't count. One that is computed of other tensors belongs to the
-        module of the others, or else to that of these tensors.
+        Arguments that are omitted or None don't count. A computed one may come from tensors of other names:
+        it belongs to the module of the others, or else to that of these tensors.
         """
         given: dict[str, fx.Node] = {}
-        owners = {True: set[str](), False: set[str]()}
-        """Whether the tensors have the names of the module's parts -> modules with such tensors."""
         for part, index in parts.items():
             argument = node.args[index] if len(node.args) > index else None
             if argument is None:
                 continue
             found = self.constants.of.get(argument) if isinstance(argument, fx.Node) else None
-            owner, _, name = found.name.rpartition(".") if found else ("", "", "")
-            if not found or not owner or (name != part and not found.computed_by):
+            if not found or not (found.computed_by or found.name.endswith(f".{part}")):
                 raise self.refused(node, f"{node.target} without a parameter of its own called {part}")
-            given[part] = argument
-            owners[name == part].add(owner)
-        if len(owners[True] or owners[False]) != 1:
+            given[part] = argument  # type: ignore[assignment]
+        names = {part: self.constants.of[argument].name.rpartition(".") for part, argument in given.items()}
+        own = {owner for part, (owner, _, name) in names.items() if name == part}
+        owners = own or {owner for owner, _, _ in names.values()}
+        if len(owners) != 1 or "" in owners:
             raise self.refused(node, f"{node.target} with parameters of several modules isn't supported")
-        (owner,) = owners[True] or owners[False]
+        (owner,) = owners
         for part, argument in given.items():
             self.constants.use_as(f"{owner}.{part}", argument)
         return owner

@@ -23,6 +23,7 @@ from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS
 from slimdeploy.toolchain.networks.importer import ENDINGS, Importer
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.networks.operators.batchnorm import COUNTER
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
 
 WEIGHT_HOOKS: dict[type, str] = {
@@ -36,8 +37,6 @@ TOLERANCE = 1e-5
 is accepted if the difference in float64 is at most its square.
 """
 
-COUNTER = "num_batches_tracked"
-"""Buffer of a BN, which a module of its own that calls batch_norm need not have."""
 SIGMOID_REMOVED = (
     "the sigmoid at the end is removed: probabilities are now those of softmax, and training and accuracy "
     "are for one class per image"
@@ -84,6 +83,7 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
             buffers = dict(module.named_buffers(remove_duplicate=False))  # those that aren't saved, too
             tensors = importer.constants.tensors(module.state_dict() | buffers)
             own = network.state_dict()
+            # A module of one's own that calls batch_norm may lack them.
             counters = {name: own[name] for name in own if name.endswith(COUNTER)}
             network.load_state_dict({name: (counters | tensors)[name] for name in own})
 
@@ -309,8 +309,9 @@ def _same_in_float64(
     """Whether the logits differ by rounding only, which some networks amplify. `take` gives a network the
     weights of a module: those that are computed are computed in float64 too.
     """
-    exact, made = copy.deepcopy(module).double(), copy.deepcopy(network).double()
+    made = copy.deepcopy(network).double()
     try:
+        exact = copy.deepcopy(module).double()
         expected = exact(images.double())
         take(made, exact)
     except Exception:  # whatever a foreign forward raises, for example for its own float32 constants

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -52,19 +53,16 @@ class ProgramConstants:
             elif node.op == "call_function" and (found := self._computed(node)):
                 self.of[node] = found
                 if _writes(node):
-                    self._note_written(node)
-        read = [
-            (node, self.of[one])
+                    self._note_written(found.name)
+        layers = {
+            self.of[one].name.rpartition(".")[0]
             for node in program.graph.nodes
+            if node not in self.of and operator_of(node) in LAYERS
             for one in node.all_input_nodes
-            if node not in self.of and one in self.of
-        ]
-        of_layers = {one.name for node, one in read if self._is_of_layer(node, one)}
-        layers = {name.rpartition(".")[0] for name in of_layers}
-        self._taken = of_layers | {one.name for _, one in read if one.computed_by is None}
-        """Names of the tensors that are used as they are or by layers, whose parameters have fixed names."""
-        self._parts = {f"{layer}.{part}" for layer in layers for part in PARTS}
-        """Names that the layers may need for their own tensors."""
+            if one in self.of and (operator_of(node) != "conv2d" or self.of[one].name in self.trained)
+        }
+        self._of_layers = {f"{layer}.{part}" for layer in layers for part in PARTS}
+        """Names that layers need for their own tensors. A filter that isn't trained has a node of its own."""
 
     def _computed(self, node: fx.Node) -> Constant | None:
         sources = node.all_input_nodes
@@ -79,37 +77,23 @@ class ProgramConstants:
         reshaped = operator_of(node) in RESHAPES and main.computed_by is None
         return main if reshaped else Constant(main.name, node)
 
-    def _is_of_layer(self, reader: fx.Node, constant: Constant) -> bool:
-        """Whether `constant` is a parameter of the layer that reads it. A filter that isn't trained has its
-        own node.
-        """
-        operator = operator_of(reader)
-        return operator in LAYERS and (operator != "conv2d" or constant.name in self.trained)
-
-    def _note_written(self, operator: fx.Node) -> None:
-        """All views of what `operator` overwrites have computed values: w[:, :, 1, 1] = 0."""
-        memory = _memory(operator.args[0])
+    def _note_written(self, name: str) -> None:
+        """The views of a tensor that is overwritten in part have computed values: w[:, :, 1, 1] = 0."""
         for node, constant in self.of.items():
-            if _memory(node) == memory:
-                self.of[node] = Constant(constant.name, node)
+            if constant.name == name:
+                self.of[node] = Constant(name, node)
 
     def use(self, node: fx.Node) -> str:
         """The name of the tensor that `node` is, possibly reshaped, for a node of its own."""
         found = self.of[node]
-        name = found.name
-        taken = name in self._parts or (found.computed_by is not None and name in self._taken)
-        if taken or self._used.get(name, found) != found:
-            name = self._new_name(found)
+        numbered = (f"{found.name}_{number}" for number in itertools.count(2))
+        name = next(name for name in itertools.chain([found.name], numbered) if self._is_free(name, found))
         self._used[name] = found
         return name
 
-    def _new_name(self, constant: Constant) -> str:
-        """A name for one of several values of a tensor: the same if it is used again."""
-        number, name = 2, f"{constant.name}_2"
-        while name in self.names or self._used.get(name, constant) != constant:
-            number += 1
-            name = f"{constant.name}_{number}"
-        return name
+    def _is_free(self, name: str, constant: Constant) -> bool:
+        of_another = name != constant.name and name in self.names
+        return not of_another and name not in self._of_layers and self._used.get(name, constant) == constant
 
     def use_as(self, name: str, node: fx.Node) -> None:
         """Use the tensor that `node` is, with its own shape, as the parameter `name` of a layer.
@@ -119,8 +103,7 @@ class ProgramConstants:
         found = self.of[node]
         if shape_of(node) != list(self._tensors()[found.name].shape):
             found = Constant(found.name, node)
-        occupied = name != found.name and name in self.names
-        if occupied or self._used.setdefault(name, found) != found:
+        if self._used.setdefault(name, found) != found:
             raise SlimdeployError(f"{name} has several values in one forward pass: this isn't supported")
 
     def is_trained(self, name: str) -> bool:
@@ -174,12 +157,6 @@ def _writes(node: fx.Node) -> bool:
     """Whether `node` is an operator in place."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
-
-
-def _memory(node: Any) -> int | None:
-    """A number that `node` has in common with its views."""
-    value = node.meta.get("val")
-    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
 
 
 def _count(node: fx.Node) -> int:

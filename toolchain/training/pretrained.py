@@ -23,6 +23,7 @@ from slimdeploy.toolchain.networks.architectures.resnet import STEMS, channel_co
 from slimdeploy.toolchain.networks.fitting import classifier_of, fit_to_tensors, with_classes
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.module import GraphNetwork, build_network
+from slimdeploy.toolchain.networks.operators.batchnorm import COUNTER
 from slimdeploy.toolchain.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.published_weights import PublishedWeights, published_weights, tell_of_transform
@@ -33,7 +34,6 @@ from slimdeploy.toolchain.training.state_dicts import (
     without_wrappers,
 )
 
-_COUNTER = ".num_batches_tracked"
 IMPORT_SIZE = 224
 """Image side for tracing a network of torchvision, whose graph is the same for other sizes."""
 
@@ -135,14 +135,14 @@ def read_weights(
             "with this file, and pass the imported checkpoint"
         )
     classifier = classifier_of(fresh.graph).name
-    names = [n for n in fresh.state_dict() if not n.startswith(classifier) and not n.endswith(_COUNTER)]
+    names = [n for n in fresh.state_dict() if not n.startswith(classifier) and not n.endswith(COUNTER)]
     tensors = _as_float32(unwrapped(tensors, names, classifier, path))
     has_classifier = f"{classifier}.weight" in tensors
     if not has_classifier:
         tensors |= {n: t for n, t in fresh.state_dict().items() if n.startswith(f"{classifier}.")}
     network = GraphNetwork(_fitted(fresh.graph, tensors, path))
     own = network.state_dict()
-    counters = {name: own[name] for name in own if name.endswith(_COUNTER)}
+    counters = {name: own[name] for name in own if name.endswith(COUNTER)}
     load_state(network, counters | tensors, source=str(path))
     if (counted := counters.keys() & tensors.keys()) and not any(tensors[name].any() for name in counted):
         log(f"warning: {path} was never trained: its BN layers counted no batches (num_batches_tracked is 0)")

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.graph import Node
 
 
+COUNTER = "num_batches_tracked"
+"""The number of batches that the statistics have seen; state dicts of others may lack it."""
+
+
 class BatchNorm(Normalisation):
     """Attributes: channels, eps, affine, momentum, and `vector` if its input is (N, C).
 
@@ -47,7 +51,7 @@ class BatchNorm(Normalisation):
             **super().tensors(node),
             "running_mean": Tensor(shape, axes, trained=False),
             "running_var": Tensor(shape, axes, trained=False),
-            "num_batches_tracked": Tensor((), (), trained=False),
+            COUNTER: Tensor((), (), trained=False),
         }
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
