@@ -52,7 +52,7 @@ def check_class_names(data: str, names: Sequence[str], model: str, own: Sequence
     unnamed = tuple(own) == unknown_class_names(len(names))
     raise SlimdeployError(
         f"{data} has other classes ({_few(names)}) than {model} ({_few(own)})"
-        + (": the network has no class names; import it with `class_names`" if unnamed else "")
+        + (": the network has no class names; import it with class names" if unnamed else "")
     )
 
 

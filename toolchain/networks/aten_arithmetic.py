@@ -32,9 +32,10 @@ def hardtanh(at: Importer, node: fx.Node) -> str:
 def _clip(at: Importer, node: fx.Node, low: Any, high: Any) -> str:
     if low == 0 and high in (None, 6):
         return at.add(node, "relu" if high is None else "relu6", at.value(node, 0))
-    if not isinstance(low, int | float) or not isinstance(high, int | float):
-        raise at.refused(node, "a clamp with one limit is supported at 0 only, as ReLU")
-    return at.add(node, "clip", at.value(node, 0), low=float(low), high=float(high))
+    if not isinstance(low, int | float) or not isinstance(high, int | float | None):
+        raise at.refused(node, "a clamp is supported with a number as the lower limit only")
+    upper: dict[str, Any] = {} if high is None else {"high": float(high)}
+    return at.add(node, "clip", at.value(node, 0), low=float(low), **upper)
 
 
 def prelu(at: Importer, node: fx.Node) -> str:

@@ -79,7 +79,11 @@ def norm(at: Importer, node: fx.Node) -> Any:
     return _reduced(at, node, argument(node, 2, []), bool(argument(node, 3, False)), "global_norm")
 
 
-OVER_CHANNELS = {"adaptive_avg_pool": "channel_mean", "global_max_pool": "channel_max"}
+OVER_CHANNELS = {
+    "adaptive_avg_pool": "channel_mean",
+    "global_max_pool": "channel_max",
+    "global_norm": "channel_norm",
+}
 """Operator that reduces each channel -> the one that reduces each pixel."""
 
 
@@ -91,13 +95,13 @@ def _reduced(
     operator: str,
     attributes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
-    """A reduction over the channels, or by `operator` over height and width, at once or one after the other,
-    or over flattened pixels.
+    """A reduction over the channels of an image or a vector, or by `operator` over height and width, at once
+    or one after the other, or over flattened pixels.
     """
     found, shape = at.values.get(node.args[0]), shape_of(node.args[0])  # type: ignore[arg-type]
     last = isinstance(found, ChannelsLast)
     axes = sorted(axis % len(shape) for axis in axes)
-    of_image = sorted((0, 2, 3, 1)[axis] for axis in axes) if last else axes if len(shape) == 4 else []
+    of_image = sorted((0, 2, 3, 1)[axis] for axis in axes) if last else axes if len(shape) in (2, 4) else []
     if of_image == [1] and operator in OVER_CHANNELS:
         count: dict[str, Any] = {}
         if operator == "adaptive_avg_pool":

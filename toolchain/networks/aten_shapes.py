@@ -94,7 +94,8 @@ def expand(at: Importer, node: fx.Node) -> Any:
         return at.value(node, 0)
     if len(before) == 4 and (before[1], after[1]) == (1, 3) and after[2:] == before[2:]:
         return at.add(node, "concat", *[at.value(node, 0)] * 3)
-    if len(before) != 4 or any(a != b for a, b in zip(before[1:], after[1:], strict=True) if a != 1):
+    alike = len(before) == len(after) and len(before) in (2, 4)
+    if not alike or any(a != b for a, b in zip(before[1:], after[1:], strict=True) if a != 1):
         raise at.refused(
             node, f"aten.{operator_of(node)} from {_told(before)} to {_told(after)} isn't supported"
         )

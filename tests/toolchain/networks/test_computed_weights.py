@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,10 @@ from torch.nn import functional
 
 from slimdeploy.tests.toolchain.networks.example_modules import Function, Net
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.networks.module import GraphNetwork
+from slimdeploy.toolchain.pruning.surgery import prune_network
 from slimdeploy.toolchain.training.pretrained import read_weights
 
 
@@ -121,6 +124,23 @@ def test_computed_weights_are_compared_in_float64_too(monkeypatch: pytest.Monkey
     monkeypatch.setattr(GraphNetwork, "forward", rounded)
     found = from_module(Net(_Computing(nn.Conv2d(8, 8, 3), _by_hand)), size=16)
     assert found.relative_error == pytest.approx(1e-3, rel=0.1)
+
+
+@torch.no_grad()
+def test_a_cosine_classifier_is_taken_over() -> None:
+    class Cosine(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            vector = functional.normalize(self.middle(self.conv(x)).mean((2, 3)))
+            return 16 * functional.linear(vector, functional.normalize(self.fc.weight))
+
+    module, images = Cosine(nn.ReLU()), torch.randn(3, 3, 16, 16)
+    network = from_module(module, size=16).network
+    torch.testing.assert_close(network(images), module(images))
+    network.get_submodule("conv").weight[2] = 0  # type: ignore[index, operator]
+    network.get_submodule("conv").bias[2] = 0  # type: ignore[index, operator]
+    (group,) = channel_groups(network.graph)
+    pruned, _ = prune_network(network, [group], {group.name: np.array([0, 1, 3, 4, 5, 6, 7])})
+    torch.testing.assert_close(pruned(images), network(images))
 
 
 def test_a_weight_of_a_layer_has_one_value() -> None:

@@ -119,6 +119,8 @@ class _Normalised(nn.Module):
         Function(lambda x: x.permute(0, 2, 3, 1).contiguous().relu().clone().permute(0, 3, 1, 2)),
         nn.Sequential(nn.MaxPool2d(4), nn.Upsample((12, 16))),
         Function(lambda x: x.sigmoid() - x.tanh()), Function(lambda x: x - x.mean((2, 3), True)),
+        Function(nn.functional.normalize), Function(lambda x: x.clamp(min=-0.5)),
+        Function(lambda x: x * (x.mean((2, 3)) / x.mean((2, 3)).norm(dim=1)[:, None])[:, :, None, None]),
         nn.AdaptiveMaxPool2d(1), Function(lambda x: 1 - x / 3), Function(lambda x: x.clamp(-1, 1) * 2 - 1),
         Function(lambda x: torch.cat([x[:, 3].unsqueeze(1), x[:, 1:]], 1)),
         Function(lambda x: x.view(-1, 2, 4, 16, 16).permute(0, 2, 1, 3, 4).reshape(x.shape)),

@@ -122,24 +122,28 @@ class Elu(Activation):
 
 
 class Clip(Activation):
-    """Attributes: low, high. min(max(x, low), high)."""
+    """Attributes: low and high, of which the second may be omitted. min(max(x, low), high)."""
 
-    attributes = MappingProxyType({"low": signed, "high": signed})
+    attributes = MappingProxyType({"low": signed})
+    optional = MappingProxyType({"high": signed})
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
-        from torch.nn import functional
+        import torch
 
-        low, high = float(node.attributes["low"]), float(node.attributes["high"])
-        return functools.partial(functional.hardtanh, min_val=low, max_val=high)
+        return functools.partial(torch.clamp, min=node.attributes["low"], max=node.attributes.get("high"))
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
-        bounds = [to.constant(f"{node.name}.{n}", np.float32(node.attributes[n])) for n in ("low", "high")]
+        bounds = [
+            to.constant(f"{node.name}.{name}", np.float32(value))
+            for name in ("low", "high")
+            if (value := node.attributes.get(name)) is not None
+        ]
         return to.node("Clip", [*inputs, *bounds], node.name)
 
     def constant(
         self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
     ) -> np.ndarray:
-        return np.clip(inputs[0], node.attributes["low"], node.attributes["high"])
+        return np.clip(inputs[0], node.attributes["low"], node.attributes.get("high"))
 
 
 class PRelu(Activation):

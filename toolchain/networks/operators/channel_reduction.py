@@ -1,5 +1,6 @@
-"""`channel_mean` and `channel_max`: one value for all channels of a pixel, as in the spatial attention of
-CBAM (Woo et al., arXiv 1807.06521) and in ConvNeXt V2 (arXiv 2301.00808).
+"""`channel_mean`, `channel_max` and `channel_norm`: one value for all channels of a pixel or a vector, as in
+the spatial attention of CBAM (Woo et al., arXiv 1807.06521), in ConvNeXt V2 (arXiv 2301.00808) and in cosine
+classifiers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from slimdeploy.toolchain.networks.operators.base import (
     Shape,
     Ties,
     count,
-    sides,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class ChannelReduction(Operator):
         return 1
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
-        return (1, *sides(node, inputs[0])[1:])
+        return (1, *inputs[0][1:])
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
         return to.reduce(self.onnx, inputs[0], node.name, [1])
@@ -80,9 +80,21 @@ class ChannelMean(ChannelReduction):
         return to.node("Mul", [mean, share], node.name)
 
 
+class ChannelNorm(ChannelReduction):
+    """The Euclidean norm over the channels, to which a channel of zeros adds nothing."""
+
+    sums_channels = True
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        import torch
+
+        return functools.partial(torch.linalg.vector_norm, dim=1, keepdim=True)
+
+
 def _mean(x: Any, *, count: int) -> Any:
     return x.sum(1, keepdim=True) / count
 
 
 OPERATORS["channel_mean"] = ChannelMean("ReduceMean")
 OPERATORS["channel_max"] = ChannelMax("ReduceMax")
+OPERATORS["channel_norm"] = ChannelNorm("ReduceL2")
