@@ -209,7 +209,7 @@ class Importer:
         owners = own or {owner for owner, _, _ in names.values()}
         if len(owners) != 1 or "" in owners:
             raise self.refused(node, f"{node.target} with parameters of several modules isn't supported")
-        (owner,) = owners
+        owner = owners.pop().partition(".parametrizations.")[0]  # of torch.nn.utils.parametrize
         for part, argument in given.items():
             self.constants.use_as(f"{owner}.{part}", argument)
         return owner

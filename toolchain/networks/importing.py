@@ -14,10 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS
@@ -26,12 +22,6 @@ from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.operators.batchnorm import COUNTER
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
 
-WEIGHT_HOOKS: dict[type, str] = {
-    WeightNorm: "remove_weight_norm",
-    SpectralNorm: "remove_spectral_norm",
-    BasePruningMethod: "prune.remove",
-}
-"""Hooks that compute weights before each forward pass -> the function of torch.nn.utils that removes them."""
 TOLERANCE = 1e-5
 """Largest difference of a logit between the module and its graph, relative to the largest logit. A larger one
 is accepted if the difference in float64 is at most its square.
@@ -137,19 +127,10 @@ def _check_parts(module: nn.Module) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         raise SlimdeployError("the module is TorchScript: give the nn.Module that it was made from")
     for name, part in module.named_modules():
-        label = name or "the module"
-        if is_parametrized(part):
-            raise SlimdeployError(
-                f"{label} is parametrized (weight_norm, spectral_norm, …): make its weights plain with "
-                "torch.nn.utils.parametrize.remove_parametrizations"
-            )
-        for kind, remedy in WEIGHT_HOOKS.items():
-            if any(isinstance(hook, kind) for hook in part._forward_pre_hooks.values()):
-                raise SlimdeployError(
-                    f"{label} computes its weights in a hook: make them plain with torch.nn.utils.{remedy}"
-                )
         if part._backward_hooks or part._backward_pre_hooks:
-            raise SlimdeployError(f"{label} has backward hooks, which can't be traced: remove them first")
+            raise SlimdeployError(
+                f"{name or 'the module'} has backward hooks, which can't be traced: remove them first"
+            )
 
 
 def _check_weights(module: nn.Module) -> None:

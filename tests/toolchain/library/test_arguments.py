@@ -51,21 +51,6 @@ def _optimizer(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), 0.1)
 
 
-def _weight_norm(module: nn.Sequential) -> nn.Module:
-    torch.nn.utils.parametrizations.weight_norm(module[0])
-    return module
-
-
-def _hook_pruned(module: nn.Sequential) -> nn.Module:
-    torch.nn.utils.prune.l1_unstructured(module[0], "weight", 0.5)
-    return module
-
-
-def _hook_normed(module: nn.Sequential) -> nn.Module:
-    torch.nn.utils.spectral_norm(module[0])
-    return module
-
-
 def _hooked(module: nn.Sequential) -> nn.Module:
     module[0].register_full_backward_hook(lambda *_: None)
     return module
@@ -174,9 +159,6 @@ def _exported(module: nn.Module) -> nn.Module:
         (lambda module: _prune()(module.double()), r"^the module's 0\.weight is float64"),
         (lambda module: _prune()(module.to("meta")), r"^the module's 0\.weight is on the meta device"),
         (lambda module: _prune()(nn.Sequential(module[:-1], nn.LazyLinear(3))), "^the module's 1"),
-        (lambda module: _prune()(_hook_pruned(module)), "^0 computes its weights .*utils.prune.remove"),
-        (lambda module: _prune()(_hook_normed(module)), r"with torch.nn.utils.remove_spectral_norm$"),
-        (lambda module: _prune()(_weight_norm(module)), r"^0 is parametrized \(weight_norm, spectral_norm"),
         (lambda module: _prune()(_hooked(module)), "^0 has backward hooks"),
         (lambda module: _prune()(_exported(module)), "^the module was exported by torch.export"),
         (torch.inference_mode()(_prune(data=BATCHES)), "^gradients are needed: leave torch.inference_mode"),

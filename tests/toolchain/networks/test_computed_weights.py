@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations, prune
 
 from slimdeploy.tests.toolchain.networks.example_modules import Function, Net
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -124,6 +125,31 @@ def test_computed_weights_are_compared_in_float64_too(monkeypatch: pytest.Monkey
     monkeypatch.setattr(GraphNetwork, "forward", rounded)
     found = from_module(Net(_Computing(nn.Conv2d(8, 8, 3), _by_hand)), size=16)
     assert found.relative_error == pytest.approx(1e-3, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "reparametrize",
+    [
+        parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal,
+        nn.utils.weight_norm, nn.utils.spectral_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        lambda layer: prune.random_unstructured(layer, "bias", 0.5) if layer.bias is not None else layer,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@torch.no_grad()
+def test_reparametrized_layers_become_plain_ones(
+    reparametrize: Callable[[nn.Conv2d], nn.Module], bias: bool
+) -> None:
+    """Of torch.nn.utils.parametrize, and of the hooks before it."""
+    module, images = Net(reparametrize(nn.Conv2d(8, 8, 3, bias=bias))).eval(), torch.randn(3, 3, 16, 16)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    network = from_module(module, size=16).network
+    torch.testing.assert_close(network(images), module(images))
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
+    expected = {"middle.weight", "middle.bias"} if bias else {"middle.weight"}
+    assert {name for name in network.state_dict() if name.startswith("middle.")} == expected
 
 
 @torch.no_grad()
