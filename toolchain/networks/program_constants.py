@@ -92,8 +92,12 @@ class ProgramConstants:
         return name
 
     def _is_free(self, name: str, constant: Constant) -> bool:
-        of_another = name != constant.name and name in self.names
-        return not of_another and name not in self._of_layers and self._used.get(name, constant) == constant
+        """Whether `constant` can be used under this name. What isn't trained gets one for each use; the same
+        parameter twice is refused as a shared weight.
+        """
+        if name in self._of_layers or (name != constant.name and name in self.names):
+            return False
+        return name not in self._used or (constant.name in self.trained and self._used[name] == constant)
 
     def use_as(self, name: str, node: fx.Node) -> None:
         """Use the tensor that `node` is, with its own shape, as the parameter `name` of a layer.

@@ -219,6 +219,15 @@ SEVERAL_VALUES = {
         ),
         {"weight", "bias_2"},
     ),
+    "filter twice": (
+        _Computing(
+            _vectors(filter=torch.rand(8, 1, 3, 3)),
+            lambda own, x: functional.conv2d(
+                functional.conv2d(x, own.filter, groups=8), own.filter, groups=8
+            ),
+        ),
+        {"filter", "filter_2"},
+    ),
     "frozen BN": (
         _Computing(
             _vectors(**{part: torch.rand(8) for part in ("weight", "bias", "running_mean", "running_var")}),
