@@ -257,6 +257,32 @@ class _ConvNextV2(nn.Module):
         return self.fc(self.down(x).mean((2, 3)))
 
 
+class _SplitAttention(nn.Module):
+    """Weighted means of two branches: SKNet's of two kernels, and ResNeSt's of two halves of the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_conv_bn(3, 16, 3), nn.MaxPool2d(2))
+        self.three, self.five = _conv_bn(16, 16, 3), _conv_bn(16, 16, 5)
+        self.select = nn.Sequential(nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 32, 1))
+        self.split = nn.Sequential(
+            nn.Conv2d(16, 48, 3, padding=1, groups=2, bias=False), nn.BatchNorm2d(48), nn.ReLU()
+        )
+        self.gates, self.fc = nn.Sequential(nn.Linear(24, 8), nn.ReLU(), nn.Linear(8, 48)), nn.Linear(24, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        kernels = torch.stack([self.three(x), self.five(x)], dim=1)
+        gates = self.select(kernels.sum(1).mean((2, 3), keepdim=True))
+        x = (kernels * gates.view(len(x), 2, 16, 1, 1).softmax(1)).sum(1)
+        x = self.split(x)
+        halves = x.reshape(len(x), 2, 24, *x.shape[2:])
+        gates = self.gates(halves.sum(dim=1).mean((2, 3))).view(len(x), 1, 2, -1)
+        gates = gates.transpose(1, 2).softmax(1).reshape(len(x), -1).view(len(x), -1, 1, 1)
+        x = (halves * gates.reshape(len(x), 2, 24, 1, 1)).sum(1)
+        return self.fc(x.mean((2, 3)))
+
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "resnet": lambda: tv.ResNet(tv.resnet.BasicBlock, [1, 1, 1, 1], num_classes=CLASSES),
     "resnext": lambda: tv.ResNet(
@@ -278,6 +304,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "senet": _Senet,
     "plain_shortcuts": _PlainShortcuts,
     "cbam": _Cbam,
+    "split_attention": _SplitAttention,
     "convnext_v2": _ConvNextV2,
     "shufflenet": lambda: tv.ShuffleNetV2([1, 2, 1], [16, 32, 48, 64, 96], num_classes=CLASSES),
 }

@@ -10,6 +10,7 @@ from torch import fx
 from slimdeploy.toolchain.networks import aten_arithmetic as arithmetic
 from slimdeploy.toolchain.networks import aten_layers as layers
 from slimdeploy.toolchain.networks import aten_pooling as pooling
+from slimdeploy.toolchain.networks import aten_several as several
 from slimdeploy.toolchain.networks import aten_shapes as shapes
 from slimdeploy.toolchain.networks import aten_slices as slices
 from slimdeploy.toolchain.registry import Registry
@@ -70,6 +71,8 @@ READERS.update(
         "mul": arithmetic.multiply,
         "div": arithmetic.divide,
         "addcmul": arithmetic.add_product,
+        "sum": several.total,
+        "softmax": several.softmax,
         "cat": slices.cat,
         "stack": slices.stack,
         "max_pool2d": pooling.max_pool,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from slimdeploy.toolchain.networks.aten_several import products
 from slimdeploy.toolchain.networks.aten_values import Constant, Expanded, argument, operator_of, shape_of
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
 
@@ -82,7 +83,9 @@ def _times(at: Importer, node: fx.Node, value: str, factor: float) -> str:
     return at.add(node, "affine", value, factor=float(factor), offset=0.0)
 
 
-def multiply(at: Importer, node: fx.Node) -> str:
+def multiply(at: Importer, node: fx.Node) -> Any:
+    if branches := products(at, node):
+        return branches
     return _arithmetic(at, node, "multiply", "multiply_by", lambda n: (n, 0.0))
 
 

@@ -55,7 +55,7 @@ def adaptive_avg_pool(at: Importer, node: fx.Node) -> str:
 
 def mean(at: Importer, node: fx.Node) -> Any:
     found, axes = at.values.get(node.args[0]), argument(node, 1, [])  # type: ignore[arg-type]
-    if isinstance(found, Several) and axes == [0]:
+    if isinstance(found, Several) and axes == [found.axis]:
         summed = at.add(node, "add", *found.values)
         return at.add(node, "affine", summed, factor=1 / len(found.values), offset=0.0)
     return _reduced(at, node, axes, bool(argument(node, 2, False)), "adaptive_avg_pool", {"size": [1, 1]})

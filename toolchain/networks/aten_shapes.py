@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from slimdeploy.toolchain.networks.aten_several import parts
 from slimdeploy.toolchain.networks.aten_slices import space_to_depth
 from slimdeploy.toolchain.networks.aten_values import (
     BLOCK_ORDERS,
@@ -16,6 +17,8 @@ from slimdeploy.toolchain.networks.aten_values import (
     Expanded,
     Pixels,
     Row,
+    Rows,
+    Several,
     Squeezed,
     View,
     Zeros,
@@ -45,8 +48,15 @@ def reshape(at: Importer, node: fx.Node) -> Any:
     elif isinstance(found, Channel):
         if after[1:] == [1, *before[1:]]:
             return found.value
+    elif isinstance(found, Several):
+        own = before[3] if len(before) == 4 else before[2]  # (N, several, 1, C) or (N, several, C, …)
+        if found.axis == 1 and _one_pixel(after) and after[1] == len(found.values) * own:
+            joined = at.add(node, "concat", *found.values)
+            return _pixel(at, node, joined, vector=len(before) < 5, dimensions=len(after))
     elif _one_pixel(before) and _one_pixel(after) and after[1] == before[1]:
         return _as_pixel(at, node, len(after))
+    elif _one_pixel(before) and len(after) == 4 and after[1] == 1 and after[2] * after[3] == before[1]:
+        return Rows(_as_pixel(at, node, 2), int(after[2]))
     elif len(before) == 2 and len(after) == 3 and after[1:] == [1, before[1]]:
         return Row(at.value(node, 0))
     elif isinstance(found, Row) and _one_pixel(after) and after[1] == before[2]:
@@ -79,6 +89,11 @@ def _as_pixel(at: Importer, node: fx.Node, dimensions: int) -> Any:
     found = at.values.get(node.args[0])  # type: ignore[arg-type]
     vector = isinstance(found, Row) or len(shape_of(node.args[0])) == 2
     value = found.value if isinstance(found, Squeezed) else at.value(node, 0)
+    return _pixel(at, node, value, vector=vector, dimensions=dimensions)
+
+
+def _pixel(at: Importer, node: fx.Node, value: str, *, vector: bool, dimensions: int) -> Any:
+    """A `value`, which is a vector or an image of one pixel, in 2, 3 or 4 dimensions."""
     if dimensions == 2:
         return value if vector else at.add(node, "flatten", value, positions=1)
     image = at.add(node, "unflatten", value) if vector else value
@@ -144,6 +159,8 @@ def _swapped(at: Importer, node: fx.Node) -> Any:
     found = at.values.get(node.args[0])  # type: ignore[arg-type]
     if isinstance(found, View):
         return View(found.value, found.groups, transposed=True)
+    if isinstance(found, Rows):
+        return Several(parts(at, node, found.value, found.rows, int(shape_of(node)[3])), 1)
     if isinstance(found, Squeezed):
         return Row(_as_pixel(at, node, 2))
     if isinstance(found, Row):

@@ -102,9 +102,10 @@ def stack(at: Importer, node: fx.Node) -> Any:
     if argument(node, 1, 0) in (1, -3) and len(channels) == len(parts):
         return at.add(node, "concat", *channels)
     names = [part for part in parts if isinstance(part, str)]
-    if argument(node, 1, 0) != 0 or len(names) != len(parts):
-        raise at.refused(node, "stack is supported for a mean of images or vectors only")
-    return Several(tuple(names))
+    axis = int(argument(node, 1, 0))
+    if axis not in (0, 1) or len(names) != len(parts):
+        raise at.refused(node, "stack is supported for images or vectors, in a new first or second dimension")
+    return Several(tuple(names), axis)
 
 
 def cat(at: Importer, node: fx.Node) -> Any:

@@ -90,9 +90,18 @@ class Channel:
 
 @dataclass(frozen=True)
 class Several:
-    """Values of equal shape in a new first dimension, of which the program takes the mean."""
+    """Images or vectors of equal shape in a new dimension `axis`, 0 or 1."""
 
     values: tuple[str, ...]
+    axis: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A vector (N, rows·C) that the program holds as (N, 1, rows, C)."""
+
+    value: str
+    rows: int
 
 
 @dataclass(frozen=True)

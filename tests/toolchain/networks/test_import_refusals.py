@@ -115,6 +115,11 @@ REFUSED = {
         Net(Function(lambda x: x[:, ::2].repeat(1, 2, 1, 1))),
         "middle: slices are supported along",
     ),
+    "three branches": (
+        Net(Function(lambda x: (torch.stack([x, -x, x / 2], 1).softmax(1)).sum(1))),
+        "middle: softmax is supported between two branches",
+    ),
+    "summed": (Net(Function(lambda x: x * x.sum(1, keepdim=True))), "middle: sum is supported over"),
     "zeros alone": (
         Net(Function(lambda x: x + torch.zeros_like(x))),
         "aten.add.Tensor of something that isn't",

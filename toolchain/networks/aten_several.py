@@ -1,0 +1,69 @@
+"""ATen operators on several images in a new dimension, and the graph operators that they become: branches of
+which the network takes a weighted mean, as in SKNet (Li et al., arXiv 1903.06586) and ResNeSt (Zhang et al.,
+arXiv 2004.08955).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from slimdeploy.toolchain.networks.aten_values import Several, View, argument, operator_of, shape_of
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.networks.importer import Importer
+
+
+def several(at: Importer, node: fx.Node, given: Any) -> Several | None:
+    """The images in the argument `given` of `node`, if there are several: stacked ones, or parts of one image
+    (N, several·C, H, W) that is viewed as (N, several, C, H, W).
+    """
+    found = at.values.get(given)
+    if isinstance(found, View) and not found.transposed:
+        found = Several(parts(at, node, found.value, found.groups, int(shape_of(given)[2])), 1)
+        at.values[given] = found
+    return found if isinstance(found, Several) else None
+
+
+def parts(at: Importer, node: fx.Node, value: str, count: int, channels: int) -> tuple[str, ...]:
+    """The `count` parts of `value`, of `channels` each."""
+    return tuple(
+        at.add(node, "slice", value, start=start, stop=start + channels)
+        for start in range(0, count * channels, channels)
+    )
+
+
+def total(at: Importer, node: fx.Node) -> str:
+    """`sum`."""
+    found = several(at, node, node.args[0])
+    axes = [axis % len(shape_of(node.args[0])) for axis in argument(node, 1, [])]
+    if not found or axes != [found.axis] or argument(node, 2, False):
+        raise at.refused(node, "sum is supported over the new dimension of stacked images only")
+    return at.add(node, "add", *found.values)
+
+
+def softmax(at: Importer, node: fx.Node) -> Several:
+    """The softmax of two, which is the sigmoid of their difference."""
+    found = several(at, node, node.args[0])
+    if not found or len(found.values) != 2 or argument(node, 1, -1) != found.axis:
+        raise at.refused(node, "softmax is supported between two branches, and at the end")
+    first, second = found.values
+
+    def share(own: str, other: str) -> str:
+        minus = at.add(node, "affine", other, factor=-1.0, offset=0.0)
+        return at.add(node, "sigmoid", at.add(node, "add", own, minus))
+
+    return Several((share(first, second), share(second, first)), found.axis)
+
+
+def products(at: Importer, node: fx.Node) -> Several | None:
+    """The products of two times several images; None if the arguments of `node` are others."""
+    pairs = [several(at, node, given) for given in node.args[:2]]
+    first, second = pairs
+    if first is None or second is None:
+        return None
+    if (first.axis, len(first.values)) != (second.axis, len(second.values)):
+        raise at.refused(node, f"{operator_of(node)} of different numbers of branches isn't supported")
+    made = [at.add(node, "multiply", a, b) for a, b in zip(first.values, second.values, strict=True)]
+    return Several(tuple(made), first.axis)
