@@ -56,6 +56,7 @@ class _Worker:
         self.points = job.space.points() if job.options.trials is None else None
         self.limit, self.since = job.options.trials, job.options.started
         self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self._taken: Trial | None = None
         self._waited_for: str | None = None
         self._unclaimed: dict[int, float] = {}
 
@@ -77,12 +78,24 @@ class _Worker:
         return self.study.get_trials(deepcopy=False)
 
     def _take_one(self) -> None:
+        self._taken = None
         try:
             self.study.optimize(self._objective, n_trials=1, catch=(Exception,))
-        except optuna.exceptions.UpdateFinishedTrialError:
+        except Exception:
+            # Which error Optuna raises for a trial that another worker has failed depends on when that was.
+            if not self._was_buried():
+                raise
             log("the other workers consider this one dead: they repeat its trial")
 
+    def _was_buried(self) -> bool:
+        """Whether another worker has failed the trial that this one ran, as after a pause of this one."""
+        if self._taken is None:
+            return False
+        number = self._taken.number
+        return any(t.number == number and t.state == TrialState.FAIL for t in self._trials())
+
     def _objective(self, trial: Trial) -> tuple[float, float]:
+        self._taken = trial
         trial.set_user_attr(queue.WORKER, self.name)
         point = self._place(trial)
         trials = self._trials()

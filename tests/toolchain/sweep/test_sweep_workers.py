@@ -22,7 +22,8 @@ optuna = pytest.importorskip("optuna", reason="optuna is not installed: pip inst
 
 from slimdeploy.tests.toolchain.sweep.conftest import PASSWORD  # noqa: E402
 from slimdeploy.tests.toolchain.sweep.test_sweep import document  # noqa: E402
-from slimdeploy.toolchain.sweep import queue  # noqa: E402
+from slimdeploy.toolchain.pipeline import plan  # noqa: E402
+from slimdeploy.toolchain.sweep import queue, worker  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("forked")  # one worker starts what they are forked off
 GRID = ("--sparsity", "0,0.1", "--ratio", "0.1,0.3")
@@ -117,3 +118,27 @@ def test_two_processes_share_a_sqlite_file(recipe: Path, tmp_path: Path) -> None
     trials = _trials(f"sqlite:///{output / 'study.db'}")
     assert len([t for t in trials if t.state == optuna.trial.TrialState.COMPLETE]) == 4
     assert len({t.user_attrs[queue.WORKER] for t in trials}) <= 2
+
+
+def test_a_worker_that_was_considered_dead_takes_the_next_trial(
+    slimdeploy_command: Callable, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was paused, or its machine was: another worker has failed its trial meanwhile."""
+    storage = f"sqlite:///{tmp_path / 'out' / 'study.db'}"
+    really = worker.carry_out
+
+    def carry_out(base: Any, point: Any, folder: Path, options: Any) -> dict[str, Any]:
+        row = really(base, point, folder, options)
+        if len(_trials(storage)) == 1:
+            optuna.load_study(study_name="small", storage=storage).tell(0, state=optuna.trial.TrialState.FAIL)
+        return row
+
+    monkeypatch.setattr(plan, "bench_stage", quick_bench.bench)
+    monkeypatch.setattr(worker, "carry_out", carry_out)
+    ran = slimdeploy_command(
+        "sweep", recipe, "--ratio", "0.2", "-o", tmp_path / "out", "--device", "cpu", "--threads", 1
+    )
+    assert ran.exit_code == 0, ran.err
+    assert "the other workers consider this one dead: they repeat its trial" in ran.err
+    assert [t.state.name for t in _trials(storage)] == ["FAIL", "COMPLETE"]
+    assert len(document(tmp_path / "out")["trials"]) == 1
