@@ -110,13 +110,23 @@ def storage_errors(url: str) -> Iterator[None]:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise SlimdeployError(f"cannot use the storage {masked(url)}: {reason}") from error
     except optuna.exceptions.StorageInternalError as error:
-        cause = error.__cause__
-        reason = str(getattr(cause, "orig", None) or cause or error).strip().splitlines()[0]
-        raise SlimdeployError(f"cannot use the storage {masked(url)}: {reason}") from error
+        raise _unusable(url, error) from error
+    except (AssertionError, UnboundLocalError) as error:
+        # Optuna fails so while the storage's error is on its way, if it can't store the end of a trial.
+        if not isinstance(error.__context__, optuna.exceptions.StorageInternalError):
+            raise
+        raise _unusable(url, error.__context__) from error
     except RuntimeError as error:  # Optuna's, for tables of another version of itself
         raise SlimdeployError(
             f"cannot use the storage {masked(url)}: {str(error).splitlines()[0]}"
         ) from error
+
+
+def _unusable(url: str, error: optuna.exceptions.StorageInternalError) -> SlimdeployError:
+    """The line about an error of the database that Optuna has wrapped."""
+    cause = error.__cause__
+    reason = str(getattr(cause, "orig", None) or cause or error).strip().splitlines()[0]
+    return SlimdeployError(f"cannot use the storage {masked(url)}: {reason}")
 
 
 def quiet() -> None:

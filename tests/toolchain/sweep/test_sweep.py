@@ -16,6 +16,8 @@ from tiny_recipe import recipe_text
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slimdeploy[sweep]'")
 
+import sqlalchemy.exc
+
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.pipeline import plan
@@ -170,6 +172,28 @@ def test_a_storage_that_cannot_be_used_is_one_line(
     assert len(ran.err.splitlines()) == 1
     assert "hidden" not in ran.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_storage_that_becomes_full_during_a_trial_is_one_line(
+    sweep: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database takes no more pages when the trial ends; nothing else of it has changed."""
+    import optuna
+
+    really = optuna.storages.RDBStorage.set_trial_state_values
+
+    def set_state(storage: Any, trial: int, state: Any, values: Any = None) -> bool:
+        if state.is_finished():
+            full = sqlite3.OperationalError("database or disk is full")
+            cause = sqlalchemy.exc.OperationalError("UPDATE trials", {}, full)
+            raise optuna.exceptions.StorageInternalError("during the commit") from cause
+        return really(storage, trial, state, values)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "set_trial_state_values", set_state)
+    ran = sweep("--ratio", "0.6")
+    assert ran.exit_code == 2
+    assert ran.error.startswith(f"cannot use the storage sqlite:///{tmp_path / 'out' / 'study.db'}: ")
+    assert ran.error.endswith("database or disk is full")
 
 
 def test_a_study_of_someone_else_is_left_alone(sweep: Callable, tmp_path: Path) -> None:
