@@ -33,7 +33,8 @@ class Connection(H11Protocol):
 
     _head: asyncio.TimerHandle | None = None
     _ending = False
-    _opened = 0.0
+    _idle_since = 0.0
+    """When it was opened, or its last request was answered."""
 
     @staticmethod
     def count(code: int) -> None:
@@ -41,7 +42,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._opened = self.loop.time()
+        self._idle_since = self.loop.time()
         self._await_head()
         if len(self.connections) > CONNECTIONS:
             self._make_place()
@@ -54,6 +55,10 @@ class Connection(H11Protocol):
         if self._idle and self._head is None:
             self._await_head()
         super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -120,7 +125,7 @@ class Connection(H11Protocol):
         others = [cast("Connection", one) for one in self.connections if one is not self]
         idle = [one for one in others if one._idle and not one.transport.is_closing()]
         if idle:
-            min(idle, key=lambda one: one._opened).transport.close()
+            min(idle, key=lambda one: one._idle_since).transport.close()
         elif len(others) >= CONNECTIONS:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections: try again later")
 

@@ -50,6 +50,26 @@ def test_idle_connections_keep_nobody_out(server, random_images):
         assert time.monotonic() - started < connections.HEAD_S + 20
 
 
+def test_a_client_that_sends_requests_keeps_its_connection_among_idle_ones(server):
+    """It is the oldest connection, but not the one that was idle longest."""
+    client = http.client.HTTPConnection("127.0.0.1", server, timeout=30)
+    client.connect()
+    connection = client.sock
+    with ExitStack() as stack:
+        for number in range(connections.CONNECTIONS + 40):
+            idle = stack.enter_context(connect(server))
+            if number % 100 == 0:
+                client.request("GET", "/healthz")
+                client.getresponse().read()
+            if number == 0:
+                first = idle
+        assert first.recv(1) == b""  # closed
+        client.request("GET", "/healthz")
+        assert client.getresponse().read()
+    assert client.sock is connection, "it was closed, and the client opened another"
+    client.close()
+
+
 def test_a_head_that_does_not_arrive(server):
     with connect(server) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
