@@ -78,17 +78,19 @@ def check_apart(paths: Iterable[tuple[str, Path | None, InputPath]]) -> None:
 @contextlib.contextmanager
 def outputs_alone(context: click.Context) -> Iterator[None]:
     """Lock every output file of the command: if two commands would write the same file, the second one raises
-    SlimdeployError.
+    SlimdeployError. An output folder isn't locked here, even if it doesn't exist yet: a run locks its own,
+    and sweeps share theirs.
     """
     from slimdeploy.toolchain.locks import exclusive  # brings rich, which --help doesn't need
 
-    outputs = {path for _, path, kind in _given(context) if isinstance(kind, OutputPath)}
+    outputs = {path: kind for _, path, kind in _given(context) if isinstance(kind, OutputPath)}
     with contextlib.ExitStack() as stack:
-        for path in sorted(outputs):
-            if path.is_dir():  # a run folder has its own lock
+        for path, kind in sorted(outputs.items()):
+            if path.is_dir():
                 continue
             stack.enter_context(_folder(path.parent))
-            stack.enter_context(exclusive(path, str(path)))
+            if not isinstance(kind, OutputFolder):
+                stack.enter_context(exclusive(path, str(path)))
         yield
 
 

@@ -12,7 +12,7 @@ import pytest
 from slimdeploy.toolchain import cli
 from slimdeploy.toolchain.cli import COMMANDS
 from slimdeploy.toolchain.locks import exclusive
-from slimdeploy.toolchain.paths import InputPath
+from slimdeploy.toolchain.paths import InputPath, outputs_alone
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -138,6 +138,18 @@ def test_two_commands_that_write_one_file_do_not_run_at_once(
     assert not output.exists()
     assert slimdeploy_command(*train).exit_code == 0
     assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_two_sweeps_may_start_at_once_in_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    """As workers on machines that share it; the trials in it have locks of their own."""
+    command = cli.cli.get_command(click.Context(cli.cli), "sweep")
+    assert command is not None
+    output = tmp_path / "new" / "sweep"
+    arguments = ["digits", "--ratio", "0.5", "-o", str(output)]
+    first, second = (command.make_context("sweep", [*arguments]) for _ in range(2))
+    with outputs_alone(first), outputs_alone(second):
+        assert output.parent.is_dir(), "it can be written"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_refused_command_leaves_no_folder_behind(slimdeploy_command: Callable, tmp_path: Path) -> None:
