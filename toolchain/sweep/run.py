@@ -13,6 +13,7 @@ import optuna
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.locks import exclusive
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.progress import log
 from slimdeploy.toolchain.sweep import choice, queue
@@ -50,12 +51,16 @@ def sweep_stage(job: Job, *, workers: int, conditions: Sequence[Condition]) -> S
         why = next(iter(failed.values()), "all workers ended early")
         raise SlimdeployError(f"no trial was completed: {why}")
     best = choice.pick(rows, conditions) if conditions else None
-    remove_picked(job.folder)
-    picked, sources = described(best, conditions, job.folder) if best else (None, {})
-    document = sweep_document(job, rows, failed, picked)
-    results.write(job.folder / FILE, document)  # first, so that it never misses a picked file
-    for name, source in sources.items():
-        artifacts.link(source, job.folder / name)
+    artifacts.make_folder(job.folder)
+    # Sweeps that share the folder end at the same time, and may pick differently.
+    waiting = "waiting for another sweep that is writing its result"
+    with exclusive(job.folder, str(job.folder), waiting=waiting):
+        remove_picked(job.folder)
+        picked, sources = described(best, conditions, job.folder) if best else (None, {})
+        document = sweep_document(job, rows, failed, picked)
+        results.write(job.folder / FILE, document)  # first, so that it never misses a picked file
+        for name, source in sources.items():
+            artifacts.link(source, job.folder / name)
     return SweepResult(document, _problem(job, trials, rows, failed, conditions, best))
 
 

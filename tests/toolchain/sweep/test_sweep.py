@@ -18,6 +18,7 @@ pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slim
 
 import sqlalchemy.exc
 
+from slimdeploy.toolchain.locks import is_held
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.pipeline import plan
@@ -138,6 +139,24 @@ def test_nothing_to_pick_is_said(sweep: Callable, tmp_path: Path) -> None:
     )
     assert document(tmp_path / "out")["picked"] is None
     assert not (tmp_path / "out" / "picked.onnx").exists()
+
+
+def test_a_result_is_written_alone(sweep: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps that share a folder end together. Mixed results would leave picked files that `sweep.json`
+    doesn't mention: the next sweep would take them for the user's.
+    """
+    held = []
+    really = results.write
+
+    def write(path: Path, written: dict[str, Any]) -> None:
+        if path.name == "sweep.json":
+            held.append(is_held(path.parent))
+        really(path, written)
+
+    monkeypatch.setattr(results, "write", write)
+    assert sweep("--ratio", "0.2", "--pick", "params<4G").exit_code == 0
+    assert held == [True]
+    assert not (tmp_path / "out" / ".lock").exists()
 
 
 def _text_file(folder: Path) -> str:
