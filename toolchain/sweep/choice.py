@@ -96,7 +96,8 @@ def _parse(text: str) -> Condition:
     except ValueError:
         raise SlimdeployError(f"`conditions` {text!r}: {number} is not a number") from None
     if metric == "accuracy" and limit > 1:
-        raise SlimdeployError(f"`conditions` {text!r}: an accuracy is at most 1: write {number}% for percent")
+        most = "100%" if unit else f"1: write {number}% for percent"
+        raise SlimdeployError(f"`conditions` {text!r}: an accuracy is at most {most}")
     return Condition(text, metric, int(batch) if batch else None, compare, limit, unit)
 
 

@@ -101,7 +101,7 @@ def test_latency_at_another_batch_size():
         ("latency@8<=1ms", "the recipe measures batch 1, 64, not 8"),
         ("params<1.2.3M", "1.2.3 is not a number"),
         ("accuracy>=90", "an accuracy is at most 1: write 90% for percent"),
-        ("accuracy<200%", "an accuracy is at most 1"),
+        ("accuracy<200%", "an accuracy is at most 100%"),
     ],
 )
 def test_bad_conditions_are_one_line(text, message):
