@@ -24,6 +24,8 @@ from slimdeploy.toolchain.sweep.space import Space
 
 IDENTITY = "slimdeploy_sweep"
 """User attribute of the study: the settings that must be the same for all workers."""
+IDENTITY_S = 5.0
+"""Maximum time in seconds between the creation of a study and its settings."""
 DEATHS = 3
 """Number of missed heartbeats after which a worker counts as dead."""
 ATTEMPTS = 5
@@ -74,14 +76,18 @@ def open_study(wanted: dict[str, Any], options: SweepOptions) -> optuna.Study:
         sqlalchemy.engine.make_url(
             options.storage
         ).get_dialect().import_dbapi()  # raises an error that names a missing driver
-        study = optuna.create_study(
-            study_name=options.study,
-            storage=_open_storage(options),
-            directions=["maximize", "minimize"],
-            sampler=_sampler(options),
-            load_if_exists=True,
-        )
-        found = study.user_attrs.get(IDENTITY)
+        storage, sampler = _open_storage(options), _sampler(options)
+        try:
+            study = optuna.create_study(
+                study_name=options.study,
+                storage=storage,
+                directions=["maximize", "minimize"],
+                sampler=sampler,
+            )
+            found = None
+        except optuna.exceptions.DuplicatedStudyError:
+            study = optuna.load_study(study_name=options.study, storage=storage, sampler=sampler)
+            found = _found_identity(study)
         if found is None and not study.get_trials(deepcopy=False):
             study.set_user_attr(IDENTITY, wanted)
             return study
@@ -94,6 +100,20 @@ def open_study(wanted: dict[str, Any], options: SweepOptions) -> optuna.Study:
             f"{where} has {key} = {theirs!r}, this sweep {ours!r}: give this one another name with `study`"
         )
     return study
+
+
+def _found_identity(study: optuna.Study) -> dict[str, Any] | None:
+    """The settings of an existing study.
+
+    Waits for another worker that has just created it and writes them: of two different sweeps that start
+    together, one is refused. None if that worker was killed, or if the study isn't a sweep's.
+    """
+    end = time.monotonic() + IDENTITY_S
+    while True:
+        found = study.user_attrs.get(IDENTITY)
+        if found is not None or study.get_trials(deepcopy=False) or time.monotonic() > end:
+            return found
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager

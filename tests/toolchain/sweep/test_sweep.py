@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slim
 
 import sqlalchemy.exc
 
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.locks import is_held
 from slimdeploy.toolchain.measure import results
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.pipeline import plan
 from slimdeploy.toolchain.report.run import read_run
+from slimdeploy.toolchain.sweep.options import SweepOptions
+from slimdeploy.toolchain.sweep.storage import open_study
 
 
 @pytest.fixture
@@ -129,6 +133,35 @@ def test_another_sweep_is_kept_out_of_the_study(sweep: Callable, tmp_path: Path)
     assert ran.error.startswith("the study 'small' in sqlite:///")
     assert ran.error.endswith(expected)
     assert len(document(tmp_path / "out")["trials"]) == 1
+
+
+def test_of_two_different_sweeps_that_start_together_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each finds the study without settings, before the one that has created it writes them."""
+    import optuna
+
+    options = SweepOptions().named("small", tmp_path / "out")
+    refused: list[str] = []
+    really = optuna.Study.set_user_attr
+
+    def other() -> None:
+        with pytest.raises(SlimdeployError) as error:
+            open_study({"contents": "other"}, options)
+        refused.append(str(error.value))
+
+    thread = threading.Thread(target=other)
+
+    def set_user_attr(study: optuna.Study, key: str, value: Any) -> None:
+        monkeypatch.setattr(optuna.Study, "set_user_attr", really)
+        thread.start()
+        thread.join(0.3)
+        really(study, key, value)
+
+    monkeypatch.setattr(optuna.Study, "set_user_attr", set_user_attr)
+    open_study({"contents": "first"}, options)
+    thread.join(30)
+    assert ["has contents = 'first', this sweep 'other'" in error for error in refused] == [True]
 
 
 def test_nothing_to_pick_is_said(sweep: Callable, tmp_path: Path) -> None:
