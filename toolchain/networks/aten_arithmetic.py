@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from slimdeploy.toolchain.networks.aten_several import products
+from slimdeploy.toolchain.networks.aten_several import parts, products
 from slimdeploy.toolchain.networks.aten_values import Constant, Expanded, argument, operator_of, shape_of
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
 
@@ -165,7 +165,7 @@ def _with_constant(at: Importer, node: fx.Node, operator: str, constant: Any, ot
     if axis == 1 and aligned[1] > 1 and shape_of(other)[1] == 1:  # gray images, by colour
         value = at.add(node, "concat", *[value] * int(aligned[1]))
     return at.add(
-        node, operator, value, name=name, shape=list(at.tensor(name).shape), trained=at.is_trained(name)
+        node, operator, value, name=name, shape=at.constants.shape(name), trained=at.is_trained(name)
     )
 
 
@@ -177,7 +177,7 @@ def _is_bias(at: Importer, constant: Constant, value: str) -> bool:
     if layer is None or layer.operator not in ("conv", "linear") or layer.attributes["bias"]:
         return False
     plain = constant.computed_by is None and at.is_trained(name)
-    return plain and name == f"{value}.bias" and list(at.tensor(name).shape) == [layer.attributes["out"]]
+    return plain and name == f"{value}.bias" and at.constants.shape(name) == [layer.attributes["out"]]
 
 
 def gated_linear_unit(at: Importer, node: fx.Node) -> str:
@@ -185,8 +185,7 @@ def gated_linear_unit(at: Importer, node: fx.Node) -> str:
     channels, half = int(shape_of(node.args[0])[1]), int(shape_of(node)[1])
     if 2 * half != channels:
         raise at.refused(node, "glu is supported along the channels only")
-    first = at.add(node, "slice", at.value(node, 0), start=0, stop=half)
-    gate = at.add(node, "slice", at.value(node, 0), start=half, stop=channels)
+    first, gate = parts(at, node, at.value(node, 0), 2, half)
     return at.add(node, "multiply", first, at.add(node, "sigmoid", gate))
 
 

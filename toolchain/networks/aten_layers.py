@@ -52,7 +52,7 @@ def fixed_filter(at: Importer, node: fx.Node) -> str:
     """A depthwise convolution with a buffer, possibly expanded or repeated for all channels."""
     name = at.constant(node.args[1])
     out, per_group, *kernel = shape_of(node.args[1])
-    channels, shape = int(shape_of(node.args[0])[1]), list(at.tensor(name).shape)
+    channels, shape = int(shape_of(node.args[0])[1]), at.constants.shape(name)
     each, values = math.prod(kernel), math.prod(shape)
     alike = values == each or (values == each * channels and shape[0] == channels)
     bias = argument(node, 2, None) is not None

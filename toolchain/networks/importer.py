@@ -183,10 +183,6 @@ class Importer:
         """The name of the parameter, buffer or constant given as `argument`."""
         return self.constants.use(argument)
 
-    def tensor(self, name: str) -> Tensor:
-        """The values of a parameter, buffer or constant."""
-        return self.constants.tensors()[name]
-
     def is_trained(self, name: str) -> bool:
         return self.constants.is_trained(name)
 

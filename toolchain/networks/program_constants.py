@@ -47,9 +47,11 @@ class ProgramConstants:
         self.of: dict[fx.Node, Constant] = {}
         """Node of the program -> the constant that it is."""
         self._used: dict[str, Constant] = {}
+        self._shapes: dict[str, list[int]] = {}
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.name in placeholders:
                 self.of[node] = Constant(placeholders[node.name])
+                self._shapes[placeholders[node.name]] = shape_of(node)
             elif node.op == "call_function" and (found := self._computed(node)):
                 self.of[node] = found
                 if _writes(node):
@@ -105,10 +107,15 @@ class ProgramConstants:
         Raises SlimdeployError if the layer has two values of it.
         """
         found = self.of[node]
-        if shape_of(node) != list(self._tensors()[found.name].shape):
+        if shape_of(node) != self._shapes[found.name]:
             found = Constant(found.name, node)
         if self._used.setdefault(name, found) != found:
             raise SlimdeployError(f"{name} has several values in one forward pass: this isn't supported")
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of the tensor of this name, which isn't that of a reshaped use."""
+        used = self._used.get(name, Constant(name))
+        return shape_of(used.computed_by) if used.computed_by else self._shapes[used.name]
 
     def is_trained(self, name: str) -> bool:
         """Whether the tensor of this name is a parameter, or computed of one."""
@@ -118,19 +125,14 @@ class ProgramConstants:
         """Names of the tensors whose place a computed value takes."""
         return [name for name, one in self._used.items() if one.computed_by or one.name != name]
 
-    def tensors(self, own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The values of all constants by name, for a module with the tensors `own`. Default: with those that
-        it has been traced with.
-        """
-        found = self._tensors(own)
+    def tensors(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The values of all constants by name, for a module with the tensors `own`."""
+        given = {**self._program.constants, **own}
+        found = {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
         computed = {name: one.computed_by for name, one in self._used.items() if one.computed_by}
         values = self._run(computed.values(), found)
         plain = {name: found[one.name] for name, one in self._used.items() if not one.computed_by}
         return found | plain | {name: values[node] for name, node in computed.items()}
-
-    def _tensors(self, own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        found = {**self._program.constants, **(self._program.state_dict if own is None else own)}
-        return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
 
     @torch.no_grad()
     def _run(self, wanted: Iterable[fx.Node], tensors: Mapping[str, Tensor]) -> dict[fx.Node, Tensor]:
