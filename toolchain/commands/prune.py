@@ -87,7 +87,12 @@ def _text(written: Written[PruneResult]) -> RenderableType:
 
 def _folding_line(result: PruneResult) -> str:
     folding = result.folding
-    if not folding.channels:
-        return "none"
-    exact, rough = len(folding.exact), len(folding.approximate)
-    return f"{folding.channels} channels: exactly into {exact} layers, not exact at borders into {rough}"
+    parts = []
+    if folding.channels:
+        exact, rough = len(folding.exact), len(folding.approximate)
+        parts.append(
+            f"{folding.channels} channels: exactly into {exact} layers, not exact at borders into {rough}"
+        )
+    if folding.lost:
+        parts.append(f"impossible for {len(folding.lost)} layers or sums")
+    return "; ".join(parts) or "none"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from slimdeploy.toolchain.networks.cutting import emptied
 from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.operators.padding import pad_mode
@@ -34,24 +35,25 @@ class _NodeArrays(Mapping[str, np.ndarray]):
 def removed_constants(
     network: GraphNetwork, masks: dict[str, np.ndarray], *, at_border: bool = False
 ) -> dict[str, np.ndarray]:
-    """Value -> (channels,) float64: the constant of each channel that is False in `masks`. 0 for kept
-    channels, and for removed channels that are not constant (e.g. a product with a gate that depends on the
-    image).
+    """Value -> (channels,) float64: the constant of each channel that is False in `masks`, and of removed
+    branches. NaN if it isn't constant (e.g. a product with a gate that depends on the image); 0 for kept
+    channels.
 
     A padding with zeros on the way makes the border of the image differ: the constant is that of the inside
-    then; with `at_border`, 0.
+    then; with `at_border`, NaN.
     """
     graph = network.graph
+    gone = emptied(graph, masks)
     found = {INPUT: np.full(graph.channels[INPUT], np.nan)}
     for node in graph.nodes:
         inputs = [found[name] for name in node.inputs]
         removed = ~masks[node.name]
         constants = node.op.constant(node, inputs, _NodeArrays(network, node.name), removed)
-        if at_border and _pads_with_zeros(graph, node):
+        if at_border and _changes_border(graph, node):
             constants = np.where(constants == 0, 0.0, np.nan)
         found[node.name] = constants
     return {
-        value: np.where(masks[value] | np.isnan(constants), 0.0, constants)
+        value: constants if value in gone else np.where(masks[value], 0.0, constants)
         for value, constants in found.items()
     }
 
@@ -69,7 +71,7 @@ def strict_constants(network: GraphNetwork, zeros: Mapping[str, np.ndarray]) -> 
         values = np.asarray(node.op.constant(node, inputs, _NodeArrays(network, node.name), zero))
         if node.operator == "batchnorm":  # in training mode it subtracts the mean of its input
             values = np.where(zero, values, np.nan)
-        if node.operator in CHANGING or _pads_with_zeros(graph, node):
+        if node.operator in CHANGING or _changes_border(graph, node):
             values = np.where(values == 0, 0.0, np.nan)
         found[node.name] = values
     return found
@@ -81,10 +83,12 @@ def takes_constants(graph: Graph, reader: Node) -> bool:
     return bool(has_shift and not pads(graph, reader))
 
 
-def _pads_with_zeros(graph: Graph, node: Node) -> bool:
-    return _surrounds_with_zeros(node) or (
-        node.operator in ("conv", "fixed_filter", "avg_pool") and pads(graph, node)
-    )
+def _changes_border(graph: Graph, node: Node) -> bool:
+    """Whether a constant of its input becomes another at the border. A dense convolution has constants only
+    where its filters are zero.
+    """
+    reads_border = node.operator in ("conv", "fixed_filter", "avg_pool") and not node.op.reads_all(node)
+    return _surrounds_with_zeros(node) or (reads_border and pads(graph, node))
 
 
 def pads(graph: Graph, node: Node) -> bool:

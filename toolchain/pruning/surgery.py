@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, source_of
-from slimdeploy.toolchain.networks.cutting import Masks, cut_graph, keep_masks
+from slimdeploy.toolchain.networks.cutting import Masks, cut_graph, emptied, keep_masks
 from slimdeploy.toolchain.networks.graph import Graph, Node
 from slimdeploy.toolchain.networks.module import GraphNetwork
 from slimdeploy.toolchain.networks.operators.base import tensor_name
@@ -35,9 +35,13 @@ class Folding:
     """Convolutions behind a padding, their own or an earlier one: folding is exact inside the image, but not
     at the border, which zeros have changed.
     """
+    lost: tuple[str, ...]
+    """Layers that read a removed channel that isn't constant (e.g. a product with a gate), and sums over
+    channels or of branches, which can't absorb a constant other than 0. These differ.
+    """
 
 
-NOTHING_FOLDED = Folding(0, (), ())
+NOTHING_FOLDED = Folding(0, (), (), ())
 
 
 @torch.no_grad()
@@ -142,9 +146,11 @@ def _narrow(tensor: Tensor, dimension: int, stays: np.ndarray) -> Tensor:
 
 
 def _fold_constants(network: GraphNetwork, cut: _Cut, groups: list[ChannelGroup], kept: Kept) -> Folding:
-    constants = removed_constants(network, cut.masks)
-    at_border = removed_constants(network, cut.masks, at_border=True)
-    graph, touched, channels = network.graph, [], 0
+    graph, masks = network.graph, cut.masks
+    found = removed_constants(network, masks)
+    at_border = removed_constants(network, masks, at_border=True)
+    constants = {value: np.nan_to_num(values) for value, values in found.items()}
+    channels = 0
     for group in groups:
         removed = np.setdiff1d(np.arange(group.width), kept[group.name])
         if not len(kept[group.name]) or not group.consumers:
@@ -154,22 +160,29 @@ def _fold_constants(network: GraphNetwork, cut: _Cut, groups: list[ChannelGroup]
         channels += int(
             np.any([values[p].any(1) for values, p in zip(passed, at, strict=True)], axis=0).sum()
         )
-    for name in dict.fromkeys(reader for group in groups for reader in group.consumers):
-        node = graph.by_name[name]
-        values = constants[node.inputs[0]]
-        if not values.any() or not cut.masks[node.inputs[0]].any():
-            continue
-        weight = network.weight(name).double()
+    gone = emptied(graph, masks)
+    layers = [graph.by_name[name] for name in dict.fromkeys(n for group in groups for n in group.consumers)]
+    layers = [node for node in layers if node.inputs[0] not in gone]
+    touched = [node for node in layers if constants[node.inputs[0]].any()]
+    for node in touched:
+        weight = network.weight(node.name).double()
         taps = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
-        cut.add_constant(name, taps @ torch.from_numpy(values).to(weight.device))
-        touched.append(node)
+        cut.add_constant(node.name, taps @ torch.from_numpy(constants[node.inputs[0]]).to(weight.device))
 
     def exact(node: Node) -> bool:
         value = node.inputs[0]
-        return not pads(graph, node) and bool((constants[value] == at_border[value]).all())
+        return not pads(graph, node) and np.array_equal(found[value], at_border[value], equal_nan=True)
 
+    def loses(node: Node) -> bool:
+        if node in layers:
+            return bool(np.isnan(found[node.inputs[0]]).any())
+        unabsorbed = node.inputs if node.op.sums_channels else gone.intersection(node.inputs)
+        return node.name not in gone and any(bool((found[value] != 0).any()) for value in unabsorbed)
+
+    lost = [node for node in graph.nodes if loses(node)]
     return Folding(
         channels,
-        exact=tuple(node.name for node in touched if exact(node)),
-        approximate=tuple(node.name for node in touched if not exact(node)),
+        exact=tuple(node.name for node in touched if exact(node) and node not in lost),
+        approximate=tuple(node.name for node in touched if not exact(node) and node not in lost),
+        lost=tuple(node.name for node in lost),
     )

@@ -92,6 +92,19 @@ def test_constants_fold_exactly_through_any_activation(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
+def test_folding_names_what_is_not_exact(name: str) -> None:
+    network = family(name)
+    groups, half = channel_groups(network.graph, residual="couple"), _half(network)
+    for group in groups:
+        kept = {g.name: half[g.name] if g is group else np.arange(g.width) for g in groups}
+        pruned, folding = prune_network(network, groups, kept)
+        found, expected = pruned(_images()), _silenced(network, kept, constants=True)(_images())
+        same = torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+        assert same == (not folding.approximate and not folding.lost), group.name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
 def test_a_pruned_network_is_the_same_in_onnx_and_from_its_description(name: str) -> None:
     network = family(name)
     pruned, _ = prune_network(network, channel_groups(network.graph, residual="couple"), _half(network))

@@ -160,3 +160,20 @@ def test_constants_pass_through_arithmetic_and_norms() -> None:
     images = torch.randn(3, 3, 16, 16)
     torch.testing.assert_close(pruned(images), network(images))
     assert folding.exact == ("fc",)
+
+
+@pytest.mark.parametrize(
+    ("function", "exact", "lost"),
+    [
+        (lambda x: x * x.mean(1, True).sigmoid(), (), ("middle.1.channel_mean", "fc")),
+        (lambda x: torch.cat([x, x.mean(1, True)], 1)[:, :8], ("fc",), ("middle.1.channel_mean",)),
+    ],
+)
+def test_folding_names_where_a_removed_channel_is_lost(
+    function: Callable[[Tensor], Tensor], exact: tuple[str, ...], lost: tuple[str, ...]
+) -> None:
+    network = from_module(Net(nn.Sequential(nn.BatchNorm2d(8), Function(function))), size=16).network
+    network.get_submodule("middle.0").bias.data.uniform_(0.5, 1)  # type: ignore[union-attr]
+    groups = channel_groups(network.graph)
+    _, folding = prune_network(network, groups, {group.name: np.array([0, 2, 3]) for group in groups})
+    assert (folding.exact, folding.lost) == (exact, lost)

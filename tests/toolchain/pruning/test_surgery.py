@@ -17,6 +17,7 @@ from tiny import random_images, random_network, write_checkpoint
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.models.checkpoint import load_checkpoint
 from slimdeploy.toolchain.networks.architectures import build_graph
+from slimdeploy.toolchain.networks.branches import removable_blocks
 from slimdeploy.toolchain.networks.channel_groups import ChannelGroup, channel_groups
 from slimdeploy.toolchain.networks.cost import network_cost
 from slimdeploy.toolchain.networks.graph import Graph, Node
@@ -31,7 +32,7 @@ from slimdeploy.toolchain.pruning.plan import (
     score_channels,
 )
 from slimdeploy.toolchain.pruning.selection import Kept
-from slimdeploy.toolchain.pruning.surgery import Folding, prune_network
+from slimdeploy.toolchain.pruning.surgery import NOTHING_FOLDED, prune_network
 from slimdeploy.toolchain.stages.prune import prune_stage
 
 seeds = st.integers(0, 2**32 - 1)
@@ -151,7 +152,7 @@ def test_removing_equals_masking(spec: Graph, seed: int) -> None:
     network, groups = random_network(spec, seed % 1000), channel_groups(spec)
     kept = _some(groups, seed)
     pruned, folding = prune_network(network, groups, kept, fold=False)
-    assert folding == Folding(0, (), ())
+    assert folding == NOTHING_FOLDED
     for group in groups:
         assert all(pruned.graph.channels[name] == len(kept[group.name]) for name in group.producers)
     _assert_same(_masked(network, groups, kept, beta=True), pruned)
@@ -162,7 +163,7 @@ def test_nothing_removed_is_the_identity_bit_for_bit(spec: Graph, seed: int, fol
     network, groups = random_network(spec, seed % 1000), channel_groups(spec)
     pruned, folding = prune_network(network, groups, {g.name: np.arange(g.width) for g in groups}, fold=fold)
     assert pruned.graph == spec
-    assert folding == Folding(0, (), ())
+    assert folding == NOTHING_FOLDED
     before, after = network.state_dict(), pruned.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
@@ -268,3 +269,19 @@ def test_no_layer_vanishes_and_its_best_channels_stay(tmp_path: Path, minimum: i
         count = min(minimum, group.width)
         assert len(kept) == count
         assert sorted(kept.abs().tolist()) == sorted(bn.abs().tolist())[-count:], "the largest |γ|"
+
+
+def test_folding_names_a_sum_that_loses_the_constant_of_a_removed_branch() -> None:
+    network = random_network(build_graph("tiny-deep", stem="cifar"))
+    groups = channel_groups(network.graph)
+    inside = {name for block in removable_blocks(network.graph, groups)[:1] for name in block}
+    kept = {g.name: np.arange(0 if g.name in inside else g.width) for g in groups}
+    pruned, folding = prune_network(network, groups, kept)
+    (branch,) = {name.rpartition(".")[0] for name in inside}
+    assert folding.lost == (f"{branch}.add",)
+    last = network.get_submodule(f"{branch}.bn3")
+    with torch.no_grad():
+        last.weight.zero_(), last.bias.zero_()  # type: ignore[union-attr, operator]
+    pruned, folding = prune_network(network, groups, kept)
+    assert folding.lost == ()
+    _assert_same(network, pruned)

@@ -77,7 +77,7 @@ class BatchNorm(Normalisation):
         if not node.attributes["affine"]:  # γ is fixed at 1
             return (inputs[0] - arrays["running_mean"]) * scale
         passed = (inputs[0] - arrays["running_mean"]) * scale * arrays["weight"] + arrays["bias"]
-        return np.where(removed, arrays["bias"], passed)
+        return np.where(removed | (arrays["weight"] == 0), arrays["bias"], passed)
 
 
 OPERATORS["batchnorm"] = BatchNorm()
