@@ -25,10 +25,14 @@ CARRIERS = ("MaxPool", "GlobalMaxPool", "Flatten", "Pad", "Slice", "Reshape", "T
 """Operators that only move values: their output has the range of their input."""
 RECTIFIERS = ("Relu", "Clip")
 """Operators that are equivalent to the saturation of an unsigned integer."""
+NOT_NEGATIVE = ("Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softplus", "Sqrt")
+"""Operators whose output can't be negative."""
 FLOAT = (
-    "BatchNormalization", "Concat", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish",
-    "InstanceNormalization", "LayerNormalization", "LeakyRelu", "MatMul", "Mul", "PRelu", "ReduceL2",
-    "ReduceMax", "ReduceMean", "Sigmoid", "Softplus", "Sub", "Tanh",
+    "Abs", "BatchNormalization", "Ceil", "Celu", "Concat", "Cos", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu",
+    "HardSigmoid", "HardSwish", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "MatMul",
+    "Max", "Min", "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "Round",
+    "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Tanh",
+    "ThresholdedRelu",
 )  # fmt: skip
 """Operators that run in float between the others."""
 OPERATORS = (*LAYERS, *CARRIERS, *RECTIFIERS, *FLOAT)
@@ -108,15 +112,15 @@ class Classifier:
         return tensor
 
     def is_rectified(self, tensor: str) -> bool:
-        """Whether `tensor` can't be negative: it comes from a ReLU or a gate."""
+        """Whether `tensor` can't be negative: it comes from a ReLU or a gate, for example."""
         node = self.producers.get(self.origin(tensor))
         if node is None:
             return False
         if node.op_type in ("GlobalAveragePool", "AveragePool", "Concat"):
             return all(map(self.is_rectified, node.input))
         if node.op_type == "Clip":
-            return float(self.constants[node.input[1]]) >= 0
-        return node.op_type in ("Relu", "Sigmoid", "HardSigmoid")
+            return bool(node.input[1]) and float(self.constants[node.input[1]]) >= 0
+        return node.op_type in NOT_NEGATIVE
 
 
 def read_classifier(path: Path) -> Classifier:
@@ -170,7 +174,7 @@ def _unusable(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> str | N
     """Why the passes can't handle a node of a known operator; empty if they can."""
     if node.op_type in ("Conv", "Gemm") and not all(name in constants for name in node.input[1:]):
         return "its weights and bias must be constants"
-    if node.op_type == "Clip" and not all(name in constants for name in node.input[1:3]):
+    if node.op_type == "Clip" and not all(name in constants for name in node.input[1:3] if name):
         return "its bounds must be constants"
     found = attributes(node)
     if node.op_type == "Gemm" and (found.get("alpha", 1), found.get("beta", 1), found.get("transA", 0)) != (

@@ -283,6 +283,32 @@ class _SplitAttention(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class _WrittenOut(nn.Module):
+    """Layers and activations as formulas: maxima of two branches (LightCNN, FReLU), a recurrent block, a
+    normalisation by the root mean square, generalised-mean pooling, and a classifier that is a product.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide = _conv_bn(3, 16, 3), _conv_bn(16, 48, 3)
+        self.funnel = nn.Sequential(nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.BatchNorm2d(24))
+        self.again = _conv_bn(24, 24, 3)
+        self.filter, self.exponent = nn.Parameter(torch.randn(32, 24, 1, 1) / 5), nn.Parameter(torch.ones(1))
+        self.norm, self.head = nn.BatchNorm2d(32), nn.Parameter(torch.randn(32, CLASSES))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = self.wide(nn.functional.max_pool2d(self.stem(x), 2)).chunk(2, 1)
+        x = torch.max(first, second)
+        x = torch.maximum(x, self.funnel(x))
+        for _ in range(2):
+            x = x + self.again(x)
+        x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-3)
+        x = self.norm(nn.functional.conv2d(x, self.filter))
+        x = nn.functional.softplus(x) + nn.functional.selu(x) / (1 + x.abs())
+        x = x.clamp(min=1e-2).pow(self.exponent).mean((2, 3)).pow(1 / self.exponent)
+        return x @ self.head
+
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "resnet": lambda: tv.ResNet(tv.resnet.BasicBlock, [1, 1, 1, 1], num_classes=CLASSES),
     "resnext": lambda: tv.ResNet(
@@ -305,6 +331,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "plain_shortcuts": _PlainShortcuts,
     "cbam": _Cbam,
     "split_attention": _SplitAttention,
+    "written_out": _WrittenOut,
     "convnext_v2": _ConvNextV2,
     "shufflenet": lambda: tv.ShuffleNetV2([1, 2, 1], [16, 32, 48, 64, 96], num_classes=CLASSES),
 }

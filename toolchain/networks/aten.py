@@ -28,18 +28,24 @@ LEAVES = (
 
 POINTWISE = (
     "linear", "layer_norm", "relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "gelu",
-    "elu", "mish", "leaky_relu", "clamp", "clamp_min", "hardtanh", "dropout", "add", "sub", "neg", "mul",
-    "div", "addcmul",
+    "elu", "mish", "selu", "celu", "softplus", "log_sigmoid", "abs", "exp", "log", "pow", "square", "sqrt",
+    "rsqrt", "reciprocal", "leaky_relu", "clamp", "clamp_min", "clamp_max", "hardtanh", "dropout", "add",
+    "sub", "neg", "mul", "div", "addcmul", "maximum", "minimum", "matmul",
 )  # fmt: skip
 """Operators that work per channel and pixel, in any memory layout."""
 
-ACTIVATIONS = ("relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "mish")
+ACTIVATIONS = (
+    "relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "mish", "selu", "log_sigmoid",
+    "abs", "exp", "log",
+)  # fmt: skip
 """Operators of one argument that have the same name in a graph."""
 
 ANY_LAYOUT = (
     shapes.permute, shapes.reshape, shapes.select, shapes.transpose, shapes.unsqueeze, shapes.same,
+    shapes.converted,
     slices.pieces, slices.cut, slices.item, slices.cat,
     layers.conv_along_channels, pooling.mean, pooling.maximum, pooling.maximum_and_position, pooling.norm,
+    pooling.total,
 )  # fmt: skip
 """Readers that also take values in the LAYOUTS of aten_values."""
 
@@ -53,14 +59,27 @@ READERS.update(
         "conv1d": layers.conv_along_channels,
         "batch_norm": layers.batch_norm,
         "linear": layers.linear,
+        "matmul": layers.product,
+        "mm": layers.product,
+        "addmm": layers.product_and_bias,
         **{name: arithmetic.activation(name) for name in ACTIVATIONS},
         "hardtanh": arithmetic.hardtanh,
         "clamp": arithmetic.clamp,
         "clamp_min": arithmetic.clamp,
+        "clamp_max": arithmetic.clamp_max,
         "leaky_relu": arithmetic.leaky_relu,
         "gelu": arithmetic.gelu,
         "prelu": arithmetic.prelu,
         "elu": arithmetic.elu,
+        "celu": arithmetic.celu,
+        "softplus": arithmetic.softplus,
+        "pow": arithmetic.power,
+        "square": arithmetic.power_of(2),
+        "sqrt": arithmetic.power_of(0.5),
+        "rsqrt": arithmetic.power_of(-0.5),
+        "reciprocal": arithmetic.power_of(-1),
+        "maximum": arithmetic.larger,
+        "minimum": arithmetic.smaller,
         "layer_norm": layers.layer_norm,
         "group_norm": layers.group_norm,
         "instance_norm": layers.instance_norm,
@@ -71,7 +90,7 @@ READERS.update(
         "mul": arithmetic.multiply,
         "div": arithmetic.divide,
         "addcmul": arithmetic.add_product,
-        "sum": several.total,
+        "sum": pooling.total,
         "softmax": several.softmax,
         "cat": slices.cat,
         "stack": slices.stack,
@@ -115,5 +134,7 @@ READERS.update(
         "alias": shapes.same,
         "detach": shapes.same,
         "lift_fresh_copy": shapes.same,
+        "to": shapes.converted,
+        "type_as": shapes.converted,
     }
 )

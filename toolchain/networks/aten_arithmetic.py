@@ -30,24 +30,39 @@ def hardtanh(at: Importer, node: fx.Node) -> str:
     return _clip(at, node, argument(node, 1, -1), argument(node, 2, 1))
 
 
+def clamp_max(at: Importer, node: fx.Node) -> str:
+    return _clip(at, node, None, argument(node, 1, None))
+
+
 def _clip(at: Importer, node: fx.Node, low: Any, high: Any) -> str:
     if low == 0 and high in (None, 6):
         return at.add(node, "relu" if high is None else "relu6", at.value(node, 0))
-    if not isinstance(low, int | float) or not isinstance(high, int | float | None):
-        raise at.refused(node, "a clamp is supported with a number as the lower limit only")
-    upper: dict[str, Any] = {} if high is None else {"high": float(high)}
-    return at.add(node, "clip", at.value(node, 0), low=float(low), **upper)
+    if not isinstance(low, int | float | None) or not isinstance(high, int | float | None):
+        raise at.refused(node, "a clamp is supported with numbers only")
+    limits: dict[str, Any] = {"low": low, "high": high}
+    given: dict[str, Any] = {name: float(limit) for name, limit in limits.items() if limit is not None}
+    return at.add(node, "clip", at.value(node, 0), **given)
 
 
 def prelu(at: Importer, node: fx.Node) -> str:
     slopes = int(shape_of(node.args[1])[0])
-    return at.add(node, "prelu", at.value(node, 0), name=at.module_of(node, weight=1), slopes=slopes)
+    return at.add(node, "prelu", at.value(node, 0), name=at.layer(node, weight=1), slopes=slopes)
 
 
 def elu(at: Importer, node: fx.Node) -> str:
     if (argument(node, 2, 1), argument(node, 3, 1)) != (1, 1):
         raise at.refused(node, "elu is supported without scales only")
     return at.add(node, "elu", at.value(node, 0), alpha=float(argument(node, 1, 1)))
+
+
+def celu(at: Importer, node: fx.Node) -> str:
+    return at.add(node, "celu", at.value(node, 0), alpha=float(argument(node, 1, 1)))
+
+
+def softplus(at: Importer, node: fx.Node) -> str:
+    if argument(node, 1, 1) != 1:
+        raise at.refused(node, "softplus is supported with beta=1 only")
+    return at.add(node, "softplus", at.value(node, 0))
 
 
 def leaky_relu(at: Importer, node: fx.Node) -> str:
@@ -93,6 +108,32 @@ def divide(at: Importer, node: fx.Node) -> str:
     return _arithmetic(at, node, "divide", "divide_by", lambda n: (1 / n, 0.0))
 
 
+def power(at: Importer, node: fx.Node) -> str:
+    exponent = node.args[1]
+    if isinstance(exponent, int | float):
+        return _power(at, node, exponent)
+    return _arithmetic(at, node, "", "power_by", lambda n: (1.0, 0.0))
+
+
+def power_of(exponent: float) -> Callable[[Importer, fx.Node], str]:
+    def read(at: Importer, node: fx.Node) -> str:
+        return _power(at, node, exponent)
+
+    return read
+
+
+def _power(at: Importer, node: fx.Node, exponent: float) -> str:
+    return at.add(node, "power", at.value(node, 0), exponent=float(exponent))
+
+
+def larger(at: Importer, node: fx.Node) -> str:
+    return _arithmetic(at, node, "maximum", "", lambda n: (1.0, 0.0))
+
+
+def smaller(at: Importer, node: fx.Node) -> str:
+    return _arithmetic(at, node, "minimum", "", lambda n: (1.0, 0.0))
+
+
 def add_product(at: Importer, node: fx.Node) -> str:
     """`addcmul` of an offset, a factor and a value."""
     offset, factor, value = node.args[:3]
@@ -125,7 +166,7 @@ def _arithmetic(
         factor, offset = by(float(second))
         return at.add(node, "affine", at.value(node, 0), factor=factor, offset=offset)
     constants = [i for i in (0, 1) if isinstance(at.values.get(node.args[i]), Constant)]  # type: ignore[arg-type]
-    if constants == [1] or (constants == [0] and of_values in ("add", "multiply")):
+    if with_constant and (constants == [1] or (constants == [0] and of_values in ("add", "multiply"))):
         constant, other = node.args[constants[0]], node.args[1 - constants[0]]
         return _with_constant(at, node, with_constant, constant, other, at.value(node, 1 - constants[0]))
     if constants or not of_values:

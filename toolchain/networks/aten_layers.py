@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx
 
-from slimdeploy.toolchain.networks.aten_values import Constant, Row, argument, pair, shape_of
+from slimdeploy.toolchain.networks.aten_values import Constant, Row, argument, operator_of, pair, shape_of
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.importer import Importer
-
-SHARED = "a layer that is called several times is supported on vectors and on images of one pixel only"
 
 
 def conv(at: Importer, node: fx.Node) -> str:
@@ -26,11 +25,10 @@ def conv(at: Importer, node: fx.Node) -> str:
         "in": per_group * groups, "out": out, "kernel": list(kernel), "stride": stride, "padding": padding,
         "dilation": dilation, "groups": groups, "bias": argument(node, 2, None) is not None,
     }  # fmt: skip
-    name = at.module_of(node, weight=1, bias=2)
-    if at.calls[name] > 1:
-        if shape_of(node.args[0])[2:] != [1, 1] or (kernel, padding) != ([1, 1], [0, 0]):
-            raise at.refused(node, SHARED)
-        return at.call_shared(node, "conv", images, name, **parts | {"stride": [1, 1]})
+    stacked = at.is_called_again(node)
+    name = at.layer(node, weight=1, bias=2, stacked=stacked)
+    if stacked:
+        return at.call_stacked(node, "conv", images, name, **parts | {"stride": [1, 1]})
     return at.add(node, "conv", images, name=name, **parts)
 
 
@@ -76,7 +74,7 @@ def conv_along_channels(at: Importer, node: fx.Node) -> Row:
     if not row or not kept or stride not in (1, [1]) or dilation not in (1, [1]):
         raise at.refused(node, "conv1d is supported with one filter along the channels only")
     bias = argument(node, 2, None) is not None
-    name = at.module_of(node, weight=1, bias=2)
+    name = at.layer(node, weight=1, bias=2)
     return Row(at.add(node, "channel_conv", at.value(node, 0), name=name, taps=int(taps), bias=bias))
 
 
@@ -85,7 +83,7 @@ def batch_norm(at: Importer, node: fx.Node) -> str:
         raise at.refused(node, "batch_norm with track_running_stats=False isn't supported")
     if (argument(node, 1, None) is None) != (argument(node, 2, None) is None):
         raise at.refused(node, "batch_norm with a weight and no bias isn't supported")
-    name = at.module_of(node, weight=1, bias=2, running_mean=3, running_var=4)
+    name = at.layer(node, weight=1, bias=2, running_mean=3, running_var=4)
     vector = {"vector": True} if len(shape_of(node)) == 2 else {}
     return at.add(
         node, "batchnorm", at.value(node, 0), name=name,
@@ -107,13 +105,35 @@ def linear(at: Importer, node: fx.Node) -> str:
         raise at.refused(node, "linear on an image isn't supported: flatten it first")
     out, count = shape_of(node.args[1])
     parts = {"in": count, "out": out, "bias": argument(node, 2, None) is not None}
-    name, value = at.module_of(node, weight=1, bias=2), at.value(node, 0)
-    if at.calls[name] <= 1:  # 0 if its weight is computed of tensors with other names
+    stacked = at.is_called_again(node)
+    name, value = at.layer(node, weight=1, bias=2, stacked=stacked), at.value(node, 0)
+    if not stacked:
         return at.add(node, "linear", value, name=name, **parts, **({"pixels": True} if pixels else {}))
-    if pixels:
-        raise at.refused(node, SHARED)
-    image = at.call_shared(node, "linear", at.add(node, "unflatten", value), name, **parts, pixels=True)
+    image = at.call_stacked(node, "linear", at.add(node, "unflatten", value), name, **parts, pixels=True)
     return at.add(node, "flatten", image, positions=1)
+
+
+def product(at: Importer, node: fx.Node) -> str:
+    """`x @ weight`, which is a linear layer with the transposed weight."""
+    return _linear_of(at, node, node.args[0], node.args[1])
+
+
+def product_and_bias(at: Importer, node: fx.Node) -> str:
+    """`addmm`: x @ weight + bias."""
+    if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("beta", 1) != 1:
+        raise at.refused(node, "addmm with alpha or beta isn't supported")
+    bias, value, weight = node.args[:3]
+    return _linear_of(at, node, value, weight, bias)
+
+
+def _linear_of(at: Importer, node: fx.Node, value: Any, weight: Any, *bias: Any) -> str:
+    if at.constants.of.get(weight) is None or len(shape_of(weight)) != 2:
+        raise at.refused(node, f"aten.{operator_of(node)} of two images isn't supported")
+    transposed = at.constants.transposed(weight)
+    with node.graph.inserting_before(node):
+        call = node.graph.call_function(torch.ops.aten.linear.default, (value, transposed, *bias))
+    call.meta = node.meta
+    return linear(at, call)
 
 
 def layer_norm(at: Importer, node: fx.Node) -> str:
@@ -140,7 +160,7 @@ def _norm(at: Importer, node: fx.Node, operator: str, weight: int, *, eps: float
     if affine != (argument(node, weight + 1, None) is not None):
         raise at.refused(node, f"{operator} with a weight and no bias isn't supported")
     channels = int(shape_of(node)[at.channel_axis(node.args[0])])
-    name = at.module_of(node, weight=weight, bias=weight + 1) if affine else ""
+    name = at.layer(node, weight=weight, bias=weight + 1) if affine else ""
     return at.add(
         node,
         operator,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from slimdeploy.toolchain.networks.aten_arithmetic import larger
+from slimdeploy.toolchain.networks.aten_several import total as total_of_several
 from slimdeploy.toolchain.networks.aten_values import (
     Channel,
     ChannelsLast,
@@ -65,11 +67,13 @@ def maximum(at: Importer, node: fx.Node) -> Any:
     return _reduced(at, node, argument(node, 1, []), bool(argument(node, 2, False)), "global_max_pool")
 
 
-def maximum_and_position(at: Importer, node: fx.Node) -> list[Any]:
-    """`torch.max(x, dim)`; where the maximum is can't be used."""
+def maximum_and_position(at: Importer, node: fx.Node) -> Any:
+    """`torch.max(x, dim)`, where the position of the maximum can't be used, or `torch.max(x, y)`."""
     axis = argument(node, 1, None)
-    if not isinstance(axis, int):
-        raise at.refused(node, "max of two images, or of all values, isn't supported")
+    if isinstance(axis, fx.Node):
+        return larger(at, node)
+    if axis is None:
+        raise at.refused(node, "max of all values isn't supported")
     return [_reduced(at, node, [axis], bool(argument(node, 2, False)), "global_max_pool"), None]
 
 
@@ -79,8 +83,20 @@ def norm(at: Importer, node: fx.Node) -> Any:
     return _reduced(at, node, argument(node, 2, []), bool(argument(node, 3, False)), "global_norm")
 
 
+def total(at: Importer, node: fx.Node) -> Any:
+    """`sum` of several images, or of the channels, which is their mean without the division."""
+    image = node.args[0]
+    if (found := total_of_several(at, node)) is not None:
+        return found
+    axes = [axis % len(shape_of(image)) for axis in argument(node, 1, [])]
+    if axes != [at.channel_axis(image)]:
+        raise at.refused(node, "sum is supported over the channels or of stacked images only")
+    return _reduced(at, node, axes, bool(argument(node, 2, False)), "sum")
+
+
 OVER_CHANNELS = {
     "adaptive_avg_pool": "channel_mean",
+    "sum": "channel_mean",
     "global_max_pool": "channel_max",
     "global_norm": "channel_norm",
 }
@@ -104,8 +120,8 @@ def _reduced(
     of_image = sorted((0, 2, 3, 1)[axis] for axis in axes) if last else axes if len(shape) in (2, 4) else []
     if of_image == [1] and operator in OVER_CHANNELS:
         count: dict[str, Any] = {}
-        if operator == "adaptive_avg_pool":
-            count["count"] = int(shape[at.channel_axis(node.args[0])])
+        if OVER_CHANNELS[operator] == "channel_mean":
+            count["count"] = 1 if operator == "sum" else int(shape[at.channel_axis(node.args[0])])
         pixels = at.add(node, OVER_CHANNELS[operator], at.value(node, 0), **count)
         return (ChannelsLast(pixels) if last else pixels) if keep else Channel(pixels)
     if isinstance(found, Pixels) and found.reduced in ("", operator) and axes == [found.left]:

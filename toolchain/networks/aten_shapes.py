@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx
 
 from slimdeploy.toolchain.networks.aten_several import parts
@@ -33,6 +34,14 @@ if TYPE_CHECKING:
 
 def same(at: Importer, node: fx.Node) -> Any:
     return at.values[node.args[0]]  # type: ignore[index]
+
+
+def converted(at: Importer, node: fx.Node) -> Any:
+    """`x.float()`, `x.to(y)`, another memory format."""
+    kind = node.meta["val"].dtype
+    if kind != torch.float32:
+        raise at.refused(node, f"{str(kind).removeprefix('torch.')} values aren't supported")
+    return same(at, node)
 
 
 def reshape(at: Importer, node: fx.Node) -> Any:

@@ -109,7 +109,10 @@ def stack(at: Importer, node: fx.Node) -> Any:
 
 
 def cat(at: Importer, node: fx.Node) -> Any:
-    parts = [at.values.get(part) for part in argument(node, 0, [])]
+    parts = [
+        Zeros(int(shape_of(part)[1])) if at.constants.is_zero(part) else at.values.get(part)
+        for part in argument(node, 0, [])
+    ]
     last = [part.value for part in parts if isinstance(part, ChannelsLast)]
     axis = argument(node, 1, 0) % len(shape_of(node))
     if len(last) == len(parts) and axis == 3:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
@@ -13,9 +13,17 @@ from torch import Tensor, fx
 
 from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.aten import ANY_LAYOUT, LEAVES, POINTWISE, READERS
-from slimdeploy.toolchain.networks.aten_values import LAYOUTS, ChannelsLast, Constant, operator_of
+from slimdeploy.toolchain.networks.aten_values import (
+    LAYOUTS,
+    ChannelsLast,
+    Constant,
+    argument,
+    operator_of,
+    pair,
+    shape_of,
+)
 from slimdeploy.toolchain.networks.graph import INPUT, Graph, Node, needed_for
-from slimdeploy.toolchain.networks.program_constants import ProgramConstants
+from slimdeploy.toolchain.networks.program_constants import ProgramConstants, writes
 
 ENDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits: logits.softmax(1),
@@ -43,13 +51,12 @@ class Importer:
     def __post_init__(self) -> None:
         self.constants = ProgramConstants(self.program)
         self.values |= self.constants.of
-        weights = [
+        self.calls = Counter(
             self.constants.of.get(node.args[1])
             for node in self.program.graph.nodes
-            if node.op == "call_function" and operator_of(node) in ("conv2d", "linear")
-        ]
-        self.calls = Counter(weight.name.removesuffix(".weight") for weight in weights if weight)
-        """How often each layer is called."""
+            if node.op == "call_function" and can_be_stacked(node)
+        )
+        """How often each weight is applied to a vector or an image of one pixel."""
         self._own = {
             path for name in self.constants.names for path in accumulate(name.split("."), "{}.{}".format)
         }
@@ -58,20 +65,22 @@ class Importer:
     def graph(self) -> Graph:
         output = next(node for node in self.program.graph.nodes if node.op == "output").args[0][0]
         logits = self._logits(output)
+        needed = _needed_for(logits)
         image_channels = 0
         for node in self.program.graph.nodes:
             if node in self.constants.of:
                 continue
             if node.op == "placeholder":
                 self.values[node], image_channels = INPUT, int(node.meta["val"].shape[1])
-            elif node.op == "call_function" and not (node is output and self.ending):
+            elif node.op == "call_function" and node in needed:
                 self._call(node)
         wanted = self.values[logits]
         if not isinstance(wanted, str):
             raise SlimdeployError("the module's output isn't computed from the images")
         origin: dict[str, Any] = {"arch": self.arch}
-        if computed := self.constants.computed():
-            origin["computed"] = computed
+        changed, unsaved = self.constants.changed(), self.constants.unsaved()
+        origin |= {"computed": changed} if changed else {}
+        origin |= {"unsaved": unsaved} if unsaved else {}
         return Graph(needed_for(wanted, self._in_order()), origin, image_channels)
 
     def _logits(self, output: fx.Node) -> fx.Node:
@@ -114,14 +123,12 @@ class Importer:
         return str(list(stack.values())[-1][0]) if stack else ""
 
     def add(self, node: fx.Node, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """Add a node with a unique name; returns the name."""
+        """Add a node, with a unique name unless one is given; returns the name."""
         wanted = name or self._free_name(node, operator)
-        if wanted in self.nodes:
-            raise SlimdeployError(f"{wanted} is called twice: shared weights aren't supported")
         self.nodes[wanted] = Node(wanted, operator, inputs, attributes)
         return wanted
 
-    def call_shared(self, node: fx.Node, operator: str, image: str, name: str, **attributes: Any) -> str:
+    def call_stacked(self, node: fx.Node, operator: str, image: str, name: str, **attributes: Any) -> str:
         """One of several calls of a layer, on images of one pixel: its output. The images of all calls are
         stacked and become one call, so that the layer exists once and is trained and pruned as one.
         """
@@ -130,8 +137,8 @@ class Importer:
             self.add(node, operator, self.stacks[name], name=name, **attributes)
         stack = self.nodes[self.stacks[name]]
         self.nodes[stack.name] = replace(stack, inputs=(*stack.inputs, image))
-        above = len(stack.inputs)
-        return self.add(node, "crop", name, margins=[0, 0, above, self.calls[name] - 1 - above])
+        above, calls = len(stack.inputs), self.calls[self.constants.of[node.args[1]]]  # type: ignore[index]
+        return self.add(node, "crop", name, margins=[0, 0, above, calls - 1 - above])
 
     def _in_order(self) -> list[Node]:
         """The nodes in order of execution: a `stack` is behind its last input."""
@@ -181,31 +188,53 @@ class Importer:
 
     def constant(self, argument: Any) -> str:
         """The name of the parameter, buffer or constant given as `argument`."""
-        return self.constants.use(argument)
+        return self.constants.use(argument, self.nodes)
 
     def is_trained(self, name: str) -> bool:
         return self.constants.is_trained(name)
 
-    def module_of(self, node: fx.Node, **parts: int) -> str:
-        """The module that owns the tensors given as arguments: name of each in the module -> its index.
-        Arguments that are omitted or None don't count. A computed one may come from tensors of other names:
-        it belongs to the module of the others, or else to that of these tensors.
+    def is_called_again(self, node: fx.Node) -> bool:
+        """Whether several calls of a layer, of which `node` is one, become one call."""
+        return can_be_stacked(node) and self.calls[self.constants.of.get(node.args[1])] > 1  # type: ignore[arg-type]
+
+    def layer(self, node: fx.Node, *, stacked: bool = False, **parts: int) -> str:
+        """A name for the layer with the parameters given as arguments: name of each in a layer -> its index.
+        Arguments that are omitted or None don't count. `stacked`: a node may have the name already.
         """
         given: dict[str, fx.Node] = {}
         for part, index in parts.items():
             argument = node.args[index] if len(node.args) > index else None
             if argument is None:
                 continue
-            found = self.constants.of.get(argument) if isinstance(argument, fx.Node) else None
-            if not found or not (found.computed_by or found.name.endswith(f".{part}")):
+            if not isinstance(argument, fx.Node) or argument not in self.constants.of:
                 raise self.refused(node, f"{node.target} without a parameter of its own called {part}")
-            given[part] = argument  # type: ignore[assignment]
-        names = {part: self.constants.of[argument].name.rpartition(".") for part, argument in given.items()}
-        own = {owner for part, (owner, _, name) in names.items() if name == part}
-        owners = own or {owner for owner, _, _ in names.values()}
-        if len(owners) != 1 or "" in owners:
-            raise self.refused(node, f"{node.target} with parameters of several modules isn't supported")
-        owner = owners.pop().partition(".parametrizations.")[0]  # of torch.nn.utils.parametrize
-        for part, argument in given.items():
-            self.constants.use_as(f"{owner}.{part}", argument)
-        return owner
+            given[part] = argument
+        return self.constants.use_in_layer(given, () if stacked else self.nodes)
+
+
+def _needed_for(output: fx.Node) -> set[fx.Node]:
+    """`output` and all of which it is computed: not what the module only keeps, such as statistics in a
+    buffer.
+    """
+    needed = {output}
+    for node in reversed(output.graph.nodes):
+        if node in needed or (writes(node) and not needed.isdisjoint(_views(node))):
+            needed.update([node, *node.all_input_nodes])
+    return needed
+
+
+def _views(node: fx.Node) -> Iterator[fx.Node]:
+    """What an operator in place may change: its first argument, of which that may be a view, and so on."""
+    while node.args and isinstance(first := node.args[0], fx.Node):
+        yield first
+        node = first
+
+
+def can_be_stacked(node: fx.Node) -> bool:
+    """Whether a call of a layer, on a vector or an image of one pixel, can become a part of a larger call."""
+    name = operator_of(node)
+    if name == "conv2d":
+        padding = argument(node, 4, 0)
+        one_pixel = shape_of(node.args[0])[2:] == shape_of(node.args[1])[2:] == [1, 1]
+        return one_pixel and (isinstance(padding, str) or pair(padding) == [0, 0])
+    return name == "linear" and len(shape_of(node)) == 2

@@ -10,6 +10,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,7 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
     """
     _check_parts(module)
     _check_weights(module)
-    modes = [(part, part.training) for part in module.modules()]
-    try:
+    with _unchanged(module):
         module.eval()
         images, found = _accepted(module, size, image_channels)
         expected = _logits(found)
@@ -92,24 +92,55 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
             if varied.isfinite().all():
                 difference(varied)
         return Imported(network, difference(expected), tuple(_remarks(importer)))
+
+
+@contextlib.contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Put everything back afterwards: the mode of each part, since some, such as a frozen BN, may be in eval
+    mode, and the tensors, which a forward may overwrite (a weight that it renormalises, a counter).
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    owners: list[dict[str, Any]] = [
+        own for part in module.modules() for own in (part._parameters, part._buffers)
+    ]
+    tensors = [
+        (own, name, tensor, tensor.detach().clone())
+        for own in owners
+        for name, tensor in own.items()
+        if tensor is not None
+    ]
+    try:
+        yield
     except NotImplementedError as error:  # of eval()
         raise SlimdeployError(
             "the module was exported by torch.export: give the nn.Module that it was made from"
         ) from error
     finally:
-        for part, training in modes:  # one by one: some, such as a frozen BN, may be in eval mode
+        for part, training in modes:
             part.training = training
+        for own, name, tensor, values in tensors:
+            own[name] = tensor
+            if not torch.equal(tensor, values):
+                tensor.data.copy_(values)
 
 
 def _remarks(importer: Importer) -> Iterator[str]:
     if importer.ending == "sigmoid":
         yield SIGMOID_REMOVED
     if computed := importer.constants.computed():
-        more = f" and {len(computed) - 1} more" if len(computed) > 1 else ""
         yield (
-            f"{computed[0]}{more}: the module computes the values in every forward pass (weight "
+            f"{_some(computed)}: the module computes the values in every forward pass (weight "
             "standardisation, for example); the imported network has the results as plain weights"
         )
+    if copied := importer.constants.copied():
+        yield (
+            f"{_some(copied)}: the module uses the values several times; the imported network has a copy for "
+            "each use, and training changes each on its own"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.aten_values import Constant, operator_of, shape_of
 
 RESHAPES = (
@@ -18,7 +18,15 @@ RESHAPES = (
 )  # fmt: skip
 """ATen operators after which a constant still is the module's tensor: its values are the same."""
 
-LAYERS = ("conv1d", "conv2d", "linear", "batch_norm", "group_norm", "layer_norm", "instance_norm", "prelu")
+FACTORIES = ("ones", "zeros", "full", "eye", "arange", "linspace", "scalar_tensor")
+"""ATen operators that make a constant of numbers."""
+TRANSPOSES = ("t", "numpy_T", "transpose", "permute")
+"""ATen operators that swap the axes of a matrix."""
+
+LAYERS = (
+    "conv1d", "conv2d", "linear", "matmul", "mm", "addmm", "batch_norm", "group_norm", "layer_norm",
+    "instance_norm", "prelu",
+)  # fmt: skip
 """ATen operators whose parameters belong to one module."""
 PARTS = ("weight", "bias", "running_mean", "running_var")
 """Names that these modules give their tensors."""
@@ -28,8 +36,8 @@ class ProgramConstants:
     """The constants of a program.
 
     A value that is computed of constants alone is a constant too: a weight that is standardised in every
-    forward pass. It is called like the largest tensor of which it is computed, and takes its place, unless
-    the tensor is used otherwise too: then it gets a new name.
+    forward pass, or torch.ones(8). It is called like the largest tensor of which it is computed, and takes
+    its place. What is used several times gets a new name for each further use.
     """
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
@@ -44,6 +52,8 @@ class ProgramConstants:
         """Names of all tensors of the module."""
         self.trained = frozenset(signature.inputs_to_parameters.values())
         """Names of its parameters."""
+        self._saved = self.trained | set(signature.buffers) - set(signature.non_persistent_buffers)
+        """Names of what is in its state dict."""
         self.of: dict[fx.Node, Constant] = {}
         """Node of the program -> the constant that it is."""
         self._used: dict[str, Constant] = {}
@@ -54,7 +64,7 @@ class ProgramConstants:
                 self._shapes[placeholders[node.name]] = shape_of(node)
             elif node.op == "call_function" and (found := self._computed(node)):
                 self.of[node] = found
-                if _writes(node):
+                if writes(node):
                     self._note_written(found.name)
         layers = {
             self.of[one].name.rpartition(".")[0]
@@ -68,6 +78,9 @@ class ProgramConstants:
 
     def _computed(self, node: fx.Node) -> Constant | None:
         sources = node.all_input_nodes
+        if not sources and operator_of(node) in FACTORIES:
+            self._shapes[node.name] = shape_of(node)
+            return Constant(node.name, node)
         if not sources or not all(source in self.of for source in sources):
             return None
 
@@ -85,32 +98,64 @@ class ProgramConstants:
             if constant.name == name:
                 self.of[node] = Constant(name, node)
 
-    def use(self, node: fx.Node) -> str:
-        """The name of the tensor that `node` is, possibly reshaped, for a node of its own."""
+    def is_zero(self, node: fx.Node) -> bool:
+        """Whether `node` is an image of zeros that the program makes."""
+        found = self.of.get(node)
+        if found is None or found.computed_by is None or self._made_of(found) or len(shape_of(node)) != 4:
+            return False
+        return not self._run([found.computed_by], {})[found.computed_by].any()
+
+    def transposed(self, node: fx.Node) -> fx.Node:
+        """The node of the program for the matrix `node` with its axes swapped; it is added if missing."""
+        if self.of[node].computed_by is node and self._is_transposed(node):
+            return node.all_input_nodes[0]
+        with node.graph.inserting_after(node):
+            found = node.graph.call_function(torch.ops.aten.t.default, (node,))
+        found.meta["val"] = node.meta["val"].t()
+        self.of[found] = Constant(self.of[node].name, found)
+        return found
+
+    def use(self, node: fx.Node, taken: Container[str]) -> str:
+        """A name for the tensor that `node` is, possibly reshaped, for a node of its own. Others have the
+        names `taken`.
+        """
         found = self.of[node]
-        numbered = (f"{found.name}_{number}" for number in itertools.count(2))
-        name = next(name for name in itertools.chain([found.name], numbered) if self._is_free(name, found))
+        name = next(
+            name
+            for name in _numbered(found.name)
+            if name not in taken and name not in self._used and self._is_free(name, found)
+        )
         self._used[name] = found
         return name
 
     def _is_free(self, name: str, constant: Constant) -> bool:
-        """Whether `constant` can be used under this name. What isn't trained gets one for each use; the same
-        parameter twice is refused as a shared weight.
-        """
-        if name in self._of_layers or (name != constant.name and name in self.names):
-            return False
-        return name not in self._used or (constant.name in self.trained and self._used[name] == constant)
+        """Whether no other tensor is called so."""
+        return name not in self._of_layers and (name == constant.name or name not in self.names)
 
-    def use_as(self, name: str, node: fx.Node) -> None:
-        """Use the tensor that `node` is, with its own shape, as the parameter `name` of a layer.
+    def use_in_layer(self, parts: Mapping[str, fx.Node], taken: Container[str]) -> str:
+        """A name for the layer with these parameters, each with its own shape: name in a layer -> node. Other
+        layers have the names `taken`.
 
-        Raises SlimdeployError if the layer has two values of it.
+        It is the module in which one of them has its name in a layer, or else the one in which one is
+        computed, or else the name of the first.
         """
+        found = {part: self._with_own_shape(node) for part, node in parts.items()}
+        owners = {part: _owner(one.name) for part, one in found.items()}
+        names = [
+            *(owner for part, owner in owners.items() if found[part].name == f"{owner}.{part}"),
+            *(owner for part, owner in owners.items() if found[part].computed_by),
+            *(one.name for one in found.values()),
+        ]
+        for name in _numbered(next(filter(None, names))):
+            own = {f"{name}.{part}": constant for part, constant in found.items()}
+            if name not in taken and all(self._used.get(one, own[one]) == own[one] for one in own):
+                self._used |= own
+                return name
+        raise AssertionError("numbers have no end")
+
+    def _with_own_shape(self, node: fx.Node) -> Constant:
         found = self.of[node]
-        if shape_of(node) != self._shapes[found.name]:
-            found = Constant(found.name, node)
-        if self._used.setdefault(name, found) != found:
-            raise SlimdeployError(f"{name} has several values in one forward pass: this isn't supported")
+        return found if shape_of(node) == self._shapes[found.name] else Constant(found.name, node)
 
     def shape(self, name: str) -> list[int]:
         """The shape of the tensor of this name, which isn't that of a reshaped use."""
@@ -121,9 +166,39 @@ class ProgramConstants:
         """Whether the tensor of this name is a parameter, or computed of one."""
         return (self._used[name].name if name in self._used else name) in self.trained
 
+    def unsaved(self) -> list[str]:
+        """Names of the tensors that don't depend on the module's state dict."""
+        return [name for name, one in self._used.items() if not self._made_of(one) & self._saved]
+
+    def changed(self) -> list[str]:
+        """Names of the tensors that the module's state dict doesn't have so: computed ones, and copies."""
+        new = [name for name, one in self._used.items() if one.computed_by or one.name != name]
+        return [name for name in new if self._made_of(self._used[name]) & self._saved]
+
     def computed(self) -> list[str]:
-        """Names of the tensors whose place a computed value takes."""
-        return [name for name, one in self._used.items() if one.computed_by or one.name != name]
+        """Names of the tensors that are computed of parameters, other than by a transposition."""
+        new = {name: one.computed_by for name, one in self._used.items() if one.computed_by}
+        trained = [name for name in new if self._made_of(self._used[name]) & self.trained]
+        return [name for name in trained if not self._is_transposed(new[name])]
+
+    def _is_transposed(self, node: fx.Node) -> bool:
+        """Whether `node` is a tensor of the module with its axes swapped."""
+        return operator_of(node) in TRANSPOSES and self.of[node.all_input_nodes[0]].computed_by is None
+
+    def _made_of(self, constant: Constant) -> set[str]:
+        """Names of the tensors of which `constant` is made."""
+        if constant.computed_by is None:
+            return {constant.name}
+        found = {constant.computed_by}
+        for node in reversed(self.of):
+            if node in found:
+                found.update(node.all_input_nodes)
+        return {self.of[node].name for node in found if node.op == "placeholder"}
+
+    def copied(self) -> list[str]:
+        """Names of the parameters that are used several times with the same values."""
+        uses = Counter(one for one in self._used.values() if one.name in self.trained)
+        return list(dict.fromkeys(one.name for one, count in uses.items() if count > 1))
 
     def tensors(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The values of all constants by name, for a module with the tensors `own`."""
@@ -140,7 +215,7 @@ class ProgramConstants:
         ones may overwrite them.
         """
         wanted = set(wanted)
-        needed = wanted | {node for node in self.of if _writes(node)}
+        needed = wanted | {node for node in self.of if writes(node)}
         for node in reversed(self.of):
             if node in needed:
                 needed.update(node.all_input_nodes)
@@ -159,7 +234,7 @@ class ProgramConstants:
         return read
 
 
-def _writes(node: fx.Node) -> bool:
+def writes(node: fx.Node) -> bool:
     """Whether `node` is an operator in place."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
@@ -170,3 +245,14 @@ def _count(node: fx.Node) -> int:
     value = node.meta.get("val")
     first = value[0] if isinstance(value, tuple | list) and value else value
     return first.numel() if isinstance(first, Tensor) else 0
+
+
+def _owner(name: str) -> str:
+    """The module of the tensor `name`."""
+    module, of_parametrize, _ = name.partition(".parametrizations.")
+    return module if of_parametrize else name.rpartition(".")[0]
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}_{number}" for number in itertools.count(2))

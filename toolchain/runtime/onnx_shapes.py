@@ -230,12 +230,16 @@ def _values(constant: Constant | None) -> list[int]:
     return list(constant.values)
 
 
-_UNARY = ("BatchNormalization", "Cast", "Clip", "DequantizeLinear", "Elu", "Erf", "Gelu", "HardSigmoid",
-          "HardSwish", "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "PRelu",
-          "QuantizeLinear", "Relu", "Sigmoid", "Softmax", "Softplus", "Sqrt", "Tanh")  # fmt: skip
+_UNARY = (
+    "Abs", "BatchNormalization", "Cast", "Ceil", "Celu", "Clip", "Cos", "DequantizeLinear", "Elu", "Erf",
+    "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization",
+    "LayerNormalization", "LeakyRelu", "Log", "Neg", "PRelu", "QuantizeLinear", "Reciprocal", "Relu", "Round",
+    "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Softmax", "Softplus", "Softsign", "Sqrt", "Tanh",
+    "ThresholdedRelu",
+)  # fmt: skip
 OPERATORS: dict[str, Rule] = {
     **dict.fromkeys(_UNARY, _same),
-    **dict.fromkeys(("Add", "Div", "Mul", "Pow", "Sub"), _broadcast),
+    **dict.fromkeys(("Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"), _broadcast),
     **dict.fromkeys(("AveragePool", "MaxPool"), _pool),
     "Concat": _concat,
     "Constant": _constant,

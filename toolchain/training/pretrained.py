@@ -131,12 +131,17 @@ def read_weights(
     fresh = named_network(arch, size=side, stem=stem, arguments=arguments, image_channels=image_channels)
     if computed := fresh.graph.origin.get("computed"):
         raise SlimdeployError(
-            f"{path}: {arch} computes its weights, such as {computed[0]}, in every forward pass: import it "
-            "with this file, and pass the imported checkpoint"
+            f"{path}: {arch} computes or copies some weights, such as {computed[0]}, in its forward pass: "
+            "import it with this file, and pass the imported checkpoint"
         )
     classifier = classifier_of(fresh.graph).name
-    names = [n for n in fresh.state_dict() if not n.startswith(classifier) and not n.endswith(COUNTER)]
-    tensors = _as_float32(unwrapped(tensors, names, classifier, path))
+    unsaved = {name: fresh.state_dict()[name] for name in fresh.graph.origin.get("unsaved", ())}
+    names = [
+        name
+        for name in fresh.state_dict()
+        if not name.startswith(classifier) and not name.endswith(COUNTER) and name not in unsaved
+    ]
+    tensors = unsaved | _as_float32(unwrapped(tensors, names, classifier, path))
     has_classifier = f"{classifier}.weight" in tensors
     if not has_classifier:
         tensors |= {n: t for n, t in fresh.state_dict().items() if n.startswith(f"{classifier}.")}

@@ -28,6 +28,17 @@ class Function(nn.Module):
         return self.function(x)
 
 
+class Borrowing(nn.Module):
+    """A layer that is called with a tensor that isn't the layer's own."""
+
+    def __init__(self, layer: nn.Module, call: str) -> None:
+        super().__init__()
+        self.layer, self.call, self.extra = layer, call, nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return eval(self.call, {"x": x, "layer": self.layer, "extra": self.extra, "F": nn.functional})
+
+
 class RowGate(nn.Module):
     """ECA-Net's gate as timm writes it."""
 

@@ -31,10 +31,10 @@ def _printed(word: str) -> str:
 @torch.no_grad()
 def test_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     for table in (OPERATORS, aten.READERS):
-        monkeypatch.setitem(table, "softplus", None)  # put back afterwards
-    exec(_printed('OPERATORS["softplus"]'), {})
+        monkeypatch.setitem(table, "softshrink", None)  # put back afterwards
+    exec(_printed('OPERATORS["softshrink"]'), {})
     module = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+        nn.Conv2d(3, 8, 3), nn.Softshrink(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
     )
     network = from_module(module, size=16).network
     info = ModelInfo(network.graph, Preprocessing(16, (0.5,) * 3, (0.5,) * 3), ("a", "b"))

@@ -1,4 +1,4 @@
-"""Activations: element-wise functions."""
+"""Element-wise functions: activations, and those of arithmetic."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ _CUBIC = 0.044715
 
 
 class Activation(Operator):
-    """A function of torch.nn.functional by name, with its numpy implementation and its ONNX operator."""
+    """A function of torch.nn.functional, or else of torch, by name, with its numpy implementation and its
+    ONNX operator.
+    """
 
     elementwise = True
 
@@ -51,9 +53,12 @@ class Activation(Operator):
         self.may_overwrite = inplace
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        import torch
         from torch.nn import functional
 
-        function: Callable[..., Any] = getattr(functional, self.function)
+        function: Callable[..., Any] = getattr(functional, self.function, None) or getattr(
+            torch, self.function
+        )
         return functools.partial(function, inplace=True) if inplace and self.may_overwrite else function
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
@@ -102,48 +107,91 @@ class LeakyRelu(Activation):
 
 
 class Elu(Activation):
-    """x, and α·(exp(x) − 1) below 0. Attribute: alpha."""
+    """x, and α·(exp(x/s) − 1) below 0. Attribute: alpha. s is 1, or α for CELU (arXiv 1704.07483)."""
 
     attributes = MappingProxyType({"alpha": number})
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
         from torch.nn import functional
 
-        return functools.partial(functional.elu, alpha=float(node.attributes["alpha"]))
+        return functools.partial(getattr(functional, self.function), alpha=float(node.attributes["alpha"]))
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
-        return to.node("Elu", inputs, node.name, alpha=float(node.attributes["alpha"]))
+        return to.node(self.onnx, inputs, node.name, alpha=float(node.attributes["alpha"]))
 
     def constant(
         self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
     ) -> np.ndarray:
-        negative = float(node.attributes["alpha"]) * np.expm1(np.minimum(inputs[0], 0))
-        return np.where(inputs[0] < 0, negative, inputs[0])
+        alpha = float(node.attributes["alpha"])
+        scale = alpha if self.function == "celu" else 1.0
+        return np.where(inputs[0] < 0, alpha * np.expm1(np.minimum(inputs[0], 0) / scale), inputs[0])
 
 
 class Clip(Activation):
-    """Attributes: low and high, of which the second may be omitted. min(max(x, low), high)."""
+    """Attributes: low and high, of which one may be omitted. min(max(x, low), high)."""
 
-    attributes = MappingProxyType({"low": signed})
-    optional = MappingProxyType({"high": signed})
+    optional = MappingProxyType({"low": signed, "high": signed})
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
         import torch
 
-        return functools.partial(torch.clamp, min=node.attributes["low"], max=node.attributes.get("high"))
+        low, high = _limits(node)
+        return functools.partial(torch.clamp, min=low, max=high)
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
         bounds = [
-            to.constant(f"{node.name}.{name}", np.float32(value))
-            for name in ("low", "high")
-            if (value := node.attributes.get(name)) is not None
+            "" if value is None else to.constant(f"{node.name}.{name}", np.float32(value))
+            for name, value in zip(("low", "high"), _limits(node), strict=True)
         ]
-        return to.node("Clip", [*inputs, *bounds], node.name)
+        return to.node("Clip", [*inputs, *(bounds if bounds[1] else bounds[:1])], node.name)
 
     def constant(
         self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
     ) -> np.ndarray:
-        return np.clip(inputs[0], node.attributes["low"], node.attributes.get("high"))
+        low, high = _limits(node)
+        return np.clip(inputs[0], low, high)
+
+
+def _limits(node: Node) -> tuple[float | None, float | None]:
+    return node.attributes.get("low"), node.attributes.get("high")
+
+
+class Power(Activation):
+    """x to the power of the attribute `exponent`. NaN for a negative x, unless the exponent is whole."""
+
+    attributes = MappingProxyType({"exponent": signed})
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        import torch
+
+        return functools.partial(torch.pow, exponent=node.attributes["exponent"])
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        x, name, exponent = inputs[0], node.name, float(node.attributes["exponent"])
+        if exponent == 2:  # some runtimes compute Pow as exp(log(x)·n), for positive x only
+            return to.node("Mul", [x, x], name)
+        if abs(exponent) == 0.5:
+            x = to.node("Sqrt", [x], f"{name}.root" if exponent < 0 else name)
+        if exponent in (-1, -0.5):
+            return to.node("Reciprocal", [x], name)
+        if exponent == 0.5:
+            return x
+        return to.node("Pow", [x, to.constant(f"{name}.exponent", np.float32(exponent))], name)
+
+    def constant(
+        self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
+    ) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values = np.power(inputs[0], float(node.attributes["exponent"]))
+        return np.where(np.isfinite(values), values, np.nan)
+
+
+class LogSigmoid(Activation):
+    """−ln(1 + exp(−x))."""
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        x = to.node("Neg", [inputs[0]], f"{node.name}.negative")
+        return to.node("Neg", [to.node("Softplus", [x], f"{node.name}.softplus")], node.name)
 
 
 class PRelu(Activation):
@@ -235,6 +283,19 @@ def _hardsigmoid(x: np.ndarray) -> np.ndarray:
     return np.clip(x + 3, 0, 6) / 6
 
 
+def _softplus(x: np.ndarray) -> np.ndarray:
+    return np.logaddexp(0, x)
+
+
+def _selu(x: np.ndarray) -> np.ndarray:
+    alpha, scale = 1.6732632423543772, 1.0507009873554805  # Klambauer et al., arXiv 1706.02515
+    return scale * np.where(x < 0, alpha * np.expm1(np.minimum(x, 0)), x)
+
+
+def _log(x: np.ndarray) -> np.ndarray:
+    return np.log(np.where(x > 0, x, np.nan))
+
+
 def _gelu(x: np.ndarray) -> np.ndarray:
     return x * 0.5 * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2)))
 
@@ -253,6 +314,14 @@ OPERATORS["tanh"] = Activation("tanh", np.tanh, "Tanh")
 OPERATORS["leaky_relu"] = LeakyRelu("leaky_relu", np.abs, "LeakyRelu")
 OPERATORS["prelu"] = PRelu("prelu", np.abs, "PRelu")
 OPERATORS["elu"] = Elu("elu", np.abs, "Elu")
+OPERATORS["celu"] = Elu("celu", np.abs, "Celu")
+OPERATORS["selu"] = Activation("selu", _selu, "Selu")
+OPERATORS["softplus"] = Activation("softplus", _softplus, "Softplus")
+OPERATORS["log_sigmoid"] = LogSigmoid("logsigmoid", lambda x: -_softplus(-x), "Softplus")
+OPERATORS["abs"] = Activation("abs", np.abs, "Abs", idempotent=True)
+OPERATORS["exp"] = Activation("exp", np.exp, "Exp")
+OPERATORS["log"] = Activation("log", _log, "Log")
+OPERATORS["power"] = Power("pow", np.abs, "Pow")
 OPERATORS["clip"] = Clip("hardtanh", np.abs, "Clip")
-OPERATORS["mish"] = Mish("mish", lambda x: x * np.tanh(np.logaddexp(0, x)), "Mish")
+OPERATORS["mish"] = Mish("mish", lambda x: x * np.tanh(_softplus(x)), "Mish")
 OPERATORS["gelu"] = Gelu("gelu", _gelu, "Gelu")

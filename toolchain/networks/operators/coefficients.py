@@ -1,5 +1,5 @@
-"""Arithmetic with constants: `multiply_by`, `divide_by`, `plus` and `minus` with a parameter or buffer that
-has one value per channel, and `affine` with two numbers.
+"""Arithmetic with constants: `multiply_by`, `divide_by`, `plus`, `minus` and `power_by` with a parameter or
+buffer that has one value per channel, and `affine` with two numbers.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class WithTensor(Operator):
     def constant(
         self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
     ) -> np.ndarray:
-        return np.asarray(self.function(inputs[0], arrays[""].reshape(-1)))
+        with np.errstate(invalid="ignore"):  # a power of a negative number
+            return np.asarray(self.function(inputs[0], arrays[""].reshape(-1)))
 
 
 class Affine(Operator):
@@ -106,4 +107,5 @@ OPERATORS["multiply_by"] = WithTensor("Mul", operator.mul)
 OPERATORS["divide_by"] = WithTensor("Div", operator.truediv)
 OPERATORS["plus"] = WithTensor("Add", operator.add)
 OPERATORS["minus"] = WithTensor("Sub", operator.sub)
+OPERATORS["power_by"] = WithTensor("Pow", operator.pow)
 OPERATORS["affine"] = Affine()

@@ -1,5 +1,5 @@
-"""`add`, `multiply` and `divide`: element-wise. An input with one channel, row or column is repeated for all
-of the others.
+"""`add`, `multiply`, `divide`, `maximum` and `minimum`: element-wise. An input with one channel, row or
+column is repeated for all of the others.
 """
 
 from __future__ import annotations
@@ -71,13 +71,18 @@ class Elementwise(Operator):
     def constant(
         self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
     ) -> np.ndarray:
-        found = np.asarray(self._fold(*inputs))
-        if not self.summed:  # 0 times any value
-            found = np.where(np.any(np.broadcast_arrays(*[v == 0 for v in inputs]), axis=0), 0.0, found)
-        return found
+        return np.asarray(self._fold(*inputs))
 
     def _fold(self, *values: Any) -> Any:
         return functools.reduce(self.function, values)
+
+
+class Product(Elementwise):
+    def constant(
+        self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
+    ) -> np.ndarray:
+        zero = np.any(np.broadcast_arrays(*[values == 0 for values in inputs]), axis=0)
+        return np.where(zero, 0.0, super().constant(node, inputs, arrays, removed))  # 0 times any value
 
 
 class Division(Elementwise):
@@ -91,6 +96,16 @@ class Division(Elementwise):
         return np.where((dividend == 0) & (divisor != 0), 0.0, quotient)
 
 
+def _maximum(a: Any, b: Any) -> Any:
+    return np.maximum(a, b) if isinstance(a, np.ndarray) else a.maximum(b)
+
+
+def _minimum(a: Any, b: Any) -> Any:
+    return np.minimum(a, b) if isinstance(a, np.ndarray) else a.minimum(b)
+
+
 OPERATORS["add"] = Elementwise("Add", operator.add, summed=True)
-OPERATORS["multiply"] = Elementwise("Mul", operator.mul, summed=False)
+OPERATORS["multiply"] = Product("Mul", operator.mul, summed=False)
 OPERATORS["divide"] = Division("Div", operator.truediv, summed=False)
+OPERATORS["maximum"] = Elementwise("Max", _maximum, summed=False)
+OPERATORS["minimum"] = Elementwise("Min", _minimum, summed=False)
