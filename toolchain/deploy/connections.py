@@ -22,8 +22,18 @@ HEAD_S = 5.0
 """Timeout in seconds for the head of a request: from the connection, or from its first byte."""
 CONNECTIONS = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 """Maximum number of open connections; the process needs as many file descriptors."""
+MOST_CONNECTIONS = CONNECTIONS * 3 // 2
+"""The same with those that wait for a place, or that are closed after an answer."""
+IDLE_S = 0.5
+"""Seconds after which an idle connection may be closed for a new one. The first request of a younger one may
+have arrived, but not be read yet.
+"""
+WAIT_S = 0.02
+"""Interval in seconds at which a connection without a place looks for one."""
 LINGER_S = 1.0
-"""Seconds for which an idle connection stays open after shutdown has begun."""
+"""Seconds for which an idle connection stays open after shutdown has begun, and for which a refused client
+may go on sending: closing a socket with unread data would discard the answer.
+"""
 
 _CLOSE = (b"connection", b"close")
 
@@ -33,6 +43,9 @@ class Connection(H11Protocol):
 
     _head: asyncio.TimerHandle | None = None
     _ending = False
+    _waiting = False
+    """For a place; nothing is read meanwhile."""
+    _refused = False
     _idle_since = 0.0
     """When it was opened, or its last request was answered."""
 
@@ -45,6 +58,7 @@ class Connection(H11Protocol):
         self._idle_since = self.loop.time()
         self._await_head()
         if len(self.connections) > CONNECTIONS:
+            transport.pause_reading()
             self._make_place()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -52,6 +66,8 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         if self._idle and self._head is None:
             self._await_head()
         super().data_received(data)
@@ -93,8 +109,9 @@ class Connection(H11Protocol):
 
     @property
     def _idle(self) -> bool:
-        """Whether no request is being answered."""
-        return self.cycle is None or self.cycle.response_complete
+        """Whether nothing is being answered or left unread."""
+        busy = self._refused or self._waiting
+        return not busy and (self.cycle is None or self.cycle.response_complete)
 
     def _await_head(self) -> None:
         self._head = self.loop.call_later(HEAD_S, self._head_is_late)
@@ -121,12 +138,24 @@ class Connection(H11Protocol):
             self.cycle.default_headers = [*self.cycle.default_headers, _CLOSE]
 
     def _make_place(self) -> None:
-        """Close the connection that was idle longest; this one if all are busy."""
+        """Close the connection that was idle longest; this one if all are busy. Until then it isn't read."""
+        self._waiting = False
+        if self.transport.is_closing():
+            return
         others = [cast("Connection", one) for one in self.connections if one is not self]
         idle = [one for one in others if one._idle and not one.transport.is_closing()]
-        if idle:
-            min(idle, key=lambda one: one._idle_since).transport.close()
-        elif len(others) >= CONNECTIONS:
+        oldest = min(idle, key=lambda one: one._idle_since, default=None)
+        if oldest and len(others) >= CONNECTIONS:
+            if self.loop.time() - oldest._idle_since >= IDLE_S:
+                oldest.transport.close()
+            elif len(others) < MOST_CONNECTIONS:
+                self._waiting = True
+                self.loop.call_later(WAIT_S, self._make_place)
+                return
+            else:
+                oldest = None
+        self.transport.resume_reading()
+        if not oldest and len(others) >= CONNECTIONS:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections: try again later")
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
@@ -144,7 +173,13 @@ class Connection(H11Protocol):
         head = h11.Response(status_code=status, headers=headers, reason=status.phrase.encode())
         for event in (head, h11.Data(data=content), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        self._refused = True
+        self._stop_waiting()
+        if len(self.connections) < MOST_CONNECTIONS:
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_S, self.transport.close)
+        else:
+            self.transport.close()
 
 
 def counted(count: Callable[[int], None]) -> type[Connection]:

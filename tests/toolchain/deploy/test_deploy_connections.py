@@ -70,6 +70,31 @@ def test_a_client_that_sends_requests_keeps_its_connection_among_idle_ones(serve
     client.close()
 
 
+FEW_FILES = (
+    "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300)); "
+    "runpy.run_module('slimdeploy.toolchain', run_name='__main__')"
+)
+"""A server that holds 150 connections at a time."""
+
+
+def test_requests_that_arrive_together_are_all_answered(models):
+    """On more connections than are held at a time, before the server has read any of them."""
+    with (
+        running("--model", models["fp32"], "--threads", 1, program=("-c", FEW_FILES)) as (process, port),
+        ExitStack() as stack,
+    ):
+        process.send_signal(signal.SIGSTOP)
+        try:
+            clients = [stack.enter_context(connect(port)) for _ in range(220)]
+            for client in clients:
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        finally:
+            process.send_signal(signal.SIGCONT)
+        codes = [answer(client)[0] for client in clients]
+    assert set(codes) <= {200, 503}
+    assert codes.count(200) >= 150
+
+
 def test_a_head_that_does_not_arrive(server):
     with connect(server) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
