@@ -68,7 +68,7 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        if self._idle and self._head is None:
+        if not self._answering and self._head is None:
             self._await_head()
         super().data_received(data)
 
@@ -78,17 +78,17 @@ class Connection(H11Protocol):
 
     def handle_events(self) -> None:
         super().handle_events()
-        if not self._idle:
+        if self._answering:
             self._stop_waiting()
             if self._ending:
                 self._close_after_answer()
 
     def send_400_response(self, msg: str) -> None:
         """Answer invalid HTTP."""
-        if self._idle:
-            self._refuse(HTTPStatus.BAD_REQUEST, "not an HTTP/1.1 request")
-        else:
+        if self._answering:
             self._break_off()
+        else:
+            self._refuse(HTTPStatus.BAD_REQUEST, "not an HTTP/1.1 request")
 
     def _break_off(self) -> None:
         """Answer invalid HTTP within a request, whose answer may have begun."""
@@ -102,16 +102,20 @@ class Connection(H11Protocol):
     def shutdown(self) -> None:
         """Called when the server shuts down."""
         self._ending = True
-        if self._idle:
-            self.loop.call_later(LINGER_S, self._close_idle)
-        else:
+        if self._answering:
             self._close_after_answer()
+        else:
+            self.loop.call_later(LINGER_S, self._close_idle)
+
+    @property
+    def _answering(self) -> bool:
+        """Whether a request is being answered."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     @property
     def _idle(self) -> bool:
-        """Whether nothing is being answered or left unread."""
-        busy = self._refused or self._waiting
-        return not busy and (self.cycle is None or self.cycle.response_complete)
+        """Whether a new connection may replace this one."""
+        return not (self._answering or self._waiting or self._refused or self.transport.is_closing())
 
     def _await_head(self) -> None:
         self._head = self.loop.call_later(HEAD_S, self._head_is_late)
@@ -129,7 +133,7 @@ class Connection(H11Protocol):
             self._close_idle()
 
     def _close_idle(self) -> None:
-        if self._idle and not self.transport.is_closing():
+        if not self._answering and not self.transport.is_closing():
             self.transport.close()
 
     def _close_after_answer(self) -> None:
@@ -143,7 +147,7 @@ class Connection(H11Protocol):
         if self.transport.is_closing():
             return
         others = [cast("Connection", one) for one in self.connections if one is not self]
-        idle = [one for one in others if one._idle and not one.transport.is_closing()]
+        idle = [one for one in others if one._idle]
         oldest = min(idle, key=lambda one: one._idle_since, default=None)
         if oldest and len(others) >= CONNECTIONS:
             if self.loop.time() - oldest._idle_since >= IDLE_S:
