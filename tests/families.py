@@ -283,6 +283,26 @@ class _SplitAttention(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class _GlobalContext(nn.Module):
+    """GCNet's block, and an attention pooling before the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = _conv_bn(3, 16, 3), _conv_bn(16, 24, 3)
+        self.mask, self.pool, self.fc = nn.Conv2d(24, 1, 1), nn.Conv2d(24, 1, 1), nn.Linear(24, CLASSES)
+        self.context = nn.Sequential(
+            nn.Conv2d(24, 12, 1), nn.LayerNorm([12, 1, 1]), nn.ReLU(), nn.Conv2d(12, 24, 1)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(nn.functional.max_pool2d(self.stem(x), 2))
+        n, c, h, w = x.shape
+        shares = self.mask(x).view(n, 1, h * w).softmax(2).unsqueeze(-1)
+        context = torch.matmul(x.view(n, c, h * w).unsqueeze(1), shares).view(n, c, 1, 1)
+        x = x + self.context(context)
+        return self.fc((x.flatten(2) * self.pool(x).flatten(2).softmax(-1)).sum(-1))
+
+
 class _WrittenOut(nn.Module):
     """Layers and activations as formulas: maxima of two branches (LightCNN, FReLU), a recurrent block, a
     normalisation by the root mean square, generalised-mean pooling, and a classifier that is a product.
@@ -331,6 +351,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "plain_shortcuts": _PlainShortcuts,
     "cbam": _Cbam,
     "split_attention": _SplitAttention,
+    "global_context": _GlobalContext,
     "written_out": _WrittenOut,
     "convnext_v2": _ConvNextV2,
     "shufflenet": lambda: tv.ShuffleNetV2([1, 2, 1], [16, 32, 48, 64, 96], num_classes=CLASSES),

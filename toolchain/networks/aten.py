@@ -61,6 +61,7 @@ READERS.update(
         "linear": layers.linear,
         "matmul": layers.product,
         "mm": layers.product,
+        "bmm": layers.product,
         "addmm": layers.product_and_bias,
         **{name: arithmetic.activation(name) for name in ACTIVATIONS},
         "hardtanh": arithmetic.hardtanh,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from slimdeploy.toolchain.networks import aten_attention as attention
 from slimdeploy.toolchain.networks.aten_several import parts, products
 from slimdeploy.toolchain.networks.aten_values import Constant, Expanded, argument, operator_of, shape_of
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
@@ -99,8 +100,8 @@ def _times(at: Importer, node: fx.Node, value: str, factor: float) -> str:
 
 
 def multiply(at: Importer, node: fx.Node) -> Any:
-    if branches := products(at, node):
-        return branches
+    if (found := products(at, node) or attention.weighted(at, node)) is not None:
+        return found
     return _arithmetic(at, node, "multiply", "multiply_by", lambda n: (n, 0.0))
 
 

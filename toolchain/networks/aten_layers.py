@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from slimdeploy.toolchain.networks import aten_attention as attention
 from slimdeploy.toolchain.networks.aten_values import Constant, Row, argument, operator_of, pair, shape_of
 
 if TYPE_CHECKING:
@@ -113,8 +114,10 @@ def linear(at: Importer, node: fx.Node) -> str:
     return at.add(node, "flatten", image, positions=1)
 
 
-def product(at: Importer, node: fx.Node) -> str:
-    """`x @ weight`, which is a linear layer with the transposed weight."""
+def product(at: Importer, node: fx.Node) -> Any:
+    """`x @ weight`, which is a linear layer with the transposed weight, or pixels times their shares."""
+    if (found := attention.product(at, node)) is not None:
+        return found
     return _linear_of(at, node, node.args[0], node.args[1])
 
 
@@ -137,9 +140,13 @@ def _linear_of(at: Importer, node: fx.Node, value: Any, weight: Any, *bias: Any)
 
 
 def layer_norm(at: Importer, node: fx.Node) -> str:
-    last = at.has_channels_last(node.args[0])
-    if (len(shape_of(node)) != 2 and not last) or len(argument(node, 1, [])) != 1:
+    last, shape, over = at.has_channels_last(node.args[0]), shape_of(node), argument(node, 1, [])
+    of_pixel = len(shape) == 4 and over == shape[1:] and over[1:] == [1, 1]
+    if not of_pixel and ((len(shape) != 2 and not last) or len(over) != 1):
         raise at.refused(node, "layer_norm is supported over the channels only")
+    for index in (2, 3):  # weight and bias, (C, 1, 1) for a pixel
+        if of_pixel and argument(node, index, None) is not None:
+            node.update_arg(index, at.constants.flattened(node.args[index]))  # type: ignore[arg-type]
     return _norm(at, node, "layer_norm", 2, eps=argument(node, 4, 1e-5))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from slimdeploy.toolchain.networks import aten_attention as attention
 from slimdeploy.toolchain.networks.aten_arithmetic import larger
 from slimdeploy.toolchain.networks.aten_several import total as total_of_several
 from slimdeploy.toolchain.networks.aten_values import (
@@ -84,10 +85,11 @@ def norm(at: Importer, node: fx.Node) -> Any:
 
 
 def total(at: Importer, node: fx.Node) -> Any:
-    """`sum` of several images, or of the channels, which is their mean without the division."""
+    """`sum` of several images, of weighted pixels, or of the channels: their mean without the division."""
     image = node.args[0]
-    if (found := total_of_several(at, node)) is not None:
-        return found
+    for kind in (total_of_several, attention.total):
+        if (found := kind(at, node)) is not None:
+            return found
     axes = [axis % len(shape_of(image)) for axis in argument(node, 1, [])]
     if axes != [at.channel_axis(image)]:
         raise at.refused(node, "sum is supported over the channels or of stacked images only")

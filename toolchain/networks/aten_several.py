@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from slimdeploy.toolchain.networks.aten_values import Several, View, argument, operator_of, shape_of
+from slimdeploy.toolchain.networks import aten_attention as attention
+from slimdeploy.toolchain.networks.aten_values import (
+    Several,
+    Shares,
+    View,
+    argument,
+    operator_of,
+    shape_of,
+)
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.importer import Importer
@@ -43,11 +51,15 @@ def total(at: Importer, node: fx.Node) -> str | None:
     return at.add(node, "add", *found.values)
 
 
-def softmax(at: Importer, node: fx.Node) -> Several:
-    """The softmax of two, which is the sigmoid of their difference."""
+def softmax(at: Importer, node: fx.Node) -> Several | Shares:
+    """The softmax of two, which is the sigmoid of their difference, or over pixels."""
+    if (shares := attention.shares(at, node)) is not None:
+        return shares
     found = several(at, node, node.args[0])
     if not found or len(found.values) != 2 or argument(node, 1, -1) != found.axis:
-        raise at.refused(node, "softmax is supported between two branches, and at the end")
+        raise at.refused(
+            node, "softmax is supported between two branches, over the pixels of one channel, and at the end"
+        )
     first, second = found.values
 
     def share(own: str, other: str) -> str:

@@ -15,11 +15,13 @@ from slimdeploy.toolchain.networks.aten_values import (
     Blocks,
     Channel,
     ChannelsLast,
+    Column,
     Expanded,
     Pixels,
     Row,
     Rows,
     Several,
+    Shares,
     Squeezed,
     View,
     Zeros,
@@ -57,6 +59,9 @@ def reshape(at: Importer, node: fx.Node) -> Any:
     elif isinstance(found, Channel):
         if after[1:] == [1, *before[1:]]:
             return found.value
+    elif isinstance(found, Column):
+        if _one_pixel(after) and after[1] == before[2]:
+            return _pixel(at, node, found.value, vector=False, dimensions=len(after))
     elif isinstance(found, Several):
         own = before[3] if len(before) == 4 else before[2]  # (N, several, 1, C) or (N, several, C, …)
         if found.axis == 1 and _one_pixel(after) and after[1] == len(found.values) * own:
@@ -153,6 +158,9 @@ def unsqueeze(at: Importer, node: fx.Node) -> Any:
     found = at.values.get(node.args[0])  # type: ignore[arg-type]
     if isinstance(found, Channel) and argument(node, 1, 0) in (1, -3):
         return found.value
+    flat = isinstance(found, Pixels) and not found.reduced
+    if (flat or isinstance(found, Shares)) and len(shape_of(node)) == 4:  # (N, 1, C, H·W), (N, 1, H·W, 1)
+        return found
     return reshape(at, node)
 
 
@@ -174,6 +182,8 @@ def _swapped(at: Importer, node: fx.Node) -> Any:
         return Row(_as_pixel(at, node, 2))
     if isinstance(found, Row):
         return _as_pixel(at, node, 3)
+    if isinstance(found, Shares):
+        return found
     raise at.refused(node, f"aten.{operator_of(node)} isn't supported")
 
 

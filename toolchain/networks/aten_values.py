@@ -54,6 +54,30 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class Shares:
+    """What each pixel contributes to a mean, up to a factor: an image of one channel, whose pixels the
+    program holds in one dimension.
+    """
+
+    value: str
+
+
+@dataclass(frozen=True)
+class WeightedPixels:
+    """Pixels, in one dimension, times their shares."""
+
+    value: str
+    shares: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """An image (N, C, 1, 1) that the program holds as (N, 1, C, 1)."""
+
+    value: str
+
+
+@dataclass(frozen=True)
 class Blocks:
     """An image whose pixels are in blocks of `side`×`side`: (N, C, H/side, side, W/side, side), or with the
     dimensions in another order.

@@ -107,11 +107,18 @@ class ProgramConstants:
 
     def transposed(self, node: fx.Node) -> fx.Node:
         """The node of the program for the matrix `node` with its axes swapped; it is added if missing."""
-        if self.of[node].computed_by is node and self._is_transposed(node):
+        if operator_of(node) in TRANSPOSES and self._is_rearranged(node):
             return node.all_input_nodes[0]
+        return self._add(torch.ops.aten.t.default, node)
+
+    def flattened(self, node: fx.Node) -> fx.Node:
+        """The node of the program, which is added, for the values of `node` in one dimension."""
+        return self._add(torch.ops.aten.flatten.using_ints, node)
+
+    def _add(self, operator: torch._ops.OpOverload, node: fx.Node) -> fx.Node:
         with node.graph.inserting_after(node):
-            found = node.graph.call_function(torch.ops.aten.t.default, (node,))
-        found.meta["val"] = node.meta["val"].t()
+            found = node.graph.call_function(operator, (node,))
+        found.meta["val"] = operator(node.meta["val"])
         self.of[found] = Constant(self.of[node].name, found)
         return found
 
@@ -176,14 +183,17 @@ class ProgramConstants:
         return [name for name in new if self._made_of(self._used[name]) & self._saved]
 
     def computed(self) -> list[str]:
-        """Names of the tensors that are computed of parameters, other than by a transposition."""
+        """Names of the tensors that are computed of parameters, and not only rearranged."""
         new = {name: one.computed_by for name, one in self._used.items() if one.computed_by}
         trained = [name for name in new if self._made_of(self._used[name]) & self.trained]
-        return [name for name in trained if not self._is_transposed(new[name])]
+        return [name for name in trained if not self._is_rearranged(new[name])]
 
-    def _is_transposed(self, node: fx.Node) -> bool:
-        """Whether `node` is a tensor of the module with its axes swapped."""
-        return operator_of(node) in TRANSPOSES and self.of[node.all_input_nodes[0]].computed_by is None
+    def _is_rearranged(self, node: fx.Node) -> bool:
+        """Whether `node` is a tensor of the module with its axes swapped, or in one dimension."""
+        return (
+            operator_of(node) in (*TRANSPOSES, "flatten")
+            and self.of[node.all_input_nodes[0]].computed_by is None
+        )
 
     def _made_of(self, constant: Constant) -> set[str]:
         """Names of the tensors of which `constant` is made."""

@@ -144,6 +144,38 @@ def test_operators_are_taken_over(middle: nn.Module) -> None:
     assert from_module(net, size=16).relative_error < 1e-5
 
 
+def _by_matrices(x: Tensor, mask: Tensor) -> Tensor:
+    return torch.bmm(x.flatten(2), mask.flatten(2).softmax(-1).transpose(1, 2))[..., None]
+
+
+def _in_four_dimensions(x: Tensor, mask: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    shares = mask.view(n, 1, h * w).softmax(2).unsqueeze(-1)
+    return torch.matmul(x.view(n, c, h * w).unsqueeze(1), shares).view(n, c, 1, 1)
+
+
+def _by_a_sum(x: Tensor, mask: Tensor) -> Tensor:
+    return (mask.flatten(2).softmax(2) * x.flatten(2)).sum(2, keepdim=True).unsqueeze(-1)
+
+
+@pytest.mark.parametrize("context", [_by_matrices, _in_four_dimensions, _by_a_sum])
+@torch.no_grad()
+def test_a_mean_weighted_by_a_softmax_is_taken_over_for_every_size(context: Callable[..., Tensor]) -> None:
+    class Context(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mask = nn.Conv2d(8, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + context(x, 9 * self.mask(x))
+
+    module = Net(Context())
+    network = from_module(module, size=16).network
+    for size in (16, 24):
+        images = 5 * torch.randn(3, 3, size, size)
+        torch.testing.assert_close(network(images), module(images))
+
+
 @torch.no_grad()
 def test_constants_pass_through_arithmetic_and_norms() -> None:
     """A removed channel is f(β) of everything behind it: 1 − x makes a 1 of a 0."""
