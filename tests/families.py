@@ -303,6 +303,30 @@ class _GlobalContext(nn.Module):
         return self.fc((x.flatten(2) * self.pool(x).flatten(2).softmax(-1)).sum(-1))
 
 
+class _Coordinates(nn.Module):
+    """Coordinate attention (Hou et al., arXiv 2103.02907), colours in the order BGR, a softmax as a gate, and
+    parts of other sizes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.joined = _conv_bn(3, 16, 3), _conv_bn(16, 24, 3), _conv_bn(24, 12, 1)
+        self.rows, self.columns = nn.Conv2d(12, 24, 1), nn.Conv2d(12, 24, 1)
+        self.gate, self.wide = nn.Conv2d(24, 24, 1), nn.Conv2d(24, 24, 1)
+        self.fc = nn.Linear(48, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(nn.functional.max_pool2d(self.stem(x[:, [2, 1, 0]]), 2))
+        h, w = x.shape[2:]
+        sides = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).permute(0, 1, 3, 2)], 2)
+        rows, columns = self.joined(sides).split([h, w], 2)
+        x = x * self.rows(rows).sigmoid() * self.columns(columns.permute(0, 1, 3, 2)).sigmoid()
+        x = x * self.gate(nn.functional.adaptive_avg_pool2d(x, 1)).softmax(1)
+        coarse = self.wide(nn.functional.avg_pool2d(x, 2))
+        x = x + nn.functional.interpolate(coarse, scale_factor=2, mode="bilinear")
+        return self.fc(torch.cat([x.mean((2, 3)), x.std((2, 3))], 1))
+
+
 class _WrittenOut(nn.Module):
     """Layers and activations as formulas: maxima of two branches (LightCNN, FReLU), a recurrent block, a
     normalisation by the root mean square, generalised-mean pooling, and a classifier that is a product.
@@ -352,6 +376,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "cbam": _Cbam,
     "split_attention": _SplitAttention,
     "global_context": _GlobalContext,
+    "coordinates": _Coordinates,
     "written_out": _WrittenOut,
     "convnext_v2": _ConvNextV2,
     "shufflenet": lambda: tv.ShuffleNetV2([1, 2, 1], [16, 32, 48, 64, 96], num_classes=CLASSES),

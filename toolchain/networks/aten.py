@@ -10,6 +10,7 @@ from torch import fx
 from slimdeploy.toolchain.networks import aten_arithmetic as arithmetic
 from slimdeploy.toolchain.networks import aten_layers as layers
 from slimdeploy.toolchain.networks import aten_pooling as pooling
+from slimdeploy.toolchain.networks import aten_reductions as reductions
 from slimdeploy.toolchain.networks import aten_several as several
 from slimdeploy.toolchain.networks import aten_shapes as shapes
 from slimdeploy.toolchain.networks import aten_slices as slices
@@ -44,8 +45,8 @@ ANY_LAYOUT = (
     shapes.permute, shapes.reshape, shapes.select, shapes.transpose, shapes.unsqueeze, shapes.same,
     shapes.converted,
     slices.pieces, slices.cut, slices.item, slices.cat,
-    layers.conv_along_channels, pooling.mean, pooling.maximum, pooling.maximum_and_position, pooling.norm,
-    pooling.total,
+    layers.conv_along_channels, reductions.mean, reductions.maximum, reductions.maximum_and_position,
+    reductions.norm, reductions.total,
 )  # fmt: skip
 """Readers that also take values in the LAYOUTS of aten_values."""
 
@@ -91,7 +92,7 @@ READERS.update(
         "mul": arithmetic.multiply,
         "div": arithmetic.divide,
         "addcmul": arithmetic.add_product,
-        "sum": pooling.total,
+        "sum": reductions.total,
         "softmax": several.softmax,
         "cat": slices.cat,
         "stack": slices.stack,
@@ -99,13 +100,16 @@ READERS.update(
         "avg_pool2d": pooling.avg_pool,
         "adaptive_avg_pool2d": pooling.adaptive_avg_pool,
         "adaptive_max_pool2d": pooling.adaptive_max_pool,
-        "amax": pooling.maximum,
-        "max": pooling.maximum_and_position,
-        "mean": pooling.mean,
-        "linalg_vector_norm": pooling.norm,
+        "amax": reductions.maximum,
+        "max": reductions.maximum_and_position,
+        "mean": reductions.mean,
+        "std": reductions.variance(root=True),
+        "var": reductions.variance(root=False),
+        "linalg_vector_norm": reductions.norm,
         "pad": pooling.pad,
         "constant_pad_nd": pooling.pad,
         "upsample_nearest2d": pooling.upsample,
+        "upsample_bilinear2d": pooling.upsample,
         "glu": arithmetic.gated_linear_unit,
         "dropout": arithmetic.dropout,
         "feature_dropout": arithmetic.dropout,
@@ -129,6 +133,9 @@ READERS.update(
         "zeros_like": shapes.zeros,
         "new_zeros": shapes.zeros,
         "slice": slices.cut,
+        "index": slices.picked,
+        "index_select": slices.picked,
+        "flip": slices.picked,
         "getitem": slices.item,
         "contiguous": shapes.same,
         "clone": shapes.same,

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.importer import Importer
 
 
+COMMUTATIVE = ("add", "multiply", "maximum", "minimum")
+"""Operators that may have the parameter first."""
+
+
 def activation(operator: str) -> Callable[[Importer, fx.Node], str]:
     def read(at: Importer, node: fx.Node) -> str:
         return at.add(node, operator, at.value(node, 0))
@@ -128,11 +132,11 @@ def _power(at: Importer, node: fx.Node, exponent: float) -> str:
 
 
 def larger(at: Importer, node: fx.Node) -> str:
-    return _arithmetic(at, node, "maximum", "", lambda n: (1.0, 0.0))
+    return _arithmetic(at, node, "maximum", "at_least", lambda n: (1.0, 0.0))
 
 
 def smaller(at: Importer, node: fx.Node) -> str:
-    return _arithmetic(at, node, "minimum", "", lambda n: (1.0, 0.0))
+    return _arithmetic(at, node, "minimum", "at_most", lambda n: (1.0, 0.0))
 
 
 def add_product(at: Importer, node: fx.Node) -> str:
@@ -167,7 +171,7 @@ def _arithmetic(
         factor, offset = by(float(second))
         return at.add(node, "affine", at.value(node, 0), factor=factor, offset=offset)
     constants = [i for i in (0, 1) if isinstance(at.values.get(node.args[i]), Constant)]  # type: ignore[arg-type]
-    if with_constant and (constants == [1] or (constants == [0] and of_values in ("add", "multiply"))):
+    if with_constant and (constants == [1] or (constants == [0] and of_values in COMMUTATIVE)):
         constant, other = node.args[constants[0]], node.args[1 - constants[0]]
         return _with_constant(at, node, with_constant, constant, other, at.value(node, 1 - constants[0]))
     if constants or not of_values:
@@ -203,12 +207,16 @@ def _with_constant(at: Importer, node: fx.Node, operator: str, constant: Any, ot
     if operator == "plus" and len(other.users) == 1 and _is_bias(at, at.values[constant], value):
         at.nodes[value] = at.nodes[value].with_attributes(bias=True)
         return value
-    name = at.constant(constant)
+    if (same := at.with_constants.get((operator, value, at.values[constant]))) is not None:
+        return same  # not computed twice, with two copies of the parameter
+    key, name = (operator, value, at.values[constant]), at.constant(constant)
     if axis == 1 and aligned[1] > 1 and shape_of(other)[1] == 1:  # gray images, by colour
         value = at.add(node, "concat", *[value] * int(aligned[1]))
-    return at.add(
+    made = at.add(
         node, operator, value, name=name, shape=at.constants.shape(name), trained=at.is_trained(name)
     )
+    at.with_constants[key] = made
+    return made
 
 
 def _is_bias(at: Importer, constant: Constant, value: str) -> bool:

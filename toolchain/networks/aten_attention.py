@@ -33,6 +33,17 @@ def shares(at: Importer, node: fx.Node) -> Shares | None:
     return Shares(at.add(node, "exp", at.add(node, "add", found.value, minus)))
 
 
+def shares_of_channels(at: Importer, node: fx.Node) -> str | None:
+    """The softmax over the channels of an image or a vector; None if `node` is another softmax."""
+    found, shape = at.values.get(node.args[0]), shape_of(node)  # type: ignore[arg-type]
+    if not isinstance(found, str) or argument(node, 1, -1) % len(shape) != 1:
+        return None
+    largest = at.add(node, "channel_max", found)
+    minus = at.add(node, "affine", largest, factor=-1.0, offset=0.0)
+    parts = at.add(node, "exp", at.add(node, "add", found, minus))
+    return at.add(node, "divide", parts, at.add(node, "channel_mean", parts, count=1))
+
+
 def weighted(at: Importer, node: fx.Node) -> WeightedPixels | None:
     """Pixels times their shares; None if the arguments of `node` are others."""
     found = _pixels_and_shares(at, node)
@@ -59,7 +70,7 @@ def total(at: Importer, node: fx.Node) -> Any:
 
 def _pixels_and_shares(at: Importer, node: fx.Node) -> tuple[str, str] | None:
     found = [at.values.get(one) for one in node.args[:2]]  # type: ignore[arg-type]
-    pixels = [one.value for one in found if isinstance(one, Pixels) and not one.reduced]
+    pixels = [one.value for one in found if isinstance(one, Pixels) and not one.reduced and one.left == 2]
     by_pixel = [one.value for one in found if isinstance(one, Shares)]
     return (pixels[0], by_pixel[0]) if pixels and by_pixel else None
 

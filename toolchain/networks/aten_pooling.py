@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from slimdeploy.toolchain.networks import aten_attention as attention
-from slimdeploy.toolchain.networks.aten_arithmetic import larger
-from slimdeploy.toolchain.networks.aten_several import total as total_of_several
 from slimdeploy.toolchain.networks.aten_values import (
-    Channel,
-    ChannelsLast,
-    Pixels,
-    Several,
-    Squeezed,
     argument,
     operator_of,
     pair,
@@ -53,96 +43,11 @@ def _stride(node: fx.Node) -> list[int]:
 
 
 def adaptive_avg_pool(at: Importer, node: fx.Node) -> str:
+    before, after = shape_of(node.args[0])[2:], shape_of(node)[2:]
+    for axis in (0, 1):  # (None, 1): one value for each row, at every size of the image
+        if after[axis] == 1 and after[1 - axis] == before[1 - axis] > 1:
+            return at.add(node, "axis_mean", at.value(node, 0), axis=2 + axis)
     return at.add(node, "adaptive_avg_pool", at.value(node, 0), size=[int(n) for n in shape_of(node)[2:]])
-
-
-def mean(at: Importer, node: fx.Node) -> Any:
-    found, axes = at.values.get(node.args[0]), argument(node, 1, [])  # type: ignore[arg-type]
-    if isinstance(found, Several) and axes == [found.axis]:
-        summed = at.add(node, "add", *found.values)
-        return at.add(node, "affine", summed, factor=1 / len(found.values), offset=0.0)
-    return _reduced(at, node, axes, bool(argument(node, 2, False)), "adaptive_avg_pool", {"size": [1, 1]})
-
-
-def maximum(at: Importer, node: fx.Node) -> Any:
-    return _reduced(at, node, argument(node, 1, []), bool(argument(node, 2, False)), "global_max_pool")
-
-
-def maximum_and_position(at: Importer, node: fx.Node) -> Any:
-    """`torch.max(x, dim)`, where the position of the maximum can't be used, or `torch.max(x, y)`."""
-    axis = argument(node, 1, None)
-    if isinstance(axis, fx.Node):
-        return larger(at, node)
-    if axis is None:
-        raise at.refused(node, "max of all values isn't supported")
-    return [_reduced(at, node, [axis], bool(argument(node, 2, False)), "global_max_pool"), None]
-
-
-def norm(at: Importer, node: fx.Node) -> Any:
-    if argument(node, 1, 2) != 2:
-        raise at.refused(node, "norms other than the Euclidean one aren't supported")
-    return _reduced(at, node, argument(node, 2, []), bool(argument(node, 3, False)), "global_norm")
-
-
-def total(at: Importer, node: fx.Node) -> Any:
-    """`sum` of several images, of weighted pixels, or of the channels: their mean without the division."""
-    image = node.args[0]
-    for kind in (total_of_several, attention.total):
-        if (found := kind(at, node)) is not None:
-            return found
-    axes = [axis % len(shape_of(image)) for axis in argument(node, 1, [])]
-    if axes != [at.channel_axis(image)]:
-        raise at.refused(node, "sum is supported over the channels or of stacked images only")
-    return _reduced(at, node, axes, bool(argument(node, 2, False)), "sum")
-
-
-OVER_CHANNELS = {
-    "adaptive_avg_pool": "channel_mean",
-    "sum": "channel_mean",
-    "global_max_pool": "channel_max",
-    "global_norm": "channel_norm",
-}
-"""Operator that reduces each channel -> the one that reduces each pixel."""
-
-
-def _reduced(
-    at: Importer,
-    node: fx.Node,
-    axes: list[int],
-    keep: bool,
-    operator: str,
-    attributes: Mapping[str, Any] = MappingProxyType({}),
-) -> Any:
-    """A reduction over the channels of an image or a vector, or by `operator` over height and width, at once
-    or one after the other, or over flattened pixels.
-    """
-    found, shape = at.values.get(node.args[0]), shape_of(node.args[0])  # type: ignore[arg-type]
-    last = isinstance(found, ChannelsLast)
-    axes = sorted(axis % len(shape) for axis in axes)
-    of_image = sorted((0, 2, 3, 1)[axis] for axis in axes) if last else axes if len(shape) in (2, 4) else []
-    if of_image == [1] and operator in OVER_CHANNELS:
-        count: dict[str, Any] = {}
-        if OVER_CHANNELS[operator] == "channel_mean":
-            count["count"] = 1 if operator == "sum" else int(shape[at.channel_axis(node.args[0])])
-        pixels = at.add(node, OVER_CHANNELS[operator], at.value(node, 0), **count)
-        return (ChannelsLast(pixels) if last else pixels) if keep else Channel(pixels)
-    if isinstance(found, Pixels) and found.reduced in ("", operator) and axes == [found.left]:
-        value = found.value
-    elif of_image == [2, 3]:
-        value = at.value(node, 0)
-    elif of_image in ([2], [3]) and not last:
-        return Pixels(at.value(node, 0), left=3 if axes == [2] and keep else 2, reduced=operator)
-    else:
-        name = operator_of(node)
-        raise at.refused(
-            node, f"{name} over the axes {axes} isn't supported, only over the channels, or height and width"
-        )
-    image, dimensions = at.add(node, operator, value, **attributes), len(shape) - (0 if keep else len(axes))
-    if dimensions == 2:
-        return at.add(node, "flatten", image, positions=1)
-    if dimensions == 3:
-        return Squeezed(image)
-    return ChannelsLast(image) if last else image
 
 
 def adaptive_max_pool(at: Importer, node: fx.Node) -> str:
@@ -181,9 +86,12 @@ def pad(at: Importer, node: fx.Node) -> str:
 
 def upsample(at: Importer, node: fx.Node) -> str:
     before, after = shape_of(node.args[0])[2:], shape_of(node)[2:]
+    smooth: dict[str, Any] = {}
+    if operator_of(node) == "upsample_bilinear2d" and before != [1, 1]:
+        smooth["align_corners"] = bool(argument(node, 2, False))
     if any(large % small for large, small in zip(after, before, strict=True)):
         raise at.refused(
             node, "upsampling from {}×{} to {}×{} isn't a whole multiple".format(*before, *after)
         )
     factor = [int(large // small) for large, small in zip(after, before, strict=True)]
-    return at.add(node, "upsample", at.value(node, 0), factor=factor)
+    return at.add(node, "upsample", at.value(node, 0), factor=factor, **smooth)

@@ -12,7 +12,6 @@ from torch import fx
 from slimdeploy.toolchain.networks import aten_attention as attention
 from slimdeploy.toolchain.networks.aten_values import (
     Several,
-    Shares,
     View,
     argument,
     operator_of,
@@ -51,22 +50,31 @@ def total(at: Importer, node: fx.Node) -> str | None:
     return at.add(node, "add", *found.values)
 
 
-def softmax(at: Importer, node: fx.Node) -> Several | Shares:
-    """The softmax of two, which is the sigmoid of their difference, or over pixels."""
-    if (shares := attention.shares(at, node)) is not None:
-        return shares
+def softmax(at: Importer, node: fx.Node) -> Any:
+    """The softmax of several, over pixels, or over channels."""
+    for kind in (attention.shares, attention.shares_of_channels):
+        if (shares := kind(at, node)) is not None:
+            return shares
     found = several(at, node, node.args[0])
-    if not found or len(found.values) != 2 or argument(node, 1, -1) != found.axis:
+    if not found or argument(node, 1, -1) != found.axis:
         raise at.refused(
-            node, "softmax is supported between two branches, over the pixels of one channel, and at the end"
+            node,
+            "softmax is supported over channels, over the pixels of one channel, and between branches",
         )
-    first, second = found.values
+    return Several(tuple(_shares(at, node, found.values)), found.axis)
 
-    def share(own: str, other: str) -> str:
-        minus = at.add(node, "affine", other, factor=-1.0, offset=0.0)
-        return at.add(node, "sigmoid", at.add(node, "add", own, minus))
 
-    return Several((share(first, second), share(second, first)), found.axis)
+def _shares(at: Importer, node: fx.Node, values: tuple[str, ...]) -> list[str]:
+    def minus(first: str, second: str) -> str:
+        return at.add(node, "add", first, at.add(node, "affine", second, factor=-1.0, offset=0.0))
+
+    if len(values) == 2:  # the sigmoid of their difference
+        first, second = values
+        return [at.add(node, "sigmoid", minus(*pair)) for pair in ((first, second), (second, first))]
+    largest = at.add(node, "maximum", *values)
+    parts = [at.add(node, "exp", minus(value, largest)) for value in values]
+    total = at.add(node, "add", *parts)
+    return [at.add(node, "divide", part, total) for part in parts]
 
 
 def products(at: Importer, node: fx.Node) -> Several | None:

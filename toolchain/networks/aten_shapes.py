@@ -166,7 +166,10 @@ def unsqueeze(at: Importer, node: fx.Node) -> Any:
 
 def transpose(at: Importer, node: fx.Node) -> Any:
     dimensions = len(shape_of(node))
-    if {int(axis) % dimensions for axis in node.args[1:]} != {1, 2}:  # type: ignore[arg-type]
+    axes = {int(axis) % dimensions for axis in node.args[1:]}  # type: ignore[arg-type]
+    if axes == {2, 3} and dimensions == 4 and isinstance(at.values.get(node.args[0]), str):  # type: ignore[arg-type]
+        return at.add(node, "swap_sides", at.value(node, 0))
+    if axes != {1, 2}:
         raise at.refused(node, "aten.transpose isn't supported")
     return _swapped(at, node)
 
@@ -184,6 +187,8 @@ def _swapped(at: Importer, node: fx.Node) -> Any:
         return _as_pixel(at, node, 3)
     if isinstance(found, Shares):
         return found
+    if isinstance(found, Pixels) and not found.reduced:
+        return replace(found, left=3 - found.left)
     raise at.refused(node, f"aten.{operator_of(node)} isn't supported")
 
 
@@ -196,6 +201,8 @@ def permute(at: Importer, node: fx.Node) -> Any:
         return _swapped(at, node)
     if isinstance(found, Blocks):
         return replace(found, order=tuple(found.order[i] for i in order))
+    if isinstance(found, str) and order == [0, 1, 3, 2]:
+        return at.add(node, "swap_sides", found)
     if isinstance(found, str) and order == [0, 2, 3, 1]:
         return ChannelsLast(found)
     if isinstance(found, ChannelsLast) and order == [0, 3, 1, 2]:

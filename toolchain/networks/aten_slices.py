@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import fx
 
 from slimdeploy.toolchain.networks.aten_values import (
@@ -12,6 +14,7 @@ from slimdeploy.toolchain.networks.aten_values import (
     Several,
     Zeros,
     argument,
+    operator_of,
     shape_of,
 )
 
@@ -20,15 +23,45 @@ if TYPE_CHECKING:
 
 
 def pieces(at: Importer, node: fx.Node) -> list[Any]:
-    axis = at.channel_axis(node.args[0])
-    if argument(node, 2, 0) % len(shape_of(node.args[0])) != axis:
-        raise at.refused(node, "chunk and split are supported along the channels only")
+    shape, axis = shape_of(node.args[0]), at.channel_axis(node.args[0])
+    along = argument(node, 2, 0) % len(shape)
+    if along in (2, 3) and along != axis and not at.has_channels_last(node.args[0]):
+        return _strips(at, node, along, [int(piece.shape[along]) for piece in node.meta["val"]])
+    if along != axis:
+        raise at.refused(node, "chunk and split are supported along channels, rows and columns only")
     found, start = [], 0
     for piece in node.meta["val"]:
         stop = start + int(piece.shape[axis])
         found.append(_channels(at, node, start, stop))
         start = stop
     return found
+
+
+def _strips(at: Importer, node: fx.Node, axis: int, sizes: list[int]) -> list[str]:
+    """Rows or columns of the first argument, in pieces of `sizes`."""
+    starts = list(itertools.accumulate(sizes, initial=0))
+    return [
+        _window(at, node, at.value(node, 0), axis, (start, starts[-1] - stop), 1)
+        for start, stop in itertools.pairwise(starts)
+    ]
+
+
+def picked(at: Importer, node: fx.Node) -> str:
+    """`x[:, [2, 1, 0]]`, `x.flip(1)` and `index_select`: channels in another order."""
+    channels, name = int(shape_of(node.args[0])[1]), operator_of(node)
+    if name == "flip":
+        indices = list(range(channels))[::-1] if argument(node, 1, []) in ([1], [-3]) else None
+    elif name == "index_select":
+        indices = at.constants.integers(node.args[2]) if argument(node, 1, 0) in (1, -3) else None
+    else:
+        first, *others = argument(node, 1, [])
+        indices = at.constants.integers(others[0]) if first is None and len(others) == 1 else None
+    if indices is None:
+        raise at.refused(node, f"aten.{name} is supported for channels at constant positions only")
+    order = np.asarray(indices) % channels
+    runs = np.split(order, np.flatnonzero(np.diff(order) != 1) + 1)
+    parts = [_channels(at, node, int(run[0]), int(run[-1]) + 1) for run in runs]
+    return at.add(node, "concat", *parts) if len(parts) > 1 else str(parts[0])
 
 
 def _channels(at: Importer, node: fx.Node, start: int, stop: int) -> Any:
@@ -117,9 +150,11 @@ def cat(at: Importer, node: fx.Node) -> Any:
     axis = argument(node, 1, 0) % len(shape_of(node))
     if len(last) == len(parts) and axis == 3:
         return ChannelsLast(at.add(node, "concat", *last))
-    if axis != 1 or last:
-        raise at.refused(node, "cat is supported along the channels only")
     names = [part for part in parts if isinstance(part, str)]
+    if axis in (2, 3) and len(shape_of(node)) == 4 and len(names) == len(parts):
+        return _joined(at, node, names, axis)
+    if axis != 1 or last:
+        raise at.refused(node, "cat is supported along channels, rows and columns only")
     zeros_beside = [part for part in parts if isinstance(part, Zeros)]
     if len(names) == 1 and zeros_beside and len(parts) == 1 + len(zeros_beside):
         position = parts.index(names[0])
@@ -130,3 +165,11 @@ def cat(at: Importer, node: fx.Node) -> Any:
     if len(names) != len(parts):
         raise at.refused(node, "cat of something that isn't an image or a vector")
     return at.add(node, "concat", *names)
+
+
+def _joined(at: Importer, node: fx.Node, images: list[str], axis: int) -> str:
+    """Images below or beside each other."""
+    if axis == 2:
+        return at.add(node, "join_rows", *images)
+    turned = [at.add(node, "swap_sides", image) for image in images]
+    return at.add(node, "swap_sides", at.add(node, "join_rows", *turned))

@@ -45,6 +45,8 @@ class Importer:
     """Node of the program -> its value: a name, several names, or a class of aten_values."""
     ending: str = ""
     """The one of ENDINGS after the logits."""
+    with_constants: dict[tuple[str, str, Constant], str] = field(default_factory=dict)
+    """Operator, value and constant -> the node that computes it."""
     stacks: dict[str, str] = field(default_factory=dict)
     """Layer that is called several times -> the `stack` of its inputs."""
 

@@ -103,7 +103,22 @@ class ProgramConstants:
         found = self.of.get(node)
         if found is None or found.computed_by is None or self._made_of(found) or len(shape_of(node)) != 4:
             return False
-        return not self._run([found.computed_by], {})[found.computed_by].any()
+        return not self._value(found).any()
+
+    def integers(self, node: Any) -> list[int] | None:
+        """The values of a vector of integers; None if it depends on the module's weights or the images."""
+        found = self.of.get(node)
+        if found is None or len(shape_of(node)) != 1 or self._made_of(found) & self._saved:
+            return None
+        values = self._value(found)
+        return None if values.dtype.is_floating_point or values.dtype == torch.bool else values.tolist()
+
+    def _value(self, constant: Constant) -> Tensor:
+        """The value of a constant that doesn't depend on the module's weights."""
+        given = self._program.constants
+        if constant.computed_by is None:
+            return given[constant.name]
+        return self._run([constant.computed_by], given)[constant.computed_by]
 
     def transposed(self, node: fx.Node) -> fx.Node:
         """The node of the program for the matrix `node` with its axes swapped; it is added if missing."""

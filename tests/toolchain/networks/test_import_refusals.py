@@ -20,9 +20,14 @@ SHARED, RAMP = nn.Conv2d(8, 8, 1), torch.linspace(0, 1, 16)
 
 REFUSED = {
     "rolled": (Net(Function(lambda x: x.roll(1, 1))), "middle: aten.roll isn't supported"),
-    "flipped": (Net(Function(lambda x: x.transpose(2, 3))), "middle: aten.transpose isn't supported"),
+    "mirrored": (Net(Function(lambda x: x.flip(3))), "aten.flip is supported for channels at constant"),
+    "picked by a weight": (
+        Net(Borrowing(nn.ReLU(), "layer(x)[:, extra.argsort()]")),
+        "middle: aten.index is supported for channels at constant positions only",
+    ),
+    "rows as channels": (Net(Function(lambda x: x.transpose(1, 2)[:, :8])), "aten.transpose isn't supported"),
     "upside down": (
-        Net(Function(lambda x: x.permute(0, 1, 3, 2))),
+        Net(Function(lambda x: x.permute(0, 2, 1, 3)[:, :8])),
         "middle: aten.permute is supported from",
     ),
     "by pixels": (Net(Function(lambda x: x * RAMP)), "a parameter that isn't one value a channel"),
@@ -46,7 +51,8 @@ REFUSED = {
         "cat of something that isn't an image",
     ),
     "stretched": (Net(nn.Upsample(24)), "middle: upsampling from 16×16 to 24×24 isn't a whole multiple"),
-    "bilinear": (Net(nn.Upsample(32, mode="bilinear")), "middle: aten.upsample_bilinear2d isn't supported"),
+    "bicubic": (Net(nn.Upsample(32, mode="bicubic")), "middle: aten.upsample_bicubic2d isn't supported"),
+    "a third": (Net(nn.Upsample(20, mode="bilinear")), "upsampling from 16×16 to 20×20 isn't a whole"),
     "even taps": (Net(RowGate(4)), "middle.conv: conv1d is supported with one filter along the channels"),
     "mean, then max": (
         Net(Function(lambda x: x * x.mean(3).amax(2)[..., None, None])),
@@ -83,10 +89,8 @@ REFUSED = {
         Net(Function(lambda x: x[:, ::2].repeat(1, 2, 1, 1))),
         "middle: slices are supported along",
     ),
-    "three branches": (
-        Net(Function(lambda x: (torch.stack([x, -x, x / 2], 1).softmax(1)).sum(1))),
-        "middle: softmax is supported between two branches",
-    ),
+    "softmax of rows": (Net(Function(lambda x: x.softmax(2))), "middle: softmax is supported over channels"),
+    "spread of rows": (Net(Function(lambda x: x - x.std(2, keepdim=True))), "std over the axes [2] isn't"),
     "summed": (Net(Function(lambda x: x * x.sum(2, keepdim=True))), "middle: sum is supported over"),
     "zeros alone": (
         Net(Function(lambda x: x + torch.zeros_like(x))),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slimdeploy.tests.toolchain.networks.example_modules import Blur, Function, Net, RowGate
+from slimdeploy.toolchain.errors import SlimdeployError
 from slimdeploy.toolchain.networks.channel_groups import channel_groups
 from slimdeploy.toolchain.networks.importing import from_module
 from slimdeploy.toolchain.pruning.surgery import prune_network
@@ -101,6 +102,10 @@ class _Normalised(nn.Module):
         return x + torch.addcmul(self.bias.view(1, -1, 1, 1), self.weight.view(1, -1, 1, 1), x * each)
 
 
+def _of_three(branches: Tensor) -> Tensor:
+    return (branches * branches.softmax(1)).sum(1)
+
+
 @pytest.mark.parametrize(
     "middle",
     [
@@ -134,6 +139,22 @@ class _Normalised(nn.Module):
         Function(lambda x: x * x.mean(1).view(len(x), 1, 16, 16).sigmoid()),
         Function(lambda x: torch.stack([x.mean(1), x[:, 3], x.amax(1)], 1).repeat(1, 3, 1, 1)[:, :8]),
         Function(lambda x: x.mean((2, 3), True).expand_as(x) * x.mean(1, True).expand_as(x) + x),
+        Function(lambda x: x[:, [7, 1, 2, 3, 0, 0, 5, 6]]), Function(lambda x: x.flip(1)),
+        Function(lambda x: torch.index_select(x, 1, torch.tensor([1, 0, 2, 3, 4, 5, 6, 7]))),
+        nn.Upsample(scale_factor=2, mode="bilinear"), nn.UpsamplingBilinear2d(scale_factor=(2, 3)),
+        nn.Sequential(nn.MaxPool2d(16), nn.UpsamplingBilinear2d(5)),
+        Function(lambda x: x / (x.std((2, 3), keepdim=True) + 0.1)),
+        Function(lambda x: x.var(1)[:, None] * x),
+        Function(lambda x: x * x.flatten(2).std(2, unbiased=False)[..., None, None]),
+        Function(lambda x: (x - x.mean((1, 2, 3), True)) / x.std((1, 2, 3), keepdim=True)),
+        Function(lambda x: x * x.flatten(2).permute(0, 2, 1).mean(1)[:, :, None, None]),
+        Function(lambda x: x * x.sum((2, 3))[..., None, None].tanh()), Function(lambda x: x * x.softmax(1)),
+        Function(lambda x: x * x.mean((2, 3)).softmax(-1)[..., None, None]),
+        Function(lambda x: _of_three(torch.stack([x, -x, x / 2], 1))),
+        Function(lambda x: x * x.mean(3, keepdim=True) - x.amax(2, keepdim=True)),
+        Function(lambda x: x * nn.functional.adaptive_avg_pool2d(x, (None, 1))),
+        Function(lambda x: torch.cat(x[:, :, :12].split((3, 9), 2)[::-1], 2).transpose(2, 3)),
+        Function(lambda x: torch.cat(x.chunk(4, 3)[1:], 3).permute(0, 1, 3, 2)),
     ],
     ids=str,
 )  # fmt: skip
@@ -142,6 +163,13 @@ def test_operators_are_taken_over(middle: nn.Module) -> None:
     if isinstance(middle, nn.Conv2d) and middle.out_channels == 12:
         net.fc = nn.Linear(12, 2)
     assert from_module(net, size=16).relative_error < 1e-5
+
+
+def test_a_sum_of_pixels_is_for_one_size_of_the_images() -> None:
+    """What the module computes of it may depend on their number: here, it is a mean."""
+    graph = from_module(Net(Function(lambda x: x * x.sum((2, 3), True) / 256)), size=16).network.graph
+    with pytest.raises(SlimdeployError, match="expects another image size: 32×32 pixels arrive here, not 16"):
+        graph.shapes(32)
 
 
 def _by_matrices(x: Tensor, mask: Tensor) -> Tensor:

@@ -89,6 +89,12 @@ BORROWED: dict[str, tuple[nn.Module, set[str]]] = {
         {"layer.weight", "layer_2.weight"},
     ),
     "factor": (Borrowing(nn.ReLU(), "layer(x * extra[0]) * extra[0]"), {"extra", "extra_2"}),
+    "one product, twice": (
+        Borrowing(nn.ReLU(), "x * extra[:, None, None] + layer(x * extra[:, None, None])"),
+        {"extra"},
+    ),
+    "threshold": (Borrowing(nn.ReLU(), "layer(x.max(extra[:, None, None]))"), {"extra"}),
+    "ceiling": (Borrowing(nn.ReLU(), "layer(-x.minimum(extra.view(1, -1, 1, 1)))"), {"extra"}),
     "shared layer": (
         nn.Sequential(SHARED, nn.ReLU(), SHARED, nn.ReLU(), SHARED),
         {f"{name}.{part}" for name in ("4", "4_2", "4_3") for part in ("weight", "bias")},

@@ -18,8 +18,8 @@ from slimdeploy.toolchain.networks.operators import (
     normalisation,
     padding,
     pooling,
+    rows,
     shuffle,
-    stack,
     upsample,
 )
 from slimdeploy.toolchain.networks.operators.base import OPERATORS, Operator, Shape, Tensor
@@ -46,7 +46,7 @@ __all__ = [
     "normalisation",
     "padding",
     "pooling",
+    "rows",
     "shuffle",
-    "stack",
     "upsample",
 ]

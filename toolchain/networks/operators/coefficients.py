@@ -1,5 +1,5 @@
-"""Arithmetic with constants: `multiply_by`, `divide_by`, `plus`, `minus` and `power_by` with a parameter or
-buffer that has one value per channel, and `affine` with two numbers.
+"""Arithmetic with constants: `multiply_by`, `divide_by`, `plus`, `minus`, `power_by`, `at_least` and
+`at_most` with a parameter or buffer that has one value per channel, and `affine` with two numbers.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from slimdeploy.toolchain.networks.operators.base import (
     flag,
     signed,
 )
+from slimdeploy.toolchain.networks.operators.elementwise import maximum, minimum
 
 if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.graph import Node
@@ -108,4 +109,6 @@ OPERATORS["divide_by"] = WithTensor("Div", operator.truediv)
 OPERATORS["plus"] = WithTensor("Add", operator.add)
 OPERATORS["minus"] = WithTensor("Sub", operator.sub)
 OPERATORS["power_by"] = WithTensor("Pow", operator.pow)
+OPERATORS["at_least"] = WithTensor("Max", maximum)
+OPERATORS["at_most"] = WithTensor("Min", minimum)
 OPERATORS["affine"] = Affine()

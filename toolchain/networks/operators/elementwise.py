@@ -96,16 +96,16 @@ class Division(Elementwise):
         return np.where((dividend == 0) & (divisor != 0), 0.0, quotient)
 
 
-def _maximum(a: Any, b: Any) -> Any:
+def maximum(a: Any, b: Any) -> Any:
     return np.maximum(a, b) if isinstance(a, np.ndarray) else a.maximum(b)
 
 
-def _minimum(a: Any, b: Any) -> Any:
+def minimum(a: Any, b: Any) -> Any:
     return np.minimum(a, b) if isinstance(a, np.ndarray) else a.minimum(b)
 
 
 OPERATORS["add"] = Elementwise("Add", operator.add, summed=True)
 OPERATORS["multiply"] = Product("Mul", operator.mul, summed=False)
 OPERATORS["divide"] = Division("Div", operator.truediv, summed=False)
-OPERATORS["maximum"] = Elementwise("Max", _maximum, summed=False)
-OPERATORS["minimum"] = Elementwise("Min", _minimum, summed=False)
+OPERATORS["maximum"] = Elementwise("Max", maximum, summed=False)
+OPERATORS["minimum"] = Elementwise("Min", minimum, summed=False)

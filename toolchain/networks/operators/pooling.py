@@ -1,4 +1,6 @@
-"""Pooling of channels: `max_pool`, `avg_pool`, `adaptive_avg_pool`, `global_max_pool` and `global_norm`."""
+"""Pooling of channels: `max_pool`, `avg_pool`, `adaptive_avg_pool`, `global_max_pool`, `global_norm`,
+`global_sum`, `axis_mean` and `axis_max`.
+"""
 
 from __future__ import annotations
 
@@ -152,6 +154,66 @@ class GlobalNorm(Operator):
         return np.where(inputs[0] == 0, 0.0, np.nan)  # others depend on the size of the image
 
 
+class GlobalSum(Operator):
+    """The sum of each channel, (C, 1, 1). Attribute: size, the only one of the images that it takes: what the
+    module computes of the sum may depend on it.
+    """
+
+    attributes = MappingProxyType({"size": steps})
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        channels, *image = sides(node, inputs[0])
+        if (wanted := pair(node, "size")) != tuple(image):
+            raise SlimdeployError(
+                f"{node.name}: the network expects another image size: {image[0]}×{image[1]} pixels arrive "
+                f"here, not {wanted[0]}×{wanted[1]}"
+            )
+        return channels, 1, 1
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        import torch
+
+        return functools.partial(torch.sum, dim=(2, 3), keepdim=True)
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        mean = to.node("GlobalAveragePool", inputs, f"{node.name}.mean")
+        return to.node(
+            "Mul", [mean, to.constant(f"{node.name}.pixels", np.float32(self._pixels(node)))], node.name
+        )
+
+    def constant(
+        self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
+    ) -> np.ndarray:
+        return inputs[0] * self._pixels(node)
+
+    def _pixels(self, node: Node) -> int:
+        height, width = pair(node, "size")
+        return height * width
+
+
+class AxisReduction(Operator):
+    """One value for each row, (C, H, 1), or column, (C, 1, W): strip pooling (Hou et al., arXiv 2003.13328).
+    Attribute: axis, the dimension that becomes 1.
+    """
+
+    attributes = MappingProxyType({"axis": lambda value: value in (2, 3)})
+
+    def __init__(self, function: str, onnx: str) -> None:
+        self.function, self.onnx = function, onnx
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        channels, height, width = sides(node, inputs[0])
+        return (channels, 1, width) if node.attributes["axis"] == 2 else (channels, height, 1)
+
+    def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
+        import torch
+
+        return functools.partial(getattr(torch, self.function), dim=node.attributes["axis"], keepdim=True)
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        return to.reduce(self.onnx, inputs[0], node.name, [node.attributes["axis"]])
+
+
 def _means(size: int, count: int) -> np.ndarray:
     """(count, size) float32: row i computes the mean of window i."""
     found = np.zeros((count, size), np.float32)
@@ -166,3 +228,6 @@ OPERATORS["avg_pool"] = Pool("avg_pool2d", "AveragePool")
 OPERATORS["adaptive_avg_pool"] = AdaptiveAveragePool()
 OPERATORS["global_max_pool"] = GlobalMaxPool()
 OPERATORS["global_norm"] = GlobalNorm()
+OPERATORS["global_sum"] = GlobalSum()
+OPERATORS["axis_mean"] = AxisReduction("mean", "ReduceMean")
+OPERATORS["axis_max"] = AxisReduction("amax", "ReduceMax")

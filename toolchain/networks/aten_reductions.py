@@ -1,0 +1,200 @@
+"""ATen operators that reduce channels or pixels, and the graph operators that they become."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from slimdeploy.toolchain.networks import aten_attention as attention
+from slimdeploy.toolchain.networks.aten_arithmetic import larger
+from slimdeploy.toolchain.networks.aten_several import total as total_of_several
+from slimdeploy.toolchain.networks.aten_values import (
+    Channel,
+    ChannelsLast,
+    Pixels,
+    Several,
+    Squeezed,
+    argument,
+    operator_of,
+    shape_of,
+)
+
+if TYPE_CHECKING:
+    from slimdeploy.toolchain.networks.importer import Importer
+
+
+def mean(at: Importer, node: fx.Node) -> Any:
+    found, axes = at.values.get(node.args[0]), argument(node, 1, [])  # type: ignore[arg-type]
+    if isinstance(found, Several) and axes == [found.axis]:
+        summed = at.add(node, "add", *found.values)
+        return at.add(node, "affine", summed, factor=1 / len(found.values), offset=0.0)
+    return _reduced(at, node, axes, bool(argument(node, 2, False)), "adaptive_avg_pool", {"size": [1, 1]})
+
+
+def maximum(at: Importer, node: fx.Node) -> Any:
+    return _reduced(at, node, argument(node, 1, []), bool(argument(node, 2, False)), "global_max_pool")
+
+
+def maximum_and_position(at: Importer, node: fx.Node) -> Any:
+    """`torch.max(x, dim)`, where the position of the maximum can't be used, or `torch.max(x, y)`."""
+    axis = argument(node, 1, None)
+    if isinstance(axis, fx.Node):
+        return larger(at, node)
+    if axis is None:
+        raise at.refused(node, "max of all values isn't supported")
+    return [_reduced(at, node, [axis], bool(argument(node, 2, False)), "global_max_pool"), None]
+
+
+def variance(*, root: bool) -> Callable[[Importer, fx.Node], Any]:
+    """`var`, or with `root` `std`: the mean of the squared differences to the mean."""
+
+    def read(at: Importer, node: fx.Node) -> Any:
+        axes, keep = argument(node, 1, []), bool(node.kwargs.get("keepdim", argument(node, 3, False)))
+        given = node.kwargs.get("correction", argument(node, 2, 1))
+        less = 1 if given is None else int(given)  # as a flag, True is 1
+        value, over, count = _reduction(at, node, axes)
+        if over not in (CHANNELS, PIXELS, ALL):
+            raise at.refused(node, f"{operator_of(node)} over the axes {axes} isn't supported")
+        mean = _mean_over(at, node, value, over)
+        minus = at.add(node, "affine", mean, factor=-1.0, offset=0.0)
+        squares = at.add(node, "power", at.add(node, "add", value, minus), exponent=2.0)
+        result = _mean_over(at, node, squares, over, of=count, less=less)
+        if root:
+            result = at.add(node, "power", result, exponent=0.5)
+        return _result(at, node, result, over, axes, keep)
+
+    return read
+
+
+def _mean_over(
+    at: Importer, node: fx.Node, value: str, over: list[int], *, of: int = 0, less: int = 0
+) -> str:
+    """The mean over the axes `over`, divided by `less` than the number `of` values."""
+    if over == CHANNELS:
+        return at.add(node, "channel_mean", value, count=_channels(at, node) - less)
+    if not less:
+        value = at.add(node, "adaptive_avg_pool", value, size=[1, 1])
+        return value if over == PIXELS else at.add(node, "channel_mean", value, count=_channels(at, node))
+    value = at.add(node, "global_sum", value, size=_sides(at, node))
+    if over == ALL:
+        value = at.add(node, "channel_mean", value, count=1)
+    return at.add(node, "affine", value, factor=1 / (of - less), offset=0.0)
+
+
+def norm(at: Importer, node: fx.Node) -> Any:
+    if argument(node, 1, 2) != 2:
+        raise at.refused(node, "norms other than the Euclidean one aren't supported")
+    return _reduced(at, node, argument(node, 2, []), bool(argument(node, 3, False)), "global_norm")
+
+
+def total(at: Importer, node: fx.Node) -> Any:
+    """`sum` of several images, of weighted pixels, of the pixels, or of the channels: their mean without the
+    division.
+    """
+    for kind in (total_of_several, attention.total):
+        if (found := kind(at, node)) is not None:
+            return found
+    axes, keep = argument(node, 1, []), bool(argument(node, 2, False))
+    value, over, _ = _reduction(at, node, axes)
+    if over == CHANNELS:
+        image = at.add(node, "channel_mean", value, count=1)
+    elif over == PIXELS:
+        image = at.add(node, "global_sum", value, size=_sides(at, node))
+    else:
+        raise at.refused(node, "sum is supported over the channels, over the pixels, and of stacked images")
+    return _result(at, node, image, over, axes, keep)
+
+
+CHANNELS, PIXELS, ALL = [1], [2, 3], [1, 2, 3]
+"""Axes of an image (N, C, H, W)."""
+OVER_CHANNELS = {
+    "adaptive_avg_pool": "channel_mean",
+    "global_max_pool": "channel_max",
+    "global_norm": "channel_norm",
+}
+"""Operator that reduces each channel -> the one that reduces each pixel."""
+OVER_AXIS = {"adaptive_avg_pool": "axis_mean", "global_max_pool": "axis_max"}
+"""Operator that reduces each channel -> the one that reduces each row or column."""
+
+
+def _reduced(
+    at: Importer,
+    node: fx.Node,
+    axes: list[int],
+    keep: bool,
+    operator: str,
+    attributes: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
+    """A reduction over the channels of an image or a vector, or by `operator` over height and width, at once
+    or one after the other, or over flattened pixels.
+    """
+    value, over, _ = _reduction(at, node, axes, operator)
+    if over in ([2], [3]) and not at.has_channels_last(node.args[0]):
+        if keep and not _is_reduced_again(node):
+            return at.add(node, OVER_AXIS[operator], value, axis=over[0])
+        return Pixels(value, left=3 if over == [2] and keep else 2, reduced=operator)
+    if over not in (CHANNELS, PIXELS, ALL) or (over == ALL and operator == "global_norm"):
+        name, known = operator_of(node), "only over the channels, or height and width"
+        raise at.refused(node, f"{name} over the axes {axes} isn't supported, {known}")
+    if over != CHANNELS:
+        value = at.add(node, operator, value, **attributes)
+    if over != PIXELS:
+        mean = operator == "adaptive_avg_pool"
+        count: dict[str, Any] = {"count": _channels(at, node)} if mean else {}
+        value = at.add(node, OVER_CHANNELS[operator], value, **count)
+    return _result(at, node, value, over, axes, keep)
+
+
+def _reduction(
+    at: Importer, node: fx.Node, axes: list[int], operator: str = ""
+) -> tuple[str, list[int], int]:
+    """What `node` reduces over `axes`: the image or vector, the axes as those of (N, C, H, W), and the number
+    of values that become one. Pixels that `operator` has reduced along the other axis count as an image.
+    """
+    found, shape = at.values.get(node.args[0]), shape_of(node.args[0])  # type: ignore[arg-type]
+    axes = sorted(axis % len(shape) for axis in axes)
+    count = math.prod(int(shape[axis]) for axis in axes if axis)
+    if isinstance(found, Pixels):
+        whole = found.reduced in ("", operator) and axes == [found.left]
+        return found.value, PIXELS if whole else [], count
+    if isinstance(found, ChannelsLast):
+        return found.value, sorted((0, 2, 3, 1)[axis] for axis in axes), count
+    return at.value(node, 0), axes if len(shape) in (2, 4) else [], count
+
+
+def _channels(at: Importer, node: fx.Node) -> int:
+    return int(shape_of(node.args[0])[at.channel_axis(node.args[0])])
+
+
+def _sides(at: Importer, node: fx.Node) -> list[int]:
+    """Height and width of the image that `node` reduces."""
+    image = node.args[0]
+    while len(shape_of(image)) != 4:  # its flattened pixels
+        image = image.args[0]  # type: ignore[union-attr]
+    shape = shape_of(image)
+    return [int(n) for n in (shape[1:3] if at.has_channels_last(image) else shape[2:])]
+
+
+def _is_reduced_again(node: fx.Node) -> bool:
+    """Whether all that is done with the rows or columns is a reduction of the others."""
+    again = [operator_of(user) in ("mean", "amax", "max") for user in node.users]
+    return all(again)
+
+
+def _result(at: Importer, node: fx.Node, image: str, over: list[int], axes: list[int], keep: bool) -> Any:
+    """`image`, an image that was reduced over the axes `over`, in the program's layout."""
+    last, shape = at.has_channels_last(node.args[0]), shape_of(node.args[0])
+    dimensions = len(shape) - (0 if keep else len(axes))
+    if over == CHANNELS:
+        return (ChannelsLast(image) if last else image) if keep else Channel(image)
+    if over == ALL and not keep:
+        raise at.refused(node, f"{operator_of(node)} of a whole image is supported with keepdim=True only")
+    if dimensions == 2:
+        return at.add(node, "flatten", image, positions=1)
+    if dimensions == 3:
+        return Squeezed(image)
+    return ChannelsLast(image) if last else image
