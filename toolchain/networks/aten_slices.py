@@ -40,8 +40,9 @@ def pieces(at: Importer, node: fx.Node) -> list[Any]:
 def _strips(at: Importer, node: fx.Node, axis: int, sizes: list[int]) -> list[str]:
     """Rows or columns of the first argument, in pieces of `sizes`."""
     starts = list(itertools.accumulate(sizes, initial=0))
+    size = shape_of(node.args[0])[2:]
     return [
-        _window(at, node, at.value(node, 0), axis, (start, starts[-1] - stop), 1)
+        _window(at, node, at.value(node, 0), axis, (start, starts[-1] - stop), 1, size=size)
         for start, stop in itertools.pairwise(starts)
     ]
 
@@ -74,34 +75,49 @@ def cut(at: Importer, node: fx.Node) -> Any:
     before, after = shape_of(node.args[0]), shape_of(node)
     if before[1:] == after[1:]:  # x[:, :]: all of it
         return at.values[node.args[0]]  # type: ignore[index]
-    axis, start, step = (int(argument(node, i, default)) for i, default in ((1, 0), (2, 0), (4, 1)))
-    start = max(0, start + int(before[axis])) if start < 0 else start
+    axis, first, step = (int(argument(node, i, default)) for i, default in ((1, 0), (2, 0), (4, 1)))
+    start = max(0, first + int(before[axis])) if first < 0 else first
     if len(before) == 4 and axis in (2, 3) and not at.has_channels_last(node.args[0]):
         stop = min(argument(node, 3, before[axis]), before[axis])
         after_it = before[axis] - stop if stop >= 0 else -stop
-        return _window(at, node, at.value(node, 0), axis, (start, int(after_it)), step)
+        # A position from the other end of the image is another margin in an image of another size.
+        size = before[2:] if first < 0 or 0 <= stop < before[axis] else None
+        return _window(at, node, at.value(node, 0), axis, (start, int(after_it)), step, size=size)
     if axis != at.channel_axis(node.args[0]) or step != 1:
         raise at.refused(node, "slices are supported along the channels without a step, and of images")
     return _channels(at, node, start, start + int(after[axis]))
 
 
-def _window(at: Importer, node: fx.Node, value: str, axis: int, ends: tuple[int, int], step: int) -> str:
+def _window(
+    at: Importer,
+    node: fx.Node,
+    value: str,
+    axis: int,
+    ends: tuple[int, int],
+    step: int,
+    *,
+    size: list[Any] | None = None,
+) -> str:
     """Every `step`-th row or column of `value` without those at the `ends`: a crop, and a pooling of single
-    pixels. If `value` is such a window along the other axis, one of both replaces it.
+    pixels. If `value` is such a window along the other axis, one of both replaces it. `size`: that of the
+    image, if the ends are for it alone.
     """
     margins, stride = [0] * 4, [1, 1]
+    only: dict[str, Any] = {"size": [int(n) for n in size]} if size else {}
     earlier, before = at.nodes.get(value), value
     if earlier and earlier.operator == "max_pool" and earlier.attributes["kernel"] == [1, 1]:
         stride, before = list(earlier.attributes["stride"]), earlier.inputs[0]
         earlier = at.nodes.get(before)
     if earlier and earlier.operator == "crop":
         margins, before = list(earlier.attributes["margins"]), earlier.inputs[0]
+        only |= {"size": earlier.attributes["size"]} if "size" in earlier.attributes else {}
     own = slice(0, 2) if axis == 3 else slice(2, 4)
-    if stride[axis - 2] != 1 or any(margins[own]):
+    if only or stride[axis - 2] != 1 or any(margins[own]):
         margins, stride, before = [0] * 4, [1, 1], value
+        only = {"size": [int(n) for n in size]} if size else {}
     margins[own], stride[axis - 2] = ends, step
     if any(margins):
-        before = at.add(node, "crop", before, margins=margins)
+        before = at.add(node, "crop", before, margins=margins, **only)
     if stride != [1, 1]:
         before = at.add(node, "max_pool", before, kernel=[1, 1], stride=stride, padding=[0, 0])
     return before

@@ -165,11 +165,33 @@ def test_operators_are_taken_over(middle: nn.Module) -> None:
     assert from_module(net, size=16).relative_error < 1e-5
 
 
-def test_a_sum_of_pixels_is_for_one_size_of_the_images() -> None:
-    """What the module computes of it may depend on their number: here, it is a mean."""
-    graph = from_module(Net(Function(lambda x: x * x.sum((2, 3), True) / 256)), size=16).network.graph
-    with pytest.raises(SlimdeployError, match="expects another image size: 32×32 pixels arrive here, not 16"):
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * x.sum((2, 3), True) / 256,  # what the module computes of it may depend on the number
+        lambda x: x[:, :, 2:14, 2:14], lambda x: x[:, :, :, 0:14:2], lambda x: x[:, :, -5:],
+        lambda x: x[:, :, 1:, :12].relu()[:, :, ::2], lambda x: x.split((6, 10), 3)[1],
+        lambda x: x.chunk(2, 2)[0],
+    ],
+)  # fmt: skip
+def test_what_depends_on_the_size_of_the_images_is_for_one_size(function: Callable[[Tensor], Tensor]) -> None:
+    graph = from_module(Net(Function(function)), size=16).network.graph
+    with pytest.raises(SlimdeployError, match=r"expects another image size: 3\d×\d+ pixels"):
         graph.shapes(32)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x[:, :, 1:-1, 2:], lambda x: x[:, :, 1::2, :-3:2], lambda x: x[:, :, 3:][:, :, :, 1:],
+        lambda x: x * x.mean(3, keepdim=True), nn.functional.instance_norm,
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_other_operators_are_for_every_size_of_the_images(function: Callable[[Tensor], Tensor]) -> None:
+    module, images = Net(Function(function)).eval(), torch.randn(2, 3, 24, 24)
+    network = from_module(module, size=16).network
+    torch.testing.assert_close(network(images), module(images))
 
 
 def _by_matrices(x: Tensor, mask: Tensor) -> Tensor:

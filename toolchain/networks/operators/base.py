@@ -181,6 +181,16 @@ class Operator:
 OPERATORS: Registry[Operator] = Registry("operator", Operator)
 
 
+def check_size(node: Node, image: tuple[int, int]) -> None:
+    """Raises SlimdeployError if the attribute `size`, height and width, is another than that of `image`."""
+    if "size" in node.attributes and pair(node, "size") != image:
+        wanted = "{}×{}".format(*pair(node, "size"))
+        raise SlimdeployError(
+            f"{node.name}: the network expects another image size: {image[0]}×{image[1]} pixels arrive here, "
+            f"not {wanted}"
+        )
+
+
 def pair(node: Node, name: str) -> tuple[int, int]:
     """The attribute `name` as (vertical, horizontal)."""
     first, second = node.attributes[name]

@@ -15,7 +15,9 @@ from slimdeploy.toolchain.networks.operators.base import (
     OnnxNodes,
     Operator,
     Shape,
+    check_size,
     sides,
+    steps,
 )
 from slimdeploy.toolchain.networks.operators.padding import margins
 
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
 
 
 class Crop(Operator):
-    """Attribute: margins: left, right, top, bottom, in pixels."""
+    """Attributes: margins: left, right, top, bottom, in pixels; size, if they are for one size only."""
 
     attributes = MappingProxyType({"margins": margins})
+    optional = MappingProxyType({"size": steps})
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
         channels, height, width = sides(node, inputs[0])
+        check_size(node, (height, width))
         left, right, top, bottom = node.attributes["margins"]
         return channels, height - top - bottom, width - left - right
 

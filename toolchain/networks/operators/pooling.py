@@ -18,6 +18,7 @@ from slimdeploy.toolchain.networks.operators.base import (
     OnnxNodes,
     Operator,
     Shape,
+    check_size,
     flag,
     margin,
     pair,
@@ -162,12 +163,8 @@ class GlobalSum(Operator):
     attributes = MappingProxyType({"size": steps})
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
-        channels, *image = sides(node, inputs[0])
-        if (wanted := pair(node, "size")) != tuple(image):
-            raise SlimdeployError(
-                f"{node.name}: the network expects another image size: {image[0]}×{image[1]} pixels arrive "
-                f"here, not {wanted[0]}×{wanted[1]}"
-            )
+        channels, height, width = sides(node, inputs[0])
+        check_size(node, (height, width))
         return channels, 1, 1
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
