@@ -18,6 +18,8 @@ RESHAPES = (
 )  # fmt: skip
 """ATen operators after which a constant still is the module's tensor: its values are the same."""
 
+CONVERSIONS = ("to", "type_as")
+"""ATen operators that move a tensor to another device, or change its type."""
 FACTORIES = ("ones", "zeros", "full", "eye", "arange", "linspace", "scalar_tensor")
 """ATen operators that make a constant of numbers."""
 TRANSPOSES = ("t", "numpy_T", "transpose", "permute")
@@ -77,7 +79,7 @@ class ProgramConstants:
         """Names that layers need for their own tensors. A filter that isn't trained has a node of its own."""
 
     def _computed(self, node: fx.Node) -> Constant | None:
-        sources = node.all_input_nodes
+        sources = _sources(node)
         if not sources and operator_of(node) in FACTORIES:
             self._shapes[node.name] = shape_of(node)
             return Constant(node.name, node)
@@ -90,7 +92,7 @@ class ProgramConstants:
 
         main = self.of[max(sources, key=rank)]
         reshaped = operator_of(node) in RESHAPES and main.computed_by is None
-        return main if reshaped else Constant(main.name, node)
+        return main if reshaped or _only_moves(node) else Constant(main.name, node)
 
     def _note_written(self, name: str) -> None:
         """The views of a tensor that is overwritten in part have computed values: w[:, :, 1, 1] = 0."""
@@ -214,11 +216,16 @@ class ProgramConstants:
         """Names of the tensors of which `constant` is made."""
         if constant.computed_by is None:
             return {constant.name}
-        found = {constant.computed_by}
+        needed = self._needed_for({constant.computed_by})
+        return {self.of[node].name for node in needed if node.op == "placeholder"}
+
+    def _needed_for(self, wanted: Iterable[fx.Node]) -> set[fx.Node]:
+        """The constants `wanted`, and those of which they are computed."""
+        found = set(wanted)
         for node in reversed(self.of):
             if node in found:
-                found.update(node.all_input_nodes)
-        return {self.of[node].name for node in found if node.op == "placeholder"}
+                found.update(_sources(node))
+        return found
 
     def copied(self) -> list[str]:
         """Names of the parameters that are used several times with the same values."""
@@ -240,10 +247,9 @@ class ProgramConstants:
         ones may overwrite them.
         """
         wanted = set(wanted)
-        needed = wanted | {node for node in self.of if writes(node)}
-        for node in reversed(self.of):
-            if node in needed:
-                needed.update(node.all_input_nodes)
+        names = {self.of[node].name for node in self._needed_for(wanted)}
+        written = {node for node, constant in self.of.items() if writes(node) and constant.name in names}
+        needed = self._needed_for(wanted | written)
         found: dict[fx.Node, Any] = {}
         read: dict[fx.Node, Tensor] = {}
         for node in self._program.graph.nodes:
@@ -253,10 +259,26 @@ class ProgramConstants:
                 }
             elif node in needed and node.op == "placeholder":
                 found[node] = tensors[self.of[node].name].clone()
+            elif node in needed and operator_of(node) in CONVERSIONS:
+                (source,) = _sources(node)
+                kind = None if _only_moves(node) else node.meta["val"].dtype
+                found[node] = found[source].to(kind) if kind else found[source]
             elif node in needed:
                 arguments, options = fx.map_arg((node.args, node.kwargs), found.__getitem__)
                 found[node] = node.target(*arguments, **options)
-        return read
+        return {node: found[node] for node in wanted} | read
+
+
+def _sources(node: fx.Node) -> list[fx.Node]:
+    """Of what `node` is computed: not of the image whose device and type a parameter gets."""
+    return node.all_input_nodes[:1] if operator_of(node) in CONVERSIONS else node.all_input_nodes
+
+
+def _only_moves(node: fx.Node) -> bool:
+    """Whether `node` is a conversion to the same type."""
+    if operator_of(node) not in CONVERSIONS:
+        return False
+    return bool(_sources(node)[0].meta["val"].dtype == node.meta["val"].dtype)
 
 
 def writes(node: fx.Node) -> bool:

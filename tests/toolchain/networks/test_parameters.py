@@ -125,6 +125,28 @@ def test_a_parameter_may_be_used_anywhere(name: str) -> None:
     assert own == expected
 
 
+def test_a_parameter_may_be_moved_to_the_images() -> None:
+    _, found = _import(Borrowing(nn.ReLU(), "x * extra.to(x.device)[:, None, None].type_as(x)"))
+    assert found.remarks == ()
+    assert "computed" not in found.network.graph.origin
+    module, found = _import(Borrowing(nn.ReLU(), "x * extra.exp().type_as(x)[:, None, None]"))
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(found.network(images), module(images))
+
+
+@torch.no_grad()
+def test_channels_are_picked_beside_a_counter() -> None:
+    """Which isn't computed for the constant positions."""
+
+    class Counting(_Keeping):
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x[:, [1, 0, 2, 3, 4, 5, 6, 7]]
+
+    module, images = Net(Counting()), torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(from_module(module, size=16).network(images), module(images))
+
+
 def test_copies_of_shared_weights_are_reported() -> None:
     _, found = _import(BORROWED["shared layer"][0])
     (remark,) = found.remarks
