@@ -115,10 +115,15 @@ class Graph:
     def shapes(self, size: int) -> dict[str, Shape]:
         """Value -> (channels, height, width) or (channels,) for images of `size`×`size` pixels.
 
-        Raises SlimdeployError for images too small to pass through, naming the node.
+        Raises SlimdeployError for images too small to pass through, naming the node, and for those of another
+        size than the one that the network is for (`size` in its origin).
         """
         if size < MINIMUM_SIZE:
             raise SlimdeployError(f"images of {size}×{size} are too small: the minimum is {MINIMUM_SIZE}")
+        if (wanted := self.origin.get("size", size)) != size:
+            raise SlimdeployError(
+                f"the network expects another image size: {wanted}×{wanted} pixels, not {size}×{size}"
+            )
         found: dict[str, Shape] = {INPUT: (self.image_channels, size, size)}
         for node in self.nodes:
             shape = node.op.shape(node, [found[name] for name in node.inputs])

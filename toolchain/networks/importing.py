@@ -9,7 +9,7 @@ import copy
 import io
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,7 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
         importer = Importer(_traced(module, images), arch)
         with torch.random.fork_rng(devices=()):  # its random weights are replaced
             network = GraphNetwork(importer.graph()).eval()
+        network.graph.shapes(size)  # refuses what no later command could run, such as GroupNorm of a vector
 
         def take(network: GraphNetwork, module: nn.Module) -> None:
             """Give `network` the weights of `module`."""
@@ -77,9 +78,10 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
             counters = {name: own[name] for name in own if name.endswith(COUNTER)}
             network.load_state_dict({name: (counters | tensors)[name] for name in own})
 
+        ending = ENDINGS.get(importer.ending)
+
         def difference(expected: Tensor) -> float:
             take(network, module)
-            ending = ENDINGS.get(importer.ending)
             error = _relative_error(expected, network, images, ending)
             if not error <= TOLERANCE and not _same_in_float64(module, network, images, ending, take):
                 raise SlimdeployError(
@@ -91,6 +93,8 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
             varied = _logits(_run(module, images))
             if varied.isfinite().all():
                 difference(varied)
+                if _differs_at_another_size(module, network, images, ending, take):
+                    network.graph = replace(network.graph, origin={**network.graph.origin, "size": size})
         return Imported(network, difference(expected), tuple(_remarks(importer)))
 
 
@@ -329,6 +333,28 @@ def _same_in_float64(
     except Exception:  # whatever a foreign forward raises, for example for its own float32 constants
         return False
     return _relative_error(expected, made, images.double(), ending) <= TOLERANCE**2
+
+
+@torch.no_grad()
+def _differs_at_another_size(
+    module: nn.Module,
+    network: GraphNetwork,
+    images: Tensor,
+    ending: Callable[[Tensor], Tensor] | None,
+    take: Callable[[GraphNetwork, nn.Module], None],
+) -> bool:
+    """Whether both take larger images and return other logits for them: the program has numbers that the
+    module computes of the size, such as the kernel of avg_pool2d(x, x.shape[2:]).
+    """
+    size = images.shape[-1] + images.shape[-1] // 2  # twice the size would hide it in means of equal parts
+    larger = torch.randn(*images.shape[:2], size, size, generator=torch.Generator().manual_seed(0))
+    try:
+        network.graph.shapes(size)
+        expected = module(larger)
+        error = _relative_error(expected, network, larger, ending)
+    except Exception:  # whatever a foreign forward raises
+        return False
+    return not error <= TOLERANCE and not _same_in_float64(module, network, larger, ending, take)
 
 
 def _first_line(error: BaseException) -> str:

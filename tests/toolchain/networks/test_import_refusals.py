@@ -105,6 +105,10 @@ REFUSED = {
     "two outputs": (Function(lambda x: (x, x)), "the module returns a tuple of 2 outputs"),
     "a map": (nn.Conv2d(3, 2, 1), "returns (2, 2, 16, 16); expected (N, classes) logits"),
     "other images": (nn.Sequential(nn.Conv2d(2, 2, 1), nn.Flatten()), "doesn't accept images (2, 3, 16, 16)"),
+    "normed vector": (
+        Net(Function(lambda x: x * nn.functional.group_norm(x.mean((2, 3)), 2)[..., None, None])),
+        "middle.group_norm: group_norm needs an image, not a vector",
+    ),
     "no convolution": (nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), "the network has no convolution"),
 }
 

@@ -93,6 +93,9 @@ class GroupNorm(_OfTheImage):
             raise SlimdeployError(f"{node.name}: {inputs[0]} channels in {node.attributes['groups']} groups")
         return super().channels(node, inputs)
 
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        return sides(node, inputs[0])
+
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
         from torch import nn
 
