@@ -67,6 +67,8 @@ def celu(at: Importer, node: fx.Node) -> str:
 def softplus(at: Importer, node: fx.Node) -> str:
     if argument(node, 1, 1) != 1:
         raise at.refused(node, "softplus is supported with beta=1 only")
+    if argument(node, 2, 20) < 20:  # beyond it torch returns x, from 20 on the same in float32
+        raise at.refused(node, "softplus is supported with a threshold of at least 20 only")
     return at.add(node, "softplus", at.value(node, 0))
 
 

@@ -87,7 +87,7 @@ def pad(at: Importer, node: fx.Node) -> str:
 def upsample(at: Importer, node: fx.Node) -> str:
     before, after = shape_of(node.args[0])[2:], shape_of(node)[2:]
     smooth: dict[str, Any] = {}
-    if operator_of(node) == "upsample_bilinear2d" and before != [1, 1]:
+    if operator_of(node) == "upsample_bilinear2d":
         smooth["align_corners"] = bool(argument(node, 2, False))
     if any(large % small for large, small in zip(after, before, strict=True)):
         raise at.refused(

@@ -70,6 +70,7 @@ REFUSED = {
         ),
         "from N×2×8×2×8×8 to",
     ),
+    "low threshold": (Net(nn.Softplus(threshold=8)), "softplus is supported with a threshold of at least 20"),
     "several filters": (Net(RowGate(3, 2)), "middle.conv: conv1d is supported with one filter"),
     "as a row": (
         Net(Function(lambda x: x.permute(0, 2, 3, 1).reshape(len(x), -1)[:, :8, None, None] * x)),

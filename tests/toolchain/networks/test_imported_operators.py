@@ -196,6 +196,14 @@ def test_other_operators_are_for_every_size_of_the_images(function: Callable[[Te
     torch.testing.assert_close(network(images), module(images))
 
 
+@torch.no_grad()
+def test_one_pixel_that_is_enlarged_may_be_several_in_larger_images() -> None:
+    enlarged = nn.Sequential(nn.MaxPool2d(16), nn.Upsample(scale_factor=4, mode="bilinear"))
+    module = Net(nn.Sequential(enlarged, Function(torch.square)))
+    network, images = from_module(module, size=16).network, torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(network(images), module(images))
+
+
 def _by_matrices(x: Tensor, mask: Tensor) -> Tensor:
     return torch.bmm(x.flatten(2), mask.flatten(2).softmax(-1).transpose(1, 2))[..., None]
 
