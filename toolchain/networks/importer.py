@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -59,10 +58,6 @@ class Importer:
             if node.op == "call_function" and can_be_stacked(node)
         )
         """How often each weight is applied to a vector or an image of one pixel."""
-        self._own = {
-            path for name in self.constants.names for path in accumulate(name.split("."), "{}.{}".format)
-        }
-        """Names of the module's tensors and of the modules around them, which no other node may take."""
 
     def graph(self) -> Graph:
         output = next(node for node in self.program.graph.nodes if node.op == "output").args[0][0]
@@ -163,7 +158,7 @@ class Importer:
         path, own = self._path(node), self.class_of_module(node).lower().replace("2d", "")
         base = path if path and own in LEAVES else f"{path}.{operator}" if path else operator
         name, number = base, 1
-        while name in self.nodes or name in self._own:
+        while name in self.nodes or name in self.constants.paths:
             number += 1
             name = f"{base}.{number}"
         return name

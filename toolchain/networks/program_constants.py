@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -52,12 +53,16 @@ class ProgramConstants:
         }
         self.names = tuple(placeholders.values())
         """Names of all tensors of the module."""
+        self.paths = {path for name in self.names for path in accumulate(name.split("."), "{}.{}".format)}
+        """These names, and those of the modules around them."""
         self.trained = frozenset(signature.inputs_to_parameters.values())
         """Names of its parameters."""
         self._saved = self.trained | set(signature.buffers) - set(signature.non_persistent_buffers)
         """Names of what is in its state dict."""
         self.of: dict[fx.Node, Constant] = {}
         """Node of the program -> the constant that it is."""
+        self._read = {placeholders.get(node.name) for node in program.graph.nodes if node.users}
+        """Names of the module's tensors that the program reads."""
         self._used: dict[str, Constant] = {}
         self._shapes: dict[str, list[int]] = {}
         for node in program.graph.nodes:
@@ -153,29 +158,40 @@ class ProgramConstants:
         return name
 
     def _is_free(self, name: str, constant: Constant) -> bool:
-        """Whether no other tensor is called so."""
-        return name not in self._of_layers and (name == constant.name or name not in self.names)
+        """Whether nothing else in the module is called so."""
+        own = name == constant.name and name in self.names
+        return name not in self._of_layers and (own or name not in self.paths)
 
     def use_in_layer(self, parts: Mapping[str, fx.Node], taken: Container[str]) -> str:
         """A name for the layer with these parameters, each with its own shape: name in a layer -> node. Other
         layers have the names `taken`.
 
-        It is the module in which one of them has its name in a layer, or else the one in which one is
+        It is a module in which one of them has its name in a layer, or else the one in which one is
         computed, or else the name of the first.
         """
         found = {part: self._with_own_shape(node) for part, node in parts.items()}
         owners = {part: _owner(one.name) for part, one in found.items()}
-        names = [
-            *(owner for part, owner in owners.items() if found[part].name == f"{owner}.{part}"),
+        named = [owner for part, owner in owners.items() if owner and found[part].name == f"{owner}.{part}"]
+        others = [
             *(owner for part, owner in owners.items() if found[part].computed_by),
             *(one.name for one in found.values()),
         ]
-        for name in _numbered(next(filter(None, names))):
+        first = next(filter(None, [*named, *others]))
+        known = {*owners.values(), *(one.name for one in found.values() if one.name in self.names)}
+        for name in itertools.chain(named, _numbered(first)):
             own = {f"{name}.{part}": constant for part, constant in found.items()}
-            if name not in taken and all(self._used.get(one, own[one]) == own[one] for one in own):
+            free = name not in taken and (name in known or name not in self.paths)
+            if free and all(self._may_be_called(one, constant) for one, constant in own.items()):
                 self._used |= own
                 return name
         raise AssertionError("numbers have no end")
+
+    def _may_be_called(self, name: str, constant: Constant) -> bool:
+        """Whether the tensor `name` of a layer can be `constant`, and the program reads no other one of this
+        name.
+        """
+        own = name == constant.name or name not in self._read
+        return own and self._used.get(name, constant) == constant
 
     def _with_own_shape(self, node: fx.Node) -> Constant:
         found = self.of[node]

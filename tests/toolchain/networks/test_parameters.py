@@ -157,6 +157,32 @@ def test_copies_of_shared_weights_are_reported() -> None:
     ]
 
 
+class _Numbered(nn.Module):
+    """Layers that are called like copies of others, and like an operator; and two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.conv_2 = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 8, 3)
+        self.first, self.second = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.second.weight = self.first.weight
+        self.ones, self.scale = nn.Linear(8, 2), nn.Parameter(torch.rand(8, 1, 1))
+        self.scale_2 = nn.Sequential(nn.BatchNorm2d(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(self.conv_2(self.conv(self.conv(x)))).relu()) * torch.ones(8, 1, 1)
+        return self.ones((self.scale_2((x * self.scale).relu()) * self.scale).mean((2, 3)))
+
+
+@torch.no_grad()
+def test_a_copy_takes_no_name_of_another_layer() -> None:
+    module = _Numbered().eval()
+    found, images = from_module(module, size=16), torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(found.network(images), module(images))
+    own, state = found.network.state_dict(), module.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in state.items())
+    assert own.keys() - state.keys() == {"conv_3.weight", "conv_3.bias", "scale_3", "ones_2"}
+
+
 MADE: dict[str, Callable[[Tensor], Tensor]] = {
     "ones": lambda x: x * (torch.ones(8, 1, 1) * 2),
     "full": lambda x: x + torch.full((1, 8, 1, 1), 0.5),
