@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 COMMUTATIVE = ("add", "multiply", "maximum", "minimum")
 """Operators that may have the parameter first."""
+COPIES = ("contiguous", "clone", "alias", "detach", "lift_fresh_copy", "to", "type_as")
+"""ATen operators whose result is the same value."""
 
 
 def activation(operator: str) -> Callable[[Importer, fx.Node], str]:
@@ -206,7 +208,7 @@ def _with_constant(at: Importer, node: fx.Node, operator: str, constant: Any, ot
     aligned = [1] * (len(shape_of(node)) - len(shape)) + shape
     if [i for i, n in enumerate(aligned) if n > 1] not in ([], [axis]):
         raise at.refused(node, f"aten.{operator_of(node)} of a parameter that isn't one value a channel")
-    if operator == "plus" and len(other.users) == 1 and _is_bias(at, at.values[constant], value):
+    if operator == "plus" and _is_read_here_only(other) and _is_bias(at, at.values[constant], value):
         at.nodes[value] = at.nodes[value].with_attributes(bias=True)
         return value
     if (same := at.with_constants.get((operator, value, at.values[constant]))) is not None:
@@ -219,6 +221,13 @@ def _with_constant(at: Importer, node: fx.Node, operator: str, constant: Any, ot
     )
     at.with_constants[key] = made
     return made
+
+
+def _is_read_here_only(value: fx.Node) -> bool:
+    """Whether one operator reads `value`, and nothing else the one of which it may be a copy."""
+    while operator_of(value) in COPIES and len(value.users) == 1:
+        value = value.args[0]  # type: ignore[assignment]
+    return len(value.users) == 1
 
 
 def _is_bias(at: Importer, constant: Constant, value: str) -> bool:

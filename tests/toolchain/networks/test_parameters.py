@@ -67,6 +67,13 @@ BORROWED: dict[str, tuple[nn.Module, set[str]]] = {
         Borrowing(nn.Conv2d(8, 8, 1, bias=False), "F.conv2d(x, layer.weight, extra)"),
         {"layer.weight", "layer.bias"},
     ),
+    "bias of a copy": (
+        Borrowing(
+            nn.Conv2d(8, 8, 1),
+            "(lambda y: (y.clone() + layer.bias.view(1, -1, 1, 1)) * y)(F.conv2d(x, layer.weight))",
+        ),
+        {"layer.weight", "layer.bias_2"},
+    ),
     "γ": (
         Borrowing(
             nn.BatchNorm2d(8, affine=False),
