@@ -100,17 +100,20 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
 
 @contextlib.contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Put everything back afterwards: the mode of each part, since some, such as a frozen BN, may be in eval
-    mode, and the tensors, which a forward may overwrite (a weight that it renormalises, a counter).
+    """Put everything back afterwards: the attributes of each part, such as its mode or what its first forward
+    pass makes (a grid, and a flag that it exists), and the tensors, which a forward may overwrite (a weight
+    that it renormalises, a counter).
     """
-    modes = [(part, part.training) for part in module.modules()]
-    owners: list[dict[str, Any]] = [
-        own for part in module.modules() for own in (part._parameters, part._buffers)
+    owners: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (own, dict(own))
+        for part in module.modules()
+        for own in (part.__dict__, part._parameters, part._buffers, part._modules)
     ]
     tensors = [
-        (own, name, tensor, tensor.detach().clone())
-        for own in owners
-        for name, tensor in own.items()
+        (tensor, tensor.detach().clone())
+        for part in module.modules()
+        for own in (part._parameters, part._buffers)
+        for tensor in own.values()
         if tensor is not None
     ]
     try:
@@ -120,10 +123,11 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
             "the module was exported by torch.export: give the nn.Module that it was made from"
         ) from error
     finally:
-        for part, training in modes:
-            part.training = training
-        for own, name, tensor, values in tensors:
-            own[name] = tensor
+        for own, before in owners:
+            for name in own.keys() - before.keys():
+                del own[name]
+            own.update(before)
+        for tensor, values in tensors:
             if not torch.equal(tensor, values):
                 tensor.data.copy_(values)
 

@@ -250,9 +250,15 @@ class _Keeping(nn.Module):
         self.register_buffer("calls", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(8))
         self.register_buffer("largest", torch.zeros(8))
+        self.register_buffer("scale", None)
+        self.ready = False
         self.weight = nn.Parameter(torch.rand(8, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.ready:
+            self.ready, self.scale = True, torch.ones(8, 1, 1)
+            self.register_buffer("grid", torch.arange(8.0)[:, None, None])
+        x = x * self.scale + self.grid
         self.calls += 1
         self.mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 2, 3))
         with torch.no_grad():
@@ -268,6 +274,8 @@ def test_a_module_is_left_as_it_was() -> None:
     network = from_module(module, size=16).network
     after = dict(module.named_parameters()) | dict(module.named_buffers())
     assert all(after[name] is tensor and torch.equal(tensor, before[name]) for name, tensor in own.items())
+    assert after.keys() == before.keys()
+    assert module.middle.scale is None
     assert module.training
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(network(images), module(images))
