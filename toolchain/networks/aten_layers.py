@@ -80,6 +80,10 @@ def conv_along_channels(at: Importer, node: fx.Node) -> Row:
 
 
 def batch_norm(at: Importer, node: fx.Node) -> str:
+    if argument(node, 5, False):
+        raise at.refused(
+            node, "batch_norm with training=True, by the statistics of the batch, isn't supported"
+        )
     if argument(node, 3, None) is None:
         raise at.refused(node, "batch_norm with track_running_stats=False isn't supported")
     if (argument(node, 1, None) is None) != (argument(node, 2, None) is None):

@@ -181,8 +181,10 @@ def _sides(at: Importer, node: fx.Node) -> list[int]:
 
 def _is_reduced_again(node: fx.Node) -> bool:
     """Whether all that is done with the rows or columns is a reduction of the others."""
-    again = [operator_of(user) in ("mean", "amax", "max") for user in node.users]
-    return all(again)
+    return all(
+        operator_of(user) in ("mean", "amax", "max") and not isinstance(argument(user, 1, None), fx.Node)
+        for user in node.users
+    )
 
 
 def _result(at: Importer, node: fx.Node, image: str, over: list[int], axes: list[int], keep: bool) -> Any:

@@ -18,6 +18,7 @@ class _Branching(nn.Module):
 
 SHARED, RAMP = nn.Conv2d(8, 8, 1), torch.linspace(0, 1, 16)
 
+
 REFUSED = {
     "rolled": (Net(Function(lambda x: x.roll(1, 1))), "middle: aten.roll isn't supported"),
     "mirrored": (Net(Function(lambda x: x.flip(3))), "aten.flip is supported for channels at constant"),
@@ -109,6 +110,10 @@ REFUSED = {
     "normed vector": (
         Net(Function(lambda x: x * nn.functional.group_norm(x.mean((2, 3)), 2)[..., None, None])),
         "middle.group_norm: group_norm needs an image, not a vector",
+    ),
+    "in training": (
+        Net(Function(lambda x: nn.functional.batch_norm(x, torch.zeros(8), torch.ones(8), training=True))),
+        "middle: batch_norm with training=True",
     ),
     "no convolution": (nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), "the network has no convolution"),
 }
