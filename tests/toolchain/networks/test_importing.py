@@ -55,6 +55,20 @@ def test_a_layer_of_several_calls_needs_single_pixels_at_every_size() -> None:
         graph.shapes(32)
 
 
+def test_a_module_may_keep_a_table_for_the_size_of_its_images() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("places", torch.zeros(0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(self.places) != x.shape[2]:
+                self.places = torch.arange(x.shape[2])
+            return x * self.places.sum()
+
+    assert from_module(Net(Table()), size=16).relative_error < 1e-5
+
+
 def test_a_layer_may_be_called_like_an_operator() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
