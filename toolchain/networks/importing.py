@@ -5,28 +5,21 @@ and module path.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.networks.comparison import Comparison, unchanged, varied
 from slimdeploy.toolchain.networks.graph import IMAGE_CHANNELS
-from slimdeploy.toolchain.networks.importer import ENDINGS, Importer
+from slimdeploy.toolchain.networks.importer import Importer
 from slimdeploy.toolchain.networks.module import GraphNetwork
-from slimdeploy.toolchain.networks.operators.batchnorm import COUNTER
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
-
-TOLERANCE = 1e-5
-"""Largest difference of a logit between the module and its graph, relative to the largest logit. A larger one
-is accepted if the difference in float64 is at most its square.
-"""
 
 SIGMOID_REMOVED = (
     "the sigmoid at the end is removed: probabilities are now those of softmax, and training and accuracy "
@@ -56,8 +49,13 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
     """
     _check_parts(module)
     _check_weights(module)
-    with _unchanged(module):
-        module.eval()
+    with unchanged(module):
+        try:
+            module.eval()
+        except NotImplementedError as error:
+            raise SlimdeployError(
+                "the module was exported by torch.export: give the nn.Module that it was made from"
+            ) from error
         images, found = _accepted(module, size, image_channels)
         expected = _logits(found)
         if not expected.isfinite().all():
@@ -69,67 +67,14 @@ def from_module(module: nn.Module, *, size: int, arch: str = "custom", image_cha
             network = GraphNetwork(importer.graph()).eval()
         network.graph.shapes(size)  # refuses what no later command could run, such as GroupNorm of a vector
 
-        def take(network: GraphNetwork, module: nn.Module) -> None:
-            """Give `network` the weights of `module`."""
-            buffers = dict(module.named_buffers(remove_duplicate=False))  # those that aren't saved, too
-            tensors = importer.constants.tensors(module.state_dict() | buffers)
-            own = network.state_dict()
-            # A module of one's own that calls batch_norm may lack them.
-            counters = {name: own[name] for name in own if name.endswith(COUNTER)}
-            network.load_state_dict({name: (counters | tensors)[name] for name in own})
-
-        ending = ENDINGS.get(importer.ending)
-
-        def difference(expected: Tensor) -> float:
-            take(network, module)
-            error = _relative_error(expected, network, images, ending)
-            if not error <= TOLERANCE and not _same_in_float64(module, network, images, ending, take):
-                raise SlimdeployError(
-                    f"the imported network's logits differ from the module's by {error:.1e}"
-                )
-            return error
-
-        with _varied(module):
-            varied = _logits(_run(module, images))
-            if varied.isfinite().all():
-                difference(varied)
-                if _differs_at_another_size(module, network, images, ending, take):
+        comparison = Comparison(module, importer, network)
+        with varied(module):
+            logits = _logits(_run(module, images))
+            if logits.isfinite().all():
+                comparison.relative_error(images, logits)
+                if comparison.differs_at_another_size(images):
                     network.graph = replace(network.graph, origin={**network.graph.origin, "size": size})
-        return Imported(network, difference(expected), tuple(_remarks(importer)))
-
-
-@contextlib.contextmanager
-def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Put everything back afterwards: the attributes of each part, such as its mode or what its first forward
-    pass makes (a grid, and a flag that it exists), and the tensors, which a forward may overwrite (a weight
-    that it renormalises, a counter).
-    """
-    owners: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        (own, dict(own))
-        for part in module.modules()
-        for own in (part.__dict__, part._parameters, part._buffers, part._modules)
-    ]
-    tensors = [
-        (tensor, tensor.detach().clone())
-        for part in module.modules()
-        for own in (part._parameters, part._buffers)
-        for tensor in own.values()
-        if tensor is not None
-    ]
-    try:
-        yield
-    except NotImplementedError as error:  # of eval()
-        raise SlimdeployError(
-            "the module was exported by torch.export: give the nn.Module that it was made from"
-        ) from error
-    finally:
-        for own, before in owners:
-            for name in own.keys() - before.keys():
-                del own[name]
-            own.update(before)
-        for tensor, values in tensors:
-            if not torch.equal(tensor, values):
-                tensor.data.copy_(values)
+        return Imported(network, comparison.relative_error(images, expected), tuple(_remarks(importer)))
 
 
 def _remarks(importer: Importer) -> Iterator[str]:
@@ -286,80 +231,6 @@ def _traced(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
             "torch.export can't trace the module (does its forward branch on the values of a tensor?): "
             f"{_first_line(error)}"
         ) from error
-
-
-@contextlib.contextmanager
-def _varied(module: nn.Module) -> Iterator[None]:
-    """Replace parameters whose values are all equal, as before training, by random ones: a branch that is
-    scaled by 0 (the last γ of a block) or 1e-6 (ConvNeXt's layer scale) would not be compared.
-    """
-    random = torch.Generator().manual_seed(0)
-    found = [
-        (p, p.data)
-        for p in module.parameters()
-        if p.is_floating_point() and p.numel() and bool((p == p.flatten()[0]).all())
-    ]
-    try:
-        for parameter, values in found:
-            parameter.data = torch.empty_like(values).uniform_(0.5, 1.5, generator=random)
-        yield
-    finally:
-        for parameter, values in found:
-            parameter.data = values
-
-
-@torch.no_grad()
-def _relative_error(
-    expected: Tensor, network: nn.Module, images: Tensor, ending: Callable[[Tensor], Tensor] | None
-) -> float:
-    found = network(images)
-    if ending:
-        found = ending(found)
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-
-
-@torch.no_grad()
-def _same_in_float64(
-    module: nn.Module,
-    network: GraphNetwork,
-    images: Tensor,
-    ending: Callable[[Tensor], Tensor] | None,
-    take: Callable[[GraphNetwork, nn.Module], None],
-) -> bool:
-    """Whether the logits differ by rounding only, which some networks amplify. `take` gives a network the
-    weights of a module: those that are computed are computed in float64 too.
-    """
-    made = copy.deepcopy(network).double()
-    try:
-        exact = copy.deepcopy(module).double()
-        expected = exact(images.double())
-        take(made, exact)
-    except Exception:  # whatever a foreign forward raises, for example for its own float32 constants
-        return False
-    return _relative_error(expected, made, images.double(), ending) <= TOLERANCE**2
-
-
-@torch.no_grad()
-def _differs_at_another_size(
-    module: nn.Module,
-    network: GraphNetwork,
-    images: Tensor,
-    ending: Callable[[Tensor], Tensor] | None,
-    take: Callable[[GraphNetwork, nn.Module], None],
-) -> bool:
-    """Whether both take larger images and return other logits for them: the program has numbers that the
-    module computes of the size, such as the kernel of avg_pool2d(x, x.shape[2:]).
-    """
-    size = images.shape[-1] + images.shape[-1] // 2  # twice the size would hide it in means of equal parts
-    larger = torch.randn(*images.shape[:2], size, size, generator=torch.Generator().manual_seed(0))
-    try:
-        network.graph.shapes(size)
-        with _unchanged(module):  # it may keep a table for these images
-            expected = module(larger)
-        error = _relative_error(expected, network, larger, ending)
-    except Exception:  # whatever a foreign forward raises
-        return False
-    return not error <= TOLERANCE and not _same_in_float64(module, network, larger, ending, take)
 
 
 def _first_line(error: BaseException) -> str:
