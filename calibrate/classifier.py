@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from slimdeploy.toolchain.errors import SlimdeployError, shorten
 from slimdeploy.toolchain.models.model_info import METADATA_KEY, ModelInfo
 from slimdeploy.toolchain.runtime.onnx_file import read_onnx
+from slimdeploy.toolchain.runtime.onnx_shapes import FUNCTIONS
 
 LAYERS = ("Conv", "Gemm", "GlobalAveragePool", "AveragePool", "Add")
 """Operators that can run in INT8; each can be kept in float."""
@@ -27,13 +28,10 @@ RECTIFIERS = ("Relu", "Clip")
 """Operators that are equivalent to the saturation of an unsigned integer."""
 NOT_NEGATIVE = ("Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softplus", "Sqrt")
 """Operators whose output can't be negative."""
-FLOAT = (
-    "Abs", "BatchNormalization", "Ceil", "Celu", "Concat", "Cos", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu",
-    "HardSigmoid", "HardSwish", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "MatMul",
-    "Max", "Min", "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "Round",
-    "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Tanh",
-    "ThresholdedRelu",
-)  # fmt: skip
+FLOAT = tuple(sorted((
+    *FUNCTIONS, "BatchNormalization", "Concat", "Div", "InstanceNormalization", "LayerNormalization",
+    "MatMul", "Max", "Min", "Mul", "Pow", "ReduceL2", "ReduceMax", "ReduceMean", "Sub",
+)))  # fmt: skip
 """Operators that run in float between the others."""
 OPERATORS = (*LAYERS, *CARRIERS, *RECTIFIERS, *FLOAT)
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")

@@ -230,12 +230,15 @@ def _values(constant: Constant | None) -> list[int]:
     return list(constant.values)
 
 
+FUNCTIONS = (
+    "Abs", "Ceil", "Celu", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish",
+    "LeakyRelu", "Log", "Neg", "PRelu", "Reciprocal", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin",
+    "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu",
+)  # fmt: skip
+"""Element-wise functions; INT8 models compute them in float (calibrate/classifier.py)."""
 _UNARY = (
-    "Abs", "BatchNormalization", "Cast", "Ceil", "Celu", "Clip", "Cos", "DequantizeLinear", "Elu", "Erf",
-    "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization",
-    "LayerNormalization", "LeakyRelu", "Log", "Neg", "PRelu", "QuantizeLinear", "Reciprocal", "Relu", "Round",
-    "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Softmax", "Softplus", "Softsign", "Sqrt", "Tanh",
-    "ThresholdedRelu",
+    *FUNCTIONS, "BatchNormalization", "Cast", "Clip", "DequantizeLinear", "Identity", "InstanceNormalization",
+    "LayerNormalization", "QuantizeLinear", "Relu", "Softmax",
 )  # fmt: skip
 OPERATORS: dict[str, Rule] = {
     **dict.fromkeys(_UNARY, _same),
