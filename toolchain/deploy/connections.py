@@ -143,23 +143,23 @@ class Connection(H11Protocol):
 
     def _make_place(self) -> None:
         """Close the connection that was idle longest; this one if all are busy. Until then it isn't read."""
-        self._waiting = False
         if self.transport.is_closing():
             return
-        others = [cast("Connection", one) for one in self.connections if one is not self]
-        idle = [one for one in others if one._idle]
+        self._waiting = True  # thus it isn't idle itself
+        idle = [one for each in self.connections if (one := cast("Connection", each))._idle]
         oldest = min(idle, key=lambda one: one._idle_since, default=None)
-        if oldest and len(others) >= CONNECTIONS:
-            if self.loop.time() - oldest._idle_since >= IDLE_S:
-                oldest.transport.close()
-            elif len(others) < MOST_CONNECTIONS:
-                self._waiting = True
-                self.loop.call_later(WAIT_S, self._make_place)
-                return
-            else:
-                oldest = None
+        others = len(self.connections) - 1
+        may_close = oldest is not None and self.loop.time() - oldest._idle_since >= IDLE_S
+        if oldest and not may_close and CONNECTIONS <= others < MOST_CONNECTIONS:
+            self.loop.call_later(WAIT_S, self._make_place)
+            return
+        self._waiting = False
         self.transport.resume_reading()
-        if not oldest and len(others) >= CONNECTIONS:
+        if others < CONNECTIONS:
+            return
+        if oldest and may_close:
+            oldest.transport.close()
+        else:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections: try again later")
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
