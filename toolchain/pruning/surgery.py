@@ -161,28 +161,30 @@ def _fold_constants(network: GraphNetwork, cut: _Cut, groups: list[ChannelGroup]
             np.any([values[p].any(1) for values, p in zip(passed, at, strict=True)], axis=0).sum()
         )
     gone = emptied(graph, masks)
-    layers = [graph.by_name[name] for name in dict.fromkeys(n for group in groups for n in group.consumers)]
-    layers = [node for node in layers if node.inputs[0] not in gone]
-    touched = [node for node in layers if constants[node.inputs[0]].any()]
-    for node in touched:
-        weight = network.weight(node.name).double()
-        taps = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
-        cut.add_constant(node.name, taps @ torch.from_numpy(constants[node.inputs[0]]).to(weight.device))
-
-    def exact(node: Node) -> bool:
-        value = node.inputs[0]
-        return not pads(graph, node) and np.array_equal(found[value], at_border[value], equal_nan=True)
+    readers = dict.fromkeys(name for group in groups for name in group.consumers)
+    layers = {name: value for name in readers if (value := graph.by_name[name].inputs[0]) not in gone}
+    for name, value in layers.items():
+        if constants[value].any():
+            weight = network.weight(name).double()
+            taps = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+            cut.add_constant(name, taps @ torch.from_numpy(constants[value]).to(weight.device))
 
     def loses(node: Node) -> bool:
-        if node in layers:
-            return bool(np.isnan(found[node.inputs[0]]).any())
+        if node.name in layers:
+            return bool(np.isnan(found[layers[node.name]]).any())
         unabsorbed = node.inputs if node.op.sums_channels else gone.intersection(node.inputs)
         return node.name not in gone and any(bool((found[value] != 0).any()) for value in unabsorbed)
 
-    lost = [node for node in graph.nodes if loses(node)]
+    def exact(name: str) -> bool:
+        value = layers[name]
+        same = np.array_equal(found[value], at_border[value], equal_nan=True)
+        return same and not pads(graph, graph.by_name[name])
+
+    lost = tuple(node.name for node in graph.nodes if loses(node))
+    folded = [name for name, value in layers.items() if constants[value].any() and name not in lost]
     return Folding(
         channels,
-        exact=tuple(node.name for node in touched if exact(node) and node not in lost),
-        approximate=tuple(node.name for node in touched if not exact(node) and node not in lost),
-        lost=tuple(node.name for node in lost),
+        exact=tuple(name for name in folded if exact(name)),
+        approximate=tuple(name for name in folded if not exact(name)),
+        lost=lost,
     )
