@@ -14,6 +14,7 @@ from slimdeploy.toolchain.networks import aten_reductions as reductions
 from slimdeploy.toolchain.networks import aten_several as several
 from slimdeploy.toolchain.networks import aten_shapes as shapes
 from slimdeploy.toolchain.networks import aten_slices as slices
+from slimdeploy.toolchain.networks.aten_values import CONVERSIONS, COPIES
 from slimdeploy.toolchain.registry import Registry
 
 if TYPE_CHECKING:
@@ -137,12 +138,7 @@ READERS.update(
         "index_select": slices.picked,
         "flip": slices.picked,
         "getitem": slices.item,
-        "contiguous": shapes.same,
-        "clone": shapes.same,
-        "alias": shapes.same,
-        "detach": shapes.same,
-        "lift_fresh_copy": shapes.same,
-        "to": shapes.converted,
-        "type_as": shapes.converted,
+        **dict.fromkeys(COPIES, shapes.same),
+        **dict.fromkeys(CONVERSIONS, shapes.converted),
     }
 )

@@ -9,7 +9,15 @@ from torch import fx
 
 from slimdeploy.toolchain.networks import aten_attention as attention
 from slimdeploy.toolchain.networks.aten_several import parts, products
-from slimdeploy.toolchain.networks.aten_values import Constant, Expanded, argument, operator_of, shape_of
+from slimdeploy.toolchain.networks.aten_values import (
+    CONVERSIONS,
+    COPIES,
+    Constant,
+    Expanded,
+    argument,
+    operator_of,
+    shape_of,
+)
 from slimdeploy.toolchain.networks.operators.torch_modules import StochasticDepth
 
 if TYPE_CHECKING:
@@ -18,8 +26,6 @@ if TYPE_CHECKING:
 
 COMMUTATIVE = ("add", "multiply", "maximum", "minimum")
 """Operators that may have the parameter first."""
-COPIES = ("contiguous", "clone", "alias", "detach", "lift_fresh_copy", "to", "type_as")
-"""ATen operators whose result is the same value."""
 
 
 def activation(operator: str) -> Callable[[Importer, fx.Node], str]:
@@ -95,8 +101,7 @@ def subtract(at: Importer, node: fx.Node) -> str:
     _check_plain(at, node)
     if isinstance(minuend, fx.Node) and isinstance(at.values.get(minuend), Constant):
         return _with_constant(at, node, "plus", minuend, subtrahend, _times(at, node, at.value(node, 1), -1))
-    first, second = _operands(at, node)
-    return at.add(node, "add", first, _times(at, node, second, -1))
+    return at.difference(node, *_operands(at, node))
 
 
 def negate(at: Importer, node: fx.Node) -> str:
@@ -121,7 +126,7 @@ def power(at: Importer, node: fx.Node) -> str:
     exponent = node.args[1]
     if isinstance(exponent, int | float):
         return _power(at, node, exponent)
-    return _arithmetic(at, node, "", "power_by", lambda n: (1.0, 0.0))
+    return _arithmetic(at, node, "", "power_by")
 
 
 def power_of(exponent: float) -> Callable[[Importer, fx.Node], str]:
@@ -136,11 +141,11 @@ def _power(at: Importer, node: fx.Node, exponent: float) -> str:
 
 
 def larger(at: Importer, node: fx.Node) -> str:
-    return _arithmetic(at, node, "maximum", "at_least", lambda n: (1.0, 0.0))
+    return _arithmetic(at, node, "maximum", "at_least")
 
 
 def smaller(at: Importer, node: fx.Node) -> str:
-    return _arithmetic(at, node, "minimum", "at_most", lambda n: (1.0, 0.0))
+    return _arithmetic(at, node, "minimum", "at_most")
 
 
 def add_product(at: Importer, node: fx.Node) -> str:
@@ -162,14 +167,14 @@ def _arithmetic(
     node: fx.Node,
     of_values: str,
     with_constant: str,
-    by: Callable[[float], tuple[float, float]],
+    by: Callable[[float], tuple[float, float]] | None = None,
 ) -> str:
     """Arithmetic of two values, a value and a parameter, or a value and a number (factor and offset from
     `by`).
     """
     name, second = operator_of(node), node.args[1]
     _check_plain(at, node)
-    if isinstance(second, int | float):
+    if by and isinstance(second, int | float):
         if name == "div" and second == 0:
             raise at.refused(node, "div by 0")
         factor, offset = by(float(second))
@@ -225,7 +230,7 @@ def _with_constant(at: Importer, node: fx.Node, operator: str, constant: Any, ot
 
 def _is_read_here_only(value: fx.Node) -> bool:
     """Whether one operator reads `value`, and nothing else the one of which it may be a copy."""
-    while operator_of(value) in COPIES and len(value.users) == 1:
+    while operator_of(value) in (*COPIES, *CONVERSIONS) and len(value.users) == 1:
         value = value.args[0]  # type: ignore[assignment]
     return len(value.users) == 1
 

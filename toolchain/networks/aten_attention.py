@@ -29,8 +29,7 @@ def shares(at: Importer, node: fx.Node) -> Shares | None:
     if not isinstance(found, Pixels) or found.reduced or not last or shape[1] != 1:
         return None
     largest = at.add(node, "global_max_pool", found.value)
-    minus = at.add(node, "affine", largest, factor=-1.0, offset=0.0)
-    return Shares(at.add(node, "exp", at.add(node, "add", found.value, minus)))
+    return Shares(at.add(node, "exp", at.difference(node, found.value, largest)))
 
 
 def shares_of_channels(at: Importer, node: fx.Node) -> str | None:
@@ -39,8 +38,7 @@ def shares_of_channels(at: Importer, node: fx.Node) -> str | None:
     if not isinstance(found, str) or argument(node, 1, -1) % len(shape) != 1:
         return None
     largest = at.add(node, "channel_max", found)
-    minus = at.add(node, "affine", largest, factor=-1.0, offset=0.0)
-    parts = at.add(node, "exp", at.add(node, "add", found, minus))
+    parts = at.add(node, "exp", at.difference(node, found, largest))
     return at.add(node, "divide", parts, at.add(node, "channel_mean", parts, count=1))
 
 

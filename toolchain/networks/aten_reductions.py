@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
@@ -32,7 +31,7 @@ def mean(at: Importer, node: fx.Node) -> Any:
     if isinstance(found, Several) and axes == [found.axis]:
         summed = at.add(node, "add", *found.values)
         return at.add(node, "affine", summed, factor=1 / len(found.values), offset=0.0)
-    return _reduced(at, node, axes, bool(argument(node, 2, False)), "adaptive_avg_pool", {"size": [1, 1]})
+    return _reduced(at, node, axes, bool(argument(node, 2, False)), "adaptive_avg_pool")
 
 
 def maximum(at: Importer, node: fx.Node) -> Any:
@@ -59,30 +58,18 @@ def variance(*, root: bool) -> Callable[[Importer, fx.Node], Any]:
         value, over, count = _reduction(at, node, axes)
         if over not in (CHANNELS, PIXELS, ALL):
             raise at.refused(node, f"{operator_of(node)} over the axes {axes} isn't supported")
-        mean = _mean_over(at, node, value, over)
-        minus = at.add(node, "affine", mean, factor=-1.0, offset=0.0)
-        squares = at.add(node, "power", at.add(node, "add", value, minus), exponent=2.0)
-        result = _mean_over(at, node, squares, over, of=count, less=less)
+        mean = _each(at, node, value, over, "adaptive_avg_pool")
+        squares = at.add(node, "power", at.difference(node, value, mean), exponent=2.0)
+        if less:
+            result = _sum_over(at, node, squares, over)
+            result = at.add(node, "affine", result, factor=1 / (count - less), offset=0.0)
+        else:
+            result = _each(at, node, squares, over, "adaptive_avg_pool")
         if root:
             result = at.add(node, "power", result, exponent=0.5)
         return _result(at, node, result, over, axes, keep)
 
     return read
-
-
-def _mean_over(
-    at: Importer, node: fx.Node, value: str, over: list[int], *, of: int = 0, less: int = 0
-) -> str:
-    """The mean over the axes `over`, divided by `less` than the number `of` values."""
-    if over == CHANNELS:
-        return at.add(node, "channel_mean", value, count=_channels(at, node) - less)
-    if not less:
-        value = at.add(node, "adaptive_avg_pool", value, size=[1, 1])
-        return value if over == PIXELS else at.add(node, "channel_mean", value, count=_channels(at, node))
-    value = at.add(node, "global_sum", value, size=_sides(at, node))
-    if over == ALL:
-        value = at.add(node, "channel_mean", value, count=1)
-    return at.add(node, "affine", value, factor=1 / (of - less), offset=0.0)
 
 
 def norm(at: Importer, node: fx.Node) -> Any:
@@ -100,13 +87,15 @@ def total(at: Importer, node: fx.Node) -> Any:
             return found
     axes, keep = argument(node, 1, []), bool(argument(node, 2, False))
     value, over, _ = _reduction(at, node, axes)
-    if over == CHANNELS:
-        image = at.add(node, "channel_mean", value, count=1)
-    elif over == PIXELS:
-        image = at.add(node, "global_sum", value, size=_sides(at, node))
-    else:
+    if over not in (CHANNELS, PIXELS):
         raise at.refused(node, "sum is supported over the channels, over the pixels, and of stacked images")
-    return _result(at, node, image, over, axes, keep)
+    return _result(at, node, _sum_over(at, node, value, over), over, axes, keep)
+
+
+def _sum_over(at: Importer, node: fx.Node, value: str, over: list[int]) -> str:
+    if over != CHANNELS:
+        value = at.add(node, "global_sum", value, size=_sides(at, node))
+    return value if over == PIXELS else at.add(node, "channel_mean", value, count=1)
 
 
 CHANNELS, PIXELS, ALL = [1], [2, 3], [1, 2, 3]
@@ -121,14 +110,7 @@ OVER_AXIS = {"adaptive_avg_pool": "axis_mean", "global_max_pool": "axis_max"}
 """Operator that reduces each channel -> the one that reduces each row or column."""
 
 
-def _reduced(
-    at: Importer,
-    node: fx.Node,
-    axes: list[int],
-    keep: bool,
-    operator: str,
-    attributes: Mapping[str, Any] = MappingProxyType({}),
-) -> Any:
+def _reduced(at: Importer, node: fx.Node, axes: list[int], keep: bool, operator: str) -> Any:
     """A reduction over the channels of an image or a vector, or by `operator` over height and width, at once
     or one after the other, or over flattened pixels.
     """
@@ -140,13 +122,20 @@ def _reduced(
     if over not in (CHANNELS, PIXELS, ALL) or (over == ALL and operator == "global_norm"):
         name, known = operator_of(node), "only over the channels, or height and width"
         raise at.refused(node, f"{name} over the axes {axes} isn't supported, {known}")
+    return _result(at, node, _each(at, node, value, over, operator), over, axes, keep)
+
+
+def _each(at: Importer, node: fx.Node, value: str, over: list[int], operator: str) -> str:
+    """`value` reduced by `operator` over height and width, by its counterpart over the channels, or both."""
+    mean = operator == "adaptive_avg_pool"
     if over != CHANNELS:
-        value = at.add(node, operator, value, **attributes)
+        size: dict[str, Any] = {"size": [1, 1]} if mean else {}
+        value = at.add(node, operator, value, **size)
     if over != PIXELS:
-        mean = operator == "adaptive_avg_pool"
-        count: dict[str, Any] = {"count": _channels(at, node)} if mean else {}
+        channels = int(shape_of(node.args[0])[at.channel_axis(node.args[0])])
+        count: dict[str, Any] = {"count": channels} if mean else {}
         value = at.add(node, OVER_CHANNELS[operator], value, **count)
-    return _result(at, node, value, over, axes, keep)
+    return value
 
 
 def _reduction(
@@ -164,10 +153,6 @@ def _reduction(
     if isinstance(found, ChannelsLast):
         return found.value, sorted((0, 2, 3, 1)[axis] for axis in axes), count
     return at.value(node, 0), axes if len(shape) in (2, 4) else [], count
-
-
-def _channels(at: Importer, node: fx.Node) -> int:
-    return int(shape_of(node.args[0])[at.channel_axis(node.args[0])])
 
 
 def _sides(at: Importer, node: fx.Node) -> list[int]:

@@ -65,14 +65,10 @@ def softmax(at: Importer, node: fx.Node) -> Any:
 
 
 def _shares(at: Importer, node: fx.Node, values: tuple[str, ...]) -> list[str]:
-    def minus(first: str, second: str) -> str:
-        return at.add(node, "add", first, at.add(node, "affine", second, factor=-1.0, offset=0.0))
-
     if len(values) == 2:  # the sigmoid of their difference
-        first, second = values
-        return [at.add(node, "sigmoid", minus(*pair)) for pair in ((first, second), (second, first))]
+        return [at.add(node, "sigmoid", at.difference(node, *pair)) for pair in (values, values[::-1])]
     largest = at.add(node, "maximum", *values)
-    parts = [at.add(node, "exp", minus(value, largest)) for value in values]
+    parts = [at.add(node, "exp", at.difference(node, value, largest)) for value in values]
     total = at.add(node, "add", *parts)
     return [at.add(node, "divide", part, total) for part in parts]
 

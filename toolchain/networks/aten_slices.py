@@ -103,20 +103,20 @@ def _window(
     image, if the ends are for it alone.
     """
     margins, stride = [0] * 4, [1, 1]
-    only: dict[str, Any] = {"size": [int(n) for n in size]} if size else {}
+    separate = size is not None
     earlier, before = at.nodes.get(value), value
     if earlier and earlier.operator == "max_pool" and earlier.attributes["kernel"] == [1, 1]:
         stride, before = list(earlier.attributes["stride"]), earlier.inputs[0]
         earlier = at.nodes.get(before)
     if earlier and earlier.operator == "crop":
         margins, before = list(earlier.attributes["margins"]), earlier.inputs[0]
-        only |= {"size": earlier.attributes["size"]} if "size" in earlier.attributes else {}
+        separate = separate or "size" in earlier.attributes
     own = slice(0, 2) if axis == 3 else slice(2, 4)
-    if only or stride[axis - 2] != 1 or any(margins[own]):
+    if separate or stride[axis - 2] != 1 or any(margins[own]):
         margins, stride, before = [0] * 4, [1, 1], value
-        only = {"size": [int(n) for n in size]} if size else {}
     margins[own], stride[axis - 2] = ends, step
     if any(margins):
+        only: dict[str, Any] = {"size": [int(n) for n in size]} if size else {}
         before = at.add(node, "crop", before, margins=margins, **only)
     if stride != [1, 1]:
         before = at.add(node, "max_pool", before, kernel=[1, 1], stride=stride, padding=[0, 0])

@@ -145,6 +145,12 @@ class Constant:
     computed_by: fx.Node | None = None
 
 
+COPIES = ("contiguous", "clone", "alias", "detach", "lift_fresh_copy")
+"""ATen operators whose result is the same value."""
+CONVERSIONS = ("to", "type_as")
+"""ATen operators that move a tensor to another device, or change its type or memory format."""
+
+
 def argument(node: fx.Node, index: int, default: Any) -> Any:
     """Argument `index` of the call; `default` if it is omitted or None."""
     found = node.args[index] if len(node.args) > index else default

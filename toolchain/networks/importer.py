@@ -125,6 +125,10 @@ class Importer:
         self.nodes[wanted] = Node(wanted, operator, inputs, attributes)
         return wanted
 
+    def difference(self, node: fx.Node, first: str, second: str) -> str:
+        """Add nodes for first − second."""
+        return self.add(node, "add", first, self.add(node, "affine", second, factor=-1.0, offset=0.0))
+
     def call_stacked(self, node: fx.Node, operator: str, image: str, name: str, **attributes: Any) -> str:
         """One of several calls of a layer, on images of one pixel: its output. The images of all calls are
         stacked and become one call, so that the layer exists once and is trained and pruned as one.

@@ -5,22 +5,24 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from slimdeploy.toolchain.networks.aten_values import Constant, operator_of, shape_of
+from slimdeploy.toolchain.networks.aten_values import (
+    CONVERSIONS,
+    COPIES,
+    Constant,
+    operator_of,
+    shape_of,
+)
 
 RESHAPES = (
-    "view", "reshape", "flatten", "squeeze", "unsqueeze", "expand", "expand_as", "repeat", "contiguous",
-    "clone", "alias", "detach", "lift_fresh_copy",
+    "view", "reshape", "flatten", "squeeze", "unsqueeze", "expand", "expand_as", "repeat", *COPIES,
 )  # fmt: skip
 """ATen operators after which a constant still is the module's tensor: its values are the same."""
 
-CONVERSIONS = ("to", "type_as")
-"""ATen operators that move a tensor to another device, or change its type."""
 FACTORIES = ("ones", "zeros", "full", "eye", "arange", "linspace", "scalar_tensor")
 """ATen operators that make a constant of numbers."""
 TRANSPOSES = ("t", "numpy_T", "transpose", "permute")
@@ -53,7 +55,9 @@ class ProgramConstants:
         }
         self.names = tuple(placeholders.values())
         """Names of all tensors of the module."""
-        self.paths = {path for name in self.names for path in accumulate(name.split("."), "{}.{}".format)}
+        self.paths = {
+            path for name in self.names for path in itertools.accumulate(name.split("."), "{}.{}".format)
+        }
         """These names, and those of the modules around them."""
         self.trained = frozenset(signature.inputs_to_parameters.values())
         """Names of its parameters."""
@@ -178,13 +182,15 @@ class ProgramConstants:
         ]
         first = next(filter(None, [*named, *others]))
         known = {*owners.values(), *(one.name for one in found.values() if one.name in self.names)}
-        for name in itertools.chain(named, _numbered(first)):
-            own = {f"{name}.{part}": constant for part, constant in found.items()}
-            free = name not in taken and (name in known or name not in self.paths)
-            if free and all(self._may_be_called(one, constant) for one, constant in own.items()):
-                self._used |= own
-                return name
-        raise AssertionError("numbers have no end")
+        name = next(
+            name
+            for name in itertools.chain(named, _numbered(first))
+            if name not in taken
+            and (name in known or name not in self.paths)
+            and all(self._may_be_called(f"{name}.{part}", constant) for part, constant in found.items())
+        )
+        self._used |= {f"{name}.{part}": constant for part, constant in found.items()}
+        return name
 
     def _may_be_called(self, name: str, constant: Constant) -> bool:
         """Whether the tensor `name` of a layer can be `constant`, and the program reads no other one of this

@@ -181,13 +181,12 @@ class Operator:
 OPERATORS: Registry[Operator] = Registry("operator", Operator)
 
 
-def check_size(node: Node, image: tuple[int, int]) -> None:
-    """Raises SlimdeployError if the attribute `size`, height and width, is another than that of `image`."""
-    if "size" in node.attributes and pair(node, "size") != image:
-        wanted = "{}×{}".format(*pair(node, "size"))
+def check_size(node: Node, image: tuple[int, int], wanted: tuple[int, int]) -> None:
+    """Raises SlimdeployError if height and width of `image` aren't the `wanted` ones."""
+    if image != wanted:
         raise SlimdeployError(
             f"{node.name}: the network expects another image size: {image[0]}×{image[1]} pixels arrive here, "
-            f"not {wanted}"
+            f"not {wanted[0]}×{wanted[1]}"
         )
 
 

@@ -16,6 +16,7 @@ from slimdeploy.toolchain.networks.operators.base import (
     Operator,
     Shape,
     check_size,
+    pair,
     sides,
     steps,
 )
@@ -33,7 +34,8 @@ class Crop(Operator):
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
         channels, height, width = sides(node, inputs[0])
-        check_size(node, (height, width))
+        if "size" in node.attributes:
+            check_size(node, (height, width), pair(node, "size"))
         left, right, top, bottom = node.attributes["margins"]
         return channels, height - top - bottom, width - left - right
 

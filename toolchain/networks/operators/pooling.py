@@ -164,7 +164,7 @@ class GlobalSum(Operator):
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
         channels, height, width = sides(node, inputs[0])
-        check_size(node, (height, width))
+        check_size(node, (height, width), pair(node, "size"))
         return channels, 1, 1
 
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:

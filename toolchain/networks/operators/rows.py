@@ -17,6 +17,7 @@ from slimdeploy.toolchain.networks.operators.base import (
     Operator,
     Shape,
     Ties,
+    check_size,
     equal_channels,
     sides,
 )
@@ -62,11 +63,7 @@ class Stack(JoinRows):
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
         for _, height, width in (sides(node, shape) for shape in inputs):
-            if (height, width) != (1, 1):
-                raise SlimdeployError(
-                    f"{node.name}: the network expects another image size: {height}×{width} pixels arrive "
-                    "here, not 1"
-                )
+            check_size(node, (height, width), (1, 1))
         return super().shape(node, inputs)
 
 
