@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from slimdeploy.toolchain import locks
+from slimdeploy.toolchain import file_kinds, locks
 from slimdeploy.toolchain.errors import SlimdeployError, shorten
 
 MAX_TEXT_BYTES = 64 << 20
@@ -223,16 +223,25 @@ def sha256_file(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def check_output(path: Path | str, *, force: bool = False, name: str = "output") -> Path:
+def check_output(
+    path: Path | str, *, force: bool = False, name: str = "output", kind: str | None = None
+) -> Path:
     """Return `path` as a Path; refuse an existing file unless `force`. Leftovers of killed runs are
     removed. `name` is the parameter's name in errors.
+
+    `kind` is the kind of file that will be written (see `file_kinds`; None for any other). A network or a
+    bundle is replaced only by a file of its own kind, even with `force`.
     """
     path = Path(path)
     if path.is_dir():
         raise SlimdeployError(f"{path} is a folder: name a file with `{name}`")
     _refuse_device(path)
-    if path.exists() and not force:
-        raise SlimdeployError(f"{path} exists: pass `force` to replace it, or another `{name}`")
+    if path.exists():
+        if not force:
+            raise SlimdeployError(f"{path} exists: pass `force` to replace it, or another `{name}`")
+        found = file_kinds.kind_of(path)
+        if found not in (None, kind):
+            raise SlimdeployError(f"{path} is {found}, which `force` would lose: choose another `{name}`")
     remove_leftovers(path)
     return path
 

@@ -12,9 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
-from slimdeploy.toolchain import artifacts
+from slimdeploy.toolchain import artifacts, file_kinds
 from slimdeploy.toolchain.errors import SlimdeployError
 
 
@@ -199,6 +201,17 @@ def test_outputs_are_not_replaced_unasked(tmp_path: Path) -> None:
     assert artifacts.check_output(path, force=True) == path
     with pytest.raises(SlimdeployError, match=f"^{tmp_path} is a folder: name a file with output$"):
         artifacts.check_output(tmp_path, force=True)
+
+
+def test_force_replaces_a_model_only_by_one_of_its_kind(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(safetensors.numpy.save({"weight": np.zeros(1)}))
+    assert artifacts.check_output(path, force=True, kind=file_kinds.CHECKPOINT) == path
+    for kind in (file_kinds.ONNX, None):
+        with pytest.raises(
+            SlimdeployError, match=f"^{path} is a checkpoint, which force would lose: choose another output$"
+        ):
+            artifacts.check_output(path, force=True, kind=kind)
 
 
 def test_sidecar_describes_its_file(tmp_path: Path) -> None:

@@ -68,10 +68,11 @@ def calibrate(
     from slimdeploy.calibrate.options import calibration_data
     from slimdeploy.toolchain.artifacts import check_output
     from slimdeploy.toolchain.data.of_model import data_of, dataset_for, trained_on
+    from slimdeploy.toolchain.file_kinds import ONNX
     from slimdeploy.toolchain.library.quantize import quantize
     from slimdeploy.toolchain.progress import progress_bar
 
-    check_output(output, force=force)
+    check_output(output, force=force, kind=ONNX)
     info = model_info(read_classifier(model), model)
     data = data or data_of(info, model)
     result = quantize(

@@ -14,6 +14,7 @@ from slimdeploy.toolchain.deploy.bundle_manifest import BundleManifest, check_na
 from slimdeploy.toolchain.deploy.options import PackageOptions
 from slimdeploy.toolchain.deploy.samples import images_for, noise_images
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.file_kinds import BUNDLE
 from slimdeploy.toolchain.library.keywords import takes
 from slimdeploy.toolchain.paths import InputPath, OutputPath, check_apart
 
@@ -80,7 +81,7 @@ def package(
             ("`output`", output, OutputPath()),
         ]
     )
-    artifacts.check_output(output, force=force)
+    artifacts.check_output(output, force=force, kind=BUNDLE)
     try:
         check_name(output.name.removesuffix(ENDING))
     except SlimdeployError as error:

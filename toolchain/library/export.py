@@ -26,6 +26,7 @@ from slimdeploy.toolchain.export.onnx import INPUT, build_onnx
 from slimdeploy.toolchain.export.options import PRECISIONS, ExportOptions
 from slimdeploy.toolchain.export.parity import Parity, compare, normalised
 from slimdeploy.toolchain.export.precision import overflowing_layers, to_fp16
+from slimdeploy.toolchain.file_kinds import ONNX
 from slimdeploy.toolchain.library.from_module import checkpoint_for
 from slimdeploy.toolchain.library.keywords import takes
 from slimdeploy.toolchain.library.quantize import quantize
@@ -84,7 +85,7 @@ def export(
         SlimdeployError: An existing output, invalid options or invalid data.
     """
     output = Path(output)
-    artifacts.check_output(output, force=force)
+    artifacts.check_output(output, force=force, kind=ONNX)
     parent = checkpoint_for(network, data, size=size)
     info = parent.info.after(
         "export", metrics=parent.info.metrics, parent=parent.sha256, options=asdict(options)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import DataOptions, Dataset, load_dataset
+from slimdeploy.toolchain.file_kinds import CHECKPOINT
 from slimdeploy.toolchain.library.argument_types import checked
 from slimdeploy.toolchain.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -36,7 +37,7 @@ def save(checkpoint: Checkpoint, *, path: str | Path, force: bool = False) -> st
     Raises:
         SlimdeployError: The file exists, or can't be written.
     """
-    artifacts.check_output(Path(path), force=force, name="path")
+    artifacts.check_output(Path(path), force=force, name="path", kind=CHECKPOINT)
     return save_checkpoint(Path(path), checkpoint.network, checkpoint.info)
 
 

@@ -26,6 +26,7 @@ from slimdeploy.calibrate.trt8_cache import trt8_cache
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import Dataset
 from slimdeploy.toolchain.errors import SlimdeployError, unknown
+from slimdeploy.toolchain.file_kinds import ONNX
 from slimdeploy.toolchain.library.keywords import takes
 from slimdeploy.toolchain.models.model_info import versions
 from slimdeploy.toolchain.models.stated_accuracy import check_stated_accuracy
@@ -130,8 +131,9 @@ def quantize(
             ("`trt8`", trt8, OutputPath()),
         ]
     )
-    for path in filter(None, (output, trt8)):
-        artifacts.check_output(path, force=force)
+    artifacts.check_output(output, force=force, kind=ONNX)
+    if trt8:
+        artifacts.check_output(trt8, force=force)
     source = fold_batchnorm(read_classifier(model))
     _check_data(source, data, options, model)
     found = measured(

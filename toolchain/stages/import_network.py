@@ -10,6 +10,7 @@ from typing import Any
 
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.file_kinds import CHECKPOINT
 from slimdeploy.toolchain.models.checkpoint import save_checkpoint
 from slimdeploy.toolchain.models.model_info import ModelInfo, class_name, unknown_class_names
 from slimdeploy.toolchain.models.named_networks import imported_network
@@ -67,7 +68,7 @@ def import_stage(
     Raises SlimdeployError for an existing output, weights that don't fit, and unsupported networks.
     """
     check_apart([("`name`", source_file(options.name), InputPath()), ("`output`", output, OutputPath())])
-    artifacts.check_output(output, force=force)
+    artifacts.check_output(output, force=force, kind=CHECKPOINT)
     if not is_imported(options.name):
         name = options.name
         what = (

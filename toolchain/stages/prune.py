@@ -7,6 +7,7 @@ from pathlib import Path
 from slimdeploy.toolchain import artifacts
 from slimdeploy.toolchain.data.dataset import DataOptions
 from slimdeploy.toolchain.data.of_model import dataset_for
+from slimdeploy.toolchain.file_kinds import CHECKPOINT
 from slimdeploy.toolchain.library.fine_tuning import fine_tuning
 from slimdeploy.toolchain.library.prune import prune
 from slimdeploy.toolchain.library.prune_result import PruneResult
@@ -28,7 +29,7 @@ def prune_stage(
 
     Raises SlimdeployError like `prune`, for an existing output, and for data with other classes.
     """
-    artifacts.check_output(output, force=force)
+    artifacts.check_output(output, force=force, kind=CHECKPOINT)
     parent = load_checkpoint(checkpoint)
     dataset, between = None, None
     if data:

@@ -16,6 +16,7 @@ from slimdeploy.toolchain.data.dataset import (
 )
 from slimdeploy.toolchain.data.of_model import data_of, dataset_for, for_network
 from slimdeploy.toolchain.errors import SlimdeployError
+from slimdeploy.toolchain.file_kinds import CHECKPOINT
 from slimdeploy.toolchain.library.train import Run, TrainResult, trained
 from slimdeploy.toolchain.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from slimdeploy.toolchain.models.model_info import ModelInfo
@@ -191,7 +192,8 @@ def _check_output(output: Path, *, resume: bool, force: bool) -> None:
         raise SlimdeployError(
             f"{output} is finished: nothing to resume (to train it further: slimdeploy finetune {output})"
         )
-    artifacts.check_output(output, force=force or (resume and state_path(output).exists()))
+    replace = force or (resume and state_path(output).exists())
+    artifacts.check_output(output, force=replace, kind=CHECKPOINT)
     if resume:
         if not state_path(output).exists():
             log(f"`resume`: there is no unfinished run of {output}: starting a new one{_others(output)}")
