@@ -14,6 +14,7 @@ from family_modules import (
     Custom,
     GlobalContext,
     Inception,
+    LocalResponse,
     PlainShortcuts,
     Senet,
     SplitAttention,
@@ -84,6 +85,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "global_context": GlobalContext,
     "coordinates": Coordinates,
     "written_out": WrittenOut,
+    "local_response": LocalResponse,
     "convnext_v2": ConvNextV2,
     "shufflenet": lambda: tv.ShuffleNetV2([1, 2, 1], [16, 32, 48, 64, 96], num_classes=CLASSES),
 }

@@ -315,3 +315,33 @@ class WrittenOut(nn.Module):
         x = nn.functional.softplus(x) + nn.functional.selu(x) / (1 + x.abs())
         x = x.clamp(min=1e-2).pow(self.exponent).mean((2, 3)).pow(1 / self.exponent)
         return x @ self.head
+
+
+class LocalResponse(nn.Module):
+    """Local response normalisation, as in AlexNet and GoogLeNet, and written with a 3-D pooling, as in ports
+    from Caffe; the larger of each two channels (maxout); parts resized by no whole factor; and SKNet's
+    attention with one layer for both branches.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = (
+            nn.Conv2d(3, 16, 5, stride=2, padding=2),
+            nn.LocalResponseNorm(5, alpha=1.0, k=2),
+        )
+        self.wide, self.window = nn.Conv2d(16, 48, 3, padding=1), nn.AvgPool3d((3, 1, 1), 1, (1, 0, 0))
+        self.first, self.second = _conv_bn(24, 16, 3), _conv_bn(24, 16, 1)
+        self.inner, self.outer = _conv_bn(16, 6, 1), nn.Conv2d(6, 32, 1)
+        self.fc = nn.Linear(16, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.max_pool2d(self.norm(torch.relu(self.stem(x))), 3, 2)
+        x = torch.relu(self.wide(x))
+        x = x / (1 + 0.5 * self.window(x.pow(2).unsqueeze(1)).squeeze(1)).pow(0.75)
+        x = x.view(len(x), 24, 2, *x.shape[2:]).max(2).values
+        low = nn.functional.max_pool2d(self.second(x), 3)
+        low = nn.functional.interpolate(low, size=x.shape[2:], mode="bilinear")
+        both = torch.stack([self.first(x), low], 1)
+        shares = self.outer(self.inner(both.sum(1).mean((2, 3), keepdim=True))).view(len(x), 2, 16)
+        x = (both * shares.softmax(1).unsqueeze(-1).unsqueeze(-1)).sum(1)
+        return self.fc(nn.functional.interpolate(x, size=5).mean((2, 3)))

@@ -99,6 +99,7 @@ READERS.update(
         "stack": slices.stack,
         "max_pool2d": pooling.max_pool,
         "avg_pool2d": pooling.avg_pool,
+        "avg_pool3d": pooling.channel_avg_pool,
         "adaptive_avg_pool2d": pooling.adaptive_avg_pool,
         "adaptive_max_pool2d": pooling.adaptive_max_pool,
         "amax": reductions.maximum,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from slimdeploy.toolchain.networks.aten_values import (
+    PaddedChannels,
+    View,
     argument,
     operator_of,
     pair,
@@ -50,14 +52,42 @@ def adaptive_avg_pool(at: Importer, node: fx.Node) -> str:
     return at.add(node, "adaptive_avg_pool", at.value(node, 0), size=[int(n) for n in shape_of(node)[2:]])
 
 
+def channel_avg_pool(at: Importer, node: fx.Node) -> View:
+    """`avg_pool3d` of images (N, 1, C, H, W), over windows of adjacent channels, as in local response
+    normalisation.
+    """
+    found = at.values.get(node.args[0])  # type: ignore[arg-type]
+    kernel, padding = _triple(node.args[1]), _triple(argument(node, 3, 0))
+    before, after = padding[0], padding[0]
+    if isinstance(found, PaddedChannels) and padding == [0, 0, 0]:
+        before, after = found.before, found.after
+    elif not _is_one_group(found) or padding[1:] != [0, 0] or not argument(node, 5, True):
+        kernel = []
+    window = kernel[0] if kernel[1:] == [1, 1] else 0
+    stride, divisor = _triple(argument(node, 2, None) or kernel), argument(node, 6, None)
+    if not window or stride != [1, 1, 1] or divisor or (before, after) != (window // 2, (window - 1) // 2):
+        raise at.refused(node, "avg_pool3d is supported over adjacent channels only, with zeros around them")
+    return View(at.add(node, "channel_avg_pool", found.value, window=window), 1)  # type: ignore[union-attr]
+
+
+def _triple(value: Any) -> list[int]:
+    values = [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)]
+    return values * 3 if len(values) == 1 else values
+
+
+def _is_one_group(value: object) -> bool:
+    """Whether it is an image that the program holds as (N, 1, C, H, W)."""
+    return isinstance(value, View) and value.groups == 1 and not value.transposed
+
+
 def adaptive_max_pool(at: Importer, node: fx.Node) -> str:
     if pair(argument(node, 1, 1)) != [1, 1]:
         raise at.refused(node, "adaptive_max_pool2d is supported to 1×1 only")
     return at.add(node, "global_max_pool", at.value(node, 0))
 
 
-def pad(at: Importer, node: fx.Node) -> str:
-    margins = [int(n) for n in argument(node, 1, [])]
+def pad(at: Importer, node: fx.Node) -> str | PaddedChannels:
+    found, margins = at.values.get(node.args[0]), [int(n) for n in argument(node, 1, [])]  # type: ignore[arg-type]
     mode = argument(node, 2, "constant") if operator_of(node) == "pad" else "constant"
     filling = argument(node, 3 if operator_of(node) == "pad" else 2, 0)
     if (
@@ -66,6 +96,8 @@ def pad(at: Importer, node: fx.Node) -> str:
         and min(margins) >= 0
         and (mode, filling) == ("constant", 0)
     ):
+        if isinstance(found, View) and _is_one_group(found):
+            return PaddedChannels(found.value, *margins[4:])
         return at.add(node, "pad_channels", at.value(node, 0), before=margins[4], after=margins[5])
     if filling == -math.inf and all(operator_of(user) == "max_pool2d" for user in node.users):
         mode, filling = "replicate", 0  # pixels that each window has already don't change its maximum
@@ -90,8 +122,11 @@ def upsample(at: Importer, node: fx.Node) -> str:
     if operator_of(node) == "upsample_bilinear2d":
         smooth["align_corners"] = bool(argument(node, 2, False))
     if any(large % small for large, small in zip(after, before, strict=True)):
-        raise at.refused(
-            node, "upsampling from {}×{} to {}×{} isn't a whole multiple".format(*before, *after)
-        )
+        scales = argument(node, 3 if smooth else 2, None)
+        if scales and [n * scale for n, scale in zip(before, scales, strict=True)] != after:
+            factors, given = "×".join(map(str, scales)), "×".join(map(str, before))
+            raise at.refused(node, f"resizing by {factors} from {given} pixels isn't supported")
+        smooth |= {"size": [int(n) for n in before], "to": [int(n) for n in after]}
+        return at.add(node, "resize", at.value(node, 0), **smooth)
     factor = [int(large // small) for large, small in zip(after, before, strict=True)]
     return at.add(node, "upsample", at.value(node, 0), factor=factor, **smooth)

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from slimdeploy.toolchain.networks import aten_attention as attention
+from slimdeploy.toolchain.networks import aten_several as several
 from slimdeploy.toolchain.networks.aten_arithmetic import larger
-from slimdeploy.toolchain.networks.aten_several import total as total_of_several
 from slimdeploy.toolchain.networks.aten_values import (
     Channel,
     ChannelsLast,
     Pixels,
-    Several,
     Squeezed,
     argument,
     operator_of,
@@ -27,14 +26,14 @@ if TYPE_CHECKING:
 
 
 def mean(at: Importer, node: fx.Node) -> Any:
-    found, axes = at.values.get(node.args[0]), argument(node, 1, [])  # type: ignore[arg-type]
-    if isinstance(found, Several) and axes == [found.axis]:
-        summed = at.add(node, "add", *found.values)
-        return at.add(node, "affine", summed, factor=1 / len(found.values), offset=0.0)
-    return _reduced(at, node, axes, bool(argument(node, 2, False)), "adaptive_avg_pool")
+    if (found := several.reduced(at, node, "add")) is not None:
+        return at.add(node, "affine", found[0], factor=1 / found[1], offset=0.0) if found[1] > 1 else found[0]
+    return _reduced(at, node, argument(node, 1, []), bool(argument(node, 2, False)), "adaptive_avg_pool")
 
 
 def maximum(at: Importer, node: fx.Node) -> Any:
+    if (found := several.reduced(at, node, "maximum")) is not None:
+        return found[0]
     return _reduced(at, node, argument(node, 1, []), bool(argument(node, 2, False)), "global_max_pool")
 
 
@@ -45,6 +44,8 @@ def maximum_and_position(at: Importer, node: fx.Node) -> Any:
         return larger(at, node)
     if axis is None:
         raise at.refused(node, "max of all values isn't supported")
+    if (found := several.reduced(at, node, "maximum")) is not None:
+        return [found[0], None]
     return [_reduced(at, node, [axis], bool(argument(node, 2, False)), "global_max_pool"), None]
 
 
@@ -82,9 +83,10 @@ def total(at: Importer, node: fx.Node) -> Any:
     """`sum` of several images, of weighted pixels, of the pixels, or of the channels: their mean without the
     division.
     """
-    for kind in (total_of_several, attention.total):
-        if (found := kind(at, node)) is not None:
-            return found
+    if (summed := several.reduced(at, node, "add")) is not None:
+        return summed[0]
+    if (found := attention.total(at, node)) is not None:
+        return found
     axes, keep = argument(node, 1, []), bool(argument(node, 2, False))
     value, over, _ = _reduction(at, node, axes)
     if over not in (CHANNELS, PIXELS):

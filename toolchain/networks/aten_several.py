@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from slimdeploy.toolchain.networks.importer import Importer
 
 
-def several(at: Importer, node: fx.Node, given: Any) -> Several | None:
+def several(at: Importer, node: fx.Node, given: Any, *, axis: int = 1) -> Several | None:
     """The images in the argument `given` of `node`, if there are several: stacked ones, or parts of one image
-    (N, several·C, H, W) that is viewed as (N, several, C, H, W).
+    (N, several·C, H, W) that is viewed as (N, several, C, H, W) or, with `axis` 2, as (N, C, several, H, W).
     """
     found = at.values.get(given)
+    if isinstance(found, View) and not found.transposed and axis == 2:
+        together = at.add(node, "channel_shuffle", found.value, groups=found.groups)
+        return Several(parts(at, node, together, int(shape_of(given)[2]), found.groups), 2)
     if isinstance(found, View) and not found.transposed:
         found = Several(parts(at, node, found.value, found.groups, int(shape_of(given)[2])), 1)
         at.values[given] = found
@@ -41,13 +44,17 @@ def parts(at: Importer, node: fx.Node, value: str, count: int, channels: int) ->
     )
 
 
-def total(at: Importer, node: fx.Node) -> str | None:
-    """The `sum` of several; None if the argument is something else."""
-    found = several(at, node, node.args[0])
-    axes = [axis % len(shape_of(node.args[0])) for axis in argument(node, 1, [])]
-    if not found or axes != [found.axis] or argument(node, 2, False):
+def reduced(at: Importer, node: fx.Node, operator: str) -> tuple[str, int] | None:
+    """Several values reduced to one by `operator`, and their number; None if `node` reduces another kind."""
+    given = argument(node, 1, [])
+    axes = [axis % len(shape_of(node.args[0])) for axis in (given if isinstance(given, list) else [given])]
+    if axes not in ([0], [1], [2]) or argument(node, 2, False):
         return None
-    return at.add(node, "add", *found.values)
+    found = several(at, node, node.args[0], axis=axes[0])
+    if not found or axes != [found.axis]:
+        return None
+    count = len(found.values)
+    return (at.add(node, operator, *found.values) if count > 1 else found.values[0]), count
 
 
 def softmax(at: Importer, node: fx.Node) -> Any:

@@ -52,6 +52,8 @@ def reshape(at: Importer, node: fx.Node) -> Any:
     if isinstance(found, View):
         if found.transposed and len(after) == 4:
             return at.add(node, "channel_shuffle", found.value, groups=found.groups)
+        if not found.transposed and after[1:] == [before[1] * before[2], *before[3:]]:
+            return found.value
     elif after[1:] == before[1:]:
         return found
     elif isinstance(found, ChannelsLast):
@@ -63,16 +65,21 @@ def reshape(at: Importer, node: fx.Node) -> Any:
         if _one_pixel(after) and after[1] == before[2]:
             return _pixel(at, node, found.value, vector=False, dimensions=len(after))
     elif isinstance(found, Several):
-        own = before[3] if len(before) == 4 else before[2]  # (N, several, 1, C) or (N, several, C, …)
-        if found.axis == 1 and _one_pixel(after) and after[1] == len(found.values) * own:
-            joined = at.add(node, "concat", *found.values)
-            return _pixel(at, node, joined, vector=len(before) < 5, dimensions=len(after))
+        if found.axis == 1 and (reshaped := _several(at, node, found)) is not None:
+            return reshaped
     elif _one_pixel(before) and _one_pixel(after) and after[1] == before[1]:
         return _as_pixel(at, node, len(after))
     elif _one_pixel(before) and len(after) == 4 and after[1] == 1 and after[2] * after[3] == before[1]:
         return Rows(_as_pixel(at, node, 2), int(after[2]))
-    elif len(before) == 2 and len(after) == 3 and after[1:] == [1, before[1]]:
-        return Row(at.value(node, 0))
+    elif _one_pixel(before) and len(after) == 3 and after[1:] == [1, before[1]]:
+        return Row(_as_pixel(at, node, 2))
+    elif (
+        _one_pixel(before)
+        and (len(after) in (3, 4) or (len(after) == 5 and len(before) < 4))
+        and _is_line(after[2:], before[1] // after[1])
+    ):
+        value = _as_pixel(at, node, 4 if len(after) == 5 else 2)
+        return Several(parts(at, node, value, int(after[1]), int(max(after[2:]))), 1)
     elif isinstance(found, Row) and _one_pixel(after) and after[1] == before[2]:
         return _as_pixel(at, node, len(after))
     elif len(before) == 4 and len(after) == 2:
@@ -96,6 +103,28 @@ def reshape(at: Importer, node: fx.Node) -> Any:
 def _one_pixel(shape: list[Any]) -> bool:
     """Whether `shape` is (N, C), (N, C, 1) or (N, C, 1, 1)."""
     return 2 <= len(shape) <= 4 and all(n == 1 for n in shape[2:])
+
+
+def _is_line(shape: list[Any], length: Any) -> bool:
+    """Whether all dimensions are 1 except for one of this length."""
+    return sorted(shape) == sorted([1] * (len(shape) - 1) + [length])
+
+
+def _several(at: Importer, node: fx.Node, found: Several) -> Any:
+    """Several vectors or images of one pixel, joined to one, or with other dimensions of 1; None for another
+    shape. (N, several, C), (N, several, 1, C) and (N, several, C, 1) hold vectors.
+    """
+    before, after, count = shape_of(node.args[0]), shape_of(node), len(found.values)
+    vectors = len(before) < 5
+    own = max(before[2:]) if vectors else before[2]
+    if _one_pixel(after) and after[1] == count * own:
+        joined = at.add(node, "concat", *found.values)
+        return _pixel(at, node, joined, vector=vectors, dimensions=len(after))
+    if not vectors or after[1] != count or not _is_line(after[2:], own):
+        return None
+    if len(after) < 5:
+        return found
+    return Several(tuple(at.add(node, "unflatten", value) for value in found.values), 1)
 
 
 def _as_pixel(at: Importer, node: fx.Node, dimensions: int) -> Any:

@@ -18,6 +18,17 @@ class View:
 
 
 @dataclass(frozen=True)
+class PaddedChannels:
+    """An image (N, C, H, W) that the program holds as (N, 1, before + C + after, H, W), with channels of
+    zeros around its own.
+    """
+
+    value: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
 class ChannelsLast:
     """An image (N, C, H, W) that the program holds as (N, H, W, C)."""
 

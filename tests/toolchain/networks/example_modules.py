@@ -40,14 +40,15 @@ class Borrowing(nn.Module):
 
 
 class RowGate(nn.Module):
-    """ECA-Net's gate as timm writes it."""
+    """ECA-Net's gate as timm writes it, of a vector or of an image of one pixel."""
 
-    def __init__(self, taps: int = 3, filters: int = 1) -> None:
+    def __init__(self, taps: int = 3, filters: int = 1, *, keepdim: bool = False) -> None:
         super().__init__()
+        self.keepdim = keepdim
         self.conv = nn.Conv1d(1, filters, taps, padding=taps // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.conv(x.mean((2, 3)).view(len(x), 1, -1)).sigmoid()
+        gate = self.conv(x.mean((2, 3), self.keepdim).view(len(x), 1, -1)).sigmoid()
         return x * gate[:, :1, : x.shape[1]].reshape(len(x), -1, 1, 1).expand_as(x)
 
 

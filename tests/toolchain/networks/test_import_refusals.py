@@ -51,9 +51,19 @@ REFUSED = {
         Net(Function(lambda x: torch.cat([x[:, :4], x[:, 4:].mean((2, 3), True).expand(-1, -1, 16, 16)], 1))),
         "cat of something that isn't an image",
     ),
-    "stretched": (Net(nn.Upsample(24)), "middle: upsampling from 16×16 to 24×24 isn't a whole multiple"),
+    "stretched": (
+        Net(nn.Upsample(scale_factor=1.3)),
+        "middle: resizing by 1.3×1.3 from 16×16 pixels isn't supported",
+    ),
     "bicubic": (Net(nn.Upsample(32, mode="bicubic")), "middle: aten.upsample_bicubic2d isn't supported"),
-    "a third": (Net(nn.Upsample(20, mode="bilinear")), "upsampling from 16×16 to 20×20 isn't a whole"),
+    "volumes": (
+        Net(Function(lambda x: nn.functional.avg_pool3d(x.unsqueeze(1), (3, 3, 3), 1, 1).squeeze(1))),
+        "middle: avg_pool3d is supported over adjacent channels only",
+    ),
+    "windows that aren't centred": (
+        Net(Function(lambda x: nn.functional.avg_pool3d(x.unsqueeze(1), (4, 1, 1), 1, (2, 0, 0))[:, 0, 1:])),
+        "middle: avg_pool3d is supported over adjacent channels only",
+    ),
     "even taps": (Net(RowGate(4)), "middle.conv: conv1d is supported with one filter along the channels"),
     "mean, then max": (
         Net(Function(lambda x: x * x.mean(3).amax(2)[..., None, None])),

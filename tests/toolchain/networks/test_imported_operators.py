@@ -40,6 +40,16 @@ SPELLINGS = (
 )  # fmt: skip
 
 
+def _in_groups(x: Tensor) -> Tensor:
+    return x.view(len(x), 2, 4, *x.shape[2:])
+
+
+def _shared(shares: Tensor, x: Tensor) -> Tensor:
+    """The weighted sum of the two halves of the channels, twice."""
+    half = (shares * _in_groups(x)).sum(1)
+    return torch.cat([half, half], 1)
+
+
 class _Smooth(nn.Module):
     """A fixed filter with padding by name."""
 
@@ -120,7 +130,7 @@ def _of_three(branches: Tensor) -> Tensor:
         nn.Conv2d(8, 8, (2, 4), padding="same"), nn.Conv2d(8, 8, 3, padding=2, padding_mode="reflect"),
         *map(_GatedBy, SPELLINGS), _Offset(), Blur(), Blur(each=True),
         _Smooth("same"), _Smooth("same", 4), _Smooth("valid"),
-        RowGate(), RowGate(5), nn.Upsample(scale_factor=2),
+        RowGate(), RowGate(5, keepdim=True), nn.Upsample(scale_factor=2),
         Function(lambda x: x.permute(0, 2, 3, 1).contiguous().relu().clone().permute(0, 3, 1, 2)),
         nn.Sequential(nn.MaxPool2d(4), nn.Upsample((12, 16))),
         Function(lambda x: x.sigmoid() - x.tanh()), Function(lambda x: x - x.mean((2, 3), True)),
@@ -153,6 +163,11 @@ def _of_three(branches: Tensor) -> Tensor:
         Function(lambda x: _of_three(torch.stack([x, -x, x / 2], 1))),
         Function(lambda x: x * x.mean(3, keepdim=True) - x.amax(2, keepdim=True)),
         Function(lambda x: x * nn.functional.adaptive_avg_pool2d(x, (None, 1))),
+        Function(lambda x: torch.cat([x.view(-1, 4, 2, 16, 16).max(2)[0], _in_groups(x).amax(1)], 1)),
+        Function(lambda x: torch.cat([x.view(-1, 4, 2, 16, 16).mean(2), _in_groups(x).sum(1)], 1)),
+        Function(lambda x: x * torch.stack([_in_groups(x).view(-1, 8, 16, 16)]).mean(0)),
+        Function(lambda x: _shared(x.mean((2, 3), True).view(-1, 2, 4).softmax(1)[..., None, None], x)),
+        Function(lambda x: _shared(x.mean((2, 3)).view(-1, 2, 4, 1, 1).softmax(1), x)),
         Function(lambda x: torch.cat(x[:, :, :12].split((3, 9), 2)[::-1], 2).transpose(2, 3)),
         Function(lambda x: torch.cat(x.chunk(4, 3)[1:], 3).permute(0, 1, 3, 2)),
     ],
@@ -172,6 +187,8 @@ def test_operators_are_taken_over(middle: nn.Module) -> None:
         lambda x: x[:, :, 2:14, 2:14], lambda x: x[:, :, :, 0:14:2], lambda x: x[:, :, -5:],
         lambda x: x[:, :, 1:, :12].relu()[:, :, ::2], lambda x: x.split((6, 10), 3)[1],
         lambda x: x.chunk(2, 2)[0],
+        lambda x: nn.functional.interpolate(x, 10), lambda x: nn.functional.interpolate(x, scale_factor=0.5),
+        lambda x: nn.functional.interpolate(nn.functional.max_pool2d(x, 5), x.shape[2:], mode="bilinear"),
         lambda x: x.relu() * nn.functional.avg_pool2d(x, x.shape[2:]),  # the sizes of its windows are numbers
         lambda x: x * nn.functional.max_pool2d(x, x.shape[2:]), lambda x: x[:, :, x.shape[2] // 2 :],
     ],
