@@ -28,9 +28,12 @@ RECTIFIERS = ("Relu", "Clip")
 """Operators that are equivalent to the saturation of an unsigned integer."""
 NOT_NEGATIVE = ("Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softplus", "Sqrt")
 """Operators whose output can't be negative."""
+COMPARISONS = ("Greater",)
+"""Operators whose output is true or false."""
 FLOAT = tuple(sorted((
-    *FUNCTIONS, "BatchNormalization", "Concat", "Div", "InstanceNormalization", "LayerNormalization",
-    "MatMul", "Max", "Min", "Mul", "Pow", "ReduceL2", "ReduceMax", "ReduceMean", "Sub",
+    *COMPARISONS, *FUNCTIONS, "BatchNormalization", "Concat", "Div", "InstanceNormalization",
+    "LayerNormalization", "MatMul", "Max", "Min", "Mul", "Pow", "ReduceL2", "ReduceMax", "ReduceMean", "Sub",
+    "Where",
 )))  # fmt: skip
 """Operators that run in float between the others."""
 OPERATORS = (*LAYERS, *CARRIERS, *RECTIFIERS, *FLOAT)
@@ -72,8 +75,8 @@ class Classifier:
 
     @property
     def activations(self) -> list[str]:
-        """Every tensor that isn't constant: the input, then the node outputs in order."""
-        return [self.input, *(node.output[0] for node in self.nodes)]
+        """Every tensor of numbers that isn't constant: the input, then the node outputs in order."""
+        return [self.input, *(node.output[0] for node in self.nodes if node.op_type not in COMPARISONS)]
 
     def layers(self) -> list[str]:
         """Names of the nodes that quantisation changes, in order."""

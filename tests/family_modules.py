@@ -293,14 +293,15 @@ class Coordinates(nn.Module):
 
 class WrittenOut(nn.Module):
     """Layers and activations as formulas: maxima of two branches (LightCNN, FReLU), a recurrent block, a
-    normalisation by the root mean square, generalised-mean pooling, and a classifier that is a product.
+    normalisation by the root mean square, a leaky ReLU by `where`, a position embedding, generalised-mean
+    pooling, and a classifier that is a product.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.wide = _conv_bn(3, 16, 3), _conv_bn(16, 48, 3)
         self.funnel = nn.Sequential(nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.BatchNorm2d(24))
-        self.again = _conv_bn(24, 24, 3)
+        self.again, self.position = _conv_bn(24, 24, 3), nn.Parameter(torch.randn(1, 24, 16, 16) / 5)
         self.filter, self.exponent = nn.Parameter(torch.randn(32, 24, 1, 1) / 5), nn.Parameter(torch.ones(1))
         self.norm, self.head = nn.BatchNorm2d(32), nn.Parameter(torch.randn(32, CLASSES))
 
@@ -310,7 +311,8 @@ class WrittenOut(nn.Module):
         x = torch.maximum(x, self.funnel(x))
         for _ in range(2):
             x = x + self.again(x)
-        x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-3)
+        x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-3) + self.position
+        x = nn.functional.adaptive_max_pool2d(torch.where(x > 0, x, 0.1 * x), (7, 8))
         x = self.norm(nn.functional.conv2d(x, self.filter))
         x = nn.functional.softplus(x) + nn.functional.selu(x) / (1 + x.abs())
         x = x.clamp(min=1e-2).pow(self.exponent).mean((2, 3)).pow(1 / self.exponent)
@@ -325,10 +327,8 @@ class LocalResponse(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm = (
-            nn.Conv2d(3, 16, 5, stride=2, padding=2),
-            nn.LocalResponseNorm(5, alpha=1.0, k=2),
-        )
+        self.stem = nn.Conv2d(3, 16, 5, stride=2, padding=2)
+        self.norm = nn.LocalResponseNorm(5, alpha=1.0, k=2)
         self.wide, self.window = nn.Conv2d(16, 48, 3, padding=1), nn.AvgPool3d((3, 1, 1), 1, (1, 0, 0))
         self.first, self.second = _conv_bn(24, 16, 3), _conv_bn(24, 16, 1)
         self.inner, self.outer = _conv_bn(16, 6, 1), nn.Conv2d(6, 32, 1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from slimdeploy.toolchain.networks import aten_arithmetic as arithmetic
+from slimdeploy.toolchain.networks import aten_comparisons as comparisons
 from slimdeploy.toolchain.networks import aten_layers as layers
 from slimdeploy.toolchain.networks import aten_pooling as pooling
 from slimdeploy.toolchain.networks import aten_reductions as reductions
@@ -38,7 +39,7 @@ POINTWISE = (
 
 ACTIVATIONS = (
     "relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "mish", "selu", "log_sigmoid",
-    "abs", "exp", "log",
+    "abs", "exp", "log", "sign", "sin", "cos",
 )  # fmt: skip
 """Operators of one argument that have the same name in a graph."""
 
@@ -81,6 +82,15 @@ READERS.update(
         "sqrt": arithmetic.power_of(0.5),
         "rsqrt": arithmetic.power_of(-0.5),
         "reciprocal": arithmetic.power_of(-1),
+        "rrelu": arithmetic.random_leaky_relu,
+        "gt": comparisons.comparison(greater=True, equal=False),
+        "ge": comparisons.comparison(greater=True, equal=True),
+        "lt": comparisons.comparison(greater=False, equal=False),
+        "le": comparisons.comparison(greater=False, equal=True),
+        "where": comparisons.choice,
+        "threshold": comparisons.threshold,
+        "hardshrink": comparisons.shrink,
+        "softshrink": comparisons.shrink,
         "maximum": arithmetic.larger,
         "minimum": arithmetic.smaller,
         "layer_norm": layers.layer_norm,
@@ -98,6 +108,7 @@ READERS.update(
         "cat": slices.cat,
         "stack": slices.stack,
         "max_pool2d": pooling.max_pool,
+        "max_pool2d_with_indices": pooling.max_pool_and_positions,
         "avg_pool2d": pooling.avg_pool,
         "avg_pool3d": pooling.channel_avg_pool,
         "adaptive_avg_pool2d": pooling.adaptive_avg_pool,

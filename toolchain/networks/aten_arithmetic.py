@@ -28,6 +28,10 @@ COMMUTATIVE = ("add", "multiply", "maximum", "minimum")
 """Operators that may have the parameter first."""
 
 
+BY_PIXEL = ("plus", "minus", "multiply_by", "divide_by")
+"""Arithmetic that may be with an image of parameters."""
+
+
 def activation(operator: str) -> Callable[[Importer, fx.Node], str]:
     def read(at: Importer, node: fx.Node) -> str:
         return at.add(node, operator, at.value(node, 0))
@@ -84,6 +88,12 @@ def leaky_relu(at: Importer, node: fx.Node) -> str:
     return at.add(node, "leaky_relu", at.value(node, 0), slope=float(argument(node, 1, 0.01)))
 
 
+def random_leaky_relu(at: Importer, node: fx.Node) -> str:
+    """`rrelu`, which has the mean slope in eval mode (Xu et al., arXiv 1505.00853)."""
+    slope = (float(argument(node, 1, 1 / 8)) + float(argument(node, 2, 1 / 3))) / 2
+    return at.add(node, "leaky_relu", at.value(node, 0), slope=slope)
+
+
 def gelu(at: Importer, node: fx.Node) -> str:
     by_tanh: dict[str, Any] = {"tanh": True} if node.kwargs.get("approximate") == "tanh" else {}
     return at.add(node, "gelu", at.value(node, 0), **by_tanh)
@@ -100,7 +110,7 @@ def subtract(at: Importer, node: fx.Node) -> str:
         return _arithmetic(at, node, "", "minus", lambda n: (1.0, -n))
     _check_plain(at, node)
     if isinstance(minuend, fx.Node) and isinstance(at.values.get(minuend), Constant):
-        return _with_constant(at, node, "plus", minuend, subtrahend, _times(at, node, at.value(node, 1), -1))
+        return combined(at, node, "plus", minuend, subtrahend, _times(at, node, at.value(node, 1), -1))
     return at.difference(node, *_operands(at, node))
 
 
@@ -154,8 +164,8 @@ def add_product(at: Importer, node: fx.Node) -> str:
     constants = [isinstance(at.values.get(one), Constant) for one in (offset, factor)]  # type: ignore[arg-type]
     if not all(constants) or node.kwargs.get("value", 1) != 1:
         raise at.refused(node, "addcmul is supported for two parameters and an image")
-    scaled = _with_constant(at, node, "multiply_by", factor, value, at.value(node, 2))
-    return _with_constant(at, node, "plus", offset, value, scaled)
+    scaled = combined(at, node, "multiply_by", factor, value, at.value(node, 2))
+    return combined(at, node, "plus", offset, value, scaled)
 
 
 def subtract_from(at: Importer, node: fx.Node) -> str:
@@ -182,7 +192,7 @@ def _arithmetic(
     constants = [i for i in (0, 1) if isinstance(at.values.get(node.args[i]), Constant)]  # type: ignore[arg-type]
     if with_constant and (constants == [1] or (constants == [0] and of_values in COMMUTATIVE)):
         constant, other = node.args[constants[0]], node.args[1 - constants[0]]
-        return _with_constant(at, node, with_constant, constant, other, at.value(node, 1 - constants[0]))
+        return combined(at, node, with_constant, constant, other, at.value(node, 1 - constants[0]))
     if constants or not of_values:
         raise at.refused(node, f"{name} of these two isn't supported")
     return at.add(node, of_values, *_operands(at, node))
@@ -204,15 +214,19 @@ def _operands(at: Importer, node: fx.Node) -> list[str]:
     ]
 
 
-def _with_constant(at: Importer, node: fx.Node, operator: str, constant: Any, other: Any, value: str) -> str:
+def combined(at: Importer, node: fx.Node, operator: str, constant: Any, other: Any, value: str) -> str:
     """Arithmetic of `value`, which has the layout of the argument `other`, with the argument `constant`, a
-    parameter that has one value per channel, or one value.
+    parameter that has one value per channel, one value per pixel, or one value.
     """
     shape = shape_of(constant)
     axis = at.channel_axis(other)
     aligned = [1] * (len(shape_of(node)) - len(shape)) + shape
     if [i for i, n in enumerate(aligned) if n > 1] not in ([], [axis]):
-        raise at.refused(node, f"aten.{operator_of(node)} of a parameter that isn't one value a channel")
+        if operator not in BY_PIXEL or len(aligned) != 4 or axis != 1 or not _fits(aligned, shape_of(other)):
+            raise at.refused(
+                node, f"aten.{operator_of(node)} of a parameter that isn't one value a channel or pixel"
+            )
+        operator = f"{operator}_image"
     if operator == "plus" and _is_read_here_only(other) and _is_bias(at, at.values[constant], value):
         at.nodes[value] = at.nodes[value].with_attributes(bias=True)
         return value
@@ -226,6 +240,11 @@ def _with_constant(at: Importer, node: fx.Node, operator: str, constant: Any, ot
     )
     at.with_constants[key] = made
     return made
+
+
+def _fits(aligned: list[Any], image: list[Any]) -> bool:
+    """Whether values of the shape `aligned` are for images of this shape."""
+    return aligned[0] == 1 and all(n in (1, own) for n, own in zip(aligned[1:], image[1:], strict=True))
 
 
 def _is_read_here_only(value: fx.Node) -> bool:

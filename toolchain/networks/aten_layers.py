@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from slimdeploy.toolchain.networks import aten_arithmetic as arithmetic
 from slimdeploy.toolchain.networks import aten_attention as attention
 from slimdeploy.toolchain.networks.aten_values import Constant, Row, argument, operator_of, pair, shape_of
 
@@ -146,12 +147,24 @@ def _linear_of(at: Importer, node: fx.Node, value: Any, weight: Any, *bias: Any)
 def layer_norm(at: Importer, node: fx.Node) -> str:
     last, shape, over = at.has_channels_last(node.args[0]), shape_of(node), argument(node, 1, [])
     of_pixel = len(shape) == 4 and over == shape[1:] and over[1:] == [1, 1]
+    if len(shape) == 4 and over in (shape[1:], shape[2:]) and not of_pixel and not last:
+        return _image_norm(at, node, groups=1 if over == shape[1:] else int(shape[1]))
     if not of_pixel and ((len(shape) != 2 and not last) or len(over) != 1):
         raise at.refused(node, "layer_norm is supported over the channels only")
     for index in (2, 3):  # weight and bias, (C, 1, 1) for a pixel
         if of_pixel and argument(node, index, None) is not None:
             node.update_arg(index, at.constants.flattened(node.args[index]))  # type: ignore[arg-type]
     return _norm(at, node, "layer_norm", 2, eps=argument(node, 4, 1e-5))
+
+
+def _image_norm(at: Importer, node: fx.Node, *, groups: int) -> str:
+    """`layer_norm` over all pixels, of all channels together or of each, with values for each pixel."""
+    parts: dict[str, Any] = {"channels": int(shape_of(node)[1]), "eps": float(argument(node, 4, 1e-5))}
+    value = at.add(node, "group_norm", at.value(node, 0), affine=False, groups=groups, **parts)
+    for operator, index in (("multiply_by", 2), ("plus", 3)):
+        if (values := argument(node, index, None)) is not None:
+            value = arithmetic.combined(at, node, operator, values, node, value)
+    return value
 
 
 def group_norm(at: Importer, node: fx.Node) -> str:

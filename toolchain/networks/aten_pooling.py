@@ -30,6 +30,11 @@ def max_pool(at: Importer, node: fx.Node) -> str:
     )  # fmt: skip
 
 
+def max_pool_and_positions(at: Importer, node: fx.Node) -> list[str | None]:
+    """With `return_indices`: the positions can't be used."""
+    return [max_pool(at, node), None]
+
+
 def avg_pool(at: Importer, node: fx.Node) -> str:
     if argument(node, 6, None) is not None:
         raise at.refused(node, "avg_pool2d with a divisor isn't supported")
@@ -80,10 +85,17 @@ def _is_one_group(value: object) -> bool:
     return isinstance(value, View) and value.groups == 1 and not value.transposed
 
 
-def adaptive_max_pool(at: Importer, node: fx.Node) -> str:
-    if pair(argument(node, 1, 1)) != [1, 1]:
-        raise at.refused(node, "adaptive_max_pool2d is supported to 1×1 only")
-    return at.add(node, "global_max_pool", at.value(node, 0))
+def adaptive_max_pool(at: Importer, node: fx.Node) -> list[str | None]:
+    """Of its two results, the positions can't be used."""
+    size = [int(n) for n in shape_of(node.args[0])[2:]]
+    wanted = [size[i] if n is None else int(n) for i, n in enumerate(_sides(node.args[1]))]
+    if wanted == [1, 1]:
+        return [at.add(node, "global_max_pool", at.value(node, 0)), None]
+    return [at.add(node, "adaptive_max_pool", at.value(node, 0), size=wanted), None]
+
+
+def _sides(given: Any) -> list[Any]:
+    return list(given) * (2 // len(given)) if isinstance(given, list | tuple) else [given] * 2
 
 
 def pad(at: Importer, node: fx.Node) -> str | PaddedChannels:
@@ -101,19 +113,21 @@ def pad(at: Importer, node: fx.Node) -> str | PaddedChannels:
         return at.add(node, "pad_channels", at.value(node, 0), before=margins[4], after=margins[5])
     if filling == -math.inf and all(operator_of(user) == "max_pool2d" for user in node.users):
         mode, filling = "replicate", 0  # pixels that each window has already don't change its maximum
-    if len(margins) != 4 or mode not in MODES or filling != 0:
+    if len(margins) != 4 or mode not in MODES or not math.isfinite(filling):
         raise at.refused(
             node,
-            "padding is supported on the four sides of an image with zeros, reflected or replicated pixels, "
-            "and along the channels with zeros",
+            "padding is supported on the four sides of an image with a number, reflected or replicated "
+            "pixels, and along the channels with zeros",
         )
     image, outer = at.value(node, 0), [max(0, n) for n in margins]
+    if filling:  # as zeros around the difference
+        image = at.add(node, "affine", image, factor=1.0, offset=-float(filling))
     if min(margins) < 0:
         image = at.add(node, "crop", image, margins=[max(0, -n) for n in margins])
-    if not any(outer):
-        return image
-    other = {} if mode == "constant" else {"mode": mode}
-    return at.add(node, "pad", image, margins=outer, **other)
+    if any(outer):
+        other = {} if mode == "constant" else {"mode": mode}
+        image = at.add(node, "pad", image, margins=outer, **other)
+    return at.add(node, "affine", image, factor=1.0, offset=float(filling)) if filling else image
 
 
 def upsample(at: Importer, node: fx.Node) -> str:

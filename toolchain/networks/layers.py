@@ -41,6 +41,8 @@ class Layer:
     shared: int = 0
     """Trained values that all channels share."""
     dilation: tuple[int, int] = (1, 1)
+    params_each: int = 0
+    """Trained values of each channel that aren't weights, bias, γ or β."""
     macs_each: int = 0
     """Multiply-accumulates for each output value, apart from those of the weights."""
 
@@ -52,8 +54,9 @@ class Layer:
 
     @property
     def params(self) -> int:
-        """Weights, bias and shared values, and the γ and β of the BN if it has them."""
-        return self.weights + self.out_channels * (self.bias + 2 * self.affine) + self.shared
+        """All trained values, with the γ and β of the BN if it has them."""
+        by_channel = self.bias + 2 * self.affine + self.params_each
+        return self.weights + self.out_channels * by_channel + self.shared
 
     @property
     def macs(self) -> int:
@@ -132,13 +135,13 @@ def _layer(graph: Graph, node: Node, before: Shape, after: Shape, summed: set[st
 
 
 def _without_weights(node: Node, shape: Shape) -> Layer:
-    """A normalisation layer, or a parameter with one value per channel."""
+    """A normalisation layer, or a parameter with values per channel."""
     width, size = shape[0], _pair(shape[1:]) if len(shape) == 3 else (1, 1)
     trained = [tensor for tensor in node.op.tensors(node).values() if tensor.trained]
-    by_channel = sum("output" in tensor.axes for tensor in trained)  # γ and β, or one value
     return Layer(
         node.name, node.operator, width, width, width, (1, 1), (1, 1), size, size, batchnorm=None,
-        bias=by_channel == 1, affine=by_channel == 2, activation=False, summed=False,
+        bias=False, affine=False, activation=False, summed=False,
+        params_each=sum(math.prod(tensor.shape) // width for tensor in trained if "output" in tensor.axes),
         shared=sum(math.prod(tensor.shape) for tensor in trained if "output" not in tensor.axes),
         macs_each=node.op.macs(node, shape) // math.prod(shape),
     )  # fmt: skip

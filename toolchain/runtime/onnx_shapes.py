@@ -242,7 +242,7 @@ _UNARY = (
 )  # fmt: skip
 OPERATORS: dict[str, Rule] = {
     **dict.fromkeys(_UNARY, _same),
-    **dict.fromkeys(("Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"), _broadcast),
+    **dict.fromkeys(("Add", "Div", "Greater", "Max", "Min", "Mul", "Pow", "Sub", "Where"), _broadcast),
     **dict.fromkeys(("AveragePool", "MaxPool"), _pool),
     "Concat": _concat,
     "Constant": _constant,

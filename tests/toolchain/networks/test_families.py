@@ -43,7 +43,7 @@ def _half(network: GraphNetwork) -> Kept:
 @torch.no_grad()
 def _silenced(network: GraphNetwork, kept: Kept, *, constants: bool) -> GraphNetwork:
     """A copy with γ (where no BN follows, the filter) of the removed channels at zero; unless `constants` may
-    stay, β and bias too.
+    stay, β, bias and position embeddings too.
     """
     masks = keep_masks(network.graph, channel_groups(network.graph, residual="couple"), kept)
     silenced = copy.deepcopy(network)
@@ -55,6 +55,8 @@ def _silenced(network: GraphNetwork, kept: Kept, *, constants: bool) -> GraphNet
             tensors["weight"][removed] = 0
             if "bias" in tensors and not constants:
                 tensors["bias"][removed] = 0
+        elif node.operator == "plus_image" and not constants:
+            silenced.tensors(node.name)[""][0, removed] = 0
     return silenced
 
 

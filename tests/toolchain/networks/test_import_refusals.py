@@ -31,8 +31,11 @@ REFUSED = {
         Net(Function(lambda x: x.permute(0, 2, 1, 3)[:, :8])),
         "middle: aten.permute is supported from",
     ),
-    "by pixels": (Net(Function(lambda x: x * RAMP)), "a parameter that isn't one value a channel"),
-    "in rows": (Net(nn.LayerNorm((8, 16, 16))), "middle: layer_norm is supported over the channels only"),
+    "to a power, by pixels": (
+        Net(Function(lambda x: (x.abs() + 1) ** RAMP)),
+        "a parameter that isn't one value a channel or pixel",
+    ),
+    "in rows": (Net(nn.LayerNorm(16)), "middle: layer_norm is supported over the channels only"),
     "1-norm": (
         Net(Function(lambda x: x / x.norm(p=1, dim=(2, 3), keepdim=True))),
         "middle: norms other than the Euclidean one",
@@ -40,6 +43,10 @@ REFUSED = {
     "infinite borders": (
         Net(Function(lambda x: nn.functional.pad(x, (1, 0, 0, 0), value=-torch.inf).relu())),
         "middle: padding is supported on the four sides",
+    ),
+    "positions": (
+        Net(Function(lambda x: x * nn.functional.max_pool2d(x, 1, return_indices=True)[1])),
+        "of something that isn't an image",
     ),
     "circular": (Net(nn.CircularPad2d(1)), "middle: padding is supported on the four sides"),
     "alpha": (Net(Function(lambda x: torch.sub(x, x.relu(), alpha=2))), "sub with alpha"),

@@ -50,6 +50,9 @@ def _shared(shares: Tensor, x: Tensor) -> Tensor:
     return torch.cat([half, half], 1)
 
 
+RAMP = torch.linspace(0, 1, 16)
+
+
 class _Smooth(nn.Module):
     """A fixed filter with padding by name."""
 
@@ -168,6 +171,11 @@ def _of_three(branches: Tensor) -> Tensor:
         Function(lambda x: x * torch.stack([_in_groups(x).view(-1, 8, 16, 16)]).mean(0)),
         Function(lambda x: _shared(x.mean((2, 3), True).view(-1, 2, 4).softmax(1)[..., None, None], x)),
         Function(lambda x: _shared(x.mean((2, 3)).view(-1, 2, 4, 1, 1).softmax(1), x)),
+        nn.AdaptiveMaxPool2d(4), nn.AdaptiveMaxPool2d((5, None)), nn.AdaptiveMaxPool2d(3),
+        Function(lambda x: nn.functional.max_pool2d(x, 2, return_indices=True)[0]),
+        nn.ConstantPad2d((2, -1, 0, 1), -3), nn.ConstantPad2d(-2, 7),
+        nn.LayerNorm([8, 16, 16]), nn.LayerNorm([8, 16, 16], bias=False), nn.LayerNorm([16, 16]),
+        nn.LPPool2d(2, 3), Function(lambda x: x * RAMP - RAMP[:, None]),
         Function(lambda x: torch.cat(x[:, :, :12].split((3, 9), 2)[::-1], 2).transpose(2, 3)),
         Function(lambda x: torch.cat(x.chunk(4, 3)[1:], 3).permute(0, 1, 3, 2)),
     ],

@@ -67,7 +67,7 @@ class Activation(Operator):
     def constant(
         self, node: Node, inputs: Sequence[np.ndarray], arrays: Arrays, removed: np.ndarray
     ) -> np.ndarray:
-        with np.errstate(invalid="ignore"):  # NaN marks values that are not constant
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN marks values that are not constant
             return self.values(inputs[0])
 
 
@@ -321,6 +321,9 @@ OPERATORS["log_sigmoid"] = LogSigmoid("logsigmoid", lambda x: -_softplus(-x), "S
 OPERATORS["abs"] = Activation("abs", np.abs, "Abs", idempotent=True)
 OPERATORS["exp"] = Activation("exp", np.exp, "Exp")
 OPERATORS["log"] = Activation("log", _log, "Log")
+OPERATORS["sign"] = Activation("sign", np.sign, "Sign", idempotent=True)
+OPERATORS["sin"] = Activation("sin", np.sin, "Sin")
+OPERATORS["cos"] = Activation("cos", np.cos, "Cos")
 OPERATORS["power"] = Power("pow", np.abs, "Pow")
 OPERATORS["clip"] = Clip("hardtanh", np.abs, "Clip")
 OPERATORS["mish"] = Mish("mish", lambda x: x * np.tanh(_softplus(x)), "Mish")

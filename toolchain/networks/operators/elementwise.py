@@ -1,5 +1,5 @@
-"""`add`, `multiply`, `divide`, `maximum` and `minimum`: element-wise. An input with one channel, row or
-column is repeated for all of the others.
+"""`add`, `multiply`, `divide`, `maximum`, `minimum` and `where`: element-wise. An input with one channel, row
+or column is repeated for all of the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Elementwise(Operator):
     arity: tuple[int, int | None] = (2, None)
     elementwise = True
 
-    def __init__(self, onnx: str, function: Callable[[Any, Any], Any], *, summed: bool) -> None:
+    def __init__(self, onnx: str, function: Callable[..., Any], *, summed: bool) -> None:
         self.onnx, self.function, self.summed = onnx, function, summed
 
     def channels(self, node: Node, inputs: Sequence[int]) -> int:
@@ -96,6 +96,26 @@ class Division(Elementwise):
         return np.where((dividend == 0) & (divisor != 0), 0.0, quotient)
 
 
+class Where(Elementwise):
+    """The second input where the first one is above 0.5, else the third."""
+
+    arity = (3, 3)
+
+    def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
+        half = to.constant(f"{node.name}.half", np.float32(0.5))
+        mask = to.node("Greater", [inputs[0], half], f"{node.name}.mask")
+        return to.node("Where", [mask, *inputs[1:]], node.name)
+
+    def _fold(self, *values: Any) -> Any:
+        return where(*values)
+
+
+def where(mask: Any, a: Any, b: Any) -> Any:
+    if isinstance(mask, np.ndarray):  # NaN marks values that are not constant
+        return np.where(np.isnan(mask), np.nan, np.where(mask > 0.5, a, b))
+    return a.where(mask > 0.5, b)
+
+
 def maximum(a: Any, b: Any) -> Any:
     return np.maximum(a, b) if isinstance(a, np.ndarray) else a.maximum(b)
 
@@ -109,3 +129,4 @@ OPERATORS["multiply"] = Product("Mul", operator.mul, summed=False)
 OPERATORS["divide"] = Division("Div", operator.truediv, summed=False)
 OPERATORS["maximum"] = Elementwise("Max", maximum, summed=False)
 OPERATORS["minimum"] = Elementwise("Min", minimum, summed=False)
+OPERATORS["where"] = Where("Where", where, summed=False)

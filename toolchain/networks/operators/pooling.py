@@ -1,5 +1,5 @@
-"""Pooling of channels: `max_pool`, `avg_pool`, `adaptive_avg_pool`, `global_max_pool`, `global_norm`,
-`global_sum`, `axis_mean` and `axis_max`.
+"""Pooling of channels: `max_pool`, `avg_pool`, `adaptive_avg_pool`, `adaptive_max_pool`, `global_max_pool`,
+`global_norm`, `global_sum`, `axis_mean` and `axis_max`.
 """
 
 from __future__ import annotations
@@ -87,12 +87,15 @@ class Pool(Operator):
         )  # fmt: skip
 
 
-class AdaptiveAveragePool(Operator):
+class AdaptivePool(Operator):
     """Attribute: size, the sides of the output (a pair). Window i of n over a side s extends from ⌊i·s/n⌋ to
     ⌈(i+1)·s/n⌉, as in torch.
     """
 
     attributes = MappingProxyType({"size": steps})
+
+    def __init__(self, function: str, onnx: str) -> None:
+        self.function, self.onnx = function, onnx
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
         return (sides(node, inputs[0])[0], *pair(node, "size"))
@@ -100,24 +103,49 @@ class AdaptiveAveragePool(Operator):
     def run(self, node: Node, *, inplace: bool) -> Callable[..., Any]:
         from torch.nn import functional
 
-        return functools.partial(functional.adaptive_avg_pool2d, output_size=pair(node, "size"))
+        return functools.partial(getattr(functional, self.function), output_size=pair(node, "size"))
 
     def write(self, node: Node, inputs: Sequence[str], to: OnnxNodes, arrays: Arrays, shape: Shape) -> str:
         wanted, image = pair(node, "size"), (shape[1], shape[2])
         if wanted == (1, 1):
-            return to.node("GlobalAveragePool", inputs, node.name)
+            return to.node(f"Global{self.onnx}", inputs, node.name)
         if wanted == image:
             return inputs[0]
-        if not (image[0] % wanted[0] or image[1] % wanted[1]):
-            kernel = [image[0] // wanted[0], image[1] // wanted[1]]
-            return to.node(
-                "AveragePool", inputs, node.name, kernel_shape=kernel, strides=kernel, pads=[0, 0, 0, 0]
-            )
-        # Windows differ in size: compute means over rows, then over columns, each as a matrix product.
-        rows = to.constant(f"{node.name}.rows", _means(image[0], wanted[0]))
-        columns = to.constant(f"{node.name}.columns", _means(image[1], wanted[1]).T.copy())
-        across = to.node("MatMul", [inputs[0], columns], f"{node.name}.across")
+        if image[0] % wanted[0] or image[1] % wanted[1]:
+            return self._unequal(node, inputs[0], to, image)
+        kernel = [image[0] // wanted[0], image[1] // wanted[1]]
+        return to.node(self.onnx, inputs, node.name, kernel_shape=kernel, strides=kernel, pads=[0, 0, 0, 0])
+
+    def _unequal(self, node: Node, image: str, to: OnnxNodes, size: tuple[int, int]) -> str:
+        """The ONNX nodes for windows of different sizes, over rows, then over columns."""
+        raise NotImplementedError
+
+
+class AdaptiveAveragePool(AdaptivePool):
+    """Means of windows; those of different sizes are matrix products."""
+
+    def _unequal(self, node: Node, image: str, to: OnnxNodes, size: tuple[int, int]) -> str:
+        wanted = pair(node, "size")
+        rows = to.constant(f"{node.name}.rows", _means(size[0], wanted[0]))
+        columns = to.constant(f"{node.name}.columns", _means(size[1], wanted[1]).T.copy())
+        across = to.node("MatMul", [image, columns], f"{node.name}.across")
         return to.node("MatMul", [rows, across], node.name)
+
+
+class AdaptiveMaxPool(AdaptivePool):
+    """The largest values of windows."""
+
+    def _unequal(self, node: Node, image: str, to: OnnxNodes, size: tuple[int, int]) -> str:
+        for axis, side, count, last in zip(
+            (2, 3), size, pair(node, "size"), (f"{node.name}.rows", node.name), strict=True
+        ):
+            along, parts = to.constant(f"{last}.axis", np.array([axis], np.int64)), []
+            for i, ends in enumerate(_windows(side, count)):
+                names = [to.constant(f"{last}.{i}.{end}", np.array([end], np.int64)) for end in ends]
+                part = to.node("Slice", [image, *names, along], f"{last}.{i}")
+                parts.append(to.reduce("ReduceMax", part, f"{last}.{i}.largest", [axis]))
+            image = to.node("Concat", parts, last, axis=axis)
+        return image
 
 
 class GlobalMaxPool(Operator):
@@ -214,15 +242,20 @@ class AxisReduction(Operator):
 def _means(size: int, count: int) -> np.ndarray:
     """(count, size) float32: row i computes the mean of window i."""
     found = np.zeros((count, size), np.float32)
-    for i in range(count):
-        start, end = i * size // count, -(-(i + 1) * size // count)
+    for i, (start, end) in enumerate(_windows(size, count)):
         found[i, start:end] = 1 / (end - start)
     return found
 
 
+def _windows(size: int, count: int) -> list[tuple[int, int]]:
+    """Start and end of each of `count` windows over a side."""
+    return [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+
+
 OPERATORS["max_pool"] = Pool("max_pool2d", "MaxPool")
 OPERATORS["avg_pool"] = Pool("avg_pool2d", "AveragePool")
-OPERATORS["adaptive_avg_pool"] = AdaptiveAveragePool()
+OPERATORS["adaptive_avg_pool"] = AdaptiveAveragePool("adaptive_avg_pool2d", "AveragePool")
+OPERATORS["adaptive_max_pool"] = AdaptiveMaxPool("adaptive_max_pool2d", "MaxPool")
 OPERATORS["global_max_pool"] = GlobalMaxPool()
 OPERATORS["global_norm"] = GlobalNorm()
 OPERATORS["global_sum"] = GlobalSum()
