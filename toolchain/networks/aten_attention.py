@@ -68,7 +68,7 @@ def total(at: Importer, node: fx.Node) -> Any:
 
 def _pixels_and_shares(at: Importer, node: fx.Node) -> tuple[str, str] | None:
     found = [at.values.get(one) for one in node.args[:2]]  # type: ignore[arg-type]
-    pixels = [one.value for one in found if isinstance(one, Pixels) and not one.reduced and one.left == 2]
+    pixels = [one.value for one in found if isinstance(one, Pixels) and not one.reduced]
     by_pixel = [one.value for one in found if isinstance(one, Shares)]
     return (pixels[0], by_pixel[0]) if pixels and by_pixel else None
 

@@ -16,6 +16,7 @@ from slimdeploy.toolchain.networks.aten_values import (
     ChannelsLast,
     Pixels,
     Squeezed,
+    Tokens,
     argument,
     operator_of,
     shape_of,
@@ -120,7 +121,8 @@ def _reduced(at: Importer, node: fx.Node, axes: list[int], keep: bool, operator:
     if over in ([2], [3]) and not at.has_channels_last(node.args[0]):
         if keep and not _is_reduced_again(node):
             return at.add(node, OVER_AXIS[operator], value, axis=over[0])
-        return Pixels(value, left=3 if over == [2] and keep else 2, reduced=operator)
+        height, width = _sides(at, node)
+        return Pixels(value, (height, width), left=3 if over == [2] and keep else 2, reduced=operator)
     if over not in (CHANNELS, PIXELS, ALL) or (over == ALL and operator == "global_norm"):
         name, known = operator_of(node), "only over the channels, or height and width"
         raise at.refused(node, f"{name} over the axes {axes} isn't supported, {known}")
@@ -154,16 +156,17 @@ def _reduction(
         return found.value, PIXELS if whole else [], count
     if isinstance(found, ChannelsLast):
         return found.value, sorted((0, 2, 3, 1)[axis] for axis in axes), count
+    if isinstance(found, Tokens):
+        return found.value, {(1,): PIXELS, (2,): CHANNELS, (1, 2): ALL}.get(tuple(axes), []), count
     return at.value(node, 0), axes if len(shape) in (2, 4) else [], count
 
 
 def _sides(at: Importer, node: fx.Node) -> list[int]:
     """Height and width of the image that `node` reduces."""
-    image = node.args[0]
-    while len(shape_of(image)) != 4:  # its flattened pixels
-        image = image.args[0]  # type: ignore[union-attr]
-    shape = shape_of(image)
-    return [int(n) for n in (shape[1:3] if at.has_channels_last(image) else shape[2:])]
+    found, shape = at.values.get(node.args[0]), shape_of(node.args[0])  # type: ignore[arg-type]
+    if isinstance(found, Pixels | Tokens):
+        return list(found.size)
+    return [int(n) for n in (shape[1:3] if at.has_channels_last(node.args[0]) else shape[2:])]
 
 
 def _is_reduced_again(node: fx.Node) -> bool:
@@ -176,14 +179,14 @@ def _is_reduced_again(node: fx.Node) -> bool:
 
 def _result(at: Importer, node: fx.Node, image: str, over: list[int], axes: list[int], keep: bool) -> Any:
     """`image`, an image that was reduced over the axes `over`, in the program's layout."""
-    last, shape = at.has_channels_last(node.args[0]), shape_of(node.args[0])
-    dimensions = len(shape) - (0 if keep else len(axes))
-    if over == CHANNELS:
-        return (ChannelsLast(image) if last else image) if keep else Channel(image)
-    if over == ALL and not keep:
+    found, shape = at.values.get(node.args[0]), shape_of(node.args[0])  # type: ignore[arg-type]
+    dimensions, tokens = len(shape) - (0 if keep else len(axes)), isinstance(found, Tokens)
+    if not keep and (over == ALL or (over == CHANNELS and tokens)):
         raise at.refused(node, f"{operator_of(node)} of a whole image is supported with keepdim=True only")
+    if over == CHANNELS:
+        return at.in_layout_of(node.args[0], image) if keep else Channel(image)
     if dimensions == 2:
         return at.add(node, "flatten", image, positions=1)
     if dimensions == 3:
-        return Squeezed(image)
-    return ChannelsLast(image) if last else image
+        return Tokens(image, (1, 1)) if tokens else Squeezed(image)
+    return at.in_layout_of(node.args[0], image)

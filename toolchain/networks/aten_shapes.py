@@ -23,6 +23,7 @@ from slimdeploy.toolchain.networks.aten_values import (
     Several,
     Shares,
     Squeezed,
+    Tokens,
     View,
     Zeros,
     argument,
@@ -57,7 +58,16 @@ def reshape(at: Importer, node: fx.Node) -> Any:
     elif after[1:] == before[1:]:
         return found
     elif isinstance(found, ChannelsLast):
-        pass
+        if after[1:] == [before[1] * before[2], before[3]]:
+            return Tokens(found.value, (int(before[1]), int(before[2])))
+    elif isinstance(found, Tokens):
+        if after[1:] == [*found.size, before[2]]:
+            return ChannelsLast(found.value)
+        if found.size == (1, 1) and _one_pixel(after) and after[1] == before[2]:
+            return _pixel(at, node, found.value, vector=False, dimensions=len(after))
+    elif isinstance(found, Pixels):
+        if not found.reduced and after[1:] == [before[1], *found.size]:
+            return found.value
     elif isinstance(found, Channel):
         if after[1:] == [1, *before[1:]]:
             return found.value
@@ -85,7 +95,7 @@ def reshape(at: Importer, node: fx.Node) -> Any:
     elif len(before) == 4 and len(after) == 2:
         return at.add(node, "flatten", at.value(node, 0), positions=int(before[2] * before[3]))
     elif len(before) == 4 and len(after) == 3 and after[1:] == [before[1], before[2] * before[3]]:
-        return Pixels(at.value(node, 0), left=2)
+        return Pixels(at.value(node, 0), (int(before[2]), int(before[3])))
     elif len(before) == 4 and len(after) == 5 and after[3:] == before[2:]:
         return View(at.value(node, 0), int(after[1]))
     elif len(before) == 4 and len(after) == 6 and after[3] == after[5] and after[1] == before[1]:
@@ -217,7 +227,9 @@ def _swapped(at: Importer, node: fx.Node) -> Any:
     if isinstance(found, Shares):
         return found
     if isinstance(found, Pixels) and not found.reduced:
-        return replace(found, left=3 - found.left)
+        return Tokens(found.value, found.size)
+    if isinstance(found, Tokens):
+        return Pixels(found.value, found.size)
     raise at.refused(node, f"aten.{operator_of(node)} isn't supported")
 
 

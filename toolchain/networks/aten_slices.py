@@ -12,6 +12,7 @@ from slimdeploy.toolchain.networks.aten_values import (
     Channel,
     ChannelsLast,
     Several,
+    Tokens,
     Zeros,
     argument,
     operator_of,
@@ -68,7 +69,7 @@ def picked(at: Importer, node: fx.Node) -> str:
 def _channels(at: Importer, node: fx.Node, start: int, stop: int) -> Any:
     """A range of the channels of the first argument."""
     part = at.add(node, "slice", at.value(node, 0), start=start, stop=stop)
-    return ChannelsLast(part) if at.has_channels_last(node.args[0]) else part
+    return at.in_layout_of(node.args[0], part)
 
 
 def cut(at: Importer, node: fx.Node) -> Any:
@@ -162,10 +163,10 @@ def cat(at: Importer, node: fx.Node) -> Any:
         Zeros(int(shape_of(part)[1])) if at.constants.is_zero(part) else at.values.get(part)
         for part in argument(node, 0, [])
     ]
-    last = [part.value for part in parts if isinstance(part, ChannelsLast)]
-    axis = argument(node, 1, 0) % len(shape_of(node))
-    if len(last) == len(parts) and axis == 3:
-        return ChannelsLast(at.add(node, "concat", *last))
+    last = [part.value for part in parts if isinstance(part, ChannelsLast | Tokens)]
+    first, axis = argument(node, 0, [])[0], argument(node, 1, 0) % len(shape_of(node))
+    if len(last) == len(parts) and axis == at.channel_axis(first):
+        return at.in_layout_of(first, at.add(node, "concat", *last))
     names = [part for part in parts if isinstance(part, str)]
     if axis in (2, 3) and len(shape_of(node)) == 4 and len(names) == len(parts):
         return _joined(at, node, names, axis)

@@ -36,6 +36,14 @@ class ChannelsLast:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """An image (N, C, H, W) that the program holds as (N, H·W, C). `size`: height and width."""
+
+    value: str
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Row:
     """A vector (N, C) that the program holds as (N, 1, C)."""
 
@@ -49,18 +57,19 @@ class Squeezed:
     value: str
 
 
-LAYOUTS = (ChannelsLast, Row, Squeezed)
+LAYOUTS = (ChannelsLast, Tokens, Row, Squeezed)
 """Other memory layouts of an image or a vector."""
 
 
 @dataclass(frozen=True)
 class Pixels:
     """An image whose pixels are in one dimension, (N, C, H·W), or whose rows or columns were `reduced` by an
-    operator. The same over the dimensions `left` makes one value per channel.
+    operator. The same over the dimension `left` makes one value per channel. `size`: height and width.
     """
 
     value: str
-    left: int
+    size: tuple[int, int]
+    left: int = 2
     reduced: str = ""
 
 

@@ -16,6 +16,7 @@ from slimdeploy.toolchain.networks.aten_values import (
     LAYOUTS,
     ChannelsLast,
     Constant,
+    Tokens,
     argument,
     operator_of,
     pair,
@@ -102,7 +103,9 @@ class Importer:
         if layout is None or reader in ANY_LAYOUT:
             self.values[node] = reader(self, node)
         elif kinds == {layout} and name in POINTWISE:
-            self.values[node] = layout(str(reader(self, node)))
+            shown = [value for value in inputs if isinstance(value, layout)]
+            largest = max(shown, key=lambda value: getattr(value, "size", ()))  # others are repeated
+            self.values[node] = replace(largest, value=str(reader(self, node)))
         else:
             raise self.refused(node, f"aten.{name} isn't supported where the channels come last")
 
@@ -181,11 +184,16 @@ class Importer:
 
     def channel_axis(self, argument: Any) -> int:
         """The dimension of the channels in `argument` of a call."""
-        return 3 if self.has_channels_last(argument) else 1
+        return len(shape_of(argument)) - 1 if self.has_channels_last(argument) else 1
 
     def has_channels_last(self, argument: Any) -> bool:
-        """Whether `argument` of a call is an image in the layout (N, H, W, C)."""
-        return isinstance(self.values.get(argument), ChannelsLast)
+        """Whether `argument` of a call is an image in the layout (N, H, W, C) or (N, H·W, C)."""
+        return isinstance(self.values.get(argument), ChannelsLast | Tokens)
+
+    def in_layout_of(self, argument: Any, value: str) -> Any:
+        """`value` where the channels are as in `argument` of a call."""
+        found = self.values.get(argument)
+        return replace(found, value=value) if isinstance(found, ChannelsLast | Tokens) else value
 
     def constant(self, argument: Any) -> str:
         """The name of the parameter, buffer or constant given as `argument`."""

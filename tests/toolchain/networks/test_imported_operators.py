@@ -50,6 +50,22 @@ def _shared(shares: Tensor, x: Tensor) -> Tensor:
     return torch.cat([half, half], 1)
 
 
+class _Tokens(nn.Module):
+    """Linear layers and a norm of pixels in one dimension, as in GAM's attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner, self.outer = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        tokens = x.permute(0, 2, 3, 1).reshape(n, -1, c)
+        first, gate = self.inner(self.norm(tokens)).chunk(2, -1)
+        tokens = tokens + self.outer(nn.functional.gelu(first) * gate)
+        tokens = tokens * torch.cat([tokens[..., 4:], tokens[..., :4]], -1).mean(-1, keepdim=True)
+        return x * (tokens + tokens.amax(1, keepdim=True)).transpose(1, 2).reshape(n, c, h, w)
+
+
 RAMP = torch.linspace(0, 1, 16)
 
 
@@ -171,6 +187,9 @@ def _of_three(branches: Tensor) -> Tensor:
         Function(lambda x: x * torch.stack([_in_groups(x).view(-1, 8, 16, 16)]).mean(0)),
         Function(lambda x: _shared(x.mean((2, 3), True).view(-1, 2, 4).softmax(1)[..., None, None], x)),
         Function(lambda x: _shared(x.mean((2, 3)).view(-1, 2, 4, 1, 1).softmax(1), x)),
+        _Tokens(),
+        Function(lambda x: x * x.permute(0, 2, 3, 1).flatten(1, 2).mean(1, keepdim=True).view(-1, 8, 1, 1)),
+        Function(lambda x: x * x.permute(0, 2, 3, 1).flatten(1, 2).sum(1)[..., None, None].tanh()),
         nn.AdaptiveMaxPool2d(4), nn.AdaptiveMaxPool2d((5, None)), nn.AdaptiveMaxPool2d(3),
         Function(lambda x: nn.functional.max_pool2d(x, 2, return_indices=True)[0]),
         nn.ConstantPad2d((2, -1, 0, 1), -3), nn.ConstantPad2d(-2, 7),
