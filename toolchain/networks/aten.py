@@ -15,6 +15,7 @@ from slimdeploy.toolchain.networks import aten_reductions as reductions
 from slimdeploy.toolchain.networks import aten_several as several
 from slimdeploy.toolchain.networks import aten_shapes as shapes
 from slimdeploy.toolchain.networks import aten_slices as slices
+from slimdeploy.toolchain.networks.aten_reshape import reshape
 from slimdeploy.toolchain.networks.aten_values import CONVERSIONS, COPIES
 from slimdeploy.toolchain.registry import Registry
 
@@ -44,7 +45,7 @@ ACTIVATIONS = (
 """Operators of one argument that have the same name in a graph."""
 
 ANY_LAYOUT = (
-    shapes.permute, shapes.reshape, shapes.select, shapes.transpose, shapes.unsqueeze, shapes.same,
+    shapes.permute, reshape, shapes.select, shapes.transpose, shapes.unsqueeze, shapes.same,
     shapes.converted,
     slices.pieces, slices.cut, slices.item, slices.cat,
     layers.conv_along_channels, reductions.mean, reductions.maximum, reductions.maximum_and_position,
@@ -126,10 +127,10 @@ READERS.update(
         "glu": arithmetic.gated_linear_unit,
         "dropout": arithmetic.dropout,
         "feature_dropout": arithmetic.dropout,
-        "flatten": shapes.reshape,
-        "view": shapes.reshape,
-        "reshape": shapes.reshape,
-        "squeeze": shapes.reshape,
+        "flatten": reshape,
+        "view": reshape,
+        "reshape": reshape,
+        "squeeze": reshape,
         "expand": shapes.expand,
         "expand_as": shapes.expand,
         "repeat": shapes.repeat,
