@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from processes import process_environment
 from torch import nn
 
 import slimdeploy
 from slimdeploy.calibrate.thresholds import METHODS
+from slimdeploy.tests.toolchain.networks.example_modules import Function
 from slimdeploy.toolchain import registry
 from slimdeploy.toolchain.data.dataset import SOURCES
 from slimdeploy.toolchain.errors import SlimdeployError
@@ -55,20 +57,18 @@ from slimdeploy.toolchain.networks.graph import Graph, Node
 from slimdeploy.toolchain.networks.operators.activation import Activation
 from slimdeploy.toolchain.preprocessing import Preprocessing
 
-softshrink = Activation(
-    "softshrink", lambda x: np.sign(x) * np.maximum(np.abs(x) - 0.5, 0), "Shrink", bias=0.5, lambd=0.5
-)
+rounded = Activation("round", np.round, "Round")
 
 
-def read_softshrink(at, node):
-    return at.add(node, "softshrink", at.value(node, 0))
+def read_round(at, node):
+    return at.add(node, "round", at.value(node, 0))
 
 
 def small(classes):
     sides = {"kernel": [3, 3], "stride": [2, 2], "padding": [1, 1], "dilation": [1, 1]}
     return Graph((
         Node("conv", "conv", ("images",), {"in": 3, "out": 8, "groups": 1, "bias": True, **sides}),
-        Node("act", "softshrink", ("conv",)),
+        Node("act", "round", ("conv",)),
         Node("pool", "adaptive_avg_pool", ("act",), {"size": [1, 1]}),
         Node("flat", "flatten", ("pool",), {"positions": 1}),
         Node("fc", "linear", ("flat",), {"in": 8, "out": classes, "bias": True}),
@@ -89,8 +89,8 @@ def still(options):
     raise AssertionError("opened")
 """
 PARTS = {
-    "operator": ("softshrink", "softshrink"),
-    "aten": ("softshrink", "read_softshrink"),
+    "operator": ("round", "rounded"),
+    "aten": ("round", "read_round"),
     "arch": ("small", "small"),
     "data": ("noise", "noise"),
     "method": ("half", "half"),
@@ -212,10 +212,11 @@ def test_one_of_each_kind_is_used(slimdeploy_command: Callable, tmp_path: Path) 
     assert all(name in TABLES[kind] for kind, (name, _) in PARTS.items())
     data = slimdeploy.load_data("noise")
     trained = slimdeploy.train("small", data=data, epochs=1, batch_size=8)
-    assert {node.operator for node in trained.network.graph.nodes} >= {"softshrink", "conv"}
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softshrink(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert {node.operator for node in trained.network.graph.nodes} >= {"round", "conv"}
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), Function(torch.round), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     own = slimdeploy.from_module(nn.Sequential(*module, nn.Linear(4, 2)), size=16)
-    assert "softshrink" in {node.operator for node in own.network.graph.nodes}
+    assert "round" in {node.operator for node in own.network.graph.nodes}
     onnx = slimdeploy.export(
         trained.checkpoint, output=tmp_path / "a.onnx", data=slimdeploy.load_data("noise")
     )

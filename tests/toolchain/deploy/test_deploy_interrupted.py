@@ -15,6 +15,7 @@ from slimdeploy.toolchain.artifacts import check_output
 from slimdeploy.toolchain.deploy import bundle as bundles
 from slimdeploy.toolchain.deploy import device
 from slimdeploy.toolchain.deploy.store import Store
+from slimdeploy.toolchain.file_kinds import BUNDLE
 
 KILLER = Path(__file__).with_name("kill_at_every_step.py")
 CLI = [sys.executable, "-m", "slimdeploy.toolchain"]
@@ -72,7 +73,7 @@ def test_package_killed_at_every_step(models, tmp_path):
     assert set(found) == {b"the old bundle", found[-1]}
     assert bundles.read_bundle(Path(runs[-1]["root"], "net.slim.tar")).manifest.name == "net"
     for run in runs:
-        check_output(Path(run["root"], "net.slim.tar"), force=True)  # the next run begins with it
+        check_output(Path(run["root"], "net.slim.tar"), force=True, kind=BUNDLE)  # as the next run does
         assert [path.name for path in Path(run["root"]).iterdir()] == ["net.slim.tar"], run
 
 
