@@ -87,15 +87,10 @@ def _is_one_group(value: object) -> bool:
 
 def adaptive_max_pool(at: Importer, node: fx.Node) -> list[str | None]:
     """Of its two results, the positions can't be used."""
-    size = [int(n) for n in shape_of(node.args[0])[2:]]
-    wanted = [size[i] if n is None else int(n) for i, n in enumerate(_sides(node.args[1]))]
+    wanted = [int(n) for n in node.meta["val"][0].shape[2:]]
     if wanted == [1, 1]:
         return [at.add(node, "global_max_pool", at.value(node, 0)), None]
     return [at.add(node, "adaptive_max_pool", at.value(node, 0), size=wanted), None]
-
-
-def _sides(given: Any) -> list[Any]:
-    return list(given) * (2 // len(given)) if isinstance(given, list | tuple) else [given] * 2
 
 
 def pad(at: Importer, node: fx.Node) -> str | PaddedChannels:

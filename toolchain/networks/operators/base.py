@@ -218,6 +218,15 @@ def equal_channels(node: Node, counts: Collection[int]) -> int:
     return next(iter(counts))
 
 
+def resampled(node: Node, image: str, to: OnnxNodes, rows: np.ndarray, columns: np.ndarray) -> str:
+    """The ONNX nodes that compute each row and each column as a weighted sum of those of `image`, with the
+    weights `rows` (new height, height) and `columns` (new width, width): two matrix products.
+    """
+    across = to.constant(f"{node.name}.columns", columns.T.copy())
+    down = to.constant(f"{node.name}.rows", rows)
+    return to.node("MatMul", [down, to.node("MatMul", [image, across], f"{node.name}.across")], node.name)
+
+
 def sides(node: Node, shape: Shape) -> tuple[int, int, int]:
     """(channels, height, width); raises SlimdeployError if it is a vector."""
     if len(shape) != 3:

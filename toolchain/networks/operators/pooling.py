@@ -22,6 +22,7 @@ from slimdeploy.toolchain.networks.operators.base import (
     flag,
     margin,
     pair,
+    resampled,
     sides,
     steps,
     window,
@@ -125,11 +126,8 @@ class AdaptiveAveragePool(AdaptivePool):
     """Means of windows; those of different sizes are matrix products."""
 
     def _unequal(self, node: Node, image: str, to: OnnxNodes, size: tuple[int, int]) -> str:
-        wanted = pair(node, "size")
-        rows = to.constant(f"{node.name}.rows", _means(size[0], wanted[0]))
-        columns = to.constant(f"{node.name}.columns", _means(size[1], wanted[1]).T.copy())
-        across = to.node("MatMul", [image, columns], f"{node.name}.across")
-        return to.node("MatMul", [rows, across], node.name)
+        rows, columns = map(_means, size, pair(node, "size"))
+        return resampled(node, image, to, rows, columns)
 
 
 class AdaptiveMaxPool(AdaptivePool):

@@ -20,6 +20,7 @@ from slimdeploy.toolchain.networks.operators.base import (
     check_size,
     flag,
     pair,
+    resampled,
     sides,
     steps,
 )
@@ -93,11 +94,9 @@ def _mode(node: Node) -> dict[str, Any]:
 def _interpolated(
     node: Node, image: str, to: OnnxNodes, before: tuple[int, int], after: tuple[int, int]
 ) -> str:
-    """The ONNX nodes that resize over columns, then over rows, each as a matrix product."""
-    down, across = (_weights(node, *sizes) for sizes in zip(before, after, strict=True))
-    rows = to.constant(f"{node.name}.rows", down)
-    columns = to.constant(f"{node.name}.columns", across.T.copy())
-    return to.node("MatMul", [rows, to.node("MatMul", [image, columns], f"{node.name}.across")], node.name)
+    """The ONNX nodes that resize an image."""
+    rows, columns = (_weights(node, *sizes) for sizes in zip(before, after, strict=True))
+    return resampled(node, image, to, rows, columns)
 
 
 def _weights(node: Node, size: int, count: int) -> np.ndarray:
