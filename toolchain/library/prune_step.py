@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +71,7 @@ def cut_network(
     if options.latency_ms is not None and progress == 1:
         met = _latency_budget(network.graph, scores, options, own, size)
         limit = met.budget_ms
-    kept = choose_channels(network.graph, scores, options, Budget(own.costs, limit, own.unit))
+    kept = choose_channels(network.graph, scores, options, replace(own, limit=limit))
     latency = None
     if met:
         predicted = own.costs.total({name: len(channels) for name, channels in kept.items()})
@@ -92,7 +92,7 @@ def _latency_budget(
     groups = plan_groups(graph, options)
 
     def plan(limit: float) -> Graph:
-        kept = choose_channels(graph, scores, options, Budget(budget.costs, limit, budget.unit))
+        kept = choose_channels(graph, scores, options, replace(budget, limit=limit))
         return pruned_graph(graph, groups, kept)
 
     return budget_for_latency(plan, budget.limit, Path(options.latency_table), size, measure=options.measure)

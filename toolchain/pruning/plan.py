@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +33,8 @@ class Budget:
     costs: Costs
     limit: float
     unit: str
+    granularity: int = 1
+    """Only a width that falls below a multiple of this saves anything."""
 
 
 def budget_for(
@@ -50,7 +53,7 @@ def budget_for(
         from slimdeploy.toolchain.pruning.latency import LatencyCosts
 
         table = load_table(options.latency_table)
-        return Budget(LatencyCosts(table, graph, groups, size), options.latency_ms, "ms")
+        return Budget(LatencyCosts(table, graph, groups, size), options.latency_ms, "ms", table.granularity)
     assert options.ratio is not None
     return channel_budget(groups, options.ratio, removed)
 
@@ -80,32 +83,36 @@ def choose_channels(graph: Graph, scores: Scores, options: PruneOptions, budget:
     groups = plan_groups(graph, options)
     scored = [group for group in groups if group.name in scores]
     removable = removable_blocks(graph, scored) if options.allow_block_removal else ()
-    rules = Rules(options.alignment, options.min_channels, removable, unit_channels(groups))
+    # A smaller step would save nothing by itself, so it would never be taken.
+    align = math.lcm(options.alignment, budget.granularity)
+    rules = Rules(align, options.min_channels, removable, unit_channels(groups))
     everything = {group.name: np.arange(group.width) for group in groups}
     costs = _WithFixed(budget.costs, {g.name: g.width for g in groups if g.name not in scores})
     try:
         return everything | select(scores, costs, budget.limit, rules, unit=budget.unit)
     except SlimdeployError as error:
-        why = _what_rounds(rules, options, scored)
+        finest = replace(rules, align=budget.granularity)
+        why = _what_rounds(rules, finest, options, scored)
         if not why:
-            why = _default_alignment(rules, options, scored) + _what_holds(graph, options, groups, scored)
+            why = _default_alignment(rules, finest, options, scored)
+            why += _what_holds(graph, options, groups, scored)
         raise SlimdeployError(f"{error.message}{why}") from error
 
 
-def _what_rounds(rules: Rules, options: PruneOptions, scored: list[ChannelGroup]) -> str:
-    """The given options without which the narrowest layers would be narrower."""
+def _what_rounds(rules: Rules, finest: Rules, options: PruneOptions, scored: list[ChannelGroup]) -> str:
+    """The given options without which the narrowest layers would be narrower; `finest` is without `align`."""
     usual = PruneOptions.min_channels
     found = []
     if options.min_channels > usual and _narrower(replace(rules, min_channels=usual), rules, scored):
         found.append(f"`min_channels` below {options.min_channels}")
-    if options.align is not None and _narrower(replace(rules, align=1), rules, scored):
+    if options.align is not None and _narrower(finest, rules, scored):
         found.append(f"`align` below {options.align}")
     return f"; {' and '.join(found)} allows narrower layers" if found else ""
 
 
-def _default_alignment(rules: Rules, options: PruneOptions, scored: list[ChannelGroup]) -> str:
+def _default_alignment(rules: Rules, finest: Rules, options: PruneOptions, scored: list[ChannelGroup]) -> str:
     """The same for the alignment that the target sets, which may matter less than what holds channels."""
-    if not _narrower(replace(rules, align=1), rules, scored):
+    if not _narrower(finest, rules, scored):
         return ""
     return f"; `align` below {rules.align}, the default for `target` {options.target}, allows narrower layers"
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny import write_latency_table
 
@@ -18,6 +19,8 @@ from slimdeploy.toolchain.networks.cutting import at_widths
 from slimdeploy.toolchain.networks.graph import Graph
 from slimdeploy.toolchain.networks.layers import convolutions
 from slimdeploy.toolchain.pruning import latency
+from slimdeploy.toolchain.pruning.options import PruneOptions
+from slimdeploy.toolchain.pruning.plan import budget_for, choose_channels, plan_groups
 
 SPEC = build_graph("resnet50")
 
@@ -48,6 +51,25 @@ def test_pruning_prices_a_network_as_the_table_does(
     pruned = table.network_ms(at_widths(SPEC, groups, {**full, **changes}), 32)
     assert costs.total({**full, **changes}) == pytest.approx(pruned)
     assert costs.saving(full, changes) == pytest.approx(table.network_ms(SPEC, 32) - pruned)
+
+
+@pytest.mark.parametrize("align", [1, 8])
+def test_steps_are_as_wide_as_what_the_device_computes_at_once(
+    table: LatencyTable, tmp_path: Path, align: int
+) -> None:
+    """Eight of sixteen channels save no time, so a finer alignment than the device's gives the same network,
+    not one whose layers stay wide because their next step saves nothing.
+    """
+    device = {"backend": "onnxruntime-cpu", "threads": 1, "batch": 1, "cpu": "", "cores": 1, "versions": {}}
+    path = write_latency_table(tmp_path / "lut.json", replace(table, device=device, granularity=16), SPEC, 32)
+    options = PruneOptions(latency_ms=2.0, latency_table=str(path), residual="couple")
+    groups = plan_groups(SPEC, options)
+    budget = budget_for(SPEC, groups, options, 32)
+    scores = {group.name: np.linspace(0, 1 + i % 3, group.width) for i, group in enumerate(groups)}
+    coarse = choose_channels(SPEC, scores, replace(options, align=16), budget)
+    fine = choose_channels(SPEC, scores, replace(options, align=align), budget)
+    assert {name: len(kept) for name, kept in fine.items()} == {n: len(kept) for n, kept in coarse.items()}
+    assert len({len(kept) for kept in coarse.values()}) > 3
 
 
 def test_a_table_of_another_network_is_told_from_a_budget_out_of_reach(table: LatencyTable) -> None:
