@@ -72,7 +72,10 @@ def data_options(
     for commands that define the preprocessing. The function receives them as one argument, `data: DataOptions
     | None`.
     """
-    options = [*_DATA_OPTIONS, *(_preprocessing_options(unknown="measured") if preprocessing else ())]
+    how = "Input size: crop the central N×N pixels of the resized image (required if the images differ)."
+    size = _size_option(how if preprocessing else "Side of the images in pixels: must be the model's.")
+    own = _preprocessing_options(unknown="measured") if preprocessing else ()
+    options = [_DATA_DIR, size, *_READING, *own]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(data: str | None, **arguments: Any) -> Any:
@@ -98,30 +101,27 @@ def data_options(
 
 
 _NAMES = ("data_dir", "size", "stream", "skip_unreadable")
-_DATA_OPTIONS = (
-    click.option(
-        "--data-dir",
-        type=InputPath(),
-        default=Path("data"),
-        show_default=True,
-        help="Folder of cifar10, which is downloaded if missing.",
-    ),
-    click.option(
-        "--size", "--crop", "size", type=IMAGE_SIDE,
-        help="Input size of the network: crop the central N×N pixels of the resized image (required if the "
-             "images "
-        "differ in size).",
-    ),
+_DATA_DIR = click.option(
+    "--data-dir",
+    type=InputPath(),
+    default=Path("data"),
+    show_default=True,
+    help="Folder of cifar10, which is downloaded if missing.",
+)
+_READING = (
     click.option(
         "--stream/--no-stream",
         default=None,
         help="Read images from disk when needed instead of loading all at the start. [default: if they do "
-             "not "
-        "fit in half of the free memory]",
+        "not fit in half of the free memory]",
     ),
     click.option("--skip-unreadable", is_flag=True, help="Skip unreadable images and list them."),
-)  # fmt: skip
+)
 _CHOICES = ("preprocessing", "resize", "interpolation", "mean", "std", "channels")
+
+
+def _size_option(how: str) -> Callable[[F], F]:
+    return click.option("--size", "--crop", "size", type=IMAGE_SIDE, help=how)
 
 
 def _preprocessing_options(*, unknown: str) -> tuple[Callable[[F], F], ...]:
@@ -153,10 +153,7 @@ def preprocessing_options(*, size: str, unknown: str) -> Callable[[Callable[...,
 
     `size`: the default shown by `--help`; `unknown`: the same for mean and std.
     """
-    side = click.option(
-        "--size", "--crop", "size", type=IMAGE_SIDE,
-        help=f"Input size of the network: crop the centre of the resized image. [default: {size}]",
-    )  # fmt: skip
+    side = _size_option(f"Input size: crop the central N×N pixels of the resized image. [default: {size}]")
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(**arguments: Any) -> Any:

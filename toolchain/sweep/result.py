@@ -64,6 +64,13 @@ def remarks(rows: Sequence[Row]) -> list[str]:
             f"the trials were timed on different machines ({'; '.join(cpus)}): compare their speed-ups, not "
             "their milliseconds"
         )
+    # A study of an earlier version has no number of threads.
+    if len(threads := {row["threads"] for row in rows if "threads" in row}) > 1:
+        counts = ", ".join(sorted("default" if count is None else str(count) for count in threads))
+        said.append(
+            f"the trials were timed with different numbers of threads ({counts}): their milliseconds, and so "
+            "the front, are not comparable"
+        )
     noisy = sum(bool(row["remarks"]) for row in rows)
     if noisy:
         said.append(

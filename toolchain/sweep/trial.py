@@ -120,6 +120,7 @@ def _row(point: Point, done: RunResult, folder: Path) -> dict[str, Any]:
         "onnx": _shown(done.folder / "final.onnx", folder),
         "host": socket.gethostname(),
         "cpu": bench["machine"]["cpu"],
+        "threads": bench["options"]["threads"],
         "remarks": bench["remarks"] + [remark for row in bench["rows"] for remark in row["remarks"]],
     }
 
