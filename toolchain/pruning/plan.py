@@ -91,30 +91,35 @@ def choose_channels(graph: Graph, scores: Scores, options: PruneOptions, budget:
     try:
         return everything | select(scores, costs, budget.limit, rules, unit=budget.unit)
     except SlimdeployError as error:
-        finest = replace(rules, align=budget.granularity)
-        why = _what_rounds(rules, finest, options, scored)
+        align_binds = _narrower(replace(rules, align=budget.granularity), rules, scored)
+        why = _what_rounds(rules, options, scored, align_binds=align_binds)
         if not why:
-            why = _default_alignment(rules, finest, options, scored)
+            why = _default_alignment(options) if align_binds else ""
             why += _what_holds(graph, options, groups, scored)
         raise SlimdeployError(f"{error.message}{why}") from error
 
 
-def _what_rounds(rules: Rules, finest: Rules, options: PruneOptions, scored: list[ChannelGroup]) -> str:
-    """The given options without which the narrowest layers would be narrower; `finest` is without `align`."""
+def _what_rounds(
+    rules: Rules, options: PruneOptions, scored: list[ChannelGroup], *, align_binds: bool
+) -> str:
+    """The given options without which the narrowest layers would be narrower; `align_binds`: whether the
+    alignment, given or not, is such a one.
+    """
     usual = PruneOptions.min_channels
     found = []
     if options.min_channels > usual and _narrower(replace(rules, min_channels=usual), rules, scored):
         found.append(f"`min_channels` below {options.min_channels}")
-    if options.align is not None and _narrower(finest, rules, scored):
+    if options.align is not None and align_binds:
         found.append(f"`align` below {options.align}")
     return f"; {' and '.join(found)} allows narrower layers" if found else ""
 
 
-def _default_alignment(rules: Rules, finest: Rules, options: PruneOptions, scored: list[ChannelGroup]) -> str:
+def _default_alignment(options: PruneOptions) -> str:
     """The same for the alignment that the target sets, which may matter less than what holds channels."""
-    if not _narrower(finest, rules, scored):
-        return ""
-    return f"; `align` below {rules.align}, the default for `target` {options.target}, allows narrower layers"
+    return (
+        f"; `align` below {options.alignment}, the default for `target` {options.target}, allows narrower "
+        "layers"
+    )
 
 
 def _narrower(other: Rules, rules: Rules, scored: list[ChannelGroup]) -> bool:

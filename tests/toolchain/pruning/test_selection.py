@@ -1,5 +1,6 @@
 """Budgets, alignment and floors of the selection, with numbers worked out by hand and on random scores."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -180,3 +181,12 @@ def test_an_impossible_budget_names_the_option_that_binds(options: dict[str, Any
     budget = budget_for(network.graph, plan_groups(network.graph, chosen), chosen, 32)
     with pytest.raises(SlimdeployError, match=why):
         choose_channels(network.graph, scores, chosen, budget)
+
+
+def test_the_default_alignment_isnt_named_where_the_device_computes_more_channels_at_once() -> None:
+    network = GraphNetwork(build_graph("resnet18"))
+    options = PruneOptions(ratio=0.999, residual="couple")
+    scores = score_channels(network, None, options)
+    budget = budget_for(network.graph, plan_groups(network.graph, options), options, 32)
+    with pytest.raises(SlimdeployError, match=r" has 192 of 2,880 prunable channels$"):
+        choose_channels(network.graph, scores, options, replace(budget, granularity=16))
